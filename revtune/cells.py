@@ -1,0 +1,248 @@
+"""Cells as lists of couplings: the one primitive that rewinds, and the four cells built from it.
+
+A *coupling* changes one part `a` of the state and reads only what it leaves alone::
+
+    a  <-  z * a + u        z in (0, 1], u: functions of x_t and of the other parts
+    a  <-  (a - u) / z      its inverse, exact in fixed point (fixed.py, buffer.py)
+
+A *stage* is a run of couplings that share their gates; a *cell* is a tuple of stages. Undoing the couplings in the opposite order
+undoes a step. Nothing here knows about time, buffers or gradients: `scan` brings those to any cell.
+
+Writing one's own takes two functions, `gates(step)` and `update(step, *gates)`; docs/own-cell.md builds a reversible minGRU.
+
+Shapes: B batch, N units of a part, G = blocks * N gates of a stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from revtune import fixed
+
+Response = tuple[Tensor, Tensor]
+"""The pair (V, s) of a product: `W h + s * (V h)` with V shaped like W and s of shape (B, rows of W)."""
+
+
+class Step:
+    """What a cell may read at one time step.
+
+    Attributes:
+        x: the projected input of this stage, shape (B, G), or (B, blocks * N) of the raw input for a scan without weight `ih`.
+    """
+
+    def __init__(
+        self, x: Tensor, parts: Mapping[str, Tensor], weights: Mapping[str, Tensor], responses: Mapping[str, Response]
+    ) -> None:
+        self.x = x
+        self._parts, self._weights, self._responses = parts, weights, responses
+
+    def part(self, name: str) -> Tensor:
+        """A part of the state as floats, shape (B, N). A stage's gates must not read a part that the stage changes."""
+        return self._parts[name]
+
+    def weight(self, name: str) -> Tensor:
+        """A weight used other than in a product."""
+        return self._weights[name]
+
+    def product(self, name: str, value: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
+        """`W v`, or `W v + s * (V v)` where the scan carries a response pair for this weight.
+
+        Args:
+            name: which weight.
+            value: shape (B, columns of W).
+            rows: first and last-but-one block of N rows of W to use; all rows by default.
+        """
+        chosen = block_rows(self._weights[name], rows, self._width())
+        product = F.linear(value, self._weights[name][chosen])
+        if name not in self._responses:
+            return product
+        extra, scale = self._responses[name]
+        return product + scale[:, chosen] * F.linear(value, extra[chosen])
+
+    def _width(self) -> int:
+        return next(iter(self._parts.values())).shape[-1]
+
+
+def block_rows(weight: Tensor, rows: tuple[int, int] | None, width: int) -> slice:
+    """The slice of a weight's rows that blocks `rows[0]` up to `rows[1]` of `width` rows are."""
+    return slice(0, weight.shape[0]) if rows is None else slice(rows[0] * width, rows[1] * width)
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """`part <- z * part + u` with `z, u = update(step, *gates)`.
+
+    z comes from `forget_gate`, or is None for a multiplier of 1, which forgets nothing and stores nothing. `update` may read every
+    part but its own.
+    """
+
+    part: str
+    update: Callable[..., tuple[Tensor | None, Tensor]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Couplings that share `gates(step)`, which reads `blocks * N` columns of the projected input."""
+
+    blocks: int
+    gates: Callable[[Step], tuple[Tensor, ...]]
+    couplings: tuple[Coupling, ...]
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """The parts that this stage changes, in order."""
+        return tuple(coupling.part for coupling in self.couplings)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A reversible cell.
+
+    Attributes:
+        name: what errors call it.
+        states: the parts of each state tensor, of which the first is the output: (("h1", "h2"), ("c1", "c2")) for an LSTM.
+        stages: in order of time.
+        bounded: whether the equations alone keep every state below 2^20; if not, `scan` watches every step.
+    """
+
+    name: str
+    states: tuple[tuple[str, ...], ...]
+    stages: tuple[Stage, ...]
+    bounded: bool = False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """All parts, state by state."""
+        return tuple(part for group in self.states for part in group)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks of N columns the projected input has."""
+        return sum(stage.blocks for stage in self.stages)
+
+
+def forget_gate(z: Tensor, max_forget_bits: float | None, *, top: int = fixed.FORGET_ONE) -> Tensor:
+    """A gate that forgets at most `max_forget_bits` bits a step, rounded to a multiple of 2^-10.
+
+    `m z + (1 - m)` with `m = 1 - 2^-bits` (MacKay et al. 2018, section 5), then rounded; the gradient of the rounding is 1.
+
+    Args:
+        z: gate values in [0, 1], such as a sigmoid's.
+        max_forget_bits: any positive number, or None for no limit but that of the rounding, 10 bits.
+        top: the largest forget integer, 1..1024.
+
+    Example:
+        >>> forget_gate(torch.tensor([0.0, 1.0]), 3.0)
+        tensor([0.1250, 1.0000])
+    """
+    if max_forget_bits is not None:
+        m = 1.0 - 2.0**-max_forget_bits
+        z = m * z + (1.0 - m)
+    return fixed.round_forget(z, top)
+
+
+def check_bits(max_forget_bits: float | None) -> None:
+    """Refuse a limit that is no positive number.
+
+    Raises:
+        ValueError: the limit is zero, negative, NaN or infinite.
+    """
+    if max_forget_bits is not None and not (math.isfinite(max_forget_bits) and max_forget_bits > 0):
+        raise ValueError(f"max_forget_bits must be a positive number or None for no limit, got {max_forget_bits}")
+
+
+def rev_gru(max_forget_bits: float | None = 3.0, *, forgetting: bool = True) -> Cell:
+    """RevGRU (MacKay et al. 2018, section 3.1), each half of the state from the other::
+
+        z, r = sigmoid(W1 [x; h2])    g = tanh(U1 [x; r * h2])    h1 <- z * h1 + (1 - z) * g
+        then h2 in the same way from the new h1
+
+    The rounded z stands in both places, so |h| <= max(|h_0|, 1) always. Without forgetting (NF-RevGRU) the multiplier is 1 and the
+    update stays the same. Gate blocks, for input and recurrent weights alike: z1 r1 g1 z2 r2 g2.
+    """
+    check_bits(max_forget_bits)
+    halves = (("h1", "h2", 0), ("h2", "h1", 3))
+    return Cell(
+        name="RevGRU" if forgetting else "NF-RevGRU",
+        states=(("h1", "h2"),),
+        stages=tuple(
+            Stage(
+                blocks=3,
+                gates=partial(_gru_gates, other=other, first=first, bits=max_forget_bits),
+                couplings=(Coupling(part, partial(_gru_update, forgetting=forgetting)),),
+            )
+            for part, other, first in halves
+        ),
+        bounded=forgetting,
+    )
+
+
+def _gru_gates(step: Step, *, other: str, first: int, bits: float | None) -> tuple[Tensor, ...]:
+    h = step.part(other)
+    n = h.shape[-1]
+    z, r = torch.sigmoid(step.x[:, : 2 * n] + step.product("hh", h, rows=(first, first + 2))).chunk(2, -1)
+    g = torch.tanh(step.x[:, 2 * n :] + step.product("hh", r * h, rows=(first + 2, first + 3)))
+    return forget_gate(z, bits), g
+
+
+def _gru_update(step: Step, z: Tensor, g: Tensor, *, forgetting: bool) -> tuple[Tensor | None, Tensor]:
+    return z if forgetting else None, (1.0 - z) * g
+
+
+def rev_lstm(max_forget_bits: float | None = 3.0, *, forgetting: bool = True) -> Cell:
+    """RevLSTM (MacKay et al. 2018, section 3.1), each half of both states from the other half::
+
+        f, p, i, o = sigmoid(A1 [x; h2])    g = tanh(A1' [x; h2])
+        c1 <- f * c1 + i * g      h1 <- p * h1 + o * tanh(c1)
+        then c2 and h2 in the same way from the new h1
+
+    f and p are at most 1023/1024, so |c|, |h| <= 1025 (or what they started from). Without forgetting (NF-RevLSTM) both
+    multipliers are 1. Gate blocks, for input and recurrent weights alike: f1 p1 i1 o1 g1 f2 p2 i2 o2 g2.
+    """
+    check_bits(max_forget_bits)
+    halves = (("h1", "c1", "h2", 0), ("h2", "c2", "h1", 5))
+    return Cell(
+        name="RevLSTM" if forgetting else "NF-RevLSTM",
+        states=(("h1", "h2"), ("c1", "c2")),
+        stages=tuple(
+            Stage(
+                blocks=5,
+                gates=partial(_lstm_gates, other=other, first=first, bits=max_forget_bits),
+                couplings=(
+                    Coupling(cell, partial(_lstm_cell, forgetting=forgetting)),
+                    Coupling(part, partial(_lstm_hidden, cell=cell, forgetting=forgetting)),
+                ),
+            )
+            for part, cell, other, first in halves
+        ),
+        bounded=forgetting,
+    )
+
+
+def _lstm_gates(step: Step, *, other: str, first: int, bits: float | None) -> tuple[Tensor, ...]:
+    h = step.part(other)
+    n = h.shape[-1]
+    pre = step.x + step.product("hh", h, rows=(first, first + 5))
+    open_ = torch.sigmoid(pre[:, : 4 * n])
+    f, p = forget_gate(open_[:, : 2 * n], bits, top=fixed.FORGET_ONE - 1).chunk(2, -1)
+    i, o = open_[:, 2 * n :].chunk(2, -1)
+    return f, p, i, o, torch.tanh(pre[:, 4 * n :])
+
+
+def _lstm_cell(
+    step: Step, f: Tensor, p: Tensor, i: Tensor, o: Tensor, g: Tensor, *, forgetting: bool
+) -> tuple[Tensor | None, Tensor]:
+    return f if forgetting else None, i * g
+
+
+def _lstm_hidden(
+    step: Step, f: Tensor, p: Tensor, i: Tensor, o: Tensor, g: Tensor, *, cell: str, forgetting: bool
+) -> tuple[Tensor | None, Tensor]:
+    return p if forgetting else None, o * torch.tanh(step.part(cell))

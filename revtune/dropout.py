@@ -1,0 +1,178 @@
+"""Dropout whose masks are drawn once a sequence and used at every step: locked (variational) dropout (Gal, Ghahramani 2016).
+
+Inside `rewind_loss` a module sees its sequence chunk by chunk, some chunks twice; the masks it draws there are kept until the sequence
+ends. Anywhere else a call is a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from revtune import sinks
+
+_masks: ContextVar[dict[tuple[int, tuple[int, ...]], Tensor] | None] = ContextVar("revtune_masks", default=None)
+
+
+@contextmanager
+def one_sequence() -> Iterator[None]:
+    """Within this block locked masks are drawn once and used again."""
+    token = _masks.set({})
+    try:
+        yield
+    finally:
+        _masks.reset(token)
+
+
+def drop_mask(shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
+    """A dropout mask: 0 with probability p, else 1 / (1 - p); all zeros for p = 1."""
+    keep = torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1.0 - p)
+    return keep.div_(1.0 - p) if p < 1.0 else keep
+
+
+def locked_mask(owner: nn.Module, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
+    """The mask that `owner` uses for the present sequence."""
+    kept = _masks.get()
+    if kept is None:
+        return drop_mask(shape, p, like)
+    key = (id(owner), shape)
+    if key not in kept:
+        kept[key] = drop_mask(shape, p, like)
+    return kept[key]
+
+
+def check_rate(name: str, p: float) -> float:
+    """Refuse a dropout rate outside 0..1.
+
+    Raises:
+        ValueError: names the argument and the value.
+    """
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"{name} must lie in 0..1, the probability of dropping, got {p}")
+    return float(p)
+
+
+class LockedDropout(nn.Module):
+    """Dropout with one mask for all steps of a sequence.
+
+    Args:
+        p: probability of dropping, 0..1.
+
+    Shape:
+        Input and output (T, B, F); the mask is (B, F).
+
+    Raises:
+        ValueError: p outside 0..1, or an input that is not (T, B, F).
+
+    Example:
+        >>> y = LockedDropout(0.5)(torch.ones(3, 2, 4))
+        >>> torch.equal(y[0], y[2])
+        True
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        self.p = check_rate("p", p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 3:
+            raise ValueError(f"LockedDropout wants (T, B, F), got {tuple(x.shape)}; on readouts use the layer's output_dropout")
+        if not self.training or self.p == 0.0:
+            return x
+        return x * locked_mask(self, tuple(x.shape[1:]), self.p, x)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class Embedding(nn.Embedding):
+    """`nn.Embedding` with embedding dropout: whole words are dropped, the same ones throughout a sequence (Merity et al. 2018).
+
+    Args:
+        num_embeddings, embedding_dim, padding_idx, device, dtype: as in nn.Embedding.
+        dropout: probability of dropping a word of the vocabulary, 0..1.
+
+    Inside `rewind_loss` its gradient is added row by row into one accumulator; no dense gradient a chunk exists.
+
+    Raises:
+        ValueError: dropout outside 0..1, or ids that are not integers or lie outside the vocabulary.
+
+    Example:
+        >>> Embedding(10, 4, dropout=0.1)(torch.tensor([[1, 2], [3, 1]])).shape
+        torch.Size([2, 2, 4])
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        *,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
+        self.dropout = check_rate("dropout", dropout)
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = look_up(self, input)
+        if not self.training or self.dropout == 0.0:
+            return rows
+        mask = locked_mask(self, (self.num_embeddings, 1), self.dropout, self.weight)
+        return rows * F.embedding(input, mask)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, dropout={self.dropout}"
+
+
+def plain_embedding(module: Callable[..., Tensor] | None) -> bool:
+    """Whether this is an nn.Embedding that `look_up` can stand in for."""
+    return (
+        type(module) is nn.Embedding
+        and module.max_norm is None
+        and not (module.sparse or module.scale_grad_by_freq or module._forward_hooks or module._forward_pre_hooks)
+    )
+
+
+def look_up(embedding: nn.Embedding, ids: Tensor) -> Tensor:
+    """The rows of the embedding at these ids; into a sink, where one is open, the gradient is added in place.
+
+    Raises:
+        ValueError: ids that are not integers or lie outside the vocabulary.
+    """
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"token ids must be int64 or int32, got {ids.dtype}")
+    if ids.numel():
+        low, high = (int(end) for end in torch.aminmax(ids))
+        if low < 0 or high >= embedding.num_embeddings:
+            wrong = low if low < 0 else high
+            raise ValueError(f"token ids must lie in 0..{embedding.num_embeddings - 1}, the vocabulary, got {wrong}")
+    sink = sinks.sink_of(embedding.weight)
+    if sink is None:
+        return F.embedding(ids, embedding.weight, embedding.padding_idx)
+    rows: Tensor = _LookUp.apply(ids, embedding.weight, embedding.padding_idx, sink)  # type: ignore[no-untyped-call]
+    return rows
+
+
+class _LookUp(torch.autograd.Function):
+    """An embedding whose gradient goes straight into its sink."""
+
+    @staticmethod
+    def forward(ctx, ids, weight, padding_idx, sink):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(ids)
+        ctx.padding_idx, ctx.sink = padding_idx, sink
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (ids,) = ctx.saved_tensors
+        if ctx.padding_idx is not None:
+            grad = grad * (ids != ctx.padding_idx).unsqueeze(-1)
+        ctx.sink.index_add_(0, ids.reshape(-1), grad.reshape(-1, grad.shape[-1]))
+        return None, None, None, None

@@ -1,0 +1,160 @@
+"""The two ends of a stream: the encoder below the recurrent stack and the readout above it, a chunk at a time.
+
+Both may be any function of tensors. Their gradients are taken chunk by chunk with ordinary autograd and added up in sinks; which tensors
+they reach is read off the graph, so closures work as modules do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from revtune.dropout import look_up, plain_embedding
+from revtune.readout import LinearCrossEntropy
+from revtune.sinks import Sinks, opened
+
+Encode = Callable[[Tensor], Tensor]
+Readout = Callable[[Tensor, Tensor], Tensor]
+
+
+class Autocast:
+    """The autocast setting of the caller, for the parts of a stream that are the caller's own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device.type
+        self.enabled = torch.is_autocast_enabled(device.type)
+        self.dtype = torch.get_autocast_dtype(device.type)
+
+    def again(self) -> AbstractContextManager[object]:
+        """Put the caller's setting back for a block."""
+        return torch.autocast(self.device, dtype=self.dtype, enabled=self.enabled)
+
+
+class Encoder:
+    """Encodes chunks of the inputs; the same chunk comes out the same however often it is asked for.
+
+    Args:
+        encode: the user's encoder, or None.
+        inputs: (T, B, ...).
+        sinks: where gradients go.
+        check: turns an encoded chunk into a valid input of the stack.
+    """
+
+    def __init__(self, encode: Encode | None, inputs: Tensor, sinks: Sinks, check: Callable[[Tensor], Tensor]) -> None:
+        self._encode = encode
+        if isinstance(encode, nn.Embedding) and plain_embedding(encode):
+            self._encode = lambda ids: look_up(encode, ids)
+        self._inputs, self._sinks, self._check = inputs, sinks, check
+        self._autocast = Autocast(inputs.device)
+        replayed = torch.is_grad_enabled() and encode is not None and not plain_embedding(encode)
+        self._seed = int(torch.randint(2**62, ())) if replayed else None
+        self._root: Tensor | None = None
+        self._leaf: Tensor | None = None
+
+    def run(self, first: int, last: int, *, graph: bool = False) -> Tensor:
+        """Encode steps `first` to `last`, (K, B, I); with `graph`, keep what `gradient` needs."""
+        chunk = self._inputs[first:last].detach()
+        if graph and self._inputs.requires_grad:
+            chunk.requires_grad_()
+        self._leaf = chunk
+        with _seeded(self._seed, first, self._inputs.device), torch.set_grad_enabled(graph), opened(self._sinks):
+            with self._autocast.again():
+                self._root = self._check(chunk if self._encode is None else self._encode(chunk))
+        return self._root.detach()
+
+    def gradient(self, dx: Tensor, first: int) -> None:
+        """Carry the gradient of the chunk that `run` kept into the encoder and the inputs."""
+        root, leaf = self._root, self._leaf
+        self._root = self._leaf = None
+        if root is None or leaf is None or not root.requires_grad:
+            return
+        tensors = leaves(root)
+        for tensor, grad in zip(tensors, _grad(root, tensors, dx), strict=True):
+            if tensor is leaf:
+                self._sinks.of(self._inputs)[first : first + leaf.shape[0]] = 0.0 if grad is None else grad
+            else:
+                self._sinks.add(tensor, grad)
+
+
+class ReadoutPass:
+    """Reads out positions and takes the gradient of their summed loss.
+
+    Args:
+        readout: the user's readout.
+        sinks: where gradients go.
+        device: of the outputs.
+    """
+
+    def __init__(self, readout: Readout, sinks: Sinks, device: torch.device) -> None:
+        self._readout, self._sinks = readout, sinks
+        self._autocast = Autocast(device)
+        self._by_hand = type(readout) is LinearCrossEntropy and not (readout._forward_hooks or readout._forward_pre_hooks)
+
+    def loss(self, y: Tensor, targets: Tensor) -> Tensor:
+        """The summed loss of these positions, 0-d float64."""
+        with self._autocast.again():
+            return _scalar(self._readout(y, targets)).double()
+
+    def gradient(self, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The summed loss of these positions and its gradient with respect to y, (N, H)."""
+        if self._by_hand:
+            assert isinstance(self._readout, LinearCrossEntropy)
+            loss, dy = self._readout.loss_and_gradient(y, targets, self._sinks)
+            assert dy is not None
+            return loss, dy
+        y = y.detach().requires_grad_()
+        with torch.enable_grad(), opened(self._sinks), self._autocast.again():
+            total = _scalar(self._readout(y, targets))
+        tensors = leaves(total)
+        dy = torch.zeros_like(y)
+        for tensor, grad in zip(tensors, _grad(total, tensors, None), strict=True):
+            if tensor is y:
+                dy = dy if grad is None else grad
+            else:
+                self._sinks.add(tensor, grad)
+        return total.detach().double(), dy
+
+
+def leaves(root: Tensor) -> list[Tensor]:
+    """The leaf tensors that a gradient of `root` would reach."""
+    if root.grad_fn is None:
+        return [root] if root.requires_grad else []
+    seen, waiting, found = {root.grad_fn}, [root.grad_fn], []
+    while waiting:
+        node = waiting.pop()
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return found
+
+
+def _grad(root: Tensor, tensors: list[Tensor], cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gradients; graphs that the caller built outside stay usable for the next chunk."""
+    if not tensors:
+        return ()
+    cotangent = cotangent if cotangent is None else cotangent.to(root.dtype)
+    return torch.autograd.grad(root, tensors, cotangent, retain_graph=True, allow_unused=True)
+
+
+def _scalar(loss: Tensor) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"readout(y, targets) must return the summed loss of its positions, one number, got {shape}")
+    return loss.reshape(())
+
+
+@contextmanager
+def _seeded(seed: int | None, chunk: int, device: torch.device) -> Iterator[None]:
+    """Random draws inside depend on seed and chunk alone and leave the caller's generators as they were."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed((seed + chunk) % 2**63)
+        yield

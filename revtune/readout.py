@@ -1,0 +1,229 @@
+"""A linear readout with cross entropy that never holds all logits.
+
+Positions go through in blocks: logits, softmax in place, and the gradient by hand from the same buffer.
+
+Shapes: N positions, E features, V classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from revtune import sinks
+from revtune.sinks import Sinks
+
+_BLOCK_BYTES = 5 * 2**19
+
+
+class LinearCrossEntropy(nn.Module):
+    """`F.cross_entropy(y @ W.T + b, targets, reduction="sum")` in blocks of positions.
+
+    With label smoothing e and class weights w, position by position: `-(1 - e) w_t log p_t - e / V * sum_c w_c log p_c`.
+
+    Args:
+        in_features: E.
+        num_classes: V.
+        bias: whether to add a bias.
+        tie: an nn.Embedding(V, E), or a weight (V, E), whose weight this layer uses as its own.
+        ignore_index: target of positions that do not count.
+        label_smoothing: e, 0..1.
+        class_weights: w, shape (V,), not negative.
+        device, dtype: as in nn.Linear.
+
+    Shape:
+        `head(y, targets)` with y (..., E) and targets (...) of integers in 0..V-1 or `ignore_index` gives a 0-d summed loss in nats;
+        `head.logits(y)` gives (..., V).
+
+    Raises:
+        ValueError: shapes do not fit, targets outside the classes, a smoothing outside 0..1.
+
+    Example:
+        >>> head = LinearCrossEntropy(4, 10)
+        >>> head(torch.randn(6, 4), torch.arange(6)).shape
+        torch.Size([])
+    """
+
+    bias: nn.Parameter | None
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        bias: bool = True,
+        *,
+        tie: nn.Embedding | Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing <= 1.0:
+            raise ValueError(f"label_smoothing must lie in 0..1, got {label_smoothing}")
+        self.in_features, self.num_classes = in_features, num_classes
+        self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
+        weight = tie.weight if isinstance(tie, nn.Embedding) else tie
+        if weight is None:
+            weight = nn.Parameter(torch.empty(num_classes, in_features, device=device, dtype=dtype))
+        elif weight.shape != (num_classes, in_features):
+            raise ValueError(f"a tied weight must be ({num_classes}, {in_features}), classes by features, got {tuple(weight.shape)}")
+        self.weight = weight
+        self.bias = nn.Parameter(torch.zeros(num_classes, device=weight.device, dtype=weight.dtype)) if bias else None
+        if class_weights is not None and class_weights.shape != (num_classes,):
+            raise ValueError(f"class_weights must be ({num_classes},), one a class, got {tuple(class_weights.shape)}")
+        self.register_buffer("class_weights", class_weights)
+        if tie is None:
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform in +-1/sqrt(E), as nn.Linear; the bias is zero."""
+        bound = 1 / math.sqrt(max(self.in_features, 1))
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, y: Tensor, targets: Tensor) -> Tensor:
+        """The summed loss; its backward runs the blocks once more."""
+        y, targets = self._positions(y, targets)
+        loss: Tensor = _Blocked.apply(self, y, targets, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return loss
+
+    def logits(self, y: Tensor) -> Tensor:
+        """Scores of all classes, (..., V)."""
+        return F.linear(y, self.weight, self.bias)
+
+    def total_weight(self, targets: Tensor) -> float:
+        """What the mean divides by: the class weights of the targets that count, or their number."""
+        counted = targets[targets != self.ignore_index]
+        return float(counted.numel() if self.class_weights is None else self.class_weights[counted].sum())
+
+    def loss_and_gradient(self, y: Tensor, targets: Tensor, into: Sinks, *, want_dy: bool = True) -> tuple[Tensor, Tensor | None]:
+        """The summed loss and its gradient in one pass over the logits.
+
+        Args:
+            y: (N, E).
+            targets: (N,).
+            into: where the gradients of weight and bias are added.
+            want_dy: whether the gradient of y is wanted.
+
+        Returns:
+            The loss, 0-d float64, and the gradient of y, (N, E).
+        """
+        y, targets = self._positions(y.detach(), targets)
+        weight = into.of(self.weight) if self.weight.requires_grad else None
+        bias = into.of(self.bias) if self.bias is not None and self.bias.requires_grad else None
+        return self._blocks(y, targets, weight, bias, torch.empty_like(y) if want_dy else None)
+
+    def _blocks(
+        self, y: Tensor, targets: Tensor, dweight: Tensor | None, dbias: Tensor | None, dy: Tensor | None, scale: float = 1.0
+    ) -> tuple[Tensor, Tensor | None]:
+        loss = torch.zeros((), dtype=torch.float64, device=y.device)
+        for block in self._slices(y.shape[0]):
+            part, grad = self._block(y[block], targets[block], dweight is not None or dbias is not None or dy is not None)
+            loss += part
+            if grad is None:
+                continue
+            grad = grad.mul_(scale) if scale != 1.0 else grad
+            if dweight is not None:
+                dweight.addmm_(grad.t(), y[block])
+            if dbias is not None:
+                dbias.add_(grad.sum(0))
+            if dy is not None:
+                torch.mm(grad, self.weight.detach(), out=dy[block])
+        return loss, dy
+
+    def _block(self, y: Tensor, targets: Tensor, want_gradient: bool) -> tuple[Tensor, Tensor | None]:
+        """Loss of a block and the gradient of its logits, which takes the place of the logits."""
+        logits = F.linear(y, self.weight.detach(), None if self.bias is None else self.bias.detach())
+        counted = targets != self.ignore_index
+        chosen = torch.where(counted, targets, 0).unsqueeze(-1)
+        weight = counted.to(logits.dtype) if self.class_weights is None else self.class_weights[chosen[:, 0]] * counted
+        hit, every = weight * (1.0 - self.label_smoothing), self._smoothing(counted, logits.dtype)
+        top = logits.amax(-1, keepdim=True)
+        picked = logits.gather(-1, chosen)
+        spread = self._spread(logits) if self.label_smoothing else None
+        logse = logits.sub_(top).exp_().sum(-1, keepdim=True)
+        lse = (logse.log() + top).double()
+        loss = (hit * (lse - picked.double())[:, 0]).sum()
+        if spread is not None:
+            loss = loss + (every * lse[:, 0] * self._weight_sum() - every * spread).sum()
+        if not want_gradient:
+            return loss, None
+        grad = logits.mul_((hit + every * self._weight_sum()).unsqueeze(-1) / logse)
+        grad.scatter_add_(-1, chosen, -hit.unsqueeze(-1))
+        if self.label_smoothing:
+            grad.sub_(every.unsqueeze(-1) * (1.0 if self.class_weights is None else self.class_weights))
+        return loss, grad
+
+    def _smoothing(self, counted: Tensor, dtype: torch.dtype) -> Tensor:
+        return counted.to(dtype) * (self.label_smoothing / self.num_classes)
+
+    def _spread(self, logits: Tensor) -> Tensor:
+        return (logits if self.class_weights is None else logits * self.class_weights).double().sum(-1)
+
+    def _weight_sum(self) -> float:
+        return float(self.num_classes if self.class_weights is None else self.class_weights.sum())
+
+    def _slices(self, positions: int) -> Iterator[slice]:
+        """Blocks of 16 positions or more whose logits fit 2.5 MiB, evened out."""
+        most = max(16, _BLOCK_BYTES // (4 * self.num_classes))
+        blocks = max(1, -(-positions // most))
+        size = max(1, -(-positions // blocks))
+        return (slice(first, first + size) for first in range(0, positions, size))
+
+    def _positions(self, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        if y.shape[-1] != self.in_features or y.shape[:-1] != targets.shape:
+            raise ValueError(
+                f"LinearCrossEntropy wants y (..., {self.in_features}) and targets (...), got {tuple(y.shape)} and {tuple(targets.shape)}"
+            )
+        if targets.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"targets must be int64 or int32, got {targets.dtype}")
+        wrong = (targets != self.ignore_index) & ((targets < 0) | (targets >= self.num_classes))
+        if bool(wrong.any()):
+            raise ValueError(
+                f"targets must lie in 0..{self.num_classes - 1} or be {self.ignore_index}, got {int(targets[wrong][0])}"
+            )
+        return y.reshape(-1, self.in_features), targets.reshape(-1).long()
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, num_classes={self.num_classes}, bias={self.bias is not None}"
+
+
+class _Blocked(torch.autograd.Function):
+    """The summed loss, whose backward computes the blocks anew and adds weight gradients to sinks where they are open."""
+
+    @staticmethod
+    def forward(ctx: Any, head: LinearCrossEntropy, y: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.head = head
+        ctx.save_for_backward(y, targets, weight, bias)
+        with torch.enable_grad():
+            ctx.sinks = (sinks.sink_of(head.weight), None if head.bias is None else sinks.sink_of(head.bias))
+        return head._blocks(y, targets, None, None, None)[0].to(y.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("LinearCrossEntropy does not support double backward; use create_graph=False")
+        y, targets, weight, bias = ctx.saved_tensors
+        _, want_y, _, want_weight, want_bias = ctx.needs_input_grad
+        dweight, dbias = (
+            (sink if sink is not None else torch.zeros_like(tensor)) if want else None
+            for sink, tensor, want in zip(ctx.sinks, (weight, bias), (want_weight, want_bias), strict=True)
+        )
+        dy = torch.empty_like(y) if want_y else None
+        ctx.head._blocks(y, targets, dweight, dbias, dy, float(grad))
+        return (
+            None,
+            dy,
+            None,
+            dweight if ctx.sinks[0] is None else None,
+            dbias if ctx.sinks[1] is None else None,
+        )

@@ -1,0 +1,63 @@
+"""Accumulators that gradients of large weights go into directly, so that no dense gradient a chunk is made.
+
+`rewind_loss` opens a collection of sinks; an embedding or a readout that finds one for its weight adds its gradient there and gives
+autograd nothing. A weight that is tied has one sink.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+
+class Sinks:
+    """Gradients by tensor, added up over chunks."""
+
+    def __init__(self) -> None:
+        self._grads: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The accumulator of this tensor, zero at first."""
+        if id(tensor) not in self._grads:
+            self._grads[id(tensor)] = (tensor, torch.zeros_like(tensor, memory_format=torch.contiguous_format))
+        return self._grads[id(tensor)][1]
+
+    def add(self, tensor: Tensor, grad: Tensor | None) -> None:
+        """Add a gradient to this tensor's accumulator; the first one is taken over as it is."""
+        if grad is None:
+            return
+        if id(tensor) in self._grads:
+            self._grads[id(tensor)][1].add_(grad)
+        else:
+            self._grads[id(tensor)] = (tensor, grad)
+
+    def drain(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors and their gradients, given away."""
+        pairs = list(self._grads.values())
+        self._grads = {}
+        return [tensor for tensor, _ in pairs], [grad for _, grad in pairs]
+
+
+_open: ContextVar[Sinks | None] = ContextVar("revtune_sinks", default=None)
+
+
+@contextmanager
+def opened(sinks: Sinks) -> Iterator[None]:
+    """Within this block `sink_of` finds these sinks."""
+    token = _open.set(sinks)
+    try:
+        yield
+    finally:
+        _open.reset(token)
+
+
+def sink_of(weight: Tensor) -> Tensor | None:
+    """The open accumulator of a leaf weight that requires a gradient, or None."""
+    sinks = _open.get()
+    if sinks is None or not (torch.is_grad_enabled() and weight.requires_grad and weight.is_leaf):
+        return None
+    return sinks.of(weight)

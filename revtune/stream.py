@@ -1,0 +1,290 @@
+"""Whole training steps, chunk by chunk: encoder, recurrent stack, readout and loss, with one readout pass.
+
+A layer that returns all its outputs has stored every state in them. Here nothing per step is returned: the sequence runs forward through
+encoder and stack only; then it is rewound at once, and each chunk's readout, loss and gradients are computed on the way.
+`loss.backward()` only scales those gradients and hands them to autograd, so that optimizers, clipping and hooks work as ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from revtune import metering
+from revtune.dropout import one_sequence
+from revtune.ends import Encode, Encoder, Readout, ReadoutPass
+from revtune.errors import ReversalError
+from revtune.layers import Hx, RevRNN
+from revtune.scan import DEFAULT_BUDGET, State, check_lengths
+from revtune.sinks import Sinks
+from revtune.stack import chunk_steps
+
+
+def rewind_loss(
+    rnn: RevRNN,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    encode: Encode | None = None,
+    readout: Readout,
+    state: Hx | None = None,
+    lengths: Tensor | None = None,
+    reduction: Literal["mean", "sum"] = "mean",
+    checkpoint_every: int | Literal["auto"] | None = None,
+) -> tuple[Tensor, Hx]:
+    """The loss of a recurrent net over a sequence, in memory that hardly depends on its length.
+
+    Args:
+        rnn: a RevGRU or RevLSTM, not bidirectional.
+        inputs: (T, B, ...), or (B, T, ...) if the net is batch_first.
+        targets: likewise; what `readout` expects.
+        encode: maps a time-first chunk of inputs to (K, B, I): an embedding, any module, any function. None if inputs are features.
+        readout: `readout(y, targets)` with y (N, H) gives the *summed* loss of its N positions. Gradients reach every tensor that it
+            uses. `LinearCrossEntropy` is the fast one. Padded positions are left out.
+        state: `h_0`, or `(h_0, c_0)`, (L, B, H); pass on what the previous call returned for truncated backpropagation. Zeros by
+            default. Gradients flow to one that requires them.
+        lengths: steps of each row, (B,), in 1..T.
+        reduction: "mean" divides by the number of positions (or by `readout.total_weight(targets)`), "sum" does not.
+        checkpoint_every: keep the state every so many steps and the buffer of one such segment only, for one more forward pass; "auto"
+            takes sqrt(64 T) steps, which stores least at one forgotten bit a step.
+
+    Returns:
+        The loss, 0-d in the net's dtype, and the last state, detached, float64 and exact. Under `torch.no_grad()` a streamed evaluation.
+
+    Raises:
+        ValueError: a bidirectional net, or arguments that do not fit.
+        NonFiniteError, StateRangeError, ReversalError: as in `scan`.
+
+    Example:
+        >>> rnn, tokens = RevGRU(8, 16), torch.randint(10, (20, 3))
+        >>> emb, head = torch.nn.Embedding(10, 8), LinearCrossEntropy(16, 10)
+        >>> loss, state = rewind_loss(rnn, tokens[:-1], tokens[1:], encode=emb, readout=head)
+        >>> loss.backward()
+    """
+    return _rewind_loss(rnn, inputs, targets, encode, readout, state, lengths, reduction, checkpoint_every)
+
+
+@torch.compiler.disable
+def _rewind_loss(
+    rnn: RevRNN,
+    inputs: Tensor,
+    targets: Tensor,
+    encode: Encode | None,
+    readout: Readout,
+    state: Hx | None,
+    lengths: Tensor | None,
+    reduction: str,
+    checkpoint_every: int | str | None,
+) -> tuple[Tensor, Hx]:
+    inputs, targets = _checked(rnn, inputs, targets, encode, reduction)
+    check_lengths(lengths, inputs.shape[0], inputs.shape[1])
+    segment = _segment_steps(checkpoint_every, inputs.shape[0])
+    weight = _weight(readout, targets, lengths) if reduction == "mean" else 1.0
+    stream = Stream(rnn, inputs, targets, encode, readout, state, lengths, segment)
+    with one_sequence(), torch.autocast(inputs.device.type, enabled=False):
+        if not torch.is_grad_enabled():
+            return (stream.evaluate() / weight).to(stream.dtype), stream.last_state()
+        loss = (stream.train() / weight).to(stream.dtype)
+    tensors, grads = stream.gradients()
+    handed: Tensor = _HandOver.apply(loss, grads, 1.0 / weight, *tensors)  # type: ignore[no-untyped-call]
+    return handed, stream.last_state()
+
+
+class Stream:
+    """One batch of sequences on its way through encoder, stack and readout; arguments as in `rewind_loss`."""
+
+    def __init__(
+        self,
+        rnn: RevRNN,
+        inputs: Tensor,
+        targets: Tensor,
+        encode: Encode | None,
+        readout: Readout,
+        state: Hx | None,
+        lengths: Tensor | None,
+        segment: int,
+    ) -> None:
+        like = rnn.all_weights[0][0].new_empty(0, inputs.shape[1], rnn.input_size)
+        states = rnn.first_states(like, state, batched=True)
+        self.dtype, self.steps, self.segment = like.dtype, inputs.shape[0], segment
+        self.stack, self.layers = rnn.assemble(like, states, lengths, steps=segment)
+        self.chunk = chunk_steps(segment, inputs.shape[1], self.stack, DEFAULT_BUDGET)
+        self._targets, self._lengths = targets, lengths
+        self._sinks = Sinks()
+        self._encoder = Encoder(encode, inputs, self._sinks, rnn.check_input)
+        self._readout = ReadoutPass(readout, self._sinks, inputs.device)
+        self._loss = torch.zeros((), dtype=torch.float64, device=inputs.device)
+        self._last: list[State] = []
+
+    def evaluate(self) -> Tensor:
+        """The summed loss, with no gradient and no buffer."""
+        for first, last in _spans(0, self.steps, self.chunk):
+            y = self.stack.infer(self._encoder.run(first, last), first)
+            self._loss += self._readout.loss(*self._positions(y, first, last))
+        self._last = [tape.state() for tape in self.stack.tapes]
+        return self._loss
+
+    @torch.no_grad()
+    def train(self) -> Tensor:
+        """The summed loss; its gradients are then in `gradients`."""
+        segments = list(_spans(0, self.steps, self.segment))
+        starts = [self._standing()]
+        for first, last in segments[:-1]:
+            for span in _spans(first, last, self.chunk):
+                self.stack.preview(self._encoder.run(*span), span[0])
+            starts.append(self._standing())
+            self._restart(starts[-1])
+        ends = [*starts[1:], None]
+        for (first, last), start, end in reversed(list(zip(segments, starts, ends, strict=True))):
+            self._restart(start)
+            self._run_segment(first, last, end)
+        return self._loss
+
+    def gradients(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The tensors that want a gradient, and their gradients, which are given away."""
+        tensors, grads = self._sinks.drain()
+        for tape, layer in zip(self.stack.tapes, self.layers, strict=True):
+            for tensor, grad in zip(layer.flat(), layer.gradients(tape), strict=True):
+                if grad is not None and tensor.requires_grad:
+                    tensors.append(tensor)
+                    grads.append(grad)
+        return tensors, grads
+
+    def last_state(self) -> Hx:
+        """The state after the last step, (L, B, H) each, float64."""
+        stacked = tuple(torch.stack(group) for group in zip(*self._last, strict=True))
+        return stacked[0] if len(stacked) == 1 else stacked
+
+    def _run_segment(self, first: int, last: int, end: list[dict[str, Tensor]] | None) -> None:
+        """Run a segment forward, turn around at its last chunk, and rewind it with readout and gradients."""
+        spans = list(_spans(first, last, self.chunk))
+        for span in spans[:-1]:
+            self.stack.forward(self._encoder.run(*span), span[0])
+        y = self.stack.record(self._encoder.run(*spans[-1], graph=True), spans[-1][0])
+        if end is None:
+            self._last = [tape.final_state() for tape in self.stack.tapes]
+        else:
+            self._compare(end, last)
+        metering.report(self.stack)
+        self._pass(y, *spans[-1])
+        for span in reversed(spans[:-1]):
+            self._pass(self.stack.rewind(self._encoder.run(*span, graph=True), span[0]), *span)
+
+    def _pass(self, y: Tensor, first: int, last: int) -> None:
+        """Readout, loss and gradients of the chunk that the stack has just recorded or rewound."""
+        positions, targets = self._positions(y, first, last)
+        loss, grad = self._readout.gradient(positions, targets)
+        self._loss += loss
+        self._encoder.gradient(self.stack.gradient(self._placed(grad, y, first, last), first), first)
+
+    def _positions(self, y: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Outputs (N, H) and targets (N, ...) of the chunk's positions, padding left out."""
+        live, targets = self._live(first, last), self._targets[first:last]
+        return (y.flatten(0, 1), targets.flatten(0, 1)) if live is None else (y[live], targets[live])
+
+    def _placed(self, grad: Tensor, y: Tensor, first: int, last: int) -> Tensor:
+        """A gradient by position as one by step and row, zero at padding."""
+        live = self._live(first, last)
+        if live is None:
+            return grad.view(y.shape)
+        placed = torch.zeros_like(y)
+        placed[live] = grad
+        return placed
+
+    def _live(self, first: int, last: int) -> Tensor | None:
+        if self._lengths is None:
+            return None
+        return torch.arange(first, last, device=self._lengths.device).unsqueeze(1) < self._lengths
+
+    def _standing(self) -> list[dict[str, Tensor]]:
+        return [dict(tape.counts) for tape in self.stack.tapes]
+
+    def _restart(self, starts: list[dict[str, Tensor]]) -> None:
+        for tape, start in zip(self.stack.tapes, starts, strict=True):
+            tape.restart(start)
+
+    def _compare(self, wanted: list[dict[str, Tensor]], step: int) -> None:
+        """A segment that runs again must end where it ended the first time."""
+        for tape, ends in zip(self.stack.tapes, wanted, strict=True):
+            if not all(torch.equal(ends[part], tape.final[part]) for part in ends):
+                raise ReversalError(
+                    f"{tape.name}: running the segment before step {step} again did not lead to the state recorded there; "
+                    "something computed a gate differently the second time"
+                )
+
+
+class _HandOver(torch.autograd.Function):
+    """A loss whose gradients are known: backward scales them and gives them away."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, grads: list[Tensor], scale: float, *tensors: Tensor) -> Tensor:
+        ctx.grads, ctx.scale = grads, scale
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "rewind_loss does not support double backward: its gradients have no graph of their own; use create_graph=False"
+            )
+        if ctx.grads is None:
+            raise RuntimeError("rewind_loss: backward a second time; the first call needs retain_graph=True to allow it")
+        factor, grads = float(grad) * ctx.scale, ctx.grads
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            return (None, None, None, *(kept * factor for kept in grads))
+        ctx.grads = None
+        return (None, None, None, *(given.mul_(factor) for given in grads))
+
+
+def _checked(
+    rnn: RevRNN, inputs: Tensor, targets: Tensor, encode: Encode | None, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """Time-first inputs and targets that fit together."""
+    if not isinstance(rnn, RevRNN):
+        raise ValueError(f"rewind_loss wants a RevGRU or RevLSTM, got {type(rnn).__name__}")
+    if rnn.bidirectional:
+        raise ValueError("rewind_loss cannot stream a bidirectional net: its first output needs the last input; use the layer itself")
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
+    if inputs.dim() < 2 or targets.dim() < 2 or inputs.shape[:2] != targets.shape[:2]:
+        order = "(B, T, ...)" if rnn.batch_first else "(T, B, ...)"
+        raise ValueError(
+            f"rewind_loss: inputs and targets must both be {order}, got {tuple(inputs.shape)} and {tuple(targets.shape)}"
+        )
+    if 0 in inputs.shape[:2]:
+        raise ValueError(f"rewind_loss: at least one step and one row are needed, got inputs of shape {tuple(inputs.shape)}")
+    if encode is None and not inputs.is_floating_point():
+        raise ValueError(f"rewind_loss: inputs are {inputs.dtype}; pass encode=, such as an nn.Embedding, to turn them into features")
+    return (inputs.transpose(0, 1), targets.transpose(0, 1)) if rnn.batch_first else (inputs, targets)
+
+
+def _segment_steps(checkpoint_every: int | str | None, steps: int) -> int:
+    if checkpoint_every is None:
+        return steps
+    if checkpoint_every == "auto":
+        return min(steps, math.isqrt(64 * steps))
+    if not isinstance(checkpoint_every, int) or checkpoint_every < 1:
+        raise ValueError(f'checkpoint_every must be a positive number of steps, "auto" or None, got {checkpoint_every!r}')
+    return min(steps, checkpoint_every)
+
+
+def _weight(readout: Readout, targets: Tensor, lengths: Tensor | None) -> float:
+    """What a mean divides by."""
+    if lengths is not None:
+        targets = targets[torch.arange(targets.shape[0], device=lengths.device).unsqueeze(1) < lengths]
+    else:
+        targets = targets.flatten(0, 1)
+    total = getattr(readout, "total_weight", None)
+    weight = float(targets.shape[0]) if total is None else float(total(targets))
+    if not weight > 0:
+        raise ValueError("rewind_loss: no target counts, so there is no mean loss; use reduction='sum' or leave the batch out")
+    return weight
+
+
+def _spans(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
+    """Consecutive spans of `size` steps, the last one what remains."""
+    return ((start, min(start + size, last)) for start in range(first, last, size))
