@@ -1,11 +1,13 @@
 """The information buffer: what multiplying by a forget gate would lose, kept so that it can be divided back.
 
-Multiplying a count h by zi/1024 must be undone exactly. The ten low bits of h are pushed onto an integer s, and a digit in base zi
-is popped from s in their place (Maclaurin, Duvenaud, Adams 2015; MacKay et al. 2018, section 3.2). The net growth of s is
-log2(1024/zi) = -log2 z bits, which is what was forgotten: an asymmetric numeral system whose message is the state.
+Multiplying a count h by zi/1024 must be undone exactly. The ten low bits of h are pushed onto an integer s, and a
+digit in base zi is popped from s in their place (Maclaurin, Duvenaud, Adams 2015; MacKay et al. 2018, section 3.2).
+The net growth of s is log2(1024/zi) = -log2 z bits, which is what was forgotten: an asymmetric numeral system whose
+message is the state.
 
-s, the *head*, is kept in [2^14, 2^30) and starts at 2^14. When a multiplication would overflow it, its low 16 bits are spilled to a
-stack first; after a division s < 2^14 is true exactly when a word was spilled there, so no flags are stored::
+s, the *head*, is kept in [2^14, 2^30) and starts at 2^14. When a multiplication would overflow it, its low 16 bits are
+spilled to a stack first; after a division s < 2^14 is true exactly when a word was spilled there, so no flags are
+stored::
 
     multiply(h, zi)                                    divide(h, zi)
       if s >= zi * 2^20:  spill s mod 2^16; s >>= 16     q, m = floordivmod(h, zi)
@@ -14,8 +16,9 @@ stack first; after a division s < 2^14 is true exactly when a word was spilled t
       h = floor(h / 2^10) * zi + m                       h = q * 2^10 + r
                                                          if s < 2^14:  s = s * 2^16 + unspill
 
-A head costs 32 bits once a sequence, so `share` units of a row use one head in turn: the parts of a cell at the same place, then the
-units j, j + heads, j + 2 heads ... of a part. docs/exactness.md proves that it inverts and counts what it stores.
+A head costs 32 bits once a sequence, so `share` units of a row use one head in turn: the parts of a cell at the same
+place, then the units j, j + heads, j + 2 heads ... of a part. docs/exactness.md proves that it inverts and counts what
+it stores.
 """
 
 from __future__ import annotations
@@ -36,8 +39,8 @@ SHARED_STEPS = 1120
 def default_share(steps: int, parts: int) -> int:
     """How many units share one head: the least multiple of `parts`, at most 16, with share * steps >= 1120.
 
-    Sharing makes short sequences cheap and costs a little time, since the units of a head take turns; long sequences need none
-    beyond the parts of a cell, which take turns anyway.
+    Sharing makes short sequences cheap and costs a little time, since the units of a head take turns; long sequences
+    need none beyond the parts of a cell, which take turns anyway.
 
     Example:
         >>> default_share(70, 2), default_share(1000, 2), default_share(1000, 4)
@@ -77,7 +80,9 @@ class Buffer:
         True
     """
 
-    def __init__(self, rows: int, units: int, *, parts: int = 1, share: int = 1, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, rows: int, units: int, *, parts: int = 1, share: int = 1, device: torch.device | str = "cpu"
+    ) -> None:
         if share < 1 or share % parts:
             raise ValueError(f"share must be a positive multiple of the cell's {parts} parts, got {share}")
         self.units = units

@@ -5,10 +5,11 @@ A *coupling* changes one part `a` of the state and reads only what it leaves alo
     a  <-  z * a + u        z in (0, 1], u: functions of x_t and of the other parts
     a  <-  (a - u) / z      its inverse, exact in fixed point (fixed.py, buffer.py)
 
-A *stage* is a run of couplings that share their gates; a *cell* is a tuple of stages. Undoing the couplings in the opposite order
-undoes a step. Nothing here knows about time, buffers or gradients: `scan` brings those to any cell.
+A *stage* is a run of couplings that share their gates; a *cell* is a tuple of stages. Undoing the couplings in the
+opposite order undoes a step. Nothing here knows about time, buffers or gradients: `scan` brings those to any cell.
 
-Writing one's own takes two functions, `gates(step)` and `update(step, *gates)`; docs/own-cell.md builds a reversible minGRU.
+Writing one's own takes two functions, `gates(step)` and `update(step, *gates)`; docs/own-cell.md builds a reversible
+minGRU.
 
 Shapes: B batch, N units of a part, G = blocks * N gates of a stage.
 """
@@ -34,17 +35,26 @@ class Step:
     """What a cell may read at one time step.
 
     Attributes:
-        x: the projected input of this stage, shape (B, G), or (B, blocks * N) of the raw input for a scan without weight `ih`.
+        x: the projected input of this stage, shape (B, G), or (B, blocks * N) of the raw input for a scan without
+            weight `ih`.
     """
 
     def __init__(
         self, x: Tensor, parts: Mapping[str, Tensor], weights: Mapping[str, Tensor], responses: Mapping[str, Response]
     ) -> None:
         self.x = x
+        self.forbidden: tuple[str, ...] = ()
         self._parts, self._weights, self._responses = parts, weights, responses
 
     def part(self, name: str) -> Tensor:
-        """A part of the state as floats, shape (B, N). A stage's gates must not read a part that the stage changes."""
+        """A part of the state as floats, shape (B, N).
+
+        Raises:
+            ValueError: a stage's gates read a part that the stage changes, or a coupling its own part: rewinding would
+                read another value.
+        """
+        if name in self.forbidden:
+            raise ValueError(f"gates and updates must not read a part that they change, but they read {name!r}")
         return self._parts[name]
 
     def weight(self, name: str) -> Tensor:
@@ -79,8 +89,8 @@ def block_rows(weight: Tensor, rows: tuple[int, int] | None, width: int) -> slic
 class Coupling:
     """`part <- z * part + u` with `z, u = update(step, *gates)`.
 
-    z comes from `forget_gate`, or is None for a multiplier of 1, which forgets nothing and stores nothing. `update` may read every
-    part but its own.
+    z comes from `forget_gate`, or is None for a multiplier of 1, which forgets nothing and stores nothing. `update`
+    may read every part but its own.
     """
 
     part: str
@@ -107,7 +117,8 @@ class Cell:
 
     Attributes:
         name: what errors call it.
-        states: the parts of each state tensor, of which the first is the output: (("h1", "h2"), ("c1", "c2")) for an LSTM.
+        states: the parts of each state tensor, of which the first is the output: (("h1", "h2"), ("c1", "c2")) for an
+            LSTM.
         stages: in order of time.
         bounded: whether the equations alone keep every state below 2^20; if not, `scan` watches every step.
     """
@@ -116,6 +127,19 @@ class Cell:
     states: tuple[tuple[str, ...], ...]
     stages: tuple[Stage, ...]
     bounded: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.parts or len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"{self.name}: parts must be distinct and at least one, got {self.parts}")
+        for stage in self.stages:
+            if unknown := set(stage.changes) - set(self.parts):
+                raise ValueError(
+                    f"{self.name}: a coupling changes {min(unknown)!r}, which is none of the parts {self.parts}"
+                )
+            if len(set(stage.changes)) < len(stage.changes):
+                raise ValueError(
+                    f"{self.name}: a stage changes a part twice, {stage.changes}; give the second a stage of its own"
+                )
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -131,7 +155,8 @@ class Cell:
 def forget_gate(z: Tensor, max_forget_bits: float | None, *, top: int = fixed.FORGET_ONE) -> Tensor:
     """A gate that forgets at most `max_forget_bits` bits a step, rounded to a multiple of 2^-10.
 
-    `m z + (1 - m)` with `m = 1 - 2^-bits` (MacKay et al. 2018, section 5), then rounded; the gradient of the rounding is 1.
+    `m z + (1 - m)` with `m = 1 - 2^-bits` (MacKay et al. 2018, section 5), then rounded; the gradient of the rounding
+    is 1.
 
     Args:
         z: gate values in [0, 1], such as a sigmoid's.
@@ -154,8 +179,11 @@ def check_bits(max_forget_bits: float | None) -> None:
     Raises:
         ValueError: the limit is zero, negative, NaN or infinite.
     """
-    if max_forget_bits is not None and not (math.isfinite(max_forget_bits) and max_forget_bits > 0):
-        raise ValueError(f"max_forget_bits must be a positive number or None for no limit, got {max_forget_bits}")
+    if max_forget_bits is None:
+        return
+    number = isinstance(max_forget_bits, int | float)
+    if not (number and math.isfinite(max_forget_bits) and max_forget_bits > 0):
+        raise ValueError(f"max_forget_bits must be a positive number or None for no limit, got {max_forget_bits!r}")
 
 
 def rev_gru(max_forget_bits: float | None = 3.0, *, forgetting: bool = True) -> Cell:
@@ -164,8 +192,8 @@ def rev_gru(max_forget_bits: float | None = 3.0, *, forgetting: bool = True) -> 
         z, r = sigmoid(W1 [x; h2])    g = tanh(U1 [x; r * h2])    h1 <- z * h1 + (1 - z) * g
         then h2 in the same way from the new h1
 
-    The rounded z stands in both places, so |h| <= max(|h_0|, 1) always. Without forgetting (NF-RevGRU) the multiplier is 1 and the
-    update stays the same. Gate blocks, for input and recurrent weights alike: z1 r1 g1 z2 r2 g2.
+    The rounded z stands in both places, so |h| <= max(|h_0|, 1) always. Without forgetting (NF-RevGRU) the multiplier
+    is 1 and the update stays the same. Gate blocks, for input and recurrent weights alike: z1 r1 g1 z2 r2 g2.
     """
     check_bits(max_forget_bits)
     halves = (("h1", "h2", 0), ("h2", "h1", 3))

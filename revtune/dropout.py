@@ -1,7 +1,8 @@
-"""Dropout whose masks are drawn once a sequence and used at every step: locked (variational) dropout (Gal, Ghahramani 2016).
+"""Dropout whose masks are drawn once a sequence and used at every step: locked (variational) dropout (Gal, Ghahramani
+2016).
 
-Inside `rewind_loss` a module sees its sequence chunk by chunk, some chunks twice; the masks it draws there are kept until the sequence
-ends. Anywhere else a call is a sequence.
+Inside `rewind_loss` a module sees its sequence chunk by chunk, some chunks twice; the masks it draws there are kept
+until the sequence ends. Anywhere else a call is a sequence.
 """
 
 from __future__ import annotations
@@ -16,34 +17,50 @@ from torch.nn import functional as F
 
 from revtune import sinks
 
-_masks: ContextVar[dict[tuple[int, tuple[int, ...]], Tensor] | None] = ContextVar("revtune_masks", default=None)
+
+class _Sequence:
+    """The masks drawn for one sequence, from a generator of their own."""
+
+    def __init__(self) -> None:
+        self.masks: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        self._seed: int | None = None
+
+    def draw(self, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
+        """A new mask; the n-th one depends on the sequence's seed and n alone."""
+        if self._seed is None:
+            self._seed = int(torch.randint(2**62, ()))
+        generator = torch.Generator(like.device).manual_seed(self._seed + len(self.masks))
+        return drop_mask(shape, p, like, generator)
+
+
+_sequence: ContextVar[_Sequence | None] = ContextVar("revtune_sequence", default=None)
 
 
 @contextmanager
 def one_sequence() -> Iterator[None]:
     """Within this block locked masks are drawn once and used again."""
-    token = _masks.set({})
+    token = _sequence.set(_Sequence())
     try:
         yield
     finally:
-        _masks.reset(token)
+        _sequence.reset(token)
 
 
-def drop_mask(shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
+def drop_mask(shape: tuple[int, ...], p: float, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """A dropout mask: 0 with probability p, else 1 / (1 - p); all zeros for p = 1."""
-    keep = torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1.0 - p)
+    keep = torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1.0 - p, generator=generator)
     return keep.div_(1.0 - p) if p < 1.0 else keep
 
 
 def locked_mask(owner: nn.Module, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
     """The mask that `owner` uses for the present sequence."""
-    kept = _masks.get()
-    if kept is None:
+    sequence = _sequence.get()
+    if sequence is None:
         return drop_mask(shape, p, like)
     key = (id(owner), shape)
-    if key not in kept:
-        kept[key] = drop_mask(shape, p, like)
-    return kept[key]
+    if key not in sequence.masks:
+        sequence.masks[key] = sequence.draw(shape, p, like)
+    return sequence.masks[key]
 
 
 def check_rate(name: str, p: float) -> float:
@@ -81,7 +98,9 @@ class LockedDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 3:
-            raise ValueError(f"LockedDropout wants (T, B, F), got {tuple(x.shape)}; on readouts use the layer's output_dropout")
+            raise ValueError(
+                f"LockedDropout wants (T, B, F), got {tuple(x.shape)}; on readouts use the layer's output_dropout"
+            )
         if not self.training or self.p == 0.0:
             return x
         return x * locked_mask(self, tuple(x.shape[1:]), self.p, x)
@@ -91,7 +110,8 @@ class LockedDropout(nn.Module):
 
 
 class Embedding(nn.Embedding):
-    """`nn.Embedding` with embedding dropout: whole words are dropped, the same ones throughout a sequence (Merity et al. 2018).
+    """`nn.Embedding` with embedding dropout: whole words are dropped, the same ones throughout a sequence (Merity et
+    al. 2018).
 
     Args:
         num_embeddings, embedding_dim, padding_idx, device, dtype: as in nn.Embedding.
@@ -148,6 +168,8 @@ def look_up(embedding: nn.Embedding, ids: Tensor) -> Tensor:
     """
     if ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"token ids must be int64 or int32, got {ids.dtype}")
+    if ids.device != embedding.weight.device:
+        raise ValueError(f"token ids are on {ids.device}, the embedding on {embedding.weight.device}")
     if ids.numel():
         low, high = (int(end) for end in torch.aminmax(ids))
         if low < 0 or high >= embedding.num_embeddings:
@@ -156,7 +178,7 @@ def look_up(embedding: nn.Embedding, ids: Tensor) -> Tensor:
     sink = sinks.sink_of(embedding.weight)
     if sink is None:
         return F.embedding(ids, embedding.weight, embedding.padding_idx)
-    rows: Tensor = _LookUp.apply(ids, embedding.weight, embedding.padding_idx, sink)  # type: ignore[no-untyped-call]
+    rows: Tensor = _LookUp.apply(ids, embedding.weight, embedding.padding_idx, sink)
     return rows
 
 

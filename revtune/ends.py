@@ -1,7 +1,7 @@
 """The two ends of a stream: the encoder below the recurrent stack and the readout above it, a chunk at a time.
 
-Both may be any function of tensors. Their gradients are taken chunk by chunk with ordinary autograd and added up in sinks; which tensors
-they reach is read off the graph, so closures work as modules do.
+Both may be any function of tensors. Their gradients are taken chunk by chunk with ordinary autograd and added up in
+sinks; which tensors they reach is read off the graph, so closures work as modules do.
 """
 
 from __future__ import annotations
@@ -62,8 +62,18 @@ class Encoder:
         self._leaf = chunk
         with _seeded(self._seed, first, self._inputs.device), torch.set_grad_enabled(graph), opened(self._sinks):
             with self._autocast.again():
-                self._root = self._check(chunk if self._encode is None else self._encode(chunk))
+                encoded = chunk if self._encode is None else self._encode(chunk)
+            self._root = self._check(self._shaped(encoded, chunk))
         return self._root.detach()
+
+    @staticmethod
+    def _shaped(encoded: Tensor, chunk: Tensor) -> Tensor:
+        if encoded.dim() != 3 or encoded.shape[:2] != chunk.shape[:2]:
+            steps, rows = chunk.shape[:2]
+            raise ValueError(
+                f"encode must return (K, B, I) = ({steps}, {rows}, I) for this chunk, got {tuple(encoded.shape)}"
+            )
+        return encoded
 
     def gradient(self, dx: Tensor, first: int) -> None:
         """Carry the gradient of the chunk that `run` kept into the encoder and the inputs."""
@@ -91,7 +101,9 @@ class ReadoutPass:
     def __init__(self, readout: Readout, sinks: Sinks, device: torch.device) -> None:
         self._readout, self._sinks = readout, sinks
         self._autocast = Autocast(device)
-        self._by_hand = type(readout) is LinearCrossEntropy and not (readout._forward_hooks or readout._forward_pre_hooks)
+        self._by_hand = type(readout) is LinearCrossEntropy and not (
+            readout._forward_hooks or readout._forward_pre_hooks
+        )
 
     def loss(self, y: Tensor, targets: Tensor) -> Tensor:
         """The summed loss of these positions, 0-d float64."""
@@ -155,6 +167,16 @@ def _seeded(seed: int | None, chunk: int, device: torch.device) -> Iterator[None
     if seed is None:
         yield
         return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed((seed + chunk) % 2**63)
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(
+            torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+        )
+    kept = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed + chunk)
         yield
+    finally:
+        for generator, state in zip(generators, kept, strict=True):
+            generator.set_state(state)

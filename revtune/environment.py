@@ -1,41 +1,44 @@
-"""The settings that decide the last bit of a float32 product: recorded when a sequence runs, restored when it is rewound."""
+"""The settings that decide the last bit of a float32 product, recorded when a sequence runs, restored to rewind it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 
+def _cpu_products() -> Any:
+    """torch's switch for the precision of products on CPU, which its stubs leave out."""
+    return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class Environment:
-    """Thread count, matmul precision and backend switches under which a sequence ran."""
+    """Thread count, matmul precision and backend switch under which a sequence ran."""
 
     threads: int
-    precision: str
     onednn: bool
-    tf32: bool
-    cudnn: bool
+    cpu_precision: str
+    cuda_precision: str
 
     @classmethod
     def current(cls) -> Environment:
         """The settings now in force."""
         return cls(
             threads=torch.get_num_threads(),
-            precision=torch.get_float32_matmul_precision(),
             onednn=torch._C._get_mkldnn_enabled(),
-            tf32=torch.backends.cuda.matmul.allow_tf32,
-            cudnn=torch.backends.cudnn.enabled,
+            cpu_precision=_cpu_products().fp32_precision,
+            cuda_precision=torch.backends.cuda.matmul.fp32_precision,
         )
 
     def _apply(self) -> None:
         torch.set_num_threads(self.threads)
-        torch.set_float32_matmul_precision(self.precision)
         torch._C._set_mkldnn_enabled(self.onednn)
-        torch.backends.cuda.matmul.allow_tf32 = self.tf32
-        torch.backends.cudnn.enabled = self.cudnn
+        _cpu_products().fp32_precision = self.cpu_precision
+        torch.backends.cuda.matmul.fp32_precision = self.cuda_precision
 
     @contextmanager
     def restored(self, device: torch.device) -> Iterator[None]:

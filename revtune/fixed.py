@@ -1,8 +1,8 @@
 """Fixed-point numbers: states in whole counts of 2^-32, forget gates in whole counts of 2^-10.
 
-Counts are whole numbers held in float64. While a state stays below 2^20 its count stays below 2^52, so every sum, product and
-floor division that rewinding needs is exact in float64's 53 bits, on every device, and a NaN or an infinity stays visible instead
-of turning into some integer.
+Counts are whole numbers held in float64. While a state stays below 2^20 its count stays below 2^52, so every sum,
+product and floor division that rewinding needs is exact in float64's 53 bits, on every device, and a NaN or an
+infinity stays visible instead of turning into some integer.
 """
 
 import torch
@@ -46,7 +46,7 @@ def round_forget(z: Tensor, top: int = FORGET_ONE) -> Tensor:
     """Round a forget gate to a multiple of 2^-10 in [2^-10, top * 2^-10]; the gradient passes straight through.
 
     Args:
-        z: gate values in [0, 1], any shape.
+        z: gate values in [0, 1], any shape; finite ones outside are clamped, infinite ones become NaN.
         top: the largest forget integer allowed, 1..1024. RevLSTM uses 1023, which bounds its cell state by 1025.
 
     Returns:
@@ -56,7 +56,8 @@ def round_forget(z: Tensor, top: int = FORGET_ONE) -> Tensor:
         >>> round_forget(torch.tensor([0.0, 0.5004, 1.0])) * 1024
         tensor([   1.,  512., 1024.])
     """
-    rounded = (z.detach() * FORGET_ONE).round_().clamp_(1, top).mul_(1 / FORGET_ONE)
+    value = z.detach()
+    rounded = (value * FORGET_ONE).round_().clamp_(1, top).mul_(1 / FORGET_ONE).add_(value, alpha=0.0)
     if not (torch.is_grad_enabled() and z.requires_grad):
         return rounded
     return rounded + (z - z.detach())
@@ -73,7 +74,7 @@ def forget_integer(z: Tensor) -> Tensor:
 
 
 def is_rounded(z: Tensor) -> bool:
-    """Whether every gate is a multiple of 2^-10 in [2^-10, 1]; NaN counts as rounded, it is found and named elsewhere."""
+    """Whether every gate is a multiple of 2^-10 in [2^-10, 1]; NaN passes, it is found and named elsewhere."""
     count = forget_integer(z)
     wrong = (count != count.round()) | (count < 1) | (count > FORGET_ONE)
     return not bool((wrong & ~count.isnan()).any())

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from revtune.cells import Cell, rev_gru, rev_lstm
 from revtune.dropout import check_rate, drop_mask
-from revtune.scan import State, TapeInputs, build_tape, check_lengths, run
+from revtune.scan import LayerInputs, State, build_tape, run
 from revtune.stack import Link, Locked, Noise, Stack
 
 Hx = Tensor | tuple[Tensor, ...]
@@ -26,14 +26,14 @@ class Assembled(NamedTuple):
     """A stack that stands at its first state, and the tensors of each tape that gradients flow to."""
 
     stack: Stack
-    inputs: list[TapeInputs]
+    inputs: list[LayerInputs]
 
 
 class RevRNN(nn.Module):
     """What RevGRU and RevLSTM share; use those."""
 
-    gates: int
     cell: Cell
+    weight_ih_l0: Tensor
 
     def __init__(
         self,
@@ -61,17 +61,17 @@ class RevRNN(nn.Module):
         dtype = dtype or torch.get_default_dtype()
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-        self.cell, self.gates = cell, cell.blocks // 2
+        self.cell = cell
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
         self.dropout = check_rate("dropout", dropout)
         self.options = options
         self.directions = 2 if bidirectional else 1
-        rows = self.gates * hidden_size
+        rows = cell.blocks * hidden_size // 2
         for layer in range(num_layers):
             width = input_size if layer == 0 else hidden_size * self.directions
             for suffix in self._suffixes(layer):
-                shapes = {"weight_ih": (rows, width), "weight_hh": (rows, hidden_size // 2)}
+                shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (rows, hidden_size // 2)}
                 shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)} if bias else {}
                 for name, shape in shapes.items():
                     setattr(self, name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
@@ -102,7 +102,9 @@ class RevRNN(nn.Module):
         if isinstance(input, PackedSequence):
             return self._packed(input, hx)
         if input.dim() not in (2, 3):
-            raise ValueError(f"{self._name}: input must be (T, B, I), or (T, I) unbatched, got {input.dim()} dimensions")
+            raise ValueError(
+                f"{self._name}: input must be (T, B, I), or (T, I) unbatched, got {input.dim()} dimensions"
+            )
         batched = input.dim() == 3
         x = input if batched else input.unsqueeze(1)
         if batched and self.batch_first:
@@ -121,7 +123,9 @@ class RevRNN(nn.Module):
         y, finals = self._layers(x, self.first_states(x, hx, batched=True), lengths.to(x.device))
         if self.options.output == "last":
             return y, _form(finals)
-        order = packed.sorted_indices if packed.sorted_indices is not None else torch.arange(x.shape[1], device=x.device)
+        order = (
+            packed.sorted_indices if packed.sorted_indices is not None else torch.arange(x.shape[1], device=x.device)
+        )
         y = y.index_select(1, order)
         live = torch.arange(x.shape[0], device=x.device).unsqueeze(1) < lengths.to(x.device)[order]
         data = y[live]
@@ -133,13 +137,17 @@ class RevRNN(nn.Module):
         Raises:
             ValueError: names what is wrong, what was expected and what was given.
         """
-        weight = self.all_weights[0][0]
+        weight = self.weight_ih_l0
         if weight.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"{self._name}: parameters must be float32 or float64 to rewind exactly, got {weight.dtype}")
+            raise ValueError(
+                f"{self._name}: parameters must be float32 or float64 to rewind exactly, got {weight.dtype}"
+            )
         if x.shape[-1] != self.input_size:
             raise ValueError(f"{self._name}: input must have input_size={self.input_size} features, got {x.shape[-1]}")
         if 0 in x.shape:
-            raise ValueError(f"{self._name}: input must have at least one step and one row, got (T, B, I) = {tuple(x.shape)}")
+            raise ValueError(
+                f"{self._name}: input must have at least one step and one row, got (T, B, I) = {tuple(x.shape)}"
+            )
         if x.device != weight.device:
             raise ValueError(f"{self._name}: input is on {x.device}, parameters on {weight.device}")
         if x.dtype != weight.dtype:
@@ -155,9 +163,13 @@ class RevRNN(nn.Module):
         if hx is None:
             return tuple(x.new_zeros(wanted) for _ in range(groups))
         given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-        if len(given) != groups:
-            raise ValueError(f"{self._name}: hx must be {'(h_0, c_0)' if groups == 2 else 'the tensor h_0'}, got {len(given)} tensors")
+        if len(given) != groups or not all(isinstance(state, Tensor) for state in given):
+            raise ValueError(
+                f"{self._name}: hx must be {'(h_0, c_0)' if groups == 2 else 'the tensor h_0'}, got {hx!r:.60}"
+            )
         states = tuple(state if batched else state.unsqueeze(1) for state in given)
+        if torch.is_autocast_enabled(x.device.type):
+            states = tuple(state if state.dtype == torch.float64 else state.to(x.dtype) for state in states)
         for state in states:
             if state.shape != wanted:
                 expected = wanted if batched else (wanted[0], wanted[2])
@@ -179,7 +191,7 @@ class RevRNN(nn.Module):
             steps: how many steps the buffer is for; by default those of x.
         """
         links: list[Link] = []
-        inputs: list[TapeInputs] = []
+        inputs: list[LayerInputs] = []
         for layer in range(self.num_layers):
             drop = self.options.input_dropout if layer == 0 else 0.0
             links += self._locked(drop, x, self.input_size)
@@ -228,7 +240,7 @@ class RevRNN(nn.Module):
 
     def _tape(
         self, layer: int, suffix: str, x: Tensor, state: State, lengths: Tensor | None, steps: int
-    ) -> tuple[Link, TapeInputs]:
+    ) -> tuple[Link, LayerInputs]:
         suffix = suffix or self._suffixes(layer)[0]
         weights = {"ih": getattr(self, f"weight_ih{suffix}"), "hh": getattr(self, f"weight_hh{suffix}")}
         if self.bias:
@@ -240,8 +252,8 @@ class RevRNN(nn.Module):
             shape = (x.shape[-2], self.hidden_size // 2)
             masks = {part: drop_mask(shape, self.options.hidden_dropout, x) for part in self.cell.states[0]}
         name = f"{self._name} layer {layer}" + (", reverse" if suffix.endswith("_reverse") else "")
-        tape = build_tape(self.cell, weights, state, steps, masks=masks, lengths=lengths, name=name)
-        return tape, TapeInputs(state, weights, {})
+        inputs = LayerInputs(state, weights, {})
+        return build_tape(self.cell, inputs, steps, x.dtype, masks=masks, lengths=lengths, name=name), inputs
 
     def _locked(self, p: float, x: Tensor, width: int) -> list[Link]:
         return [Locked(drop_mask((x.shape[-2], width), p, x))] if p and self.training else []
@@ -257,7 +269,11 @@ class RevRNN(nn.Module):
         shown = [f"{self.input_size}, {self.hidden_size}"]
         defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
         shown += [f"{key}={getattr(self, key)}" for key, default in defaults.items() if getattr(self, key) != default]
-        shown += [f"{k}={v!r}" for k, v in self.options._asdict().items() if v != Options._field_defaults[k] or k == "max_forget_bits"]
+        shown += [
+            f"{k}={v!r}"
+            for k, v in self.options._asdict().items()
+            if v != Options._field_defaults[k] or k == "max_forget_bits"
+        ]
         return ", ".join(shown)
 
 
@@ -291,27 +307,29 @@ class Options(NamedTuple):
 class RevGRU(RevRNN):
     """A multi-layer RevGRU: nn.GRU's arguments, shapes and manners, trained by rewinding.
 
-    Each layer splits its state into halves and updates each from the other (MacKay et al. 2018, section 3.1; `cells.rev_gru`)::
+    Each layer splits its state into halves and updates each from the other (MacKay et al. 2018, section 3.1;
+    `cells.rev_gru`)::
 
         z1, r1 = sigmoid(W1 [x; h2] + b)    g1 = tanh(U1 [x; r1 * h2] + b)    h1 <- z1 * h1 + (1 - z1) * g1
         then h2 in the same way from the new h1;  y = [h1; h2]
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as in nn.GRU; hidden_size even,
-            dtype float32 or float64.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as in nn.GRU;
+            hidden_size even, dtype float32 or float64.
         max_forget_bits: the most bits a unit may forget a step; any positive number, or None for no limit.
         forgetting: False gives NF-RevGRU, which stores nothing and cannot forget.
-        output: "all" returns the top layer's outputs of all steps; "last" those of each sequence's last step, (B, D * H), and no
-            per-step output ever exists.
+        output: "all" returns the top layer's outputs of all steps; "last" those of each sequence's last step, (B, D *
+            H), and no per-step output ever exists.
         backend: "auto" or "reference", the plain torch path.
-        input_dropout, hidden_dropout, output_dropout: rates of locked dropout on the first layer's input, on the state as the
-            recurrent products read it, and on the top layer's output; one mask a sequence.
+        input_dropout, hidden_dropout, output_dropout: rates of locked dropout on the first layer's input, on the state
+            as the recurrent products read it, and on the top layer's output; one mask a sequence.
         weight_drop: rate of dropout on the recurrent weights, one mask a sequence (Merity et al. 2018).
 
     Shape:
-        `y, h_n = rnn(x, h_0)` with x (T, B, I), or (B, T, I) if batch_first, or (T, I), or a PackedSequence; h_0 and h_n (L * D, B, H).
-        A float64 h_0 is an exact state and gives an exact float64 h_n. Parameters: weight_ih_l0 (3H, I), weight_hh_l0 (3H, H/2),
-        bias_ih_l0, bias_hh_l0 (3H,), rows z1 r1 g1 z2 r2 g2; not interchangeable with nn.GRU's.
+        `y, h_n = rnn(x, h_0)` with x (T, B, I), or (B, T, I) if batch_first, or (T, I), or a PackedSequence; h_0 and
+        h_n (L * D, B, H). A float64 h_0 is an exact state and gives an exact float64 h_n. Parameters: weight_ih_l0
+        (3H, I), weight_hh_l0 (3H, H/2), bias_ih_l0, bias_hh_l0 (3H,), rows z1 r1 g1 z2 r2 g2; not interchangeable with
+        nn.GRU's.
 
     Raises:
         ValueError: arguments, shapes, dtypes or devices do not fit.
@@ -358,7 +376,8 @@ class RevGRU(RevRNN):
 class RevLSTM(RevRNN):
     """A multi-layer RevLSTM: nn.LSTM's arguments, shapes and manners, trained by rewinding.
 
-    Each layer splits both states into halves and updates each from the other (MacKay et al. 2018, section 3.1; `cells.rev_lstm`)::
+    Each layer splits both states into halves and updates each from the other (MacKay et al. 2018, section 3.1;
+    `cells.rev_lstm`)::
 
         f, p, i, o = sigmoid(A1 [x; h2] + b)    g = tanh(A1' [x; h2] + b)
         c1 <- f * c1 + i * g    h1 <- p * h1 + o * tanh(c1)
@@ -368,8 +387,8 @@ class RevLSTM(RevRNN):
         All as in `RevGRU`, in nn.LSTM's order. `proj_size` must be 0: a projected state cannot be rewound.
 
     Shape:
-        `y, (h_n, c_n) = rnn(x, (h_0, c_0))`, shapes as in `RevGRU`. Parameters: weight_ih_l0 (5H, I), weight_hh_l0 (5H, H/2),
-        bias_ih_l0, bias_hh_l0 (5H,), rows f1 p1 i1 o1 g1 f2 p2 i2 o2 g2; not interchangeable with nn.LSTM's.
+        `y, (h_n, c_n) = rnn(x, (h_0, c_0))`, shapes as in `RevGRU`. Parameters: weight_ih_l0 (5H, I), weight_hh_l0
+        (5H, H/2), bias_ih_l0, bias_hh_l0 (5H,), rows f1 p1 i1 o1 g1 f2 p2 i2 o2 g2; not interchangeable with nn.LSTM's.
 
     Raises:
         As `RevGRU`.
@@ -413,7 +432,9 @@ class RevLSTM(RevRNN):
 
 def _refuse_projection(proj_size: int) -> None:
     if proj_size:
-        raise ValueError(f"proj_size is not supported: a projected state cannot be rewound; proj_size must be 0, got {proj_size}")
+        raise ValueError(
+            f"proj_size is not supported: a projected state cannot be rewound; proj_size must be 0, got {proj_size}"
+        )
 
 
 def _form(states: State) -> Hx:

@@ -25,7 +25,8 @@ class LayerUse:
     Attributes:
         stored_bits: bits of its buffer, 16 a spilled word and 32 a head.
         ideal_bits: bits that its gates forgot, the sum of -log2 z: the least any buffer could store.
-        unit_steps: units times steps that were spilled. The last chunk of a training pass keeps its gates instead and is not counted.
+        unit_steps: units times steps that were spilled. The last chunk of a training pass keeps its gates instead and
+            is not counted.
     """
 
     stored_bits: int = 0
@@ -43,16 +44,20 @@ class Used(LayerUse):
     """What a block used; complete when the block ends.
 
     Attributes:
-        peak_bytes: the most memory in use during the block above what was in use when it began: allocated bytes on CUDA, resident
-            anonymous memory on Linux. None where the system does not tell.
+        peak_bytes: the most memory in use during the block above what was in use when it began: allocated bytes on
+            CUDA, resident anonymous memory on Linux. None where the system does not tell.
         layers: what each layer stored, by its name.
+        outer: the meter that this one runs inside, which hears what it hears.
     """
 
     peak_bytes: int | None = None
     layers: dict[str, LayerUse] = field(default_factory=dict)
+    outer: Used | None = field(default=None, repr=False)
 
     def hear(self, stack: Stack) -> None:
-        """Add what the tapes of a stack store now."""
+        """Add what the tapes of a stack store now, here and in the meter around this one."""
+        if self.outer:
+            self.outer.hear(stack)
         for tape in stack.tapes:
             stored, ideal, unit_steps = tape.usage()
             for use in (self, self.layers.setdefault(tape.name, LayerUse())):
@@ -65,8 +70,8 @@ class Used(LayerUse):
 def meter() -> Iterator[Used]:
     """Measure a block: peak memory, stored and ideal bits, bits a unit and step, for each layer.
 
-    Bits add up over the calls in the block; with `checkpoint_every`, over its segments, of which one at a time is kept. Metering counts
-    ideal bits, which takes a little time.
+    Bits add up over the calls in the block; with `checkpoint_every`, over its segments, of which one at a time is
+    kept. Metering counts ideal bits, which takes a little time.
 
     Example:
         >>> rnn = RevGRU(8, 16)
@@ -75,14 +80,18 @@ def meter() -> Iterator[Used]:
         >>> used.stored_bits > used.ideal_bits > 0, list(used.layers)
         (True, ['RevGRU layer 0'])
     """
-    used = Used()
+    outer = metering.listener.get()
+    used = Used(outer=outer if isinstance(outer, Used) else None)
     token = metering.listener.set(used)
     gauge = _gauge()
     try:
         yield used
     finally:
         metering.listener.reset(token)
-        used.peak_bytes = gauge.peak() if gauge else None
+        if gauge:
+            used.peak_bytes = max(gauge.peak(), used.peak_bytes or 0)
+            if used.outer:
+                used.outer.peak_bytes = max(used.peak_bytes, used.outer.peak_bytes or 0)
 
 
 class _CudaGauge:
@@ -105,7 +114,7 @@ class ResidentGauge:
         self._before = self._read("RssAnon")
 
     def peak(self) -> int:
-        """Bytes above those resident when the gauge was made; the peak counts all pages, of which file pages are taken off."""
+        """Bytes above those resident when the gauge was made; file pages do not count."""
         return max(0, self._read("VmHWM") - self._read("RssFile") - self._read("RssShmem") - self._before)
 
     @staticmethod

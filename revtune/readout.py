@@ -24,7 +24,8 @@ _BLOCK_BYTES = 5 * 2**19
 class LinearCrossEntropy(nn.Module):
     """`F.cross_entropy(y @ W.T + b, targets, reduction="sum")` in blocks of positions.
 
-    With label smoothing e and class weights w, position by position: `-(1 - e) w_t log p_t - e / V * sum_c w_c log p_c`.
+    With label smoothing e and class weights w, position by position: `-(1 - e) w_t log p_t - e / V * sum_c w_c log
+        p_c`.
 
     Args:
         in_features: E.
@@ -37,8 +38,8 @@ class LinearCrossEntropy(nn.Module):
         device, dtype: as in nn.Linear.
 
     Shape:
-        `head(y, targets)` with y (..., E) and targets (...) of integers in 0..V-1 or `ignore_index` gives a 0-d summed loss in nats;
-        `head.logits(y)` gives (..., V).
+        `head(y, targets)` with y (..., E) and targets (...) of integers in 0..V-1 or `ignore_index` gives a 0-d summed
+        loss in nats; `head.logits(y)` gives (..., V).
 
     Raises:
         ValueError: shapes do not fit, targets outside the classes, a smoothing outside 0..1.
@@ -74,11 +75,17 @@ class LinearCrossEntropy(nn.Module):
         if weight is None:
             weight = nn.Parameter(torch.empty(num_classes, in_features, device=device, dtype=dtype))
         elif weight.shape != (num_classes, in_features):
-            raise ValueError(f"a tied weight must be ({num_classes}, {in_features}), classes by features, got {tuple(weight.shape)}")
+            raise ValueError(
+                f"a tied weight must be ({num_classes}, {in_features}), classes by features, got {tuple(weight.shape)}"
+            )
         self.weight = weight
         self.bias = nn.Parameter(torch.zeros(num_classes, device=weight.device, dtype=weight.dtype)) if bias else None
         if class_weights is not None and class_weights.shape != (num_classes,):
             raise ValueError(f"class_weights must be ({num_classes},), one a class, got {tuple(class_weights.shape)}")
+        if class_weights is not None:
+            if not bool((class_weights >= 0).all()):
+                raise ValueError(f"class_weights must not be negative or NaN, got {float(class_weights.min())}")
+            class_weights = class_weights.to(weight)
         self.register_buffer("class_weights", class_weights)
         if tie is None:
             self.reset_parameters()
@@ -92,8 +99,11 @@ class LinearCrossEntropy(nn.Module):
 
     def forward(self, y: Tensor, targets: Tensor) -> Tensor:
         """The summed loss; its backward runs the blocks once more."""
+        if torch.is_autocast_enabled(y.device.type):
+            y = y.to(self.weight.dtype)
         y, targets = self._positions(y, targets)
-        loss: Tensor = _Blocked.apply(self, y, targets, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        with torch.autocast(y.device.type, enabled=False):
+            loss: Tensor = _Blocked.apply(self, y, targets, self.weight, self.bias)
         return loss
 
     def logits(self, y: Tensor) -> Tensor:
@@ -102,10 +112,13 @@ class LinearCrossEntropy(nn.Module):
 
     def total_weight(self, targets: Tensor) -> float:
         """What the mean divides by: the class weights of the targets that count, or their number."""
+        self._check_targets(targets)
         counted = targets[targets != self.ignore_index]
         return float(counted.numel() if self.class_weights is None else self.class_weights[counted].sum())
 
-    def loss_and_gradient(self, y: Tensor, targets: Tensor, into: Sinks, *, want_dy: bool = True) -> tuple[Tensor, Tensor | None]:
+    def loss_and_gradient(
+        self, y: Tensor, targets: Tensor, into: Sinks, *, want_dy: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
         """The summed loss and its gradient in one pass over the logits.
 
         Args:
@@ -123,11 +136,19 @@ class LinearCrossEntropy(nn.Module):
         return self._blocks(y, targets, weight, bias, torch.empty_like(y) if want_dy else None)
 
     def _blocks(
-        self, y: Tensor, targets: Tensor, dweight: Tensor | None, dbias: Tensor | None, dy: Tensor | None, scale: float = 1.0
+        self,
+        y: Tensor,
+        targets: Tensor,
+        dweight: Tensor | None,
+        dbias: Tensor | None,
+        dy: Tensor | None,
+        scale: float = 1.0,
     ) -> tuple[Tensor, Tensor | None]:
         loss = torch.zeros((), dtype=torch.float64, device=y.device)
         for block in self._slices(y.shape[0]):
-            part, grad = self._block(y[block], targets[block], dweight is not None or dbias is not None or dy is not None)
+            part, grad = self._block(
+                y[block], targets[block], dweight is not None or dbias is not None or dy is not None
+            )
             loss += part
             if grad is None:
                 continue
@@ -138,6 +159,7 @@ class LinearCrossEntropy(nn.Module):
                 dbias.add_(grad.sum(0))
             if dy is not None:
                 torch.mm(grad, self.weight.detach(), out=dy[block])
+            del grad
         return loss, dy
 
     def _block(self, y: Tensor, targets: Tensor, want_gradient: bool) -> tuple[Tensor, Tensor | None]:
@@ -182,26 +204,38 @@ class LinearCrossEntropy(nn.Module):
     def _positions(self, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         if y.shape[-1] != self.in_features or y.shape[:-1] != targets.shape:
             raise ValueError(
-                f"LinearCrossEntropy wants y (..., {self.in_features}) and targets (...), got {tuple(y.shape)} and {tuple(targets.shape)}"
+                f"LinearCrossEntropy wants y (..., {self.in_features}) and targets (...), "
+                f"got {tuple(y.shape)} and {tuple(targets.shape)}"
             )
+        if y.dtype != self.weight.dtype:
+            raise ValueError(f"LinearCrossEntropy wants y of {self.weight.dtype} like its weight, got {y.dtype}")
+        if y.device != self.weight.device:
+            raise ValueError(f"LinearCrossEntropy: y is on {y.device}, the weight on {self.weight.device}")
+        self._check_targets(targets)
+        return y.reshape(-1, self.in_features), targets.reshape(-1).long()
+
+    def _check_targets(self, targets: Tensor) -> None:
         if targets.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"targets must be int64 or int32, got {targets.dtype}")
+        if targets.device != self.weight.device:
+            raise ValueError(f"LinearCrossEntropy: targets are on {targets.device}, the weight on {self.weight.device}")
         wrong = (targets != self.ignore_index) & ((targets < 0) | (targets >= self.num_classes))
         if bool(wrong.any()):
             raise ValueError(
                 f"targets must lie in 0..{self.num_classes - 1} or be {self.ignore_index}, got {int(targets[wrong][0])}"
             )
-        return y.reshape(-1, self.in_features), targets.reshape(-1).long()
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, num_classes={self.num_classes}, bias={self.bias is not None}"
 
 
 class _Blocked(torch.autograd.Function):
-    """The summed loss, whose backward computes the blocks anew and adds weight gradients to sinks where they are open."""
+    """The summed loss, whose backward computes the blocks anew and adds weight gradients to open sinks."""
 
     @staticmethod
-    def forward(ctx: Any, head: LinearCrossEntropy, y: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, head: LinearCrossEntropy, y: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         ctx.head = head
         ctx.save_for_backward(y, targets, weight, bias)
         with torch.enable_grad():

@@ -1,7 +1,7 @@
 """Accumulators that gradients of large weights go into directly, so that no dense gradient a chunk is made.
 
-`rewind_loss` opens a collection of sinks; an embedding or a readout that finds one for its weight adds its gradient there and gives
-autograd nothing. A weight that is tied has one sink.
+`rewind_loss` opens a collection of sinks; an embedding or a readout that finds one for its weight adds its gradient
+there and gives autograd nothing. A weight that is tied has one sink.
 """
 
 from __future__ import annotations
@@ -27,13 +27,9 @@ class Sinks:
         return self._grads[id(tensor)][1]
 
     def add(self, tensor: Tensor, grad: Tensor | None) -> None:
-        """Add a gradient to this tensor's accumulator; the first one is taken over as it is."""
-        if grad is None:
-            return
-        if id(tensor) in self._grads:
-            self._grads[id(tensor)][1].add_(grad)
-        else:
-            self._grads[id(tensor)] = (tensor, grad)
+        """Add a gradient to this tensor's accumulator; none is taken over, since autograd may give one to several."""
+        if grad is not None:
+            self.of(tensor).add_(grad)
 
     def drain(self) -> tuple[list[Tensor], list[Tensor]]:
         """The tensors and their gradients, given away."""

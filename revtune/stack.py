@@ -1,7 +1,8 @@
 """Several layers that move through a chunk together, with the masks between them.
 
-A stack is a chain of links. Forward a chunk passes through them bottom up; rewinding goes bottom up too, since a layer's rewound
-outputs are the next layer's inputs; gradients go top down. Only the present chunk's inputs of each link are kept.
+A stack is a chain of links. Forward a chunk passes through them bottom up; rewinding goes bottom up too, since a
+layer's rewound outputs are the next layer's inputs; gradients go top down. Only the present chunk's inputs of each
+link are kept.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from revtune.dropout import drop_mask
 from revtune.tape import Tape
 
 
@@ -33,10 +35,12 @@ class Noise:
 
     def apply(self, x: Tensor, first: int) -> Tensor:
         """The masked chunk (K, B, F) that starts at step `first`; the same mask whenever it is asked for."""
-        generator = torch.Generator(x.device).manual_seed((self.seed + first) % 2**63)
-        mask = torch.empty_like(x).bernoulli_(1.0 - self.p, generator=generator)
-        return x * mask.div_(1.0 - self.p) if self.p < 1.0 else torch.zeros_like(x)
+        generator = torch.Generator(x.device).manual_seed(self.seed + first)
+        return x * drop_mask(tuple(x.shape), self.p, x, generator)
 
+
+FEWEST_STEPS = 4
+"""Shorter chunks would save little memory and cost time: weight gradients are one matmul a chunk."""
 
 Link = Tape | Locked | Noise
 
@@ -107,7 +111,7 @@ class Stack:
 
 
 def chunk_steps(steps: int, rows: int, stack: Stack, budget: int) -> int:
-    """How many steps a chunk has: what fits the budget in bytes, by shapes alone, evened out over the sequence.
+    """How many steps a chunk has: what fits the budget but at least 4, by shapes alone, evened out over the sequence.
 
     Args:
         steps: length T of the sequence.
@@ -116,12 +120,12 @@ def chunk_steps(steps: int, rows: int, stack: Stack, budget: int) -> int:
         budget: bytes that the gates, projections and inputs of one chunk may take.
     """
     floats = sum(_floats_per_step(tape) for tape in stack.tapes)
-    most = max(1, budget // max(1, int(4 * rows * floats)))
+    most = max(FEWEST_STEPS, budget // (4 * rows * floats))
     chunks = -(-steps // most)
     return -(-steps // chunks)
 
 
-def _floats_per_step(tape: Tape) -> float:
-    """Floats that a recorded step of one row keeps: projections and their gradients, gates, and four a coupling."""
+def _floats_per_step(tape: Tape) -> int:
+    """Floats kept of a recorded step of one row: four a gate (projection, value, their gradients), four a coupling."""
     couplings = sum(len(stage.couplings) for stage in tape.cell.stages)
-    return tape.units * (5.0 * tape.cell.blocks + 5.0 * couplings)
+    return tape.units * (4 * tape.cell.blocks + 4 * couplings)

@@ -1,14 +1,15 @@
 """Whole training steps, chunk by chunk: encoder, recurrent stack, readout and loss, with one readout pass.
 
-A layer that returns all its outputs has stored every state in them. Here nothing per step is returned: the sequence runs forward through
-encoder and stack only; then it is rewound at once, and each chunk's readout, loss and gradients are computed on the way.
-`loss.backward()` only scales those gradients and hands them to autograd, so that optimizers, clipping and hooks work as ever.
+A layer that returns all its outputs has stored every state in them. Here nothing per step is returned: the sequence
+runs forward through encoder and stack only; then it is rewound at once, and each chunk's readout, loss and gradients
+are computed on the way. `loss.backward()` only scales those gradients and hands them to autograd, so that optimizers,
+clipping and hooks work as ever.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,9 @@ from revtune.layers import Hx, RevRNN
 from revtune.scan import DEFAULT_BUDGET, State, check_lengths
 from revtune.sinks import Sinks
 from revtune.stack import chunk_steps
+from revtune.tape import Place
+
+Move = Callable[[Tensor, int], Tensor]
 
 
 def rewind_loss(
@@ -42,18 +46,20 @@ def rewind_loss(
         rnn: a RevGRU or RevLSTM, not bidirectional.
         inputs: (T, B, ...), or (B, T, ...) if the net is batch_first.
         targets: likewise; what `readout` expects.
-        encode: maps a time-first chunk of inputs to (K, B, I): an embedding, any module, any function. None if inputs are features.
-        readout: `readout(y, targets)` with y (N, H) gives the *summed* loss of its N positions. Gradients reach every tensor that it
-            uses. `LinearCrossEntropy` is the fast one. Padded positions are left out.
-        state: `h_0`, or `(h_0, c_0)`, (L, B, H); pass on what the previous call returned for truncated backpropagation. Zeros by
-            default. Gradients flow to one that requires them.
+        encode: maps a time-first chunk of inputs to (K, B, I): an embedding, any module, any function. None if inputs
+            are features.
+        readout: `readout(y, targets)` with y (N, H) gives the *summed* loss of its N positions. Gradients reach every
+            tensor that it uses. `LinearCrossEntropy` is the fast one. Padded positions are left out.
+        state: `h_0`, or `(h_0, c_0)`, (L, B, H); pass on what the previous call returned for truncated
+            backpropagation. Zeros by default. Gradients flow to one that requires them.
         lengths: steps of each row, (B,), in 1..T.
         reduction: "mean" divides by the number of positions (or by `readout.total_weight(targets)`), "sum" does not.
-        checkpoint_every: keep the state every so many steps and the buffer of one such segment only, for one more forward pass; "auto"
-            takes sqrt(64 T) steps, which stores least at one forgotten bit a step.
+        checkpoint_every: keep the state every so many steps and the buffer of one such segment only, for one more
+            forward pass; "auto" takes sqrt(64 T) steps, which stores least at one forgotten bit a step.
 
     Returns:
-        The loss, 0-d in the net's dtype, and the last state, detached, float64 and exact. Under `torch.no_grad()` a streamed evaluation.
+        The loss, 0-d in the net's dtype, and the last state, detached, float64 and exact. Under `torch.no_grad()` a
+        streamed evaluation.
 
     Raises:
         ValueError: a bidirectional net, or arguments that do not fit.
@@ -81,7 +87,7 @@ def _rewind_loss(
     checkpoint_every: int | str | None,
 ) -> tuple[Tensor, Hx]:
     inputs, targets = _checked(rnn, inputs, targets, encode, reduction)
-    check_lengths(lengths, inputs.shape[0], inputs.shape[1])
+    check_lengths(lengths, inputs.shape[0], inputs.shape[1], inputs.device)
     segment = _segment_steps(checkpoint_every, inputs.shape[0])
     weight = _weight(readout, targets, lengths) if reduction == "mean" else 1.0
     stream = Stream(rnn, inputs, targets, encode, readout, state, lengths, segment)
@@ -90,7 +96,7 @@ def _rewind_loss(
             return (stream.evaluate() / weight).to(stream.dtype), stream.last_state()
         loss = (stream.train() / weight).to(stream.dtype)
     tensors, grads = stream.gradients()
-    handed: Tensor = _HandOver.apply(loss, grads, 1.0 / weight, *tensors)  # type: ignore[no-untyped-call]
+    handed: Tensor = _HandOver.apply(loss, grads, 1.0 / weight, *tensors)
     return handed, stream.last_state()
 
 
@@ -108,10 +114,10 @@ class Stream:
         lengths: Tensor | None,
         segment: int,
     ) -> None:
-        like = rnn.all_weights[0][0].new_empty(0, inputs.shape[1], rnn.input_size)
+        like = rnn.weight_ih_l0.new_empty(0, inputs.shape[1], rnn.input_size)
         states = rnn.first_states(like, state, batched=True)
         self.dtype, self.steps, self.segment = like.dtype, inputs.shape[0], segment
-        self.stack, self.layers = rnn.assemble(like, states, lengths, steps=segment)
+        self.stack, self.layers = rnn.assemble(like, states, lengths, steps=inputs.shape[0])
         self.chunk = chunk_steps(segment, inputs.shape[1], self.stack, DEFAULT_BUDGET)
         self._targets, self._lengths = targets, lengths
         self._sinks = Sinks()
@@ -124,7 +130,9 @@ class Stream:
         """The summed loss, with no gradient and no buffer."""
         for first, last in _spans(0, self.steps, self.chunk):
             y = self.stack.infer(self._encoder.run(first, last), first)
-            self._loss += self._readout.loss(*self._positions(y, first, last))
+            positions, targets = self._positions(y, first, last)
+            if len(positions):
+                self._loss += self._readout.loss(positions, targets)
         self._last = [tape.state() for tape in self.stack.tapes]
         return self._loss
 
@@ -137,7 +145,6 @@ class Stream:
             for span in _spans(first, last, self.chunk):
                 self.stack.preview(self._encoder.run(*span), span[0])
             starts.append(self._standing())
-            self._restart(starts[-1])
         ends = [*starts[1:], None]
         for (first, last), start, end in reversed(list(zip(segments, starts, ends, strict=True))):
             self._restart(start)
@@ -159,27 +166,40 @@ class Stream:
         stacked = tuple(torch.stack(group) for group in zip(*self._last, strict=True))
         return stacked[0] if len(stacked) == 1 else stacked
 
-    def _run_segment(self, first: int, last: int, end: list[dict[str, Tensor]] | None) -> None:
+    def _run_segment(self, first: int, last: int, end: list[Place] | None) -> None:
         """Run a segment forward, turn around at its last chunk, and rewind it with readout and gradients."""
         spans = list(_spans(first, last, self.chunk))
         for span in spans[:-1]:
             self.stack.forward(self._encoder.run(*span), span[0])
-        y = self.stack.record(self._encoder.run(*spans[-1], graph=True), spans[-1][0])
+        self._pass(self.stack.record, *spans[-1], lambda: self._arrived(end, last))
+        for span in reversed(spans[:-1]):
+            self._pass(self.stack.rewind, *span)
+
+    def _arrived(self, end: list[Place] | None, last: int) -> None:
+        """Note or check where the segment ends."""
         if end is None:
-            self._last = [tape.final_state() for tape in self.stack.tapes]
+            self._last = [tape.state(tape.final) for tape in self.stack.tapes]
         else:
             self._compare(end, last)
         metering.report(self.stack)
-        self._pass(y, *spans[-1])
-        for span in reversed(spans[:-1]):
-            self._pass(self.stack.rewind(self._encoder.run(*span, graph=True), span[0]), *span)
 
-    def _pass(self, y: Tensor, first: int, last: int) -> None:
-        """Readout, loss and gradients of the chunk that the stack has just recorded or rewound."""
+    def _pass(self, move: Move, first: int, last: int, then: Callable[[], None] | None = None) -> None:
+        """Record or rewind a chunk, then its readout, loss and gradients."""
+        y = move(self._encoder.run(first, last, graph=True), first)
+        if then:
+            then()
+        dy = self._read_out(y, first, last)
+        del y
+        self._encoder.gradient(self.stack.gradient(dy, first), first)
+
+    def _read_out(self, y: Tensor, first: int, last: int) -> Tensor | None:
+        """Add the chunk's loss; returns the gradient of its outputs (K, B, H), None where no row runs any more."""
         positions, targets = self._positions(y, first, last)
+        if not len(positions):
+            return None
         loss, grad = self._readout.gradient(positions, targets)
         self._loss += loss
-        self._encoder.gradient(self.stack.gradient(self._placed(grad, y, first, last), first), first)
+        return self._placed(grad, y, first, last)
 
     def _positions(self, y: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Outputs (N, H) and targets (N, ...) of the chunk's positions, padding left out."""
@@ -200,19 +220,20 @@ class Stream:
             return None
         return torch.arange(first, last, device=self._lengths.device).unsqueeze(1) < self._lengths
 
-    def _standing(self) -> list[dict[str, Tensor]]:
-        return [dict(tape.counts) for tape in self.stack.tapes]
+    def _standing(self) -> list[Place]:
+        return [tape.standing() for tape in self.stack.tapes]
 
-    def _restart(self, starts: list[dict[str, Tensor]]) -> None:
+    def _restart(self, starts: list[Place]) -> None:
         for tape, start in zip(self.stack.tapes, starts, strict=True):
             tape.restart(start)
 
-    def _compare(self, wanted: list[dict[str, Tensor]], step: int) -> None:
+    def _compare(self, wanted: list[Place], step: int) -> None:
         """A segment that runs again must end where it ended the first time."""
         for tape, ends in zip(self.stack.tapes, wanted, strict=True):
-            if not all(torch.equal(ends[part], tape.final[part]) for part in ends):
+            again = tape.final.counts
+            if not all(torch.equal(count, again[part]) for part, count in ends.counts.items()):
                 raise ReversalError(
-                    f"{tape.name}: running the segment before step {step} again did not lead to the state recorded there; "
+                    f"{tape.name}: running the steps before {step} again did not lead to the state recorded there: "
                     "something computed a gate differently the second time"
                 )
 
@@ -229,10 +250,12 @@ class _HandOver(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "rewind_loss does not support double backward: its gradients have no graph of their own; use create_graph=False"
+                "rewind_loss does not support double backward: its gradients have no graph; use create_graph=False"
             )
         if ctx.grads is None:
-            raise RuntimeError("rewind_loss: backward a second time; the first call needs retain_graph=True to allow it")
+            raise RuntimeError(
+                "rewind_loss: backward a second time; the first call needs retain_graph=True to allow it"
+            )
         factor, grads = float(grad) * ctx.scale, ctx.grads
         if torch._C._autograd._get_current_graph_task_keep_graph():
             return (None, None, None, *(kept * factor for kept in grads))
@@ -247,18 +270,29 @@ def _checked(
     if not isinstance(rnn, RevRNN):
         raise ValueError(f"rewind_loss wants a RevGRU or RevLSTM, got {type(rnn).__name__}")
     if rnn.bidirectional:
-        raise ValueError("rewind_loss cannot stream a bidirectional net: its first output needs the last input; use the layer itself")
+        raise ValueError(
+            "rewind_loss cannot stream a bidirectional net: its first output needs the last input; use the layer itself"
+        )
     if reduction not in ("mean", "sum"):
         raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
     if inputs.dim() < 2 or targets.dim() < 2 or inputs.shape[:2] != targets.shape[:2]:
         order = "(B, T, ...)" if rnn.batch_first else "(T, B, ...)"
         raise ValueError(
-            f"rewind_loss: inputs and targets must both be {order}, got {tuple(inputs.shape)} and {tuple(targets.shape)}"
+            f"rewind_loss: inputs and targets must both be {order}, "
+            f"got {tuple(inputs.shape)} and {tuple(targets.shape)}"
         )
     if 0 in inputs.shape[:2]:
-        raise ValueError(f"rewind_loss: at least one step and one row are needed, got inputs of shape {tuple(inputs.shape)}")
+        raise ValueError(
+            f"rewind_loss: at least one step and one row are needed, got inputs of shape {tuple(inputs.shape)}"
+        )
+    device = rnn.weight_ih_l0.device
+    for name, tensor in (("inputs", inputs), ("targets", targets)):
+        if tensor.device != device:
+            raise ValueError(f"rewind_loss: {name} are on {tensor.device}, the net on {device}")
     if encode is None and not inputs.is_floating_point():
-        raise ValueError(f"rewind_loss: inputs are {inputs.dtype}; pass encode=, such as an nn.Embedding, to turn them into features")
+        raise ValueError(
+            f"rewind_loss: inputs are {inputs.dtype}; pass encode=, such as an nn.Embedding, to turn them into features"
+        )
     return (inputs.transpose(0, 1), targets.transpose(0, 1)) if rnn.batch_first else (inputs, targets)
 
 
@@ -268,7 +302,9 @@ def _segment_steps(checkpoint_every: int | str | None, steps: int) -> int:
     if checkpoint_every == "auto":
         return min(steps, math.isqrt(64 * steps))
     if not isinstance(checkpoint_every, int) or checkpoint_every < 1:
-        raise ValueError(f'checkpoint_every must be a positive number of steps, "auto" or None, got {checkpoint_every!r}')
+        raise ValueError(
+            f'checkpoint_every must be a positive number of steps, "auto" or None, got {checkpoint_every!r}'
+        )
     return min(steps, checkpoint_every)
 
 
@@ -281,7 +317,9 @@ def _weight(readout: Readout, targets: Tensor, lengths: Tensor | None) -> float:
     total = getattr(readout, "total_weight", None)
     weight = float(targets.shape[0]) if total is None else float(total(targets))
     if not weight > 0:
-        raise ValueError("rewind_loss: no target counts, so there is no mean loss; use reduction='sum' or leave the batch out")
+        raise ValueError(
+            "rewind_loss: no target counts, so there is no mean loss; use reduction='sum' or leave the batch out"
+        )
     return weight
 
 

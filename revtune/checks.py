@@ -1,0 +1,90 @@
+"""What is checked while a sequence runs: finite numbers, states in range, and that rewinding came back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from revtune import fixed
+from revtune.errors import NonFiniteError, StateRangeError
+
+LARGEST_COUNT = fixed.STATE_RANGE * fixed.STATE_ONE
+_KEY, _MIX = -0x61C8864680B583EB, -0x40A7B892E31B1A47
+
+
+def checksum(depth: int, tensors: Iterable[Tensor]) -> int:
+    """64 bits of float64 tensors and a number; sensitive to every bit, to order and to position.
+
+    Each value's bits are xored with a key of its place, multiplied, folded and multiplied again before they are added
+    up, so that differences do not cancel. 0 and -0 count as the same.
+    """
+    total = depth
+    for values in tensors:
+        bits = (values + 0.0).view(torch.int64)
+        key = torch.arange(1, values.numel() + 1, device=values.device).mul_(_KEY).view(values.shape)
+        mixed = (bits ^ key).mul_(_MIX)
+        mixed = (mixed ^ (mixed >> 29)).mul_(_KEY)
+        total = (total * 0x100000001B3 + int((mixed ^ (mixed >> 32)).sum())) & (2**64 - 1)
+    return total
+
+
+def check_finite(value: Tensor, what: str) -> None:
+    """Refuse NaN and infinities.
+
+    Raises:
+        NonFiniteError: names `what`, where it is not finite and what it holds there.
+    """
+    if value.numel() == 0:
+        return
+    low, high = torch.aminmax(value.detach())
+    if not bool(low.isfinite() & high.isfinite()):
+        place = tuple(int(i) for i in (~value.isfinite()).nonzero()[0])
+        raise NonFiniteError(f"{what} is not finite: {float(value[place])} at index {place}")
+
+
+def check_input(x: Tensor, first: int, name: str) -> None:
+    """Refuse a chunk of inputs (K, B, I), of which the first is step `first`, that is not finite.
+
+    Raises:
+        NonFiniteError: names layer, step and row.
+    """
+    low, high = torch.aminmax(x)
+    if not bool(low.isfinite() & high.isfinite()):
+        k, row, feature = (int(i) for i in (~x.isfinite()).nonzero()[0])
+        value = float(x[k, row, feature])
+        raise NonFiniteError(
+            f"{name}: input is not finite: {value} at step {first + k}, batch row {row}, feature {feature}"
+        )
+
+
+def check_state(state: Tensor, what: str) -> None:
+    """Refuse a state (real values) that is not finite or not below 2^20.
+
+    Raises:
+        NonFiniteError, StateRangeError: name `what` and the value.
+    """
+    check_finite(state, what)
+    peak = float(state.detach().abs().amax()) if state.numel() else 0.0
+    if peak >= fixed.STATE_RANGE:
+        raise StateRangeError(f"{what} holds {peak:g}, outside the exact range |h| < 2^20 = {fixed.STATE_RANGE:.0f}")
+
+
+def name_bad_count(counts: Tensor, part: str, step: int, name: str) -> None:
+    """Raise for the first count (B, N) that is not finite or out of range, if there is one.
+
+    Raises:
+        NonFiniteError, StateRangeError: name layer, part, unit, row and step.
+    """
+    bad = ~(counts.abs() < LARGEST_COUNT)
+    if not bool(bad.any()):
+        return
+    row, unit = (int(i) for i in bad.nonzero()[0])
+    value = fixed.from_counts(counts[row, unit])
+    where = f"{name}: state {part}, unit {unit}, batch row {row}, step {step}"
+    if not bool(value.isfinite()):
+        raise NonFiniteError(
+            f"{where} is {float(value)}: a gate or an update is not finite; are the weights too large?"
+        )
+    raise StateRangeError(f"{where} is {float(value):g}, outside the exact range |h| < 2^20 = {fixed.STATE_RANGE:.0f}")

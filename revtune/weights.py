@@ -1,0 +1,121 @@
+"""The weights of one layer: the input projection, and the gradients of products, one matmul a chunk each.
+
+Shapes: K steps of a chunk, B batch, I input, G gates, N units of a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from revtune.cells import Response, block_rows
+from revtune.checks import check_finite
+
+Rows = tuple[int, int] | None
+
+
+class Weights:
+    """Weights, response pairs, and what has been added up of their gradients.
+
+    Args:
+        weights: by name; `ih` (G, I) and `bias` (G,) make up the input projection and are optional.
+        responses: pairs (V, s) by the name of the weight they respond for.
+        wanted: names of weights, and `name.V`, `name.s` of responses, whose gradients are wanted.
+        units: N.
+        owner: the layer's name, for errors.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        responses: Mapping[str, Response],
+        wanted: frozenset[str],
+        units: int,
+        owner: str,
+    ) -> None:
+        self.tensors = {name: weight.detach() for name, weight in weights.items()}
+        self.responses = {name: (v.detach(), s.detach()) for name, (v, s) in responses.items()}
+        self.wanted, self._units = wanted, units
+        self.gradients: dict[str, Tensor] = {}
+        for name, tensor in self._all():
+            check_finite(tensor, f"{owner}: weight {name!r}")
+
+    def fresh(self) -> Weights:
+        """The same weights with no gradients yet."""
+        other = object.__new__(Weights)
+        other.__dict__.update(self.__dict__)
+        other.gradients = {}
+        return other
+
+    def fingerprints(self) -> dict[str, int]:
+        """A number a tensor that changes when its bits do, in one pass over it."""
+        kinds = {4: torch.int32, 8: torch.int64}
+        return {
+            name: int(tensor.contiguous().view(kinds[tensor.element_size()]).sum(dtype=torch.int64))
+            for name, tensor in self._all()
+        }
+
+    def project(self, x: Tensor) -> Tensor:
+        """The input projection of a chunk, (K, B, I) to (K, B, G); without `ih` the input itself."""
+        if "ih" not in self.tensors:
+            return x
+        projected = F.linear(x, self.tensors["ih"], self.tensors.get("bias"))
+        if "ih" in self.responses:
+            extra, scale = self.responses["ih"]
+            projected = projected + scale * F.linear(x, extra)
+        return projected
+
+    def project_gradient(self, x: Tensor, dx: Tensor) -> Tensor:
+        """From the projection's gradient (K, B, G) to the input's (K, B, I), adding those of `ih` and `bias`."""
+        if "ih" not in self.tensors:
+            return dx
+        self._add_product("ih", slice(0, dx.shape[-1]), x.flatten(0, 1), dx.flatten(0, 1), x.shape[0])
+        if "bias" in self.wanted:
+            self._sink("bias", self.tensors["bias"]).add_(dx.sum((0, 1)))
+        back = dx @ self.tensors["ih"]
+        if "ih" in self.responses:
+            extra, scale = self.responses["ih"]
+            back = back + (dx * scale) @ extra
+        return back
+
+    def add(self, name: str, grad: Tensor) -> None:
+        """Add the gradient of a weight that was read as it is."""
+        if name in self.wanted:
+            self._sink(name, self.tensors[name]).add_(grad)
+
+    def add_products(self, products: dict[tuple[str, Rows], tuple[list[Tensor], list[Tensor]]]) -> None:
+        """Add the gradients of a chunk's products, given at each step the value (B, columns) and the result's gradient.
+
+        The lists are used up as they are read.
+        """
+        while products:
+            (name, rows), (values, grads) = products.popitem()
+            chosen = block_rows(self.tensors[name], rows, self._units)
+            self._add_product(name, chosen, torch.cat(values), torch.cat(grads), len(values))
+
+    def _add_product(self, name: str, rows: slice, value: Tensor, grad: Tensor, steps: int) -> None:
+        if name in self.wanted:
+            self._sink(name, self.tensors[name])[rows].addmm_(grad.t(), value)
+        if name not in self.responses:
+            return
+        extra, scale = self.responses[name]
+        scale = scale[:, rows]
+        if f"{name}.V" in self.wanted:
+            self._sink(f"{name}.V", extra)[rows].addmm_((grad * scale.repeat(steps, 1)).t(), value)
+        if f"{name}.s" in self.wanted:
+            by_step = (grad * F.linear(value, extra[rows])).view(steps, *scale.shape)
+            self._sink(f"{name}.s", self.responses[name][1])[:, rows].add_(by_step.sum(0))
+
+    def _sink(self, name: str, like: Tensor) -> Tensor:
+        if name not in self.gradients:
+            self.gradients[name] = torch.zeros_like(like, memory_format=torch.contiguous_format)
+        return self.gradients[name]
+
+    def _all(self) -> Iterable[tuple[str, Tensor]]:
+        yield from self.tensors.items()
+        for name, (extra, scale) in self.responses.items():
+            yield f"{name}.V", extra
+            yield f"{name}.s", scale
