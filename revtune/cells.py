@@ -59,7 +59,7 @@ class Step:
 
     def weight(self, name: str) -> Tensor:
         """A weight used other than in a product."""
-        return self._weights[name]
+        return self._named(name)
 
     def product(self, name: str, value: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
         """`W v`, or `W v + s * (V v)` where the scan carries a response pair for this weight.
@@ -69,12 +69,21 @@ class Step:
             value: shape (B, columns of W).
             rows: first and last-but-one block of N rows of W to use; all rows by default.
         """
-        chosen = block_rows(self._weights[name], rows, self._width())
-        product = F.linear(value, self._weights[name][chosen])
+        weight = self._named(name)
+        chosen = block_rows(weight, rows, self._width())
+        if value.shape[-1] != weight.shape[1] or chosen.stop > weight.shape[0]:
+            wanted = (max(chosen.stop, weight.shape[0]), value.shape[-1])
+            raise ValueError(f"weight {name!r} must be {wanted} for this cell, got {tuple(weight.shape)}")
+        product = F.linear(value, weight[chosen])
         if name not in self._responses:
             return product
         extra, scale = self._responses[name]
         return product + scale[:, chosen] * F.linear(value, extra[chosen])
+
+    def _named(self, name: str) -> Tensor:
+        if name not in self._weights:
+            raise ValueError(f"the cell reads weight {name!r}, but the weights given are {tuple(self._weights)}")
+        return self._weights[name]
 
     def _width(self) -> int:
         return next(iter(self._parts.values())).shape[-1]

@@ -19,21 +19,28 @@ from revtune import sinks
 
 
 class _Sequence:
-    """The masks drawn for one sequence, from a generator of their own."""
+    """The masks drawn for one sequence, from a generator of their own.
+
+    Its seed is drawn before the sequence is trained on, so that a replay, which draws no masks, leaves torch's
+    generator in step.
+    """
 
     def __init__(self) -> None:
         self.masks: dict[tuple[int, tuple[int, ...]], Tensor] = {}
-        self._seed: int | None = None
+        self._seed = _seed() if torch.is_grad_enabled() else None
 
     def draw(self, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
         """A new mask; the n-th one depends on the sequence's seed and n alone."""
-        if self._seed is None:
-            self._seed = int(torch.randint(2**62, ()))
+        self._seed = _seed() if self._seed is None else self._seed
         generator = torch.Generator(like.device).manual_seed(self._seed + len(self.masks))
         return drop_mask(shape, p, like, generator)
 
 
 _sequence: ContextVar[_Sequence | None] = ContextVar("revtune_sequence", default=None)
+
+
+def _seed() -> int:
+    return int(torch.randint(2**62, ()))
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class Encoder:
         with _seeded(self._seed, first, self._inputs.device), torch.set_grad_enabled(graph), opened(self._sinks):
             with self._autocast.again():
                 encoded = chunk if self._encode is None else self._encode(chunk)
-            self._root = self._check(self._shaped(encoded, chunk))
+                self._root = self._check(self._shaped(encoded, chunk))
         return self._root.detach()
 
     @staticmethod
@@ -147,11 +147,26 @@ def leaves(root: Tensor) -> list[Tensor]:
 
 
 def _grad(root: Tensor, tensors: list[Tensor], cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Gradients; graphs that the caller built outside stay usable for the next chunk."""
+    """Gradients of a chunk; graphs that the caller built outside stay usable for the next one."""
     if not tensors:
         return ()
     cotangent = cotangent if cotangent is None else cotangent.to(root.dtype)
-    return torch.autograd.grad(root, tensors, cotangent, retain_graph=True, allow_unused=True)
+    with _hooks_silenced(tensors):
+        return torch.autograd.grad(root, tensors, cotangent, retain_graph=True, allow_unused=True)
+
+
+@contextmanager
+def _hooks_silenced(tensors: list[Tensor]) -> Iterator[None]:
+    """Hooks of leaves are for whole gradients, which autograd gets at the hand-over, and not for those of chunks."""
+    hooks = [tensor._backward_hooks for tensor in tensors if tensor._backward_hooks]
+    kept = [dict(hook) for hook in hooks]
+    try:
+        for hook in hooks:
+            hook.clear()
+        yield
+    finally:
+        for hook, items in zip(hooks, kept, strict=True):
+            hook.update(items)
 
 
 def _scalar(loss: Tensor) -> Tensor:

@@ -26,8 +26,8 @@ def to_counts(value: Tensor) -> Tensor:
         float64 whole numbers of the same shape. NaN and infinities are passed on, never rounded away.
 
     Example:
-        >>> to_counts(torch.tensor([1.0, -0.5]))
-        tensor([ 4.2950e+09, -2.1475e+09], dtype=torch.float64)
+        >>> to_counts(torch.tensor([1.0, -0.5])).tolist()
+        [4294967296.0, -2147483648.0]
     """
     return value.double().mul_(STATE_ONE).round_() if value.dtype != torch.float64 else (value * STATE_ONE).round_()
 
@@ -53,8 +53,8 @@ def round_forget(z: Tensor, top: int = FORGET_ONE) -> Tensor:
         A tensor of z's dtype and shape whose values are exact multiples of 2^-10, with dL/dz = dL/d(result).
 
     Example:
-        >>> round_forget(torch.tensor([0.0, 0.5004, 1.0])) * 1024
-        tensor([   1.,  512., 1024.])
+        >>> (round_forget(torch.tensor([0.0, 0.5004, 1.0])) * 1024).tolist()
+        [1.0, 512.0, 1024.0]
     """
     value = z.detach()
     rounded = (value * FORGET_ONE).round_().clamp_(1, top).mul_(1 / FORGET_ONE).add_(value, alpha=0.0)

@@ -318,8 +318,8 @@ class RevGRU(RevRNN):
             hidden_size even, dtype float32 or float64.
         max_forget_bits: the most bits a unit may forget a step; any positive number, or None for no limit.
         forgetting: False gives NF-RevGRU, which stores nothing and cannot forget.
-        output: "all" returns the top layer's outputs of all steps; "last" those of each sequence's last step, (B, D *
-            H), and no per-step output ever exists.
+        output: "all" returns the top layer's outputs of all steps; "last" each direction's last one, (B, D * H), and
+            no per-step output ever exists.
         backend: "auto" or "reference", the plain torch path.
         input_dropout, hidden_dropout, output_dropout: rates of locked dropout on the first layer's input, on the state
             as the recurrent products read it, and on the top layer's output; one mask a sequence.

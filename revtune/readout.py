@@ -99,10 +99,10 @@ class LinearCrossEntropy(nn.Module):
 
     def forward(self, y: Tensor, targets: Tensor) -> Tensor:
         """The summed loss; its backward runs the blocks once more."""
-        if torch.is_autocast_enabled(y.device.type):
+        if torch.is_autocast_enabled(self.weight.device.type):
             y = y.to(self.weight.dtype)
         y, targets = self._positions(y, targets)
-        with torch.autocast(y.device.type, enabled=False):
+        with torch.autocast(self.weight.device.type, enabled=False):
             loss: Tensor = _Blocked.apply(self, y, targets, self.weight, self.bias)
         return loss
 

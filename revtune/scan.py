@@ -357,7 +357,7 @@ def _first_state(
 ) -> State:
     """The state given, or zeros."""
     if x.dim() != 3 or 0 in x.shape[:2]:
-        raise ValueError(f"{cell.name}: x must be (T, B, I) with at least one step and one row, got {tuple(x.shape)}")
+        raise ValueError(f"{cell.name}: x must be (T, B, I) with T >= 1 and B >= 1, got {tuple(x.shape)}")
     if state is not None:
         if len(state) != len(cell.states):
             raise ValueError(f"{cell.name}: state must be {len(cell.states)} tensors (B, H), got {len(state)}")
@@ -382,14 +382,14 @@ def _check_arguments(
     if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
         raise ValueError(f"{name}: chunk must be a positive number of steps, got {chunk!r}")
     check_lengths(lengths, steps, rows, x.device)
+    units = inputs.state[0].shape[-1] // len(cell.states[0])
+    if "ih" in inputs.weights:
+        units = inputs.weights["ih"].shape[0] // cell.blocks
     for tensor, group in zip(inputs.state, cell.states, strict=True):
-        if tensor.dim() != 2 or tensor.shape[0] != rows or tensor.shape[1] % len(group):
-            raise ValueError(
-                f"{name}: a state must be ({rows}, H) with H a multiple of {len(group)}, got {tuple(tensor.shape)}"
-            )
+        if tensor.shape != (rows, units * len(group)):
+            raise ValueError(f"{name}: a state must be {(rows, units * len(group))}, got {tuple(tensor.shape)}")
         if tensor.dtype not in (x.dtype, torch.float64):
             raise ValueError(f"{name}: a state must be {x.dtype} like x, or float64, got {tensor.dtype}")
-    units = inputs.state[0].shape[1] // len(cell.states[0])
     _check_weights(cell, x, inputs, units)
     for part, mask in masks.items():
         if part not in cell.parts or mask.shape != (rows, units):
@@ -401,15 +401,24 @@ def _check_arguments(
 def _check_weights(cell: Cell, x: Tensor, inputs: LayerInputs, units: int) -> None:
     columns = cell.blocks * units
     for key, weight in inputs.weights.items():
-        if weight.dtype != x.dtype or weight.device != x.device:
+        if weight.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"{cell.name}: weight {key!r} must be {x.dtype} on {x.device} like x, "
-                f"got {weight.dtype} on {weight.device}"
+                f"{cell.name}: weight {key!r} must be float32 or float64 to rewind exactly, got {weight.dtype}"
             )
-    expected = {"ih": (columns, x.shape[-1]), "bias": (columns,)}
-    for key, shape in expected.items():
-        if key in inputs.weights and inputs.weights[key].shape != shape:
-            raise ValueError(f"{cell.name}: weight {key!r} must be {shape}, got {tuple(inputs.weights[key].shape)}")
+        if weight.dtype != x.dtype or weight.device != x.device:
+            wanted, got = f"{weight.dtype} on {weight.device}", f"{x.dtype} on {x.device}"
+            raise ValueError(f"{cell.name}: x must be {wanted} like weight {key!r}, got {got}")
+    if "ih" in inputs.weights:
+        shape = tuple(inputs.weights["ih"].shape)
+        if len(shape) != 2 or shape[0] != columns:
+            raise ValueError(f"{cell.name}: weight 'ih' must be (G, I) with G a multiple of {cell.blocks}, got {shape}")
+        if shape[1] != x.shape[-1]:
+            raise ValueError(
+                f"{cell.name}: x must have {shape[1]} features, the columns of weight 'ih', got {x.shape[-1]}"
+            )
+    if "bias" in inputs.weights and inputs.weights["bias"].shape != (columns,):
+        given = tuple(inputs.weights["bias"].shape)
+        raise ValueError(f"{cell.name}: weight 'bias' must be ({columns},), got {given}")
     if "ih" not in inputs.weights and x.shape[-1] != columns:
         raise ValueError(
             f"{cell.name}: without weight 'ih' x must have {columns} features, blocks times units, got {x.shape[-1]}"

@@ -137,7 +137,7 @@ class Tape:
         start, projected, y = self.standing(), self._project(x, first), self._outputs(x)
         self._moments = []
         for k, row in enumerate(projected):
-            self._moments.append([self._record(row, i, first + k) for i in range(len(self.cell.stages))])
+            self._moments.append([self._record(row, i, first + k, first=k == 0) for i in range(len(self.cell.stages))])
             self._watch()
             self._write(y[k])
         self._inspect(x, first, start)
@@ -212,10 +212,12 @@ class Tape:
         """Bits stored, bits forgotten (while a meter runs), and units times steps, of the chunks that `forward` ran."""
         return (self.buffer.stored_bits if self._spilled else 0), self._ideal, self._spilled
 
-    def _record(self, row: Tensor, index: int, step: int) -> Moment:
+    def _record(self, row: Tensor, index: int, step: int, *, first: bool) -> Moment:
         moment, live = self._moment(row, index, step)
         for place, part in enumerate(self.cell.stages[index].changes):
             z, u = moment.update(place)
+            if first and z is not None:
+                self._check_gate(z, part)
             moment.moved(place, self._floats[part])
             self._couple(part, z, u, live, self.buffer.multiply)
         return moment
@@ -332,8 +334,9 @@ class Tape:
     def _explain(self, x: Tensor, first: int, what: str) -> str:
         return (
             f"{self.name}, steps {_steps(x, first)}: rewinding failed, {what}. Something computed a gate "
-            "differently in the two directions: weights changed through .data between forward and backward, a cell that is "
-            "random or reads anything but its step, or a matrix product that does not repeat. No gradient was produced."
+            "differently in the two directions: weights changed through .data between forward and backward, a cell "
+            "that is random or reads anything but its step, or a matrix product that does not repeat. "
+            "No gradient was produced."
         )
 
 

@@ -1,0 +1,205 @@
+"""`revtune bench memory`: what a whole training step needs above its parameters, beside torch's own layers.
+
+Each contestant has a process of its own, in which C's allocator gives freed blocks back alike for all. There a warm-up
+of the real B, H, V and T = 2K + 1 (K steps of a chunk) runs; gradients are dropped; then comes the step that counts:
+the peak of resident anonymous memory during it, minus what was resident before, minus the gradients that remain. On
+CUDA it is the peak of allocated bytes likewise. The meter that counts bits runs in the measured step, at our cost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import revtune as rt
+from revtune.contestants import Contestant, Every, Net, Shape, chunk_of
+from revtune.meter import ResidentGauge
+from revtune.problem import Problem
+
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+"""glibc otherwise moves these thresholds as it goes, and freed memory that stays resident would hide growth."""
+SHAPES = (
+    Shape(steps=70, batch=20, hidden=650, vocabulary=10_000),
+    Shape(steps=1000, batch=20, hidden=256),
+    Shape(steps=10_000, batch=8, hidden=256),
+)
+QUICK = SHAPES[1:2]
+LONG = Shape(steps=100_000, batch=8, hidden=256)
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One measurement: who, at what sizes, after how long a warm-up, on how many threads of which device."""
+
+    contestant: Contestant
+    shape: Shape
+    warm_up: int
+    threads: int
+    device: Device = "cpu"
+
+    def text(self) -> str:
+        """The job for a worker's command line."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def of(cls, text: str) -> Job:
+        """The job that a worker was given."""
+        facts = json.loads(text)
+        facts["contestant"], facts["shape"] = Contestant(**facts["contestant"]), Shape(**facts["shape"])
+        return cls(**facts)
+
+
+def memory(
+    *,
+    quick: bool = False,
+    long: bool = False,
+    markdown: bool = False,
+    out: Path = Path("runs/memory.json"),
+    threads: int = 1,
+    device: Device = "cpu",
+) -> None:
+    """A training step's memory above its parameters: reversible, torch's own, and torch's own checkpointed.
+
+    Args:
+        quick: T = 1,000 alone, within a minute.
+        long: also T = 100,000 with checkpoint_every="auto", which takes long.
+        markdown: print tables for a README.
+        out: file that the figures go to as JSON.
+        threads: threads of each contestant; they hardly change its memory.
+        device: cpu or cuda.
+    """
+    from revtune.memory_table import MarkdownTables, RichTables
+    from revtune.run import write
+
+    check(threads, device)
+    tables = MarkdownTables() if markdown else RichTables()
+    results: list[dict[str, Any]] = []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for shape, contestants in plan(quick=quick, long=long):
+        group = []
+        for contestant in contestants:
+            with tables.waiting(f"{contestant.name} at {shape}"):
+                group.append(measured(contestant, shape, threads, device))
+            write(out, json.dumps({**facts(threads, device), "results": results + group}, indent=1).encode())
+        if shape == LONG and (estimate := extrapolated(results, shape)):
+            group.append(estimate)
+        results += group
+        write(out, json.dumps({**facts(threads, device), "results": results}, indent=1).encode())
+        tables.show(shape, group)
+    tables.end(out)
+
+
+def plan(*, quick: bool, long: bool) -> Iterator[tuple[Shape, list[Contestant]]]:
+    """The shapes and who competes at each."""
+    for shape in QUICK if quick else SHAPES:
+        pairs = (("RevGRU", "nn.GRU"), ("RevLSTM", "nn.LSTM"))
+        yield shape, [
+            contestant
+            for ours, theirs in pairs
+            for contestant in (Contestant(cell=theirs), Contestant(cell=theirs, segments=True), Contestant(cell=ours))
+        ]
+    if long:
+        yield LONG, [Contestant(cell=cell, checkpoint_every="auto") for cell in ("RevGRU", "RevLSTM")]
+
+
+def measured(contestant: Contestant, shape: Shape, threads: int, device: Device) -> dict[str, Any]:
+    """What a worker found out about a contestant, or why it failed."""
+    every: Every = contestant.checkpoint_every
+    warm_up = min(shape.steps, 2 * chunk_of(shape, every) + 1)
+    job = Job(contestant=contestant, shape=shape, warm_up=warm_up, threads=threads, device=device)
+    done = subprocess.run(
+        [sys.executable, "-m", "revtune.bench", job.text()],
+        capture_output=True, text=True, env={**os.environ, **ALLOCATOR},
+    )  # fmt: skip
+    told = {"contestant": dataclasses.asdict(contestant), "name": contestant.name, "shape": dataclasses.asdict(shape)}
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        return {**told, "error": f"exit {done.returncode}: {last}"}
+    return {**told, **json.loads(done.stdout)}
+
+
+def work(job: Job) -> dict[str, Any]:
+    """Measure one step in this process."""
+    keep_to(job.threads)
+    torch.manual_seed(1)
+    device, shape = torch.device(job.device), job.shape
+    net = Net(job.contestant, shape).to(device)
+    tokens = torch.randint(shape.vocabulary, (shape.steps + 1, shape.batch), device=device)
+    net.step(tokens[: job.warm_up], tokens[1 : job.warm_up + 1])
+    net.zero_grad(set_to_none=True)
+    bits: dict[str, Any] = {}
+
+    def step() -> None:
+        with rt.meter() if job.contestant.reversible else contextlib.nullcontext() as used:
+            net.step(tokens[:-1], tokens[1:])
+        if used is not None and used.unit_steps:
+            bits.update(stored=used.bits_per_unit_step, ideal=used.ideal_bits / used.unit_steps)
+
+    peak = peak_of(step, device)
+    gradients = sum(weight.grad.nbytes for weight in net.parameters() if weight.grad is not None)
+    parameters = sum(weight.nbytes for weight in net.parameters())
+    needed = {"bytes": peak - gradients, "peak": peak, "gradients": gradients, "parameters": parameters}
+    return {**needed, "bits_per_unit_step": bits, "warm_up": job.warm_up}
+
+
+def peak_of(step: Callable[[], None], device: torch.device) -> int:
+    """The most bytes in use during a step above those in use before it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    gauge = ResidentGauge()
+    step()
+    return gauge.peak()
+
+
+def keep_to(threads: int) -> None:
+    """Use this many threads on as many processors, since the kernel counts pages up to 32 a processor inexactly."""
+    torch.set_num_threads(threads)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def extrapolated(results: list[dict[str, Any]], shape: Shape) -> dict[str, Any] | None:
+    """What nn.GRU would need at a longer shape, from its bytes a step at the longest one measured."""
+    plain = [one for one in results if one["name"] == "nn.GRU" and "bytes" in one]
+    same = [one for one in plain if {**one["shape"], "steps": shape.steps} == dataclasses.asdict(shape)]
+    if not same:
+        return None
+    longest = max(same, key=lambda one: one["shape"]["steps"])
+    needed = longest["bytes"] * shape.steps // longest["shape"]["steps"]
+    return {**longest, "shape": dataclasses.asdict(shape), "bytes": needed, "estimate": True}
+
+
+def facts(threads: int, device: Device) -> dict[str, Any]:
+    """What the figures depend on."""
+    chip = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+    versions = {"revtune": rt.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {**versions, "device": device, "chip": chip, "threads": threads, "allocator": ALLOCATOR}
+
+
+def check(threads: int, device: Device) -> None:
+    """Raise `Problem` where this machine cannot measure."""
+    if threads < 1:
+        raise Problem(f"--threads must be at least 1, got {threads}", code=2)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise Problem("--device cuda: torch finds no CUDA device here", code=2)
+    if device == "cpu" and not Path("/proc/self/clear_refs").exists():
+        raise Problem("resident memory is read from Linux's /proc, which is not here; --device cuda needs none")
+
+
+if __name__ == "__main__":
+    print(json.dumps(work(Job.of(sys.argv[1]))))

@@ -1,0 +1,121 @@
+"""Models, optimizers and facts as safetensors: numbers with names, nothing that runs when read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from revtune.problem import Problem
+
+State = Tensor | tuple[Tensor, ...] | None
+FACTS = "revtune"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Named tensors and JSON facts, as one file holds them."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def pack(saved: Saved) -> bytes:
+    """The content of a safetensors file, facts in its metadata."""
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in saved.tensors.items()}
+    return save(tensors, metadata={FACTS: json.dumps(saved.facts)})
+
+
+def read(path: Path) -> Saved:
+    """What `pack` wrote to a file.
+
+    Raises:
+        Problem: when the file is missing, truncated, or not of this program.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = (file.metadata() or {}).get(FACTS)
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+    except FileNotFoundError as error:
+        raise Problem(f"{path} is not there") from error
+    except (SafetensorError, OSError) as error:
+        raise Problem(f"{path} is damaged or no safetensors file: {error}") from error
+    try:
+        return Saved(tensors, json.loads(facts or ""))
+    except ValueError as error:
+        raise Problem(f"{path} was not written by revtune: its metadata has no facts of a run") from error
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters and buffers by name, one that stands in two places once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def load_weights(model: nn.Module, saved: Saved, path: Path, *, prefix: str = "") -> None:
+    """Copy saved tensors into a model of the same shapes.
+
+    Raises:
+        Problem: for the first name or shape that differs; the model is then as it was.
+    """
+    own = weights(model)
+    given = {name.removeprefix(prefix): tensor for name, tensor in saved.tensors.items() if name.startswith(prefix)}
+    if missing := own.keys() ^ given.keys():
+        name = min(missing)
+        raise Problem(f"{path} does not fit the model: {name} is only in the {'model' if name in own else 'file'}")
+    for name, tensor in own.items():
+        _check_like(given[name], tensor, name, path)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(given[name])
+
+
+def _check_like(given: Tensor, tensor: Tensor, name: str, path: Path) -> None:
+    sides = (tuple(given.shape), tuple(tensor.shape)), (given.dtype, tensor.dtype)
+    for what, (found, wanted) in zip(("shape", "dtype"), sides, strict=True):
+        if wanted != found:
+            raise Problem(f"{path} does not fit the model: {name} has {what} {found} there and {wanted} here")
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """An optimizer's tensors as `<parameter>/<key>`."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+        if value is not None
+    }
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module, saved: Saved, path: Path, *, prefix: str
+) -> None:
+    """Give an optimizer the tensors that `optimizer_tensors` named."""
+    parameters = dict(model.named_parameters())
+    for full, tensor in saved.tensors.items():
+        if not full.startswith(prefix):
+            continue
+        name, _, key = full.removeprefix(prefix).rpartition("/")
+        if name not in parameters:
+            raise Problem(f"{path} does not fit the model: it has an optimizer's {key} for {name}, which is not here")
+        parameter = parameters[name]
+        if tensor.dim():
+            _check_like(tensor, parameter, f"the optimizer's {key} of {name}", path)
+        optimizer.state[parameter][key] = tensor.to(parameter.device) if tensor.dim() else tensor
+
+
+def state_tensors(state: State) -> dict[str, Tensor]:
+    """A recurrent state as numbered tensors."""
+    parts = () if state is None else (state,) if isinstance(state, Tensor) else state
+    return {str(number): part for number, part in enumerate(parts)}
+
+
+def state_of(saved: Saved, device: torch.device, *, prefix: str) -> State:
+    """The recurrent state that `state_tensors` numbered."""
+    parts = [saved.tensors[name].to(device) for name in sorted(saved.tensors) if name.startswith(prefix)]
+    return None if not parts else parts[0] if len(parts) == 1 else tuple(parts)

@@ -1,0 +1,222 @@
+"""The program `revtune`.
+
+    revtune train [RECIPE] [options]    learn a text; without a recipe, Python's standard library
+    revtune train --resume RUN          go on with a run that was stopped
+    revtune generate RUN                write text with what a run has learned
+    revtune evaluate RUN                its loss on held-out text
+    revtune bench memory                a training step's memory against torch's own layers
+    revtune doctor                      what this machine and installation offer
+
+`revtune train --help` lists recipes and options, and so for each command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from revtune.problem import Problem
+
+if TYPE_CHECKING:
+    from revtune.config import Config, Size
+    from revtune.options import Train
+    from revtune.run import Run
+
+PROGRAM_NEEDS = {"tyro", "rich", "safetensors", "datasets", "matplotlib", "numpy", "shtab", "docstring_parser"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line and give its exit code: 0, 1 for a problem, 2 for a wrong command line, 130 when stopped."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        dispatch(arguments)
+        sys.stdout.flush()
+    except Problem as problem:
+        print(f"revtune: {problem}", file=sys.stderr)
+        return problem.code
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in PROGRAM_NEEDS:
+            raise
+        print(f"revtune: {error.name} is missing; pip install 'revtune[program]' installs it", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("revtune: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def dispatch(arguments: list[str]) -> None:
+    """Hand the rest of a command line to the command that it begins with."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print((__doc__ or "").strip())
+        return
+    if arguments[0] not in COMMANDS:
+        raise Problem(f"there is no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", code=2)
+    COMMANDS[arguments[0]](arguments[1:])
+
+
+def parse(kind: Any, arguments: list[str], command: str, *, about: str | None = None, default: Any = None) -> Any:
+    """A dataclass or a function's arguments from a command line, options without group names before them."""
+    import tyro
+
+    settings = {} if default is None else {"default": default}
+    flat = (tyro.conf.OmitArgPrefixes,)
+    return tyro.cli(kind, args=arguments, prog=f"revtune {command}", description=about, config=flat, **settings)
+
+
+def train(arguments: list[str]) -> None:
+    """Learn a text, or go on learning it."""
+    from revtune import recipes
+    from revtune import train as training
+    from revtune.config import check
+    from revtune.report import Report
+
+    if any(word.partition("=")[0] == "--resume" for word in arguments):
+        resume(arguments)
+        return
+    named = bool(arguments) and not arguments[0].startswith("-")
+    options = train_options(arguments[0] if named else recipes.DEFAULT, arguments[named:])
+    check(options.config)
+    with Report(options.config).shown() as report:
+        run = training.start(at_home(options.config), options.out, report)
+    finish(run)
+
+
+def train_options(name: str, arguments: list[str]) -> Train:
+    """The options of `revtune train`, whose defaults are a recipe's."""
+    from revtune import recipes
+    from revtune.options import Train
+
+    size = size_of(arguments)
+    about = f"Recipe {name}. There are:\n\n{recipes.overview()}"
+    default = Train(config=recipes.find(name).recipe(size), size=size)
+    options: Train = parse(Train, arguments, f"train {name}", about=about, default=default)
+    return options
+
+
+def size_of(arguments: list[str]) -> Size:
+    """The value of `--size`, which decides what the other options' defaults are."""
+    given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    given.add_argument("--size", default="small")
+    size = given.parse_known_args(arguments)[0].size
+    if size not in ("small", "paper"):
+        raise Problem(f"--size must be small or paper, got {size}", code=2)
+    return cast("Size", size)
+
+
+def at_home(config: Config) -> Config:
+    """The configuration with its paths made absolute, to be found from any folder later."""
+    text = config.text
+    if text.file is not None and text.source != "file":
+        raise Problem(f"recipe {config.recipe} reads no file; revtune train text --file {text.file} does", code=2)
+    file, data = (path and path.absolute() for path in (text.file, text.data))
+    return dataclasses.replace(config, text=dataclasses.replace(text, file=file, data=data))
+
+
+def resume(arguments: list[str]) -> None:
+    """Go on with a run."""
+    from revtune import train as training
+    from revtune.report import Report
+    from revtune.run import Run
+
+    if len(arguments) == 1 and "=" in arguments[0]:
+        arguments = arguments[0].split("=", 1)
+    if len(arguments) != 2 or arguments[0] != "--resume":
+        raise Problem("--resume takes a run's folder and no other option, the run knows its own", code=2)
+    run = Run(Path(arguments[1]))
+    with Report(run.config()).shown() as report:
+        training.resume(run, report)
+    finish(run)
+
+
+def finish(run: Run) -> None:
+    """Say what a finished run came to, show a sample, and what to do next."""
+    from revtune import sample
+    from revtune.report import measure
+
+    config = run.config()
+    best, unit = run.best(), config.text.unit
+    words = unit == "word"
+    print(f"\nvalidation {measure(unit, best['valid_loss'])}, its best, at step {best['step']}; a sample:\n")
+    pieces = sample.text(run.model(), run.vocabulary(), "", length=100 if words else 600, temperature=0.7, seed=1)
+    print("".join(pieces).strip("\n") + "\n")
+    print(f"the run is in {run.folder}; next:")
+    print(f"  revtune generate {run.folder} --prompt '{'the market' if words else 'def '}'")
+    print(f"  revtune evaluate {run.folder}")
+
+
+def generate(arguments: list[str]) -> None:
+    """Write text with a run's best weights."""
+    from revtune import sample
+    from revtune.options import Generate
+    from revtune.run import Run
+
+    options: Generate = parse(Generate, arguments, "generate")
+    if options.length < 1 or not 0 <= options.temperature < math.inf:
+        raise Problem("--length must be at least 1 and --temperature at least 0", code=2)
+    run = Run(options.run)
+    model, vocabulary = run.model(), run.vocabulary()
+    if unknown := vocabulary.unknown(options.prompt):
+        print(f"revtune: read as <unk>, not in the vocabulary: {' '.join(unknown)}", file=sys.stderr)
+    print(options.prompt, end=" " if vocabulary.unit == "word" and options.prompt else "")
+    for piece in sample.text(
+        model, vocabulary, options.prompt, length=options.length, temperature=options.temperature, seed=options.seed
+    ):
+        print(piece, end="", flush=True)
+    print()
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Print a run's loss on held-out text."""
+    from revtune.evaluate import held_out_loss
+    from revtune.options import Evaluate
+    from revtune.report import measure
+    from revtune.run import Run
+
+    options: Evaluate = parse(Evaluate, arguments, "evaluate")
+    run = Run(options.run)
+    unit = run.config().text.unit
+    for split in ("valid", "test") if options.split == "both" else (options.split,):
+        loss = held_out_loss(run, split)
+        print(f"{split}: {measure(unit, loss)} ({loss:.4f} nats a {unit})")
+
+
+def bench(arguments: list[str]) -> None:
+    """Run a measurement of `revtune.bench` by name."""
+    if not arguments or arguments[0] != "memory":
+        raise Problem(f"revtune bench measures memory, got {arguments[0] if arguments else 'nothing'}", code=2)
+    module = importlib.import_module("revtune.bench")
+    table = parse(module.memory, arguments[1:], "bench memory")
+    if table is not None:
+        print(table)
+
+
+def doctor(arguments: list[str]) -> None:
+    """Print what this machine and installation offer."""
+    from revtune.doctor import lines
+
+    if arguments:
+        raise Problem(f"revtune doctor takes no arguments, got {' '.join(arguments)}", code=2)
+    for line in lines():
+        print(line)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "generate": generate,
+    "evaluate": evaluate,
+    "bench": bench,
+    "doctor": doctor,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""The typed configuration of a run: the text it reads, the net it trains, the way it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
+
+from revtune.problem import Problem
+
+Source = Literal["stdlib", "ptb", "wikitext2", "file"]
+Unit = Literal["byte", "word"]
+Model = Literal["revgru", "revlstm", "gru", "lstm"]
+Rule = Literal["adam", "sgd"]
+Schedule = Literal["cosine", "plateau"]
+Size = Literal["small", "paper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """What is read."""
+
+    source: Annotated[Source, tyro.conf.Suppress] = "stdlib"
+    unit: Unit = "byte"
+    """What one token is."""
+    file: Path | None = None
+    """The text of recipe `text`: 90% of it is for training, 5% for validation, 5% for the test."""
+    data: Path | None = None
+    """Folder with data sets by name, as in ptb/ptb.train.txt; default: the environment's REVTUNE_DATA, then the hub."""
+    max_words: int = 50_000
+    """Word level: keep this many of the most frequent words of the training text; the others become <unk>."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net:
+    """The language model."""
+
+    model: Model = "revgru"
+    """Recurrent layer; gru and lstm are torch's own, which store every state."""
+    embedding: int = 64
+    """Units of a token's embedding."""
+    hidden: int = 512
+    """Units of each recurrent layer."""
+    layers: int = 1
+    """Recurrent layers."""
+    max_forget_bits: float | None = 3.0
+    """Most bits that a unit may forget in one step; None for no limit. Reversible models only."""
+    forgetting: bool = True
+    """Without it nothing is forgotten and nothing stored. Reversible models only."""
+    tie: bool = False
+    """Use the embedding's weights in the softmax as well; embedding and hidden are then equal."""
+    dropout: float = 0.0
+    """Rate of ordinary dropout between layers."""
+    input_dropout: float = 0.0
+    """Rate of locked dropout on each layer's input: one mask a segment."""
+    hidden_dropout: float = 0.0
+    """Rate of locked dropout on the state that the gates read. Reversible models only."""
+    output_dropout: float = 0.0
+    """Rate of locked dropout on each layer's output."""
+    embedding_dropout: float = 0.0
+    """Rate at which whole words of the vocabulary are left out of a segment."""
+    weight_drop: float = 0.0
+    """Rate of dropout on the recurrent weights, one mask a segment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """How it learns."""
+
+    steps: int = 600
+    """Weight updates in all; the run's length is counted in these, never in time."""
+    batch: int = 32
+    """Streams of text read side by side."""
+    length: int = 128
+    """Tokens of a stream in one step, the span of truncated backpropagation."""
+    length_spread: float = 0.0
+    """Standard deviation of that length in tokens; then one step in 20 is half as long and lr follows the length."""
+    optimizer: Rule = "adam"
+    """Update rule."""
+    lr: float = 1e-2
+    """Learning rate at its highest."""
+    schedule: Schedule = "cosine"
+    """cosine falls to a twentieth over the run; plateau divides by 4 when validation stops improving."""
+    warmup: int = 30
+    """Steps over which the learning rate rises from nothing."""
+    patience: int = 5
+    """Validations in a row without a better one before the learning rate falls. Schedule plateau only."""
+    clip: float = 1.0
+    """Largest norm of the gradient, all parameters together."""
+    weight_decay: float = 0.0
+    """L2 penalty of the optimizer."""
+    valid_every: int = 200
+    """Steps between validations; the best one's weights are kept."""
+    valid_batch: int = 64
+    """Streams that validation and test text are cut into; a short text into fewer."""
+    save_every: int = 25
+    """Steps between checkpoints, from which a run that was stopped or killed goes on."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1 ..."""
+    seed: int = 1
+    """Seed of weights, masks and segment lengths."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run, whole: with the same one on the same machine the same numbers come out."""
+
+    recipe: Annotated[str, tyro.conf.Suppress]
+    size: Annotated[Size, tyro.conf.Suppress] = "small"
+    text: Text = field(default_factory=Text)
+    net: Net = field(default_factory=Net)
+    learning: Learning = field(default_factory=Learning)
+
+    def json(self) -> str:
+        """The configuration as indented JSON, paths as strings."""
+        return json.dumps(dataclasses.asdict(self), indent=2, default=str) + "\n"
+
+
+def from_json(text: str, where: Path) -> Config:
+    """The configuration that `Config.json` wrote.
+
+    Raises:
+        Problem: when the text, read from `where`, is no configuration of this version.
+    """
+    try:
+        parts: dict[str, Any] = json.loads(text)
+        for name in ("file", "data"):
+            parts["text"][name] = None if parts["text"][name] is None else Path(parts["text"][name])
+        groups = {"text": Text(**parts["text"]), "net": Net(**parts["net"]), "learning": Learning(**parts["learning"])}
+        config = Config(**{**parts, **groups})
+        check(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Problem(f"{where} is no configuration of this revtune: {error}") from error
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise `Problem` for the first value that no run can have."""
+    text, net, learning = config.text, config.net, config.learning
+    for group, name, kind in (
+        (text, "source", Source), (text, "unit", Unit), (net, "model", Model), (learning, "optimizer", Rule),
+        (learning, "schedule", Schedule),
+    ):  # fmt: skip
+        _every(group, name, get_args(kind).__contains__, f"one of {', '.join(get_args(kind))}")
+    _every(text, "max_words", lambda value: value >= 1, "at least 1")
+    _every(net, "embedding hidden layers", lambda value: value >= 1, "at least 1")
+    counts = "steps batch length patience valid_every valid_batch save_every"
+    _every(learning, counts, lambda value: value >= 1, "at least 1")
+    _every(learning, "lr clip", lambda value: value > 0, "above 0")
+    _every(learning, "warmup length_spread weight_decay", lambda value: value >= 0, "at least 0")
+    rates = "dropout input_dropout hidden_dropout output_dropout embedding_dropout weight_drop"
+    _every(net, rates, lambda value: 0 <= value < 1, "a rate from 0 to below 1")
+    _check_net(net)
+
+
+def _check_net(net: Net) -> None:
+    _every(net, "max_forget_bits", lambda value: value is None or value > 0, "above 0, or None for no limit")
+    if net.tie and net.embedding != net.hidden:
+        raise Problem(f"--tie needs --embedding equal to --hidden, got {net.embedding} and {net.hidden}", code=2)
+    if net.model in ("revgru", "revlstm"):
+        _every(net, "hidden", lambda value: value % 2 == 0, "even, to be split in halves")
+    elif net.hidden_dropout:
+        raise Problem(f"--hidden-dropout acts inside the recurrence, which torch's {net.model} keeps closed", code=2)
+
+
+def _every(group: object, names: str, right: Callable[[Any], bool], wanted: str) -> None:
+    for name in names.split():
+        if not right(getattr(group, name)):
+            raise Problem(f"--{name.replace('_', '-')} must be {wanted}, got {getattr(group, name)}", code=2)

@@ -1,0 +1,65 @@
+"""What this machine and this installation offer, and what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from revtune.sources import FILES, SPLITS
+
+EXTRAS = {
+    "program": ("tyro", "rich", "safetensors", "datasets", "matplotlib"),
+    "dev": ("ruff", "mypy", "pytest", "hypothesis"),
+}
+
+
+def lines() -> Iterator[str]:
+    """The findings, a line each."""
+    yield f"revtune {version('revtune')}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    precision = torch.get_float32_matmul_precision()
+    yield f"torch {torch.__version__}, {torch.get_num_threads()} threads, matmul precision {precision}"
+    yield f"device: {torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'cpu'}"
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
+    yield f"compiler: {Path(compiler).name if compiler else 'none found'}"
+    yield "backend: reference (plain torch)"
+    yield from data_lines()
+    for extra, packages in EXTRAS.items():
+        yield extra_line(extra, packages)
+
+
+def data_lines() -> Iterator[str]:
+    """Where data sets are looked for and which are there."""
+    folder = os.environ.get("REVTUNE_DATA")
+    if not folder:
+        yield "data: REVTUNE_DATA is not set; data sets by name come from --data or the hub"
+        return
+    if not Path(folder).is_dir():
+        yield f"data: REVTUNE_DATA is {folder}, which is no folder"
+        return
+    yield f"data: REVTUNE_DATA is {folder}"
+    for name, layout in FILES.items():
+        missing = [file for file in map(layout.format, SPLITS) if not (Path(folder) / file).is_file()]
+        yield f"  {name}: {'missing ' + ', '.join(missing) if missing else 'found'}"
+
+
+def extra_line(extra: str, packages: tuple[str, ...]) -> str:
+    """An extra's packages with their versions, or how to install those that are missing."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"extra {extra}: {', '.join(missing)} missing; install with pip install 'revtune[{extra}]'"
+    return f"extra {extra}: " + ", ".join(f"{name} {version(name)}" for name in packages)
+
+
+def version(package: str) -> str:
+    """A package's version, or that it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

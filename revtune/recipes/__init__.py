@@ -1,0 +1,32 @@
+"""Recipes: a module each, whose `recipe` function returns the typed configuration of a study."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from revtune.problem import Problem
+
+DEFAULT = "stdlib"
+
+
+def names() -> list[str]:
+    """The names of all recipes, the default one first."""
+    return sorted((found.name for found in pkgutil.iter_modules(__path__)), key=lambda name: (name != DEFAULT, name))
+
+
+def find(name: str) -> ModuleType:
+    """The module of a recipe.
+
+    Raises:
+        Problem: for an unknown name, with the known ones.
+    """
+    if name not in names():
+        raise Problem(f"there is no recipe {name!r}; there are {', '.join(names())}", code=2)
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def overview() -> str:
+    """A paragraph on each recipe: the first line of its docstring."""
+    return "\n\n".join(f"{name}: {(find(name).__doc__ or '').splitlines()[0]}" for name in names())

@@ -1,0 +1,36 @@
+"""The house rules on imports: the core needs torch alone, and each of its modules only those before it."""
+
+import ast
+import sys
+from pathlib import Path
+
+import revtune
+
+CORE = """
+    errors fixed buffer cells checks weights moments metering tape sinks dropout stack environment scan layers
+    readout ends stream meter
+""".split()
+
+
+def imports(module: Path) -> set[str]:
+    """What a module imports when it runs, `revtune.x` as `x` behind a dot."""
+    tree = ast.parse(module.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"revtune.{name.name}" for name in node.names} if node.module == "revtune" else {node.module}
+    return {name.removeprefix("revtune") if name.startswith("revtune") else name.split(".")[0] for name in found}
+
+
+def test_the_core_imports_torch_and_what_comes_before() -> None:
+    package = Path(revtune.__file__).parent
+    allowed = {"torch", *sys.stdlib_module_names}
+    for name in CORE:
+        assert imports(package / f"{name}.py") <= allowed, name
+        allowed.add(f".{name}")
+    assert imports(package / "__init__.py") <= allowed
