@@ -5,7 +5,7 @@ Where things are, from numbers to training steps:
 - `fixed`, `buffer`: fixed-point states and the information buffer that makes forgetting reversible
 - `cells`: couplings, stages and the four cells; how to write one's own
 - `tape`, `stack`, `scan`: a cell over time, layers together, and rewinding as one autograd function
-- `layers`: RevGRU and RevLSTM with nn.GRU's and nn.LSTM's manners
+- `rnn`, `layers`: RevGRU and RevLSTM with nn.GRU's and nn.LSTM's manners
 - `readout`, `dropout`, `stream`: whole training steps chunk by chunk
 - `meter`: memory and bits of a block of code
 """

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import revtune as rt
-from revtune.layers import RevRNN
+from revtune.rnn import RevRNN
 from revtune.stream import Stream, _segment_steps
 
 CELLS: dict[str, type[nn.Module]] = {"RevGRU": rt.RevGRU, "RevLSTM": rt.RevLSTM, "nn.GRU": nn.GRU, "nn.LSTM": nn.LSTM}

@@ -1,11 +1,10 @@
-"""The repeat task: say at each step which token came the step before (MacKay et al. 2018, on the impossibility of no
-forgetting).
+"""The repeat task: say at each step which token came the step before (MacKay et al. 2018, on what no forgetting costs).
 
-An ordinary net forgets the token once it has been said. A net that rewinds without stored bits cannot: its last state
-must hold the whole sequence, so that this easy task becomes learning the sequence by heart, the harder the longer it is.
-With a few bits a step to forget by, the reversible nets solve it as torch's do.
+An ordinary net forgets a token once it has been said. A net that rewinds without stored bits cannot: its last state
+must hold the whole sequence, so that an easy task becomes learning the sequence by heart, the harder the longer it is.
+With a few bits a step to forget by, reversible nets solve it as torch's own do.
 
-A cell of the study's table is one model, length and seed; `cells.jsonl` has a line for each one that is done.
+A cell of the study's table is one model, length and seed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import revtune as rt
-from revtune.layers import RevRNN
+from revtune.rnn import RevRNN
 from revtune.problem import Problem
 
 MODELS = ("nn.GRU", "nn.LSTM", "RevGRU", "RevLSTM", "NF-RevGRU", "NF-RevLSTM")
@@ -33,7 +32,6 @@ FIRST = -100
 class Study:
     """What a study of the repeat task compares and how long it learns."""
 
-    recipe: str = "repeat"
     lengths: tuple[int, ...] = (5, 10, 20, 40, 80)
     """Steps of the sequences; a model learns each length anew."""
     seeds: int = 3
@@ -111,20 +109,19 @@ class Repeater(nn.Module):
 
 
 def learn(study: Study, cell: Cell) -> dict[str, Any]:
-    """Train a cell's model and score it on fresh sequences; one thread, so that the figures depend on the seed alone."""
+    """Train a cell's model and score it on fresh sequences, on one thread: the figures depend on the seed alone."""
     torch.set_num_threads(1)
     torch.manual_seed(cell.seed)
     model = Repeater(cell.model, study)
     optimizer = torch.optim.Adam(model.parameters(), lr=study.lr)
-    updates = 0
-    for updates in range(1, study.updates + 1):
+    updates, last = 0, float("inf")
+    while updates < study.updates and last >= study.solved:
         loss = model.loss(torch.randint(study.tokens, (cell.steps, study.batch)))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), study.clip)
         optimizer.step()
-        if loss.item() < study.solved:
-            break
+        updates, last = updates + 1, loss.item()
     return {**dataclasses.asdict(cell), "updates": updates, **score(model, study, cell)}
 
 
@@ -153,6 +150,11 @@ def check(study: Study) -> None:
             raise Problem(f"--{name.replace('_', '-')} must be above 0, got {getattr(study, name)}", code=2)
 
 
+def to_json(study: Study) -> str:
+    """The study as its folder's config.json tells of it."""
+    return json.dumps({"recipe": "repeat", **dataclasses.asdict(study)}, indent=1) + "\n"
+
+
 def from_json(text: str, path: Path) -> Study:
     """The study that a folder's config.json tells of.
 
@@ -161,6 +163,8 @@ def from_json(text: str, path: Path) -> Study:
     """
     try:
         facts = json.loads(text)
+        if facts.pop("recipe") != "repeat":
+            raise ValueError("it is another recipe's")
         facts["lengths"] = tuple(facts["lengths"])
         study = Study(**facts)
     except (KeyError, TypeError, ValueError) as error:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from revtune import fixed, metering
+from revtune.arguments import State, check_arguments, first_state
 from revtune.cells import Cell, Response
 from revtune.checks import check_state
 from revtune.environment import Environment
@@ -27,8 +28,6 @@ from revtune.weights import Weights
 
 DEFAULT_BUDGET = 3 * 2**20
 """Bytes that one chunk's gates and projections may take, over all layers that move together."""
-
-State = tuple[Tensor, ...]
 
 
 class LayerInputs(NamedTuple):
@@ -127,9 +126,9 @@ def scan(
         >>> y.shape, h.shape
         (torch.Size([5, 2, 4]), torch.Size([2, 4]))
     """
-    state = _first_state(cell, x, state, weights, hidden)
+    state = first_state(cell, x, state, weights, hidden)
     inputs = LayerInputs(state, weights, responses or {})
-    _check_arguments(cell, x, inputs, masks or {}, lengths, chunk)
+    check_arguments(cell, x, state, weights, responses or {}, masks or {}, lengths, chunk)
     tape = build_tape(cell, inputs, x.shape[0], x.dtype, masks=masks, lengths=lengths, share=share)
     y, finals = run(Stack([tape]), x, [inputs], chunk=chunk)
     assert y is not None
@@ -153,9 +152,9 @@ def record(
 
     Unlike in training every chunk spills, the last one too.
     """
-    state = _first_state(cell, x, state, weights, hidden)
+    state = first_state(cell, x, state, weights, hidden)
     inputs = LayerInputs(state, weights, responses or {})
-    _check_arguments(cell, x, inputs, masks or {}, lengths, chunk)
+    check_arguments(cell, x, state, weights, responses or {}, masks or {}, lengths, chunk)
     tape = build_tape(cell, inputs, x.shape[0], x.dtype, masks=masks, lengths=lengths, share=share)
     stack, environment, x = Stack([tape]), Environment.current(), x.detach()
     steps = chunk or chunk_steps(x.shape[0], x.shape[1], stack, DEFAULT_BUDGET)
@@ -241,27 +240,6 @@ def run(
 def chunks(x: Tensor, steps: int) -> Iterable[tuple[int, Tensor]]:
     """The chunks of a sequence with their first steps."""
     return ((first, x[first : first + steps]) for first in range(0, x.shape[0], steps))
-
-
-def check_lengths(lengths: Tensor | None, steps: int, rows: int, device: torch.device) -> None:
-    """Refuse lengths that are not one of 1..T for each row.
-
-    Raises:
-        ValueError: wrong shape, dtype, device or range.
-    """
-    if lengths is None:
-        return
-    if lengths.shape != (rows,) or lengths.dtype not in (torch.int64, torch.int32):
-        raise ValueError(
-            f"lengths must be {rows} integers, one a row, got {lengths.dtype} of shape {tuple(lengths.shape)}"
-        )
-    if lengths.device != device:
-        raise ValueError(f"lengths are on {lengths.device}, the input on {device}")
-    if not (1 <= int(lengths.min()) and int(lengths.max()) <= steps):
-        bad = int(((lengths < 1) | (lengths > steps)).nonzero()[0])
-        raise ValueError(
-            f"lengths must lie in 1..{steps}, the steps of the input, got {int(lengths[bad])} in row {bad}"
-        )
 
 
 class _Rewind(torch.autograd.Function):
@@ -350,85 +328,3 @@ def _finals(stack: Stack, inputs: list[LayerInputs], states: list[State]) -> lis
         for layer, state in zip(inputs, states, strict=True)
         for final, first in zip(state, layer.state, strict=True)
     ]
-
-
-def _first_state(
-    cell: Cell, x: Tensor, state: State | None, weights: Mapping[str, Tensor], hidden: int | None
-) -> State:
-    """The state given, or zeros."""
-    if x.dim() != 3 or 0 in x.shape[:2]:
-        raise ValueError(f"{cell.name}: x must be (T, B, I) with T >= 1 and B >= 1, got {tuple(x.shape)}")
-    if state is not None:
-        if len(state) != len(cell.states):
-            raise ValueError(f"{cell.name}: state must be {len(cell.states)} tensors (B, H), got {len(state)}")
-        return state
-    columns = weights["ih"].shape[0] if "ih" in weights else x.shape[-1]
-    units = hidden // len(cell.states[0]) if hidden else columns // max(cell.blocks, 1)
-    return tuple(x.new_zeros(x.shape[1], units * len(group)) for group in cell.states)
-
-
-def _check_arguments(
-    cell: Cell,
-    x: Tensor,
-    inputs: LayerInputs,
-    masks: Mapping[str, Tensor],
-    lengths: Tensor | None,
-    chunk: int | None,
-) -> None:
-    """Refuse arguments that do not fit together, each with a sentence of its own."""
-    name, (steps, rows) = cell.name, x.shape[:2]
-    if x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{name}: x must be float32 or float64 to rewind exactly, got {x.dtype}")
-    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
-        raise ValueError(f"{name}: chunk must be a positive number of steps, got {chunk!r}")
-    check_lengths(lengths, steps, rows, x.device)
-    units = inputs.state[0].shape[-1] // len(cell.states[0])
-    if "ih" in inputs.weights:
-        units = inputs.weights["ih"].shape[0] // cell.blocks
-    for tensor, group in zip(inputs.state, cell.states, strict=True):
-        if tensor.shape != (rows, units * len(group)):
-            raise ValueError(f"{name}: a state must be {(rows, units * len(group))}, got {tuple(tensor.shape)}")
-        if tensor.dtype not in (x.dtype, torch.float64):
-            raise ValueError(f"{name}: a state must be {x.dtype} like x, or float64, got {tensor.dtype}")
-    _check_weights(cell, x, inputs, units)
-    for part, mask in masks.items():
-        if part not in cell.parts or mask.shape != (rows, units):
-            raise ValueError(
-                f"{name}: masks must be ({rows}, {units}) for one of {cell.parts}, got {part!r} {tuple(mask.shape)}"
-            )
-
-
-def _check_weights(cell: Cell, x: Tensor, inputs: LayerInputs, units: int) -> None:
-    columns = cell.blocks * units
-    for key, weight in inputs.weights.items():
-        if weight.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"{cell.name}: weight {key!r} must be float32 or float64 to rewind exactly, got {weight.dtype}"
-            )
-        if weight.dtype != x.dtype or weight.device != x.device:
-            wanted, got = f"{weight.dtype} on {weight.device}", f"{x.dtype} on {x.device}"
-            raise ValueError(f"{cell.name}: x must be {wanted} like weight {key!r}, got {got}")
-    if "ih" in inputs.weights:
-        shape = tuple(inputs.weights["ih"].shape)
-        if len(shape) != 2 or shape[0] != columns:
-            raise ValueError(f"{cell.name}: weight 'ih' must be (G, I) with G a multiple of {cell.blocks}, got {shape}")
-        if shape[1] != x.shape[-1]:
-            raise ValueError(
-                f"{cell.name}: x must have {shape[1]} features, the columns of weight 'ih', got {x.shape[-1]}"
-            )
-    if "bias" in inputs.weights and inputs.weights["bias"].shape != (columns,):
-        given = tuple(inputs.weights["bias"].shape)
-        raise ValueError(f"{cell.name}: weight 'bias' must be ({columns},), got {given}")
-    if "ih" not in inputs.weights and x.shape[-1] != columns:
-        raise ValueError(
-            f"{cell.name}: without weight 'ih' x must have {columns} features, blocks times units, got {x.shape[-1]}"
-        )
-    for key, (extra, scale) in inputs.responses.items():
-        if key not in inputs.weights:
-            raise ValueError(
-                f"{cell.name}: a response names {key!r}, which is none of the weights {tuple(inputs.weights)}"
-            )
-        shapes = (tuple(inputs.weights[key].shape), (x.shape[1], inputs.weights[key].shape[0]))
-        if (tuple(extra.shape), tuple(scale.shape)) != shapes:
-            given = (tuple(extra.shape), tuple(scale.shape))
-            raise ValueError(f"{cell.name}: the response (V, s) of {key!r} must have shapes {shapes}, got {given}")

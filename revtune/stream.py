@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from revtune import metering
+from revtune.arguments import State, check_lengths
 from revtune.dropout import one_sequence
 from revtune.ends import Encode, Encoder, Readout, ReadoutPass
 from revtune.errors import ReversalError
-from revtune.layers import Hx, RevRNN
-from revtune.scan import DEFAULT_BUDGET, State, check_lengths
+from revtune.rnn import Hx, RevRNN
+from revtune.scan import DEFAULT_BUDGET
 from revtune.sinks import Sinks
 from revtune.stack import chunk_steps
 from revtune.tape import Place

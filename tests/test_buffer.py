@@ -163,6 +163,19 @@ def test_stored_bits_are_what_was_forgotten_and_the_heads(
     assert ideal - rounding - 16 * heads <= 16 * buffer.words <= ideal + rounding
 
 
+@pytest.mark.parametrize("zi", [1, 2, 3, 511, 1000, 1023])
+@pytest.mark.parametrize("above", [-1, 0, 1])
+def test_a_head_is_spilled_from_its_limit_on(zi: int, above: int) -> None:
+    """Just below the limit a head still fits; at the limit it would reach 2^30."""
+    buffer, h = Buffer(1, 1), tensor([[1023]])
+    buffer.heads.fill_(zi * 2**20 + above)
+    product = buffer.multiply(h, tensor([[zi]]))
+    assert buffer.words == (above >= 0)
+    assert LOW <= buffer.heads.item() < HIGH
+    assert torch.equal(buffer.divide(product, tensor([[zi]])), h)
+    assert buffer.heads.item() == zi * 2**20 + above
+
+
 def test_a_gate_of_one_forgets_nothing_and_changes_nothing() -> None:
     buffer, h = Buffer(2, 3, share=2), tensor([[5, -7, LIMIT - 1], [0, 1 - LIMIT, -1]])
     ones = torch.full((2, 3), 1024.0, dtype=torch.float64)

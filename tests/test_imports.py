@@ -7,8 +7,8 @@ from pathlib import Path
 import revtune
 
 CORE = """
-    errors fixed buffer cells checks weights moments metering tape sinks dropout stack environment scan layers
-    readout ends stream meter
+    errors fixed buffer cells checks weights moments metering tape sinks dropout stack environment arguments
+    scan rnn layers readout ends stream meter
 """.split()
 
 

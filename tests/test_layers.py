@@ -18,8 +18,8 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import revtune as rt
-from revtune import dropout, fixed, layers
-from revtune.layers import RevRNN
+from revtune import dropout, fixed, rnn
+from revtune.rnn import RevRNN
 from revtune.stack import Noise, Stack
 
 Rev = type[rt.RevGRU] | type[rt.RevLSTM]
@@ -287,6 +287,25 @@ def test_the_top_outputs_end_in_the_final_state(rev: Rev) -> None:
     y, finals = rnn(torch.randn(5, 3, 6))
     h_n = states_of(finals)[0]
     assert torch.equal(y[-1, :, :8], h_n[2]) and torch.equal(y[0, :, 8:], h_n[3])
+
+
+@both
+def test_a_bidirectional_net_is_two_nets_a_layer(rev: Rev) -> None:
+    rnn, x = rev(6, 8, 2, bidirectional=True), torch.randn(5, 3, 6)
+    hx = hx_for(rnn, 3)
+    y, finals = rnn(x, hx)
+    for layer in range(2):
+        outputs = []
+        for way, suffix in enumerate((f"_l{layer}", f"_l{layer}_reverse")):
+            single = rev(x.shape[-1], 8)
+            single.load_state_dict({k: weight(rnn, k.replace("_l0", suffix)) for k in single.state_dict()})
+            place = 2 * layer + way
+            state: Any = tuple(s[place : place + 1] for s in states_of(hx))
+            out, final = single(x.flip(0) if way else x, state if rev is rt.RevLSTM else state[0])
+            outputs.append(out.flip(0) if way else out)
+            assert all(torch.equal(a[place], b[0]) for a, b in zip(states_of(finals), states_of(final), strict=True))
+        x = torch.cat(outputs, -1)
+    assert torch.equal(y, x)
 
 
 @both
@@ -743,7 +762,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
         masks.append(draw(shape, p, like))
         return masks[-1]
 
-    monkeypatch.setattr(layers, "drop_mask", watched)
+    monkeypatch.setattr(rnn, "drop_mask", watched)
     yield masks
 
 

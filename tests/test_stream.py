@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import revtune as rt
 from revtune import stream
-from revtune.layers import RevRNN
+from revtune.rnn import RevRNN
 from revtune.stack import Stack
 
 Rev = type[rt.RevGRU] | type[rt.RevLSTM]

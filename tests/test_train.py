@@ -151,7 +151,7 @@ def stopped(text: Path, out: Path, how: signal.Signals, steps: int = 60) -> subp
     )
     wait_for_lines(out / "metrics.jsonl", 18, process)
     process.send_signal(how)
-    told, complaint = process.communicate(timeout=60)
+    told, complaint = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, told, complaint)
 
 

@@ -1,0 +1,319 @@
+"""What RevGRU and RevLSTM share: nn.GRU's manners around a stack of tapes.
+
+Shapes: T time, B batch, I input, H hidden, L layers, D directions.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from revtune.arguments import State
+from revtune.cells import Cell
+from revtune.dropout import check_rate, drop_mask
+from revtune.scan import LayerInputs, build_tape, run
+from revtune.stack import Link, Locked, Noise, Stack
+
+Hx = Tensor | tuple[Tensor, ...]
+
+
+class Assembled(NamedTuple):
+    """A stack that stands at its first state, and the tensors of each tape that gradients flow to."""
+
+    stack: Stack
+    inputs: list[LayerInputs]
+
+
+class Options(NamedTuple):
+    """What the reversible layers take beyond nn.GRU's arguments."""
+
+    max_forget_bits: float | None = 3.0
+    forgetting: bool = True
+    output: str = "all"
+    backend: str = "auto"
+    input_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    output_dropout: float = 0.0
+    weight_drop: float = 0.0
+
+    def checked(self) -> Options:
+        """These options, if each is in its range.
+
+        Raises:
+            ValueError: names the option and its value.
+        """
+        if self.output not in ("all", "last"):
+            raise ValueError(f'output must be "all" or "last", got {self.output!r}')
+        if self.backend not in ("auto", "reference"):
+            raise ValueError(f'backend must be "auto" or "reference", got {self.backend!r}')
+        for name in ("input_dropout", "hidden_dropout", "output_dropout", "weight_drop"):
+            check_rate(name, getattr(self, name))
+        return self
+
+
+class RevRNN(nn.Module):
+    """What RevGRU and RevLSTM share; use those."""
+
+    cell: Cell
+    weight_ih_l0: Tensor
+
+    def __init__(
+        self,
+        cell: Cell,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        *,
+        options: Options,
+    ) -> None:
+        super().__init__()
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a positive integer, got {size!r}")
+        if hidden_size % 2:
+            raise ValueError(f"hidden_size must be even to split it in halves, got {hidden_size}")
+        if dropout and num_layers == 1:
+            warnings.warn(f"dropout={dropout} acts between layers and does nothing with num_layers=1", stacklevel=3)
+        dtype = dtype or torch.get_default_dtype()
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+        self.cell = cell
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
+        self.dropout = check_rate("dropout", dropout)
+        self.options = options
+        self.directions = 2 if bidirectional else 1
+        rows = cell.blocks * hidden_size // 2
+        for layer in range(num_layers):
+            width = input_size if layer == 0 else hidden_size * self.directions
+            for suffix in self._suffixes(layer):
+                shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (rows, hidden_size // 2)}
+                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)} if bias else {}
+                for name, shape in shapes.items():
+                    setattr(self, name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform in +-1/sqrt(H), as nn.GRU and nn.LSTM."""
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        for weight in self.parameters():
+            nn.init.uniform_(weight, -bound, bound)
+
+    def flatten_parameters(self) -> None:
+        """There is nothing to flatten; here so that code written for nn.GRU runs."""
+
+    @property
+    def all_weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of each layer and direction, in nn.GRU's order."""
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
+        suffixes = (suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer))
+        return [[getattr(self, name + suffix) for name in names] for suffix in suffixes]
+
+    def forward(self, input: Tensor | PackedSequence, hx: Hx | None = None) -> tuple[Any, Any]:
+        """Run the layers; arguments and results as in the class's description."""
+        return self._forward(input, hx)
+
+    @torch.compiler.disable
+    def _forward(self, input: Tensor | PackedSequence, hx: Hx | None) -> tuple[Any, Any]:
+        if isinstance(input, PackedSequence):
+            return self._packed(input, hx)
+        if input.dim() not in (2, 3):
+            raise ValueError(
+                f"{self._name}: input must be (T, B, I), or (T, I) unbatched, got {input.dim()} dimensions"
+            )
+        batched = input.dim() == 3
+        x = input if batched else input.unsqueeze(1)
+        if batched and self.batch_first:
+            x = x.transpose(0, 1)
+        x = self.check_input(x)
+        states = self.first_states(x, hx, batched=batched)
+        y, finals = self._layers(x, states, None)
+        if not batched:
+            last = self.options.output == "last"
+            return y.squeeze(0 if last else 1), _form(tuple(final.squeeze(1) for final in finals))
+        return (y.transpose(0, 1) if self.batch_first and self.options.output == "all" else y), _form(finals)
+
+    def _packed(self, packed: PackedSequence, hx: Hx | None) -> tuple[Any, Any]:
+        x, lengths = pad_packed_sequence(packed)
+        x = self.check_input(x)
+        y, finals = self._layers(x, self.first_states(x, hx, batched=True), lengths.to(x.device))
+        if self.options.output == "last":
+            return y, _form(finals)
+        order = (
+            packed.sorted_indices if packed.sorted_indices is not None else torch.arange(x.shape[1], device=x.device)
+        )
+        y = y.index_select(1, order)
+        live = torch.arange(x.shape[0], device=x.device).unsqueeze(1) < lengths.to(x.device)[order]
+        data = y[live]
+        return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), _form(finals)
+
+    def check_input(self, x: Tensor) -> Tensor:
+        """A time-first input of the right shape, dtype and device, float32 again under autocast.
+
+        Raises:
+            ValueError: names what is wrong, what was expected and what was given.
+        """
+        weight = self.weight_ih_l0
+        if weight.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"{self._name}: parameters must be float32 or float64 to rewind exactly, got {weight.dtype}"
+            )
+        if x.shape[-1] != self.input_size:
+            raise ValueError(f"{self._name}: input must have input_size={self.input_size} features, got {x.shape[-1]}")
+        if 0 in x.shape:
+            raise ValueError(
+                f"{self._name}: input must have at least one step and one row, got (T, B, I) = {tuple(x.shape)}"
+            )
+        if x.device != weight.device:
+            raise ValueError(f"{self._name}: input is on {x.device}, parameters on {weight.device}")
+        if x.dtype != weight.dtype:
+            if not (torch.is_autocast_enabled(x.device.type) and x.is_floating_point()):
+                raise ValueError(f"{self._name}: input must be {weight.dtype} like the parameters, got {x.dtype}")
+            x = x.to(weight.dtype)
+        return x
+
+    def first_states(self, x: Tensor, hx: Hx | None, *, batched: bool) -> State:
+        """The first states as (L * D, B, H) tensors: zeros, or `hx` checked. float64 states stay exact."""
+        groups = len(self.cell.states)
+        wanted = (self.num_layers * self.directions, x.shape[1], self.hidden_size)
+        if hx is None:
+            return tuple(x.new_zeros(wanted) for _ in range(groups))
+        given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        if len(given) != groups or not all(isinstance(state, Tensor) for state in given):
+            raise ValueError(
+                f"{self._name}: hx must be {'(h_0, c_0)' if groups == 2 else 'the tensor h_0'}, got {hx!r:.60}"
+            )
+        states = tuple(state if batched else state.unsqueeze(1) for state in given)
+        if torch.is_autocast_enabled(x.device.type):
+            states = tuple(state if state.dtype == torch.float64 else state.to(x.dtype) for state in states)
+        for state in states:
+            if state.shape != wanted:
+                expected = wanted if batched else (wanted[0], wanted[2])
+                got = tuple(state.shape) if batched else tuple(state.squeeze(1).shape)
+                raise ValueError(f"{self._name}: each tensor of hx must be {expected}, got {got}")
+            if state.device != x.device:
+                raise ValueError(f"{self._name}: hx is on {state.device}, input on {x.device}")
+            if state.dtype not in (x.dtype, torch.float64):
+                raise ValueError(f"{self._name}: hx must be {x.dtype}, or float64 for exact states, got {state.dtype}")
+        return states
+
+    def assemble(self, x: Tensor, states: State, lengths: Tensor | None, *, steps: int | None = None) -> Assembled:
+        """All layers of a unidirectional net as one stack, with masks drawn for this sequence.
+
+        Args:
+            x: anything with the batch size, dtype and device of the input, (..., B, F).
+            states: first states, (L, B, H) each.
+            lengths: steps of each row, or None.
+            steps: how many steps the buffer is for; by default those of x.
+        """
+        links: list[Link] = []
+        inputs: list[LayerInputs] = []
+        for layer in range(self.num_layers):
+            drop = self.options.input_dropout if layer == 0 else 0.0
+            links += self._locked(drop, x, self.input_size)
+            if layer and self.dropout and self.training:
+                links.append(Noise(self.dropout, int(torch.randint(2**62, ()))))
+            link, tensors = self._tape(layer, "", x, tuple(s[layer] for s in states), lengths, steps or x.shape[0])
+            links.append(link)
+            inputs.append(tensors)
+        links += self._locked(self.options.output_dropout, x, self.hidden_size)
+        return Assembled(Stack(links), inputs)
+
+    def _layers(self, x: Tensor, states: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        every = self.options.output == "all"
+        if self.bidirectional:
+            return self._both_ways(x, states, lengths)
+        stack, inputs = self.assemble(x, states, lengths)
+        y, finals = run(stack, x, inputs, every=every)
+        stacked = tuple(torch.stack(group) for group in zip(*finals, strict=True))
+        if y is None:
+            y = stacked[0][-1].to(x.dtype)
+            for link in stack.links[-1:]:
+                y = link.apply(y, 0) if isinstance(link, Locked) else y
+        return y, stacked
+
+    def _both_ways(self, x: Tensor, states: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        finals: list[State] = []
+        every = self.options.output == "all"
+        for layer in range(self.num_layers):
+            if layer == 0 and self.training and self.options.input_dropout:
+                x = x * drop_mask(tuple(x.shape[1:]), self.options.input_dropout, x)
+            if layer and self.training:
+                x = F.dropout(x, self.dropout)
+            outputs = []
+            for way, suffix in enumerate(self._suffixes(layer)):
+                first = tuple(s[2 * layer + way] for s in states)
+                link, tensors = self._tape(layer, suffix, x, first, lengths, x.shape[0])
+                keep = every or layer + 1 < self.num_layers
+                y, (final,) = run(Stack([link]), _reversed(x, lengths) if way else x, [tensors], every=keep)
+                finals.append(final)
+                y = final[0].to(x.dtype) if y is None else y
+                outputs.append(_reversed(y, lengths) if way and keep else y)
+            x = torch.cat(outputs, -1)
+        if self.training and self.options.output_dropout:
+            x = x * drop_mask(tuple(x.shape[-2:]), self.options.output_dropout, x)
+        return x, tuple(torch.stack(group) for group in zip(*finals, strict=True))
+
+    def _tape(
+        self, layer: int, suffix: str, x: Tensor, state: State, lengths: Tensor | None, steps: int
+    ) -> tuple[Link, LayerInputs]:
+        suffix = suffix or self._suffixes(layer)[0]
+        weights = {"ih": getattr(self, f"weight_ih{suffix}"), "hh": getattr(self, f"weight_hh{suffix}")}
+        if self.bias:
+            weights["bias"] = getattr(self, f"bias_ih{suffix}") + getattr(self, f"bias_hh{suffix}")
+        if self.training and self.options.weight_drop:
+            weights["hh"] = F.dropout(weights["hh"], self.options.weight_drop)
+        masks = {}
+        if self.training and self.options.hidden_dropout:
+            shape = (x.shape[-2], self.hidden_size // 2)
+            masks = {part: drop_mask(shape, self.options.hidden_dropout, x) for part in self.cell.states[0]}
+        name = f"{self._name} layer {layer}" + (", reverse" if suffix.endswith("_reverse") else "")
+        inputs = LayerInputs(state, weights, {})
+        return build_tape(self.cell, inputs, steps, x.dtype, masks=masks, lengths=lengths, name=name), inputs
+
+    def _locked(self, p: float, x: Tensor, width: int) -> list[Link]:
+        return [Locked(drop_mask((x.shape[-2], width), p, x))] if p and self.training else []
+
+    def _suffixes(self, layer: int) -> list[str]:
+        return [f"_l{layer}", f"_l{layer}_reverse"][: self.directions]
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def extra_repr(self) -> str:
+        shown = [f"{self.input_size}, {self.hidden_size}"]
+        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        shown += [f"{key}={getattr(self, key)}" for key, default in defaults.items() if getattr(self, key) != default]
+        shown += [
+            f"{k}={v!r}"
+            for k, v in self.options._asdict().items()
+            if v != Options._field_defaults[k] or k == "max_forget_bits"
+        ]
+        return ", ".join(shown)
+
+
+def _form(states: State) -> Hx:
+    """nn.GRU's lone tensor or nn.LSTM's pair."""
+    return states[0] if len(states) == 1 else states
+
+
+def _reversed(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """(T, B, F) with each row's own steps in the opposite order; padding stays where it is."""
+    if lengths is None:
+        return x.flip(0)
+    steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
+    order = torch.where(steps < lengths, lengths - 1 - steps, steps)
+    return x.gather(0, order.unsqueeze(-1).expand_as(x))

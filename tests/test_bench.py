@@ -1,0 +1,146 @@
+"""The memory benchmark: its gauge, its contestants, its estimate and its tables."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from revtune import bench
+from revtune.bench import Job, extrapolated, measured, peak_of, plan, work
+from revtune.cli import main
+from revtune.contestants import Contestant, Net, Shape, chunk_of
+from revtune.memory_table import rows
+
+SMALL = Shape(steps=50, batch=4, hidden=16, vocabulary=11)
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("megabytes", [4, 32])
+def test_the_gauge_sees_a_known_allocation_that_is_gone_again(megabytes: int) -> None:
+    def step() -> None:
+        torch.ones(megabytes * 2**18)
+
+    assert peak_of(step, CPU) == pytest.approx(megabytes * 2**20, abs=2**20)
+
+
+def test_the_gauge_sees_nothing_where_nothing_is_allocated() -> None:
+    kept = torch.ones(2**20)
+    assert peak_of(lambda: None, CPU) < 2**20
+    assert len(kept) == 2**20
+
+
+def test_contestants_of_a_cell_take_the_same_step() -> None:
+    """Plain and checkpointed nets have the same loss and gradients; so have reversible ones however they are kept."""
+    tokens = torch.randint(SMALL.vocabulary, (SMALL.steps + 1, SMALL.batch))
+    for one, other in (
+        (Contestant(cell="nn.GRU"), Contestant(cell="nn.GRU", segments=True)),
+        (Contestant(cell="nn.LSTM"), Contestant(cell="nn.LSTM", segments=True)),
+        (Contestant(cell="RevGRU"), Contestant(cell="RevGRU", checkpoint_every=9)),
+    ):
+        nets = [Net(contestant, SMALL) for contestant in (one, other)]
+        nets[1].load_state_dict(nets[0].state_dict())
+        losses = [net.step(tokens[:-1], tokens[1:]) for net in nets]
+        torch.testing.assert_close(losses[0], losses[1])
+        for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_a_worker_measures_in_its_own_process() -> None:
+    shape = Shape(steps=400, batch=16, hidden=64, vocabulary=16)
+    plain = measured(Contestant(cell="nn.GRU"), shape, 1, "cpu")
+    ours = measured(Contestant(cell="RevGRU"), shape, 1, "cpu")
+    assert 1.5 * ours["bytes"] < plain["bytes"] < 20 * 400 * 16 * 64 * 4
+    assert ours["warm_up"] == plain["warm_up"] == 2 * chunk_of(shape) + 1
+    assert ours["bits_per_unit_step"]["stored"] > ours["bits_per_unit_step"]["ideal"] > 0
+    assert plain["bits_per_unit_step"] == {}
+    assert ours["gradients"] == ours["parameters"] == ours["peak"] - ours["bytes"]
+
+
+def test_a_worker_that_fails_says_why() -> None:
+    told = measured(Contestant(cell="RevGRU"), dataclasses.replace(SMALL, vocabulary=-1), 1, "cpu")
+    assert told["error"].startswith("exit 1: RuntimeError: ")
+
+
+def test_jobs_survive_the_command_line() -> None:
+    job = Job(contestant=Contestant(cell="RevLSTM", checkpoint_every="auto"), shape=SMALL, warm_up=9, threads=1)
+    assert Job.of(job.text()) == job
+
+
+def test_the_plan_has_the_agreed_shapes() -> None:
+    shapes = [str(shape) for shape, _ in plan(quick=False, long=True)]
+    assert shapes == [
+        "T=70, B=20, H=650, V=10000",
+        "T=1000, B=20, H=256, V=256",
+        "T=10000, B=8, H=256, V=256",
+        "T=100000, B=8, H=256, V=256",
+    ]
+    names = {contestant.name for _, group in plan(quick=False, long=False) for contestant in group}
+    assert names == {
+        "nn.GRU", "nn.GRU, checkpointed", "RevGRU", "nn.LSTM", "nn.LSTM, checkpointed", "RevLSTM"
+    }  # fmt: skip
+
+
+def result(name: str, steps: int, needed: int, **more: Any) -> dict[str, Any]:
+    shape = dataclasses.asdict(dataclasses.replace(SMALL, steps=steps))
+    return {"name": name, "shape": shape, "bytes": needed, "bits_per_unit_step": {}, **more}
+
+
+def test_the_estimate_grows_with_the_steps() -> None:
+    results = [result("nn.GRU", 10, 1000), result("nn.GRU", 50, 4000), result("RevGRU", 50, 70)]
+    longer = dataclasses.replace(SMALL, steps=100)
+    estimate = extrapolated(results, longer)
+    assert estimate is not None
+    assert (estimate["bytes"], estimate["estimate"]) == (8000, True)
+    assert extrapolated(results, dataclasses.replace(longer, hidden=99)) is None
+
+
+def test_rows_compare_with_the_plain_gru_and_name_failures() -> None:
+    bits = {"stored": 0.5, "ideal": 0.25}
+    group = [
+        result("nn.GRU", 50, 64_000_000, estimate=True),
+        result("RevGRU", 50, 6_400_000) | {"bits_per_unit_step": bits},
+        {"name": "nn.LSTM", "error": "exit -9: no word"},
+    ]
+    assert [*rows(SMALL, group)] == [
+        ("nn.GRU (estimate)", "64.0", "1.0x", "20000.00", "", ""),
+        ("RevGRU", "6.4", "10.0x", "2000.00", "0.50", "0.25"),
+        ("nn.LSTM", "exit -9: no word", "", "", "", ""),
+    ]
+
+
+@pytest.mark.parametrize("markdown", [False, True])
+def test_the_command_prints_tables_and_writes_figures(
+    markdown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def here(contestant: Contestant, shape: Shape, threads: int, device: bench.Device) -> dict[str, Any]:
+        return result(contestant.name, shape.steps, 10**6) | {"shape": dataclasses.asdict(shape)}
+
+    monkeypatch.setattr(bench, "SHAPES", (SMALL,))
+    monkeypatch.setattr(bench, "measured", here)
+    out = tmp_path / "new" / "memory.json"
+    options = ["--markdown"] if markdown else []
+    assert main(["bench", "memory", "--long", "--out", str(out), *options]) == 0
+    told = capsys.readouterr().out
+    assert ("| RevGRU | 1.0 | 1.0x | 312.50 |  |  |" in told) == markdown
+    assert "RevLSTM, checkpoint_every='auto'" in told
+    written = json.loads(out.read_text())
+    assert [one["name"] for one in written["results"]][:2] == ["nn.GRU", "nn.GRU, checkpointed"]
+    assert len(written["results"]) == 8
+    assert written["threads"] == 1
+
+
+def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "memory", "--threads", "0"]) == 2
+    assert "--threads must be at least 1, got 0" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert main(["bench", "memory", "--device", "cuda"]) == 2
+        assert "torch finds no CUDA device here" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_allocated_bytes_are_measured() -> None:
+    job = Job(contestant=Contestant(cell="RevGRU"), shape=SMALL, warm_up=9, threads=1, device="cuda")
+    assert work(job)["bytes"] > 0
