@@ -176,10 +176,15 @@ def forget_gate(z: Tensor, max_forget_bits: float | None, *, top: int = fixed.FO
         >>> forget_gate(torch.tensor([0.0, 1.0]), 3.0)
         tensor([0.1250, 1.0000])
     """
-    if max_forget_bits is not None:
-        m = 1.0 - 2.0**-max_forget_bits
-        z = m * z + (1.0 - m)
-    return fixed.round_forget(z, top)
+    return fixed.round_forget(_limited(z, max_forget_bits), top)
+
+
+def _limited(z: Tensor, max_forget_bits: float | None) -> Tensor:
+    """`m z + (1 - m)` with `m = 1 - 2^-bits`, which forgets at most that many bits."""
+    if max_forget_bits is None:
+        return z
+    m = 1.0 - 2.0**-max_forget_bits
+    return m * z + (1.0 - m)
 
 
 def check_bits(max_forget_bits: float | None) -> None:
@@ -212,7 +217,7 @@ def rev_gru(max_forget_bits: float | None = 3.0, *, forgetting: bool = True) -> 
         stages=tuple(
             Stage(
                 blocks=3,
-                gates=partial(_gru_gates, other=other, first=first, bits=max_forget_bits),
+                gates=partial(_gru_gates, other=other, first=first, bits=max_forget_bits, forgetting=forgetting),
                 couplings=(Coupling(part, partial(_gru_update, forgetting=forgetting)),),
             )
             for part, other, first in halves
@@ -221,12 +226,12 @@ def rev_gru(max_forget_bits: float | None = 3.0, *, forgetting: bool = True) -> 
     )
 
 
-def _gru_gates(step: Step, *, other: str, first: int, bits: float | None) -> tuple[Tensor, ...]:
+def _gru_gates(step: Step, *, other: str, first: int, bits: float | None, forgetting: bool) -> tuple[Tensor, ...]:
     h = step.part(other)
     n = h.shape[-1]
     z, r = torch.sigmoid(step.x[:, : 2 * n] + step.product("hh", h, rows=(first, first + 2))).chunk(2, -1)
     g = torch.tanh(step.x[:, 2 * n :] + step.product("hh", r * h, rows=(first + 2, first + 3)))
-    return forget_gate(z, bits), g
+    return forget_gate(z, bits) if forgetting else _limited(z, bits), g
 
 
 def _gru_update(step: Step, z: Tensor, g: Tensor, *, forgetting: bool) -> tuple[Tensor | None, Tensor]:

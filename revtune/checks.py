@@ -15,14 +15,14 @@ _KEY, _MIX = -0x61C8864680B583EB, -0x40A7B892E31B1A47
 
 
 def checksum(depth: int, tensors: Iterable[Tensor]) -> int:
-    """64 bits of float64 tensors and a number; sensitive to every bit, to order and to position.
+    """64 bits of float64 or int64 tensors and a number; sensitive to every bit, to order and to position.
 
     Each value's bits are xored with a key of its place, multiplied, folded and multiplied again before they are added
     up, so that differences do not cancel. 0 and -0 count as the same.
     """
     total = depth
     for values in tensors:
-        bits = (values + 0.0).view(torch.int64)
+        bits = values if values.dtype == torch.int64 else (values + 0.0).view(torch.int64)
         key = torch.arange(1, values.numel() + 1, device=values.device).mul_(_KEY).view(values.shape)
         mixed = (bits ^ key).mul_(_MIX)
         mixed = (mixed ^ (mixed >> 29)).mul_(_KEY)

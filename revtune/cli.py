@@ -84,11 +84,24 @@ def train(arguments: list[str]) -> None:
         resume(arguments)
         return
     named = bool(arguments) and not arguments[0].startswith("-")
+    if named and recipes.is_study(arguments[0]):
+        study(arguments[0], arguments[1:])
+        return
     options = train_options(arguments[0] if named else recipes.DEFAULT, arguments[named:])
     check(options.config)
     with Report(options.config).shown() as report:
         run = training.start(at_home(options.config), options.out, report)
     finish(run)
+
+
+def study(name: str, arguments: list[str]) -> None:
+    """Run a recipe that is more than a training run."""
+    from revtune import recipes
+
+    recipe = recipes.find(name)
+    default = recipe.Options(study=recipe.recipe(full="--full" in arguments))
+    about = f"Recipe {name}. {recipe.__doc__}"
+    recipe.run(parse(recipe.Options, arguments, f"train {name}", about=about, default=default))
 
 
 def train_options(name: str, arguments: list[str]) -> Train:
@@ -124,6 +137,7 @@ def at_home(config: Config) -> Config:
 
 def resume(arguments: list[str]) -> None:
     """Go on with a run."""
+    from revtune import recipes
     from revtune import train as training
     from revtune.report import Report
     from revtune.run import Run
@@ -133,6 +147,9 @@ def resume(arguments: list[str]) -> None:
     if len(arguments) != 2 or arguments[0] != "--resume":
         raise Problem("--resume takes a run's folder and no other option, the run knows its own", code=2)
     run = Run(Path(arguments[1]))
+    if recipe := recipes.study_in(run.folder):
+        recipe.resume(run.folder)
+        return
     with Report(run.config()).shown() as report:
         training.resume(run, report)
     finish(run)

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import revtune as rt
-from revtune.rnn import RevRNN
 from revtune.problem import Problem
+from revtune.rnn import RevRNN
 
 MODELS = ("nn.GRU", "nn.LSTM", "RevGRU", "RevLSTM", "NF-RevGRU", "NF-RevLSTM")
 FIRST = -100

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from revtune.cells import Response, block_rows
-from revtune.checks import check_finite
+from revtune.checks import check_finite, checksum
 
 Rows = tuple[int, int] | None
 
@@ -51,12 +51,8 @@ class Weights:
         return other
 
     def fingerprints(self) -> dict[str, int]:
-        """A number a tensor that changes when its bits do, in one pass over it."""
-        kinds = {4: torch.int32, 8: torch.int64}
-        return {
-            name: int(tensor.contiguous().view(kinds[tensor.element_size()]).sum(dtype=torch.int64))
-            for name, tensor in self._all()
-        }
+        """A number a tensor that changes when its bits do or move, from sums over its rows and columns."""
+        return {name: _fingerprint(tensor) for name, tensor in self._all()}
 
     def project(self, x: Tensor) -> Tensor:
         """The input projection of a chunk, (K, B, I) to (K, B, G); without `ih` the input itself."""
@@ -119,3 +115,9 @@ class Weights:
         for name, (extra, scale) in self.responses.items():
             yield f"{name}.V", extra
             yield f"{name}.s", scale
+
+
+def _fingerprint(tensor: Tensor) -> int:
+    bits = tensor.contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int64)
+    bits = bits.view(1, -1) if bits.dim() < 2 else bits.flatten(1)
+    return checksum(0, (bits.sum(0, dtype=torch.int64), bits.sum(1, dtype=torch.int64)))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import revtune as rt
+from revtune.checks import checksum
 from revtune.scan import LayerInputs, build_tape
 from revtune.stack import Stack
 from tests.stored import KINDS, Leaves, Problem, differentiate, problem, random_loss
@@ -226,6 +227,17 @@ def test_compensating_changes_do_not_pass() -> None:
     counts[0, 1] -= 1
     with pytest.raises(rt.ReversalError, match="steps 5..9"):
         rt.unscan(recording)
+
+
+def test_the_checksum_sees_places_order_and_small_differences() -> None:
+    values = torch.arange(12, dtype=torch.float64).view(3, 4) * 2.0**30
+    small = torch.zeros_like(values)
+    small[0, :2] = torch.tensor([3.0, -1.0])
+    changed = [[values.flip(0)], [values.flip(1)], [values + small], [-values]]
+    changed += [[values, values + 1], [values + 1, values]]
+    sums = [checksum(0, tensors) for tensors in ([values], *changed)] + [checksum(1, [values])]
+    assert len(set(sums)) == len(sums)
+    assert checksum(0, [values * 0]) == checksum(0, [values * -0.0])
 
 
 @pytest.mark.parametrize("part", ["h1", "c2"])

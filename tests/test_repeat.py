@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from revtune import repeat_run
+from revtune import recipes, repeat_run
+from revtune.cli import main
 from revtune.problem import Problem
 from revtune.repeat import MODELS, Cell, Study, check, learn
 from revtune.repeat_report import markdown, plot, summary
@@ -80,6 +81,25 @@ def test_cells_are_learned_in_processes(tmp_path: Path) -> None:
     assert sorted(cell["model"] for cell in cells) == sorted(MODELS)
 
 
+def test_the_command_runs_and_resumes_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(repeat_run, "learned", here)
+    monkeypatch.chdir(tmp_path)
+    assert main("train repeat --lengths 3 --seeds 1 --updates 1 --hidden 4 --batch 2 --tested 8".split()) == 0
+    told = capsys.readouterr().out
+    assert "NF-RevLSTM, length 3, seed 0: " in told
+    assert "Table, figures and plot are in runs/repeat-1" in told
+    assert main(["train", "--resume", "runs/repeat-1"]) == 0
+    assert "seed 0" not in capsys.readouterr().out
+
+
+def test_the_larger_study_contains_the_default_one() -> None:
+    recipe = recipes.find("repeat").recipe
+    assert set(recipe().lengths) < set(recipe(full=True).lengths)
+    assert recipe() == Study()
+
+
 def test_a_folder_of_another_study_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeat_run, "learned", here)
     run(TINY, tmp_path)
@@ -90,6 +110,8 @@ def test_a_folder_of_another_study_is_left_alone(tmp_path: Path, monkeypatch: py
         run(TINY, tmp_path)
     with pytest.raises(Problem, match="cannot read"):
         repeat_run.resume(tmp_path / "none")
+    with pytest.raises(Problem, match="--workers must be at least 1, got 0"):
+        run(TINY, None, workers=0)
 
 
 @pytest.mark.parametrize(

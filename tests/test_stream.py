@@ -135,7 +135,7 @@ def test_a_step_is_the_unstreamed_one(
 
 @both
 def test_auto_cuts_a_long_sequence_into_segments(rev: Rev, monkeypatch: pytest.MonkeyPatch) -> None:
-    rnn, head = rev(4, 6, dtype=DOUBLE), rt.LinearCrossEntropy(6, 5, dtype=DOUBLE)
+    rnn, head = rev(4, 64, dtype=DOUBLE), rt.LinearCrossEntropy(64, 5, dtype=DOUBLE)
     x, targets = torch.randn(90, 2, 4, dtype=DOUBLE), torch.randint(5, (90, 2))
     previews: list[int] = []
     preview = Stack.preview

@@ -1,9 +1,14 @@
-"""Recipes: a module each, whose `recipe` function returns the typed configuration of a study."""
+"""Recipes: a module each, whose `recipe` function returns the typed configuration of a study.
+
+One that is more than a training run has `Options` of its own for the command line, and `run` and `resume`.
+"""
 
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
+from pathlib import Path
 from types import ModuleType
 
 from revtune.problem import Problem
@@ -25,6 +30,20 @@ def find(name: str) -> ModuleType:
     if name not in names():
         raise Problem(f"there is no recipe {name!r}; there are {', '.join(names())}", code=2)
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def is_study(name: str) -> bool:
+    """Whether a recipe is more than a training run."""
+    return hasattr(find(name), "Options")
+
+
+def study_in(folder: Path) -> ModuleType | None:
+    """The recipe of the study in a folder; None for a training run's folder or any other."""
+    try:
+        name = json.loads((folder / "config.json").read_bytes())["recipe"]
+    except (OSError, KeyError, TypeError, ValueError):
+        return None
+    return find(name) if name in names() and is_study(name) else None
 
 
 def overview() -> str:
