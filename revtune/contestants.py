@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import revtune as rt
 from revtune.rnn import RevRNN
-from revtune.stream import Stream, _segment_steps
+from revtune.stream import Stream, segment_steps
 
 CELLS: dict[str, type[nn.Module]] = {"RevGRU": rt.RevGRU, "RevLSTM": rt.RevLSTM, "nn.GRU": nn.GRU, "nn.LSTM": nn.LSTM}
 """The recurrent layers by name."""
@@ -116,6 +116,6 @@ def chunk_of(shape: Shape, checkpoint_every: Every = None) -> int:
     """K, the steps of a chunk in which a RevGRU of this shape rewinds."""
     net = Net(Contestant(cell="RevGRU"), dataclasses.replace(shape, vocabulary=1))
     assert isinstance(net.rnn, RevRNN)
-    segment = _segment_steps(checkpoint_every, shape.steps)
+    segment = segment_steps(checkpoint_every, shape.steps)
     tokens = torch.zeros(shape.steps, 1, dtype=torch.long).expand(-1, shape.batch)
     return Stream(net.rnn, tokens, tokens, net.embedding, net.readout, None, None, segment).chunk

@@ -89,7 +89,7 @@ def _rewind_loss(
 ) -> tuple[Tensor, Hx]:
     inputs, targets = _checked(rnn, inputs, targets, encode, reduction)
     check_lengths(lengths, inputs.shape[0], inputs.shape[1], inputs.device)
-    segment = _segment_steps(checkpoint_every, inputs.shape[0])
+    segment = segment_steps(checkpoint_every, inputs.shape[0])
     weight = _weight(readout, targets, lengths) if reduction == "mean" else 1.0
     stream = Stream(rnn, inputs, targets, encode, readout, state, lengths, segment)
     with one_sequence(), torch.autocast(inputs.device.type, enabled=False):
@@ -297,7 +297,8 @@ def _checked(
     return (inputs.transpose(0, 1), targets.transpose(0, 1)) if rnn.batch_first else (inputs, targets)
 
 
-def _segment_steps(checkpoint_every: int | str | None, steps: int) -> int:
+def segment_steps(checkpoint_every: int | str | None, steps: int) -> int:
+    """How many steps of a sequence of `steps` lie between checkpoints; all of them for None."""
     if checkpoint_every is None:
         return steps
     if checkpoint_every == "auto":

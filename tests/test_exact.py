@@ -1,5 +1,6 @@
 """Rewinding gives back every state bit for bit and leaves the buffer as it began, or says that it could not."""
 
+import itertools
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -187,18 +188,20 @@ def test_one_forget_gate_that_differs_in_its_last_place_is_refused(kind: str) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_bit_of_one_unit_is_refused_or_without_effect(kind: str) -> None:
+def test_one_bit_of_one_unit_is_refused_or_smaller_than_the_grid(kind: str) -> None:
+    """A last bit that leaves every state as it was changes gradients by no more than a last bit."""
     of = problem(kind, 20)
     wanted, refused = differentiate(rt.scan, of, chunk=5), 0
     gates = range(1, 5) if "LSTM" in kind else (1,)
-    for gate in gates:
-        cell = nudged(of.cell, 27 * len(of.cell.stages), gate, one_bit_of_one_unit)
+    for gate, call in itertools.product(gates, (25, 27, 30)):
+        cell = nudged(of.cell, call * len(of.cell.stages), gate, one_bit_of_one_unit)
         try:
             given = differentiate(rt.scan, of._replace(cell=cell), chunk=5)
         except rt.ReversalError:
             refused += 1
         else:
-            assert all(torch.equal(grad, wanted.grads[name]) for name, grad in given.grads.items())
+            for name, grad in given.grads.items():
+                assert float((grad - wanted.grads[name]).norm()) <= 2**-22 * float(wanted.grads[name].norm())
     assert refused
 
 
