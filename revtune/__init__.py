@@ -4,10 +4,13 @@ Where things are, from numbers to training steps:
 
 - `fixed`, `buffer`: fixed-point states and the information buffer that makes forgetting reversible
 - `cells`: couplings, stages and the four cells; how to write one's own
-- `tape`, `stack`, `scan`: a cell over time, layers together, and rewinding as one autograd function
+- `weights`, `moments`, `tape`: a layer's products, one stage at one step with its gradient, and a cell over time
+- `stack`, `scan`: layers together, and rewinding as one autograd function; `arguments`: what it accepts
+- `checks`, `environment`, `errors`: that it is exact, and what is said when it is not
 - `rnn`, `layers`: RevGRU and RevLSTM with nn.GRU's and nn.LSTM's manners
-- `readout`, `dropout`, `stream`: whole training steps chunk by chunk
-- `meter`: memory and bits of a block of code
+- `stream`: whole training steps chunk by chunk; `ends`, `readout`, `dropout`, `sinks`: encoders, readouts and their
+gradients
+- `meter`: memory and bits of a block of code, told by `metering`
 """
 
 from revtune.buffer import Buffer, default_share, ideal_bits

@@ -12,6 +12,11 @@ from revtune.cells import Cell, Response
 State = tuple[Tensor, ...]
 
 
+def running(lengths: Tensor, first: int, last: int) -> Tensor:
+    """Which rows run at steps `first` to `last`, (last - first, B)."""
+    return torch.arange(first, last, device=lengths.device).unsqueeze(1) < lengths
+
+
 def check_lengths(lengths: Tensor | None, steps: int, rows: int, device: torch.device) -> None:
     """Refuse lengths that are not one of 1..T for each row.
 
@@ -73,7 +78,13 @@ def check_arguments(
             raise ValueError(f"{name}: a state must be {x.dtype} like x, or float64, got {tensor.dtype}")
     _check_weights(cell, x, weights, units)
     _check_responses(cell, x, weights, responses)
+    if "bias" in weights and "ih" not in weights:
+        raise ValueError(f"{name}: weight 'bias' is that of the input projection and needs weight 'ih'")
     for part, mask in masks.items():
+        if mask.requires_grad or mask.dtype != x.dtype:
+            raise ValueError(
+                f"{name}: mask {part!r} must be {x.dtype} like x and require no gradient, got {mask.dtype}"
+            )
         if part not in cell.parts or mask.shape != (rows, units):
             raise ValueError(
                 f"{name}: masks must be ({rows}, {units}) for one of {cell.parts}, got {part!r} {tuple(mask.shape)}"
@@ -109,6 +120,8 @@ def _check_weights(cell: Cell, x: Tensor, weights: Mapping[str, Tensor], units: 
 
 def _check_responses(cell: Cell, x: Tensor, weights: Mapping[str, Tensor], responses: Mapping[str, Response]) -> None:
     for key, (extra, scale) in responses.items():
+        if key == "bias":
+            raise ValueError(f"{cell.name}: weight 'bias' takes no response; responses belong to products")
         if key not in weights:
             raise ValueError(f"{cell.name}: a response names {key!r}, which is none of the weights {tuple(weights)}")
         shapes = (tuple(weights[key].shape), (x.shape[1], weights[key].shape[0]))

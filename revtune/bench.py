@@ -1,9 +1,9 @@
 """`revtune bench memory`: what a whole training step needs above its parameters, beside torch's own layers.
 
 Each contestant has a process of its own, in which C's allocator gives freed blocks back alike for all. There a warm-up
-of the real B, H, V and T = 2K + 1 (K steps of a chunk) runs; gradients are dropped; then comes the step that counts:
-the peak of resident anonymous memory during it, minus what was resident before, minus the gradients that remain. On
-CUDA it is the peak of allocated bytes likewise. The meter that counts bits runs in the measured step, at our cost.
+of the real B, H, V and T = 3K runs, three chunks of the real step's K; gradients are dropped; then comes the step that
+counts: the peak of resident anonymous memory during it, minus what was resident before, minus the gradients that
+remain. On CUDA it is the peak of allocated bytes likewise. The meter of bits runs in that step too, at our cost.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 
 import revtune as rt
-from revtune.contestants import Contestant, Every, Net, Shape, chunk_of
+from revtune.contestants import Contestant, Net, Shape, chunk_of
 from revtune.meter import ResidentGauge
 from revtune.problem import Problem
 
@@ -116,8 +116,7 @@ def plan(*, quick: bool, long: bool) -> Iterator[tuple[Shape, list[Contestant]]]
 
 def measured(contestant: Contestant, shape: Shape, threads: int, device: Device) -> dict[str, Any]:
     """What a worker found out about a contestant, or why it failed."""
-    every: Every = contestant.checkpoint_every
-    warm_up = min(shape.steps, 2 * chunk_of(shape, every) + 1)
+    warm_up = min(shape.steps, 3 * chunk_of(contestant, shape))
     job = Job(contestant=contestant, shape=shape, warm_up=warm_up, threads=threads, device=device)
     done = subprocess.run(
         [sys.executable, "-m", "revtune.bench", job.text()],

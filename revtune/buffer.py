@@ -23,6 +23,8 @@ it stores.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -102,8 +104,7 @@ class Buffer:
 
     def copy(self) -> Buffer:
         """A buffer that goes its own way from here; the words spilled so far are shared, not copied."""
-        other = object.__new__(Buffer)
-        other.__dict__.update(self.__dict__)
+        other = copy.copy(self)
         other.heads = self.heads.clone()
         other._sealed, other._open = list(self._sealed), list(self._open)
         return other

@@ -32,7 +32,12 @@ Response = tuple[Tensor, Tensor]
 
 
 class Step:
-    """What a cell may read at one time step.
+    """What a cell may read at one time step. `scan` makes it; its arguments are what the methods below give.
+
+    Args:
+        parts: parts of the state by name, floats (B, N).
+        weights: by name.
+        responses: pairs (V, s) by the name of their weight.
 
     Attributes:
         x: the projected input of this stage, shape (B, G), or (B, blocks * N) of the raw input for a scan without
@@ -58,7 +63,13 @@ class Step:
         return self._parts[name]
 
     def weight(self, name: str) -> Tensor:
-        """A weight used other than in a product."""
+        """A weight as it is, for use other than in a product.
+
+        Raises:
+            ValueError: the scan carries a response for it, which only products can apply.
+        """
+        if name in self._responses:
+            raise ValueError(f"weight {name!r} has a response, so the cell must use it through step.product")
         return self._named(name)
 
     def product(self, name: str, value: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
@@ -67,7 +78,13 @@ class Step:
         Args:
             name: which weight.
             value: shape (B, columns of W).
-            rows: first and last-but-one block of N rows of W to use; all rows by default.
+            rows: the blocks of N rows of W to use, from the first number up to the second; all rows by default.
+
+        Returns:
+            Shape (B, rows used).
+
+        Raises:
+            ValueError: there is no such weight, or its shape does not fit.
         """
         weight = self._named(name)
         chosen = block_rows(weight, rows, self._width())
@@ -108,7 +125,13 @@ class Coupling:
 
 @dataclass(frozen=True)
 class Stage:
-    """Couplings that share `gates(step)`, which reads `blocks * N` columns of the projected input."""
+    """A run of couplings that share their gates.
+
+    Attributes:
+        blocks: how many blocks of N columns of the projected input it reads, as `step.x`.
+        gates: `gates(step)` gives the tuple that every coupling's `update` is handed.
+        couplings: in the order in which they act.
+    """
 
     blocks: int
     gates: Callable[[Step], tuple[Tensor, ...]]
@@ -207,7 +230,8 @@ def rev_gru(max_forget_bits: float | None = 3.0, *, forgetting: bool = True) -> 
         then h2 in the same way from the new h1
 
     The rounded z stands in both places, so |h| <= max(|h_0|, 1) always. Without forgetting (NF-RevGRU) the multiplier
-    is 1 and the update stays the same. Gate blocks, for input and recurrent weights alike: z1 r1 g1 z2 r2 g2.
+    is 1 and the update stays the same, with z as it is. Gate blocks, for input and recurrent weights alike: z1 r1 g1
+    z2 r2 g2. `max_forget_bits` and errors as in `forget_gate`.
     """
     check_bits(max_forget_bits)
     halves = (("h1", "h2", 0), ("h2", "h1", 3))
@@ -247,6 +271,7 @@ def rev_lstm(max_forget_bits: float | None = 3.0, *, forgetting: bool = True) ->
 
     f and p are at most 1023/1024, so |c|, |h| <= 1025 (or what they started from). Without forgetting (NF-RevLSTM) both
     multipliers are 1. Gate blocks, for input and recurrent weights alike: f1 p1 i1 o1 g1 f2 p2 i2 o2 g2.
+    `max_forget_bits` and errors as in `forget_gate`.
     """
     check_bits(max_forget_bits)
     halves = (("h1", "c1", "h2", 0), ("h2", "c2", "h1", 5))

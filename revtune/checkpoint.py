@@ -16,6 +16,7 @@ from revtune.problem import Problem
 
 State = Tensor | tuple[Tensor, ...] | None
 FACTS = "revtune"
+ADAM_KEYS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True)
@@ -95,18 +96,30 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 def load_optimizer(
     optimizer: torch.optim.Optimizer, model: nn.Module, saved: Saved, path: Path, *, prefix: str
 ) -> None:
-    """Give an optimizer the tensors that `optimizer_tensors` named."""
+    """Give an optimizer the tensors that `optimizer_tensors` named.
+
+    Raises:
+        Problem: for a tensor of no parameter here, one of another shape, or one that is missing: what the file or Adam
+            has for one parameter it must have for each. The optimizer is then as it was.
+    """
     parameters = dict(model.named_parameters())
+    keys = set(ADAM_KEYS) if isinstance(optimizer, torch.optim.Adam) else set()
+    found: dict[tuple[str, str], Tensor] = {}
     for full, tensor in saved.tensors.items():
         if not full.startswith(prefix):
             continue
         name, _, key = full.removeprefix(prefix).rpartition("/")
         if name not in parameters:
             raise Problem(f"{path} does not fit the model: it has an optimizer's {key} for {name}, which is not here")
-        parameter = parameters[name]
         if tensor.dim():
-            _check_like(tensor, parameter, f"the optimizer's {key} of {name}", path)
-        optimizer.state[parameter][key] = tensor.to(parameter.device) if tensor.dim() else tensor
+            _check_like(tensor, parameters[name], f"the optimizer's {key} of {name}", path)
+        found[name, key] = tensor.to(parameters[name].device) if tensor.dim() else tensor
+        keys.add(key)
+    for name, key in ((name, key) for name in parameters for key in sorted(keys)):
+        if (name, key) not in found:
+            raise Problem(f"{path} does not fit the model: the optimizer's {key} of {name} is missing")
+    for (name, key), tensor in found.items():
+        optimizer.state[parameters[name]][key] = tensor
 
 
 def state_tensors(state: State) -> dict[str, Tensor]:
@@ -115,7 +128,18 @@ def state_tensors(state: State) -> dict[str, Tensor]:
     return {str(number): part for number, part in enumerate(parts)}
 
 
-def state_of(saved: Saved, device: torch.device, *, prefix: str) -> State:
-    """The recurrent state that `state_tensors` numbered."""
-    parts = [saved.tensors[name].to(device) for name in sorted(saved.tensors) if name.startswith(prefix)]
-    return None if not parts else parts[0] if len(parts) == 1 else tuple(parts)
+def state_of(saved: Saved, path: Path, device: torch.device, like: tuple[Tensor, ...], *, prefix: str) -> State:
+    """The recurrent state that `state_tensors` numbered, or None where it saved none.
+
+    Raises:
+        Problem: when its parts are not as many as those of `like`, or have other shapes or dtypes.
+    """
+    names = sorted(name for name in saved.tensors if name.startswith(prefix))
+    if not names:
+        return None
+    if names != [f"{prefix}{number}" for number in range(len(like))]:
+        raise Problem(f"{path} does not fit the model: it has {', '.join(names)} for a state of {len(like)} tensors")
+    for name, part in zip(names, like, strict=True):
+        _check_like(saved.tensors[name], part, name, path)
+    parts = tuple(saved.tensors[name].to(device) for name in names)
+    return parts[0] if len(parts) == 1 else parts

@@ -30,6 +30,13 @@ def checksum(depth: int, tensors: Iterable[Tensor]) -> int:
     return total
 
 
+def fingerprint(tensor: Tensor) -> int:
+    """A number that a change of bits, or of their places, almost surely changes: a checksum of row and column sums."""
+    bits = tensor.detach().contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int64)
+    bits = bits.view(1, -1) if bits.dim() < 2 else bits.flatten(1)
+    return checksum(0, (bits.sum(0, dtype=torch.int64), bits.sum(1, dtype=torch.int64)))
+
+
 def check_finite(value: Tensor, what: str) -> None:
     """Refuse NaN and infinities.
 
@@ -38,9 +45,8 @@ def check_finite(value: Tensor, what: str) -> None:
     """
     if value.numel() == 0:
         return
-    low, high = torch.aminmax(value.detach())
-    if not bool(low.isfinite() & high.isfinite()):
-        place = tuple(int(i) for i in (~value.isfinite()).nonzero()[0])
+    place = _first_bad(value.detach())
+    if place is not None:
         raise NonFiniteError(f"{what} is not finite: {float(value[place])} at index {place}")
 
 
@@ -50,9 +56,9 @@ def check_input(x: Tensor, first: int, name: str) -> None:
     Raises:
         NonFiniteError: names layer, step and row.
     """
-    low, high = torch.aminmax(x)
-    if not bool(low.isfinite() & high.isfinite()):
-        k, row, feature = (int(i) for i in (~x.isfinite()).nonzero()[0])
+    place = _first_bad(x)
+    if place is not None:
+        k, row, feature = place
         value = float(x[k, row, feature])
         raise NonFiniteError(
             f"{name}: input is not finite: {value} at step {first + k}, batch row {row}, feature {feature}"
@@ -88,3 +94,11 @@ def name_bad_count(counts: Tensor, part: str, step: int, name: str) -> None:
             f"{where} is {float(value)}: a gate or an update is not finite; are the weights too large?"
         )
     raise StateRangeError(f"{where} is {float(value):g}, outside the exact range |h| < 2^20 = {fixed.STATE_RANGE:.0f}")
+
+
+def _first_bad(value: Tensor) -> tuple[int, ...] | None:
+    """Where a tensor first is NaN or infinite."""
+    low, high = torch.aminmax(value)
+    if bool(low.isfinite() & high.isfinite()):
+        return None
+    return tuple(int(i) for i in (~value.isfinite()).nonzero()[0])

@@ -212,9 +212,7 @@ def bench(arguments: list[str]) -> None:
     if not arguments or arguments[0] != "memory":
         raise Problem(f"revtune bench measures memory, got {arguments[0] if arguments else 'nothing'}", code=2)
     module = importlib.import_module("revtune.bench")
-    table = parse(module.memory, arguments[1:], "bench memory")
-    if table is not None:
-        print(table)
+    parse(module.memory, arguments[1:], "bench memory")
 
 
 def doctor(arguments: list[str]) -> None:

@@ -112,10 +112,11 @@ class Net(nn.Module):
         return F.cross_entropy(self.readout(y).flatten(0, 1), targets.flatten(), reduction="sum"), state
 
 
-def chunk_of(shape: Shape, checkpoint_every: Every = None) -> int:
-    """K, the steps of a chunk in which a RevGRU of this shape rewinds."""
-    net = Net(Contestant(cell="RevGRU"), dataclasses.replace(shape, vocabulary=1))
+def chunk_of(contestant: Contestant, shape: Shape) -> int:
+    """K, the steps of a chunk in which a contestant rewinds; for torch's layers, their counterpart's."""
+    rewinding = dataclasses.replace(contestant, cell=contestant.cell.replace("nn.", "Rev"), segments=False)
+    net = Net(rewinding, dataclasses.replace(shape, vocabulary=1))
     assert isinstance(net.rnn, RevRNN)
-    segment = segment_steps(checkpoint_every, shape.steps)
+    segment = segment_steps(contestant.checkpoint_every, shape.steps)
     tokens = torch.zeros(shape.steps, 1, dtype=torch.long).expand(-1, shape.batch)
     return Stream(net.rnn, tokens, tokens, net.embedding, net.readout, None, None, segment).chunk

@@ -27,11 +27,11 @@ class _Sequence:
 
     def __init__(self) -> None:
         self.masks: dict[tuple[int, tuple[int, ...]], Tensor] = {}
-        self._seed = _seed() if torch.is_grad_enabled() else None
+        self._seed = new_seed() if torch.is_grad_enabled() else None
 
     def draw(self, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
         """A new mask; the n-th one depends on the sequence's seed and n alone."""
-        self._seed = _seed() if self._seed is None else self._seed
+        self._seed = new_seed() if self._seed is None else self._seed
         generator = torch.Generator(like.device).manual_seed(self._seed + len(self.masks))
         return drop_mask(shape, p, like, generator)
 
@@ -39,7 +39,8 @@ class _Sequence:
 _sequence: ContextVar[_Sequence | None] = ContextVar("revtune_sequence", default=None)
 
 
-def _seed() -> int:
+def new_seed() -> int:
+    """A seed from torch's generator for a generator of one's own."""
     return int(torch.randint(2**62, ()))
 
 
@@ -88,7 +89,8 @@ class LockedDropout(nn.Module):
         p: probability of dropping, 0..1.
 
     Shape:
-        Input and output (T, B, F); the mask is (B, F).
+        Input and output (T, B, F); the mask is (B, F). Inside `rewind_loss` a module has one mask: use one module a
+        place.
 
     Raises:
         ValueError: p outside 0..1, or an input that is not (T, B, F).

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
-from revtune.dropout import look_up, plain_embedding
+from revtune.dropout import look_up, new_seed, plain_embedding
 from revtune.readout import LinearCrossEntropy
 from revtune.sinks import Sinks, opened
 
@@ -50,7 +50,7 @@ class Encoder:
         self._inputs, self._sinks, self._check = inputs, sinks, check
         self._autocast = Autocast(inputs.device)
         replayed = torch.is_grad_enabled() and encode is not None and not plain_embedding(encode)
-        self._seed = int(torch.randint(2**62, ())) if replayed else None
+        self._seed = new_seed() if replayed else None
         self._root: Tensor | None = None
         self._leaf: Tensor | None = None
 
@@ -84,7 +84,8 @@ class Encoder:
         tensors = leaves(root)
         for tensor, grad in zip(tensors, _grad(root, tensors, dx), strict=True):
             if tensor is leaf:
-                self._sinks.of(self._inputs)[first : first + leaf.shape[0]] = 0.0 if grad is None else grad
+                if grad is not None:
+                    self._sinks.of(self._inputs)[first : first + leaf.shape[0]].add_(grad)
             else:
                 self._sinks.add(tensor, grad)
 
@@ -119,7 +120,7 @@ class ReadoutPass:
             return loss, dy
         y = y.detach().requires_grad_()
         with torch.enable_grad(), opened(self._sinks), self._autocast.again():
-            total = _scalar(self._readout(y, targets))
+            total = _scalar(self._readout(y.view_as(y), targets))
         tensors = leaves(total)
         dy = torch.zeros_like(y)
         for tensor, grad in zip(tensors, _grad(total, tensors, None), strict=True):

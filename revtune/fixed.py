@@ -29,7 +29,7 @@ def to_counts(value: Tensor) -> Tensor:
         >>> to_counts(torch.tensor([1.0, -0.5])).tolist()
         [4294967296.0, -2147483648.0]
     """
-    return value.double().mul_(STATE_ONE).round_() if value.dtype != torch.float64 else (value * STATE_ONE).round_()
+    return (value.double() * STATE_ONE).round_()
 
 
 def from_counts(count: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -70,7 +70,7 @@ def forget_integer(z: Tensor) -> Tensor:
         >>> forget_integer(torch.tensor([0.5]))
         tensor([512.], dtype=torch.float64)
     """
-    return z.detach().double().mul_(FORGET_ONE) if z.dtype != torch.float64 else z.detach() * FORGET_ONE
+    return z.detach().double() * FORGET_ONE
 
 
 def is_rounded(z: Tensor) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 import revtune as rt
 from revtune.checkpoint import State
 from revtune.config import Net
+from revtune.dropout import drop_mask
 
 TIED_INIT = 0.1  # as Merity et al. 2018; an embedding's usual N(0, 1) is far too large for a softmax
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -118,7 +119,7 @@ def locked(x: Tensor, rate: float, training: bool) -> Tensor:
     """Dropout on x (T, B, I) by one mask (1, B, I) for all its steps (Gal and Ghahramani, 2016)."""
     if not training or not rate:
         return x
-    return x * x.new_empty(1, *x.shape[1:]).bernoulli_(1 - rate).div_(1 - rate)
+    return x * drop_mask((1, *x.shape[1:]), rate, x)
 
 
 def build(net: Net, tokens: int) -> LanguageModel:

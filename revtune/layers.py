@@ -31,6 +31,7 @@ class RevGRU(RevRNN):
         input_dropout, hidden_dropout, output_dropout: rates of locked dropout on the first layer's input, on the state
             as the recurrent products read it, and on the top layer's output; one mask a sequence.
         weight_drop: rate of dropout on the recurrent weights, one mask a sequence (Merity et al. 2018).
+        proj_size: must be 0.
 
     Shape:
         `y, h_n = rnn(x, h_0)` with x (T, B, I), or (B, T, I) if batch_first, or (T, I), or a PackedSequence; h_0 and

@@ -47,17 +47,27 @@ class Used(LayerUse):
         peak_bytes: the most memory in use during the block above what was in use when it began: allocated bytes on
             CUDA, resident anonymous memory on Linux. None where the system does not tell.
         layers: what each layer stored, by its name.
-        outer: the meter that this one runs inside, which hears what it hears.
     """
 
     peak_bytes: int | None = None
     layers: dict[str, LayerUse] = field(default_factory=dict)
-    outer: Used | None = field(default=None, repr=False)
+    _outer: Used | None = field(default=None, repr=False)
+    _gauge: CudaGauge | ResidentGauge | None = field(default=None, repr=False)
+
+    def look(self) -> None:
+        """Take the peak so far into account, here and in the meters around this one, whose gauges it resets."""
+        if self._gauge:
+            self.peak_bytes = max(self._gauge.peak(), self.peak_bytes or 0)
+        outer = self._outer
+        if outer and self._gauge and outer._gauge:
+            outer.peak_bytes = max(
+                (self.peak_bytes or 0) + self._gauge.before - outer._gauge.before, outer.peak_bytes or 0
+            )
 
     def hear(self, stack: Stack) -> None:
         """Add what the tapes of a stack store now, here and in the meter around this one."""
-        if self.outer:
-            self.outer.hear(stack)
+        if self._outer:
+            self._outer.hear(stack)
         for tape in stack.tapes:
             stored, ideal, unit_steps = tape.usage()
             for use in (self, self.layers.setdefault(tape.name, LayerUse())):
@@ -70,8 +80,9 @@ class Used(LayerUse):
 def meter() -> Iterator[Used]:
     """Measure a block: peak memory, stored and ideal bits, bits a unit and step, for each layer.
 
-    Bits add up over the calls in the block; with `checkpoint_every`, over its segments, of which one at a time is
-    kept. Metering counts ideal bits, which takes a little time.
+    The peak is that of the current CUDA device once CUDA is in use, whose peak statistics are reset; else of the
+    process. Bits add up over the calls in the block; with `checkpoint_every`, over its segments, of which one at a
+    time is kept. Metering counts ideal bits, which takes a little time.
 
     Example:
         >>> rnn = RevGRU(8, 16)
@@ -81,27 +92,28 @@ def meter() -> Iterator[Used]:
         (True, ['RevGRU layer 0'])
     """
     outer = metering.listener.get()
-    used = Used(outer=outer if isinstance(outer, Used) else None)
+    used = Used(_outer=outer if isinstance(outer, Used) else None)
+    if used._outer:
+        used._outer.look()
     token = metering.listener.set(used)
-    gauge = _gauge()
+    used._gauge = _gauge()
     try:
         yield used
     finally:
         metering.listener.reset(token)
-        if gauge:
-            used.peak_bytes = max(gauge.peak(), used.peak_bytes or 0)
-            if used.outer:
-                used.outer.peak_bytes = max(used.peak_bytes, used.outer.peak_bytes or 0)
+        used.look()
 
 
-class _CudaGauge:
+class CudaGauge:
+    """Peak of the bytes allocated on the current CUDA device since the gauge was made."""
+
     def __init__(self) -> None:
         torch.cuda.reset_peak_memory_stats()
-        self._before = torch.cuda.memory_allocated()
+        self.before = torch.cuda.memory_allocated()
 
     def peak(self) -> int:
         """Most bytes allocated since, above those allocated before."""
-        return torch.cuda.max_memory_allocated() - self._before
+        return torch.cuda.max_memory_allocated() - self.before
 
 
 class ResidentGauge:
@@ -111,11 +123,11 @@ class ResidentGauge:
         gc.collect()
         _trim()
         _CLEAR.write_text("5")
-        self._before = self._read("RssAnon")
+        self.before = self._read("RssAnon")
 
     def peak(self) -> int:
         """Bytes above those resident when the gauge was made; file pages do not count."""
-        return max(0, self._read("VmHWM") - self._read("RssFile") - self._read("RssShmem") - self._before)
+        return max(0, self._read("VmHWM") - self._read("RssFile") - self._read("RssShmem") - self.before)
 
     @staticmethod
     def _read(field_name: str) -> int:
@@ -123,9 +135,9 @@ class ResidentGauge:
         return int(line.split()[1]) * 1024
 
 
-def _gauge() -> _CudaGauge | ResidentGauge | None:
-    if torch.cuda.is_available():
-        return _CudaGauge()
+def _gauge() -> CudaGauge | ResidentGauge | None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return CudaGauge()
     try:
         return ResidentGauge()
     except OSError:

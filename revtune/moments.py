@@ -44,9 +44,9 @@ class RecordingStep(Step):
         self.changed: tuple[str, ...] = ()
 
     def part(self, name: str) -> Tensor:
-        key = (name, name in self.changed)
+        key, value = (name, name in self.changed), super().part(name)
         if key not in self.leaves:
-            self.leaves[key] = super().part(name).detach().requires_grad_()
+            self.leaves[key] = value.detach().requires_grad_()
         return self.leaves[key]
 
     def weight(self, name: str) -> Tensor:

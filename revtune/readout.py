@@ -168,7 +168,8 @@ class LinearCrossEntropy(nn.Module):
         counted = targets != self.ignore_index
         chosen = torch.where(counted, targets, 0).unsqueeze(-1)
         weight = counted.to(logits.dtype) if self.class_weights is None else self.class_weights[chosen[:, 0]] * counted
-        hit, every = weight * (1.0 - self.label_smoothing), self._smoothing(counted, logits.dtype)
+        hit = weight * (1.0 - self.label_smoothing)
+        every = counted.to(logits.dtype) * (self.label_smoothing / self.num_classes)
         top = logits.amax(-1, keepdim=True)
         picked = logits.gather(-1, chosen)
         spread = self._spread(logits) if self.label_smoothing else None
@@ -184,9 +185,6 @@ class LinearCrossEntropy(nn.Module):
         if self.label_smoothing:
             grad.sub_(every.unsqueeze(-1) * (1.0 if self.class_weights is None else self.class_weights))
         return loss, grad
-
-    def _smoothing(self, counted: Tensor, dtype: torch.dtype) -> Tensor:
-        return counted.to(dtype) * (self.label_smoothing / self.num_classes)
 
     def _spread(self, logits: Tensor) -> Tensor:
         return (logits if self.class_weights is None else logits * self.class_weights).double().sum(-1)

@@ -12,7 +12,9 @@ from revtune.repeat import MODELS, Study
 
 Figures = dict[str, Any]
 COLOURS = dict(zip(MODELS, ("#666666", "#56b4e9", "#0072b2", "#009e73", "#d55e00", "#cc79a7"), strict=True))
-MARKERS = dict(zip(MODELS, "xPosDv", strict=True))
+MARKERS = dict(zip(MODELS, ("", "", "o", "s", "d", "v"), strict=True))
+WIDTHS = dict(zip(MODELS, (9, 6.5, 4, 1.5, 1.8, 1.8), strict=True))
+"""Nets that solve the task lie on one line; the wider ones show from below."""
 
 
 def summary(study: Study, cells: list[Figures]) -> list[Figures]:
@@ -36,16 +38,16 @@ def rows(study: Study, cells: list[Figures]) -> list[list[str]]:
 
 
 def percent(one: Figures | None) -> str:
-    """Per cent right, with the range over seeds where they differ."""
+    """Per cent right, with half the range over seeds where it can be seen."""
     if one is None:
         return ""
-    mean, least, most = (f"{100 * one[key]:.0f}" for key in ("right", "least", "most"))
-    return mean if least == most else f"{mean} ({least}-{most})"
+    half = f"{50 * (one['most'] - one['least']):.0f}"
+    return f"{100 * one['right']:.0f}" + (f"±{half}" if half != "0" else "")
 
 
 def title(study: Study) -> str:
     """What the table holds."""
-    runs = f"mean (range) of {study.seeds} seeds" if study.seeds > 1 else "one seed"
+    runs = f"mean ± half the range of {study.seeds} seeds" if study.seeds > 1 else "one seed"
     return f"Per cent of tokens repeated one step later, by length; {runs}, at most {study.updates} updates"
 
 
@@ -82,7 +84,7 @@ def plot(study: Study, cells: list[Figures]) -> bytes:
     for axes in (by_length, by_step):
         axes.axhline(100 / study.tokens, color="black", linestyle=":", linewidth=1, label="guessing")
         axes.grid(alpha=0.3)
-        axes.set_ylim(0, 104)
+        axes.set_ylim(0, 105)
     by_length.set(
         xscale="log", xlabel="length of the sequences (steps)", ylabel="tokens repeated right (%)",
         title="By length",
@@ -104,7 +106,7 @@ def _by_length(axes: Any, study: Study, cells: list[Figures], model: str) -> Non
     steps = [one["steps"] for one in points]
     mean, least, most = ([100 * one[key] for one in points] for key in ("right", "least", "most"))
     axes.fill_between(steps, least, most, color=COLOURS[model], alpha=0.2, linewidth=0)
-    axes.plot(steps, mean, label=model, color=COLOURS[model], marker=MARKERS[model], linestyle=_line(model))
+    axes.plot(steps, mean, label=model, marker=MARKERS[model], **_line(model))
 
 
 def _by_step(axes: Any, study: Study, cells: list[Figures], model: str) -> None:
@@ -113,8 +115,10 @@ def _by_step(axes: Any, study: Study, cells: list[Figures], model: str) -> None:
     runs = [one["by_step"] for one in cells if one["model"] == model and one["steps"] == longest]
     if runs:
         mean = [100 * fmean(shares) for shares in zip(*runs, strict=True)]
-        axes.plot(range(2, longest + 1), mean, color=COLOURS[model], linestyle=_line(model))
+        axes.plot(range(2, longest + 1), mean, **_line(model))
 
 
-def _line(model: str) -> str:
-    return "--" if model.startswith("NF-") else "-"
+def _line(model: str) -> dict[str, Any]:
+    width = WIDTHS[model]
+    style = "--" if model.startswith("NF-") else "-"
+    return {"color": COLOURS[model], "linestyle": style, "linewidth": width, "markersize": 5 + width}

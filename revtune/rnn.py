@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from revtune.arguments import State
+from revtune.arguments import State, running
 from revtune.cells import Cell
-from revtune.dropout import check_rate, drop_mask
+from revtune.dropout import check_rate, drop_mask, new_seed
 from revtune.scan import LayerInputs, build_tape, run
 from revtune.stack import Link, Locked, Noise, Stack
 
@@ -155,7 +155,7 @@ class RevRNN(nn.Module):
             packed.sorted_indices if packed.sorted_indices is not None else torch.arange(x.shape[1], device=x.device)
         )
         y = y.index_select(1, order)
-        live = torch.arange(x.shape[0], device=x.device).unsqueeze(1) < lengths.to(x.device)[order]
+        live = running(lengths.to(x.device)[order], 0, x.shape[0])
         data = y[live]
         return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), _form(finals)
 
@@ -176,6 +176,8 @@ class RevRNN(nn.Module):
             raise ValueError(
                 f"{self._name}: input must have at least one step and one row, got (T, B, I) = {tuple(x.shape)}"
             )
+        if weight.device.type == "mps":
+            raise ValueError(f"{self._name}: MPS devices have no float64, which exact states need; use the CPU or CUDA")
         if x.device != weight.device:
             raise ValueError(f"{self._name}: input is on {x.device}, parameters on {weight.device}")
         if x.dtype != weight.dtype:
@@ -224,7 +226,7 @@ class RevRNN(nn.Module):
             drop = self.options.input_dropout if layer == 0 else 0.0
             links += self._locked(drop, x, self.input_size)
             if layer and self.dropout and self.training:
-                links.append(Noise(self.dropout, int(torch.randint(2**62, ()))))
+                links.append(Noise(self.dropout, new_seed()))
             link, tensors = self._tape(layer, "", x, tuple(s[layer] for s in states), lengths, steps or x.shape[0])
             links.append(link)
             inputs.append(tensors)
@@ -240,8 +242,8 @@ class RevRNN(nn.Module):
         stacked = tuple(torch.stack(group) for group in zip(*finals, strict=True))
         if y is None:
             y = stacked[0][-1].to(x.dtype)
-            for link in stack.links[-1:]:
-                y = link.apply(y, 0) if isinstance(link, Locked) else y
+            top = stack.links[-1]
+            y = top.apply(y, 0) if isinstance(top, Locked) else y
         return y, stacked
 
     def _both_ways(self, x: Tensor, states: State, lengths: Tensor | None) -> tuple[Tensor, State]:

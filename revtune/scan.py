@@ -15,19 +15,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from revtune import fixed, metering
 from revtune.arguments import State, check_arguments, first_state
 from revtune.cells import Cell, Response
-from revtune.checks import check_state
+from revtune.checks import check_state, fingerprint
 from revtune.environment import Environment
 from revtune.errors import ReversalError
-from revtune.stack import Stack, chunk_steps
+from revtune.stack import DEFAULT_BUDGET, Stack, chunk_steps
 from revtune.tape import Place, Tape
 from revtune.weights import Weights
-
-DEFAULT_BUDGET = 3 * 2**20
-"""Bytes that one chunk's gates and projections may take, over all layers that move together."""
 
 
 class LayerInputs(NamedTuple):
@@ -126,10 +124,7 @@ def scan(
         >>> y.shape, h.shape
         (torch.Size([5, 2, 4]), torch.Size([2, 4]))
     """
-    state = first_state(cell, x, state, weights, hidden)
-    inputs = LayerInputs(state, weights, responses or {})
-    check_arguments(cell, x, state, weights, responses or {}, masks or {}, lengths, chunk)
-    tape = build_tape(cell, inputs, x.shape[0], x.dtype, masks=masks, lengths=lengths, share=share)
+    tape, inputs = _prepared(cell, x, state, weights, hidden, responses, masks, lengths, chunk, share)
     y, finals = run(Stack([tape]), x, [inputs], chunk=chunk)
     assert y is not None
     return y, finals[0]
@@ -152,10 +147,7 @@ def record(
 
     Unlike in training every chunk spills, the last one too.
     """
-    state = first_state(cell, x, state, weights, hidden)
-    inputs = LayerInputs(state, weights, responses or {})
-    check_arguments(cell, x, state, weights, responses or {}, masks or {}, lengths, chunk)
-    tape = build_tape(cell, inputs, x.shape[0], x.dtype, masks=masks, lengths=lengths, share=share)
+    tape, _ = _prepared(cell, x, state, weights, hidden, responses, masks, lengths, chunk, share)
     stack, environment, x = Stack([tape]), Environment.current(), x.detach()
     steps = chunk or chunk_steps(x.shape[0], x.shape[1], stack, DEFAULT_BUDGET)
     with torch.no_grad(), environment.restored(x.device):
@@ -187,6 +179,25 @@ def unscan(recording: Recording) -> tuple[Tensor, State]:
         for first, part in reversed(list(chunks(recording.x, recording.chunk))):
             outputs.append(tape.rewind(part, first))
     return torch.cat(outputs[::-1]), tape.state()
+
+
+def _prepared(
+    cell: Cell,
+    x: Tensor,
+    state: State | None,
+    weights: Mapping[str, Tensor],
+    hidden: int | None,
+    responses: Mapping[str, Response] | None,
+    masks: Mapping[str, Tensor] | None,
+    lengths: Tensor | None,
+    chunk: int | None,
+    share: int | None,
+) -> tuple[Tape, LayerInputs]:
+    """Checked arguments as a tape and the tensors that gradients flow to."""
+    inputs = LayerInputs(first_state(cell, x, state, weights, hidden), weights, responses or {})
+    check_arguments(cell, x, inputs.state, weights, inputs.responses, masks or {}, lengths, chunk)
+    tape = build_tape(cell, inputs, x.shape[0], x.dtype, masks=masks, lengths=lengths, share=share)
+    return tape, inputs
 
 
 def build_tape(
@@ -228,6 +239,7 @@ def run(
     """
     steps = chunk or chunk_steps(x.shape[0], x.shape[1], stack, DEFAULT_BUDGET)
     tensors = [tensor for layer in inputs for tensor in layer.flat()]
+    refuse_forward_mode([x, *tensors])
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *tensors)):
         y, *finals = _Rewind.apply(stack, steps, every, inputs, x, *tensors)
     else:
@@ -250,9 +262,9 @@ class _Rewind(torch.autograd.Function):
         ctx: Any, stack: Stack, steps: int, every: bool, inputs: list[LayerInputs], x: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.environment = Environment.current()
-        ctx.save_for_backward(x, *tensors)
+        ctx.save_for_backward(x, *tensors, *(mask for tape in stack.tapes for mask in tape.masks.values()))
         ctx.stack, ctx.steps, ctx.every, ctx.inputs = stack, steps, every, inputs
-        ctx.fingerprints = [tape.weights.fingerprints() for tape in stack.tapes]
+        ctx.fingerprints = _fingerprints(stack, x)
         outputs = []
         with ctx.environment.restored(x.device):
             for first, part in chunks(x, steps):
@@ -272,8 +284,7 @@ class _Rewind(torch.autograd.Function):
         x = ctx.saved_tensors[0]
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         stack = ctx.stack.copy() if keep else ctx.stack
-        ctx.stack = stack if not keep else ctx.stack
-        _check_unchanged(stack, ctx.fingerprints)
+        _check_unchanged(stack, x, ctx.fingerprints)
         _aim(stack, dfinals)
         dx = torch.empty_like(x) if ctx.needs_input_grad[4] else None
         with ctx.environment.restored(x.device):
@@ -290,26 +301,38 @@ class _Rewind(torch.autograd.Function):
         return (None, None, None, None, dx, *found)
 
 
-def _check_unchanged(stack: Stack, before: list[dict[str, int]]) -> None:
-    for tape, known in zip(stack.tapes, before, strict=True):
-        for name, number in tape.weights.fingerprints().items():
-            if number != known[name]:
-                raise ReversalError(
-                    f"{tape.name}: weight {name!r} was changed (through .data?) between forward and backward; "
-                    "no gradient was produced"
-                )
+def _fingerprints(stack: Stack, x: Tensor) -> list[tuple[str, int]]:
+    """What must be the same in both directions, by name: the input and the weights."""
+    weights = [(f"{tape.name}: weight {name!r}", n) for tape in stack.tapes for name, n in tape.weights.fingerprints()]
+    return [(f"{stack.tapes[0].name}: input", fingerprint(x)), *weights]
 
 
-def _aim(stack: Stack, dfinals: Iterable[Tensor | None]) -> None:
+def _check_unchanged(stack: Stack, x: Tensor, before: list[tuple[str, int]]) -> None:
+    for (what, known), (_, number) in zip(before, _fingerprints(stack, x), strict=True):
+        if number != known:
+            raise ReversalError(
+                f"{what} was changed (through .data?) between forward and backward; no gradient was produced"
+            )
+
+
+def refuse_forward_mode(tensors: Iterable[Tensor]) -> None:
+    """Refuse tensors that carry a tangent: a rewound function has no forward-mode derivative.
+
+    Raises:
+        RuntimeError: inside `torch.func.jvp` or a dual level of `torch.autograd.forward_ad`.
+    """
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError("revtune does not support forward-mode differentiation; use backward")
+
+
+def _aim(stack: Stack, dfinals: Iterable[Tensor]) -> None:
     """Start the backward pass from the gradients of the final states, one (B, H) for each state of each tape."""
     grads = iter(dfinals)
     for tape in stack.tapes:
         tape.direction = {}
         for group in tape.cell.states:
-            grad = next(grads)
-            if grad is not None:
-                for part, piece in zip(group, grad.to(tape.dtype).chunk(len(group), -1), strict=True):
-                    tape.direction[part] = piece
+            for part, piece in zip(group, next(grads).to(tape.dtype).chunk(len(group), -1), strict=True):
+                tape.direction[part] = piece
 
 
 def _infer(stack: Stack, x: Tensor, steps: int, every: bool) -> Tensor:

@@ -15,6 +15,11 @@ from torch import Tensor
 from revtune.dropout import drop_mask
 from revtune.tape import Tape
 
+DEFAULT_BUDGET = 3 * 2**20
+"""Bytes that one chunk's inputs, gates and projections may take, over all layers that move together."""
+FEWEST_STEPS = 4
+"""Shorter chunks would save little memory and cost time: weight gradients are one matmul a chunk."""
+
 
 class Locked:
     """A mask drawn once a sequence and used at every step: locked (variational) dropout. `mask` is (B, F)."""
@@ -38,9 +43,6 @@ class Noise:
         generator = torch.Generator(x.device).manual_seed(self.seed + first)
         return x * drop_mask(tuple(x.shape), self.p, x, generator)
 
-
-FEWEST_STEPS = 4
-"""Shorter chunks would save little memory and cost time: weight gradients are one matmul a chunk."""
 
 Link = Tape | Locked | Noise
 
@@ -119,13 +121,14 @@ def chunk_steps(steps: int, rows: int, stack: Stack, budget: int) -> int:
         stack: the layers that move together.
         budget: bytes that the gates, projections and inputs of one chunk may take.
     """
-    floats = sum(_floats_per_step(tape) for tape in stack.tapes)
-    most = max(FEWEST_STEPS, budget // (4 * rows * floats))
+    size = sum(_floats_per_step(tape) * tape.dtype.itemsize for tape in stack.tapes)
+    most = max(FEWEST_STEPS, budget // (rows * size))
     chunks = -(-steps // most)
     return -(-steps // chunks)
 
 
 def _floats_per_step(tape: Tape) -> int:
-    """Floats kept of a recorded step of one row: four a gate (projection, value, their gradients), four a coupling."""
+    """Floats kept of a row's recorded step: its input, four a gate (projection, value, gradients), four a coupling."""
     couplings = sum(len(stage.couplings) for stage in tape.cell.stages)
-    return tape.units * (4 * tape.cell.blocks + 4 * couplings)
+    inputs = tape.weights.tensors["ih"].shape[1] if "ih" in tape.weights.tensors else 0
+    return inputs + tape.units * 4 * (tape.cell.blocks + couplings)

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from revtune import metering
-from revtune.arguments import State, check_lengths
+from revtune.arguments import State, check_lengths, running
 from revtune.dropout import one_sequence
 from revtune.ends import Encode, Encoder, Readout, ReadoutPass
 from revtune.errors import ReversalError
 from revtune.rnn import Hx, RevRNN
-from revtune.scan import DEFAULT_BUDGET
+from revtune.scan import refuse_forward_mode
 from revtune.sinks import Sinks
-from revtune.stack import chunk_steps
+from revtune.stack import DEFAULT_BUDGET, chunk_steps
 from revtune.tape import Place
 
 Move = Callable[[Tensor, int], Tensor]
@@ -51,10 +51,11 @@ def rewind_loss(
             are features. A chunk is encoded two or three times, with the same random draws; a module that counts its
             calls, such as BatchNorm with running statistics, counts them all.
         readout: `readout(y, targets)` with y (N, H) gives the *summed* loss of its N positions. Gradients reach every
-            tensor that it uses. `LinearCrossEntropy` is the fast one. Padded positions are left out.
+            tensor that it uses but the targets; a graph built outside is run backward once a chunk.
+            `LinearCrossEntropy` is the fast one. Padded positions are left out.
         state: `h_0`, or `(h_0, c_0)`, (L, B, H); pass on what the previous call returned for truncated
             backpropagation. Zeros by default. Gradients flow to one that requires them.
-        lengths: steps of each row, (B,), in 1..T.
+        lengths: steps of each row, (B,), in 1..T. Padded inputs must still be finite numbers or valid ids.
         reduction: "mean" divides by the number of positions (or by `readout.total_weight(targets)`), "sum" does not.
         checkpoint_every: keep the state every so many steps and the buffer of one such segment only, for one more
             forward pass; "auto" takes sqrt(64 T) steps, which stores least at one forgotten bit a step.
@@ -220,7 +221,7 @@ class Stream:
     def _live(self, first: int, last: int) -> Tensor | None:
         if self._lengths is None:
             return None
-        return torch.arange(first, last, device=self._lengths.device).unsqueeze(1) < self._lengths
+        return running(self._lengths, first, last)
 
     def _standing(self) -> list[Place]:
         return [tape.standing() for tape in self.stack.tapes]
@@ -271,6 +272,11 @@ def _checked(
     """Time-first inputs and targets that fit together."""
     if not isinstance(rnn, RevRNN):
         raise ValueError(f"rewind_loss wants a RevGRU or RevLSTM, got {type(rnn).__name__}")
+    if rnn._forward_hooks or rnn._forward_pre_hooks:
+        raise ValueError("rewind_loss does not call the net's forward, so its forward hooks would not run; remove them")
+    if targets.requires_grad:
+        raise ValueError("rewind_loss gives no gradient to targets; pass targets.detach()")
+    refuse_forward_mode([inputs, *rnn.parameters()])
     if rnn.bidirectional:
         raise ValueError(
             "rewind_loss cannot stream a bidirectional net: its first output needs the last input; use the layer itself"
@@ -314,7 +320,7 @@ def segment_steps(checkpoint_every: int | str | None, steps: int) -> int:
 def _weight(readout: Readout, targets: Tensor, lengths: Tensor | None) -> float:
     """What a mean divides by."""
     if lengths is not None:
-        targets = targets[torch.arange(targets.shape[0], device=lengths.device).unsqueeze(1) < lengths]
+        targets = targets[running(lengths, 0, targets.shape[0])]
     else:
         targets = targets.flatten(0, 1)
     total = getattr(readout, "total_weight", None)

@@ -17,6 +17,7 @@ Shapes: K steps of a chunk, B batch, I input, N units of a part, H output.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -72,7 +73,7 @@ class Tape:
         share: int | None = None,
     ) -> None:
         self.cell, self.weights, self.dtype, self.name = cell, weights, dtype, name or cell.name
-        self.lengths, self._masks = lengths, dict(masks or {})
+        self.lengths, self.masks = lengths, dict(masks or {})
         self._shortest = int(lengths.min()) if lengths is not None else steps
         self.units = start.counts[cell.parts[0]].shape[-1]
         self._share = default_share(steps, len(cell.parts)) if share is None else share
@@ -88,8 +89,7 @@ class Tape:
 
     def copy(self) -> Tape:
         """A tape that rewinds on its own, leaving this one as it is."""
-        other = object.__new__(Tape)
-        other.__dict__.update(self.__dict__)
+        other = copy.copy(self)
         other.buffer, other.weights = self.buffer.copy(), self.weights.fresh()
         for name in ("counts", "_floats", "_reads", "_moments", "_checks", "direction"):
             setattr(other, name, getattr(self, name).copy())
@@ -127,7 +127,7 @@ class Tape:
 
     def infer(self, x: Tensor, first: int) -> Tensor:
         """Run a chunk without a buffer. The ten lowest bits of a state, 2^-22 of it, differ from `forward`'s."""
-        return self._advance(x, first, lambda h, zi: (h * zi).mul_(1 / _KEEP_ALL).round_())
+        return self._advance(x, first, _multiply_only)
 
     def record(self, x: Tensor, first: int) -> Tensor:
         """Run the last chunk, keep its gates, and stand again where it began; `final` is where it ended.
@@ -189,7 +189,7 @@ class Tape:
             if dy is not None:
                 self._add_output_gradient(dy[k])
             for moment, columns in zip(reversed(self._moments[k]), reversed(self._columns), strict=True):
-                grad, read, found = moment.gradient(self.direction, self._masks, keep=keep)
+                grad, read, found = moment.gradient(self.direction, self.masks, keep=keep)
                 if grad is not None:
                     dx[k, :, columns] = grad
                 for name, piece in read.items():
@@ -239,7 +239,13 @@ class Tape:
         return Moment(self.cell.stages[index], reading, live), live
 
     def _advance(self, x: Tensor, first: int, multiply: Multiply) -> Tensor:
-        start, projected, y = Place(dict(self.counts)), self._project(x, first), self._outputs(x)
+        start = Place(dict(self.counts))
+        y = self._run(x, first, multiply)
+        self._inspect(x, first, start)
+        return y
+
+    def _run(self, x: Tensor, first: int, multiply: Multiply) -> Tensor:
+        projected, y = self._project(x, first), self._outputs(x)
         for k, row in enumerate(projected):
             live = self._live(first + k)
             for stage, columns in zip(self.cell.stages, self._columns, strict=True):
@@ -254,7 +260,6 @@ class Tape:
                     self._couple(coupling.part, z, u, live, multiply)
             self._watch()
             self._write(y[k])
-        self._inspect(x, first, start)
         return y
 
     def _couple(self, part: str, z: Tensor | None, u: Tensor, live: Tensor | None, multiply: Multiply) -> None:
@@ -270,7 +275,7 @@ class Tape:
     def _set(self, part: str, count: Tensor) -> None:
         self.counts[part] = count
         self._floats[part] = fixed.from_counts(count, self.dtype)
-        self._reads[part] = self._floats[part] * self._masks[part] if part in self._masks else self._floats[part]
+        self._reads[part] = self._floats[part] * self.masks[part] if part in self.masks else self._floats[part]
 
     def _live(self, step: int) -> Tensor | None:
         """Which rows still run at this step, (B, 1); None when all do."""
@@ -322,11 +327,10 @@ class Tape:
     def _name_bad_state(self, x: Tensor, first: int, start: Place) -> None:
         """Run the chunk again, step by step, to say where the state went wrong."""
         scout = self.copy()
-        scout.cell, scout._peak = replace(self.cell, bounded=True), torch.zeros_like(self._peak)
-        scout._inspect = lambda *_: None  # type: ignore[method-assign]
+        scout.cell = replace(self.cell, bounded=True)
         scout.restart(start)
         for k in range(x.shape[0]):
-            scout.infer(x[k : k + 1], first + k)
+            scout._run(x[k : k + 1], first + k, _multiply_only)
             for part, count in scout.counts.items():
                 name_bad_count(count, part, first + k, self.name)
         raise StateRangeError(f"{self.name}: a state left the exact range |h| < 2^20 in steps {_steps(x, first)}")
@@ -338,6 +342,11 @@ class Tape:
             "that is random or reads anything but its step, or a matrix product that does not repeat. "
             "No gradient was produced."
         )
+
+
+def _multiply_only(h: Tensor, zi: Tensor) -> Tensor:
+    """h * zi / 1024 to the nearest count, with nothing kept of what that loses."""
+    return (h * zi).mul_(1 / _KEEP_ALL).round_()
 
 
 def _stage_columns(cell: Cell, units: int) -> list[slice]:

@@ -67,7 +67,7 @@ class Trainer:
     """A model that learns a corpus as a configuration says, and everything that its next step depends on."""
 
     def __init__(self, config: Config, corpus: Corpus) -> None:
-        self.learning = config.learning
+        self.learning, self.net = config.learning, config.net
         self.device = usable(config.learning.device)
         torch.manual_seed(config.learning.seed)
         self.model = language.build(config.net, len(corpus.vocabulary)).to(self.device)
@@ -166,8 +166,8 @@ class Trainer:
         facts = {"place": dataclasses.asdict(self.place), "metrics": metrics_size, "threads": torch.get_num_threads()}
         return Saved(tensors, facts)
 
-    def restore(self, saved: Saved, path: Path) -> None:
-        """Stand where the trainer that made `saved` stood.
+    def restore(self, saved: Saved, path: Path) -> int:
+        """Stand where the trainer that made `saved` stood; the size of the metrics then.
 
         Raises:
             Problem: when it was a trainer of another configuration.
@@ -175,15 +175,27 @@ class Trainer:
         try:
             self.place = Place(**saved.facts["place"])
             torch.set_num_threads(saved.facts["threads"])
+            metrics_size = int(saved.facts["metrics"])
             random = {name: saved.tensors[f"random/{name}"] for name in random_states(self.device)}
         except (KeyError, TypeError) as error:
             raise Problem(f"{path} is no checkpoint of a run: {error} is missing or unknown") from error
         checkpoint.load_weights(self.model, saved, path, prefix="model/")
         checkpoint.load_optimizer(self.optimizer, self.model, saved, path, prefix="optimizer/")
-        self.state = checkpoint.state_of(saved, self.device, prefix="state/")
+        self.state = checkpoint.state_of(saved, path, self.device, self._state_like(), prefix="state/")
+        if (self.state is None) != (self.place.position == 0):
+            beside = "without" if self.state is None else "with"
+            raise Problem(f"{path} is no checkpoint of a run: row {self.place.position} {beside} a recurrent state")
         torch.set_rng_state(random["cpu"])
         if "cuda" in random:
             torch.cuda.set_rng_state(random["cuda"], self.device)
+        return metrics_size
+
+    def _state_like(self) -> tuple[Tensor, ...]:
+        """What a recurrent state of this run looks like; only its shapes and dtypes exist."""
+        dtype = torch.float64 if self.net.model in ("revgru", "revlstm") else torch.float32
+        shape = (self.net.layers, self.learning.batch, self.net.hidden)
+        parts = 2 if self.net.model in ("lstm", "revlstm") else 1
+        return tuple(torch.empty(shape, dtype=dtype, device="meta") for _ in range(parts))
 
 
 def start(config: Config, out: Path | None, report: Report) -> Run:
@@ -209,9 +221,7 @@ def resume(run: Run, report: Report) -> Run:
     trainer = Trainer(config, corpus)
     size = 0
     if run.checkpoint.exists():
-        saved = checkpoint.read(run.checkpoint)
-        trainer.restore(saved, run.checkpoint)
-        size = saved.facts["metrics"]
+        size = trainer.restore(checkpoint.read(run.checkpoint), run.checkpoint)
     if trainer.place.step >= config.learning.steps:
         raise Problem(f"{run.folder} is finished: all {config.learning.steps} steps are done")
     with contextlib.closing(Metrics(run.metrics, size)) as metrics:

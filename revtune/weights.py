@@ -5,6 +5,7 @@ Shapes: K steps of a chunk, B batch, I input, G gates, N units of a part.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from revtune.cells import Response, block_rows
-from revtune.checks import check_finite, checksum
+from revtune.checks import check_finite, fingerprint
 
 Rows = tuple[int, int] | None
 
@@ -45,14 +46,13 @@ class Weights:
 
     def fresh(self) -> Weights:
         """The same weights with no gradients yet."""
-        other = object.__new__(Weights)
-        other.__dict__.update(self.__dict__)
+        other = copy.copy(self)
         other.gradients = {}
         return other
 
-    def fingerprints(self) -> dict[str, int]:
-        """A number a tensor that changes when its bits do or move, from sums over its rows and columns."""
-        return {name: _fingerprint(tensor) for name, tensor in self._all()}
+    def fingerprints(self) -> list[tuple[str, int]]:
+        """The name and `fingerprint` of every tensor."""
+        return [(name, fingerprint(tensor)) for name, tensor in self._all()]
 
     def project(self, x: Tensor) -> Tensor:
         """The input projection of a chunk, (K, B, I) to (K, B, G); without `ih` the input itself."""
@@ -115,9 +115,3 @@ class Weights:
         for name, (extra, scale) in self.responses.items():
             yield f"{name}.V", extra
             yield f"{name}.s", scale
-
-
-def _fingerprint(tensor: Tensor) -> int:
-    bits = tensor.contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int64)
-    bits = bits.view(1, -1) if bits.dim() < 2 else bits.flatten(1)
-    return checksum(0, (bits.sum(0, dtype=torch.int64), bits.sum(1, dtype=torch.int64)))

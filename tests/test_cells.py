@@ -244,6 +244,25 @@ def test_cells_that_read_what_they_change_are_refused(make: Callable[[], rt.Cell
             rt.record(make(), x, weights={}, chunk=2)
 
 
+@pytest.mark.parametrize("way", ["train", "infer", "record"])
+@pytest.mark.parametrize("chunk", [2, None])
+def test_a_coupling_that_reads_its_own_part_after_another_has_read_it_is_refused(chunk: int | None, way: str) -> None:
+    def first(step: rt.Step, g: Tensor) -> tuple[None, Tensor]:
+        return None, torch.tanh(step.part("b")) * g
+
+    def second(step: rt.Step, g: Tensor) -> tuple[None, Tensor]:
+        return None, torch.tanh(step.part("b")) + g
+
+    stage = rt.Stage(1, lambda step: (step.x,), (rt.Coupling("a", first), rt.Coupling("b", second)))
+    cell, x, state = own("selfish", ("a", "b"), stage), torch.randn(6, 2, 4), (torch.randn(2, 8),)
+    with pytest.raises(ValueError, match="must not read.* '?b'?"):
+        if way == "record":
+            rt.record(cell, x, state, weights={}, chunk=chunk)
+        else:
+            with torch.set_grad_enabled(way == "train"):
+                rt.scan(cell, x.requires_grad_(way == "train"), state, weights={}, chunk=chunk)
+
+
 @pytest.mark.parametrize("gate", [None, 0.3, 2.0, -0.5, 0.0])
 @pytest.mark.parametrize("chunk", [2, 6])
 def test_a_gate_not_made_by_forget_gate_is_refused(gate: float | None, chunk: int) -> None:

@@ -1,15 +1,19 @@
 """The examples in public docstrings and documents run as written."""
 
+import dataclasses
 import doctest
 import importlib
+import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import revtune
 
+REFERS = {"RevLSTM": "RevGRU", "record": "scan"}
 ROOT = Path(__file__).parent.parent
 CORE = ["buffer", "cells", "dropout", "fixed", "layers", "meter", "readout", "scan", "stream"]
 
@@ -28,6 +32,21 @@ def test_public_names_are_documented(name: str) -> None:
     public = getattr(revtune, name)
     text = public.__doc__ or ""
     assert len(text) > 20 and text.split("(")[0] != name
+    if name in REFERS:
+        assert REFERS[name] in text
+        text += getattr(revtune, REFERS[name]).__doc__
+    if dataclasses.is_dataclass(public) or hasattr(public, "_fields"):
+        text = "".join(re.split(r"^ *(?:Args|Attributes):$", text, flags=re.M)[1:])
+    missing = [key for key in parameters(public) if not re.search(rf"(?<![\w.]){key}(?!\w)", text)]
+    assert not missing, f"{name} does not document {', '.join(missing)}"
+
+
+def parameters(public: Any) -> list[str]:
+    """The names of a function's or a class's parameters, those taken as *args and **kwargs left out."""
+    if issubclass(public if inspect.isclass(public) else object, Exception):
+        return []
+    found = inspect.signature(public).parameters.values()
+    return [p.name for p in found if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("docs/*.md")) + [ROOT / "README.md"], ids=lambda path: path.name)

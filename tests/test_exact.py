@@ -205,19 +205,17 @@ def test_one_bit_of_one_unit_is_refused_or_smaller_than_the_grid(kind: str) -> N
     assert refused
 
 
-@pytest.mark.parametrize("chunk", [5, 20])
-def test_backward_after_a_refused_backward_gives_no_wrong_gradient(chunk: int) -> None:
+def test_backward_after_a_refused_backward_gives_no_wrong_gradient() -> None:
     of, leaves = problem("RevGRU", 20), Leaves(problem("RevGRU", 20))
-    wanted = differentiate(rt.scan, of, chunk=chunk)
+    wanted = differentiate(rt.scan, of, chunk=5)
     cell = nudged(of.cell, (20 + 7) * 2, -1, one_bit)
-    loss = random_loss(*rt.scan(cell, leaves.x, leaves.state, weights=leaves.weights, chunk=chunk))
-    if chunk == 5:
-        with pytest.raises(rt.ReversalError):
-            leaves.gradients(loss)
+    loss = random_loss(*rt.scan(cell, leaves.x, leaves.state, weights=leaves.weights, chunk=5))
+    with pytest.raises(rt.ReversalError):
+        leaves.gradients(loss)
     try:
         grads = leaves.gradients(loss)
     except RuntimeError as error:
-        assert chunk == 5 and "second" in str(error)
+        assert "second" in str(error)
     else:
         assert all(torch.equal(grad, wanted.grads[name]) for name, grad in grads.items())
 
@@ -398,6 +396,36 @@ def test_tensors_changed_in_place_are_refused_by_autograd(name: str, chunk: int)
     with torch.no_grad():
         leaves.named()[name].mul_(1.01)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        leaves.gradients(loss)
+
+
+@pytest.mark.parametrize("chunk", [4, 12])
+def test_masks_changed_in_place_are_refused_by_autograd(chunk: int) -> None:
+    of, leaves, mask = problem("RevGRU", 12), Leaves(problem("RevGRU", 12)), torch.ones(3, 4)
+    loss = random_loss(
+        *rt.scan(of.cell, leaves.x, leaves.state, weights=leaves.weights, masks={"h1": mask}, chunk=chunk)
+    )
+    mask.mul_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        leaves.gradients(loss)
+
+
+@pytest.mark.parametrize("run", [rt.scan, rt.record])
+def test_a_mask_that_wants_a_gradient_is_refused(run: Callable[..., Any]) -> None:
+    of = problem("RevGRU", 12)
+    masks = {"h1": torch.ones(3, 4, requires_grad=True)}
+    with pytest.raises(ValueError, match="mask 'h1' must .*require no gradient"):
+        run(of.cell, of.x, of.state, weights=of.weights, masks=masks)
+
+
+@pytest.mark.parametrize("chunk", [4, 12])
+@pytest.mark.parametrize("change", ["scaled", "flipped"])
+def test_inputs_changed_through_data_are_refused(chunk: int, change: str) -> None:
+    of, leaves = problem("RevGRU", 12), Leaves(problem("RevGRU", 12))
+    loss = random_loss(*rt.scan(of.cell, leaves.x, leaves.state, weights=leaves.weights, chunk=chunk))
+    data = leaves.x.data
+    data.copy_(data * 1.01 if change == "scaled" else data.flip(0))
+    with pytest.raises(rt.ReversalError, match="RevGRU"):
         leaves.gradients(loss)
 
 

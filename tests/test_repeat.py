@@ -135,6 +135,6 @@ def test_the_table_has_mean_and_range_over_seeds() -> None:
     rows = summary(study, cells)
     assert len(rows) == 2 * (len(MODELS) - 1)
     assert (rows[0]["right"], rows[0]["least"], rows[0]["most"]) == (0.5, 0.25, 0.75)
-    assert "| RevGRU | 50 (25-75) | 50 (25-75) |" in markdown(study, cells)
+    assert "| RevGRU | 50±25 | 50±25 |" in markdown(study, cells)
     assert "| nn.LSTM |  |  |" in markdown(study, cells)
     assert plot(study, cells).startswith(b"\x89PNG")

@@ -213,3 +213,55 @@ def test_an_adam_optimizer_comes_back() -> None:
     with pytest.raises(Problem, match="exp_avg of weight has shape"):
         bad = {"weight/exp_avg": torch.ones(3)}
         checkpoint.load_optimizer(optimizers[1], model, Saved(bad, {}), Path("file"), prefix="")
+
+
+@pytest.mark.parametrize("lost", ["weight/exp_avg", "bias/step", "bias", ""])
+def test_an_optimizer_that_lost_a_tensor_is_refused_and_changes_nothing(lost: str) -> None:
+    model = nn.Linear(2, 2)
+    optimizers = [torch.optim.Adam(model.parameters()) for _ in range(2)]
+    model(torch.ones(2)).sum().backward()
+    optimizers[0].step()
+    tensors = checkpoint.optimizer_tensors(optimizers[0], model)
+    left = {name: tensor for name, tensor in tensors.items() if not name.startswith(lost)}
+    key = {"": "exp_avg", "bias": "exp_avg"}.get(lost) or lost.partition("/")[2]
+    sentence = f"file does not fit the model: the optimizer's {key} of {lost.partition('/')[0] or 'weight'} is missing"
+    with pytest.raises(Problem, match=sentence):
+        checkpoint.load_optimizer(optimizers[1], model, Saved(left, {}), Path("file"), prefix="")
+    assert not optimizers[1].state
+
+
+def test_momentum_is_whole_or_refused() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    checkpoint.load_optimizer(optimizer, model, Saved({}, {}), Path("file"), prefix="")
+    half = Saved({"weight/momentum_buffer": torch.ones(2, 2)}, {})
+    with pytest.raises(Problem, match="momentum_buffer of bias is missing"):
+        checkpoint.load_optimizer(optimizer, model, half, Path("file"), prefix="")
+    assert not optimizer.state
+
+
+LIKE = (torch.zeros(1, 4, 8), torch.zeros(1, 4, 8))
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        (LIKE[:1], "it has state/0 for a state of 2 tensors"),
+        ((*LIKE, LIKE[0]), "it has state/0, state/1, state/2 for a state of 2 tensors"),
+        ((LIKE[0], torch.zeros(1, 4, 6)), r"state/1 has shape \(1, 4, 6\) there and \(1, 4, 8\) here"),
+        ((LIKE[0].double(), LIKE[1]), "state/0 has dtype torch.float64 there and torch.float32 here"),
+    ],
+)
+def test_states_of_another_run_are_refused(parts: tuple[torch.Tensor, ...], sentence: str) -> None:
+    saved = Saved({f"state/{name}": part for name, part in checkpoint.state_tensors(parts).items()}, {})
+    with pytest.raises(Problem, match=f"file does not fit the model: {sentence}"):
+        checkpoint.state_of(saved, Path("file"), torch.device("cpu"), LIKE, prefix="state/")
+
+
+@pytest.mark.parametrize("state", [None, LIKE[0], LIKE])
+def test_a_state_comes_back(state: checkpoint.State) -> None:
+    parts = checkpoint.state_tensors(state)
+    saved = Saved({f"state/{name}": part for name, part in parts.items()}, {})
+    again = checkpoint.state_of(saved, Path("file"), torch.device("cpu"), tuple(parts.values()), prefix="state/")
+    assert type(again) is type(state)
+    assert all(map(torch.equal, checkpoint.state_tensors(again).values(), parts.values()))

@@ -201,12 +201,14 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "narrow hh": ({"weights": {"hh": torch.zeros(24, 3)}}, r"hh.*\(24, 4\).*\(24, 3\)"),
     "no hh": ({"weights": {"hh": None}}, "hh"),
     "odd ih": ({"weights": {"ih": torch.zeros(25, 5)}}, "ih.*25"),
+    "bias without ih": ({"x": torch.zeros(9, 3, 24), "weights": {"ih": None}}, "bias.*needs weight 'ih'"),
     "half weights": ({"weights": {"ih": torch.zeros(24, 5).half(), "hh": torch.zeros(24, 4).half()}}, "float16"),
     "unknown response": ({"responses": {"hx": (torch.zeros(24, 4), torch.zeros(3, 24))}}, "hx"),
     "response of one row": (
         {"responses": {"hh": (torch.zeros(24, 4), torch.zeros(1, 24))}},
         r"hh.*\(3, 24\).*\(1, 24\)",
     ),
+    "response on bias": ({"responses": {"bias": (torch.zeros(24), torch.zeros(3, 24))}}, "'bias' takes no response"),
     "unknown mask": ({"masks": {"h3": torch.zeros(3, 4)}}, "h3"),
 }
 

@@ -413,6 +413,61 @@ def test_targets_may_be_anything_that_the_readout_takes() -> None:
     agree(loss, wanted, [weight, embedding.weight, *rnn.parameters()])
 
 
+def test_a_gradient_to_targets_is_refused() -> None:
+    rnn, inputs, _ = small()
+    embedding, targets = nn.Embedding(WORDS, 6, dtype=DOUBLE), leaf(STEPS, ROWS, 8)
+    with pytest.raises(ValueError, match="no gradient to targets"):
+        rt.rewind_loss(rnn, inputs, targets, encode=embedding, readout=lambda y, wanted: F.mse_loss(y, wanted))
+
+
+@pytest.mark.parametrize("chunk", [4, STEPS])
+@pytest.mark.parametrize("made", [False, True])
+def test_an_input_that_the_readout_uses_too_gets_both_gradients(
+    made: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The readout is called once a chunk, and so often its term of the inputs counts."""
+    chunks_of(monkeypatch, chunk)
+    rnn, base, targets = rt.RevGRU(6, 8, dtype=DOUBLE), leaf(STEPS, ROWS, 6), torch.zeros(STEPS, ROWS)
+    x = torch.tanh(base) if made else base
+
+    def readout(y: Tensor, wanted: Tensor) -> Tensor:
+        return (y * y).sum() + (x**2).sum() / STEPS
+
+    loss, _ = rt.rewind_loss(rnn, x, targets, readout=readout, reduction="sum")
+    calls = -(-STEPS // chunk)
+    y = rnn(x)[0]
+    agree(loss, (y * y).sum() + calls * (x**2).sum() / STEPS, [base, *rnn.parameters()])
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_on_the_nets_forward_are_refused(register: str) -> None:
+    rnn, inputs, targets = small()
+    embedding, head = nn.Embedding(WORDS, 6, dtype=DOUBLE), rt.LinearCrossEntropy(8, WORDS, dtype=DOUBLE)
+    handle = getattr(rnn, register)(lambda *_: None)
+    with pytest.raises(ValueError, match="hooks"):
+        rt.rewind_loss(rnn, inputs, targets, encode=embedding, readout=head)
+    handle.remove()
+    rt.rewind_loss(rnn, inputs, targets, encode=embedding, readout=head)
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+def test_a_readout_may_begin_in_place(ragged: bool) -> None:
+    rnn, inputs, targets = small()
+    embedding, linear = nn.Embedding(WORDS, 6, dtype=DOUBLE), nn.Linear(8, WORDS, dtype=DOUBLE)
+    lengths = torch.tensor([9, 13, 2]) if ragged else None
+
+    def with_relu(relu: nn.Module) -> Readout:
+        return lambda y, wanted: F.cross_entropy(linear(relu(y)), wanted, reduction="sum")
+
+    loss, _ = rt.rewind_loss(
+        rnn, inputs, targets, encode=embedding, readout=with_relu(nn.ReLU(inplace=True)), lengths=lengths,
+        reduction="sum",
+    )  # fmt: skip
+    plain = with_relu(nn.ReLU())
+    wanted = unstreamed(rnn, inputs, targets, encode=embedding, readout=plain, lengths=lengths)
+    agree(loss, wanted, [embedding.weight, *linear.parameters(), *rnn.parameters()])
+
+
 def test_a_readout_is_never_asked_about_nothing() -> None:
     rnn, inputs, targets = small()
     embedding, weight, sizes = nn.Embedding(WORDS, 6, dtype=DOUBLE), leaf(WORDS, 8), []
@@ -744,9 +799,9 @@ def test_under_autocast_the_callers_parts_are_cast_and_the_net_is_not() -> None:
             loss.backward()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         wanted = unstreamed(rnn, inputs, targets, encode=encode, readout=readout) / (STEPS * ROWS)
-    grads = [g.clone() for g in grads_of(list(rnn.parameters()))]
-    expected = torch.autograd.grad(wanted, list(rnn.parameters()))
-    assert max(map(apart, grads, expected)) < 1e-2
+    parameters: list[Tensor] = [p for module in (rnn, embedding, between, head) for p in module.parameters()]
+    expected = torch.autograd.grad(wanted, parameters)
+    assert max(map(apart, grads_of(parameters), expected)) < 1e-2
 
 
 def test_no_more_than_the_present_chunks_outputs_exist(monkeypatch: pytest.MonkeyPatch) -> None:

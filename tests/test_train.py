@@ -215,6 +215,33 @@ def test_checkpoints_that_are_not_the_runs_are_refused(text: Path, tmp_path: Pat
             train.resume(done, Silent())
 
 
+def test_checkpoints_that_lack_something_are_refused(text: Path, tmp_path: Path) -> None:
+    """Without its optimizer, its state or its facts a run would go on from elsewhere, and nobody would notice."""
+    part = Run(tmp_path / "run")
+    with pytest.raises(InterruptedError):
+        train.start(config(text), part.folder, Silent(dies_at=5))
+    saved = checkpoint.read(part.checkpoint)
+    name = next(name for name in saved.tensors if name.startswith("optimizer/") and name.endswith("exp_avg_sq"))
+
+    def without(prefix: str) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in saved.tensors.items() if not name.startswith(prefix)}
+
+    for tensors, facts, sentence in (
+        (without(name), saved.facts, "the optimizer's exp_avg_sq of .* is missing"),
+        (without("optimizer/"), saved.facts, "the optimizer's exp_avg of .* is missing"),
+        (without("state/"), saved.facts, "is no checkpoint of a run: row 24 without a recurrent state"),
+        ({**saved.tensors, "state/1": torch.zeros(1)}, saved.facts, "it has state/0, state/1 for a state of 1 tensor"),
+        ({**saved.tensors, "state/0": torch.zeros(1)}, saved.facts, r"state/0 has shape \(1,\) there"),
+        (saved.tensors, {"place": saved.facts["place"], "threads": 1}, "'metrics' is missing"),
+        (saved.tensors, {**saved.facts, "metrics": None}, "is no checkpoint of a run"),
+    ):
+        run.write(part.checkpoint, checkpoint.pack(Saved(tensors, facts)))
+        with pytest.raises(Problem, match=sentence):
+            train.resume(part, Silent())
+    run.write(part.checkpoint, checkpoint.pack(saved))
+    train.resume(part, Silent())
+
+
 def test_changed_data_are_refused(text: Path, tmp_path: Path) -> None:
     mine = tmp_path / "text"
     mine.write_bytes(text.read_bytes())
