@@ -115,8 +115,10 @@ def block_rows(weight: Tensor, rows: tuple[int, int] | None, width: int) -> slic
 class Coupling:
     """`part <- z * part + u` with `z, u = update(step, *gates)`.
 
-    z comes from `forget_gate`, or is None for a multiplier of 1, which forgets nothing and stores nothing. `update`
-    may read every part but its own.
+    Attributes:
+        part: which part it changes.
+        update: gives z, which comes from `forget_gate` or is None for a multiplier of 1 that forgets and stores
+            nothing, and u, both (B, N). It may read every part but its own.
     """
 
     part: str

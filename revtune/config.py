@@ -100,6 +100,8 @@ class Learning:
     """Streams that validation and test text are cut into; a short text into fewer."""
     save_every: int = 25
     """Steps between checkpoints, from which a run that was stopped or killed goes on."""
+    threads: int = 1
+    """Threads of torch; small nets gain little from more, and lose much on busy cores."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1 ..."""
     seed: int = 1
@@ -149,7 +151,7 @@ def check(config: Config) -> None:
         _every(group, name, get_args(kind).__contains__, f"one of {', '.join(get_args(kind))}")
     _every(text, "max_words", lambda value: value >= 1, "at least 1")
     _every(net, "embedding hidden layers", lambda value: value >= 1, "at least 1")
-    counts = "steps batch length patience valid_every valid_batch save_every"
+    counts = "steps batch length patience valid_every valid_batch save_every threads"
     _every(learning, counts, lambda value: value >= 1, "at least 1")
     _every(learning, "lr clip", lambda value: value > 0, "above 0")
     _every(learning, "warmup length_spread weight_decay", lambda value: value >= 0, "at least 0")

@@ -120,7 +120,7 @@ class ReadoutPass:
             return loss, dy
         y = y.detach().requires_grad_()
         with torch.enable_grad(), opened(self._sinks), self._autocast.again():
-            total = _scalar(self._readout(y.view_as(y), targets))
+            total = _scalar(self._readout(y.clone(), targets))
         tensors = leaves(total)
         dy = torch.zeros_like(y)
         for tensor, grad in zip(tensors, _grad(total, tensors, None), strict=True):

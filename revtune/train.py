@@ -69,6 +69,7 @@ class Trainer:
     def __init__(self, config: Config, corpus: Corpus) -> None:
         self.learning, self.net = config.learning, config.net
         self.device = usable(config.learning.device)
+        torch.set_num_threads(config.learning.threads)
         torch.manual_seed(config.learning.seed)
         self.model = language.build(config.net, len(corpus.vocabulary)).to(self.device)
         self.optimizer = optimizer(self.model, config)
@@ -163,7 +164,7 @@ class Trainer:
             "random/": random_states(self.device),
         }
         tensors = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
-        facts = {"place": dataclasses.asdict(self.place), "metrics": metrics_size, "threads": torch.get_num_threads()}
+        facts = {"place": dataclasses.asdict(self.place), "metrics": metrics_size}
         return Saved(tensors, facts)
 
     def restore(self, saved: Saved, path: Path) -> int:
@@ -174,7 +175,6 @@ class Trainer:
         """
         try:
             self.place = Place(**saved.facts["place"])
-            torch.set_num_threads(saved.facts["threads"])
             metrics_size = int(saved.facts["metrics"])
             random = {name: saved.tensors[f"random/{name}"] for name in random_states(self.device)}
         except (KeyError, TypeError) as error:

@@ -47,6 +47,7 @@ def test_stored_bits_obey_the_law(
     ratio, bits = stored_over_ideal(make(limit), steps, share, rows=rows, hidden=hidden)
     law = 1 + 24.3 / (share * steps * bits)
     with capsys.disabled():
-        print(f"\nlimit {limit}, T {steps}, k {share}, {bits:.2f} bits a step: stored / ideal {ratio:.3f}, law {law:.3f}", end="")
+        where = f"limit {limit}, T {steps}, k {share}, {bits:.2f} bits a step"
+        print(f"\n{where}: stored / ideal {ratio:.3f}, law {law:.3f}", end="")
     assert 1 < ratio <= most
     assert abs(ratio - law) < 0.25 * (law - 1) + 0.002

@@ -428,15 +428,14 @@ def test_an_input_that_the_readout_uses_too_gets_both_gradients(
     """The readout is called once a chunk, and so often its term of the inputs counts."""
     chunks_of(monkeypatch, chunk)
     rnn, base, targets = rt.RevGRU(6, 8, dtype=DOUBLE), leaf(STEPS, ROWS, 6), torch.zeros(STEPS, ROWS)
-    x = torch.tanh(base) if made else base
+    streamed, plain = (torch.tanh(base) if made else base for _ in range(2))
 
     def readout(y: Tensor, wanted: Tensor) -> Tensor:
-        return (y * y).sum() + (x**2).sum() / STEPS
+        return (y * y).sum() + (streamed**2).sum() / STEPS
 
-    loss, _ = rt.rewind_loss(rnn, x, targets, readout=readout, reduction="sum")
-    calls = -(-STEPS // chunk)
-    y = rnn(x)[0]
-    agree(loss, (y * y).sum() + calls * (x**2).sum() / STEPS, [base, *rnn.parameters()])
+    loss, _ = rt.rewind_loss(rnn, streamed, targets, readout=readout, reduction="sum")
+    y, calls = rnn(plain)[0], -(-STEPS // chunk)
+    agree(loss, (y * y).sum() + calls * (plain**2).sum() / STEPS, [base, *rnn.parameters()])
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
