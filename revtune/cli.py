@@ -171,16 +171,26 @@ def finish(run: Run) -> None:
     print(f"  revtune evaluate {run.folder}")
 
 
+def opened(folder: Path) -> Run:
+    """A run to use as it is, on as many threads as it was trained on."""
+    import torch
+
+    from revtune.run import Run
+
+    run = Run(folder)
+    torch.set_num_threads(run.config().learning.threads)
+    return run
+
+
 def generate(arguments: list[str]) -> None:
     """Write text with a run's best weights."""
     from revtune import sample
     from revtune.options import Generate
-    from revtune.run import Run
 
     options: Generate = parse(Generate, arguments, "generate")
     if options.length < 1 or not 0 <= options.temperature < math.inf:
         raise Problem("--length must be at least 1 and --temperature at least 0", code=2)
-    run = Run(options.run)
+    run = opened(options.run)
     model, vocabulary = run.model(), run.vocabulary()
     if unknown := vocabulary.unknown(options.prompt):
         print(f"revtune: read as <unk>, not in the vocabulary: {' '.join(unknown)}", file=sys.stderr)
@@ -197,10 +207,9 @@ def evaluate(arguments: list[str]) -> None:
     from revtune.evaluate import held_out_loss
     from revtune.options import Evaluate
     from revtune.report import measure
-    from revtune.run import Run
 
     options: Evaluate = parse(Evaluate, arguments, "evaluate")
-    run = Run(options.run)
+    run = opened(options.run)
     unit = run.config().text.unit
     for split in ("valid", "test") if options.split == "both" else (options.split,):
         loss = held_out_loss(run, split)
