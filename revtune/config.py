@@ -72,17 +72,17 @@ class Net:
 class Learning:
     """How it learns."""
 
-    steps: int = 600
+    steps: int = 950
     """Weight updates in all; the run's length is counted in these, never in time."""
     batch: int = 32
     """Streams of text read side by side."""
-    length: int = 128
+    length: int = 64
     """Tokens of a stream in one step, the span of truncated backpropagation."""
     length_spread: float = 0.0
     """Standard deviation of that length in tokens; then one step in 20 is half as long and lr follows the length."""
     optimizer: Rule = "adam"
     """Update rule."""
-    lr: float = 1e-2
+    lr: float = 8e-3
     """Learning rate at its highest."""
     schedule: Schedule = "cosine"
     """cosine falls to a twentieth over the run; plateau divides by 4 when validation stops improving."""
@@ -94,7 +94,7 @@ class Learning:
     """Largest norm of the gradient, all parameters together."""
     weight_decay: float = 0.0
     """L2 penalty of the optimizer."""
-    valid_every: int = 200
+    valid_every: int = 320
     """Steps between validations; the best one's weights are kept."""
     valid_batch: int = 64
     """Streams that validation and test text are cut into; a short text into fewer."""

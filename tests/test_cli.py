@@ -124,7 +124,7 @@ def test_the_panel_shows_what_is_going_on() -> None:
     console.print(report.panel())
     told = console.export_text()
     for shown in (
-        "3/600",
+        "3/950",
         "1.000 bits a byte",
         "2,048 bytes/s",
         "MiB",
