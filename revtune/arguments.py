@@ -25,6 +25,8 @@ def check_lengths(lengths: Tensor | None, steps: int, rows: int, device: torch.d
     """
     if lengths is None:
         return
+    if not isinstance(lengths, Tensor):
+        raise ValueError(f"lengths must be a tensor of {rows} integers, one a row, got {type(lengths).__name__}")
     if lengths.shape != (rows,) or lengths.dtype not in (torch.int64, torch.int32):
         raise ValueError(
             f"lengths must be {rows} integers, one a row, got {lengths.dtype} of shape {tuple(lengths.shape)}"

@@ -86,7 +86,7 @@ def memory(
     check(threads, device)
     tables = MarkdownTables() if markdown else RichTables()
     results: list[dict[str, Any]] = []
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_place(out)
     for shape, contestants in plan(quick=quick, long=long):
         group = []
         for contestant in contestants:
@@ -198,6 +198,19 @@ def check(threads: int, device: Device) -> None:
         raise Problem("--device cuda: torch finds no CUDA device here", code=2)
     if device == "cpu" and not Path("/proc/self/clear_refs").exists():
         raise Problem("resident memory is read from Linux's /proc, which is not here; --device cuda needs none")
+
+
+def check_place(out: Path) -> None:
+    """Raise `Problem` where the figures could not be written, and make the folder that they go to."""
+    if out.exists() and not out.is_file():
+        raise Problem(f"cannot write {out}: it is no regular file")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.with_name(out.name + ".partial")
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise Problem(f"cannot write {out}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from revtune.data import regular
 from revtune.problem import Problem
 
 State = Tensor | tuple[Tensor, ...] | None
 FACTS = "revtune"
+CHECKSUM = "sha256"
 ADAM_KEYS = ("exp_avg", "exp_avg_sq", "step")
+SGD_KEYS = ("momentum_buffer",)
 
 
 @dataclass(frozen=True)
@@ -28,29 +32,42 @@ class Saved:
 
 
 def pack(saved: Saved) -> bytes:
-    """The content of a safetensors file, facts in its metadata."""
+    """The content of a safetensors file, facts and a checksum of everything in its metadata."""
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in saved.tensors.items()}
-    return save(tensors, metadata={FACTS: json.dumps(saved.facts)})
+    facts = json.dumps(saved.facts)
+    return save(tensors, metadata={FACTS: facts, CHECKSUM: checksum(tensors, facts)})
+
+
+def checksum(tensors: dict[str, Tensor], facts: str) -> str:
+    """SHA-256 of facts and of all tensors with their names, dtypes and shapes."""
+    sha = hashlib.sha256(facts.encode())
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def read(path: Path) -> Saved:
     """What `pack` wrote to a file.
 
     Raises:
-        Problem: when the file is missing, truncated, or not of this program.
+        Problem: when the file is missing, truncated, changed, or not of this program.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = (file.metadata() or {}).get(FACTS)
+        with safe_open(regular(path), framework="pt") as file:
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
     except FileNotFoundError as error:
         raise Problem(f"{path} is not there") from error
     except (SafetensorError, OSError) as error:
         raise Problem(f"{path} is damaged or no safetensors file: {error}") from error
     try:
-        return Saved(tensors, json.loads(facts or ""))
-    except ValueError as error:
+        facts = json.loads(metadata.get(FACTS, ""))
+    except (ValueError, RecursionError) as error:
         raise Problem(f"{path} was not written by revtune: its metadata has no facts of a run") from error
+    if metadata.get(CHECKSUM) != checksum(tensors, metadata[FACTS]) or not isinstance(facts, dict):
+        raise Problem(f"{path} is damaged: its contents do not match its checksum")
+    return Saved(tensors, facts)
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
@@ -62,7 +79,19 @@ def load_weights(model: nn.Module, saved: Saved, path: Path, *, prefix: str = ""
     """Copy saved tensors into a model of the same shapes.
 
     Raises:
-        Problem: for the first name or shape that differs; the model is then as it was.
+        Problem: for the first name or shape that differs, or number that is not finite; the model is then as it was.
+    """
+    given = fitting_weights(model, saved, path, prefix=prefix)
+    with torch.no_grad():
+        for name, tensor in weights(model).items():
+            tensor.copy_(given[name])
+
+
+def fitting_weights(model: nn.Module, saved: Saved, path: Path, *, prefix: str = "") -> dict[str, Tensor]:
+    """Saved tensors by the names of a model's own, each of its shape, its dtype, and finite.
+
+    Raises:
+        Problem: for the first that is not.
     """
     own = weights(model)
     given = {name.removeprefix(prefix): tensor for name, tensor in saved.tensors.items() if name.startswith(prefix)}
@@ -71,9 +100,9 @@ def load_weights(model: nn.Module, saved: Saved, path: Path, *, prefix: str = ""
         raise Problem(f"{path} does not fit the model: {name} is only in the {'model' if name in own else 'file'}")
     for name, tensor in own.items():
         _check_like(given[name], tensor, name, path)
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(given[name])
+        if not given[name].isfinite().all():
+            raise Problem(f"{path} does not fit the model: {name} holds a number that is not finite")
+    return given
 
 
 def _check_like(given: Tensor, tensor: Tensor, name: str, path: Path) -> None:
@@ -99,11 +128,13 @@ def load_optimizer(
     """Give an optimizer the tensors that `optimizer_tensors` named.
 
     Raises:
-        Problem: for a tensor of no parameter here, one of another shape, or one that is missing: what the file or Adam
-            has for one parameter it must have for each. The optimizer is then as it was.
+        Problem: for a tensor of no parameter here or with no use for this optimizer, one of another shape, or one that
+            is missing: what the file or Adam has for one parameter it must have for each. The optimizer is then as it
+            was.
     """
     parameters = dict(model.named_parameters())
-    keys = set(ADAM_KEYS) if isinstance(optimizer, torch.optim.Adam) else set()
+    adam = isinstance(optimizer, torch.optim.Adam)
+    keys = set(ADAM_KEYS) if adam else set()
     found: dict[tuple[str, str], Tensor] = {}
     for full, tensor in saved.tensors.items():
         if not full.startswith(prefix):
@@ -111,9 +142,13 @@ def load_optimizer(
         name, _, key = full.removeprefix(prefix).rpartition("/")
         if name not in parameters:
             raise Problem(f"{path} does not fit the model: it has an optimizer's {key} for {name}, which is not here")
-        if tensor.dim():
-            _check_like(tensor, parameters[name], f"the optimizer's {key} of {name}", path)
-        found[name, key] = tensor.to(parameters[name].device) if tensor.dim() else tensor
+        if key not in (ADAM_KEYS if adam else SGD_KEYS):
+            raise Problem(f"{path} does not fit the model: its optimizer has no {key!r}, which is there for {name}")
+        own = torch.tensor(0.0) if key == "step" else parameters[name]
+        _check_like(tensor, own, f"the optimizer's {key} of {name}", path)
+        if not tensor.isfinite().all() or (key != "exp_avg" and key in ADAM_KEYS and (tensor < 0).any()):
+            raise Problem(f"{path} does not fit the model: the optimizer's {key} of {name} has an impossible number")
+        found[name, key] = tensor.to(own.device)
         keys.add(key)
     for name, key in ((name, key) for name in parameters for key in sorted(keys)):
         if (name, key) not in found:

@@ -61,7 +61,8 @@ def check_input(x: Tensor, first: int, name: str) -> None:
         k, row, feature = place
         value = float(x[k, row, feature])
         raise NonFiniteError(
-            f"{name}: input is not finite: {value} at step {first + k}, batch row {row}, feature {feature}"
+            f"{name}: input is not finite: {value} at step {first + k}, batch row {row}, feature {feature}; "
+            "padding, too, must be finite"
         )
 
 

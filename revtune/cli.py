@@ -13,8 +13,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
+import importlib.metadata
 import math
 import os
 import sys
@@ -22,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from revtune.errors import NonFiniteError, ReversalError, StateRangeError
 from revtune.problem import Problem
 
 if TYPE_CHECKING:
@@ -30,34 +33,76 @@ if TYPE_CHECKING:
     from revtune.run import Run
 
 PROGRAM_NEEDS = {"tyro", "rich", "safetensors", "datasets", "matplotlib", "numpy", "shtab", "docstring_parser"}
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line and give its exit code: 0, 1 for a problem, 2 for a wrong command line, 130 when stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    with contextlib.suppress(AttributeError, ValueError):
+        cast(Any, sys.stdout).reconfigure(errors="replace")
     try:
         dispatch(arguments)
-        sys.stdout.flush()
-    except Problem as problem:
-        print(f"revtune: {problem}", file=sys.stderr)
-        return problem.code
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in PROGRAM_NEEDS:
-            raise
-        print(f"revtune: {error.name} is missing; pip install 'revtune[program]' installs it", file=sys.stderr)
-        return 1
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("revtune: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        let_go_of_output()
+    except Exception as error:
+        if (told := sentence(error)) is None:
+            raise
+        let_go_of_output()
+        print(f"revtune: {told}", file=sys.stderr)
+        return error.code if isinstance(error, Problem) else 1
     return 0
+
+
+def sentence(error: Exception) -> str | None:
+    """What a person is told of an error; None for a mistake of this program's, which shows its traceback."""
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, Problem | NonFiniteError | ReversalError | StateRangeError):
+        return str(error)
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"cannot read or write: {place}{error.strerror or first}"
+    if isinstance(error, ImportError):
+        return missing_package(error, first)
+    if isinstance(error, RecursionError):
+        return f"what was read is nested too deeply: {first}"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in first for word in NO_MEMORY)):
+        return f"the memory does not suffice: {first}"
+    return None
+
+
+def missing_package(error: ImportError, reason: str) -> str | None:
+    """What a person is told of a package that is missing or broken; None when it is this one."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "revtune"):
+        return None
+    if isinstance(error, ModuleNotFoundError) and package in PROGRAM_NEEDS:
+        return f"{error.name} is missing; pip install 'revtune[program]' installs it"
+    return f"{package} cannot be imported: {reason}"
+
+
+def let_go_of_output() -> None:
+    """Have what could not be written forgotten, lest Python complains of it when it ends."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def dispatch(arguments: list[str]) -> None:
     """Hand the rest of a command line to the command that it begins with."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print((__doc__ or "").strip())
+        return
+    if arguments[0] == "--version":
+        print(f"revtune {importlib.metadata.version('revtune')}")
         return
     if arguments[0] not in COMMANDS:
         raise Problem(f"there is no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", code=2)
@@ -139,6 +184,7 @@ def resume(arguments: list[str]) -> None:
     """Go on with a run."""
     from revtune import recipes
     from revtune import train as training
+    from revtune.data import regular
     from revtune.report import Report
     from revtune.run import Run
 
@@ -147,6 +193,7 @@ def resume(arguments: list[str]) -> None:
     if len(arguments) != 2 or arguments[0] != "--resume":
         raise Problem("--resume takes a run's folder and no other option, the run knows its own", code=2)
     run = Run(Path(arguments[1]))
+    regular(run.folder / "config.json")
     if recipe := recipes.study_in(run.folder):
         recipe.resume(run.folder)
         return
@@ -185,11 +232,14 @@ def opened(folder: Path) -> Run:
 def generate(arguments: list[str]) -> None:
     """Write text with a run's best weights."""
     from revtune import sample
+    from revtune.config import SEEDS
     from revtune.options import Generate
 
     options: Generate = parse(Generate, arguments, "generate")
     if options.length < 1 or not 0 <= options.temperature < math.inf:
         raise Problem("--length must be at least 1 and --temperature at least 0", code=2)
+    if options.seed not in SEEDS:
+        raise Problem(f"--seed must be from -2^63 to 2^63 - 1, got {options.seed}", code=2)
     run = opened(options.run)
     model, vocabulary = run.model(), run.vocabulary()
     if unknown := vocabulary.unknown(options.prompt):
@@ -218,6 +268,9 @@ def evaluate(arguments: list[str]) -> None:
 
 def bench(arguments: list[str]) -> None:
     """Run a measurement of `revtune.bench` by name."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        print("revtune bench memory [--help]: memory of whole training steps against torch's own layers")
+        return
     if not arguments or arguments[0] != "memory":
         raise Problem(f"revtune bench measures memory, got {arguments[0] if arguments else 'nothing'}", code=2)
     module = importlib.import_module("revtune.bench")

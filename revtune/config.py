@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -19,6 +21,9 @@ Model = Literal["revgru", "revlstm", "gru", "lstm"]
 Rule = Literal["adam", "sgd"]
 Schedule = Literal["cosine", "plateau"]
 Size = Literal["small", "paper"]
+LARGEST = 1e30
+MOST_THREADS = 1024
+SEEDS = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +138,30 @@ def from_json(text: str, where: Path) -> Config:
         parts: dict[str, Any] = json.loads(text)
         for name in ("file", "data"):
             parts["text"][name] = None if parts["text"][name] is None else Path(parts["text"][name])
-        groups = {"text": Text(**parts["text"]), "net": Net(**parts["net"]), "learning": Learning(**parts["learning"])}
-        config = Config(**{**parts, **groups})
+        groups = {"text": Text, "net": Net, "learning": Learning}
+        config = _typed(Config, {**parts, **{name: _typed(kind, parts[name]) for name, kind in groups.items()}})
         check(config)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Problem(f"{where} is no configuration of this revtune: {error}") from error
     return config
+
+
+def _typed(kind: Any, values: dict[str, Any]) -> Any:
+    """A dataclass of values that are what its annotations say."""
+    for name, wanted in get_type_hints(kind).items():
+        if name in values and not _is(values[name], wanted):
+            raise TypeError(f"{name} must be {getattr(wanted, '__name__', wanted)}, got {values[name]!r}")
+    return kind(**values)
+
+
+def _is(value: Any, wanted: Any) -> bool:
+    if get_origin(wanted) is Literal:
+        return value in get_args(wanted)
+    if isinstance(wanted, UnionType):
+        return any(_is(value, one) for one in get_args(wanted))
+    if wanted is float:
+        return type(value) is float or type(value) is int and math.isfinite(value)
+    return "\0" not in str(value) if wanted is Path and isinstance(value, Path) else type(value) is wanted
 
 
 def check(config: Config) -> None:
@@ -157,11 +180,22 @@ def check(config: Config) -> None:
     _every(learning, "warmup length_spread weight_decay", lambda value: value >= 0, "at least 0")
     rates = "dropout input_dropout hidden_dropout output_dropout embedding_dropout weight_drop"
     _every(net, rates, lambda value: 0 <= value < 1, "a rate from 0 to below 1")
+    _check_largest(text, net, learning)
     _check_net(net)
 
 
+def _check_largest(text: Text, net: Net, learning: Learning) -> None:
+    _every(learning, "seed", SEEDS.__contains__, "from -2^63 to 2^63 - 1")
+    _every(learning, "threads", lambda value: value <= MOST_THREADS, f"at most {MOST_THREADS}")
+    counts = "steps batch length patience valid_every valid_batch save_every warmup"
+    for group, names in ((text, "max_words"), (net, "embedding hidden layers"), (learning, counts)):
+        _every(group, names, lambda value: value < 2**31, "below 2^31")
+    _every(learning, "lr clip weight_decay", lambda value: value <= LARGEST, f"at most {LARGEST:g}")
+    _every(learning, "length_spread", lambda value: value <= learning.length, f"at most --length {learning.length}")
+
+
 def _check_net(net: Net) -> None:
-    _every(net, "max_forget_bits", lambda value: value is None or value > 0, "above 0, or None for no limit")
+    _every(net, "max_forget_bits", lambda value: value is None or 0 < value < math.inf, "above 0, or None for no limit")
     if net.tie and net.embedding != net.hidden:
         raise Problem(f"--tie needs --embedding equal to --hidden, got {net.embedding} and {net.hidden}", code=2)
     if net.model in ("revgru", "revlstm"):

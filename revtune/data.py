@@ -8,19 +8,42 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from revtune.config import Unit
 from revtune.problem import Problem
+
+if TYPE_CHECKING:
+    from revtune.config import Unit
 
 END = "<eos>"
 UNKNOWN = "<unk>"
+SPLITS = ("train", "valid", "test")
+FILES = {"ptb": "ptb/ptb.{}.txt", "wikitext2": "wikitext-2/wiki.{}.tokens"}
+
+
+def regular(path: Path) -> Path:
+    """The path of a regular file, or of none that is there; a pipe or a device might never end.
+
+    Raises:
+        Problem: when something else is there, or the system cannot tell.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return path
+    except (OSError, ValueError) as error:
+        raise Problem(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(mode):
+        raise Problem(f"cannot read {path}: {'Is a directory' if stat.S_ISDIR(mode) else 'it is no regular file'}")
+    return path
 
 
 class Bytes:
@@ -98,8 +121,21 @@ Vocabulary = Bytes | Words
 
 
 def vocabulary(facts: dict[str, Any]) -> Vocabulary:
-    """The vocabulary whose `facts()` these are."""
-    return Words(facts["words"]) if facts["unit"] == "word" else Bytes()
+    """The vocabulary whose `facts()` these are.
+
+    Raises:
+        ValueError: for another unit, or words that are not distinct strings with both marks among them.
+    """
+    if facts["unit"] not in ("byte", "word"):
+        raise ValueError(f"unit must be byte or word, got {facts['unit']!r}")
+    if facts["unit"] == "byte":
+        return Bytes()
+    words = facts["words"]
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError("words must be a list of strings")
+    if len(set(words)) < len(words) or not {END, UNKNOWN} <= set(words):
+        raise ValueError(f"words must be distinct, {END} and {UNKNOWN} among them")
+    return Words(words)
 
 
 def split_words(text: str) -> list[str]:

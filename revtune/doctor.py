@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from revtune.sources import FILES, SPLITS
+from revtune.data import FILES, SPLITS
 
 EXTRAS = {
     "program": ("tyro", "rich", "safetensors", "datasets", "matplotlib"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor, nn
 
@@ -9,8 +11,10 @@ import revtune as rt
 from revtune.checkpoint import State
 from revtune.config import Net
 from revtune.dropout import drop_mask
+from revtune.problem import Problem
 
 TIED_INIT = 0.1  # as Merity et al. 2018; an embedding's usual N(0, 1) is far too large for a softmax
+LAYER_BYTES = 4096  # of Python's objects around a layer's weights, at least
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -123,6 +127,24 @@ def locked(x: Tensor, rate: float, training: bool) -> Tensor:
 
 
 def build(net: Net, tokens: int) -> LanguageModel:
-    """The model that a configuration asks for."""
-    reversible = net.model in ("revgru", "revlstm")
-    return RewindingLanguageModel(net, tokens) if reversible else StoringLanguageModel(net, tokens)
+    """The model that a configuration asks for.
+
+    Raises:
+        Problem: when this machine has no memory for it.
+    """
+    refuse_larger_than_memory(net, tokens)
+    kind = RewindingLanguageModel if net.model in ("revgru", "revlstm") else StoringLanguageModel
+    try:
+        return kind(net, tokens)
+    except (MemoryError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Problem(f"the model cannot be built: {reason}") from error
+
+
+def refuse_larger_than_memory(net: Net, tokens: int) -> None:
+    """Raise `Problem` when the weights alone, counted low, are more than this machine's memory holds."""
+    least = net.layers * (4 * net.hidden**2 + LAYER_BYTES) + 4 * tokens * max(net.embedding, net.hidden)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if least > memory:
+        sizes = f"{least >> 20:,} MiB for its weights, and this machine has {memory >> 20:,} MiB"
+        raise Problem(f"the model cannot be built: it needs at least {sizes}")

@@ -91,6 +91,29 @@ class Moment:
         self._moves[place] = _Move(self._stage.changes[place], before, multiplier, edges, wants_z, wants_u, early)
         return multiplier, u.detach()
 
+    def check_closed(self) -> None:
+        """Refuse a stage that uses tensors which require a gradient but were not read through its step.
+
+        Raises:
+            ValueError: their gradient would be lost.
+        """
+        step = self._step
+        known = {id(leaf) for leaf in (step.x, *step.leaves.values(), *step.read_weights.values())}
+        ends = {product[3].node for product in step.products}
+        waiting = [edge.node for move in self._moves.values() for edge in move.edges]
+        seen = set(waiting)
+        while waiting:
+            node = waiting.pop()
+            if hasattr(node, "variable") and id(node.variable) not in known and node not in ends:
+                shape = tuple(node.variable.shape)
+                raise ValueError(
+                    f"gates and updates use a tensor {shape} that requires a gradient but is not read through the "
+                    "step, which would lose its gradient; pass it in weights and use step.weight or step.product"
+                )
+            following = {found for found, _ in node.next_functions if found is not None} - seen
+            seen |= following
+            waiting += following
+
     def moved(self, place: int, before: Tensor) -> None:
         """Note what the part was before a coupling, (B, N)."""
         self._moves[place].before = before

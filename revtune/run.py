@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -23,7 +24,7 @@ from typing import Any
 from revtune import checkpoint
 from revtune.checkpoint import Saved
 from revtune.config import Config, from_json
-from revtune.data import Corpus, Vocabulary, vocabulary
+from revtune.data import Corpus, Vocabulary, regular, vocabulary
 from revtune.language import LanguageModel, build
 from revtune.problem import Problem
 
@@ -68,7 +69,7 @@ class Run:
         try:
             facts: dict[str, Any] = json.loads(_text(path))
             vocabulary(facts)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise Problem(f"{path} holds no vocabulary: {error}") from error
         return facts
 
@@ -97,6 +98,22 @@ class Run:
     def save(self, path: Path, saved: Saved) -> None:
         """Write tensors and facts as safetensors, whole or not at all."""
         write(path, checkpoint.pack(saved))
+
+    def check_best(self, model: LanguageModel, step: int) -> None:
+        """Raise `Problem` when the best weights, found at `step` or replaced since, are not there or not whole."""
+        if not self.weights.exists():
+            raise Problem(f"{self.weights} is not there, but the best validation was at step {step}; put it back")
+        saved = checkpoint.read(self.weights)
+        checkpoint.fitting_weights(model, saved, self.weights)
+        there = saved.facts.get("step")
+        if type(there) is not int or there < step:
+            raise Problem(f"{self.weights} holds the weights of step {there}, but those of step {step} are the best")
+
+    def check_no_checkpoint(self, save_every: int) -> None:
+        """Raise `Problem` when measurements show that a run without a checkpoint once had one."""
+        step = last_step(self.metrics)
+        if step > save_every:
+            raise Problem(f"{self.checkpoint} is not there, but {self.metrics.name} knows of step {step}")
 
     def check_data(self, corpus: Corpus) -> None:
         """Raise `Problem` when the data are not those that the run learned from."""
@@ -142,7 +159,7 @@ def _made(folder: Path) -> Path:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return regular(path).read_text(encoding="utf-8")
     except OSError as error:
         raise Problem(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -177,20 +194,33 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
+def last_step(path: Path) -> int:
+    """The highest step that a file of measurements tells of; 0 when there is none."""
+    highest = 0
+    for line in _text(path).splitlines() if path.exists() else []:
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            highest = max(highest, int(json.loads(line)["step"]))
+    return highest
+
+
 class Metrics:
     """The measurements of a run as JSON lines, held by one process at a time.
 
     Args:
         path: the file; made when it is not there.
         size: bytes of it to keep, those that a checkpoint knows of.
+        digest: of those bytes, as `digest()` gave it; None to keep them unchecked.
 
     Raises:
-        Problem: when another process holds it, or it is shorter than that.
+        Problem: when another process holds it, it cannot be written, it is shorter than that or its digest differs.
     """
 
-    def __init__(self, path: Path, size: int) -> None:
+    def __init__(self, path: Path, size: int, digest: str | None = None) -> None:
         self.path = path
-        self.file = open(path, "ab", buffering=0)
+        try:
+            self.file = open(regular(path), "ab", buffering=0)
+        except OSError as error:
+            raise Problem(f"cannot write {path}: {error.strerror}") from error
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -199,11 +229,27 @@ class Metrics:
         if (there := os.fstat(self.file.fileno()).st_size) < size:
             self.file.close()
             raise Problem(f"{path} has {there} bytes, fewer than the {size} that the checkpoint goes on from")
-        self.file.truncate(size)
+        with open(path, "rb") as kept:
+            self.sha = hashlib.sha256(kept.read(size))
+        if digest is not None and digest != self.digest():
+            self.file.close()
+            raise Problem(f"{path} is damaged: its first {size} bytes are not those that the checkpoint knows of")
+        self._ask(lambda: self.file.truncate(size))
 
     def add(self, facts: dict[str, Any]) -> None:
         """Append a line."""
-        self._ask(lambda: self.file.write(json.dumps(facts).encode() + b"\n"))
+        line = json.dumps(facts).encode() + b"\n"
+        self._ask(lambda: self._write(line))
+        self.sha.update(line)
+
+    def _write(self, line: bytes) -> None:
+        """Write a line to its end; what a short write left over is tried again, so that the system says why."""
+        while line:
+            line = line[self.file.write(line) or 0 :]
+
+    def digest(self) -> str:
+        """SHA-256 of all lines."""
+        return self.sha.hexdigest()
 
     def sync(self) -> int:
         """Have the lines on disk; their size in bytes."""

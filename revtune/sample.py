@@ -37,7 +37,8 @@ def pick(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
     """A token drawn from logits (V,)."""
     if temperature == 0:
         return int(logits.argmax())
-    return int(torch.multinomial((logits.double() / temperature).softmax(0), 1, generator=generator))
+    below = logits.double() - logits.max()
+    return int(torch.multinomial((below / temperature).softmax(0), 1, generator=generator))
 
 
 def text(

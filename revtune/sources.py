@@ -11,11 +11,9 @@ from pathlib import Path
 from rich.console import Console
 
 from revtune.config import Text
-from revtune.data import Corpus, byte_corpus, split_words, word_corpus
+from revtune.data import FILES, SPLITS, Corpus, byte_corpus, regular, split_words, word_corpus
 from revtune.problem import Problem
 
-SPLITS = ("train", "valid", "test")
-FILES = {"ptb": "ptb/ptb.{}.txt", "wikitext2": "wikitext-2/wiki.{}.tokens"}
 HUB = {
     "ptb": ("ptb-text-only/ptb_text_only", None, "refs/convert/parquet", "sentence"),
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-v1", None, "text"),
@@ -124,10 +122,10 @@ def read(path: Path) -> bytes:
     """A file's bytes.
 
     Raises:
-        Problem: when it cannot be read.
+        Problem: when it cannot be read or is no regular file.
     """
     try:
-        return path.read_bytes()
+        return regular(path).read_bytes()
     except OSError as error:
         raise Problem(f"cannot read {path}: {error.strerror}") from error
 

@@ -272,6 +272,15 @@ def _checked(
     """Time-first inputs and targets that fit together."""
     if not isinstance(rnn, RevRNN):
         raise ValueError(f"rewind_loss wants a RevGRU or RevLSTM, got {type(rnn).__name__}")
+    everything: dict[str, object] = {"inputs": inputs, "targets": targets}
+    for name, given in everything.items():
+        if not isinstance(given, Tensor):
+            kind = type(given).__name__
+            raise ValueError(
+                f"rewind_loss: {name} must be a padded tensor, with lengths= where rows differ, got {kind}"
+            )
+    if rnn.options.output != "all":
+        raise ValueError('rewind_loss reads out every step; for one target a sequence call the net with output="last"')
     if rnn._forward_hooks or rnn._forward_pre_hooks:
         raise ValueError("rewind_loss does not call the net's forward, so its forward hooks would not run; remove them")
     if targets.requires_grad:

@@ -220,6 +220,8 @@ class Tape:
                 self._check_gate(z, part)
             moment.moved(place, self._floats[part])
             self._couple(part, z, u, live, self.buffer.multiply)
+        if first:
+            moment.check_closed()
         return moment
 
     def _undo(self, row: Tensor, index: int, step: int) -> Moment:

@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -62,6 +62,16 @@ class Place:
     best: float | None = None
     best_step: int = 0
 
+    def check(self, rows: int) -> None:
+        """Raise `ValueError` for the first value that no run over `rows` rows can have."""
+        bounds = {"step": 2**31, "position": rows - 2, "falls": self.step, "stale": self.step, "best_step": self.step}
+        for name, most in bounds.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value <= most:
+                raise ValueError(f"{name} must be an integer from 0 to {most}, got {value!r}")
+        if self.best is not None and (type(self.best) is not float or not math.isfinite(self.best)):
+            raise ValueError(f"best must be a finite number or null, got {self.best!r}")
+
 
 class Trainer:
     """A model that learns a corpus as a configuration says, and everything that its next step depends on."""
@@ -88,18 +98,34 @@ class Trainer:
             while self.place.step < self.learning.steps:
                 facts = self.step()
                 metrics.add(facts)
-                report.step(facts)
+                self._tell(report.step, facts, run)
                 last = self.place.step == self.learning.steps
                 if last or self.place.step % self.learning.valid_every == 0:
                     facts = self.validate(run)
                     metrics.add(facts)
-                    report.valid(facts)
+                    self._tell(report.valid, facts, run)
                 if last or asked.is_set() or self.place.step % self.learning.save_every == 0:
-                    run.save(run.checkpoint, self.saved(metrics.sync()))
+                    self._check_finite()
+                    run.save(run.checkpoint, self.saved(metrics.sync(), metrics.digest()))
                 if asked.is_set() and not last:
                     goes_on = f"revtune train --resume {run.folder} goes on"
                     raise Problem(f"stopped after step {self.place.step}; {goes_on}", code=STOPPED)
         return self.place
+
+    def _tell(self, tell: Callable[[dict[str, Any]], None], facts: dict[str, Any], run: Run) -> None:
+        try:
+            tell(facts)
+        except (OSError, SystemExit) as error:  # rich makes a SystemExit of a broken pipe
+            reason = error.strerror if isinstance(error, OSError) else "Broken pipe"
+            why = f"as the output takes no more ({reason})"
+            goes_on = f"revtune train --resume {run.folder} goes on"
+            raise Problem(f"stopped after step {self.place.step}, {why}; {goes_on}") from error
+
+    def _check_finite(self) -> None:
+        for name, tensor in checkpoint.weights(self.model).items():
+            if not tensor.isfinite().all():
+                after = f"{name} is not finite after step {self.place.step}"
+                raise Problem(f"{after}; a lower --lr may help, and the last checkpoint is intact")
 
     def step(self) -> dict[str, Any]:
         """One update; what there is to say about it."""
@@ -144,7 +170,13 @@ class Trainer:
     def validate(self, run: Run) -> dict[str, Any]:
         """The held-out loss; the best model's weights are saved, a plateau lowers the learning rate."""
         place = self.place
-        loss = evaluate(self.model, self.held_out, self.learning.length)
+        self._check_finite()
+        try:
+            loss = evaluate(self.model, self.held_out, self.learning.length)
+        except (NonFiniteError, ReversalError, StateRangeError) as error:
+            raise Problem(f"the validation at step {place.step} failed: {error}") from error
+        if not math.isfinite(loss):
+            raise Problem(f"the validation at step {place.step} failed: loss {loss}; a lower --lr may help")
         facts = {"step": place.step, "valid_loss": loss}
         if place.best is None or loss < place.best:
             place.best, place.best_step, place.stale = loss, place.step, 0
@@ -155,8 +187,8 @@ class Trainer:
                 place.falls, place.stale = place.falls + 1, 0
         return facts
 
-    def saved(self, metrics_size: int) -> Saved:
-        """All that `restore` needs."""
+    def saved(self, metrics_size: int, metrics_digest: str) -> Saved:
+        """All that `restore` needs, and the size and the digest of the metrics so far."""
         parts = {
             "model/": checkpoint.weights(self.model),
             "optimizer/": checkpoint.optimizer_tensors(self.optimizer, self.model),
@@ -164,31 +196,40 @@ class Trainer:
             "random/": random_states(self.device),
         }
         tensors = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
-        facts = {"place": dataclasses.asdict(self.place), "metrics": metrics_size}
+        facts = {"place": dataclasses.asdict(self.place), "metrics": metrics_size, "metrics_sha256": metrics_digest}
         return Saved(tensors, facts)
 
-    def restore(self, saved: Saved, path: Path) -> int:
-        """Stand where the trainer that made `saved` stood; the size of the metrics then.
+    def restore(self, saved: Saved, path: Path) -> tuple[int, str]:
+        """Stand where the trainer that made `saved` stood; the size and the digest of the metrics then.
 
         Raises:
             Problem: when it was a trainer of another configuration.
         """
         try:
             self.place = Place(**saved.facts["place"])
-            metrics_size = int(saved.facts["metrics"])
+            size, digest = saved.facts["metrics"], saved.facts["metrics_sha256"]
             random = {name: saved.tensors[f"random/{name}"] for name in random_states(self.device)}
         except (KeyError, TypeError) as error:
             raise Problem(f"{path} is no checkpoint of a run: {error} is missing or unknown") from error
+        try:
+            self.place.check(len(self.rows))
+        except ValueError as error:
+            raise Problem(f"{path} is no checkpoint of this run: {error}") from error
+        if type(size) is not int or size < 0 or not isinstance(digest, str):
+            raise Problem(f"{path} is no checkpoint of a run: its metrics have size {size!r} and digest {digest!r}")
         checkpoint.load_weights(self.model, saved, path, prefix="model/")
         checkpoint.load_optimizer(self.optimizer, self.model, saved, path, prefix="optimizer/")
         self.state = checkpoint.state_of(saved, path, self.device, self._state_like(), prefix="state/")
         if (self.state is None) != (self.place.position == 0):
             beside = "without" if self.state is None else "with"
             raise Problem(f"{path} is no checkpoint of a run: row {self.place.position} {beside} a recurrent state")
-        torch.set_rng_state(random["cpu"])
-        if "cuda" in random:
-            torch.cuda.set_rng_state(random["cuda"], self.device)
-        return metrics_size
+        try:
+            torch.set_rng_state(random["cpu"])
+            if "cuda" in random:
+                torch.cuda.set_rng_state(random["cuda"], self.device)
+        except (RuntimeError, TypeError) as error:
+            raise Problem(f"{path} is no checkpoint of a run: its random states are not torch's") from error
+        return size, digest
 
     def _state_like(self) -> tuple[Tensor, ...]:
         """What a recurrent state of this run looks like; only its shapes and dtypes exist."""
@@ -219,12 +260,16 @@ def resume(run: Run, report: Report) -> Run:
     corpus = load(config.text)
     run.check_data(corpus)
     trainer = Trainer(config, corpus)
-    size = 0
+    size, digest = 0, None
     if run.checkpoint.exists():
-        size = trainer.restore(checkpoint.read(run.checkpoint), run.checkpoint)
+        size, digest = trainer.restore(checkpoint.read(run.checkpoint), run.checkpoint)
+    else:
+        run.check_no_checkpoint(config.learning.save_every)
+    if trainer.place.best is not None:
+        run.check_best(trainer.model, trainer.place.best_step)
     if trainer.place.step >= config.learning.steps:
         raise Problem(f"{run.folder} is finished: all {config.learning.steps} steps are done")
-    with contextlib.closing(Metrics(run.metrics, size)) as metrics:
+    with contextlib.closing(Metrics(run.metrics, size, digest)) as metrics:
         trainer.train(run, metrics, report)
     return run
 
@@ -244,8 +289,10 @@ def usable(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (AssertionError, RuntimeError) as error:
+    except (AssertionError, RuntimeError, ImportError) as error:
         raise Problem(f"--device {name} cannot be used: {str(error).splitlines()[0]}", code=2) from error
+    if device.type not in ("cpu", "cuda"):
+        raise Problem(f"--device {name} cannot be used: a run computes on cpu or cuda", code=2)
     return device
 
 

@@ -528,3 +528,15 @@ def test_class_weights_of_another_float_type_are_taken_in_the_heads() -> None:
     assert head.class_weights is not None and y.grad is not None
     wanted = F.cross_entropy(head.logits(y), targets, weight=head.class_weights.float(), reduction="sum")
     assert torch.allclose(torch.autograd.grad(wanted, y)[0], y.grad, atol=1e-6)
+
+
+def test_rewind_loss_names_what_it_cannot_take() -> None:
+    rnn, head = rt.RevGRU(3, 4), rt.LinearCrossEntropy(4, 5)
+    x, targets = torch.randn(6, 2, 3), torch.zeros(6, 2, dtype=torch.long)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor([6, 4]))
+    with pytest.raises(ValueError, match="inputs must be a padded tensor.*PackedSequence"):
+        rt.rewind_loss(rnn, packed, targets, readout=head)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="lengths must be a tensor of 2 integers.*list"):
+        rt.rewind_loss(rnn, x, targets, readout=head, lengths=[6, 4])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='output="last"'):
+        rt.rewind_loss(rt.RevGRU(3, 4, output="last"), x, targets, readout=head)

@@ -388,3 +388,20 @@ def test_a_cell_is_a_value() -> None:
     assert cell.blocks == 6
     assert replace(cell, name="other").name == "other"
     assert rt.rev_lstm().parts == ("h1", "h2", "c1", "c2")
+
+
+def test_a_parameter_caught_in_a_closure_is_refused() -> None:
+    caught = torch.full((4,), 0.5, requires_grad=True)
+
+    def gates(step: rt.Step) -> tuple[Tensor, ...]:
+        z, g = step.x.chunk(2, -1)
+        return rt.forget_gate(torch.sigmoid(z), None), g * caught
+
+    def update(step: rt.Step, z: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        return z, (1.0 - z) * g
+
+    cell = rt.Cell("caught", (("h",),), (rt.Stage(2, gates, (rt.Coupling("h", update),)),))
+    x = torch.randn(6, 2, 8, requires_grad=True)
+    for chunk in (2, None):
+        with pytest.raises(ValueError, match="not read through the step"):
+            rt.scan(cell, x, weights={}, chunk=chunk)

@@ -2,16 +2,20 @@
 
 import importlib.metadata
 import io
+import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from revtune import recipes, sources
+from revtune import cli, recipes, sources
 from revtune.cli import main
 from revtune.config import check
+from revtune.data import SPLITS
+from revtune.errors import NonFiniteError
 from revtune.report import Report, measure
 from revtune.run import Run
 
@@ -149,6 +153,10 @@ def test_mistakes_are_answered_by_a_sentence(
         (["train", f"--resume={by_bytes}"], 1, f"{by_bytes} is finished: all 6 steps are done"),
         (["train", "text", "--file", text, "--out", by_bytes], 1, f"{by_bytes} already holds a run"),
         (["generate", tmp_path], 1, f"{tmp_path} holds no run: config.json is not there"),
+        (["generate", by_bytes, "--seed", 2**63], 2, "--seed must be from -2^63 to 2^63 - 1, got 9223372036854775808"),
+        (["generate", "x" * 300], 1, "cannot read or write: xxx"),
+        (["train", "text", "--file", "/dev/zero"], 1, "cannot read /dev/zero: it is no regular file"),
+        (["bench", "memory", "--out", tmp_path], 1, f"cannot write {tmp_path}: it is no regular file"),
         (["generate", by_bytes, "--temperature", "-1"], 2, "--length must be at least 1 and --temperature at least 0"),
         (["evaluate", tmp_path / "none"], 1, "holds no run"),
         (["bench", "speed"], 2, "revtune bench measures memory, got speed"),
@@ -171,6 +179,57 @@ def test_a_missing_extra_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "tyro", None)
     monkeypatch.delitem(sys.modules, "revtune.config", raising=False)
     assert complaint(capsys, "train") == (1, "tyro is missing; pip install 'revtune[program]' installs it")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (NonFiniteError("h is nan"), "h is nan"),
+        (OSError(36, "File name too long", "xx"), "cannot read or write: xx: File name too long"),
+        (ImportError("libfoo.so is broken", name="numpy.core"), "numpy cannot be imported: libfoo.so is broken"),
+        (RecursionError("too deep"), "what was read is nested too deeply: too deep"),
+        (MemoryError(), "the memory does not suffice: MemoryError"),
+        (RuntimeError("CUDA out of memory.\nMore"), "the memory does not suffice: CUDA out of memory."),
+    ],
+)
+def test_what_nobody_expected_is_one_sentence_too(
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "doctor", raising(error))
+    assert complaint(capsys, "doctor") == (1, told)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), TypeError("a bug"), ImportError("x", name="revtune.x")])
+def test_programming_errors_are_not_hidden(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "doctor", raising(error))
+    with pytest.raises(type(error)):
+        main(["doctor"])
+
+
+def raising(error: Exception) -> Callable[[list[str]], None]:
+    def fail(arguments: list[str]) -> None:
+        raise error
+
+    return fail
+
+
+def test_the_doctor_needs_no_extra() -> None:
+    """Neither the packages nor an output: one that is closed is no reason for a traceback."""
+    absent = "import sys; sys.modules.update(dict.fromkeys(['tyro', 'rich', 'safetensors']))"
+    once = "from revtune.cli import main; code = main(['doctor'])"
+    program = f"{absent}; {once}; sys.stdout = None; sys.exit(code or main(['doctor']))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "tyro, rich, safetensors missing" in done.stdout
+
+
+def test_a_tiny_temperature_takes_the_likeliest(by_bytes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = set()
+    for temperature in ("0", "1e-320"):
+        capsys.readouterr()
+        assert main(["generate", str(by_bytes), "--length", "9", "--temperature", temperature]) == 0
+        texts.add(capsys.readouterr().out)
+    assert len(texts) == 1
 
 
 def test_a_run_without_weights_yet(by_bytes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -217,7 +276,7 @@ def test_the_doctor_tells_versions_data_and_extras(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "ptb").mkdir()
-    for split in sources.SPLITS:
+    for split in SPLITS:
         (tmp_path / f"ptb/ptb.{split}.txt").touch()
     monkeypatch.setenv("REVTUNE_DATA", str(tmp_path))
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -10,7 +10,7 @@ import torch
 
 from revtune import sources
 from revtune.config import Source, Text
-from revtune.data import Bytes, Words, byte_corpus, segment, split_words, streams, vocabulary, word_corpus
+from revtune.data import SPLITS, Bytes, Words, byte_corpus, segment, split_words, streams, vocabulary, word_corpus
 from revtune.problem import Problem
 
 
@@ -128,7 +128,7 @@ def test_words_of_no_utf8_are_refused_with_the_place(tmp_path: Path) -> None:
 
 def ptb_like(folder: Path) -> Path:
     (folder / "ptb").mkdir()
-    for split in sources.SPLITS:
+    for split in SPLITS:
         (folder / f"ptb/ptb.{split}.txt").write_text(f" the {split} <unk> \n the N \n")
     return folder
 

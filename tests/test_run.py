@@ -1,6 +1,7 @@
 """Run folders: nothing that was saved is ever lost, nothing foreign is ever taken for a run."""
 
 import json
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from revtune import checkpoint, run
+from revtune import checkpoint, run, sources
 from revtune.checkpoint import Saved
 from revtune.config import Config, Learning, Net, Text, check, from_json
 from revtune.data import byte_corpus
+from revtune.language import build
 from revtune.problem import Problem
 from revtune.run import Metrics, Run, create
 
@@ -40,8 +42,12 @@ def test_a_configuration_comes_back_from_its_json() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"recipe": 1}', CONFIG.json().replace("hidden", "size"), CONFIG.json().replace("512", '"x"')],
-)
+    ["", "[]", "{}", '{"recipe": 1}', CONFIG.json().replace("hidden", "size"), CONFIG.json().replace("512", '"x"'),
+     *(CONFIG.json().replace(*pair) for pair in (
+        ('"steps": 950', '"steps": 950.5'), ('"seed": 1', '"seed": true'), ('"forgetting": true', '"forgetting": 1'),
+        ('"a b"', '"a\\u0000b"'), ('"small"', '"huge"'), ('"lr": 0.008', '"lr": 1' + "0" * 400), ("512", "[" * 9999))),
+     "[" * 99999],
+)  # fmt: skip
 def test_other_json_is_no_configuration(text: str) -> None:
     with pytest.raises(Problem, match=r"config\.json is no configuration of this revtune"):
         from_json(text, Path("config.json"))
@@ -59,6 +65,12 @@ def test_other_json_is_no_configuration(text: str) -> None:
         (Config(recipe="x", learning=Learning(batch=0)), "--batch must be at least 1, got 0"),
         (Config(recipe="x", learning=Learning(lr=float("nan"))), "--lr must be above 0, got nan"),
         (Config(recipe="x", learning=Learning(warmup=-1)), "--warmup must be at least 0, got -1"),
+        (Config(recipe="x", net=Net(max_forget_bits=float("inf"))), "--max-forget-bits must be above 0, or None"),
+        (Config(recipe="x", net=Net(hidden=2**31)), "--hidden must be below 2^31, got 2147483648"),
+        (Config(recipe="x", learning=Learning(seed=2**63)), "--seed must be from -2^63 to 2^63 - 1"),
+        (Config(recipe="x", learning=Learning(threads=1025)), "--threads must be at most 1024, got 1025"),
+        (Config(recipe="x", learning=Learning(lr=float("inf"))), "--lr must be at most 1e+30, got inf"),
+        (Config(recipe="x", learning=Learning(length_spread=65.0)), "--length-spread must be at most --length 64"),
     ],
 )
 def test_values_that_no_run_can_have(config: Config, sentence: str) -> None:
@@ -94,8 +106,13 @@ def test_a_folder_without_a_run_is_said_to_be_one(tmp_path: Path) -> None:
     with pytest.raises(Problem, match=r"holds no run: config\.json is not there"):
         Run(tmp_path).config()
     (tmp_path / "vocabulary.json").write_text("{}")
-    with pytest.raises(Problem, match=r"vocabulary\.json holds no vocabulary"):
-        Run(tmp_path).vocabulary()
+    for facts in ("{}", "[]", '{"unit": "line"}', *(
+        json.dumps({"unit": "word", "words": words})
+        for words in ("a", ["<eos>", "<unk>", 3], ["<eos>", "<unk>", "<eos>"], ["<eos>", "a"])
+    )):  # fmt: skip
+        (tmp_path / "vocabulary.json").write_text(facts)
+        with pytest.raises(Problem, match=r"vocabulary\.json holds no vocabulary"):
+            Run(tmp_path).vocabulary()
 
 
 def test_a_refused_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
@@ -135,6 +152,9 @@ def test_metrics_are_cut_back_to_what_the_checkpoint_knows(tmp_path: Path) -> No
     assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1}, {"step": 3}]
     with pytest.raises(Problem, match="has 24 bytes, fewer than the 25"):
         Metrics(path, 25)
+    with pytest.raises(Problem, match="its first 24 bytes are not those that the checkpoint knows of"):
+        Metrics(path, 24, metrics.digest()[::-1])
+    Metrics(path, 24, metrics.digest()).close()
 
 
 def test_one_process_at_a_time_writes_metrics(tmp_path: Path) -> None:
@@ -172,9 +192,33 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(Problem, match="file is damaged or no safetensors file"):
             checkpoint.read(path)
+    for changed in (whole[:-1] + b"\1", whole.replace(b'"a":', b'"b":'), whole.replace(b'"sha256"', b'"sha999"')):
+        path.write_bytes(changed)
+        with pytest.raises(Problem, match="file is damaged: its contents do not match its checksum"):
+            checkpoint.read(path)
     path.write_bytes(whole.replace(b'"revtune"', b'"another"'))
     with pytest.raises(Problem, match="file was not written by revtune"):
         checkpoint.read(path)
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    """A pipe would be waited for, and a device read for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for path, sentence in (
+        (tmp_path / "pipe", "it is no regular file"),
+        (Path("/dev/zero"), "it is no regular file"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
+        for use in (checkpoint.read, sources.read, lambda path: Metrics(path, 0)):
+            with pytest.raises(Problem, match=f"cannot read .*: {sentence}"):
+                use(path)
+
+
+def test_a_model_larger_than_memory_is_refused() -> None:
+    for net in (Net(hidden=2**30), Net(layers=2**30, hidden=2), Net(model="lstm", embedding=2**30)):
+        with pytest.raises(Problem, match="the model cannot be built: it needs at least"):
+            build(net, 256)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +228,7 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
         ({"weight": torch.ones(2, 2), "bias": torch.ones(2), "scale": torch.ones(2)}, "scale is only in the file"),
         ({"weight": torch.ones(2, 2), "bias": torch.ones(3)}, r"bias has shape \(3,\) there and \(2,\) here"),
         ({"weight": torch.ones(2, 2), "bias": torch.ones(2).long()}, "bias has dtype torch.int64 there"),
+        ({"weight": torch.ones(2, 2), "bias": torch.ones(2) / 0}, "bias holds a number that is not finite"),
     ],
 )
 def test_weights_of_another_model_change_nothing(tensors: dict[str, torch.Tensor], sentence: str) -> None:
@@ -210,9 +255,16 @@ def test_an_adam_optimizer_comes_back() -> None:
     one, other = (optimizer.state_dict()["state"] for optimizer in optimizers)
     assert all(torch.equal(one[i][key], other[i][key]) for i in one for key in one[i])
     assert set(one[0]) == {"step", "exp_avg", "exp_avg_sq"}
-    with pytest.raises(Problem, match="exp_avg of weight has shape"):
-        bad = {"weight/exp_avg": torch.ones(3)}
-        checkpoint.load_optimizer(optimizers[1], model, Saved(bad, {}), Path("file"), prefix="")
+    for key, tensor, sentence in (
+        ("exp_avg", torch.ones(3), "exp_avg of weight has shape"),
+        ("exp_avg", torch.tensor(1.0), "exp_avg of weight has shape"),
+        ("step", torch.ones(2, 2), "step of weight has shape"),
+        ("step", torch.tensor(-1.0), "step of weight has an impossible number"),
+        ("momentum", torch.ones(2, 2), "its optimizer has no 'momentum'"),
+    ):
+        bad = Saved({**tensors, f"weight/{key}": tensor}, {})
+        with pytest.raises(Problem, match=sentence):
+            checkpoint.load_optimizer(optimizers[1], model, bad, Path("file"), prefix="")
 
 
 @pytest.mark.parametrize("lost", ["weight/exp_avg", "bias/step", "bias", ""])

@@ -29,6 +29,10 @@ LEARNING = Learning(steps=9, batch=4, length=8, lr=0.01, warmup=2, valid_every=4
 DROPPED = {"input_dropout": 0.2, "output_dropout": 0.2, "embedding_dropout": 0.2, "weight_drop": 0.2}
 
 
+class Died(Exception):
+    """The end of a process, as far as a test can have one."""
+
+
 class Silent:
     """A report that says nothing, and dies after a step if it is told to."""
 
@@ -37,7 +41,7 @@ class Silent:
 
     def step(self, facts: dict[str, Any]) -> None:
         if facts["step"] == self.dies_at:
-            raise InterruptedError
+            raise Died
 
     def valid(self, facts: dict[str, Any]) -> None:
         pass
@@ -96,7 +100,7 @@ def test_a_run_that_died_goes_on_bit_for_bit(text: Path, tmp_path: Path, model: 
     whole = train.start(told, tmp_path / "whole", Silent())
     for step in (2, 6, 8):
         part = tmp_path / f"died-{step}"
-        with pytest.raises(InterruptedError):
+        with pytest.raises(Died):
             train.start(told, part, Silent(dies_at=step))
         torch.rand(3)
         train.resume(Run(part), Silent())
@@ -111,7 +115,7 @@ def test_plateaus_and_varied_lengths_go_on_bit_for_bit(text: Path, tmp_path: Pat
     whole = train.start(told, tmp_path / "whole", Silent())
     place = checkpoint.read(whole.checkpoint).facts["place"]
     assert place["falls"] > 0
-    with pytest.raises(InterruptedError):
+    with pytest.raises(Died):
         train.start(told, tmp_path / "part", Silent(dies_at=20))
     train.resume(Run(tmp_path / "part"), Silent())
     assert_same(tmp_path / "part", whole.folder)
@@ -218,7 +222,7 @@ def test_checkpoints_that_are_not_the_runs_are_refused(text: Path, tmp_path: Pat
 def test_checkpoints_that_lack_something_are_refused(text: Path, tmp_path: Path) -> None:
     """Without its optimizer, its state or its facts a run would go on from elsewhere, and nobody would notice."""
     part = Run(tmp_path / "run")
-    with pytest.raises(InterruptedError):
+    with pytest.raises(Died):
         train.start(config(text), part.folder, Silent(dies_at=5))
     saved = checkpoint.read(part.checkpoint)
     name = next(name for name in saved.tensors if name.startswith("optimizer/") and name.endswith("exp_avg_sq"))
@@ -234,6 +238,11 @@ def test_checkpoints_that_lack_something_are_refused(text: Path, tmp_path: Path)
         ({**saved.tensors, "state/0": torch.zeros(1)}, saved.facts, r"state/0 has shape \(1,\) there"),
         (saved.tensors, {"place": saved.facts["place"], "threads": 1}, "'metrics' is missing"),
         (saved.tensors, {**saved.facts, "metrics": None}, "is no checkpoint of a run"),
+        (saved.tensors, {**saved.facts, "metrics": -1}, "is no checkpoint of a run"),
+        (saved.tensors, placed(saved, position=10**6), "position must be an integer from 0 to"),
+        (saved.tensors, placed(saved, step=True), "step must be an integer from 0 to"),
+        (saved.tensors, placed(saved, best="low"), "best must be a finite number or null"),
+        ({**saved.tensors, "random/cpu": torch.zeros(3)}, saved.facts, "its random states are not torch's"),
     ):
         run.write(part.checkpoint, checkpoint.pack(Saved(tensors, facts)))
         with pytest.raises(Problem, match=sentence):
@@ -242,10 +251,80 @@ def test_checkpoints_that_lack_something_are_refused(text: Path, tmp_path: Path)
     train.resume(part, Silent())
 
 
+def placed(saved: Saved, **values: Any) -> dict[str, Any]:
+    return {**saved.facts, "place": {**saved.facts["place"], **values}}
+
+
+def test_a_run_that_lost_its_checkpoint_loses_nothing_more(text: Path, tmp_path: Path) -> None:
+    part = Run(tmp_path / "run")
+    with pytest.raises(Died):
+        train.start(config(text), part.folder, Silent(dies_at=5))
+    before = part.metrics.read_bytes()
+    part.checkpoint.unlink()
+    with pytest.raises(Problem, match=r"checkpoint.safetensors is not there, but metrics.jsonl knows of step 5"):
+        train.resume(part, Silent())
+    assert part.metrics.read_bytes() == before
+
+
+def test_a_run_that_lost_its_best_weights_is_not_resumed(text: Path, tmp_path: Path) -> None:
+    part = Run(tmp_path / "run")
+    with pytest.raises(Died):
+        train.start(config(text), part.folder, Silent(dies_at=8))
+    saved = checkpoint.read(part.weights)
+    for content, sentence in (
+        (None, "weights.safetensors is not there, but the best validation was at step 4"),
+        (b"broken", "weights.safetensors is damaged"),
+        (checkpoint.pack(Saved({"a": torch.ones(1)}, saved.facts)), "weights.safetensors does not fit the model"),
+        (checkpoint.pack(Saved(saved.tensors, {"step": 2})), "holds the weights of step 2, but those of step 4 are"),
+    ):
+        part.weights.unlink(missing_ok=True)
+        if content is not None:
+            part.weights.write_bytes(content)
+        with pytest.raises(Problem, match=sentence):
+            train.resume(part, Silent())
+
+
+def test_what_is_not_finite_is_never_saved(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Spoils(Silent):
+        def step(self, facts: dict[str, Any]) -> None:
+            if facts["step"] == 6:
+                torch.nn.init.constant_(models[0].encode.weight, float("nan"))
+
+    def build(net: Net, tokens: int) -> language.LanguageModel:
+        models.append(made(net, tokens))
+        return models[-1]
+
+    models: list[language.LanguageModel] = []
+    made = language.build
+    monkeypatch.setattr(language, "build", build)
+    part = Run(tmp_path / "run")
+    with pytest.raises(Problem, match="encode.weight is not finite after step 6; a lower --lr may help"):
+        train.start(config(text, valid_every=9), part.folder, Spoils())
+    assert checkpoint.read(part.checkpoint).facts["place"]["step"] == 3
+    monkeypatch.setattr(train, "evaluate", lambda *_: float("nan"))
+    with pytest.raises(Problem, match="the validation at step 4 failed: loss nan"):
+        train.start(config(text), tmp_path / "other", Silent())
+
+
+def test_an_output_that_takes_no_more_stops_the_run_with_a_sentence(text: Path, tmp_path: Path) -> None:
+    class Full(Silent):
+        def __init__(self, error: BaseException) -> None:
+            self.error = error
+
+        def step(self, facts: dict[str, Any]) -> None:
+            raise self.error
+
+    for error, why in ((OSError(28, "No space left"), "No space left"), (SystemExit(1), "Broken pipe")):
+        part = tmp_path / why
+        with pytest.raises(Problem, match=rf"stopped after step 1, .*\({why}\).*--resume .*{why} goes on"):
+            train.start(config(text), part, Full(error))
+        assert train.resume(Run(part), Silent())
+
+
 def test_changed_data_are_refused(text: Path, tmp_path: Path) -> None:
     mine = tmp_path / "text"
     mine.write_bytes(text.read_bytes())
-    with pytest.raises(InterruptedError):
+    with pytest.raises(Died):
         train.start(config(mine), tmp_path / "run", Silent(dies_at=5))
     mine.write_bytes(text.read_bytes() + b"!\n")
     with pytest.raises(Problem, match="the data are not those that .*run was trained on"):
@@ -264,8 +343,9 @@ def test_text_too_short_for_its_streams_leaves_no_folder(text: Path, tmp_path: P
 
 
 def test_a_device_that_is_not_there_is_named(text: Path, tmp_path: Path) -> None:
-    with pytest.raises(Problem, match="--device cuda:99 cannot be used"):
-        train.start(config(text, device="cuda:99"), tmp_path / "run", Silent())
+    for device in ("cuda:99", "meta", "abacus"):
+        with pytest.raises(Problem, match=f"--device {device} cannot be used"):
+            train.start(config(text, device=device), tmp_path / "run", Silent())
 
 
 @pytest.mark.parametrize("model", ["revgru", "lstm"])
