@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
-import importlib.metadata
 import math
 import os
 import sys
@@ -102,7 +101,7 @@ def dispatch(arguments: list[str]) -> None:
         print((__doc__ or "").strip())
         return
     if arguments[0] == "--version":
-        print(f"revtune {importlib.metadata.version('revtune')}")
+        print(f"revtune {importlib.import_module('revtune').__version__}")
         return
     if arguments[0] not in COMMANDS:
         raise Problem(f"there is no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", code=2)

@@ -81,10 +81,9 @@ def meter() -> Iterator[Used]:
     """Measure a block: peak memory, stored and ideal bits, bits a unit and step, for each layer.
 
     The peak is that of the current CUDA device once CUDA is in use, whose peak statistics are reset; else of the
-    process. A net and sequence
-    small enough to be one chunk store nothing, and 0 bits are shown: the last chunk keeps its gates instead. Bits add
-        up over the calls in the block; with `checkpoint_every`, over its segments, of which one at a
-    time is kept. Metering counts ideal bits, which takes a little time.
+    process. Bits add up over the calls in the block; with `checkpoint_every`, over its segments, of which one at a time
+    is kept. The last chunk keeps its gates instead of spilling, so a net and sequence small enough to be one chunk show
+    0 bits. Metering counts ideal bits, which takes a little time.
 
     Example:
         >>> rnn = RevGRU(8, 16)
