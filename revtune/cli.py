@@ -213,7 +213,8 @@ def finish(run: Run) -> None:
     pieces = sample.text(run.model(), run.vocabulary(), "", length=100 if words else 600, temperature=0.7, seed=1)
     print("".join(pieces).strip("\n") + "\n")
     print(f"the run is in {run.folder}; next:")
-    print(f"  revtune generate {run.folder} --prompt '{'the market' if words else 'def '}'")
+    prompt = "def " if config.text.source == "stdlib" else "the market" if words else "The "
+    print(f"  revtune generate {run.folder} --prompt '{prompt}'")
     print(f"  revtune evaluate {run.folder}")
 
 
