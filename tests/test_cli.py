@@ -65,7 +65,7 @@ def test_training_ends_with_a_sample_and_what_to_do_next(
     best = Run(Path("runs/text-1")).best()
     assert "step 6/6: loss" in told
     assert f"validation {measure('byte', best['valid_loss'])}, its best, at step {best['step']}; a sample:" in told
-    assert "  revtune generate runs/text-1 --prompt 'def '\n  revtune evaluate runs/text-1\n" in told
+    assert "  revtune generate runs/text-1 --prompt 'The '\n  revtune evaluate runs/text-1\n" in told
 
 
 def test_without_a_recipe_the_standard_library_is_learned(
