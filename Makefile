@@ -1,6 +1,8 @@
 # Set-up, demonstration and tests; everything is installed into .venv.
 #   make demo    train, sample, and a table of memory against nn.GRU
 #   make test    ruff, mypy and pytest
+#   make wheel   a wheel for this platform with the compiled kernel, in dist
+#   make sanitize   the kernel's tests with its memory and its arithmetic watched
 # PYTHON=... names another interpreter, of version 3.11 or later.
 
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -9,7 +11,10 @@ BIN := .venv/bin
 READY := .venv/ready
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test clean
+WATCHED := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1 -DREVTUNE_SANITIZED
+WATCHERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
+
+.PHONY: demo test wheel sanitize clean
 
 demo: $(READY)
 	$(BIN)/revtune train --out $(DEMO)
@@ -21,6 +26,16 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/pytest -q
 
+wheel: $(READY)
+	rm -rf build/wheel build/kernel
+	unset REVTUNE_CXXFLAGS; REVTUNE_LIBRARY=$$($(BIN)/python -c \
+		'from pathlib import Path; from revtune import native; print(native.ship(Path("build/kernel").resolve()))') && \
+		export REVTUNE_LIBRARY && $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+sanitize: $(READY)
+	REVTUNE_BACKEND=native REVTUNE_CXXFLAGS='$(WATCHED)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		LD_PRELOAD='$(WATCHERS)' $(BIN)/pytest -q $(wildcard tests/test_native*.py tests/test_kernel*.py)
+
 $(READY): pyproject.toml constraints.txt
 	@[ -n "$(PYTHON)" ] || { echo "revtune needs Python 3.11 or later; make PYTHON=... names one" >&2; exit 1; }
 	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv .venv || { echo "Python's venv module is missing or broken" >&2; exit 1; }
@@ -28,4 +43,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -67,6 +67,7 @@ def memory(
     long: bool = False,
     markdown: bool = False,
     out: Path = Path("runs/memory.json"),
+    plot: Path | None = None,
     threads: int = 1,
     device: Device = "cpu",
 ) -> None:
@@ -77,39 +78,55 @@ def memory(
         long: also T = 100,000 with checkpoint_every="auto", which takes long.
         markdown: print tables for a README.
         out: file that the figures go to as JSON.
+        plot: PNG of memory against length; by default beside the figures, if there is more than one length.
         threads: threads of each contestant; they hardly change its memory.
         device: cpu or cuda.
     """
-    from revtune.memory_table import MarkdownTables, RichTables
+    from revtune import memory_plot, memory_table
+    from revtune.page import Markdown, Terminal
     from revtune.run import write
 
     check(threads, device)
-    tables = MarkdownTables() if markdown else RichTables()
+    page = Markdown() if markdown else Terminal()
     results: list[dict[str, Any]] = []
-    check_place(out)
+    if plot is None and not quick:
+        plot = out.with_suffix(".png")
+    for place in filter(None, (out, plot)):
+        check_place(place)
     for shape, contestants in plan(quick=quick, long=long):
         group = []
         for contestant in contestants:
-            with tables.waiting(f"{contestant.name} at {shape}"):
+            with page.waiting(f"{contestant.name} at {shape}"):
                 group.append(measured(contestant, shape, threads, device))
             write(out, json.dumps({**facts(threads, device), "results": results + group}, indent=1).encode())
         if shape == LONG and (estimate := extrapolated(results, shape)):
             group.append(estimate)
         results += group
         write(out, json.dumps({**facts(threads, device), "results": results}, indent=1).encode())
-        tables.show(shape, group)
-    tables.end(out)
+        memory_table.show(page, shape, group)
+    page.say(memory_table.NOTE)
+    page.tell(f"Figures: {out}")
+    if plot is not None:
+        write(plot, memory_plot.plot(results))
+        page.tell(f"Plot: {plot}")
 
 
 def plan(*, quick: bool, long: bool) -> Iterator[tuple[Shape, list[Contestant]]]:
     """The shapes and who competes at each."""
     for shape in QUICK if quick else SHAPES:
         pairs = (("RevGRU", "nn.GRU"), ("RevLSTM", "nn.LSTM"))
-        yield shape, [
-            contestant
-            for ours, theirs in pairs
-            for contestant in (Contestant(cell=theirs), Contestant(cell=theirs, segments=True), Contestant(cell=ours))
-        ]
+        yield (
+            shape,
+            [
+                contestant
+                for ours, theirs in pairs
+                for contestant in (
+                    Contestant(cell=theirs),
+                    Contestant(cell=theirs, segments=True),
+                    Contestant(cell=ours),
+                )
+            ],
+        )
     if long:
         yield LONG, [Contestant(cell=cell, checkpoint_every="auto") for cell in ("RevGRU", "RevLSTM")]
 

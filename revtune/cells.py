@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -145,6 +146,13 @@ class Stage:
         return tuple(coupling.part for coupling in self.couplings)
 
 
+class Native(NamedTuple):
+    """What the native kernel has to know of a cell that it has: the limit, and whether multipliers are gates at all."""
+
+    max_forget_bits: float | None
+    forgetting: bool
+
+
 @dataclass(frozen=True)
 class Cell:
     """A reversible cell.
@@ -155,12 +163,14 @@ class Cell:
             LSTM.
         stages: in order of time.
         bounded: whether the equations alone keep every state below 2^20; if not, `scan` watches every step.
+        native: what the native kernel has to know, for the cells that it has.
     """
 
     name: str
     states: tuple[tuple[str, ...], ...]
     stages: tuple[Stage, ...]
     bounded: bool = False
+    native: Native | None = None
 
     def __post_init__(self) -> None:
         if not self.parts or len(set(self.parts)) < len(self.parts):
@@ -208,8 +218,13 @@ def _limited(z: Tensor, max_forget_bits: float | None) -> Tensor:
     """`m z + (1 - m)` with `m = 1 - 2^-bits`, which forgets at most that many bits."""
     if max_forget_bits is None:
         return z
-    m = 1.0 - 2.0**-max_forget_bits
+    m = slope_of(max_forget_bits)
     return m * z + (1.0 - m)
+
+
+def slope_of(max_forget_bits: float | None) -> float:
+    """m = 1 - 2^-bits; 1 without limit."""
+    return 1.0 if max_forget_bits is None else 1.0 - 2.0**-max_forget_bits
 
 
 def check_bits(max_forget_bits: float | None) -> None:
@@ -249,6 +264,7 @@ def rev_gru(max_forget_bits: float | None = 3.0, *, forgetting: bool = True) -> 
             for part, other, first in halves
         ),
         bounded=forgetting,
+        native=Native(max_forget_bits, forgetting),
     )
 
 
@@ -292,6 +308,7 @@ def rev_lstm(max_forget_bits: float | None = 3.0, *, forgetting: bool = True) ->
             for part, cell, other, first in halves
         ),
         bounded=forgetting,
+        native=Native(max_forget_bits, forgetting),
     )
 
 

@@ -4,7 +4,7 @@
     revtune train --resume RUN          go on with a run that was stopped
     revtune generate RUN                write text with what a run has learned
     revtune evaluate RUN                its loss on held-out text
-    revtune bench memory                a training step's memory against torch's own layers
+    revtune bench memory | speed        memory and time against torch's own layers
     revtune doctor                      what this machine and installation offer
 
 `revtune train --help` lists recipes and options, and so for each command.
@@ -267,14 +267,16 @@ def evaluate(arguments: list[str]) -> None:
 
 
 def bench(arguments: list[str]) -> None:
-    """Run a measurement of `revtune.bench` by name."""
+    """Run a measurement by name."""
     if arguments and arguments[0] in ("-h", "--help"):
         print("revtune bench memory [--help]: memory of whole training steps against torch's own layers")
+        print("revtune bench speed [--help]: time of bare layers and whole training steps against torch's own layers")
         return
-    if not arguments or arguments[0] != "memory":
-        raise Problem(f"revtune bench measures memory, got {arguments[0] if arguments else 'nothing'}", code=2)
-    module = importlib.import_module("revtune.bench")
-    parse(module.memory, arguments[1:], "bench memory")
+    if not arguments or arguments[0] not in BENCHES:
+        known, given = " or ".join(BENCHES), arguments[0] if arguments else "nothing"
+        raise Problem(f"revtune bench measures {known}, got {given}", code=2)
+    module = importlib.import_module(BENCHES[arguments[0]])
+    parse(getattr(module, arguments[0]), arguments[1:], f"bench {arguments[0]}")
 
 
 def doctor(arguments: list[str]) -> None:
@@ -287,6 +289,8 @@ def doctor(arguments: list[str]) -> None:
         print(line)
 
 
+BENCHES = {"memory": "revtune.bench", "speed": "revtune.speed"}
+"""What is measured, and the module whose function of that name does it."""
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "generate": generate,

@@ -1,4 +1,4 @@
-"""What `revtune bench memory` compares: the same training step, kept, checkpointed and rewound.
+"""What `revtune bench` compares: the same training step, kept, checkpointed and rewound.
 
 A step is embedding, recurrent layer, readout, cross entropy and backward over one batch of tokens; all contestants have
 an embedding as wide as the layer and an untied readout.
@@ -10,11 +10,12 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import revtune as rt
@@ -28,15 +29,27 @@ Every = int | Literal["auto"] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The sizes of a training step: T steps, B rows, H units and features of a token, V tokens."""
+    """The sizes of a training step: T steps, B rows, H units a layer, V tokens.
+
+    Attributes:
+        inputs: features that the first layer reads; H by default, and always in a step with an embedding.
+    """
 
     steps: int
     batch: int
     hidden: int
     vocabulary: int = 256
+    layers: int = 1
+    inputs: int | None = None
+
+    @property
+    def features(self) -> int:
+        """What a bare layer reads a step and row."""
+        return self.hidden if self.inputs is None else self.inputs
 
     def __str__(self) -> str:
-        return f"T={self.steps}, B={self.batch}, H={self.hidden}, V={self.vocabulary}"
+        layers = f", {self.layers} layers" if self.layers > 1 else ""
+        return f"T={self.steps}, B={self.batch}, H={self.hidden}, V={self.vocabulary}{layers}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +60,13 @@ class Contestant:
         cell: a key of `CELLS`.
         segments: for torch's layers, whether the step runs under `torch.utils.checkpoint` in sqrt(T) segments.
         checkpoint_every: for reversible layers, as in `rewind_loss`.
+        backend: for reversible layers, as they take it.
     """
 
     cell: str
     segments: bool = False
     checkpoint_every: Every = None
+    backend: str = "auto"
 
     @property
     def reversible(self) -> bool:
@@ -64,6 +79,11 @@ class Contestant:
         every = "" if self.checkpoint_every is None else f", checkpoint_every={self.checkpoint_every!r}"
         return f"{self.cell}, checkpointed" if self.segments else self.cell + every
 
+    def layer(self, inputs: int, shape: Shape) -> nn.Module:
+        """The recurrent layers, reading this many features."""
+        options = {"backend": self.backend} if self.reversible else {}
+        return CELLS[self.cell](inputs, shape.hidden, shape.layers, **options)
+
 
 class Net(nn.Module):
     """Embedding, recurrent layer and readout of a contestant."""
@@ -72,7 +92,7 @@ class Net(nn.Module):
         super().__init__()
         self.contestant = contestant
         self.embedding = nn.Embedding(shape.vocabulary, shape.hidden)
-        self.rnn = CELLS[contestant.cell](shape.hidden, shape.hidden)
+        self.rnn = contestant.layer(shape.hidden, shape)
         readout = rt.LinearCrossEntropy if isinstance(self.rnn, RevRNN) else nn.Linear
         self.readout = readout(shape.hidden, shape.vocabulary)
 
@@ -100,7 +120,7 @@ class Net(nn.Module):
 
     def _checkpointed(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Encoder, layer, readout and loss inside each segment, so that nothing of a step outlives it."""
-        size = math.isqrt(max(0, len(tokens) - 1)) + 1
+        size = segment_of(len(tokens))
         total, state = tokens.new_zeros((), dtype=torch.float32), None
         for inputs, wanted in zip(tokens.split(size), targets.split(size), strict=True):
             part, state = checkpoint(self._segment, inputs, wanted, state, use_reentrant=False)
@@ -112,6 +132,11 @@ class Net(nn.Module):
         return F.cross_entropy(self.readout(y).flatten(0, 1), targets.flatten(), reduction="sum"), state
 
 
+def segment_of(steps: int) -> int:
+    """The square root of a number of steps, rounded up: the length of a checkpointed segment."""
+    return math.isqrt(max(0, steps - 1)) + 1
+
+
 def chunk_of(contestant: Contestant, shape: Shape) -> int:
     """K, the steps of a chunk in which a contestant rewinds; for torch's layers, their counterpart's."""
     rewinding = dataclasses.replace(contestant, cell=contestant.cell.replace("nn.", "Rev"), segments=False)
@@ -120,3 +145,23 @@ def chunk_of(contestant: Contestant, shape: Shape) -> int:
     segment = segment_steps(contestant.checkpoint_every, shape.steps)
     tokens = torch.zeros(shape.steps, 1, dtype=torch.long).expand(-1, shape.batch)
     return Stream(net.rnn, tokens, tokens, net.embedding, net.readout, None, None, segment).chunk
+
+
+class _Namespaces(TorchDispatchMode):
+    """Watches whose operators are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func.namespace)
+        return func(*args, **(kwargs or {}))
+
+
+def backend_seen(contestant: Contestant) -> str:
+    """The backend that a reversible layer runs on, seen from the operators that it calls: native or reference."""
+    shape = Shape(steps=3, batch=1, hidden=4)
+    with _Namespaces() as watched:
+        contestant.layer(4, shape)(torch.zeros(3, 1, 4))
+    return "native" if "revtune" in watched.seen else "reference"

@@ -6,13 +6,14 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
+from revtune import compiling, native
 from revtune.data import FILES, SPLITS
+from revtune.errors import BackendError
 
 EXTRAS = {
     "program": ("tyro", "rich", "safetensors", "datasets", "matplotlib"),
@@ -26,12 +27,19 @@ def lines() -> Iterator[str]:
     precision = torch.get_float32_matmul_precision()
     yield f"torch {torch.__version__}, {torch.get_num_threads()} threads, matmul precision {precision}"
     yield f"device: {torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'cpu'}"
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
-    yield f"compiler: {Path(compiler).name if compiler else 'none found'}"
-    yield "backend: reference (plain torch)"
+    yield f"compiler: {told(lambda: Path(compiling.compiler()[0]).name)}"
+    yield f"backend: {told(native.explain)}"
     yield from data_lines()
     for extra, packages in EXTRAS.items():
         yield extra_line(extra, packages)
+
+
+def told(finding: Callable[[], str]) -> str:
+    """A finding, or what kept it from being made."""
+    try:
+        return finding()
+    except (BackendError, ValueError) as error:
+        return str(error)
 
 
 def data_lines() -> Iterator[str]:

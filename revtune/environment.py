@@ -15,6 +15,9 @@ def _cpu_products() -> Any:
     return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 
 
+_PRECISIONS = ("none", "ieee", "tf32", "bf16")
+
+
 @dataclass(frozen=True)
 class Environment:
     """Thread count, matmul precision and backend switch under which a sequence ran."""
@@ -33,6 +36,16 @@ class Environment:
             cpu_precision=_cpu_products().fp32_precision,
             cuda_precision=torch.backends.cuda.matmul.fp32_precision,
         )
+
+    def numbers(self) -> list[int]:
+        """These settings as numbers, for a tensor."""
+        return [self.threads, int(self.onednn), *(map(_PRECISIONS.index, (self.cpu_precision, self.cuda_precision)))]
+
+    @classmethod
+    def of(cls, numbers: list[int]) -> Environment:
+        """The settings that `numbers` gave."""
+        threads, onednn, cpu, cuda = numbers
+        return cls(threads, bool(onednn), _PRECISIONS[cpu], _PRECISIONS[cuda])
 
     def _apply(self) -> None:
         torch.set_num_threads(self.threads)

@@ -11,3 +11,7 @@ class StateRangeError(ValueError):
 
 class NonFiniteError(ValueError):
     """A NaN or an infinity where a finite number is needed."""
+
+
+class BackendError(RuntimeError):
+    """REVTUNE_BACKEND asks for the native kernel, which cannot be had."""

@@ -64,13 +64,12 @@ class Used(LayerUse):
                 (self.peak_bytes or 0) + self._gauge.before - outer._gauge.before, outer.peak_bytes or 0
             )
 
-    def hear(self, stack: Stack) -> None:
-        """Add what the tapes of a stack store now, here and in the meter around this one."""
+    def hear(self, usages: list[Usage]) -> None:
+        """Add what layers store now, here and in the meter around this one."""
         if self._outer:
-            self._outer.hear(stack)
-        for tape in stack.tapes:
-            stored, ideal, unit_steps = tape.usage()
-            for use in (self, self.layers.setdefault(tape.name, LayerUse())):
+            self._outer.hear(usages)
+        for name, stored, ideal, unit_steps in usages:
+            for use in (self, self.layers.setdefault(name, LayerUse())):
                 use.stored_bits += stored
                 use.ideal_bits += ideal
                 use.unit_steps += unit_steps

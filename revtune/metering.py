@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from typing import NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from revtune.stack import Stack
+
+class Usage(NamedTuple):
+    """What one layer stores: bits, the bits that its gates forgot (while a meter runs), and units times steps."""
+
+    name: str
+    stored_bits: int
+    ideal_bits: float
+    unit_steps: int
 
 
 class Listener(Protocol):
-    """Something that wants to know what a stack has stored."""
+    """Something that wants to know what layers have stored."""
 
-    def hear(self, stack: Stack) -> None:
+    def hear(self, usages: list[Usage]) -> None:
         """Take down what is stored now."""
 
 
@@ -24,8 +31,8 @@ def active() -> bool:
     return listener.get() is not None
 
 
-def report(stack: Stack) -> None:
-    """Tell the running meter, if any, what this stack stores."""
+def report(usages: Iterable[Usage]) -> None:
+    """Tell the running meter, if any, what these layers store."""
     heard = listener.get()
     if heard is not None:
-        heard.hear(stack)
+        heard.hear(list(usages))

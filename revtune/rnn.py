@@ -17,7 +17,8 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from revtune.arguments import State, running
 from revtune.cells import Cell
 from revtune.dropout import check_rate, drop_mask, new_seed
-from revtune.scan import LayerInputs, build_tape, run
+from revtune.kernel import chosen
+from revtune.scan import LayerInputs, build_tape, run, run_layer
 from revtune.stack import Link, Locked, Noise, Stack
 
 Hx = Tensor | tuple[Tensor, ...]
@@ -50,8 +51,8 @@ class Options(NamedTuple):
         """
         if self.output not in ("all", "last"):
             raise ValueError(f'output must be "all" or "last", got {self.output!r}')
-        if self.backend not in ("auto", "reference"):
-            raise ValueError(f'backend must be "auto" or "reference", got {self.backend!r}')
+        if self.backend not in ("auto", "native", "reference"):
+            raise ValueError(f'backend must be "auto", "native" or "reference", got {self.backend!r}')
         for name in ("input_dropout", "hidden_dropout", "output_dropout", "weight_drop"):
             check_rate(name, getattr(self, name))
         return self
@@ -123,10 +124,20 @@ class RevRNN(nn.Module):
 
     def forward(self, input: Tensor | PackedSequence, hx: Hx | None = None) -> tuple[Any, Any]:
         """Run the layers; arguments and results as in the class's description."""
-        return self._forward(input, hx)
+        if torch.compiler.is_compiling() and self.options.output == "all" and self._native(input):
+            return self._run(input, hx)
+        return self._uncompiled(input, hx)
 
     @torch.compiler.disable
-    def _forward(self, input: Tensor | PackedSequence, hx: Hx | None) -> tuple[Any, Any]:
+    def _uncompiled(self, input: Tensor | PackedSequence, hx: Hx | None) -> tuple[Any, Any]:
+        return self._run(input, hx)
+
+    def _native(self, input: Tensor | PackedSequence) -> bool:
+        """Whether this input goes through the kernel, whose one operator torch.compile can take in."""
+        weights = {"ih": self.weight_ih_l0, "hh": self.weight_hh_l0}
+        return isinstance(input, Tensor) and chosen(self.options.backend, self.cell, self.weight_ih_l0, weights, {})
+
+    def _run(self, input: Tensor | PackedSequence, hx: Hx | None) -> tuple[Any, Any]:
         if isinstance(input, PackedSequence):
             return self._packed(input, hx)
         if input.dim() not in (2, 3):
@@ -237,6 +248,8 @@ class RevRNN(nn.Module):
         every = self.options.output == "all"
         if self.bidirectional:
             return self._both_ways(x, states, lengths)
+        if every and self._native(x):
+            return self._one_by_one(x, states, lengths)
         stack, inputs = self.assemble(x, states, lengths)
         y, finals = run(stack, x, inputs, every=every)
         stacked = tuple(torch.stack(group) for group in zip(*finals, strict=True))
@@ -246,31 +259,64 @@ class RevRNN(nn.Module):
             y = top.apply(y, 0) if isinstance(top, Locked) else y
         return y, stacked
 
+    def _one_by_one(self, x: Tensor, states: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+        """Layers after one another, each with all its outputs: the kernel needs nothing else to go back."""
+        finals: list[State] = []
+        for layer in range(self.num_layers):
+            x = self._dropped(x, layer)
+            x, final = self._layer(layer, "", x, tuple(s[layer] for s in states), lengths)
+            finals.append(final)
+        return self._masked(x, self.options.output_dropout), tuple(
+            torch.stack(group) for group in zip(*finals, strict=True)
+        )
+
     def _both_ways(self, x: Tensor, states: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         finals: list[State] = []
         every = self.options.output == "all"
         for layer in range(self.num_layers):
-            if layer == 0 and self.training and self.options.input_dropout:
-                x = x * drop_mask(tuple(x.shape[1:]), self.options.input_dropout, x)
-            if layer and self.training:
-                x = F.dropout(x, self.dropout)
+            x = self._dropped(x, layer)
             outputs = []
             for way, suffix in enumerate(self._suffixes(layer)):
                 first = tuple(s[2 * layer + way] for s in states)
-                link, tensors = self._tape(layer, suffix, x, first, lengths, x.shape[0])
                 keep = every or layer + 1 < self.num_layers
-                y, (final,) = run(Stack([link]), _reversed(x, lengths) if way else x, [tensors], every=keep)
+                y, final = self._direction(layer, suffix, _reversed(x, lengths) if way else x, first, lengths, keep)
                 finals.append(final)
-                y = final[0].to(x.dtype) if y is None else y
                 outputs.append(_reversed(y, lengths) if way and keep else y)
             x = torch.cat(outputs, -1)
-        if self.training and self.options.output_dropout:
-            x = x * drop_mask(tuple(x.shape[-2:]), self.options.output_dropout, x)
+        x = self._masked(x, self.options.output_dropout)
         return x, tuple(torch.stack(group) for group in zip(*finals, strict=True))
+
+    def _direction(
+        self, layer: int, suffix: str, x: Tensor, state: State, lengths: Tensor | None, every: bool
+    ) -> tuple[Tensor, State]:
+        """One layer in one direction: all outputs or the last h, and the final state."""
+        if every:
+            return self._layer(layer, suffix, x, state, lengths)
+        link, tensors = self._tape(layer, suffix, x, state, lengths, x.shape[0])
+        _, (final,) = run(Stack([link]), x, [tensors], every=False)
+        return final[0].to(x.dtype), final
+
+    def _layer(
+        self, layer: int, suffix: str, x: Tensor, state: State, lengths: Tensor | None
+    ) -> tuple[Tensor, State]:
+        inputs, masks, name = self._parts(layer, suffix, x, state)
+        return run_layer(
+            self.cell, x, inputs, masks=masks, lengths=lengths, name=name, backend=self.options.backend
+        )
 
     def _tape(
         self, layer: int, suffix: str, x: Tensor, state: State, lengths: Tensor | None, steps: int
     ) -> tuple[Link, LayerInputs]:
+        inputs, masks, name = self._parts(layer, suffix, x, state)
+        tape = build_tape(
+            self.cell, inputs, steps, x.dtype, masks=masks, lengths=lengths, name=name, backend=self.options.backend
+        )
+        return tape, inputs
+
+    def _parts(
+        self, layer: int, suffix: str, x: Tensor, state: State
+    ) -> tuple[LayerInputs, dict[str, Tensor], str]:
+        """What one layer in one direction runs with: its tensors, the masks drawn for it, and its name."""
         suffix = suffix or self._suffixes(layer)[0]
         weights = {"ih": getattr(self, f"weight_ih{suffix}"), "hh": getattr(self, f"weight_hh{suffix}")}
         if self.bias:
@@ -282,8 +328,17 @@ class RevRNN(nn.Module):
             shape = (x.shape[-2], self.hidden_size // 2)
             masks = {part: drop_mask(shape, self.options.hidden_dropout, x) for part in self.cell.states[0]}
         name = f"{self._name} layer {layer}" + (", reverse" if suffix.endswith("_reverse") else "")
-        inputs = LayerInputs(state, weights, {})
-        return build_tape(self.cell, inputs, steps, x.dtype, masks=masks, lengths=lengths, name=name), inputs
+        return LayerInputs(state, weights, {}), masks, name
+
+    def _dropped(self, x: Tensor, layer: int) -> Tensor:
+        """A layer's input (T, B, F) with what is dropped in front of it."""
+        if layer == 0:
+            return self._masked(x, self.options.input_dropout)
+        return F.dropout(x, self.dropout) if self.dropout and self.training else x
+
+    def _masked(self, x: Tensor, p: float) -> Tensor:
+        """Outputs (T, B, F), or the last (B, F), under a locked mask."""
+        return x * drop_mask(tuple(x.shape[-2:]), p, x) if p and self.training else x
 
     def _locked(self, p: float, x: Tensor, width: int) -> list[Link]:
         return [Locked(drop_mask((x.shape[-2], width), p, x))] if p and self.training else []

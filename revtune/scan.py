@@ -23,6 +23,10 @@ from revtune.cells import Cell, Response
 from revtune.checks import check_state, fingerprint
 from revtune.environment import Environment
 from revtune.errors import ReversalError
+from revtune.kernel import chosen
+from revtune.native_tape import NativeTape
+from revtune.reference import ReferenceTape
+from revtune.sequence import sequence
 from revtune.stack import DEFAULT_BUDGET, Stack, chunk_steps
 from revtune.tape import Place, Tape
 from revtune.weights import Weights
@@ -91,6 +95,7 @@ def scan(
     lengths: Tensor | None = None,
     chunk: int | None = None,
     share: int | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, State]:
     """Run a cell over a sequence; differentiable, by rewinding, to inputs, first state, weights and responses.
 
@@ -108,6 +113,7 @@ def scan(
         lengths: steps of each row, (B,), in 1..T.
         chunk: steps of a chunk; by default what fits 3 MiB, at least 4.
         share: units that share a head of the buffer; by default `default_share(T, parts)`.
+        backend: "auto", "native" (the C++ kernel: RevGRU and RevLSTM in float32 on the CPU) or "reference".
 
     Returns:
         Outputs (T, B, H) and the final state, exact where the first state was float64, else of its dtype.
@@ -124,10 +130,10 @@ def scan(
         >>> y.shape, h.shape
         (torch.Size([5, 2, 4]), torch.Size([2, 4]))
     """
-    tape, inputs = _prepared(cell, x, state, weights, hidden, responses, masks, lengths, chunk, share)
-    y, finals = run(Stack([tape]), x, [inputs], chunk=chunk)
-    assert y is not None
-    return y, finals[0]
+    inputs = _checked(cell, x, state, weights, hidden, responses, masks, lengths, chunk)
+    return run_layer(
+        cell, x, inputs, chunk=chunk, masks=masks, lengths=lengths, share=share, name=cell.name, backend=backend
+    )
 
 
 def record(
@@ -142,17 +148,19 @@ def record(
     lengths: Tensor | None = None,
     chunk: int | None = None,
     share: int | None = None,
+    backend: str = "auto",
 ) -> Recording:
     """Run a cell over a sequence so that `unscan` can rewind it; no gradients. Arguments and errors as in `scan`.
 
     Unlike in training every chunk spills, the last one too.
     """
-    tape, _ = _prepared(cell, x, state, weights, hidden, responses, masks, lengths, chunk, share)
+    inputs = _checked(cell, x, state, weights, hidden, responses, masks, lengths, chunk)
+    tape = build_tape(cell, inputs, x.shape[0], x.dtype, masks=masks, lengths=lengths, share=share, backend=backend)
     stack, environment, x = Stack([tape]), Environment.current(), x.detach()
     steps = chunk or chunk_steps(x.shape[0], x.shape[1], stack, DEFAULT_BUDGET)
     with torch.no_grad(), environment.restored(x.device):
         y = torch.cat([tape.forward(part, first) for first, part in chunks(x, steps)])
-    metering.report(stack)
+    metering.report(stack.usages())
     return Recording(y, tape.state(), tape, x, steps, environment)
 
 
@@ -181,7 +189,7 @@ def unscan(recording: Recording) -> tuple[Tensor, State]:
     return torch.cat(outputs[::-1]), tape.state()
 
 
-def _prepared(
+def _checked(
     cell: Cell,
     x: Tensor,
     state: State | None,
@@ -191,13 +199,38 @@ def _prepared(
     masks: Mapping[str, Tensor] | None,
     lengths: Tensor | None,
     chunk: int | None,
-    share: int | None,
-) -> tuple[Tape, LayerInputs]:
-    """Checked arguments as a tape and the tensors that gradients flow to."""
+) -> LayerInputs:
+    """Checked arguments as the tensors that gradients flow to."""
     inputs = LayerInputs(first_state(cell, x, state, weights, hidden), weights, responses or {})
     check_arguments(cell, x, inputs.state, weights, inputs.responses, masks or {}, lengths, chunk)
-    tape = build_tape(cell, inputs, x.shape[0], x.dtype, masks=masks, lengths=lengths, share=share)
-    return tape, inputs
+    return inputs
+
+
+def run_layer(
+    cell: Cell,
+    x: Tensor,
+    inputs: LayerInputs,
+    *,
+    chunk: int | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    lengths: Tensor | None = None,
+    share: int | None = None,
+    name: str = "",
+    backend: str = "auto",
+) -> tuple[Tensor, State]:
+    """One layer whose outputs (T, B, H) are all returned, and its final state; arguments, checked, as in `scan`."""
+    if chosen(backend, cell, x, inputs.weights, masks or {}):
+        refuse_forward_mode([x, *inputs.flat()])
+        return sequence(
+            cell, x, inputs.state, inputs.weights, responses=inputs.responses, masks=masks, lengths=lengths,
+            chunk=chunk, share=share, name=name,
+        )  # fmt: skip
+    tape = build_tape(
+        cell, inputs, x.shape[0], x.dtype, masks=masks, lengths=lengths, share=share, name=name, backend="reference"
+    )
+    y, finals = run(Stack([tape]), x, [inputs], chunk=chunk)
+    assert y is not None
+    return y, finals[0]
 
 
 def build_tape(
@@ -210,6 +243,7 @@ def build_tape(
     lengths: Tensor | None = None,
     share: int | None = None,
     name: str = "",
+    backend: str = "auto",
 ) -> Tape:
     """A tape that stands at the first state; arguments as in `scan`."""
     wanted = inputs.wanted() if torch.is_grad_enabled() else frozenset()
@@ -220,7 +254,9 @@ def build_tape(
             counts[part] = fixed.to_counts(value)
     units = counts[cell.parts[0]].shape[-1]
     weights = Weights(inputs.weights, inputs.responses, wanted, units, name or cell.name)
-    return Tape(
+    like = inputs.state[0].new_empty(0, dtype=dtype)
+    kind = NativeTape if chosen(backend, cell, like, inputs.weights, masks or {}) else ReferenceTape
+    return kind(
         cell, weights, Place(counts), steps=steps, dtype=dtype, masks=masks, lengths=lengths, name=name, share=share
     )
 
@@ -272,7 +308,7 @@ class _Rewind(torch.autograd.Function):
                 y = stack.record(part, first) if last else stack.forward(part, first)
                 outputs += [y] if every else []
             finals = _finals(stack, inputs, [tape.state(tape.final) for tape in stack.tapes])
-        metering.report(stack)
+        metering.report(stack.usages())
         return (torch.cat(outputs) if every else x.new_empty(0), *finals)
 
     @staticmethod
@@ -329,10 +365,10 @@ def _aim(stack: Stack, dfinals: Iterable[Tensor]) -> None:
     """Start the backward pass from the gradients of the final states, one (B, H) for each state of each tape."""
     grads = iter(dfinals)
     for tape in stack.tapes:
-        tape.direction = {}
+        direction = {}
         for group in tape.cell.states:
-            for part, piece in zip(group, next(grads).to(tape.dtype).chunk(len(group), -1), strict=True):
-                tape.direction[part] = piece
+            direction |= zip(group, next(grads).to(tape.dtype).chunk(len(group), -1), strict=True)
+        tape.aim(direction)
 
 
 def _infer(stack: Stack, x: Tensor, steps: int, every: bool) -> Tensor:

@@ -7,12 +7,13 @@ link are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from revtune.dropout import drop_mask
+from revtune.metering import Usage
 from revtune.tape import Tape
 
 DEFAULT_BUDGET = 3 * 2**20
@@ -63,6 +64,10 @@ class Stack:
         """The layers, bottom first."""
         return [link for link in self.links if isinstance(link, Tape)]
 
+    def usages(self) -> list[Usage]:
+        """What each layer stores."""
+        return [tape.usage() for tape in self.tapes]
+
     def copy(self) -> Stack:
         """A stack that rewinds on its own, leaving this one as it is."""
         other = Stack([link.copy() if isinstance(link, Tape) else link for link in self.links])
@@ -71,23 +76,23 @@ class Stack:
 
     def forward(self, x: Tensor, first: int) -> Tensor:
         """Run a chunk so that it can be rewound; shapes as in Tape."""
-        return self._up(x, first, Tape.forward)
+        return self._up(x, first, "forward")
 
     def preview(self, x: Tensor, first: int) -> Tensor:
         """Run a chunk with `forward`'s arithmetic, keeping nothing."""
-        return self._up(x, first, Tape.preview)
+        return self._up(x, first, "preview")
 
     def infer(self, x: Tensor, first: int) -> Tensor:
         """Run a chunk without a buffer."""
-        return self._up(x, first, Tape.infer)
+        return self._up(x, first, "infer")
 
     def record(self, x: Tensor, first: int) -> Tensor:
         """Run the last chunk, keep its gates, and stand again where it began."""
-        return self._up(x, first, Tape.record, keep=True)
+        return self._up(x, first, "record", keep=True)
 
     def rewind(self, x: Tensor, first: int) -> Tensor:
         """Undo the chunk that `forward` ran last, keeping what `gradient` needs."""
-        return self._up(x, first, Tape.rewind, keep=True)
+        return self._up(x, first, "rewind", keep=True)
 
     def gradient(self, dy: Tensor | None, first: int, *, keep: bool = False) -> Tensor:
         """Carry the gradient of the chunk's outputs (or None for zero) down to its inputs."""
@@ -102,11 +107,11 @@ class Stack:
         assert grad is not None
         return grad
 
-    def _up(self, x: Tensor, first: int, move: Callable[[Tape, Tensor, int], Tensor], *, keep: bool = False) -> Tensor:
+    def _up(self, x: Tensor, first: int, move: str, *, keep: bool = False) -> Tensor:
         inputs = []
         for link in self.links:
             inputs.append(x)
-            x = move(link, x, first) if isinstance(link, Tape) else link.apply(x, first)
+            x = getattr(link, move)(x, first) if isinstance(link, Tape) else link.apply(x, first)
         if keep:
             self._inputs = inputs
         return x
@@ -121,14 +126,7 @@ def chunk_steps(steps: int, rows: int, stack: Stack, budget: int) -> int:
         stack: the layers that move together.
         budget: bytes that the gates, projections and inputs of one chunk may take.
     """
-    size = sum(_floats_per_step(tape) * tape.dtype.itemsize for tape in stack.tapes)
+    size = sum(tape.floats_per_step * tape.dtype.itemsize for tape in stack.tapes)
     most = max(FEWEST_STEPS, budget // (rows * size))
     chunks = -(-steps // most)
     return -(-steps // chunks)
-
-
-def _floats_per_step(tape: Tape) -> int:
-    """Floats kept of a row's recorded step: its input, four a gate (projection, value, gradients), four a coupling."""
-    couplings = sum(len(stage.couplings) for stage in tape.cell.stages)
-    inputs = tape.weights.tensors["ih"].shape[1] if "ih" in tape.weights.tensors else 0
-    return inputs + tape.units * 4 * (tape.cell.blocks + couplings)

@@ -184,7 +184,7 @@ class Stream:
             self._last = [tape.state(tape.final) for tape in self.stack.tapes]
         else:
             self._compare(end, last)
-        metering.report(self.stack)
+        metering.report(self.stack.usages())
 
     def _pass(self, move: Move, first: int, last: int, then: Callable[[], None] | None = None) -> None:
         """Record or rewind a chunk, then its readout, loss and gradients."""

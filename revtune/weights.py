@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from revtune import products
 from revtune.cells import Response, block_rows
 from revtune.checks import check_finite, fingerprint
 
@@ -27,6 +27,7 @@ class Weights:
         wanted: names of weights, and `name.V`, `name.s` of responses, whose gradients are wanted.
         units: N.
         owner: the layer's name, for errors.
+        check: whether to look for NaN and infinities.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class Weights:
         wanted: frozenset[str],
         units: int,
         owner: str,
+        *,
+        check: bool = True,
     ) -> None:
         self.tensors = {name: weight.detach() for name, weight in weights.items()}
         self.responses = {name: (v.detach(), s.detach()) for name, (v, s) in responses.items()}
         self.wanted, self._units = wanted, units
         self.gradients: dict[str, Tensor] = {}
-        for name, tensor in self._all():
+        for name, tensor in self._all() if check else ():
             check_finite(tensor, f"{owner}: weight {name!r}")
 
     def fresh(self) -> Weights:
@@ -58,23 +61,28 @@ class Weights:
         """The input projection of a chunk, (K, B, I) to (K, B, G); without `ih` the input itself."""
         if "ih" not in self.tensors:
             return x
-        projected = F.linear(x, self.tensors["ih"], self.tensors.get("bias"))
+        projected = products.linear(x, self.tensors["ih"], self.tensors.get("bias"))
         if "ih" in self.responses:
             extra, scale = self.responses["ih"]
-            projected = projected + scale * F.linear(x, extra)
+            projected = projected + scale * products.linear(x, extra)
         return projected
 
-    def project_gradient(self, x: Tensor, dx: Tensor) -> Tensor:
-        """From the projection's gradient (K, B, G) to the input's (K, B, I), adding those of `ih` and `bias`."""
+    def add_projection(self, x: Tensor, dx: Tensor) -> None:
+        """Add the gradients of `ih` and `bias` from that of the projection, (K, B, G)."""
         if "ih" not in self.tensors:
-            return dx
-        self._add_product("ih", slice(0, dx.shape[-1]), x.flatten(0, 1), dx.flatten(0, 1), x.shape[0])
+            return
+        self.add_product("ih", slice(0, dx.shape[-1]), x.flatten(0, 1), dx.flatten(0, 1), x.shape[0])
         if "bias" in self.wanted:
             self._sink("bias", self.tensors["bias"]).add_(dx.sum((0, 1)))
-        back = dx @ self.tensors["ih"]
+
+    def project_back(self, dx: Tensor) -> Tensor:
+        """From the projection's gradient (K, B, G) to the input's (K, B, I)."""
+        if "ih" not in self.tensors:
+            return dx
+        back = products.times(dx, self.tensors["ih"])
         if "ih" in self.responses:
             extra, scale = self.responses["ih"]
-            back = back + (dx * scale) @ extra
+            back = back + products.times(dx * scale, extra)
         return back
 
     def add(self, name: str, grad: Tensor) -> None:
@@ -90,19 +98,20 @@ class Weights:
         while products:
             (name, rows), (values, grads) = products.popitem()
             chosen = block_rows(self.tensors[name], rows, self._units)
-            self._add_product(name, chosen, torch.cat(values), torch.cat(grads), len(values))
+            self.add_product(name, chosen, torch.cat(values), torch.cat(grads), len(values))
 
-    def _add_product(self, name: str, rows: slice, value: Tensor, grad: Tensor, steps: int) -> None:
+    def add_product(self, name: str, rows: slice, value: Tensor, grad: Tensor, steps: int) -> None:
+        """Add the gradients of a product over a chunk: its values (K B, columns) and the results' gradients (K B, rows)."""
         if name in self.wanted:
-            self._sink(name, self.tensors[name])[rows].addmm_(grad.t(), value)
+            products.add_outer(self._sink(name, self.tensors[name])[rows], grad, value)
         if name not in self.responses:
             return
         extra, scale = self.responses[name]
         scale = scale[:, rows]
         if f"{name}.V" in self.wanted:
-            self._sink(f"{name}.V", extra)[rows].addmm_((grad * scale.repeat(steps, 1)).t(), value)
+            products.add_outer(self._sink(f"{name}.V", extra)[rows], grad * scale.repeat(steps, 1), value)
         if f"{name}.s" in self.wanted:
-            by_step = (grad * F.linear(value, extra[rows])).view(steps, *scale.shape)
+            by_step = (grad * products.linear(value, extra[rows])).view(steps, *scale.shape)
             self._sink(f"{name}.s", self.responses[name][1])[:, rows].add_(by_step.sum(0))
 
     def _sink(self, name: str, like: Tensor) -> Tensor:

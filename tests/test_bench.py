@@ -12,6 +12,7 @@ from revtune import bench
 from revtune.bench import Job, extrapolated, measured, peak_of, plan, work
 from revtune.cli import main
 from revtune.contestants import Contestant, Net, Shape, chunk_of
+from revtune.memory_plot import curve, plot
 from revtune.memory_table import rows
 
 SMALL = Shape(steps=50, batch=4, hidden=16, vocabulary=11)
@@ -138,6 +139,27 @@ def test_the_command_prints_tables_and_writes_figures(
     assert [one["name"] for one in written["results"]][:2] == ["nn.GRU", "nn.GRU, checkpointed"]
     assert len(written["results"]) == 8
     assert written["threads"] == 1
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_plot_tells_measured_from_estimated() -> None:
+    results = [result("nn.GRU", 50, 6400), result("nn.GRU", 10, 640), result("nn.GRU", 90, 9900, estimate=True)]
+    failed = {"name": "nn.GRU", "shape": results[0]["shape"], "error": "exit -9: no word"}
+    assert curve([*results, failed], "nn.GRU") == [(10, 10.0), (50, 100.0)]
+    assert curve(results, "nn.GRU", estimate=True) == [(90, 9900 / 64)]
+    assert plot([*results, failed]).startswith(b"\x89PNG")
+
+
+def test_one_length_is_plotted_when_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def here(contestant: Contestant, shape: Shape, threads: int, device: bench.Device) -> dict[str, Any]:
+        return result(contestant.name, shape.steps, 10**6)
+
+    monkeypatch.setattr(bench, "measured", here)
+    command = ["bench", "memory", "--quick", "--out", str(tmp_path / "memory.json")]
+    assert main(command) == 0
+    assert not [*tmp_path.glob("*.png")]
+    assert main([*command, "--plot", str(tmp_path / "plots/one.png")]) == 0
+    assert (tmp_path / "plots/one.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

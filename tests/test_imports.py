@@ -7,8 +7,8 @@ from pathlib import Path
 import revtune
 
 CORE = """
-    errors fixed buffer cells checks weights moments metering tape sinks dropout stack environment arguments
-    scan rnn layers readout ends stream meter
+    errors fixed buffer cells products checks weights moments metering tape reference compiling native kernel
+    native_tape sinks dropout stack environment arguments sequence scan rnn layers readout ends stream meter
 """.split()
 
 

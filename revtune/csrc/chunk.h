@@ -1,0 +1,75 @@
+// What a kernel works on: one chunk of K steps of one layer, for B rows whose parts are N units wide.
+//
+// A row of gates at one step is [half 1 | half 2], each half being 3 (RevGRU: z r g) or 5 (RevLSTM: f p i o g) blocks of
+// N. It holds the projected input at first, the gates as they were evaluated after a recorded or rewound chunk, and the
+// gradient of the projection after its gradient. Rows of y, c and rh are [half 1 | half 2] too.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace revtune {
+
+// The 16-bit words that one row has spilled, in order.
+using Stack = std::vector<uint16_t>;
+
+enum class Keep : int64_t {
+  nothing = 0,  // no buffer: the ten lowest bits of a state are rounded away
+  heads = 1,    // the buffer's arithmetic, its words dropped
+  cells = 2,    // as `heads`, but the words of c are kept: outputs tell h
+  all = 3,      // everything that rewinding needs
+};
+
+struct Chunk {
+  int64_t steps, rows, units;
+  int64_t first;            // the first step's number in its sequence
+  const int64_t* lengths;   // steps of each row, or null
+  int64_t groups, width;    // states of the cell (h, or h and c); heads of one of them in a row
+  float slope, floor;       // the limit: z becomes slope * z + floor
+  bool forgetting;
+
+  float* gates;             // (K, B, 2 * blocks * N)
+  double* counts;           // (groups, 2, B, N): states in counts of 2^-32
+  double* heads;            // (groups, B, width)
+  float* y;                 // (K, B, 2N): states h after each step
+  float* y_start;           // (B, 2N): before the first
+  float* c;                 // (K, B, 2N), likewise; null for RevGRU
+  float* c_start;           // (B, 2N)
+  float* rh;                // (K, B, 2N): what the products with g's weights read; RevGRU only
+
+  const float* packed;      // recurrent weights as `pack` lays them out
+  const float* response;    // V of a response (V, s), packed; or null
+  const float* scale;       // s of it, (B, 2 * blocks * N)
+  const float* mask[2];     // on what is read of each half, (B, N); or null
+
+  Stack* stacks;            // one a row
+  int64_t* tally;           // how often each forget integer was used, 1025 of them; or null
+};
+
+struct Gradient {
+  const Chunk* chunk;
+  const float* weight;      // (2 * blocks * N, N), row by row
+  const float* response;    // V likewise, or null
+  const float* dy;          // (K, B, 2N), or null
+  float* direction;         // (groups, 2, B, N): gradient of the state, in and out
+};
+
+// A kernel compiled for one instruction set.
+struct Variant {
+  const char* name;
+  int64_t panel;            // outputs of the small product that stand side by side
+  int64_t (*packed_size)(int64_t blocks, int64_t units);
+  void (*pack)(const float* weight, int64_t blocks, int64_t units, float* packed);
+  // Each takes rows [begin, end) of a chunk. Forward and rewind tell whether all went well.
+  bool (*forward[2])(const Chunk&, Keep, int64_t begin, int64_t end);
+  bool (*rewind[2])(const Chunk&, int64_t begin, int64_t end);
+  // Gates of the positions (step, row) [begin, end), from outputs that are known.
+  void (*recall[2])(const Chunk&, int64_t begin, int64_t end);
+  bool (*recall_cells)(const Chunk&, int64_t begin, int64_t end);
+  void (*gradient[2])(const Gradient&, int64_t begin, int64_t end);
+  void (*sigmoid)(const float* x, float* y, int64_t n);
+  void (*tanh)(const float* x, float* y, int64_t n);
+  uint64_t (*digest)(const uint64_t* bits, int64_t n, uint64_t first);
+};
+
+}  // namespace revtune

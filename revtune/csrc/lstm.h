@@ -1,0 +1,198 @@
+// RevLSTM: f, p, i, o = sigmoid(x + W h'), g = tanh(x + W h'), c <- f * c + i * g, h <- p * h + o * tanh(c), each half
+// from the other.
+
+namespace lstm {
+
+constexpr int64_t blocks = 5;
+constexpr float top = 1023.0f;  // bounds c and h by 1025
+
+inline int64_t product_size(int64_t units) { return padded(blocks * units) * units; }
+
+inline void pack(const float* weight, int64_t units, float* packed) {
+  pack_product(weight, blocks * units, units, packed);
+}
+
+// The one routine that evaluates gates, in either direction and from known outputs: a half of positions [begin, end).
+void evaluate(Worker& worker, int64_t begin, int64_t end, int half) {
+  const int64_t n = worker.units;
+  worker.read_other(begin, end, half);
+  worker.recurrent(begin, end, blocks * n, half * product_size(n), half * blocks * n);
+  for (int64_t p = begin; p < end; p++) {
+    const float* sum = worker.sums[p - begin];
+    float* gates = worker.gates(p, half);
+    for (int64_t j = 0; j < 4 * n; j++) gates[j] = sigmoid(gates[j] + sum[j]);
+    for (int64_t j = 4 * n; j < 5 * n; j++) gates[j] = hyperbolic_tangent(gates[j] + sum[j]);
+  }
+}
+
+inline void add_product(double* __restrict h, const float* __restrict a, const float* __restrict b, int64_t n,
+                        double sign) {
+  for (int64_t j = 0; j < n; j++) h[j] += sign * to_count(a[j] * b[j]);
+}
+
+inline void add_output(double* __restrict h, const float* __restrict o, const float* __restrict c, int64_t n,
+                       double sign) {
+  for (int64_t j = 0; j < n; j++) h[j] += sign * to_count(o[j] * hyperbolic_tangent(c[j]));
+}
+
+// The state of one row, one step on.
+inline void step(Worker& worker, int64_t position, int half, Keep keep, float* c) {
+  const int64_t n = worker.units, row = position % worker.chunk.rows;
+  const float* gates = worker.gates(position, half);
+  float* zi = worker.zi[0];
+  for (int group = 1; group >= 0; group--) {
+    double* counts = worker.counts(group, half, row);
+    if (worker.chunk.forgetting) {
+      worker.round_gate(gates + (1 - group) * n, top, zi);
+      worker.forget(group, half, row, zi, keep);
+    }
+    if (group == 1) {
+      add_product(counts, gates + 2 * n, gates + 4 * n, n, 1.0);
+      copy_floats(counts, c, n);
+    } else {
+      add_output(counts, gates + 3 * n, c, n, 1.0);
+    }
+  }
+}
+
+// c of one row before a step; false if its stack ran empty.
+inline bool undo_cell(Worker& worker, int64_t position, int half) {
+  const int64_t n = worker.units, row = position % worker.chunk.rows;
+  const float* gates = worker.gates(position, half);
+  double* counts = worker.counts(1, half, row);
+  add_product(counts, gates + 2 * n, gates + 4 * n, n, -1.0);
+  if (!worker.chunk.forgetting) return true;
+  worker.round_gate(gates, top, worker.zi[0]);
+  return worker.restore(1, half, row, worker.zi[0]);
+}
+
+inline bool undo_hidden(Worker& worker, int64_t position, int half) {
+  const int64_t n = worker.units, row = position % worker.chunk.rows;
+  const float* gates = worker.gates(position, half);
+  add_output(worker.counts(0, half, row), gates + 3 * n, worker.c(position, half), n, -1.0);
+  if (!worker.chunk.forgetting) return true;
+  worker.round_gate(gates + n, top, worker.zi[0]);
+  return worker.restore(0, half, row, worker.zi[0]);
+}
+
+bool forward(const Chunk& chunk, Keep keep, int64_t begin, int64_t end) {
+  Worker worker(chunk, blocks, end - begin);
+  const int64_t n = chunk.units;
+  bool fine = true;
+  for (int64_t row = begin; row < end; row++)
+    for (int half = 0; half < 2; half++) {
+      copy_floats(worker.counts(0, half, row), chunk.y_start + (row * 2 + half) * n, n);
+      if (chunk.c) copy_floats(worker.counts(1, half, row), chunk.c_start + (row * 2 + half) * n, n);
+    }
+  for (int64_t t = 0; t < chunk.steps; t++)
+    for (int half = 0; half < 2; half++) {
+      evaluate(worker, t * chunk.rows + begin, t * chunk.rows + end, half);
+      for (int64_t row = begin; row < end; row++) {
+        const int64_t position = t * chunk.rows + row;
+        float* c = chunk.c ? worker.c(position, half) : worker.kept[0];
+        if (worker.runs(position)) {
+          step(worker, position, half, keep, c);
+          if (!chunk.forgetting) fine &= worker.all_within_range(row);
+        } else if (chunk.c) {
+          copy_floats(worker.counts(1, half, row), c, n);
+        }
+        copy_floats(worker.counts(0, half, row), worker.y(position, half), n);
+      }
+    }
+  for (int64_t row = begin; row < end; row++) fine &= worker.all_within_range(row);
+  return fine;
+}
+
+bool rewind(const Chunk& chunk, int64_t begin, int64_t end) {
+  Worker worker(chunk, blocks, end - begin);
+  const int64_t n = chunk.units, last = (chunk.steps - 1) * chunk.rows;
+  for (int64_t row = begin; row < end; row++)
+    for (int half = 0; half < 2; half++) {
+      copy_floats(worker.counts(0, half, row), worker.y(last + row, half), n);
+      copy_floats(worker.counts(1, half, row), worker.c(last + row, half), n);
+    }
+  for (int64_t t = chunk.steps - 1; t >= 0; t--)
+    for (int half = 1; half >= 0; half--) {
+      evaluate(worker, t * chunk.rows + begin, t * chunk.rows + end, half);
+      for (int64_t row = begin; row < end; row++) {
+        const int64_t position = t * chunk.rows + row;
+        if (worker.runs(position) && !(undo_hidden(worker, position, half) && undo_cell(worker, position, half)))
+          return false;
+        copy_floats(worker.counts(0, half, row), worker.y_before(position, half), n);
+        copy_floats(worker.counts(1, half, row), worker.c_before(position, half), n);
+      }
+    }
+  return true;
+}
+
+void recall(const Chunk& chunk, int64_t begin, int64_t end) {
+  constexpr int64_t block = 8 * most_rows;
+  Worker worker(chunk, blocks, std::min(block, end - begin));
+  for (int half = 0; half < 2; half++)
+    for (int64_t p = begin; p < end; p += block) evaluate(worker, p, std::min(p + block, end), half);
+}
+
+// With gates recalled, only c is left to rewind: no product, rows by themselves.
+bool recall_cells(const Chunk& chunk, int64_t begin, int64_t end) {
+  Worker worker(chunk, blocks, 1);
+  const int64_t n = chunk.units, last = (chunk.steps - 1) * chunk.rows;
+  for (int64_t row = begin; row < end; row++) {
+    for (int half = 0; half < 2; half++) copy_floats(worker.counts(1, half, row), worker.c(last + row, half), n);
+    for (int64_t t = chunk.steps - 1; t >= 0; t--)
+      for (int half = 1; half >= 0; half--) {
+        const int64_t position = t * chunk.rows + row;
+        if (worker.runs(position) && !undo_cell(worker, position, half)) return false;
+        copy_floats(worker.counts(1, half, row), worker.c_before(position, half), n);
+      }
+  }
+  return true;
+}
+
+// The states of one half before and after a step, and the gradients of both, in and out.
+struct Half {
+  const float *h_before, *c_before, *c_after;
+  float *dh, *dc;
+};
+
+inline void undo_step(float* __restrict gates, Half at, int64_t n, float slope, float floor, bool forgetting) {
+  float *__restrict dh = at.dh, *__restrict dc = at.dc;
+  for (int64_t j = 0; j < n; j++) {
+    const float f = gates[j], p = gates[n + j], i = gates[2 * n + j], o = gates[3 * n + j], g = gates[4 * n + j];
+    const float tanh_c = hyperbolic_tangent(at.c_after[j]), d = dh[j];
+    const float e = dc[j] + d * o * (1.0f - tanh_c * tanh_c);
+    const float f_used = forgetting ? forget_integer(f, slope, floor, top) * (1.0f / 1024.0f) : 1.0f;
+    const float p_used = forgetting ? forget_integer(p, slope, floor, top) * (1.0f / 1024.0f) : 1.0f;
+    gates[j] = forgetting ? e * at.c_before[j] * slope * f * (1.0f - f) : 0.0f;
+    gates[n + j] = forgetting ? d * at.h_before[j] * slope * p * (1.0f - p) : 0.0f;
+    gates[2 * n + j] = e * g * i * (1.0f - i);
+    gates[3 * n + j] = d * tanh_c * o * (1.0f - o);
+    gates[4 * n + j] = e * i * (1.0f - g * g);
+    dh[j] = d * p_used;
+    dc[j] = e * f_used;
+  }
+}
+
+void gradient(const Gradient& task, int64_t begin, int64_t end) {
+  const Chunk& chunk = *task.chunk;
+  Backward worker(task, blocks, end - begin);
+  const int64_t n = chunk.units;
+  for (int64_t t = chunk.steps - 1; t >= 0; t--) {
+    worker.add_output_gradient(t, begin, end);
+    for (int half = 1; half >= 0; half--) {
+      const int64_t at = t * chunk.rows;
+      for (int64_t row = begin; row < end; row++) {
+        float* gates = worker.gates(at + row, half);
+        const Half states{worker.y_before(at + row, half), worker.c_before(at + row, half), worker.c(at + row, half),
+                          worker.direction(0, half, row), worker.direction(1, half, row)};
+        if (worker.runs(at + row))
+          undo_step(gates, states, n, chunk.slope, chunk.floor, chunk.forgetting);
+        else
+          std::fill(gates, gates + blocks * n, 0.0f);
+      }
+      worker.through(at + begin, at + end, half, 0, blocks, worker.sums);
+      for (int64_t row = begin; row < end; row++) worker.add_read(row, half, {worker.sums[row - begin]});
+    }
+  }
+}
+
+}  // namespace lstm

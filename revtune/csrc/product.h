@@ -1,0 +1,80 @@
+// The small product of a step: outputs = inputs * W for the few rows of a thread.
+//
+// Every output is one chain of multiply-adds over the inputs in their order, whatever the number of rows, their cut
+// into blocks, the number of threads or the width of the vectors. So its bits depend on its row and on W alone.
+
+constexpr int panel_width = 2 * lanes;
+
+// One panel of outputs for R rows. `weight` has the panel's values for input k at weight + k * stride.
+template <int R>
+inline __attribute__((always_inline)) void panel_product(
+    const float* const* inputs, int64_t count, const float* weight, int64_t stride, float* const* outputs) {
+  Lanes sums[R][2];
+  for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = Lanes{};
+  for (int64_t k = 0; k < count; k++, weight += stride) {
+    const Lanes left = *(const Lanes*)weight, right = *(const Lanes*)(weight + lanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const Lanes input = broadcast(inputs[r][k]);
+      sums[r][0] = multiply_add(left, input, sums[r][0]);
+      sums[r][1] = multiply_add(right, input, sums[r][1]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) {
+    *(Lanes*)outputs[r] = sums[r][0];
+    *(Lanes*)(outputs[r] + lanes) = sums[r][1];
+  }
+}
+
+template <int R>
+void panel_of_rows(
+    int64_t rows, const float* const* inputs, int64_t count, const float* weight, int64_t stride,
+    float* const* outputs) {
+  if constexpr (R > 1) {
+    if (rows < R) return panel_of_rows<R - 1>(rows, inputs, count, weight, stride, outputs);
+  }
+  panel_product<R>(inputs, count, weight, stride, outputs);
+}
+
+// Where the rows of a product begin; room for the pointers of one thread.
+struct Rows {
+  std::vector<const float*> inputs;
+  std::vector<float*> outputs, shifted;
+
+  explicit Rows(int64_t rows) : inputs(rows), outputs(rows), shifted(rows) {}
+};
+
+inline void every_panel(Rows& at, int64_t rows, int64_t count, const float* weight, int64_t stride, int64_t column) {
+  for (int64_t r = 0; r < rows; r++) at.shifted[r] = at.outputs[r] + column;
+  const int64_t blocks = (rows + most_rows - 1) / most_rows;
+  for (int64_t b = 0; b < blocks; b++) {
+    const int64_t begin = rows * b / blocks, end = rows * (b + 1) / blocks;
+    panel_of_rows<most_rows>(end - begin, &at.inputs[begin], count, weight, stride, &at.shifted[begin]);
+  }
+}
+
+inline int64_t padded(int64_t outputs) { return (outputs + panel_width - 1) / panel_width * panel_width; }
+
+// Lay out `outputs` rows of W, (outputs, inputs), panel by panel, zeros at the end.
+inline void pack_product(const float* weight, int64_t outputs, int64_t inputs, float* packed) {
+  for (int64_t column = 0; column < outputs; column += panel_width)
+    for (int64_t k = 0; k < inputs; k++)
+      for (int64_t j = column; j < column + panel_width; j++)
+        *packed++ = j < outputs ? weight[j * inputs + k] : 0.0f;
+}
+
+// W times each input row, W being packed; output rows have room for `padded(outputs)`.
+inline void product(Rows& at, int64_t rows, int64_t inputs, int64_t outputs, const float* packed) {
+  for (int64_t column = 0; column < outputs; column += panel_width, packed += inputs * panel_width)
+    every_panel(at, rows, inputs, packed, panel_width, column);
+}
+
+// Each input row times W, for W of shape (inputs, outputs) as it is; at least a panel of outputs. The last panel ends
+// where the row ends, over what the one before it wrote: the same values come out.
+inline void transposed_product(Rows& at, int64_t rows, int64_t inputs, int64_t outputs, const float* weight) {
+  for (int64_t column = 0; column < outputs; column += panel_width) {
+    const int64_t start = std::min(column, outputs - panel_width);
+    every_panel(at, rows, inputs, weight + start, outputs, start);
+  }
+}

@@ -1,0 +1,39 @@
+// All of the kernel, once for each instruction set: included by revtune.cpp within a namespace and a target of its own.
+
+#include "lanes.h"
+#include "product.h"
+#include "functions.h"
+#include "coupling.h"
+#include "worker.h"
+#include "backward.h"
+#include "gru.h"
+#include "lstm.h"
+
+inline int64_t packed_size(int64_t blocks, int64_t units) {
+  return 2 * (blocks == gru::blocks ? gru::product_size(units) : lstm::product_size(units));
+}
+
+inline void pack(const float* weight, int64_t blocks, int64_t units, float* packed) {
+  for (int64_t half = 0; half < 2; half++, weight += blocks * units * units)
+    if (blocks == gru::blocks)
+      gru::pack(weight, units, packed + half * gru::product_size(units));
+    else
+      lstm::pack(weight, units, packed + half * lstm::product_size(units));
+}
+
+// A number that every bit of `bits`, and its place counted from `first`, takes part in.
+inline uint64_t digest(const uint64_t* bits, int64_t n, uint64_t first) {
+  constexpr uint64_t key = 0x9E3779B97F4A7C15u, factor = 0xBF58476D1CE4E5B9u;
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < n; i++) {
+    uint64_t x = (bits[i] ^ ((first + (uint64_t)i + 1) * key)) * factor;
+    x = (x ^ (x >> 29)) * key;
+    sum += x ^ (x >> 32);
+  }
+  return sum;
+}
+
+constexpr Variant make_variant(const char* name) {
+  return {name, panel_width, packed_size, pack, {gru::forward, lstm::forward}, {gru::rewind, lstm::rewind},
+          {gru::recall, lstm::recall}, lstm::recall_cells, {gru::gradient, lstm::gradient}, sigmoid_of, tanh_of, digest};
+}

@@ -1,0 +1,126 @@
+// What one thread needs beside the chunk: rows of scratch, and the pointers into them.
+
+// Floats that vectors like: rows of `stride`, which is at least a padded product.
+class Table {
+ public:
+  Table(int64_t rows, int64_t columns) : stride_(padded(columns)), values_((size_t)(rows * stride_)) {}
+  float* operator[](int64_t row) { return values_.data() + row * stride_; }
+
+ private:
+  int64_t stride_;
+  std::vector<float> values_;
+};
+
+class Worker {
+ public:
+  const Chunk& chunk;
+  const int64_t units, blocks;
+  Rows at;
+  Table sums, extra, read, kept, zi;
+  std::vector<uint8_t> flags;
+
+  Worker(const Chunk& chunk, int64_t blocks, int64_t rows)
+      : chunk(chunk), units(chunk.units), blocks(blocks), at(rows), sums(rows, blocks * chunk.units),
+        extra(chunk.response ? rows : 0, blocks * chunk.units), read(rows, chunk.units), kept(rows, chunk.units),
+        zi(1, chunk.units), flags((size_t)chunk.width + 8), tally_(chunk.tally ? 1025 : 0) {}
+
+  ~Worker() {
+    for (size_t z = 0; z < tally_.size(); z++)
+      if (tally_[z]) __atomic_fetch_add(chunk.tally + z, tally_[z], __ATOMIC_RELAXED);
+  }
+
+  bool runs(int64_t position) const {
+    return !chunk.lengths || chunk.lengths[position % chunk.rows] > chunk.first + position / chunk.rows;
+  }
+  float* gates(int64_t position, int half) const { return chunk.gates + (position * 2 + half) * blocks * units; }
+  float* rh(int64_t position, int half) const { return chunk.rh + (position * 2 + half) * units; }
+  // States h and c after a step and before it.
+  float* y(int64_t position, int half) const { return chunk.y + (position * 2 + half) * units; }
+  float* c(int64_t position, int half) const { return chunk.c + (position * 2 + half) * units; }
+  float* y_before(int64_t position, int half) const { return before(chunk.y_start, chunk.y, position, half); }
+  float* c_before(int64_t position, int half) const { return before(chunk.c_start, chunk.c, position, half); }
+  double* counts(int group, int half, int64_t row) const {
+    return chunk.counts + ((group * 2 + half) * chunk.rows + row) * units;
+  }
+  double* heads(int group, int64_t row) const { return chunk.heads + (group * chunk.rows + row) * chunk.width; }
+
+  // The other half's h as a half's gates find it, unmasked: half 1 reads it before the step, half 2 after.
+  const float* other(int64_t position, int half) const { return half ? y(position, 0) : y_before(position, 1); }
+
+  // Points the product's inputs at the other half of positions [begin, end), masked if there is a mask.
+  void read_other(int64_t begin, int64_t end, int half) {
+    const float* mask = chunk.mask[1 - half];
+    for (int64_t p = begin; p < end; p++) {
+      const float* values = other(p, half);
+      at.inputs[p - begin] = mask ? masked(values, mask + p % chunk.rows * units, read[p - begin]) : values;
+    }
+  }
+
+  // sums = W inputs, or W inputs + s * (V inputs); `column` is the product's first column in a row of gates.
+  void recurrent(int64_t begin, int64_t end, int64_t outputs, int64_t offset, int64_t column) {
+    multiply_into(sums, end - begin, outputs, chunk.packed + offset);
+    if (!chunk.response) return;
+    multiply_into(extra, end - begin, outputs, chunk.response + offset);
+    for (int64_t p = begin; p < end; p++) {
+      const float* scale = chunk.scale + p % chunk.rows * 2 * blocks * units + column;
+      float *sum = sums[p - begin], *more = extra[p - begin];
+      for (int64_t j = 0; j < outputs; j++) sum[j] = sum[j] + scale[j] * more[j];
+    }
+  }
+
+  // Multiply part (group, half) of a row by forget integers.
+  void forget(int group, int half, int64_t row, const float* zi_row, Keep keep) {
+    double* h = counts(group, half, row);
+    if (keep == Keep::nothing) return multiply_only(h, zi_row, units);
+    const bool stored = keep == Keep::all || (keep == Keep::cells && group == 1);
+    if (stored) count(zi_row);
+    multiply(h, zi_row, heads(group, row), units, chunk.width, stored ? chunk.stacks + row : nullptr, flags.data());
+  }
+
+  bool restore(int group, int half, int64_t row, const float* zi_row) {
+    double* h = counts(group, half, row);
+    return divide(h, zi_row, heads(group, row), units, chunk.width, chunk.stacks[row], flags.data());
+  }
+
+  // Forget integers of a gate as it was evaluated.
+  void round_gate(const float* gate, float top, float* zi_row) const {
+    const float slope = chunk.slope, floor = chunk.floor;
+    for (int64_t j = 0; j < units; j++) zi_row[j] = forget_integer(gate[j], slope, floor, top);
+  }
+
+  bool all_within_range(int64_t row) const {
+    bool fine = true;
+    for (int group = 0; group < chunk.groups; group++)
+      for (int half = 0; half < 2; half++) fine &= within_range(counts(group, half, row), units);
+    return fine;
+  }
+
+ private:
+  std::vector<int64_t> tally_;
+
+  float* before(float* start, float* values, int64_t position, int half) const {
+    return position < chunk.rows ? start + (position * 2 + half) * units
+                                 : values + ((position - chunk.rows) * 2 + half) * units;
+  }
+
+  const float* masked(const float* values, const float* mask, float* into) const {
+    for (int64_t j = 0; j < units; j++) into[j] = values[j] * mask[j];
+    return into;
+  }
+
+  void multiply_into(Table& table, int64_t rows, int64_t outputs, const float* packed) {
+    for (int64_t r = 0; r < rows; r++) at.outputs[r] = table[r];
+    product(at, rows, units, outputs, packed);
+  }
+
+  void count(const float* zi_row) {
+    if (tally_.empty()) return;
+    for (int64_t j = 0; j < units; j++)
+      if (zi_row[j] >= 1.0f) tally_[(size_t)zi_row[j]]++;
+  }
+};
+
+// Floats of a part's counts.
+inline void copy_floats(const double* __restrict counts, float* __restrict values, int64_t n) {
+  for (int64_t j = 0; j < n; j++) values[j] = from_count(counts[j]);
+}

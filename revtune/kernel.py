@@ -1,0 +1,234 @@
+"""The C++ kernel with one layer's weights: chunks forward, rewound, recalled from outputs, and their gradients.
+
+The time loop is csrc/'s; here stand what its operators are handed and the weights' gradients, one matmul a chunk.
+
+Shapes: K steps of a chunk, B batch, N units of a part, H = 2N, G gates, S states of the cell (h, or h and c).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from revtune import fixed, metering, native
+from revtune.buffer import HEAD_START, default_share
+from revtune.cells import Cell, slope_of
+from revtune.weights import Weights
+
+PARTS = 2
+"""Parts of a state. They share its heads in turn; c has heads of its own, to be rewound where outputs tell h."""
+GRU_BLOCKS, LSTM_BLOCKS = 3, 5
+"""Blocks of gates of one half."""
+NAMES = frozenset(("ih", "bias", "hh"))
+
+
+class Keep:
+    """What a forward chunk keeps of the buffer, as csrc/chunk.h counts it."""
+
+    NOTHING, HEADS, CELLS, EVERYTHING = range(4)
+
+
+class Room(NamedTuple):
+    """A chunk of K steps.
+
+    Attributes:
+        gates: (K, B, G): projected inputs, then gates, then the gradient of the projection.
+        y: h after each step, (K, B, H).
+        y_start: h before the first, (B, H).
+        c: likewise c, of a RevLSTM that is recorded.
+        c_start: likewise.
+        rh: r * h as products read it, (K, B, H), of a RevGRU that is recorded.
+    """
+
+    gates: Tensor
+    y: Tensor
+    y_start: Tensor
+    c: Tensor | None = None
+    c_start: Tensor | None = None
+    rh: Tensor | None = None
+
+    def states(self) -> tuple[Tensor | None, ...]:
+        """States after and before, as operators take them."""
+        return self.y, self.y_start, self.c, self.c_start
+
+
+def chosen(backend: str, cell: Cell, like: Tensor, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> bool:
+    """Whether the kernel is to run this layer.
+
+    Args:
+        backend: "auto", "native" or "reference".
+        cell, weights, masks: of the layer.
+        like: any tensor with the device and dtype of its input.
+
+    Raises:
+        BackendError: the kernel is asked for and cannot be had.
+        ValueError: it is asked for and does not have this cell, dtype, device or mask.
+    """
+    if backend == "reference":
+        return False
+    here = like.device.type == "cpu" and like.dtype == torch.float32
+    fits = cell.native is not None and here and set(weights) <= NAMES and "hh" in weights
+    if fits and set(masks) <= set(cell.states[0]):
+        return native.load() or (backend == "native" and native.insist())
+    if backend == "native":
+        raise ValueError(
+            f'backend="native" runs RevGRU and RevLSTM in float32 on the CPU, with masks on h alone; got {cell.name}, '
+            f"{like.dtype} on {like.device}, weights {tuple(weights)}, masks {tuple(masks)}"
+        )
+    return False
+
+
+class Kernel:
+    """The operators torch.ops.revtune.* with a layer's weights, masks and lengths.
+
+    Args:
+        cell: a RevGRU or RevLSTM.
+        weights: the layer's weights, float32 on the CPU.
+        units: N.
+        masks: locked masks (B, N) on h1, h2 as the gates read them.
+        lengths: steps of each row, (B,), or None.
+
+    Raises:
+        ValueError: the recurrent weight has another shape than the cell needs.
+    """
+
+    def __init__(
+        self, cell: Cell, weights: Weights, units: int, masks: Mapping[str, Tensor], lengths: Tensor | None
+    ) -> None:
+        assert cell.native is not None
+        self.weights, self.units = weights, units
+        self._limit = (slope_of(cell.native.max_forget_bits), cell.native.forgetting)
+        self.blocks, self.states = cell.blocks // PARTS, len(cell.states)
+        self._hh = weights.tensors["hh"].contiguous()
+        if self._hh.shape != (cell.blocks * units, units):
+            wanted = (cell.blocks * units, units)
+            raise ValueError(f"weight 'hh' must be {wanted} for this cell, got {tuple(self._hh.shape)}")
+        extra, scale = weights.responses.get("hh", (None, None))
+        self._extra = None if extra is None else extra.contiguous()
+        self._scale = None if scale is None else scale.contiguous()
+        self._masks = [masks[part].contiguous() if part in masks else None for part in cell.states[0]]
+        self._lengths = None if lengths is None else lengths.long().contiguous()
+        self._packed = torch.ops.revtune.pack(self._hh, self.blocks)
+        self._packed_extra = None if self._extra is None else torch.ops.revtune.pack(self._extra, self.blocks)
+
+    @property
+    def is_gru(self) -> bool:
+        """Whether the cell is a RevGRU, which has no c."""
+        return self.blocks == GRU_BLOCKS
+
+    def heads(self, rows: int, steps: int, share: int | None) -> Tensor:
+        """New heads for sequences of so many steps, (S, B, width)."""
+        turns = (share or default_share(steps, PARTS)) // PARTS
+        width = -(-self.units // max(1, min(turns, self.units)))
+        return torch.full((self.states, rows, width), HEAD_START, dtype=torch.float64)
+
+    def room(self, x: Tensor, y: Tensor | None = None, *, recorded: bool) -> Room:
+        """Room for a chunk of inputs (K, B, I), which are projected into it; outputs go to y (K, B, H) if it is given."""
+        gates = self.project(x)
+        steps, rows = x.shape[:2]
+        shape = (steps, rows, PARTS * self.units)
+        room = Room(gates, gates.new_empty(shape) if y is None else y, gates.new_empty(shape[1:]))
+        if not recorded:
+            return room
+        if self.is_gru:
+            return room._replace(rh=gates.new_empty(shape))
+        return room._replace(c=gates.new_empty(shape), c_start=gates.new_empty(shape[1:]))
+
+    def project(self, x: Tensor) -> Tensor:
+        """The projected inputs (K, B, G), to be written over."""
+        gates = self.weights.project(x)
+        return gates.clone(memory_format=torch.contiguous_format) if gates is x else gates.contiguous()
+
+    def forward(
+        self, room: Room, counts: Tensor, heads: Tensor, first: int, keep: int, tally: Tensor | None = None
+    ) -> tuple[Tensor, int, bool]:
+        """Run a chunk: the words spilled, a number for where it began, and whether all states stayed in range."""
+        buffers = (room.gates, counts, heads, *room.states(), room.rh)
+        done: tuple[Tensor, int, bool] = torch.ops.revtune.forward(
+            *buffers, *self._reading(), self._lengths, first, *self._limit, keep, tally
+        )
+        return done
+
+    def rewind(self, room: Room, counts: Tensor, heads: Tensor, words: Tensor, first: int) -> tuple[int, bool]:
+        """Undo a chunk: a number for where it began, and whether its words were used up exactly."""
+        buffers = (room.gates, counts, heads, words, *room.states(), room.rh)
+        done: tuple[int, bool] = torch.ops.revtune.rewind(
+            *buffers, *self._reading(), self._lengths, first, *self._limit
+        )
+        return done
+
+    def recall(self, room: Room) -> None:
+        """Evaluate the gates of a chunk whose h is known."""
+        torch.ops.revtune.recall(room.gates, room.y, room.y_start, room.rh, *self._reading())
+
+    def recall_cells(self, room: Room, counts: Tensor, heads: Tensor, words: Tensor, first: int) -> tuple[int, bool]:
+        """Rewind c alone, after `recall`; as `rewind`."""
+        buffers = (room.gates, counts, heads, words, *room.states())
+        done: tuple[int, bool] = torch.ops.revtune.recall_cells(*buffers, self._lengths, first, *self._limit)
+        return done
+
+    def gradient(self, room: Room, direction: Tensor, dy: Tensor | None, first: int) -> Tensor:
+        """Carry `direction` (S, 2, B, N) and dy (K, B, H) back through a recorded chunk.
+
+        Returns the gradient of the projected inputs (K, B, G), in place of the gates; weights' gradients are added up.
+        """
+        buffers = (room.gates, direction, *room.states())
+        dy = None if dy is None else dy.contiguous()
+        torch.ops.revtune.gradient(
+            *buffers, self._hh, self._extra, self._scale, *self._masks, self._lengths, dy, first, *self._limit
+        )
+        for half in range(PARTS):
+            self._add_products(room, half)
+        return room.gates
+
+    def _reading(self) -> list[Tensor | None]:
+        return [self._packed, self._packed_extra, self._scale, *self._masks]
+
+    def _add_products(self, room: Room, half: int) -> None:
+        """The gradient of the rows of `hh` that a half's gates use."""
+        n, first = self.units, half * self.blocks * self.units
+        last = first + (2 if self.is_gru else LSTM_BLOCKS) * n
+        mask, grads = self._masks[1 - half], room.gates[:, :, first:last]
+        for read, grad in self._reads(room, grads, half):
+            self._add_product(slice(first, last), read if mask is None else read * mask, grad)
+        if room.rh is not None:
+            self._add_product(
+                slice(last, last + n), room.rh[:, :, half * n : (half + 1) * n], room.gates[:, :, last : last + n]
+            )
+
+    def _reads(self, room: Room, grads: Tensor, half: int) -> list[tuple[Tensor, Tensor]]:
+        """The other half's h as this half's gates read it, with the gradients of what became of it.
+
+        Half 1 reads h1 after the step; half 0 reads h2 before it, which is another tensor at the first step.
+        """
+        if half:
+            return [(room.y[:, :, : self.units], grads)]
+        pairs = [(room.y_start[None, :, self.units :], grads[:1]), (room.y[:-1, :, self.units :], grads[1:])]
+        return pairs[: len(grads)]
+
+    def _add_product(self, rows: slice, value: Tensor, grads: Tensor) -> None:
+        self.weights.add_product("hh", rows, value.flatten(0, 1), grads.flatten(0, 1), len(grads))
+
+
+def stacked(parts: Mapping[str, Tensor], cell: Cell) -> Tensor:
+    """Tensors (B, N) by part as one, (S, 2, B, N)."""
+    return torch.stack([torch.stack([parts[part] for part in group]) for group in cell.states])
+
+
+def unstacked(tensor: Tensor, cell: Cell) -> dict[str, Tensor]:
+    """Views (B, N) by part of (S, 2, B, N)."""
+    return {part: tensor[i, j] for i, group in enumerate(cell.states) for j, part in enumerate(group)}
+
+
+def new_tally() -> Tensor | None:
+    """Room to count how often each forget integer is used, if somebody is metering."""
+    return torch.zeros(fixed.FORGET_ONE + 1, dtype=torch.int64) if metering.active() else None
+
+
+def bits_of(tally: Tensor) -> float:
+    """The bits that multiplying by the tallied forget integers loses."""
+    lost = 10.0 - torch.arange(fixed.FORGET_ONE + 1, dtype=torch.float64).clamp_min(1).log2()
+    return float(tally.double() @ lost)

@@ -1,0 +1,169 @@
+"""Which backend runs, the C++ kernel or plain torch, and why.
+
+REVTUNE_BACKEND says what is wanted: `auto`, the default, takes the kernel if there is one; `native` needs it;
+`reference` leaves it alone. The kernel comes from the wheel, from the cache, or from a C++ compiler, once a process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from revtune import compiling
+from revtune.errors import BackendError
+
+SOURCE = Path(__file__).with_name("csrc")
+BACKENDS = ("auto", "native", "reference")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of looking for the kernel: the loaded library and its origin, or why there is none."""
+
+    library: Path | None = None
+    origin: str = ""
+    reason: str = ""
+
+
+_lock = threading.Lock()
+_found: Found | None = None
+_told = False
+_waiting: list[Callable[[], None]] = []
+
+
+def load() -> bool:
+    """Whether the operators torch.ops.revtune.* are there and to be used; the first call may compile them.
+
+    Raises:
+        BackendError: if REVTUNE_BACKEND is `native` and the kernel cannot be had.
+        ValueError: if REVTUNE_BACKEND is none of the three.
+    """
+    global _told
+    wanted = backend()
+    if wanted == "reference":
+        return False
+    found = find()
+    if found.library:
+        return True
+    if wanted == "native":
+        raise BackendError(f"REVTUNE_BACKEND is native, but {found.reason}")
+    with _lock:
+        told, _told = _told, True
+    if not told:
+        print(f"revtune: plain torch runs, slower: {first_line(found.reason)}; see revtune doctor", file=sys.stderr)
+    return False
+
+
+def insist() -> bool:
+    """Load the kernel even where REVTUNE_BACKEND would leave it alone.
+
+    Raises:
+        BackendError: it cannot be had.
+    """
+    found = find()
+    if not found.library:
+        raise BackendError(f'backend="native" cannot be had: {found.reason}')
+    return True
+
+
+def backend() -> str:
+    """What REVTUNE_BACKEND asks for."""
+    wanted = os.environ.get("REVTUNE_BACKEND") or "auto"
+    if wanted not in BACKENDS:
+        raise ValueError(f"REVTUNE_BACKEND must be one of {', '.join(BACKENDS)}, got {wanted!r}")
+    return wanted
+
+
+def when_loaded(then: Callable[[], None]) -> None:
+    """Call `then` once the operators are there, now or later."""
+    with _lock:
+        if _found is None or not _found.library:
+            _waiting.append(then)
+            return
+    then()
+
+
+def find() -> Found:
+    """Load the kernel, once a process, or find out why it cannot be."""
+    global _found
+    if _found is None:
+        with _lock:
+            if _found is None:
+                _found = attempt()
+                if _found.library:
+                    while _waiting:
+                        _waiting.pop()()
+    return _found
+
+
+def attempt() -> Found:
+    """Load the first library that loads."""
+    reasons = []
+    try:
+        for origin, library in libraries():
+            try:
+                torch.ops.load_library(library)
+                return Found(library, origin)
+            except OSError as error:
+                reasons.append(f"{library} does not load: {error.__cause__ or error}")
+    except (BackendError, OSError, UnicodeDecodeError) as error:
+        reasons.append(str(error))
+    return Found(reason="; ".join(reasons))
+
+
+def libraries() -> Iterator[tuple[str, Path]]:
+    """Each library that may serve with its origin: from the wheel, from the cache, compiled now."""
+    if sys.platform == "win32":
+        raise BackendError("there is no kernel for Windows")
+    shipped = Path(__file__).with_name(shipped_name())
+    if shipped.is_file():
+        yield "from the wheel", shipped
+    command = compiling.compiler()
+    key = compiling.build_key(SOURCE, command)
+    for library in compiling.cached(key):
+        yield "from the cache", library
+    yield f"compiled by {Path(command[0]).name}", compiling.build(SOURCE, command, key)
+
+
+def shipped_name() -> str:
+    """The file name of a wheel's library: it holds the digest of its source, so that no other source's is loaded."""
+    return f"kernel-{compiling.source_key(SOURCE)}.so"
+
+
+def explain() -> str:
+    """Which backend runs and why, in a line."""
+    wanted = backend()
+    if wanted == "reference":
+        return "reference (plain torch): REVTUNE_BACKEND asks for it"
+    found = find()
+    if found.library:
+        return f"native ({instructions()}{found.origin}, {found.library})"
+    if wanted == "native":
+        return f"none, as REVTUNE_BACKEND is native, but {first_line(found.reason)}"
+    return f"reference (plain torch): {first_line(found.reason)}"
+
+
+def instructions() -> str:
+    """The instruction set that the kernel chose on this machine, if it tells."""
+    tells = hasattr(torch.ops.revtune, "instruction_set")
+    return f"{torch.ops.revtune.instruction_set()}, " if tells else ""
+
+
+def first_line(text: str) -> str:
+    """A message's first line."""
+    return text.partition("\n")[0]
+
+
+def ship(folder: Path) -> Path:
+    """Compile the kernel for a wheel, into a folder under the name that a wheel's library has."""
+    command = compiling.compiler()
+    library = compiling.build(SOURCE, command, compiling.build_key(SOURCE, command))
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(library, folder / shipped_name()))
