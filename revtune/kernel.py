@@ -121,6 +121,9 @@ class Kernel:
 
     def heads(self, rows: int, steps: int, share: int | None) -> Tensor:
         """New heads for sequences of so many steps, (S, B, width)."""
+        parts = PARTS * self.states
+        if share is not None and (share < 1 or share % parts):
+            raise ValueError(f"share must be a positive multiple of the cell's {parts} parts, got {share}")
         turns = (share or default_share(steps, PARTS)) // PARTS
         width = -(-self.units // max(1, min(turns, self.units)))
         return torch.full((self.states, rows, width), HEAD_START, dtype=torch.float64)

@@ -1,6 +1,9 @@
-"""The matmuls over whole chunks, through oneDNN where it is there: on CPUs it is often half as fast again.
+"""The matmuls over whole chunks: torch's, and those of the native kernel.
 
-torch's own layers use it for nn.LSTM; F.linear in float32 does not. Everything else goes through torch as usual.
+The kernel's have one fixed order of summation, so that their bits depend on neither the number of rows nor threads,
+make no copy of a weight, and are as fast as the libraries' at the sizes of recurrent nets.
+
+Shapes: N positions, I inputs, G outputs.
 """
 
 from __future__ import annotations
@@ -9,46 +12,48 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_ROWS = 320
-"""Rows of a gradient that are computed before they are added: a small part of a large weight, for memory's sake."""
-_LEAST = 2**18
-"""Products of fewer multiplications are not worth the detour."""
+from revtune import native
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`x W^T + b` for x (..., I), W (G, I), b (G,)."""
-    if not _through_onednn(x.numel() * weight.shape[0], x):
+class Products:
+    """torch's matmuls, on any device and in any dtype."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x W^T + b` for x (..., I), W (G, I), b (G,)."""
         return F.linear(x, weight, bias)
-    return _onednn(x, weight.contiguous(), bias)
 
+    def back(self, grad: Tensor, weight: Tensor) -> Tensor:
+        """`d W` for d (..., G), W (G, I)."""
+        return grad @ weight
 
-def times(grad: Tensor, weight: Tensor) -> Tensor:
-    """`d W` for d (..., G), W (G, I)."""
-    return _onednn(grad, weight.contiguous().t(), None) if _through_onednn(grad.numel() * weight.shape[1], grad) else grad @ weight
-
-
-def add_outer(into: Tensor, grad: Tensor, value: Tensor) -> None:
-    """Add `d^T v` to W (G, I), for d (N, G) and v (N, I)."""
-    if not _through_onednn(grad.numel() * value.shape[1], grad):
+    def add_outer(self, into: Tensor, grad: Tensor, value: Tensor) -> None:
+        """Add `d^T v` to W (G, I), for d (N, G) and v (N, I)."""
         into.addmm_(grad.t(), value)
-        return
-    dense = value.contiguous().t()  # oneDNN has no fast path for a second factor with gaps between its rows
-    for first in range(0, into.shape[0], _ROWS):
-        rows = slice(first, first + _ROWS)
-        into[rows].add_(_onednn(grad[:, rows].t(), dense, None))
 
 
-def _through_onednn(multiplications: int, like: Tensor) -> bool:
-    return (
-        multiplications >= _LEAST
-        and like.dtype == torch.float32
-        and like.device.type == "cpu"
-        and not torch.is_grad_enabled()
-        and torch._C._get_mkldnn_enabled()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+class NativeProducts(Products):
+    """The kernel's matmuls: float32, CPU, no gradient of their own."""
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        product: Tensor = torch.ops.revtune.project(_rows(x), weight.contiguous(), bias)
+        return product.view(*x.shape[:-1], weight.shape[0])
+
+    def back(self, grad: Tensor, weight: Tensor) -> Tensor:
+        product: Tensor = torch.ops.revtune.project_back(_rows(grad), weight.contiguous())
+        return product.view(*grad.shape[:-1], weight.shape[1])
+
+    def add_outer(self, into: Tensor, grad: Tensor, value: Tensor) -> None:
+        torch.ops.revtune.add_outer(into, _rows(grad), _rows(value))
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return product
+def products_for(like: Tensor, *, wanted: bool = True) -> Products:
+    """The kernel's matmuls for tensors like this one where it is there and wanted, else torch's."""
+    if wanted and like.device.type == "cpu" and like.dtype == torch.float32 and native.load():
+        return NativeProducts()
+    return Products()
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(..., F) as (N, F) with dense rows."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()

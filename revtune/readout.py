@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from revtune import sinks
+from revtune.products import products_for
 from revtune.sinks import Sinks
 
 _BLOCK_BYTES = 5 * 2**19
@@ -144,7 +145,7 @@ class LinearCrossEntropy(nn.Module):
         dy: Tensor | None,
         scale: float = 1.0,
     ) -> tuple[Tensor, Tensor | None]:
-        loss = torch.zeros((), dtype=torch.float64, device=y.device)
+        loss, work = torch.zeros((), dtype=torch.float64, device=y.device), products_for(y)
         for block in self._slices(y.shape[0]):
             part, grad = self._block(
                 y[block], targets[block], dweight is not None or dbias is not None or dy is not None
@@ -154,17 +155,17 @@ class LinearCrossEntropy(nn.Module):
                 continue
             grad = grad.mul_(scale) if scale != 1.0 else grad
             if dweight is not None:
-                dweight.addmm_(grad.t(), y[block])
+                work.add_outer(dweight, grad, y[block])
             if dbias is not None:
                 dbias.add_(grad.sum(0))
             if dy is not None:
-                torch.mm(grad, self.weight.detach(), out=dy[block])
+                dy[block] = work.back(grad, self.weight.detach())
             del grad
         return loss, dy
 
     def _block(self, y: Tensor, targets: Tensor, want_gradient: bool) -> tuple[Tensor, Tensor | None]:
         """Loss of a block and the gradient of its logits, which takes the place of the logits."""
-        logits = F.linear(y, self.weight.detach(), None if self.bias is None else self.bias.detach())
+        logits = products_for(y).linear(y, self.weight.detach(), None if self.bias is None else self.bias.detach())
         counted = targets != self.ignore_index
         chosen = torch.where(counted, targets, 0).unsqueeze(-1)
         weight = counted.to(logits.dtype) if self.class_weights is None else self.class_weights[chosen[:, 0]] * counted

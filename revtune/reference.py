@@ -8,6 +8,7 @@ Shapes: K steps of a chunk, B batch, I input, N units of a part, H output.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NoReturn

@@ -253,9 +253,9 @@ def build_tape(
         for part, value in zip(group, tensor.detach().chunk(len(group), -1), strict=True):
             counts[part] = fixed.to_counts(value)
     units = counts[cell.parts[0]].shape[-1]
-    weights = Weights(inputs.weights, inputs.responses, wanted, units, name or cell.name)
-    like = inputs.state[0].new_empty(0, dtype=dtype)
-    kind = NativeTape if chosen(backend, cell, like, inputs.weights, masks or {}) else ReferenceTape
+    native = chosen(backend, cell, inputs.state[0].new_empty(0, dtype=dtype), inputs.weights, masks or {})
+    weights = Weights(inputs.weights, inputs.responses, wanted, units, name or cell.name, native=native)
+    kind = NativeTape if native else ReferenceTape
     return kind(
         cell, weights, Place(counts), steps=steps, dtype=dtype, masks=masks, lengths=lengths, name=name, share=share
     )

@@ -88,7 +88,7 @@ class Layer:
         weights = _given({"ih": ih, "bias": bias, "hh": hh})
         responses = {key: (v, s) for key, v, s in (("ih", ih_v, ih_s), ("hh", hh_v, hh_s)) if v is not None}
         self.masks = _given(dict(zip(self.cell.states[0], (mask1, mask2), strict=True)))
-        self.weights = Weights(weights, responses, wanted, self.units, name, check=not wanted)  # type: ignore[arg-type]
+        self.weights = Weights(weights, responses, wanted, self.units, name, check=not wanted, native=True)
         self.kernel = Kernel(self.cell, self.weights, self.units, self.masks, lengths)
         self.heads = self.kernel.heads(self.rows, self.steps, share)
 
@@ -128,7 +128,7 @@ class Layer:
                     self.cell, self.weights, x, span.start, place, masks=self.masks, lengths=self.lengths, name=self.name
                 )
             if self.train:
-                facts += [torch.ops.revtune.digest(room.gates), spilled.numel()]
+                facts += [self._digest(room, y, span), spilled.numel()]
                 words += [spilled]
         self._report(sum(facts[1::2]), tally)
         kept = torch.cat([*words, self.heads.view(torch.int16).flatten()]) if self.train and lstm else None
@@ -156,7 +156,7 @@ class Layer:
             known, size = facts[2 * number : 2 * number + 2]
             room = self._room(y, span)
             self.kernel.recall(room)
-            if torch.ops.revtune.digest(room.gates) != known:
+            if self._digest(room, y, span) != known:
                 raise ReversalError(self._explain(span))
             if room.c is not None:
                 words, spilled = words[: len(words) - size], words[len(words) - size :]
@@ -175,6 +175,11 @@ class Layer:
     def _returned(self, counts: Tensor, heads: Tensor) -> bool:
         """Whether c and its heads are as they were at first."""
         return torch.equal(counts, fixed.to_counts(self.halves(self.state[1]))) and torch.equal(heads, self.heads[1])
+
+    def _digest(self, room: Room, y: Tensor, span: slice) -> int:
+        """A number for what a chunk's gradient is computed from: its gates, and its states of h."""
+        number: int = torch.ops.revtune.digest([room.gates, room.y_start, y[span]])
+        return number
 
     def _room(self, y: Tensor, span: slice) -> Room:
         room = self.kernel.room(self.x[span], y[span], recorded=True)

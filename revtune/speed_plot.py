@@ -36,6 +36,7 @@ def goals(records: list[Record]) -> bytes:
         _ticks(axes.xaxis)
         axes.grid(alpha=0.3, axis="x")
     panels[0].set_yticks(range(len(cases)), [f"{case.kind}  {case.sizes}" for case in cases])
+    panels[0].set_ylabel("T, B, input, H; of a step T, B, H, V")
     panels[0].invert_yaxis()
     _legend(figure, panels[0])
     return png(figure)

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from revtune import products
 from revtune.cells import Response, block_rows
 from revtune.checks import check_finite, fingerprint
+from revtune.products import NativeProducts, Products
 
 Rows = tuple[int, int] | None
 
@@ -28,6 +28,7 @@ class Weights:
         units: N.
         owner: the layer's name, for errors.
         check: whether to look for NaN and infinities.
+        native: whether the native kernel does the products.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class Weights:
         owner: str,
         *,
         check: bool = True,
+        native: bool = False,
     ) -> None:
+        self._products = NativeProducts() if native else Products()
         self.tensors = {name: weight.detach() for name, weight in weights.items()}
         self.responses = {name: (v.detach(), s.detach()) for name, (v, s) in responses.items()}
         self.wanted, self._units = wanted, units
@@ -61,10 +64,10 @@ class Weights:
         """The input projection of a chunk, (K, B, I) to (K, B, G); without `ih` the input itself."""
         if "ih" not in self.tensors:
             return x
-        projected = products.linear(x, self.tensors["ih"], self.tensors.get("bias"))
+        projected = self._products.linear(x, self.tensors["ih"], self.tensors.get("bias"))
         if "ih" in self.responses:
             extra, scale = self.responses["ih"]
-            projected = projected + scale * products.linear(x, extra)
+            projected = projected + scale * self._products.linear(x, extra)
         return projected
 
     def add_projection(self, x: Tensor, dx: Tensor) -> None:
@@ -79,10 +82,10 @@ class Weights:
         """From the projection's gradient (K, B, G) to the input's (K, B, I)."""
         if "ih" not in self.tensors:
             return dx
-        back = products.times(dx, self.tensors["ih"])
+        back = self._products.back(dx, self.tensors["ih"])
         if "ih" in self.responses:
             extra, scale = self.responses["ih"]
-            back = back + products.times(dx * scale, extra)
+            back = back + self._products.back(dx * scale, extra)
         return back
 
     def add(self, name: str, grad: Tensor) -> None:
@@ -103,15 +106,15 @@ class Weights:
     def add_product(self, name: str, rows: slice, value: Tensor, grad: Tensor, steps: int) -> None:
         """Add the gradients of a product over a chunk: its values (K B, columns) and the results' gradients (K B, rows)."""
         if name in self.wanted:
-            products.add_outer(self._sink(name, self.tensors[name])[rows], grad, value)
+            self._products.add_outer(self._sink(name, self.tensors[name])[rows], grad, value)
         if name not in self.responses:
             return
         extra, scale = self.responses[name]
         scale = scale[:, rows]
         if f"{name}.V" in self.wanted:
-            products.add_outer(self._sink(f"{name}.V", extra)[rows], grad * scale.repeat(steps, 1), value)
+            self._products.add_outer(self._sink(f"{name}.V", extra)[rows], grad * scale.repeat(steps, 1), value)
         if f"{name}.s" in self.wanted:
-            by_step = (grad * products.linear(value, extra[rows])).view(steps, *scale.shape)
+            by_step = (grad * self._products.linear(value, extra[rows])).view(steps, *scale.shape)
             self._sink(f"{name}.s", self.responses[name][1])[:, rows].add_(by_step.sum(0))
 
     def _sink(self, name: str, like: Tensor) -> Tensor:

@@ -1,5 +1,35 @@
-"""Small products run many times faster on one thread; a test that wants more sets them and puts one back."""
+"""Threads and backends.
 
+Small products run many times faster on one thread; a test that wants more sets them and puts one back.
+
+A module whose tests are to hold for both backends says so: `BACKENDS = ("reference", "native")`. A test that holds for
+one only says `on_reference` or `on_native` of tests/backends.py. Cells and dtypes that the kernel does not have run in
+plain torch either way.
+"""
+
+from collections.abc import Iterator
+
+import pytest
 import torch
 
+from revtune import native
+
 torch.set_num_threads(1)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    chosen = [mark for mark in metafunc.definition.iter_markers("parametrize") if "backend" in mark.args[0]]
+    if hasattr(metafunc.module, "BACKENDS") and not chosen:
+        metafunc.parametrize("backend", metafunc.module.BACKENDS, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Sets the backend that a test was given, and tells it; else the one in force."""
+    given: str = getattr(request, "param", native.backend())
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(request, "param"):
+            patch.setenv("REVTUNE_BACKEND", given)
+        if given == "native" and not native.find().library:
+            pytest.skip(native.explain())
+        yield given

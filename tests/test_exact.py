@@ -17,11 +17,19 @@ import revtune as rt
 from revtune.checks import checksum
 from revtune.scan import LayerInputs, build_tape
 from revtune.stack import Stack
+from tests.backends import on_reference
 from tests.stored import KINDS, Leaves, Problem, differentiate, problem, random_loss
 
+BACKENDS = ("reference", "native")
+CELLS = KINDS[:4]
 FORGETTING = ("RevGRU", "RevLSTM", "minGRU")
 GRID = [(kind, bits) for kind in FORGETTING for bits in (1.0, 2.0, 3.0, 5.0, None)]
 GRID += [("NF-RevGRU", 3.0), ("NF-RevLSTM", 3.0)]
+BOTH_GRIDS = [(*case, "reference") for case in GRID] + [(*case, "native") for case in GRID if case[0] in CELLS]
+every_cell = pytest.mark.parametrize(
+    ("kind", "backend"), [(kind, "reference") for kind in KINDS] + [(kind, "native") for kind in CELLS],
+    indirect=["backend"],
+)  # fmt: skip
 
 Standing = list[tuple[tuple[Tensor, ...], Tensor, int]]
 
@@ -67,7 +75,7 @@ def rewinds(stack: Stack, x: Tensor, chunk: int) -> bool:
 
 
 @pytest.mark.parametrize(("number", "steps", "chunk"), [(1, 200, 64), (2, 90, 16), (3, 40, 1)])
-@pytest.mark.parametrize(("kind", "bits"), GRID)
+@pytest.mark.parametrize(("kind", "bits", "backend"), BOTH_GRIDS, indirect=["backend"])
 def test_rewinding_is_exact(kind: str, bits: float | None, number: int, steps: int, chunk: int) -> None:
     stack, x = layers(kind, number, steps, bits)
     with torch.no_grad():
@@ -78,7 +86,7 @@ def test_rewinding_is_exact(kind: str, bits: float | None, number: int, steps: i
         assert all(tape.buffer.words == 0 for tape in stack.tapes)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_cell
 def test_rewinding_is_exact_over_ten_thousand_steps(kind: str) -> None:
     of = problem(kind, 10_000, rows=2, hidden=4, inputs=2)
     recording = rt.record(of.cell, of.x, of.state, weights=of.weights, chunk=1000)
@@ -89,7 +97,7 @@ def test_rewinding_is_exact_over_ten_thousand_steps(kind: str) -> None:
 
 
 @pytest.mark.parametrize("share", [1, 2, 3])
-@pytest.mark.parametrize("kind", KINDS)
+@every_cell
 def test_a_recording_can_be_rewound_again_whatever_the_share(kind: str, share: int) -> None:
     of = problem(kind, 25, hidden=12)
     recording = rt.record(
@@ -101,6 +109,7 @@ def test_a_recording_can_be_rewound_again_whatever_the_share(kind: str, share: i
         assert not any(state.any() for state in first)
 
 
+@on_reference
 @pytest.mark.parametrize("kind", KINDS)
 def test_rewinding_is_exact_in_float64(kind: str) -> None:
     of = problem(kind, 40, dtype=torch.float64, bits=None)
@@ -108,7 +117,7 @@ def test_rewinding_is_exact_in_float64(kind: str) -> None:
     assert torch.equal(rt.unscan(recording)[0], recording.y)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_cell
 def test_training_and_recording_give_the_same_bits(kind: str) -> None:
     of = problem(kind, 30)
     recording = rt.record(of.cell, of.x, of.state, weights=of.weights, chunk=7)
@@ -155,6 +164,7 @@ def one_forget_step(value: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("undone", [0, 3, 4, 9, 14])
+@on_reference
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_gate_that_differs_in_one_bit_is_refused(kind: str, undone: int) -> None:
     """Steps 14 down to 0 of 20 are rewound; the step undone after `undone` others is disturbed."""
@@ -167,6 +177,7 @@ def test_a_gate_that_differs_in_one_bit_is_refused(kind: str, undone: int) -> No
             differentiate(rt.scan, of._replace(cell=nudged(of.cell, call, -1, one_bit)), chunk=5)
 
 
+@on_reference
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_gate_that_differs_between_recording_and_unscanning_is_refused(kind: str) -> None:
     of = problem(kind, 20)
@@ -178,6 +189,7 @@ def test_a_gate_that_differs_between_recording_and_unscanning_is_refused(kind: s
             rt.unscan(rt.record(cell, of.x, of.state, weights=of.weights, chunk=5))
 
 
+@on_reference
 @pytest.mark.parametrize("kind", FORGETTING)
 def test_one_forget_gate_that_differs_in_its_last_place_is_refused(kind: str) -> None:
     of = problem(kind, 20)
@@ -187,6 +199,7 @@ def test_one_forget_gate_that_differs_in_its_last_place_is_refused(kind: str) ->
             differentiate(rt.scan, of._replace(cell=cell), chunk=5)
 
 
+@on_reference
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_bit_of_one_unit_is_refused_or_smaller_than_the_grid(kind: str) -> None:
     """A last bit that leaves every state as it was changes gradients by no more than a last bit."""
@@ -205,6 +218,7 @@ def test_one_bit_of_one_unit_is_refused_or_smaller_than_the_grid(kind: str) -> N
     assert refused
 
 
+@on_reference
 def test_backward_after_a_refused_backward_gives_no_wrong_gradient() -> None:
     of, leaves = problem("RevGRU", 20), Leaves(problem("RevGRU", 20))
     wanted = differentiate(rt.scan, of, chunk=5)
@@ -306,6 +320,7 @@ def telltale(of: Problem, read: Callable[[], float] = reading) -> Problem:
     return of._replace(cell=replace(of.cell, stages=tuple(wrapped(stage) for stage in of.cell.stages)))
 
 
+@on_reference
 @pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize("kind", ["RevGRU", "RevLSTM"])
 def test_settings_are_put_back_to_rewind(kind: str, switch: str, settings: None) -> None:
@@ -323,8 +338,9 @@ def test_settings_are_put_back_to_rewind(kind: str, switch: str, settings: None)
 
 
 @pytest.mark.parametrize("around", ["forward", "backward", "both"])
-def test_autocast_does_not_reach_inside(around: str) -> None:
-    of, leaves = telltale(problem("RevGRU", 12)), Leaves(problem("RevGRU", 12))
+def test_autocast_does_not_reach_inside(around: str, backend: str) -> None:
+    of, leaves = problem("RevGRU", 12), Leaves(problem("RevGRU", 12))
+    of = telltale(of) if backend == "reference" else of
     wanted = differentiate(rt.scan, of, chunk=5)
     with torch.autocast("cpu", torch.bfloat16, enabled=around != "backward"):
         y, finals = rt.scan(of.cell, leaves.x, leaves.state, weights=leaves.weights, chunk=5)
@@ -336,13 +352,14 @@ def test_autocast_does_not_reach_inside(around: str) -> None:
     assert all(torch.equal(grad, wanted.grads[name]) for name, grad in grads.items())
 
 
-def test_real_products_on_two_threads_and_then_on_one(settings: None) -> None:
-    of = problem("RevGRU", 9, rows=20, hidden=256, inputs=128, spread=0.1)
-    torch.set_num_threads(2)
+@pytest.mark.parametrize("switch", SWITCHES)
+@pytest.mark.parametrize("kind", ["RevGRU", "RevLSTM"])
+def test_real_products_under_settings_that_change_before_backward(kind: str, switch: str, settings: None) -> None:
+    of = problem(kind, 9, rows=20, hidden=128, inputs=128, spread=0.1)
     wanted = differentiate(rt.scan, of, chunk=4)
     leaves = Leaves(of)
     loss = random_loss(*rt.scan(of.cell, leaves.x, leaves.state, weights=leaves.weights, chunk=4))
-    torch.set_num_threads(1)
+    SWITCHES[switch]()
     assert all(torch.equal(grad, wanted.grads[name]) for name, grad in leaves.gradients(loss).items())
 
 
@@ -356,6 +373,7 @@ def test_backward_on_another_python_thread() -> None:
     assert all(torch.equal(grad, wanted.grads[name]) for name, grad in found[0].items())
 
 
+@on_reference
 @pytest.mark.parametrize("module", ["mkldnn", "cuda"])
 def test_new_precision_switches_are_put_back_to_rewind(module: str) -> None:
     """torch's precision by backend; once it is set, the older getters refuse to read."""
@@ -436,7 +454,7 @@ def test_double_backward_is_refused() -> None:
         torch.autograd.grad(y.sum(), leaves.x, create_graph=True)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_cell
 @pytest.mark.parametrize("chunk", [4, 12])
 def test_a_retained_graph_gives_the_same_gradients_again(kind: str, chunk: int) -> None:
     of, leaves = problem(kind, 12), Leaves(problem(kind, 12))
@@ -487,6 +505,7 @@ def forward(of: Problem) -> tuple[Leaves, Tensor]:
     return leaves, random_loss(*rt.scan(of.cell, leaves.x, leaves.state, weights=leaves.weights, chunk=5))
 
 
+@on_reference
 def test_the_buffer_is_freed_with_its_graph(buffers: weakref.WeakSet[rt.Buffer]) -> None:
     _, loss = forward(problem("RevGRU", 12))
     assert len(buffers) == 1
@@ -494,6 +513,7 @@ def test_the_buffer_is_freed_with_its_graph(buffers: weakref.WeakSet[rt.Buffer])
     assert len(buffers) == 0
 
 
+@on_reference
 def test_the_buffer_is_freed_by_backward(buffers: weakref.WeakSet[rt.Buffer]) -> None:
     leaves, loss = forward(problem("RevGRU", 12))
     torch.autograd.grad(loss, leaves.x, retain_graph=True)

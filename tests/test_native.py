@@ -45,6 +45,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(native, "SOURCE", folder)
     monkeypatch.setattr(native, "_found", None)
     monkeypatch.setattr(native, "_told", False)
+    monkeypatch.setattr(native, "_waiting", [])
     return folder
 
 

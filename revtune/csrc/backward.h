@@ -72,6 +72,6 @@ class Backward : public Worker {
 
   void carry(Table& into, int64_t rows, int64_t some, const float* weight) {
     for (int64_t r = 0; r < rows; r++) at.outputs[r] = into[r];
-    transposed_product(at, rows, some * units, stride_, weight);
+    transposed_product(at, rows, some * units, stride_, weight, stride_);
   }
 };

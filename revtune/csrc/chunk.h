@@ -54,6 +54,14 @@ struct Gradient {
   float* direction;         // (groups, 2, B, N): gradient of the state, in and out
 };
 
+// Rows of a matrix: where they begin and how far apart they are.
+struct Matrix {
+  float* values;
+  int64_t rows, columns, stride;
+
+  float* row(int64_t r) const { return values + r * stride; }
+};
+
 // A kernel compiled for one instruction set.
 struct Variant {
   const char* name;
@@ -70,6 +78,11 @@ struct Variant {
   void (*sigmoid)(const float* x, float* y, int64_t n);
   void (*tanh)(const float* x, float* y, int64_t n);
   uint64_t (*digest)(const uint64_t* bits, int64_t n, uint64_t first);
+  // Panels of outputs, columns of x, rows of a weight, [begin, end).
+  void (*project)(const Matrix& x, const float* weight, const float* bias, const Matrix& y, int64_t begin, int64_t end);
+  void (*project_back)(const Matrix& d, const float* weight, const Matrix& x, int64_t begin, int64_t end);
+  void (*add_outer)(const Matrix& d, const Matrix& v, const Matrix& into, int64_t begin, int64_t end);
+  int64_t most_rows;
 };
 
 }  // namespace revtune

@@ -5,13 +5,23 @@
 
 constexpr int panel_width = 2 * lanes;
 
+// The inputs [begin, end) of a product; where begin is not 0, the chains go on from the outputs.
+struct Span {
+  int64_t begin, end;
+};
+
 // One panel of outputs for R rows. `weight` has the panel's values for input k at weight + k * stride.
 template <int R>
 inline __attribute__((always_inline)) void panel_product(
-    const float* const* inputs, int64_t count, const float* weight, int64_t stride, float* const* outputs) {
+    const float* const* inputs, Span span, const float* weight, int64_t stride, float* const* outputs) {
   Lanes sums[R][2];
-  for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = Lanes{};
-  for (int64_t k = 0; k < count; k++, weight += stride) {
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) {
+    sums[r][0] = span.begin ? *(const Lanes*)outputs[r] : Lanes{};
+    sums[r][1] = span.begin ? *(const Lanes*)(outputs[r] + lanes) : Lanes{};
+  }
+  weight += span.begin * stride;
+  for (int64_t k = span.begin; k < span.end; k++, weight += stride) {
     const Lanes left = *(const Lanes*)weight, right = *(const Lanes*)(weight + lanes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
@@ -29,12 +39,11 @@ inline __attribute__((always_inline)) void panel_product(
 
 template <int R>
 void panel_of_rows(
-    int64_t rows, const float* const* inputs, int64_t count, const float* weight, int64_t stride,
-    float* const* outputs) {
+    int64_t rows, const float* const* inputs, Span span, const float* weight, int64_t stride, float* const* outputs) {
   if constexpr (R > 1) {
-    if (rows < R) return panel_of_rows<R - 1>(rows, inputs, count, weight, stride, outputs);
+    if (rows < R) return panel_of_rows<R - 1>(rows, inputs, span, weight, stride, outputs);
   }
-  panel_product<R>(inputs, count, weight, stride, outputs);
+  panel_product<R>(inputs, span, weight, stride, outputs);
 }
 
 // Where the rows of a product begin; room for the pointers of one thread.
@@ -45,12 +54,13 @@ struct Rows {
   explicit Rows(int64_t rows) : inputs(rows), outputs(rows), shifted(rows) {}
 };
 
-inline void every_panel(Rows& at, int64_t rows, int64_t count, const float* weight, int64_t stride, int64_t column) {
+// One panel for all rows, a block of them after another.
+inline void panel_for_all(Rows& at, int64_t rows, Span span, const float* weight, int64_t stride, int64_t column) {
   for (int64_t r = 0; r < rows; r++) at.shifted[r] = at.outputs[r] + column;
   const int64_t blocks = (rows + most_rows - 1) / most_rows;
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t begin = rows * b / blocks, end = rows * (b + 1) / blocks;
-    panel_of_rows<most_rows>(end - begin, &at.inputs[begin], count, weight, stride, &at.shifted[begin]);
+    panel_of_rows<most_rows>(end - begin, &at.inputs[begin], span, weight, stride, &at.shifted[begin]);
   }
 }
 
@@ -67,14 +77,19 @@ inline void pack_product(const float* weight, int64_t outputs, int64_t inputs, f
 // W times each input row, W being packed; output rows have room for `padded(outputs)`.
 inline void product(Rows& at, int64_t rows, int64_t inputs, int64_t outputs, const float* packed) {
   for (int64_t column = 0; column < outputs; column += panel_width, packed += inputs * panel_width)
-    every_panel(at, rows, inputs, packed, panel_width, column);
+    panel_for_all(at, rows, {0, inputs}, packed, panel_width, column);
 }
 
-// Each input row times W, for W of shape (inputs, outputs) as it is; at least a panel of outputs. The last panel ends
-// where the row ends, over what the one before it wrote: the same values come out.
-inline void transposed_product(Rows& at, int64_t rows, int64_t inputs, int64_t outputs, const float* weight) {
-  for (int64_t column = 0; column < outputs; column += panel_width) {
-    const int64_t start = std::min(column, outputs - panel_width);
-    every_panel(at, rows, inputs, weight + start, outputs, start);
-  }
+// Each input row times W, for W of shape (inputs, outputs) as it is, whose rows are `stride` apart; at least a panel of
+// outputs. Inputs are taken some at a time, so that those of a block of rows stay near. A last panel that outputs do not
+// fill ends where they end, over what the one before it wrote: the same values come out.
+inline void transposed_product(Rows& at, int64_t rows, int64_t inputs, int64_t outputs, const float* weight,
+                               int64_t stride) {
+  constexpr int64_t some = 512;
+  const int64_t filled = outputs / panel_width * panel_width;
+  for (int64_t first = 0; first < inputs; first += some)
+    for (int64_t column = 0; column < filled; column += panel_width)
+      panel_for_all(at, rows, {first, std::min(first + some, inputs)}, weight + column, stride, column);
+  if (filled < outputs)
+    panel_for_all(at, rows, {0, inputs}, weight + outputs - panel_width, stride, outputs - panel_width);
 }

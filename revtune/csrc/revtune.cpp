@@ -319,9 +319,68 @@ void gradient(
   });
 }
 
-int64_t digest(const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.is_contiguous(), "digest wants a contiguous tensor");
-  return digest_of(tensor.data_ptr(), tensor.numel() * (int64_t)tensor.element_size(), 0);
+// A float32 matrix whose rows are dense.
+Matrix matrix(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.dim() == 2 && (tensor.stride(1) == 1 || tensor.size(1) < 2), name, " must have dense rows");
+  return {const_cast<float*>(tensor.const_data_ptr<float>()), tensor.size(0), tensor.size(1), tensor.stride(0)};
+}
+
+// Cut [0, count) over threads in multiples of `unit`, where the whole is worth it.
+template <class Work>
+void over_parts(int64_t count, int64_t unit, int64_t multiplications, const Work& work) {
+  const int64_t units = (count + unit - 1) / unit;
+  const int64_t worth = std::max<int64_t>(1, multiplications / 400000);
+  const int64_t threads = std::min({(int64_t)torch::stable::get_num_threads(), units, worth});
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++)
+      work(units * i / threads * unit, std::min(count, units * (i + 1) / threads * unit));
+  });
+}
+
+Tensor project(const Tensor& x, const Tensor& weight, const Maybe& bias) {
+  const Matrix in = matrix(x, "x");
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == in.columns, "x and weight do not fit");
+  Tensor y = torch::stable::new_empty(weight, {in.rows, weight.size(0)});
+  const Matrix out = matrix(y, "y");
+  const float* values = pointer<float>(weight, weight.numel(), "weight");
+  const float* added = pointer<float>(bias, out.columns, "bias");
+  const int64_t panels = (out.columns + variant().panel - 1) / variant().panel;
+  over_parts(panels, 1, in.rows * in.columns * out.columns, [&](int64_t begin, int64_t end) {
+    variant().project(in, values, added, out, begin, end);
+  });
+  return y;
+}
+
+Tensor project_back(const Tensor& d, const Tensor& weight) {
+  const Matrix in = matrix(d, "d");
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == in.columns, "d and weight do not fit");
+  Tensor x = torch::stable::new_empty(weight, {in.rows, weight.size(1)});
+  const Matrix out = matrix(x, "x");
+  const float* values = pointer<float>(weight, weight.numel(), "weight");
+  over_parts(out.columns, variant().panel, in.rows * in.columns * out.columns, [&](int64_t begin, int64_t end) {
+    variant().project_back(in, values, out, begin, end);
+  });
+  return x;
+}
+
+void add_outer(const Tensor& into, const Tensor& d, const Tensor& v) {
+  const Matrix grads = matrix(d, "d"), values = matrix(v, "v"), sum = matrix(into, "into");
+  STD_TORCH_CHECK(grads.rows == values.rows && sum.rows == grads.columns && sum.columns == values.columns,
+                  "into must be d's columns by v's columns");
+  over_parts(sum.rows, variant().most_rows, grads.rows * sum.rows * sum.columns, [&](int64_t begin, int64_t end) {
+    variant().add_outer(grads, values, sum, begin, end);
+  });
+}
+
+int64_t digest(const std::vector<Tensor>& tensors) {
+  uint64_t sum = 0, first = 0;
+  for (const Tensor& tensor : tensors) {
+    STD_TORCH_CHECK(tensor.is_contiguous(), "digest wants contiguous tensors");
+    const int64_t bytes = tensor.numel() * (int64_t)tensor.element_size();
+    sum += (uint64_t)digest_of(tensor.const_data_ptr(), bytes, first);
+    first += (uint64_t)bytes / 8 + 1;
+  }
+  return (int64_t)sum;
 }
 
 Tensor apply(const Tensor& x, void (*function)(const float*, float*, int64_t)) {
@@ -360,7 +419,10 @@ STABLE_TORCH_LIBRARY(revtune, m) {
       "gradient(Tensor(a!) gates, Tensor(b!) direction, Tensor y, Tensor y_start, Tensor? c, Tensor? c_start, "
       "Tensor weight, Tensor? response, Tensor? scale, Tensor? mask1, Tensor? mask2, Tensor? lengths, Tensor? dy, "
       "int first, float slope, bool forgetting) -> ()");
-  m.def("digest(Tensor tensor) -> int");
+  m.def("project(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("project_back(Tensor d, Tensor weight) -> Tensor");
+  m.def("add_outer(Tensor(a!) into, Tensor d, Tensor v) -> ()");
+  m.def("digest(Tensor[] tensors) -> int");
   // Whole sequences, of chunks of the above; Python has the implementation.
   m.def(
       "sequence(Tensor x, Tensor h, Tensor? c, Tensor? ih, Tensor? bias, Tensor hh, Tensor? ih_v, Tensor? ih_s, "
@@ -384,6 +446,9 @@ STABLE_TORCH_LIBRARY_IMPL(revtune, CPU, m) {
   m.impl("recall", TORCH_BOX(&revtune::recall));
   m.impl("recall_cells", TORCH_BOX(&revtune::recall_cells));
   m.impl("gradient", TORCH_BOX(&revtune::gradient));
+  m.impl("project", TORCH_BOX(&revtune::project));
+  m.impl("project_back", TORCH_BOX(&revtune::project_back));
+  m.impl("add_outer", TORCH_BOX(&revtune::add_outer));
   m.impl("digest", TORCH_BOX(&revtune::digest));
   m.impl("gate_sigmoid", TORCH_BOX(&revtune::gate_sigmoid));
   m.impl("gate_tanh", TORCH_BOX(&revtune::gate_tanh));

@@ -2,6 +2,7 @@
 
 #include "lanes.h"
 #include "product.h"
+#include "matrix.h"
 #include "functions.h"
 #include "coupling.h"
 #include "worker.h"
@@ -35,5 +36,6 @@ inline uint64_t digest(const uint64_t* bits, int64_t n, uint64_t first) {
 
 constexpr Variant make_variant(const char* name) {
   return {name, panel_width, packed_size, pack, {gru::forward, lstm::forward}, {gru::rewind, lstm::rewind},
-          {gru::recall, lstm::recall}, lstm::recall_cells, {gru::gradient, lstm::gradient}, sigmoid_of, tanh_of, digest};
+          {gru::recall, lstm::recall}, lstm::recall_cells, {gru::gradient, lstm::gradient}, sigmoid_of, tanh_of, digest, project,
+          project_back, add_outer, most_rows};
 }
