@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -163,14 +163,15 @@ class Cell:
             LSTM.
         stages: in order of time.
         bounded: whether the equations alone keep every state below 2^20; if not, `scan` watches every step.
-        native: what the native kernel has to know, for the cells that it has.
+        native: what the native kernel has to know, for the cells that it has. `dataclasses.replace` leaves it out: a
+            changed cell is another cell.
     """
 
     name: str
     states: tuple[tuple[str, ...], ...]
     stages: tuple[Stage, ...]
     bounded: bool = False
-    native: Native | None = None
+    native: Native | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if not self.parts or len(set(self.parts)) < len(self.parts):
@@ -252,7 +253,7 @@ def rev_gru(max_forget_bits: float | None = 3.0, *, forgetting: bool = True) -> 
     """
     check_bits(max_forget_bits)
     halves = (("h1", "h2", 0), ("h2", "h1", 3))
-    return Cell(
+    cell = Cell(
         name="RevGRU" if forgetting else "NF-RevGRU",
         states=(("h1", "h2"),),
         stages=tuple(
@@ -264,8 +265,9 @@ def rev_gru(max_forget_bits: float | None = 3.0, *, forgetting: bool = True) -> 
             for part, other, first in halves
         ),
         bounded=forgetting,
-        native=Native(max_forget_bits, forgetting),
     )
+    object.__setattr__(cell, "native", Native(max_forget_bits, forgetting))
+    return cell
 
 
 def _gru_gates(step: Step, *, other: str, first: int, bits: float | None, forgetting: bool) -> tuple[Tensor, ...]:
@@ -293,7 +295,7 @@ def rev_lstm(max_forget_bits: float | None = 3.0, *, forgetting: bool = True) ->
     """
     check_bits(max_forget_bits)
     halves = (("h1", "c1", "h2", 0), ("h2", "c2", "h1", 5))
-    return Cell(
+    cell = Cell(
         name="RevLSTM" if forgetting else "NF-RevLSTM",
         states=(("h1", "h2"), ("c1", "c2")),
         stages=tuple(
@@ -308,8 +310,9 @@ def rev_lstm(max_forget_bits: float | None = 3.0, *, forgetting: bool = True) ->
             for part, cell, other, first in halves
         ),
         bounded=forgetting,
-        native=Native(max_forget_bits, forgetting),
     )
+    object.__setattr__(cell, "native", Native(max_forget_bits, forgetting))
+    return cell
 
 
 def _lstm_gates(step: Step, *, other: str, first: int, bits: float | None) -> tuple[Tensor, ...]:

@@ -111,6 +111,7 @@ class Kernel:
         self._scale = None if scale is None else scale.contiguous()
         self._masks = [masks[part].contiguous() if part in masks else None for part in cell.states[0]]
         self._lengths = None if lengths is None else lengths.long().contiguous()
+        self._memory: dict[str, Tensor] = {}
         self._packed = torch.ops.revtune.pack(self._hh, self.blocks)
         self._packed_extra = None if self._extra is None else torch.ops.revtune.pack(self._extra, self.blocks)
 
@@ -128,22 +129,31 @@ class Kernel:
         width = -(-self.units // max(1, min(turns, self.units)))
         return torch.full((self.states, rows, width), HEAD_START, dtype=torch.float64)
 
-    def room(self, x: Tensor, y: Tensor | None = None, *, recorded: bool) -> Room:
-        """Room for a chunk of inputs (K, B, I), which are projected into it; outputs go to y (K, B, H) if it is given."""
-        gates = self.project(x)
-        steps, rows = x.shape[:2]
-        shape = (steps, rows, PARTS * self.units)
-        room = Room(gates, gates.new_empty(shape) if y is None else y, gates.new_empty(shape[1:]))
+    def room(self, x: Tensor, y: Tensor | None = None, *, recorded: bool, gates: Tensor | None = None) -> Room:
+        """Room for a chunk of inputs (K, B, I), which are projected into it unless its gates are known.
+
+        Outputs go to y (K, B, H) if it is given. The rooms of a kernel share the memory of gates, rh and c.
+        """
+        shape = (*x.shape[:2], PARTS * self.units)
+        gates = self._project(x) if gates is None else self._shared("gates", tuple(gates.shape)).copy_(gates)
+        room = Room(gates, x.new_empty(shape) if y is None else y, x.new_empty(shape[1:]))
         if not recorded:
             return room
         if self.is_gru:
-            return room._replace(rh=gates.new_empty(shape))
-        return room._replace(c=gates.new_empty(shape), c_start=gates.new_empty(shape[1:]))
+            return room._replace(rh=self._shared("rh", shape))
+        return room._replace(c=self._shared("c", shape), c_start=x.new_empty(shape[1:]))
 
-    def project(self, x: Tensor) -> Tensor:
+    def _project(self, x: Tensor) -> Tensor:
         """The projected inputs (K, B, G), to be written over."""
-        gates = self.weights.project(x)
-        return gates.clone(memory_format=torch.contiguous_format) if gates is x else gates.contiguous()
+        out = self._shared("gates", (*x.shape[:2], PARTS * self.blocks * self.units))
+        gates = self.weights.project(x, out)
+        return gates if gates.data_ptr() == out.data_ptr() else out.copy_(gates)
+
+    def _shared(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Memory that is used again by the next chunk, which is no longer as a rule."""
+        if name not in self._memory or len(self._memory[name]) < shape[0]:
+            self._memory[name] = self._hh.new_empty(shape)
+        return self._memory[name][: shape[0]]
 
     def forward(
         self, room: Room, counts: Tensor, heads: Tensor, first: int, keep: int, tally: Tensor | None = None
@@ -166,6 +176,15 @@ class Kernel:
     def recall(self, room: Room) -> None:
         """Evaluate the gates of a chunk whose h is known."""
         torch.ops.revtune.recall(room.gates, room.y, room.y_start, room.rh, *self._reading())
+
+    def reset(self, room: Room) -> None:
+        """Evaluate r * h of a RevGRU's chunk whose gates and h are known."""
+        if room.rh is None:
+            return
+        n = self.units
+        for half, (mask, r) in enumerate(zip(self._masks[::-1], (slice(n, 2 * n), slice(4 * n, 5 * n)), strict=True)):
+            for read, (gates, rh) in self._reads(room, half, room.gates[:, :, r], room.rh[:, :, half * n : half * n + n]):
+                torch.mul(gates, read if mask is None else read * mask, out=rh)
 
     def recall_cells(self, room: Room, counts: Tensor, heads: Tensor, words: Tensor, first: int) -> tuple[int, bool]:
         """Rewind c alone, after `recall`; as `rewind`."""
@@ -195,22 +214,25 @@ class Kernel:
         n, first = self.units, half * self.blocks * self.units
         last = first + (2 if self.is_gru else LSTM_BLOCKS) * n
         mask, grads = self._masks[1 - half], room.gates[:, :, first:last]
-        for read, grad in self._reads(room, grads, half):
+        for read, (grad,) in self._reads(room, half, grads):
             self._add_product(slice(first, last), read if mask is None else read * mask, grad)
         if room.rh is not None:
             self._add_product(
                 slice(last, last + n), room.rh[:, :, half * n : (half + 1) * n], room.gates[:, :, last : last + n]
             )
 
-    def _reads(self, room: Room, grads: Tensor, half: int) -> list[tuple[Tensor, Tensor]]:
-        """The other half's h as this half's gates read it, with the gradients of what became of it.
+    def _reads(self, room: Room, half: int, *others: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
+        """The other half's h as this half's gates read it, with other tensors (K, ...) at those steps.
 
         Half 1 reads h1 after the step; half 0 reads h2 before it, which is another tensor at the first step.
         """
         if half:
-            return [(room.y[:, :, : self.units], grads)]
-        pairs = [(room.y_start[None, :, self.units :], grads[:1]), (room.y[:-1, :, self.units :], grads[1:])]
-        return pairs[: len(grads)]
+            return [(room.y[:, :, : self.units], list(others))]
+        pairs = [
+            (room.y_start[None, :, self.units :], [other[:1] for other in others]),
+            (room.y[:-1, :, self.units :], [other[1:] for other in others]),
+        ]
+        return pairs[: len(room.y)]
 
     def _add_product(self, rows: slice, value: Tensor, grads: Tensor) -> None:
         self.weights.add_product("hh", rows, value.flatten(0, 1), grads.flatten(0, 1), len(grads))

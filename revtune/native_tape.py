@@ -92,7 +92,7 @@ class NativeTape(Tape):
         other = copy.copy(self)
         other.buffer, other.weights, other._counts = self.buffer.copy(), self.weights.fresh(), self._counts.clone()
         other.kernel = copy.copy(self.kernel)
-        other.kernel.weights = other.weights
+        other.kernel.weights, other.kernel._memory = other.weights, {}
         other.direction = self.direction.copy()
         return other
 

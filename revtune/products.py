@@ -18,8 +18,8 @@ from revtune import native
 class Products:
     """torch's matmuls, on any device and in any dtype."""
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`x W^T + b` for x (..., I), W (G, I), b (G,)."""
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
+        """`x W^T + b` for x (..., I), W (G, I), b (G,); `out` (..., G), dense, may be used for it."""
         return F.linear(x, weight, bias)
 
     def back(self, grad: Tensor, weight: Tensor) -> Tensor:
@@ -34,9 +34,11 @@ class Products:
 class NativeProducts(Products):
     """The kernel's matmuls: float32, CPU, no gradient of their own."""
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        product: Tensor = torch.ops.revtune.project(_rows(x), weight.contiguous(), bias)
-        return product.view(*x.shape[:-1], weight.shape[0])
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
+        if out is None:
+            out = x.new_empty(*x.shape[:-1], weight.shape[0])
+        torch.ops.revtune.project_into(out.view(-1, weight.shape[0]), _rows(x), weight.contiguous(), bias)
+        return out
 
     def back(self, grad: Tensor, weight: Tensor) -> Tensor:
         product: Tensor = torch.ops.revtune.project_back(_rows(grad), weight.contiguous())

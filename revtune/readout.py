@@ -19,7 +19,7 @@ from revtune import sinks
 from revtune.products import products_for
 from revtune.sinks import Sinks
 
-_BLOCK_BYTES = 5 * 2**19
+_BLOCK_BYTES = 3 * 2**20
 
 
 class LinearCrossEntropy(nn.Module):
@@ -194,7 +194,7 @@ class LinearCrossEntropy(nn.Module):
         return float(self.num_classes if self.class_weights is None else self.class_weights.sum())
 
     def _slices(self, positions: int) -> Iterator[slice]:
-        """Blocks of 16 positions or more whose logits fit 2.5 MiB, evened out."""
+        """Blocks of 16 positions or more whose logits fit 3 MiB, evened out."""
         most = max(16, _BLOCK_BYTES // (4 * self.num_classes))
         blocks = max(1, -(-positions // most))
         size = max(1, -(-positions // blocks))

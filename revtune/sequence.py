@@ -1,8 +1,8 @@
 """A RevGRU or RevLSTM over a sequence whose outputs are all returned: torch.ops.revtune.sequence.
 
 Outputs tell every h, so nothing is kept to rewind it: backward evaluates a chunk's gates again, from outputs, in one
-product for all its steps. Of a RevLSTM c is rewound, with a buffer of its own. One number a chunk tells whether the
-gates came out as they were, bit for bit.
+product for all its steps. Of a RevLSTM c is rewound, with a buffer of its own. One number a chunk tells whether gates
+and states are what they were, bit for bit. The last steps' gates are kept, up to a bound that no length moves.
 
 The operator is functional, with a fake and a backward of its own, so that torch.compile sees one node.
 
@@ -11,7 +11,7 @@ Shapes: T time, B batch, I input, H hidden, N = H / 2, G gates, S states of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,8 +29,10 @@ from revtune.reference import name_bad_state
 from revtune.tape import Place
 from revtune.weights import Weights
 
-BUDGET = 16 * 2**20
+BUDGET = 4 * 2**20
 """Bytes that a chunk's gates may take; outputs and their gradients, which are there anyway, are of that order."""
+KEPT = 8 * 2**20
+"""Bytes of the last steps' gates that are kept, whatever the length: they need not be evaluated again."""
 _WEIGHTS = ("ih", "bias", "hh")
 _GRADIENTS = ("ih", "bias", "hh", "ih.V", "ih.s", "hh.V", "hh.s")
 _SETTINGS = ("lengths", "chunk", "share", "bits", "forgetting", "train", "name")
@@ -60,7 +62,7 @@ def sequence(
     steps, rows = x.shape[:2]
     chunk = chunk or chunk_steps(steps, 4 * rows * (cell.blocks + PARTS) * (h.shape[-1] // PARTS))
     limits = [(masks or {}).get(part) for part in cell.states[0]]
-    y, final, _, _ = torch.ops.revtune.sequence(
+    y, final, *_ = torch.ops.revtune.sequence(
         *tensors, *limits, lengths, chunk, share, *cell.native, train, name or cell.name
     )
     return y, tuple(one.to(first.dtype) for one, first in zip(final.unbind(), state, strict=True))
@@ -70,6 +72,11 @@ def chunk_steps(steps: int, size: int) -> int:
     """Steps of a chunk, evened out over the sequence, where one takes so many bytes."""
     chunks = -(-steps // max(4, BUDGET // size))
     return -(-steps // chunks)
+
+
+def kept_steps(steps: int, rows: int, gates: int) -> int:
+    """How many steps' gates, so many floats a row, are kept."""
+    return min(steps, KEPT // (4 * rows * gates))
 
 
 class Layer:
@@ -106,18 +113,28 @@ class Layer:
         """Parts (..., 2, B, N) as states (..., B, H)."""
         return parts.movedim(-3, -2).flatten(-2)
 
-    def chunks(self) -> Iterator[tuple[int, slice]]:
-        """The number and the steps of each chunk."""
-        firsts = range(0, self.steps, self.chunk)
-        return ((i, slice(first, min(first + self.chunk, self.steps))) for i, first in enumerate(firsts))
+    @property
+    def kept(self) -> int:
+        """How many steps' gates are kept."""
+        return kept_steps(self.steps, self.rows, self.cell.blocks * self.units) if self.train else 0
 
-    def forward(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Outputs (T, B, H), the final state (S, B, H), words of c, and facts for the way back."""
+    def chunks(self) -> list[slice]:
+        """The steps of each chunk; those whose gates are kept are chunks of their own."""
+        cut = self.steps - self.kept
+        return [
+            slice(first, min(first + self.chunk, end))
+            for begin, end in ((0, cut), (cut, self.steps))
+            for first in range(begin, end, self.chunk)
+        ]
+
+    def forward(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Outputs (T, B, H), the final state (S, B, H), gates that are kept, words of c, and facts for the way back."""
         counts, words, facts = self.counts(), [], []
+        cut, kept = self.steps - self.kept, self.x.new_empty(self.kept, self.rows, self.cell.blocks * self.units)
         lstm, tally = not self.kernel.is_gru, new_tally()
         keep = (Keep.CELLS if lstm else Keep.HEADS) if self.train else Keep.NOTHING
         y = self.x.new_empty(self.steps, self.rows, PARTS * self.units)
-        for _, span in self.chunks():
+        for span in self.chunks():
             x, start = self.x[span], counts.clone()
             check_input(x, span.start, self.name)
             room = self.kernel.room(x, y[span], recorded=False)
@@ -127,14 +144,17 @@ class Layer:
                 name_bad_state(
                     self.cell, self.weights, x, span.start, place, masks=self.masks, lengths=self.lengths, name=self.name
                 )
+            if span.start >= cut:
+                kept[span.start - cut : span.stop - cut] = room.gates
             if self.train:
                 facts += [self._digest(room, y, span), spilled.numel()]
                 words += [spilled]
-        self._report(sum(facts[1::2]), tally)
-        kept = torch.cat([*words, self.heads.view(torch.int16).flatten()]) if self.train and lstm else None
+        if self.train:
+            self._report(sum(facts[1::2]), tally)
+        spilled = torch.cat([*words, self.heads.view(torch.int16).flatten()]) if self.train and lstm else None
         facts = torch.tensor([*Environment.current().numbers(), *facts])
         final = fixed.from_counts(self.whole(counts))
-        return y, final, y.new_empty(0, dtype=torch.int16) if kept is None else kept, facts
+        return y, final, kept, y.new_empty(0, dtype=torch.int16) if spilled is None else spilled, facts
 
     def backward(
         self,
@@ -142,6 +162,7 @@ class Layer:
         dfinal: Tensor | None,
         y: Tensor,
         final: Tensor,
+        kept: Tensor,
         words: Tensor,
         facts: list[int],
         *,
@@ -152,10 +173,8 @@ class Layer:
         heads, words = self._unpacked(words)
         direction = counts.new_zeros(counts.shape, dtype=y.dtype) if dfinal is None else self.halves(dfinal).to(y.dtype)
         direction, dx = direction.contiguous(), torch.empty_like(self.x) if want_dx else None
-        for number, span in reversed(list(self.chunks())):
-            known, size = facts[2 * number : 2 * number + 2]
-            room = self._room(y, span)
-            self.kernel.recall(room)
+        for span, known, size in list(zip(self.chunks(), facts[::2], facts[1::2], strict=True))[::-1]:
+            room = self._recalled(y, span, kept)
             if self._digest(room, y, span) != known:
                 raise ReversalError(self._explain(span))
             if room.c is not None:
@@ -181,11 +200,20 @@ class Layer:
         number: int = torch.ops.revtune.digest([room.gates, room.y_start, y[span]])
         return number
 
-    def _room(self, y: Tensor, span: slice) -> Room:
-        room = self.kernel.room(self.x[span], y[span], recorded=True)
+    def _recalled(self, y: Tensor, span: slice, kept: Tensor) -> Room:
+        """A chunk with its gates, kept or evaluated again."""
+        first = span.start - (self.steps - len(kept))
+        gates = kept[first : first + span.stop - span.start] if first >= 0 else None
+        room = self.kernel.room(self.x[span], y[span], recorded=True, gates=gates)
         if span.start:
-            return room._replace(y_start=y[span.start - 1])
-        return room._replace(y_start=fixed.from_counts(fixed.to_counts(self.state[0]), y.dtype).contiguous())
+            room = room._replace(y_start=y[span.start - 1])
+        else:
+            room = room._replace(y_start=fixed.from_counts(fixed.to_counts(self.state[0]), y.dtype).contiguous())
+        if gates is None:
+            self.kernel.recall(room)
+        else:
+            self.kernel.reset(room)
+        return room
 
     def _unpacked(self, words: Tensor) -> tuple[Tensor, Tensor]:
         """The heads at the end, and the words before them."""
@@ -225,7 +253,7 @@ def _settings(arguments: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _sequence_backward(
-    dy: Tensor | None, dfinal: Tensor | None, y: Tensor, final: Tensor, words: Tensor, facts: Tensor,
+    dy: Tensor | None, dfinal: Tensor | None, y: Tensor, final: Tensor, kept: Tensor, words: Tensor, facts: Tensor,
     wanted: list[bool], *arguments: Any,
 ) -> list[Tensor]:  # fmt: skip
     """torch.ops.revtune.sequence_backward on a CPU: gradients of the first ten arguments, empty where not wanted."""
@@ -234,7 +262,7 @@ def _sequence_backward(
     environment = Environment.of(numbers[:_FACTS])
     with torch.no_grad(), environment.restored(torch.device("cpu")):
         layer = Layer(*arguments[:12], wanted=names, **_settings(arguments))
-        dx, dstate = layer.backward(dy, dfinal, y, final, words, numbers[_FACTS:], want_dx=wanted[0])
+        dx, dstate = layer.backward(dy, dfinal, y, final, kept, words, numbers[_FACTS:], want_dx=wanted[0])
     found = [dx, *dstate, *[None] * (2 - len(dstate)), *map(layer.weights.gradients.get, _GRADIENTS)]
     return [y.new_empty(0) if grad is None else grad for grad in found]
 
@@ -244,17 +272,20 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
     settings = _settings(arguments)
     states, train = (1 if c is None else 2), settings["train"]
     size = torch.library.get_ctx().new_dynamic_size() if train and c is not None else 0
-    chunks = -(-x.shape[0] // settings["chunk"]) if train else 0
+    gates, chunk = arguments[5].shape[0], settings["chunk"]
+    kept = kept_steps(x.shape[0], x.shape[1], gates) if train else 0
+    chunks = -(-(x.shape[0] - kept) // chunk) - (-kept // chunk) if train else 0
     return (
         x.new_empty(*x.shape[:2], h.shape[-1]),
         x.new_empty(states, *h.shape, dtype=torch.float64),
+        x.new_empty(kept, x.shape[1], gates),
         x.new_empty(size, dtype=torch.int16),
         x.new_empty(_FACTS + 2 * chunks, dtype=torch.int64),
     )
 
 
 def _fake_backward(*arguments: Any) -> list[Tensor]:
-    y, wanted, tensors = arguments[2], arguments[6], arguments[7:17]
+    y, wanted, tensors = arguments[2], arguments[7], arguments[8:18]
     return [torch.empty_like(t) if want else y.new_empty(0) for t, want in zip(tensors, wanted, strict=True)]
 
 
@@ -272,7 +303,7 @@ def _backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None, *_: Any) -> tu
         )
     wanted = list(ctx.needs_input_grad[:10])
     tensors = ctx.saved_tensors
-    found = torch.ops.revtune.sequence_backward(dy, dfinal, *tensors[:4], wanted, *tensors[4:], *ctx.settings)
+    found = torch.ops.revtune.sequence_backward(dy, dfinal, *tensors[:5], wanted, *tensors[5:], *ctx.settings)
     grads = [grad if want else None for grad, want in zip(found, wanted, strict=True)]
     return (*grads, *[None] * 9)
 

@@ -60,11 +60,11 @@ class Weights:
         """The name and `fingerprint` of every tensor."""
         return [(name, fingerprint(tensor)) for name, tensor in self._all()]
 
-    def project(self, x: Tensor) -> Tensor:
-        """The input projection of a chunk, (K, B, I) to (K, B, G); without `ih` the input itself."""
+    def project(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """The input projection of a chunk, (K, B, I) to (K, B, G), which `out` may be; without `ih` the input itself."""
         if "ih" not in self.tensors:
             return x
-        projected = self._products.linear(x, self.tensors["ih"], self.tensors.get("bias"))
+        projected = self._products.linear(x, self.tensors["ih"], self.tensors.get("bias"), out=out)
         if "ih" in self.responses:
             extra, scale = self.responses["ih"]
             projected = projected + scale * self._products.linear(x, extra)

@@ -12,9 +12,12 @@ from torch import Tensor
 
 import revtune as rt
 from examples import min_gru as example
+from tests.backends import on_both, real
 from tests.stored import KINDS, Problem, differentiate, float_scan, make_cell, problem, relative, stored_scan
 
 BAD = (float("nan"), float("inf"), float("-inf"))
+RUNS = [(kind, "reference") for kind in KINDS] + [(kind, "native") for kind in KINDS[:4]]
+every_cell = pytest.mark.parametrize(("kind", "backend"), RUNS, indirect=["backend"])
 
 
 def run(of: Problem) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -25,14 +28,15 @@ def run(of: Problem) -> tuple[Tensor, tuple[Tensor, ...]]:
 
 
 @pytest.mark.parametrize("bits", [1.0, 3.0, None])
-@pytest.mark.parametrize("kind", KINDS)
+@every_cell
 def test_one_step_is_the_papers_equations(kind: str, bits: float | None) -> None:
     """Rounding z moves a state by at most half a 1024th of |h| and of |g|; RevLSTM's top gate is 1023/1024."""
-    of = problem(kind, 1, bits=bits, rows=16, dtype=torch.float64)
+    of = problem(kind, 1, bits=bits, rows=16, dtype=real())
     y, finals = run(of)
-    wanted, states = float_scan(kind, bits, of.x, of.state, of.weights)
+    exact = {name: weight.double() for name, weight in of.weights.items()}
+    wanted, states = float_scan(kind, bits, of.x.double(), of.state, exact)
     largest = max(float(state.abs().max()) for state in (*of.state, *states))
-    for given_state, state in zip((y, *finals), (wanted, *states), strict=True):
+    for given_state, state in zip((y, *finals), (wanted.to(y.dtype), *states), strict=True):
         torch.testing.assert_close(given_state, state, atol=4 * largest / 1024, rtol=0.0)
         assert relative(given_state, state) < 2e-3
 
@@ -48,7 +52,7 @@ def constant(kind: str, bits: float | None, forget: float, update: float) -> Pro
 
 
 @pytest.mark.parametrize("bits", [0.5, 1.0, 2.0, 3.0, 5.0, 9.0, 20.0, None])
-@pytest.mark.parametrize("kind", ["RevGRU", "RevLSTM", "minGRU"])
+@pytest.mark.parametrize(("kind", "backend"), [run for run in RUNS if run[0][:2] != "NF"], indirect=["backend"])
 def test_no_more_than_the_limit_is_forgotten(kind: str, bits: float | None) -> None:
     """With gates shut a state is multiplied by 2^-b, or by 1/1024 where that is more or there is no limit."""
     of = constant(kind, bits, -200.0, 0.0)
@@ -74,12 +78,13 @@ def test_a_forget_gate_has_a_top(top: int) -> None:
     assert rt.forget_gate(torch.tensor([1.0]), 3.0, top=top).item() == top / 1024
 
 
+@on_both
 @pytest.mark.parametrize("kind", ["NF-RevGRU", "NF-RevLSTM"])
 def test_without_forgetting_the_update_stays_the_same_and_nothing_is_stored(kind: str) -> None:
-    of = problem(kind, 1, dtype=torch.float64)
+    of = problem(kind, 1, dtype=real())
     moved = of.state[0] + torch.tensor([0.25] * 4 + [0.0] * 4)
     y, shifted = (run(of._replace(state=(first, *of.state[1:])))[0][0, :, :4] for first in (of.state[0], moved))
-    torch.testing.assert_close(shifted, y + 0.25, atol=0.0, rtol=0.0)
+    torch.testing.assert_close(shifted, y + 0.25, atol=0.0 if y.dtype == torch.float64 else 1e-7, rtol=0.0)
     recording = rt.record(of.cell, of.x, of.state, weights=of.weights)
     assert recording.tape.buffer.words == 0
 
@@ -94,6 +99,7 @@ def test_limits_that_are_no_positive_number_are_refused(make: Callable[[float], 
 # Bounds
 
 
+@on_both
 def test_a_gru_state_never_leaves_one() -> None:
     """Candidates at 1 and gates that are no whole 1024ths: were only one of the two z rounded, h would drift to 1.4."""
     for forget in (-1.03, 3.33, 6.57):
@@ -103,6 +109,7 @@ def test_a_gru_state_never_leaves_one() -> None:
         assert max(float(y.abs().max()), float(recording.y.abs().max())) <= 1.001
 
 
+@on_both
 def test_an_lstm_state_never_leaves_1025() -> None:
     of = constant("RevLSTM", None, 50.0, 50.0)
     y, (h, c) = rt.scan(of.cell, torch.zeros(3000, 3, 5), weights=of.weights)
@@ -320,7 +327,7 @@ def test_a_state_that_explodes_and_returns_is_found_in_the_last_chunk_too() -> N
 
 
 @pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("kind", KINDS)
+@every_cell
 def test_inputs_that_are_not_finite_are_named(kind: str, bad: float) -> None:
     of = problem(kind, 12)
     of.x[7, 2, 3] = bad
@@ -329,6 +336,7 @@ def test_inputs_that_are_not_finite_are_named(kind: str, bad: float) -> None:
             rt.scan(of.cell, of.x.requires_grad_(wanted), weights=of.weights, chunk=5)
 
 
+@on_both
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("name", ["ih", "hh", "bias"])
 def test_weights_that_are_not_finite_are_named(name: str, bad: float) -> None:
@@ -338,6 +346,7 @@ def test_weights_that_are_not_finite_are_named(name: str, bad: float) -> None:
         run(of)
 
 
+@on_both
 @pytest.mark.parametrize("bad", BAD)
 def test_states_that_are_not_finite_are_named(bad: float) -> None:
     of = problem("RevGRU", 5)
@@ -346,6 +355,7 @@ def test_states_that_are_not_finite_are_named(bad: float) -> None:
         run(of)
 
 
+@on_both
 def test_states_out_of_range_are_named() -> None:
     of = problem("RevGRU", 5)
     of.state[0][1, 3] = -(2.0**20)
@@ -375,6 +385,7 @@ def test_gates_and_updates_that_are_not_finite_are_named(way: str, gate: int, ba
             rt.scan(cell, x.requires_grad_(way == "train"), state, weights={}, chunk=4)
 
 
+@on_both
 def test_responses_that_are_not_finite_are_named() -> None:
     of = problem("RevGRU", 5)
     pairs = {"hh": (torch.zeros_like(of.weights["hh"]), torch.full((3, 24), float("nan")))}

@@ -7,6 +7,8 @@ import torch
 
 import revtune as rt
 
+BACKENDS = ("reference", "native")
+
 
 def stored_over_ideal(cell: rt.Cell, steps: int, share: int, *, rows: int, hidden: int) -> tuple[float, float]:
     """Stored over ideal bits, and forgotten bits a unit and step, of a net with random weights on random words."""

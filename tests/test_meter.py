@@ -12,6 +12,9 @@ from torch import nn
 import revtune as rt
 from revtune import metering
 from revtune.meter import Used
+from tests.backends import on_native, on_reference
+
+BACKENDS = ("reference", "native")
 
 meters = import_module("revtune.meter")
 WEIGHTS = {"ih": torch.randn(24, 5), "hh": torch.randn(24, 4)}
@@ -22,6 +25,7 @@ def _chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     for module in ("revtune.scan", "revtune.stream"):
         monkeypatch.setattr(import_module(module), "DEFAULT_BUDGET", 20_000)
+    monkeypatch.setattr(import_module("revtune.sequence"), "BUDGET", 20_000)
 
 
 def peak(used: Used) -> int:
@@ -32,13 +36,14 @@ def peak(used: Used) -> int:
     return used.peak_bytes
 
 
-def test_bits_are_those_of_the_buffer_and_at_least_what_was_forgotten() -> None:
+def test_bits_are_those_of_the_buffer_and_at_least_what_was_forgotten(backend: str) -> None:
     with rt.meter() as used:
-        recording = rt.record(rt.rev_gru(3.0), torch.randn(200, 3, 5), weights=WEIGHTS)
+        recording = rt.record(rt.rev_gru(3.0), torch.randn(200, 3, 5), weights=WEIGHTS, chunk=50)
     buffer = recording.tape.buffer
-    assert used.stored_bits == buffer.stored_bits == 16 * buffer.words + 32 * buffer.heads.numel()
+    counts = 4 * 3 if backend == "native" else 0  # of words, one for each of the four chunks and its three rows
+    assert used.stored_bits == buffer.stored_bits == 16 * buffer.words + 32 * (buffer.heads.numel() + counts)
     assert used.unit_steps == 200 * 3 * 8
-    assert 0 < used.ideal_bits <= used.stored_bits < 1.2 * used.ideal_bits + 32 * buffer.heads.numel()
+    assert 0 < used.ideal_bits <= used.stored_bits < 1.2 * used.ideal_bits + 32 * (buffer.heads.numel() + counts)
     assert used.bits_per_unit_step == used.stored_bits / used.unit_steps
 
 
@@ -75,6 +80,7 @@ def test_layers_are_told_apart_and_add_up() -> None:
     assert 0 < used.layers["RevLSTM layer 1"].bits_per_unit_step < 32
 
 
+@on_reference
 def test_the_last_chunk_is_not_counted_because_nothing_of_it_is_spilled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("revtune.scan"), "chunk_steps", lambda *_: 30)
     with rt.meter() as used:
@@ -85,9 +91,20 @@ def test_the_last_chunk_is_not_counted_because_nothing_of_it_is_spilled(monkeypa
     assert (short.stored_bits, short.ideal_bits, short.unit_steps, short.bits_per_unit_step) == (0, 0.0, 0, 0.0)
 
 
+@on_native
+def test_outputs_tell_all_but_what_a_lstm_keeps_in_c() -> None:
+    x = torch.randn(120, 3, 5)
+    with rt.meter() as used:
+        rt.RevGRU(5, 8)(x)
+    assert (used.stored_bits, used.ideal_bits, used.unit_steps) == (0, 0.0, 0)
+    with rt.meter() as used:
+        rt.RevLSTM(5, 8)(x)
+    assert used.unit_steps == 120 * 3 * 8 and 0 < used.ideal_bits < used.stored_bits
+
+
 def test_without_forgetting_nothing_is_forgotten() -> None:
     with rt.meter() as used:
-        rt.RevGRU(5, 8, forgetting=False)(torch.randn(120, 3, 5))
+        rt.RevGRU(5, 8, forgetting=False, output="last")(torch.randn(120, 3, 5))
     assert used.ideal_bits == 0 and used.unit_steps > 0
 
 

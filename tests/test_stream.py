@@ -1,4 +1,7 @@
-"""Streamed training steps beside the same steps with a layer, all its outputs and F.cross_entropy."""
+"""Streamed training steps beside the same steps with a layer, all its outputs and F.cross_entropy.
+
+In float64 the reference runs both; in float32 the kernel does, where the layer keeps outputs and rewinds nothing.
+"""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -14,10 +17,12 @@ import revtune as rt
 from revtune import stream
 from revtune.rnn import RevRNN
 from revtune.stack import Stack
+from tests.backends import close, real
 
 Rev = type[rt.RevGRU] | type[rt.RevLSTM]
 Readout = Callable[[Tensor, Tensor], Tensor]
 
+BACKENDS = ("reference", "native")
 WORDS, STEPS, ROWS = 11, 13, 3
 DOUBLE = torch.float64
 both = pytest.mark.parametrize("rev", [rt.RevGRU, rt.RevLSTM])
@@ -31,7 +36,7 @@ def _four_steps_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def chunks_of(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Let streams and layers alike take so many steps a chunk."""
-    for module in ("revtune.scan", "revtune.stream"):
+    for module in ("revtune.scan", "revtune.sequence", "revtune.stream"):
         monkeypatch.setattr(import_module(module), "chunk_steps", lambda *_: steps)
 
 
@@ -90,8 +95,9 @@ def cross_entropy(head: rt.LinearCrossEntropy, reduction: str = "sum") -> Readou
     )
 
 
-def agree(loss: Tensor, wanted: Tensor, tensors: list[Tensor], most: float = 1e-8) -> None:
+def agree(loss: Tensor, wanted: Tensor, tensors: list[Tensor], most: float | None = None) -> None:
     """Two losses have the same value and the same gradients."""
+    most = most or close()
     assert loss.item() == pytest.approx(wanted.item(), rel=most)
     got, expected = (torch.autograd.grad(value, tensors, allow_unused=True) for value in (loss, wanted))
     for place, (a, b) in enumerate(zip(got, expected, strict=True)):
@@ -135,8 +141,8 @@ def test_a_step_is_the_unstreamed_one(
 
 @both
 def test_auto_cuts_a_long_sequence_into_segments(rev: Rev, monkeypatch: pytest.MonkeyPatch) -> None:
-    rnn, head = rev(4, 64, dtype=DOUBLE), rt.LinearCrossEntropy(64, 5, dtype=DOUBLE)
-    x, targets = torch.randn(90, 2, 4, dtype=DOUBLE), torch.randint(5, (90, 2))
+    rnn, head = rev(4, 64, dtype=real()), rt.LinearCrossEntropy(64, 5, dtype=real())
+    x, targets = torch.randn(90, 2, 4, dtype=real()), torch.randint(5, (90, 2))
     previews: list[int] = []
     preview = Stack.preview
 
@@ -155,8 +161,8 @@ def test_auto_cuts_a_long_sequence_into_segments(rev: Rev, monkeypatch: pytest.M
 def test_where_chunks_end_changes_nothing(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(stream, "DEFAULT_BUDGET", budget)
-    rnn, embedding = rt.RevLSTM(6, 8, 2, dtype=DOUBLE), nn.Embedding(WORDS, 6, dtype=DOUBLE)
-    head = rt.LinearCrossEntropy(8, WORDS, dtype=DOUBLE)
+    rnn, embedding = rt.RevLSTM(6, 8, 2, dtype=real()), nn.Embedding(WORDS, 6, dtype=real())
+    head = rt.LinearCrossEntropy(8, WORDS, dtype=real())
     inputs, targets = tokens()
     loss, _ = rt.rewind_loss(rnn, inputs, targets, encode=embedding, readout=head)
     wanted = unstreamed(rnn, inputs, targets, encode=embedding, readout=cross_entropy(head, "mean"))
@@ -178,8 +184,8 @@ def test_where_chunks_end_changes_nothing(budget: int, monkeypatch: pytest.Monke
     ],
 )
 def test_every_readout_of_ours_streams(reduction: Any, ragged: bool, tied: bool, options: dict[str, Any]) -> None:
-    rnn, embedding = rt.RevGRU(8, 8, dtype=DOUBLE), nn.Embedding(WORDS, 8, padding_idx=1, dtype=DOUBLE)
-    head = rt.LinearCrossEntropy(8, WORDS, tie=embedding if tied else None, dtype=DOUBLE, **options)
+    rnn, embedding = rt.RevGRU(8, 8, dtype=real()), nn.Embedding(WORDS, 8, padding_idx=1, dtype=real())
+    head = rt.LinearCrossEntropy(8, WORDS, tie=embedding if tied else None, dtype=real(), **options)
     inputs, targets = tokens()
     lengths = torch.tensor([9, 13, 2]) if ragged else None
     loss, _ = rt.rewind_loss(
@@ -192,8 +198,8 @@ def test_every_readout_of_ours_streams(reduction: Any, ragged: bool, tied: bool,
 
 
 def test_scaled_and_summed_losses_have_scaled_and_summed_gradients() -> None:
-    rnn, head = rt.RevGRU(4, 6, dtype=DOUBLE), rt.LinearCrossEntropy(6, 5, dtype=DOUBLE)
-    x, targets = torch.randn(9, 2, 4, dtype=DOUBLE), torch.randint(5, (9, 2))
+    rnn, head = rt.RevGRU(4, 6, dtype=real()), rt.LinearCrossEntropy(6, 5, dtype=real())
+    x, targets = torch.randn(9, 2, 4, dtype=real()), torch.randint(5, (9, 2))
     loss, _ = rt.rewind_loss(rnn, x, targets, readout=head)
     wanted = unstreamed(rnn, x, targets, encode=None, readout=cross_entropy(head, "mean"))
     penalty = [0.1 * sum(p.square().sum() for p in rnn.parameters()) for _ in range(2)]
@@ -206,8 +212,8 @@ def test_scaled_and_summed_losses_have_scaled_and_summed_gradients() -> None:
 @both
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_features_need_no_encoder_and_get_their_gradient(rev: Rev, batch_first: bool) -> None:
-    rnn, head = rev(4, 6, batch_first=batch_first, dtype=DOUBLE), rt.LinearCrossEntropy(6, 5, dtype=DOUBLE)
-    leaf = torch.randn(9, 2, 4, dtype=DOUBLE, requires_grad=True)
+    rnn, head = rev(4, 6, batch_first=batch_first, dtype=real()), rt.LinearCrossEntropy(6, 5, dtype=real())
+    leaf = torch.randn(9, 2, 4, dtype=real(), requires_grad=True)
     targets, lengths = torch.randint(5, (9, 2)), torch.tensor([5, 9])
     for made in (lambda: leaf, lambda: torch.tanh(leaf)):
         x = made()
@@ -215,16 +221,16 @@ def test_features_need_no_encoder_and_get_their_gradient(rev: Rev, batch_first: 
         loss, _ = rt.rewind_loss(
             rnn, turned, targets.t() if batch_first else targets, readout=head, lengths=lengths
         )
-        plain = rev(4, 6, dtype=DOUBLE)
+        plain = rev(4, 6, dtype=real())
         plain.load_state_dict(rnn.state_dict())
         wanted = unstreamed(plain, made(), targets, encode=None, readout=cross_entropy(head, "mean"), lengths=lengths)
         agree(loss, wanted, [leaf])
 
 
 def test_float_inputs_get_their_gradient_through_an_encoder() -> None:
-    rnn, encoder = rt.RevGRU(4, 6, dtype=DOUBLE), nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double()
-    head = rt.LinearCrossEntropy(6, 5, dtype=DOUBLE)
-    x, targets = torch.randn(9, 2, 3, dtype=DOUBLE, requires_grad=True), torch.randint(5, (9, 2))
+    rnn, encoder = rt.RevGRU(4, 6, dtype=real()), nn.Sequential(nn.Linear(3, 4), nn.Tanh()).to(real())
+    head = rt.LinearCrossEntropy(6, 5, dtype=real())
+    x, targets = torch.randn(9, 2, 3, dtype=real(), requires_grad=True), torch.randint(5, (9, 2))
     loss, _ = rt.rewind_loss(rnn, x, targets, encode=encoder, readout=head)
     wanted = unstreamed(rnn, x, targets, encode=encoder, readout=cross_entropy(head, "mean"))
     agree(loss, wanted, [x, *encoder.parameters(), *rnn.parameters()])
@@ -248,8 +254,8 @@ def test_gradients_reach_the_net_that_made_the_first_state(rev: Rev, dtype: torc
 
 @both
 def test_the_state_comes_back_exact_and_detached(rev: Rev) -> None:
-    rnn, head = rev(4, 6, 2, dtype=DOUBLE), rt.LinearCrossEntropy(6, 5, dtype=DOUBLE)
-    x, targets, lengths = torch.randn(9, ROWS, 4, dtype=DOUBLE), torch.randint(5, (9, ROWS)), torch.tensor([2, 9, 5])
+    rnn, head = rev(4, 6, 2, dtype=real()), rt.LinearCrossEntropy(6, 5, dtype=real())
+    x, targets, lengths = torch.randn(9, ROWS, 4, dtype=real()), torch.randint(5, (9, ROWS)), torch.tensor([2, 9, 5])
     hx = hx_for(rnn)
     for every in (None, 3):
         _, state = rt.rewind_loss(rnn, x, targets, readout=head, state=hx, lengths=lengths, checkpoint_every=every)
@@ -264,15 +270,16 @@ def test_the_state_comes_back_exact_and_detached(rev: Rev) -> None:
 @pytest.mark.parametrize("train", [False, True])
 def test_pieces_with_the_state_carried_lose_what_the_whole_loses(rev: Rev, train: bool) -> None:
     """Exactly in evaluation; in training each piece begins a new buffer, which changes a state's ten lowest bits."""
-    rnn, head = rev(4, 6, 2, dtype=DOUBLE), rt.LinearCrossEntropy(6, 5, dtype=DOUBLE)
-    x, targets = torch.randn(24, ROWS, 4, dtype=DOUBLE), torch.randint(5, (24, ROWS))
+    rnn, head = rev(4, 6, 2, dtype=real()), rt.LinearCrossEntropy(6, 5, dtype=real())
+    x, targets = torch.randn(24, ROWS, 4, dtype=real()), torch.randint(5, (24, ROWS))
     with torch.set_grad_enabled(train):
         whole, end = rt.rewind_loss(rnn, x, targets, readout=head, reduction="sum")
         state, total = None, 0.0
         for piece, wanted in zip(x.split(8), targets.split(8), strict=True):
             loss, state = rt.rewind_loss(rnn, piece, wanted, readout=head, state=state, reduction="sum")
             total += loss.item()
-    assert state is not None and total == pytest.approx(whole.item(), rel=1e-5 if train else 1e-12)
+    most = 1e-5 if train else 1e-12 if real() == DOUBLE else 1e-6
+    assert state is not None and total == pytest.approx(whole.item(), rel=most)
     for got, expected in zip(states_of(state), states_of(end), strict=True):
         assert torch.allclose(got, expected, rtol=0, atol=2**-9) if train else torch.equal(got, expected)
 
@@ -281,11 +288,11 @@ def test_pieces_with_the_state_carried_lose_what_the_whole_loses(rev: Rev, train
 
 
 def small() -> tuple[RevRNN, Tensor, Tensor]:
-    return rt.RevGRU(6, 8, dtype=DOUBLE), *tokens()
+    return rt.RevGRU(6, 8, dtype=real()), *tokens()
 
 
 def leaf(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=DOUBLE, requires_grad=True)
+    return torch.randn(*shape, dtype=real(), requires_grad=True)
 
 
 def test_functions_may_use_parameters_of_anywhere() -> None:
@@ -325,7 +332,7 @@ def test_weights_may_be_computed_outside() -> None:
 
 
 def test_a_tied_head_may_be_tied_to_a_computed_weight() -> None:
-    rnn, inputs, targets = rt.RevGRU(8, 8, dtype=DOUBLE), *tokens()
+    rnn, inputs, targets = rt.RevGRU(8, 8, dtype=real()), *tokens()
     a, b = leaf(WORDS, 2), leaf(2, 8)
 
     def loss(streamed: bool) -> Tensor:
@@ -345,7 +352,7 @@ def test_a_tied_head_may_be_tied_to_a_computed_weight() -> None:
 @pytest.mark.parametrize("kind", ["same gradient twice", "views of one gradient", "expanded", "everywhere"])
 def test_gradients_that_share_their_memory_stay_apart(kind: str) -> None:
     rnn, inputs, targets = small()
-    embedding, weight, one, other = nn.Embedding(WORDS, 6, dtype=DOUBLE), leaf(WORDS, 8), leaf(WORDS), leaf(WORDS)
+    embedding, weight, one, other = nn.Embedding(WORDS, 6, dtype=real()), leaf(WORDS, 8), leaf(WORDS), leaf(WORDS)
     tensors = [weight, one, other]
 
     def readout(y: Tensor, wanted: Tensor) -> Tensor:
@@ -366,9 +373,9 @@ def test_gradients_that_share_their_memory_stay_apart(kind: str) -> None:
 
 
 def test_a_head_of_ours_may_stand_inside_a_readout_of_ones_own() -> None:
-    rnn, inputs, targets = rt.RevGRU(8, 8, dtype=DOUBLE), *tokens()
-    embedding, between = nn.Embedding(WORDS, 8, dtype=DOUBLE), nn.Linear(8, 8).double()
-    head = rt.LinearCrossEntropy(8, WORDS, tie=embedding, dtype=DOUBLE)
+    rnn, inputs, targets = rt.RevGRU(8, 8, dtype=real()), *tokens()
+    embedding, between = nn.Embedding(WORDS, 8, dtype=real()), nn.Linear(8, 8).to(real())
+    head = rt.LinearCrossEntropy(8, WORDS, tie=embedding, dtype=real())
     plain = cross_entropy(head)
 
     def with_head(y: Tensor, wanted: Tensor) -> Tensor:
@@ -384,9 +391,9 @@ def test_a_head_of_ours_may_stand_inside_a_readout_of_ones_own() -> None:
 
 def test_hooks_on_a_head_of_ours_are_heard() -> None:
     rnn, inputs, targets = small()
-    head, calls = rt.LinearCrossEntropy(8, WORDS, dtype=DOUBLE), []
+    head, calls = rt.LinearCrossEntropy(8, WORDS, dtype=real()), []
     head.register_forward_hook(lambda *_: calls.append(1))
-    loss, _ = rt.rewind_loss(rnn, inputs, targets, encode=nn.Embedding(WORDS, 6, dtype=DOUBLE), readout=head)
+    loss, _ = rt.rewind_loss(rnn, inputs, targets, encode=nn.Embedding(WORDS, 6, dtype=real()), readout=head)
     loss.backward()
     assert len(calls) == 4 and head.weight.grad is not None
 
@@ -394,7 +401,7 @@ def test_hooks_on_a_head_of_ours_are_heard() -> None:
 @pytest.mark.parametrize("options", [{"padding_idx": 2}, {"sparse": True}, {"max_norm": 1.0}])
 def test_every_kind_of_embedding_streams(options: dict[str, Any]) -> None:
     rnn, inputs, targets = small()
-    embedding, head = nn.Embedding(WORDS, 6, dtype=DOUBLE, **options), rt.LinearCrossEntropy(8, WORDS, dtype=DOUBLE)
+    embedding, head = nn.Embedding(WORDS, 6, dtype=real(), **options), rt.LinearCrossEntropy(8, WORDS, dtype=real())
     loss, _ = rt.rewind_loss(rnn, inputs, targets, encode=embedding, readout=head, reduction="sum")
     wanted = unstreamed(rnn, inputs, targets, encode=embedding, readout=cross_entropy(head))
     agree(loss, wanted, [embedding.weight, *rnn.parameters()])
@@ -402,8 +409,8 @@ def test_every_kind_of_embedding_streams(options: dict[str, Any]) -> None:
 
 def test_targets_may_be_anything_that_the_readout_takes() -> None:
     rnn, inputs, _ = small()
-    embedding, weight = nn.Embedding(WORDS, 6, dtype=DOUBLE), leaf(2, 8)
-    targets, lengths = torch.randn(STEPS, ROWS, 2, dtype=DOUBLE), torch.tensor([4, 13, 1])
+    embedding, weight = nn.Embedding(WORDS, 6, dtype=real()), leaf(2, 8)
+    targets, lengths = torch.randn(STEPS, ROWS, 2, dtype=real()), torch.tensor([4, 13, 1])
 
     def readout(y: Tensor, wanted: Tensor) -> Tensor:
         return F.mse_loss(y @ weight.t(), wanted, reduction="sum")
@@ -415,7 +422,7 @@ def test_targets_may_be_anything_that_the_readout_takes() -> None:
 
 def test_a_gradient_to_targets_is_refused() -> None:
     rnn, inputs, _ = small()
-    embedding, targets = nn.Embedding(WORDS, 6, dtype=DOUBLE), leaf(STEPS, ROWS, 8)
+    embedding, targets = nn.Embedding(WORDS, 6, dtype=real()), leaf(STEPS, ROWS, 8)
     with pytest.raises(ValueError, match="no gradient to targets"):
         rt.rewind_loss(rnn, inputs, targets, encode=embedding, readout=lambda y, wanted: F.mse_loss(y, wanted))
 
@@ -427,7 +434,7 @@ def test_an_input_that_the_readout_uses_too_gets_both_gradients(
 ) -> None:
     """The readout is called once a chunk, and so often its term of the inputs counts."""
     chunks_of(monkeypatch, chunk)
-    rnn, base, targets = rt.RevGRU(6, 8, dtype=DOUBLE), leaf(STEPS, ROWS, 6), torch.zeros(STEPS, ROWS)
+    rnn, base, targets = rt.RevGRU(6, 8, dtype=real()), leaf(STEPS, ROWS, 6), torch.zeros(STEPS, ROWS)
     streamed, plain = (torch.tanh(base) if made else base for _ in range(2))
 
     def readout(y: Tensor, wanted: Tensor) -> Tensor:
@@ -441,7 +448,7 @@ def test_an_input_that_the_readout_uses_too_gets_both_gradients(
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
 def test_hooks_on_the_nets_forward_are_refused(register: str) -> None:
     rnn, inputs, targets = small()
-    embedding, head = nn.Embedding(WORDS, 6, dtype=DOUBLE), rt.LinearCrossEntropy(8, WORDS, dtype=DOUBLE)
+    embedding, head = nn.Embedding(WORDS, 6, dtype=real()), rt.LinearCrossEntropy(8, WORDS, dtype=real())
     handle = getattr(rnn, register)(lambda *_: None)
     with pytest.raises(ValueError, match="hooks"):
         rt.rewind_loss(rnn, inputs, targets, encode=embedding, readout=head)
@@ -452,7 +459,7 @@ def test_hooks_on_the_nets_forward_are_refused(register: str) -> None:
 @pytest.mark.parametrize("ragged", [False, True])
 def test_a_readout_may_begin_in_place(ragged: bool) -> None:
     rnn, inputs, targets = small()
-    embedding, linear = nn.Embedding(WORDS, 6, dtype=DOUBLE), nn.Linear(8, WORDS, dtype=DOUBLE)
+    embedding, linear = nn.Embedding(WORDS, 6, dtype=real()), nn.Linear(8, WORDS, dtype=real())
     lengths = torch.tensor([9, 13, 2]) if ragged else None
 
     def with_relu(relu: nn.Module) -> Readout:
@@ -469,7 +476,7 @@ def test_a_readout_may_begin_in_place(ragged: bool) -> None:
 
 def test_a_readout_is_never_asked_about_nothing() -> None:
     rnn, inputs, targets = small()
-    embedding, weight, sizes = nn.Embedding(WORDS, 6, dtype=DOUBLE), leaf(WORDS, 8), []
+    embedding, weight, sizes = nn.Embedding(WORDS, 6, dtype=real()), leaf(WORDS, 8), []
 
     def readout(y: Tensor, wanted: Tensor) -> Tensor:
         sizes.append(len(y))
@@ -486,7 +493,7 @@ def test_a_readout_is_never_asked_about_nothing() -> None:
 
 def test_frozen_parts_get_no_gradient_and_the_others_theirs() -> None:
     rnn, inputs, targets = small()
-    embedding, head = nn.Embedding(WORDS, 6, dtype=DOUBLE), rt.LinearCrossEntropy(8, WORDS, dtype=DOUBLE)
+    embedding, head = nn.Embedding(WORDS, 6, dtype=real()), rt.LinearCrossEntropy(8, WORDS, dtype=real())
     parts: list[nn.Module] = [rnn, embedding, head]
     every = [p for part in parts for p in part.parameters()]
     for alone in range(3):
@@ -511,7 +518,7 @@ class Noisy(nn.Module):
 
     def __init__(self, *between: nn.Module) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(WORDS, 6, dtype=DOUBLE)
+        self.embedding = nn.Embedding(WORDS, 6, dtype=real())
         self.noise = nn.Sequential(*between, nn.Dropout(0.5))
         self.drawn: dict[int, list[Tensor]] = {}
 
@@ -531,7 +538,7 @@ class Noisy(nn.Module):
 @pytest.mark.parametrize("locked", [False, True])
 def test_a_random_encoder_is_replayed_exactly(locked: bool, checkpoint_every: int | None) -> None:
     rnn, inputs, targets = small()
-    encode, head = Noisy(*[rt.LockedDropout(0.3)] * locked), rt.LinearCrossEntropy(8, WORDS, dtype=DOUBLE)
+    encode, head = Noisy(*[rt.LockedDropout(0.3)] * locked), rt.LinearCrossEntropy(8, WORDS, dtype=real())
     loss, _ = rt.rewind_loss(
         rnn, inputs, targets, encode=encode, readout=head, checkpoint_every=checkpoint_every
     )
@@ -547,7 +554,7 @@ def test_a_random_encoder_is_replayed_exactly(locked: bool, checkpoint_every: in
 
 def test_a_random_readout_is_drawn_once_a_position() -> None:
     rnn, inputs, targets = small()
-    embedding, weight = nn.Embedding(WORDS, 6, dtype=DOUBLE), leaf(WORDS, 8)
+    embedding, weight = nn.Embedding(WORDS, 6, dtype=real()), leaf(WORDS, 8)
     masks: list[Tensor] = []
 
     def readout(y: Tensor, wanted: Tensor) -> Tensor:
@@ -566,7 +573,7 @@ def test_a_random_readout_is_drawn_once_a_position() -> None:
 
 def test_dropped_words_are_dropped_throughout_the_stream() -> None:
     rnn, inputs, targets = small()
-    embedding, head = rt.Embedding(WORDS, 6, dropout=0.5, dtype=DOUBLE), rt.LinearCrossEntropy(8, WORDS, dtype=DOUBLE)
+    embedding, head = rt.Embedding(WORDS, 6, dropout=0.5, dtype=real()), rt.LinearCrossEntropy(8, WORDS, dtype=real())
     seen: dict[int, set[float]] = {}
 
     def encode(ids: Tensor) -> Tensor:
@@ -578,7 +585,7 @@ def test_dropped_words_are_dropped_throughout_the_stream() -> None:
 
     loss, _ = rt.rewind_loss(rnn, inputs, targets, encode=encode, readout=head)
     assert {len(kept) for kept in seen.values()} == {1} and set.union(*seen.values()) == {0.0, 2.0}
-    mask = torch.tensor([seen.get(word, {0.0}).copy().pop() for word in range(WORDS)], dtype=DOUBLE).unsqueeze(1)
+    mask = torch.tensor([seen.get(word, {0.0}).copy().pop() for word in range(WORDS)], dtype=real()).unsqueeze(1)
     wanted = unstreamed(
         rnn,
         inputs,
@@ -592,22 +599,29 @@ def test_dropped_words_are_dropped_throughout_the_stream() -> None:
 @both
 @pytest.mark.parametrize("where", ["input_dropout", "hidden_dropout", "output_dropout", "weight_drop", "dropout"])
 @pytest.mark.parametrize("checkpoint_every", [None, 8])
-def test_every_dropout_of_a_layer_streams(rev: Rev, where: str, checkpoint_every: int | None) -> None:
-    """Under one seed a layer draws the same masks whether it streams or not."""
-    rnn = rev(6, 8, 2, dtype=DOUBLE, **{where: 0.5})  # type: ignore[arg-type]
-    x, targets = torch.randn(STEPS, ROWS, 6, dtype=DOUBLE, requires_grad=True), torch.randint(WORDS, (STEPS, ROWS))
-    head = rt.LinearCrossEntropy(8, WORDS, dtype=DOUBLE)
+def test_every_dropout_of_a_layer_streams(
+    rev: Rev, where: str, checkpoint_every: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under one seed a layer draws the same masks whether it streams or not, if its chunks are the stream's.
+
+    Those of a layer in the kernel are not: what stands between its layers is drawn for all steps at once.
+    """
+    rnn = rev(6, 8, 2, dtype=real(), **{where: 0.5})  # type: ignore[arg-type]
+    x, targets = torch.randn(STEPS, ROWS, 6, dtype=real(), requires_grad=True), torch.randint(WORDS, (STEPS, ROWS))
+    head = rt.LinearCrossEntropy(8, WORDS, dtype=real())
     torch.manual_seed(5)
     loss, _ = rt.rewind_loss(rnn, x, targets, readout=head, checkpoint_every=checkpoint_every)
     torch.manual_seed(5)
+    most = close()
+    monkeypatch.setenv("REVTUNE_BACKEND", "reference")
     wanted = unstreamed(rnn, x, targets, encode=None, readout=cross_entropy(head, "mean"))
-    agree(loss, wanted, [x, *rnn.parameters(), *head.parameters()])
+    agree(loss, wanted, [x, *rnn.parameters(), *head.parameters()], most)
     assert loss.item() != rt.rewind_loss(rnn, x, targets, readout=head)[0].item()
 
 
 def test_the_callers_generator_moves_on_alike_however_many_chunks_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     rnn, inputs, targets = small()
-    encode, head = nn.Sequential(Noisy(rt.LockedDropout(0.5))), rt.LinearCrossEntropy(8, WORDS, dtype=DOUBLE)
+    encode, head = nn.Sequential(Noisy(rt.LockedDropout(0.5))), rt.LinearCrossEntropy(8, WORDS, dtype=real())
     after = []
     for steps in (4, STEPS):
         chunks_of(monkeypatch, steps)
@@ -619,7 +633,7 @@ def test_the_callers_generator_moves_on_alike_however_many_chunks_there_are(monk
 
 def test_a_step_follows_the_seed() -> None:
     rnn, inputs, targets = small()
-    encode, head = Noisy(rt.LockedDropout(0.5)), rt.LinearCrossEntropy(8, WORDS, dtype=DOUBLE)
+    encode, head = Noisy(rt.LockedDropout(0.5)), rt.LinearCrossEntropy(8, WORDS, dtype=real())
 
     def loss(seed: int) -> float:
         torch.manual_seed(seed)
@@ -633,8 +647,8 @@ def test_a_step_follows_the_seed() -> None:
 
 @both
 def test_without_gradients_it_is_an_evaluation(rev: Rev, monkeypatch: pytest.MonkeyPatch) -> None:
-    rnn, embedding = rev(6, 8, 2, dtype=DOUBLE), nn.Embedding(WORDS, 6, dtype=DOUBLE)
-    head = rt.LinearCrossEntropy(8, WORDS, ignore_index=2, dtype=DOUBLE)
+    rnn, embedding = rev(6, 8, 2, dtype=real()), nn.Embedding(WORDS, 6, dtype=real())
+    head = rt.LinearCrossEntropy(8, WORDS, ignore_index=2, dtype=real())
     inputs, targets = tokens()
     for name in ("forward", "record", "rewind", "gradient", "preview"):
         monkeypatch.setattr(Stack, name, lambda *_: pytest.fail("an evaluation records nothing"))
@@ -644,7 +658,7 @@ def test_without_gradients_it_is_an_evaluation(rev: Rev, monkeypatch: pytest.Mon
             wanted = unstreamed(
                 rnn, inputs, targets, encode=embedding, readout=cross_entropy(head, "mean"), lengths=lengths
             )
-        assert not loss.requires_grad and loss.item() == pytest.approx(wanted.item(), rel=1e-9)
+        assert not loss.requires_grad and loss.item() == pytest.approx(wanted.item(), rel=1e-9 if real() == DOUBLE else 1e-6)
         assert {s.dtype for s in states_of(state)} == {DOUBLE}
 
 
@@ -662,8 +676,8 @@ def test_evaluation_mode_turns_every_dropout_off() -> None:
 def step() -> tuple[Tensor, list[Tensor]]:
     """A loss and the parameters that it reaches."""
     rnn, inputs, targets = small()
-    embedding = nn.Embedding(WORDS, 6, dtype=DOUBLE)
-    head = rt.LinearCrossEntropy(8, WORDS, dtype=DOUBLE)
+    embedding = nn.Embedding(WORDS, 6, dtype=real())
+    head = rt.LinearCrossEntropy(8, WORDS, dtype=real())
     loss, _ = rt.rewind_loss(rnn, inputs, targets, encode=embedding, readout=head)
     return loss, [*rnn.parameters(), embedding.weight, *head.parameters()]
 
@@ -678,7 +692,7 @@ def grads_of(parameters: list[Tensor]) -> list[Tensor]:
 
 def test_gradients_add_up_over_calls() -> None:
     rnn, inputs, targets = small()
-    embedding, head = nn.Embedding(WORDS, 6, dtype=DOUBLE), rt.LinearCrossEntropy(8, WORDS, dtype=DOUBLE)
+    embedding, head = nn.Embedding(WORDS, 6, dtype=real()), rt.LinearCrossEntropy(8, WORDS, dtype=real())
     parameters: list[Tensor] = [*rnn.parameters(), embedding.weight, *head.parameters()]
     single = []
     for rows in (slice(0, 2), slice(2, 3)):
@@ -740,7 +754,7 @@ def test_weights_may_change_between_the_call_and_backward() -> None:
 
 def test_hooks_clipping_and_optimizers_work_as_ever() -> None:
     rnn, inputs, targets = small()
-    embedding, head = nn.Embedding(WORDS, 6, dtype=DOUBLE), rt.LinearCrossEntropy(8, WORDS, dtype=DOUBLE)
+    embedding, head = nn.Embedding(WORDS, 6, dtype=real()), rt.LinearCrossEntropy(8, WORDS, dtype=real())
     parameters: list[Tensor] = [*rnn.parameters(), embedding.weight, *head.parameters()]
     optimizer = torch.optim.Adam(parameters, 0.03)
     seen, done = [], []
@@ -820,7 +834,7 @@ def test_no_more_than_the_present_chunks_outputs_exist(monkeypatch: pytest.Monke
     for name in ("forward", "record", "rewind", "infer", "preview"):
         monkeypatch.setattr(Stack, name, watched(getattr(Stack, name)))
     rnn, inputs, targets = small()
-    embedding, head = nn.Embedding(WORDS, 6, dtype=DOUBLE), rt.LinearCrossEntropy(8, WORDS, dtype=DOUBLE)
+    embedding, head = nn.Embedding(WORDS, 6, dtype=real()), rt.LinearCrossEntropy(8, WORDS, dtype=real())
     for grad in (True, False):
         with torch.set_grad_enabled(grad):
             rt.rewind_loss(rnn, inputs, targets, encode=embedding, readout=head, checkpoint_every=5)

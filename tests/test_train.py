@@ -93,7 +93,12 @@ def test_a_run_learns_and_keeps_its_best_weights(text: Path, tmp_path: Path) -> 
     assert held_out_loss(done, "test") != best["valid_loss"]
 
 
-@pytest.mark.parametrize("model", ["revgru", "revlstm", "gru", "lstm"])
+@pytest.mark.parametrize(
+    ("model", "backend"),
+    [(model, "native") for model in ("revgru", "revlstm")]
+    + [(model, "reference") for model in ("revgru", "revlstm", "gru", "lstm")],
+    indirect=["backend"],
+)
 def test_a_run_that_died_goes_on_bit_for_bit(text: Path, tmp_path: Path, model: Model) -> None:
     """After a death at any kind of step: before the first checkpoint, at one, and between two."""
     told = config(text, model, net={**DROPPED, "layers": 2, "dropout": 0.1})

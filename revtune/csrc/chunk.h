@@ -78,7 +78,7 @@ struct Variant {
   void (*sigmoid)(const float* x, float* y, int64_t n);
   void (*tanh)(const float* x, float* y, int64_t n);
   uint64_t (*digest)(const uint64_t* bits, int64_t n, uint64_t first);
-  // Panels of outputs, columns of x, rows of a weight, [begin, end).
+  // Columns [begin, end) of y or x, or rows of a weight.
   void (*project)(const Matrix& x, const float* weight, const float* bias, const Matrix& y, int64_t begin, int64_t end);
   void (*project_back)(const Matrix& d, const float* weight, const Matrix& x, int64_t begin, int64_t end);
   void (*add_outer)(const Matrix& d, const Matrix& v, const Matrix& into, int64_t begin, int64_t end);

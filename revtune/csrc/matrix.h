@@ -30,59 +30,95 @@ inline __attribute__((always_inline)) void transpose(Lanes* v) {
 #endif
 }
 
-// Rows [column, column + panel_width) of W, (outputs, inputs), as the columns of a packed panel.
-inline void pack_panel(const float* weight, int64_t outputs, int64_t inputs, int64_t column, float* packed) {
+// A panel of some inputs, turned or copied so that it lies densely, near and aligned.
+constexpr int64_t panel_inputs = 256;
+struct alignas(64) Panel {
+  float values[panel_inputs * panel_width];
+};
+
+// Rows [column, column + panel_width) of W, (outputs, inputs), as the columns of a panel, for inputs [first, last).
+inline void turn_panel(const float* weight, int64_t outputs, int64_t inputs, int64_t column, Span span, float* packed) {
+  const int64_t n = span.end - span.begin;
+  weight += span.begin;
   for (int64_t j = 0; j < panel_width; j += lanes) {
     int64_t k = 0;
     if (column + j + lanes <= outputs)
-      for (; k + lanes <= inputs; k += lanes) {
+      for (; k + lanes <= n; k += lanes) {
         Lanes block[lanes];
         for (int i = 0; i < lanes; i++) block[i] = *(const Lanes*)(weight + (column + j + i) * inputs + k);
         transpose(block);
         for (int i = 0; i < lanes; i++) *(Lanes*)(packed + (k + i) * panel_width + j) = block[i];
       }
-    for (; k < inputs; k++)
+    for (; k < n; k++)
       for (int64_t i = j; i < j + lanes; i++)
         packed[k * panel_width + i] = column + i < outputs ? weight[(column + i) * inputs + k] : 0.0f;
   }
 }
 
-inline void point_at(Rows& at, const Matrix& x, const Matrix& y, int64_t column, bool whole, std::vector<float>& spare) {
-  for (int64_t r = 0; r < x.rows; r++) {
-    at.inputs[r] = x.row(r);
-    at.outputs[r] = whole ? y.row(r) + column : spare.data() + r * panel_width;
-  }
-}
-
-// Panels [begin, end) of y = x W^T + bias.
-void project(const Matrix& x, const float* weight, const float* bias, const Matrix& y, int64_t begin, int64_t end) {
-  std::vector<float> packed((size_t)(x.columns * panel_width)), spare((size_t)(x.rows * panel_width));
-  Rows at(x.rows);
-  for (int64_t panel = begin; panel < end; panel++) {
-    const int64_t column = panel * panel_width, n = std::min<int64_t>(panel_width, y.columns - column);
-    pack_panel(weight, y.columns, x.columns, column, packed.data());
-    point_at(at, x, y, column, n == panel_width, spare);
-    panel_for_all(at, x.rows, {0, x.columns}, packed.data(), panel_width, 0);
-    for (int64_t r = 0; r < x.rows; r++) {
-      float *out = y.row(r) + column, *in = at.outputs[r];
-      if (bias || in != out)
-        for (int64_t j = 0; j < n; j++) out[j] = in[j] + (bias ? bias[column + j] : 0.0f);
+// Columns [column, column + n) of rows of W as a panel, zeros beside them.
+inline void copy_panel(const float* weight, int64_t stride, int64_t column, int64_t n, Span span, float* packed) {
+  for (int64_t k = span.begin; k < span.end; k++, packed += panel_width) {
+    const float* row = weight + k * stride + column;
+    if (n == panel_width) {
+      *(Lanes*)packed = *(const Lanes*)row;
+      *(Lanes*)(packed + lanes) = *(const Lanes*)(row + lanes);
+    } else {
+      for (int64_t j = 0; j < panel_width; j++) packed[j] = j < n ? row[j] : 0.0f;
     }
   }
 }
 
-// Columns [begin, end) of x = d W, for W (d.columns, x.columns). Columns that fill no panel go through a copy.
+// Columns [begin, end) of y = x P, some rows after another so that they stay near; `pack(column, span, values)` lays out
+// a panel of P for some of x's columns, and `finish(out, column, n)` comes last.
+template <class Pack, class Finish>
+inline __attribute__((always_inline)) void multiply_panels(
+    const Matrix& x, const Matrix& y, int64_t begin, int64_t end, const Pack& pack, const Finish& finish) {
+  constexpr int64_t some = 288;  // whole blocks of rows for every instruction set
+  Panel panel;
+  Rows at(std::min(some, x.rows));
+  std::vector<float> spare((size_t)(std::min(some, x.rows) * panel_width));
+  for (int64_t top = 0; top < x.rows; top += some) {
+    const int64_t rows = std::min(some, x.rows - top);
+    for (int64_t column = begin; column < end; column += panel_width) {
+      const int64_t n = std::min<int64_t>(panel_width, end - column);
+      for (int64_t r = 0; r < rows; r++) {
+        at.inputs[r] = x.row(top + r);
+        at.outputs[r] = n == panel_width ? y.row(top + r) + column : spare.data() + r * panel_width;
+      }
+      for (int64_t first = 0; first < x.columns; first += panel_inputs) {
+        const Span span{first, std::min(first + panel_inputs, x.columns)};
+        pack(column, span, panel.values);
+        panel_for_all(at, rows, span, panel.values - first * panel_width, panel_width, 0);
+      }
+      for (int64_t r = 0; r < rows; r++) {
+        float* out = y.row(top + r) + column;
+        if (n < panel_width) std::copy(at.outputs[r], at.outputs[r] + n, out);
+        finish(out, column, n);
+      }
+    }
+  }
+}
+
+// Columns [begin, end) of y = x W^T + bias.
+void project(const Matrix& x, const float* weight, const float* bias, const Matrix& y, int64_t begin, int64_t end) {
+  multiply_panels(
+      x, y, begin, end,
+      [&](int64_t column, Span span, float* packed) {
+        turn_panel(weight, y.columns, x.columns, column, span, packed);
+      },
+      [&](float* out, int64_t column, int64_t n) {
+        for (int64_t j = 0; bias && j < n; j++) out[j] += bias[column + j];
+      });
+}
+
+// Columns [begin, end) of x = d W, for W (d.columns, x.columns).
 void project_back(const Matrix& d, const float* weight, const Matrix& x, int64_t begin, int64_t end) {
-  const int64_t n = end - begin;
-  Rows at(d.rows);
-  for (int64_t r = 0; r < d.rows; r++) at.inputs[r] = d.row(r), at.outputs[r] = x.row(r) + begin;
-  if (n >= panel_width) return transposed_product(at, d.rows, d.columns, n, weight + begin, x.columns);
-  std::vector<float> wide((size_t)(d.columns * panel_width)), spare((size_t)(d.rows * panel_width));
-  for (int64_t k = 0; k < d.columns; k++)
-    std::copy(weight + k * x.columns + begin, weight + k * x.columns + end, wide.data() + k * panel_width);
-  for (int64_t r = 0; r < d.rows; r++) at.outputs[r] = spare.data() + r * panel_width;
-  transposed_product(at, d.rows, d.columns, panel_width, wide.data(), panel_width);
-  for (int64_t r = 0; r < d.rows; r++) std::copy(at.outputs[r], at.outputs[r] + n, x.row(r) + begin);
+  multiply_panels(
+      d, x, begin, end,
+      [&](int64_t column, Span span, float* packed) {
+        copy_panel(weight, x.columns, column, std::min<int64_t>(panel_width, end - column), span, packed);
+      },
+      [](float*, int64_t, int64_t) {});
 }
 
 // R rows and one panel of columns of W += d^T v: `d` and `v` point at the first position's numbers.
@@ -91,7 +127,11 @@ inline __attribute__((always_inline)) void outer_panel(
     const float* d, int64_t d_stride, const float* v, int64_t v_stride, int64_t positions, float* into, int64_t stride,
     int64_t columns) {
   Lanes sums[R][2];
-  for (int r = 0; r < R; r++) sums[r][0] = sums[r][1] = Lanes{};
+  for (int r = 0; r < R; r++) {
+    sums[r][0] = sums[r][1] = Lanes{};
+    __builtin_prefetch(into + r * stride, 1);
+    __builtin_prefetch(into + r * stride + lanes, 1);
+  }
   for (int64_t p = 0; p < positions; p++, d += d_stride, v += v_stride) {
     const Lanes left = *(const Lanes*)v, right = *(const Lanes*)(v + lanes);
 #pragma GCC unroll 16
@@ -119,19 +159,19 @@ void outer_rows(int64_t rows, const float* d, int64_t d_stride, const float* v, 
   outer_panel<R>(d, d_stride, v, v_stride, positions, into, stride, columns);
 }
 
-// Rows [begin, end) of W += d^T v. A last panel of columns that v does not fill is read from a copy.
+// Rows [begin, end) of W += d^T v.
 void add_outer(const Matrix& d, const Matrix& v, const Matrix& into, int64_t begin, int64_t end) {
   constexpr int64_t group = 8 * most_rows;
-  const int64_t left = v.columns % panel_width, filled = v.columns - left;
-  std::vector<float> rest(left ? (size_t)(v.rows * panel_width) : 0);
-  for (int64_t p = 0; left && p < v.rows; p++)
-    std::copy(v.row(p) + filled, v.row(p) + v.columns, rest.data() + p * panel_width);
-  for (int64_t first = begin; first < end; first += group)
-    for (int64_t column = 0; column < v.columns; column += panel_width) {
-      const bool whole = column < filled;
-      for (int64_t g = first; g < std::min(first + group, end); g += most_rows)
-        outer_rows<most_rows>(
-            std::min<int64_t>(most_rows, end - g), d.values + g, d.stride, whole ? v.values + column : rest.data(),
-            whole ? v.stride : panel_width, d.rows, into.row(g) + column, into.stride, whole ? panel_width : left);
-    }
+  Panel panel;
+  for (int64_t p = 0; p < v.rows; p += panel_inputs) {
+    const Span span{p, std::min(p + panel_inputs, v.rows)};
+    for (int64_t first = begin; first < end; first += group)
+      for (int64_t column = 0; column < v.columns; column += panel_width) {
+        const int64_t n = std::min<int64_t>(panel_width, v.columns - column);
+        copy_panel(v.values, v.stride, column, n, span, panel.values);
+        for (int64_t g = first; g < std::min(first + group, end); g += most_rows)
+          outer_rows<most_rows>(std::min<int64_t>(most_rows, end - g), d.row(p) + g, d.stride, panel.values,
+                                panel_width, span.end - p, into.row(g) + column, into.stride, n);
+      }
+  }
 }

@@ -85,7 +85,7 @@ inline void product(Rows& at, int64_t rows, int64_t inputs, int64_t outputs, con
 // fill ends where they end, over what the one before it wrote: the same values come out.
 inline void transposed_product(Rows& at, int64_t rows, int64_t inputs, int64_t outputs, const float* weight,
                                int64_t stride) {
-  constexpr int64_t some = 512;
+  constexpr int64_t some = 256;
   const int64_t filled = outputs / panel_width * panel_width;
   for (int64_t first = 0; first < inputs; first += some)
     for (int64_t column = 0; column < filled; column += panel_width)

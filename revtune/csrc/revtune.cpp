@@ -337,17 +337,21 @@ void over_parts(int64_t count, int64_t unit, int64_t multiplications, const Work
   });
 }
 
-Tensor project(const Tensor& x, const Tensor& weight, const Maybe& bias) {
-  const Matrix in = matrix(x, "x");
+void project_into(const Tensor& y, const Tensor& x, const Tensor& weight, const Maybe& bias) {
+  const Matrix in = matrix(x, "x"), out = matrix(y, "y");
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == in.columns, "x and weight do not fit");
-  Tensor y = torch::stable::new_empty(weight, {in.rows, weight.size(0)});
-  const Matrix out = matrix(y, "y");
+  STD_TORCH_CHECK(out.rows == in.rows && out.columns == weight.size(0), "y must be x's rows by weight's rows");
   const float* values = pointer<float>(weight, weight.numel(), "weight");
   const float* added = pointer<float>(bias, out.columns, "bias");
-  const int64_t panels = (out.columns + variant().panel - 1) / variant().panel;
-  over_parts(panels, 1, in.rows * in.columns * out.columns, [&](int64_t begin, int64_t end) {
+  over_parts(out.columns, variant().panel, in.rows * in.columns * out.columns, [&](int64_t begin, int64_t end) {
     variant().project(in, values, added, out, begin, end);
   });
+}
+
+Tensor project(const Tensor& x, const Tensor& weight, const Maybe& bias) {
+  STD_TORCH_CHECK(x.dim() == 2 && weight.dim() == 2, "x and weight must be matrices");
+  Tensor y = torch::stable::new_empty(weight, {x.size(0), weight.size(0)});
+  project_into(y, x, weight, bias);
   return y;
 }
 
@@ -420,6 +424,7 @@ STABLE_TORCH_LIBRARY(revtune, m) {
       "Tensor weight, Tensor? response, Tensor? scale, Tensor? mask1, Tensor? mask2, Tensor? lengths, Tensor? dy, "
       "int first, float slope, bool forgetting) -> ()");
   m.def("project(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("project_into(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias) -> ()");
   m.def("project_back(Tensor d, Tensor weight) -> Tensor");
   m.def("add_outer(Tensor(a!) into, Tensor d, Tensor v) -> ()");
   m.def("digest(Tensor[] tensors) -> int");
@@ -427,9 +432,10 @@ STABLE_TORCH_LIBRARY(revtune, m) {
   m.def(
       "sequence(Tensor x, Tensor h, Tensor? c, Tensor? ih, Tensor? bias, Tensor hh, Tensor? ih_v, Tensor? ih_s, "
       "Tensor? hh_v, Tensor? hh_s, Tensor? mask1, Tensor? mask2, Tensor? lengths, int chunk, int? share, float? bits, "
-      "bool forgetting, bool train, str name) -> (Tensor, Tensor, Tensor, Tensor)");
+      "bool forgetting, bool train, str name) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "sequence_backward(Tensor? dy, Tensor? dfinal, Tensor y, Tensor final, Tensor words, Tensor facts, bool[] wanted, "
+      "sequence_backward(Tensor? dy, Tensor? dfinal, Tensor y, Tensor final, Tensor kept, Tensor words, Tensor facts, "
+      "bool[] wanted, "
       "Tensor x, Tensor h, Tensor? c, Tensor? ih, Tensor? bias, Tensor hh, Tensor? ih_v, Tensor? ih_s, Tensor? hh_v, "
       "Tensor? hh_s, Tensor? mask1, Tensor? mask2, Tensor? lengths, int chunk, int? share, float? bits, "
       "bool forgetting, bool train, str name) "
@@ -447,6 +453,7 @@ STABLE_TORCH_LIBRARY_IMPL(revtune, CPU, m) {
   m.impl("recall_cells", TORCH_BOX(&revtune::recall_cells));
   m.impl("gradient", TORCH_BOX(&revtune::gradient));
   m.impl("project", TORCH_BOX(&revtune::project));
+  m.impl("project_into", TORCH_BOX(&revtune::project_into));
   m.impl("project_back", TORCH_BOX(&revtune::project_back));
   m.impl("add_outer", TORCH_BOX(&revtune::add_outer));
   m.impl("digest", TORCH_BOX(&revtune::digest));
