@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -100,6 +101,6 @@ def name_bad_count(counts: Tensor, part: str, step: int, name: str) -> None:
 def _first_bad(value: Tensor) -> tuple[int, ...] | None:
     """Where a tensor first is NaN or infinite."""
     low, high = torch.aminmax(value)
-    if bool(low.isfinite() & high.isfinite()):
+    if math.isfinite(float(low)) and math.isfinite(float(high)):
         return None
     return tuple(int(i) for i in (~value.isfinite()).nonzero()[0])

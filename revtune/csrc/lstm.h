@@ -30,9 +30,10 @@ inline void add_product(double* __restrict h, const float* __restrict a, const f
   for (int64_t j = 0; j < n; j++) h[j] += sign * to_count(a[j] * b[j]);
 }
 
-inline void add_output(double* __restrict h, const float* __restrict o, const float* __restrict c, int64_t n,
-                       double sign) {
-  for (int64_t j = 0; j < n; j++) h[j] += sign * to_count(o[j] * hyperbolic_tangent(c[j]));
+inline void add_output(Worker& worker, double* h, const float* o, const float* c, double sign) {
+  float* tanh_c = worker.read[0];
+  tanh_of(c, tanh_c, worker.units);
+  add_product(h, o, tanh_c, worker.units, sign);
 }
 
 // The state of one row, one step on.
@@ -50,7 +51,7 @@ inline void step(Worker& worker, int64_t position, int half, Keep keep, float* c
       add_product(counts, gates + 2 * n, gates + 4 * n, n, 1.0);
       copy_floats(counts, c, n);
     } else {
-      add_output(counts, gates + 3 * n, c, n, 1.0);
+      add_output(worker, counts, gates + 3 * n, c, 1.0);
     }
   }
 }
@@ -69,7 +70,7 @@ inline bool undo_cell(Worker& worker, int64_t position, int half) {
 inline bool undo_hidden(Worker& worker, int64_t position, int half) {
   const int64_t n = worker.units, row = position % worker.chunk.rows;
   const float* gates = worker.gates(position, half);
-  add_output(worker.counts(0, half, row), gates + 3 * n, worker.c(position, half), n, -1.0);
+  add_output(worker, worker.counts(0, half, row), gates + 3 * n, worker.c(position, half), -1.0);
   if (!worker.chunk.forgetting) return true;
   worker.round_gate(gates + n, top, worker.zi[0]);
   return worker.restore(0, half, row, worker.zi[0]);
