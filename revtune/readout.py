@@ -99,12 +99,15 @@ class LinearCrossEntropy(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, y: Tensor, targets: Tensor) -> Tensor:
-        """The summed loss; its backward runs the blocks once more."""
+        """The summed loss. Its gradients are computed with it; inside `rewind_loss` they go into sinks instead."""
         if torch.is_autocast_enabled(self.weight.device.type):
             y = y.to(self.weight.dtype)
         y, targets = self._positions(y, targets)
         with torch.autocast(self.weight.device.type, enabled=False):
-            loss: Tensor = _Blocked.apply(self, y, targets, self.weight, self.bias)
+            if not torch.is_grad_enabled():
+                return self._blocks(y, targets, None, None, None)[0].to(y.dtype)
+            kind = _Blocked if sinks.any_open() else _OnePass
+            loss: Tensor = kind.apply(self, y, targets, self.weight, self.bias)
         return loss
 
     def logits(self, y: Tensor) -> Tensor:
@@ -228,6 +231,39 @@ class LinearCrossEntropy(nn.Module):
         return f"in_features={self.in_features}, num_classes={self.num_classes}, bias={self.bias is not None}"
 
 
+class _OnePass(torch.autograd.Function):
+    """The summed loss with its gradients, which backward scales and gives away."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, head: LinearCrossEntropy, y: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        _, want_y, _, want_weight, want_bias = ctx.needs_input_grad
+        dweight = torch.zeros_like(weight) if want_weight else None
+        dbias = torch.zeros_like(bias) if want_bias and bias is not None else None
+        dy = torch.empty_like(y) if want_y else None
+        ctx.grads = (None, dy, None, dweight, dbias)
+        return head._blocks(y, targets, dweight, dbias, dy)[0].to(y.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_double_backward()
+        if ctx.grads is None:
+            raise RuntimeError(
+                "LinearCrossEntropy: backward a second time; the first call needs retain_graph=True to allow it"
+            )
+        factor, grads = float(grad), ctx.grads
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            return tuple(None if one is None else one * factor for one in grads)
+        ctx.grads = None
+        return tuple(None if one is None else one.mul_(factor) for one in grads)
+
+
+def _refuse_double_backward() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError("LinearCrossEntropy does not support double backward; use create_graph=False")
+
+
 class _Blocked(torch.autograd.Function):
     """The summed loss, whose backward computes the blocks anew and adds weight gradients to open sinks."""
 
@@ -243,8 +279,7 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("LinearCrossEntropy does not support double backward; use create_graph=False")
+        _refuse_double_backward()
         y, targets, weight, bias = ctx.saved_tensors
         _, want_y, _, want_weight, want_bias = ctx.needs_input_grad
         dweight, dbias = (

@@ -51,6 +51,11 @@ def opened(sinks: Sinks) -> Iterator[None]:
         _open.reset(token)
 
 
+def any_open() -> bool:
+    """Whether sinks are open."""
+    return _open.get() is not None
+
+
 def sink_of(weight: Tensor) -> Tensor | None:
     """The open accumulator of a leaf weight that requires a gradient, or None."""
     sinks = _open.get()
