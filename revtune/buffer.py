@@ -95,7 +95,12 @@ class Buffer:
         self._sealed: list[Tensor] = []
         self._open: list[Tensor] = []
         self._top: Tensor | None = None
-        self.words = 0
+        self._words = 0
+
+    @property
+    def words(self) -> int:
+        """How many words are spilled."""
+        return self._words
 
     @property
     def stored_bits(self) -> int:
@@ -128,7 +133,7 @@ class Buffer:
             spilled = s.masked_select(full)
             if spilled.numel():
                 self._open.append(spilled)
-                self.words += spilled.numel()
+                self._words += spilled.numel()
                 s.masked_scatter_(full, torch.floor(spilled * (1 / WORD)))
             a = torch.add(r[:, units], s, alpha=DIGIT)
             torch.floor(a / z, out=s)
@@ -166,7 +171,7 @@ class Buffer:
 
     def discard(self) -> None:
         """Forget the words spilled since the last `seal`, for a pass that will not be rewound."""
-        self.words -= sum(words.numel() for words in self._open)
+        self._words -= sum(words.numel() for words in self._open)
         self._open = []
 
     def _unspill(self, count: int) -> Tensor:
@@ -180,7 +185,7 @@ class Buffer:
             keep = max(0, top.numel() - count)
             taken.append(top[keep:])
             self._top = top[:keep]
-            self.words -= top.numel() - keep
+            self._words -= top.numel() - keep
             count -= top.numel() - keep
         return taken[0] if len(taken) == 1 else torch.cat(taken[::-1])
 

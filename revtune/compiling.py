@@ -29,7 +29,9 @@ COMPILERS = ("g++", "clang++", "c++")
 OPTIONS = (
     "-std=c++20",
     "-O3",
-    "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
     "-fPIC",
     "-shared",
     "-fvisibility=hidden",

@@ -181,10 +181,11 @@ class Kernel:
         """Evaluate r * h of a RevGRU's chunk whose gates and h are known."""
         if room.rh is None:
             return
-        n = self.units
-        for half, (mask, r) in enumerate(zip(self._masks[::-1], (slice(n, 2 * n), slice(4 * n, 5 * n)), strict=True)):
-            for read, (gates, rh) in self._reads(room, half, room.gates[:, :, r], room.rh[:, :, half * n : half * n + n]):
-                torch.mul(gates, read if mask is None else read * mask, out=rh)
+        for half, mask in enumerate(self._masks[::-1]):
+            r = room.gates.unflatten(-1, (PARTS * self.blocks, self.units))[:, :, half * self.blocks + 1]
+            rh = room.rh.unflatten(-1, (PARTS, self.units))[:, :, half]
+            for read, (gate, product) in self._reads(room, half, r, rh):
+                torch.mul(gate, read if mask is None else read * mask, out=product)
 
     def recall_cells(self, room: Room, counts: Tensor, heads: Tensor, words: Tensor, first: int) -> tuple[int, bool]:
         """Rewind c alone, after `recall`; as `rewind`."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from revtune import metering
-from revtune.stack import Stack
+from revtune.metering import Usage
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -82,7 +82,8 @@ def meter() -> Iterator[Used]:
     The peak is that of the current CUDA device once CUDA is in use, whose peak statistics are reset; else of the
     process. Bits add up over the calls in the block; with `checkpoint_every`, over its segments, of which one at a time
     is kept. The last chunk keeps its gates instead of spilling, so a net and sequence small enough to be one chunk show
-    0 bits; so does, on the kernel, a RevGRU that returns all its outputs, which tell every state. Metering counts ideal bits, which takes a little time.
+    0 bits; so does, on the kernel, a RevGRU that returns all its outputs, which tell every state. Metering counts
+    ideal bits, which takes a little time.
 
     Example:
         >>> rnn = RevGRU(8, 16, output="last")

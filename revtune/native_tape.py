@@ -54,6 +54,8 @@ class NativeBuffer:
 class NativeTape(Tape):
     """A tape that runs in the kernel; arguments as in `ReferenceTape`, and a cell and tensors that it supports."""
 
+    buffer: NativeBuffer
+
     def __init__(
         self,
         cell: Cell,
@@ -83,10 +85,6 @@ class NativeTape(Tape):
     def counts(self) -> dict[str, Tensor]:
         """The present counts by part, views of one tensor."""
         return unstacked(self._counts, self.cell)
-
-    @property
-    def _present(self) -> dict[str, Tensor]:
-        return self.counts
 
     def copy(self) -> NativeTape:
         other = copy.copy(self)

@@ -39,6 +39,8 @@ class ReferenceTape(Tape):
         share: that number itself.
     """
 
+    buffer: Buffer
+
     def __init__(
         self,
         cell: Cell,
@@ -52,13 +54,11 @@ class ReferenceTape(Tape):
         name: str = "",
         share: int | None = None,
     ) -> None:
-        super().__init__(
-            cell, weights, start, dtype=dtype, masks=masks, lengths=lengths, name=name
-        )
+        super().__init__(cell, weights, start, dtype=dtype, masks=masks, lengths=lengths, name=name)
         self._shortest = int(lengths.min()) if lengths is not None else steps
         self._share = default_share(steps, len(cell.parts)) if share is None else share
         self._columns = _stage_columns(cell, self.units)
-        self.counts: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
         self._floats: dict[str, Tensor] = {}
         self._reads: dict[str, Tensor] = {}
         self._moments: list[list[Moment]] = []
@@ -73,13 +73,13 @@ class ReferenceTape(Tape):
         return inputs + self.units * 4 * (self.cell.blocks + couplings)
 
     @property
-    def _present(self) -> dict[str, Tensor]:
-        return self.counts
+    def counts(self) -> dict[str, Tensor]:
+        return self._counts
 
     def copy(self) -> ReferenceTape:
         other = copy.copy(self)
         other.buffer, other.weights = self.buffer.copy(), self.weights.fresh()
-        for name in ("counts", "_floats", "_reads", "_moments", "_checks", "direction"):
+        for name in ("_counts", "_floats", "_reads", "_moments", "_checks", "direction"):
             setattr(other, name, getattr(self, name).copy())
         return other
 
@@ -238,7 +238,7 @@ class ReferenceTape(Tape):
         return self.buffer.multiply(h, zi)
 
     def _set(self, part: str, count: Tensor) -> None:
-        self.counts[part] = count
+        self._counts[part] = count
         self._floats[part] = fixed.from_counts(count, self.dtype)
         self._reads[part] = self._floats[part] * self.masks[part] if part in self.masks else self._floats[part]
 

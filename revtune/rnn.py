@@ -63,6 +63,7 @@ class RevRNN(nn.Module):
 
     cell: Cell
     weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
 
     def __init__(
         self,
@@ -296,13 +297,9 @@ class RevRNN(nn.Module):
         _, (final,) = run(Stack([link]), x, [tensors], every=False)
         return final[0].to(x.dtype), final
 
-    def _layer(
-        self, layer: int, suffix: str, x: Tensor, state: State, lengths: Tensor | None
-    ) -> tuple[Tensor, State]:
+    def _layer(self, layer: int, suffix: str, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         inputs, masks, name = self._parts(layer, suffix, x, state)
-        return run_layer(
-            self.cell, x, inputs, masks=masks, lengths=lengths, name=name, backend=self.options.backend
-        )
+        return run_layer(self.cell, x, inputs, masks=masks, lengths=lengths, name=name, backend=self.options.backend)
 
     def _tape(
         self, layer: int, suffix: str, x: Tensor, state: State, lengths: Tensor | None, steps: int
@@ -313,9 +310,7 @@ class RevRNN(nn.Module):
         )
         return tape, inputs
 
-    def _parts(
-        self, layer: int, suffix: str, x: Tensor, state: State
-    ) -> tuple[LayerInputs, dict[str, Tensor], str]:
+    def _parts(self, layer: int, suffix: str, x: Tensor, state: State) -> tuple[LayerInputs, dict[str, Tensor], str]:
         """What one layer in one direction runs with: its tensors, the masks drawn for it, and its name."""
         suffix = suffix or self._suffixes(layer)[0]
         weights = {"ih": getattr(self, f"weight_ih{suffix}"), "hh": getattr(self, f"weight_hh{suffix}")}

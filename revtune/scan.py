@@ -365,7 +365,7 @@ def _aim(stack: Stack, dfinals: Iterable[Tensor]) -> None:
     """Start the backward pass from the gradients of the final states, one (B, H) for each state of each tape."""
     grads = iter(dfinals)
     for tape in stack.tapes:
-        direction = {}
+        direction: dict[str, Tensor] = {}
         for group in tape.cell.states:
             direction |= zip(group, next(grads).to(tape.dtype).chunk(len(group), -1), strict=True)
         tape.aim(direction)

@@ -36,8 +36,12 @@ KEPT = 8 * 2**20
 _WEIGHTS = ("ih", "bias", "hh")
 _GRADIENTS = ("ih", "bias", "hh", "ih.V", "ih.s", "hh.V", "hh.s")
 _SETTINGS = ("lengths", "chunk", "share", "bits", "forgetting", "train", "name")
+_TENSORS = (
+    "input", "first state h", "first state c", "weight 'ih'", "weight 'bias'", "weight 'hh'", "weight 'ih.V'",
+    "weight 'ih.s'", "weight 'hh.V'", "weight 'hh.s'", "mask of h1", "mask of h2", "lengths",
+)  # fmt: skip
 _FACTS = 4
-"""Numbers in front of `facts`, of the environment; then come two a chunk."""
+"""Numbers in front of `facts`, of the environment; then comes one a tensor that was given, then two a chunk."""
 
 
 def sequence(
@@ -55,7 +59,7 @@ def sequence(
 ) -> tuple[Tensor, State]:
     """Outputs (T, B, H) and the final state, in the dtypes of the first one; arguments, checked, as in `scan`."""
     assert cell.native is not None
-    h, c = (*state, None)[:2]
+    h, c = state[0], state[1] if len(state) > 1 else None
     pairs = [(responses or {}).get(key, (None, None)) for key in ("ih", "hh")]
     tensors = [x, h, c, *map(weights.get, _WEIGHTS), *pairs[0], *pairs[1]]
     train = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
@@ -93,7 +97,8 @@ class Layer:
         self.steps, self.rows, self.units = x.shape[0], x.shape[1], h.shape[-1] // PARTS
         self.chunk, self.lengths = chunk, lengths
         weights = _given({"ih": ih, "bias": bias, "hh": hh})
-        responses = {key: (v, s) for key, v, s in (("ih", ih_v, ih_s), ("hh", hh_v, hh_s)) if v is not None}
+        pairs = (("ih", ih_v, ih_s), ("hh", hh_v, hh_s))
+        responses = {key: (v, s) for key, v, s in pairs if v is not None and s is not None}
         self.masks = _given(dict(zip(self.cell.states[0], (mask1, mask2), strict=True)))
         self.weights = Weights(weights, responses, wanted, self.units, name, check=not wanted, native=True)
         self.kernel = Kernel(self.cell, self.weights, self.units, self.masks, lengths)
@@ -127,9 +132,10 @@ class Layer:
             for first in range(begin, end, self.chunk)
         ]
 
-    def forward(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(self) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
         """Outputs (T, B, H), the final state (S, B, H), gates that are kept, words of c, and facts for the way back."""
-        counts, words, facts = self.counts(), [], []
+        counts, words = self.counts(), []
+        facts: list[int] = []
         cut, kept = self.steps - self.kept, self.x.new_empty(self.kept, self.rows, self.cell.blocks * self.units)
         lstm, tally = not self.kernel.is_gru, new_tally()
         keep = (Keep.CELLS if lstm else Keep.HEADS) if self.train else Keep.NOTHING
@@ -142,19 +148,21 @@ class Layer:
             if not fine:
                 place = Place(unstacked(start, self.cell))
                 name_bad_state(
-                    self.cell, self.weights, x, span.start, place, masks=self.masks, lengths=self.lengths, name=self.name
-                )
+                    self.cell, self.weights, x, span.start, place,
+                    masks=self.masks, lengths=self.lengths, name=self.name,
+                )  # fmt: skip
             if span.start >= cut:
                 kept[span.start - cut : span.stop - cut] = room.gates
             if self.train:
                 facts += [self._digest(room, y, span), spilled.numel()]
-                words += [spilled]
+                words.append(spilled)
         if self.train:
             self._report(sum(facts[1::2]), tally)
-        spilled = torch.cat([*words, self.heads.view(torch.int16).flatten()]) if self.train and lstm else None
-        facts = torch.tensor([*Environment.current().numbers(), *facts])
+        if self.train and lstm:
+            words.append(self.heads.view(torch.int16).flatten())
+        stored = torch.cat(words) if words else y.new_empty(0, dtype=torch.int16)
         final = fixed.from_counts(self.whole(counts))
-        return y, final, kept, y.new_empty(0, dtype=torch.int16) if spilled is None else spilled, facts
+        return y, final, kept, stored, facts
 
     def backward(
         self,
@@ -193,7 +201,7 @@ class Layer:
 
     def _returned(self, counts: Tensor, heads: Tensor) -> bool:
         """Whether c and its heads are as they were at first."""
-        return torch.equal(counts, fixed.to_counts(self.halves(self.state[1]))) and torch.equal(heads, self.heads[1])
+        return torch.equal(counts, fixed.to_counts(self.halves(self.state[-1]))) and torch.equal(heads, self.heads[1])
 
     def _digest(self, room: Room, y: Tensor, span: slice) -> int:
         """A number for what a chunk's gradient is computed from: its gates, and its states of h."""
@@ -243,9 +251,26 @@ def _given(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
 
 def _sequence(*arguments: Any) -> tuple[Tensor, ...]:
     """torch.ops.revtune.sequence on a CPU."""
-    tensors, settings = arguments[:12], _settings(arguments)
-    with torch.no_grad(), Environment.current().restored(torch.device("cpu")):
-        return Layer(*tensors, **settings).forward()
+    tensors, settings, environment = arguments[:12], _settings(arguments), Environment.current()
+    with torch.no_grad(), environment.restored(torch.device("cpu")):
+        *results, facts = Layer(*tensors, **settings).forward()
+    given = _digests(arguments) if settings["train"] else {}
+    return (*results, torch.tensor([*environment.numbers(), *given.values(), *facts]))
+
+
+def _digests(arguments: tuple[Any, ...]) -> dict[str, int]:
+    """A number for each tensor that backward reads again, by what it is."""
+    tensors = zip(_TENSORS, arguments[:13], strict=True)
+    return {what: torch.ops.revtune.digest([one.contiguous()]) for what, one in tensors if one is not None}
+
+
+def _check_unchanged(arguments: tuple[Any, ...], known: list[int]) -> None:
+    for (what, number), before in zip(_digests(arguments).items(), known, strict=True):
+        if number != before:
+            raise ReversalError(
+                f"{arguments[-1]}: {what} was changed (through .data?) between forward and backward; "
+                "no gradient was produced"
+            )
 
 
 def _settings(arguments: tuple[Any, ...]) -> dict[str, Any]:
@@ -261,10 +286,16 @@ def _sequence_backward(
     names = frozenset(name for name, want in zip(_GRADIENTS, wanted[3:], strict=True) if want)
     environment = Environment.of(numbers[:_FACTS])
     with torch.no_grad(), environment.restored(torch.device("cpu")):
+        start = _FACTS + _given_count(arguments)
+        _check_unchanged(arguments, numbers[_FACTS:start])
         layer = Layer(*arguments[:12], wanted=names, **_settings(arguments))
-        dx, dstate = layer.backward(dy, dfinal, y, final, kept, words, numbers[_FACTS:], want_dx=wanted[0])
+        dx, dstate = layer.backward(dy, dfinal, y, final, kept, words, numbers[start:], want_dx=wanted[0])
     found = [dx, *dstate, *[None] * (2 - len(dstate)), *map(layer.weights.gradients.get, _GRADIENTS)]
     return [y.new_empty(0) if grad is None else grad for grad in found]
+
+
+def _given_count(arguments: tuple[Any, ...]) -> int:
+    return sum(one is not None for one in arguments[: len(_TENSORS)])
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
@@ -280,7 +311,7 @@ def _fake(*arguments: Any) -> tuple[Tensor, ...]:
         x.new_empty(states, *h.shape, dtype=torch.float64),
         x.new_empty(kept, x.shape[1], gates),
         x.new_empty(size, dtype=torch.int16),
-        x.new_empty(_FACTS + 2 * chunks, dtype=torch.int64),
+        x.new_empty(_FACTS + _given_count(arguments) * train + 2 * chunks, dtype=torch.int64),
     )
 
 

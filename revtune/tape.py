@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,20 @@ class Place(NamedTuple):
     heads: Tensor | None = None
 
 
+class Stored(Protocol):
+    """What any information buffer tells of itself: its heads, how many words it has spilled, and the bits of both."""
+
+    heads: Tensor
+
+    @property
+    def words(self) -> int:
+        """Words spilled."""
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits stored."""
+
+
 class Tape(ABC):
     """A cell over time, for a batch of sequences.
 
@@ -51,7 +65,10 @@ class Tape(ABC):
     Attributes:
         direction: the gradient of the state that is being carried back, (B, N) by part.
         final: where `record` ended.
+        buffer: the information buffer.
     """
+
+    buffer: Stored
 
     def __init__(
         self,
@@ -69,6 +86,11 @@ class Tape(ABC):
         self.rows, self.units = start.counts[cell.parts[0]].shape
         self.direction: dict[str, Tensor] = {}
         self.final = start
+
+    @property
+    @abstractmethod
+    def counts(self) -> dict[str, Tensor]:
+        """The present state in counts of 2^-32, (B, N) by part."""
 
     @property
     @abstractmethod
@@ -133,14 +155,9 @@ class Tape(ABC):
     def usage(self) -> Usage:
         """What the chunks that `forward` ran have stored."""
 
-    @property
-    @abstractmethod
-    def _present(self) -> dict[str, Tensor]:
-        """The present counts by part."""
-
     def state(self, place: Place | None = None) -> tuple[Tensor, ...]:
         """A state, by default the present one, as exact float64 values, (B, H) for each of the cell's states."""
-        counts = place.counts if place else self._present
+        counts = place.counts if place else self.counts
         return tuple(fixed.from_counts(torch.cat([counts[part] for part in group], -1)) for group in self.cell.states)
 
     def _unit_steps(self, x: Tensor, first: int) -> int:

@@ -61,7 +61,7 @@ class Weights:
         return [(name, fingerprint(tensor)) for name, tensor in self._all()]
 
     def project(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """The input projection of a chunk, (K, B, I) to (K, B, G), which `out` may be; without `ih` the input itself."""
+        """The input projection (K, B, G) of a chunk (K, B, I), perhaps in `out`; without `ih` the input itself."""
         if "ih" not in self.tensors:
             return x
         projected = self._products.linear(x, self.tensors["ih"], self.tensors.get("bias"), out=out)
@@ -104,7 +104,7 @@ class Weights:
             self.add_product(name, chosen, torch.cat(values), torch.cat(grads), len(values))
 
     def add_product(self, name: str, rows: slice, value: Tensor, grad: Tensor, steps: int) -> None:
-        """Add the gradients of a product over a chunk: its values (K B, columns) and the results' gradients (K B, rows)."""
+        """Add the gradients of a product over a chunk, from its values (K B, columns) and its results' (K B, rows)."""
         if name in self.wanted:
             self._products.add_outer(self._sink(name, self.tensors[name])[rows], grad, value)
         if name not in self.responses:

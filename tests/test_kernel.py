@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import deterministic
 
 import revtune as rt
-from revtune import fixed
+from revtune import fixed, sequence
 from revtune.arguments import running
 from revtune.kernel import Keep, Kernel, Room
 from revtune.weights import Weights
@@ -121,8 +121,14 @@ def in_float64(given: Any) -> Any:
 # The same as in plain torch
 
 
-@pytest.mark.parametrize("number", range(64))
-def test_outputs_states_and_gradients_are_those_of_the_equations_in_float64(number: int) -> None:
+@pytest.fixture(params=[0, 40_000, 2**30], ids=["recalled", "some kept", "all kept"])
+def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many bytes of gates are kept: the way back has no other gates, or evaluates all of them again."""
+    monkeypatch.setattr(sequence, "KEPT", request.param)
+
+
+@pytest.mark.parametrize(("number", "kept"), [(n, (0, 40_000, 2**30)[n % 3]) for n in range(66)], indirect=["kept"])
+def test_outputs_states_and_gradients_are_those_of_the_equations_in_float64(number: int, kept: None) -> None:
     of, responses, options = case(number)
     gates = run(kernel_of(of, responses, **options), of)[0].gates
     exact = Problem(led(of, gates), of.x.double(), in_float64(of.state), in_float64(of.weights))
@@ -199,17 +205,17 @@ def chunks(draw: st.DrawFn) -> tuple[Problem, dict[str, Any], int, int]:
 @given(chunks())
 def test_any_chunk_comes_back_bit_for_bit(drawn: tuple[Problem, dict[str, Any], int, int]) -> None:
     of, options, seed, turns = drawn
-    kernel = kernel_of(of, **options)
+    kernel, other = kernel_of(of, **options), kernel_of(of, **options)
     heads = kernel.heads(of.x.shape[1], 1000, turns * len(of.cell.parts))
     heads = torch.randint(2**14, 2**30, heads.shape, generator=torch.Generator().manual_seed(seed)).double()
-    counts, room, back = counts_of(of), kernel.room(of.x, recorded=True), kernel.room(of.x, recorded=True)
+    counts, room, back = counts_of(of), kernel.room(of.x, recorded=True), other.room(of.x, recorded=True)
     ends, first = (counts.clone(), heads.clone()), seed % 3
     words, check, fine = kernel.forward(room, *ends, first, Keep.EVERYTHING)
     assert bool((ends[1] >= 2**14).all()) and bool((ends[1] < 2**30).all())
     if not fine:
         assert float(ends[0].abs().max()) >= 2**52 or not of.cell.bounded
         return
-    assert kernel.rewind(back, *ends, words, first) == (check, True)
+    assert other.rewind(back, *ends, words, first) == (check, True)
     assert torch.equal(ends[0], counts) and torch.equal(ends[1], heads)
     for before, after in zip(room, back, strict=True):
         assert (before is None and after is None) or torch.equal(before, after)
@@ -228,7 +234,8 @@ def threads() -> Iterator[None]:
 
 @kinds
 @pytest.mark.parametrize("rows", [2, 13, 30])
-def test_bits_do_not_depend_on_threads(kind: str, rows: int, threads: None) -> None:
+def test_bits_do_not_depend_on_threads(kind: str, rows: int, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequence, "KEPT", 0)
     of = problem(kind, 20, rows=rows, hidden=130, inputs=70, spread=0.15)
     results = []
     for number in (1, 2, 3):
@@ -263,8 +270,8 @@ def run_row(of: Problem, pairs: Pairs, rows: slice) -> tuple[Tensor, tuple[Tenso
 @kinds
 def test_recalled_gates_are_those_of_the_forward_pass(kind: str) -> None:
     of = problem(kind, 40, rows=13, hidden=66, spread=0.3)
+    room, *_ = run(kernel_of(of, response_pairs(of)), of)
     kernel = kernel_of(of, response_pairs(of))
-    room, *_ = run(kernel, of)
     again = kernel.room(of.x, room.y, recorded=True)._replace(y_start=room.y_start)
     kernel.recall(again)
     assert torch.equal(again.gates, room.gates)
@@ -297,7 +304,7 @@ def poisoned() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", [*range(8), 29, 30])
-def test_memory_that_nobody_has_written_is_not_read(number: int, request: pytest.FixtureRequest) -> None:
+def test_memory_that_nobody_has_written_is_not_read(number: int, kept: None, request: pytest.FixtureRequest) -> None:
     of, responses, options = case(number)
     wanted = differentiate(rt.scan, of, responses=responses, **options)
     request.getfixturevalue("poisoned")
