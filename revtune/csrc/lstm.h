@@ -36,6 +36,27 @@ inline void add_output(Worker& worker, double* h, const float* o, const float* c
   add_product(h, o, tanh_c, worker.units, sign);
 }
 
+// h * zi / 1024 + a * b without a buffer, in one pass, and what gates then read of it.
+inline void infer(double* __restrict h, const float* __restrict gate, const float* __restrict a,
+                  const float* __restrict b, float* __restrict read, int64_t n, float slope, float floor) {
+  for (int64_t j = 0; j < n; j++) {
+    const double zi = forget_integer(gate[j], slope, floor, top);
+    h[j] = __builtin_rint((h[j] * zi) * (1.0 / 1024.0)) + to_count(a[j] * b[j]);
+    read[j] = from_count(h[j]);
+  }
+}
+
+inline void infer_step(Worker& worker, int64_t position, int half, float* c) {
+  const Chunk& chunk = worker.chunk;
+  const int64_t n = worker.units, row = position % chunk.rows;
+  const float* gates = worker.gates(position, half);
+  infer(worker.counts(1, half, row), gates, gates + 2 * n, gates + 4 * n, c, n, chunk.slope, chunk.floor);
+  float* tanh_c = worker.read[0];
+  tanh_of(c, tanh_c, n);
+  infer(worker.counts(0, half, row), gates + n, gates + 3 * n, tanh_c, worker.y(position, half), n, chunk.slope,
+        chunk.floor);
+}
+
 // The state of one row, one step on.
 inline void step(Worker& worker, int64_t position, int half, Keep keep, float* c) {
   const int64_t n = worker.units, row = position % worker.chunk.rows;
@@ -91,6 +112,10 @@ bool forward(const Chunk& chunk, Keep keep, int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; row++) {
         const int64_t position = t * chunk.rows + row;
         float* c = chunk.c ? worker.c(position, half) : worker.kept[0];
+        if (worker.runs(position) && keep == Keep::nothing && chunk.forgetting) {
+          infer_step(worker, position, half, c);
+          continue;
+        }
         if (worker.runs(position)) {
           step(worker, position, half, keep, c);
           if (!chunk.forgetting) fine &= worker.all_within_range(row);
