@@ -52,6 +52,16 @@ def default_share(steps: int, parts: int) -> int:
     return max(parts, min(MAX_SHARE // parts, -(-wanted // parts)) * parts)
 
 
+def check_share(share: int, parts: int) -> None:
+    """Refuse a number of units a head that no cell of so many parts can have.
+
+    Raises:
+        ValueError: it is not a positive multiple of the parts.
+    """
+    if share < 1 or share % parts:
+        raise ValueError(f"share must be a positive multiple of the cell's {parts} parts, got {share}")
+
+
 def ideal_bits(zi: Tensor) -> float:
     """The bits that multiplying by these forget integers loses, sum(log2(1024 / zi)): the least any buffer can store.
 
@@ -85,8 +95,7 @@ class Buffer:
     def __init__(
         self, rows: int, units: int, *, parts: int = 1, share: int = 1, device: torch.device | str = "cpu"
     ) -> None:
-        if share < 1 or share % parts:
-            raise ValueError(f"share must be a positive multiple of the cell's {parts} parts, got {share}")
+        check_share(share, parts)
         self.units = units
         turns = max(1, min(share // parts, units))
         width = -(-units // turns)

@@ -33,7 +33,7 @@ def checksum(depth: int, tensors: Iterable[Tensor]) -> int:
 
 def fingerprint(tensor: Tensor) -> int:
     """A number that a change of bits, or of their places, almost surely changes: a checksum of row and column sums."""
-    bits = tensor.detach().contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int64)
+    bits = tensor.detach().resolve_neg().contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int64)
     bits = bits.view(1, -1) if bits.dim() < 2 else bits.flatten(1)
     return checksum(0, (bits.sum(0, dtype=torch.int64), bits.sum(1, dtype=torch.int64)))
 

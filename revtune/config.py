@@ -77,7 +77,7 @@ class Net:
 class Learning:
     """How it learns."""
 
-    steps: int = 950
+    steps: int = 1600
     """Weight updates in all; the run's length is counted in these, never in time."""
     batch: int = 32
     """Streams of text read side by side."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from revtune import fixed, metering, native
-from revtune.buffer import HEAD_START, default_share
+from revtune.buffer import HEAD_START, check_share, default_share
 from revtune.cells import Cell, slope_of
 from revtune.weights import Weights
 
@@ -102,13 +102,13 @@ class Kernel:
         self.weights, self.units = weights, units
         self._limit = (slope_of(cell.native.max_forget_bits), cell.native.forgetting)
         self.blocks, self.states = cell.blocks // PARTS, len(cell.states)
-        self._hh = weights.tensors["hh"].contiguous()
+        self._hh = weights.tensors["hh"]
         if self._hh.shape != (cell.blocks * units, units):
             wanted = (cell.blocks * units, units)
             raise ValueError(f"weight 'hh' must be {wanted} for this cell, got {tuple(self._hh.shape)}")
         extra, scale = weights.responses.get("hh", (None, None))
-        self._extra = None if extra is None else extra.contiguous()
-        self._scale = None if scale is None else scale.contiguous()
+        self._extra = extra
+        self._scale = scale
         self._masks = [masks[part].contiguous() if part in masks else None for part in cell.states[0]]
         self._lengths = None if lengths is None else lengths.long().contiguous()
         self._memory: dict[str, Tensor] = {}
@@ -122,20 +122,28 @@ class Kernel:
 
     def heads(self, rows: int, steps: int, share: int | None) -> Tensor:
         """New heads for sequences of so many steps, (S, B, width)."""
-        parts = PARTS * self.states
-        if share is not None and (share < 1 or share % parts):
-            raise ValueError(f"share must be a positive multiple of the cell's {parts} parts, got {share}")
+        if share is not None:
+            check_share(share, PARTS * self.states)
         turns = (share or default_share(steps, PARTS)) // PARTS
         width = -(-self.units // max(1, min(turns, self.units)))
         return torch.full((self.states, rows, width), HEAD_START, dtype=torch.float64)
 
-    def room(self, x: Tensor, y: Tensor | None = None, *, recorded: bool, gates: Tensor | None = None) -> Room:
+    def room(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        recorded: bool,
+        gates: Tensor | None = None,
+        into: Tensor | None = None,
+    ) -> Room:
         """Room for a chunk of inputs (K, B, I), which are projected into it unless its gates are known.
 
-        Outputs go to y (K, B, H) if it is given. The rooms of a kernel share the memory of gates, rh and c.
+        Outputs go to y (K, B, H) and gates to `into` (K, B, G) if they are given. Rooms of a kernel share the memory
+        of gates, rh and c.
         """
         shape = (*x.shape[:2], PARTS * self.units)
-        gates = self._project(x) if gates is None else self._shared("gates", tuple(gates.shape)).copy_(gates)
+        gates = self._project(x, into) if gates is None else self._shared("gates", tuple(gates.shape)).copy_(gates)
         room = Room(gates, x.new_empty(shape) if y is None else y, x.new_empty(shape[1:]))
         if not recorded:
             return room
@@ -143,9 +151,10 @@ class Kernel:
             return room._replace(rh=self._shared("rh", shape))
         return room._replace(c=self._shared("c", shape), c_start=x.new_empty(shape[1:]))
 
-    def _project(self, x: Tensor) -> Tensor:
+    def _project(self, x: Tensor, out: Tensor | None) -> Tensor:
         """The projected inputs (K, B, G), to be written over."""
-        out = self._shared("gates", (*x.shape[:2], PARTS * self.blocks * self.units))
+        if out is None:
+            out = self._shared("gates", (*x.shape[:2], PARTS * self.blocks * self.units))
         gates = self.weights.project(x, out)
         return gates if gates.data_ptr() == out.data_ptr() else out.copy_(gates)
 

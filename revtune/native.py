@@ -38,6 +38,7 @@ _told = False
 _waiting: list[Callable[[], None]] = []
 
 
+@torch.compiler.assume_constant_result
 def load() -> bool:
     """Whether the operators torch.ops.revtune.* are there and to be used; the first call may compile them.
 
@@ -61,6 +62,7 @@ def load() -> bool:
     return False
 
 
+@torch.compiler.assume_constant_result
 def insist() -> bool:
     """Load the kernel even where REVTUNE_BACKEND would leave it alone.
 
@@ -96,10 +98,11 @@ def find() -> Found:
     if _found is None:
         with _lock:
             if _found is None:
-                _found = attempt()
-                if _found.library:
-                    while _waiting:
-                        _waiting.pop()()
+                found = attempt()
+                while found.library and _waiting:
+                    _waiting[-1]()
+                    _waiting.pop()
+                _found = found
     return _found
 
 

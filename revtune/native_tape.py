@@ -91,7 +91,7 @@ class NativeTape(Tape):
         other.buffer, other.weights, other._counts = self.buffer.copy(), self.weights.fresh(), self._counts.clone()
         other.kernel = copy.copy(self.kernel)
         other.kernel.weights, other.kernel._memory = other.weights, {}
-        other.direction = self.direction.copy()
+        other.direction, other._direction = {}, None
         return other
 
     def restart(self, place: Place) -> None:

@@ -48,9 +48,9 @@ class NativeProducts(Products):
         torch.ops.revtune.add_outer(into, _rows(grad), _rows(value))
 
 
-def products_for(like: Tensor, *, wanted: bool = True) -> Products:
-    """The kernel's matmuls for tensors like this one where it is there and wanted, else torch's."""
-    if wanted and like.device.type == "cpu" and like.dtype == torch.float32 and native.load():
+def products_for(like: Tensor) -> Products:
+    """The kernel's matmuls for tensors like this one where it is there, else torch's."""
+    if like.device.type == "cpu" and like.dtype == torch.float32 and native.load():
         return NativeProducts()
     return Products()
 

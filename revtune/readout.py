@@ -19,6 +19,7 @@ from revtune import sinks
 from revtune.products import products_for
 from revtune.sinks import Sinks
 
+_DENSE = torch.contiguous_format
 _BLOCK_BYTES = 3 * 2**20
 
 
@@ -239,7 +240,7 @@ class _OnePass(torch.autograd.Function):
         ctx: Any, head: LinearCrossEntropy, y: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         _, want_y, _, want_weight, want_bias = ctx.needs_input_grad
-        dweight = torch.zeros_like(weight) if want_weight else None
+        dweight = torch.zeros_like(weight, memory_format=_DENSE) if want_weight else None
         dbias = torch.zeros_like(bias) if want_bias and bias is not None else None
         dy = torch.empty_like(y) if want_y else None
         ctx.grads = (None, dy, None, dweight, dbias)
@@ -283,7 +284,7 @@ class _Blocked(torch.autograd.Function):
         y, targets, weight, bias = ctx.saved_tensors
         _, want_y, _, want_weight, want_bias = ctx.needs_input_grad
         dweight, dbias = (
-            (sink if sink is not None else torch.zeros_like(tensor)) if want else None
+            (sink if sink is not None else torch.zeros_like(tensor, memory_format=_DENSE)) if want else None
             for sink, tensor, want in zip(ctx.sinks, (weight, bias), (want_weight, want_bias), strict=True)
         )
         dy = torch.empty_like(y) if want_y else None

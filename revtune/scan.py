@@ -338,9 +338,14 @@ class _Rewind(torch.autograd.Function):
 
 
 def _fingerprints(stack: Stack, x: Tensor) -> list[tuple[str, int]]:
-    """What must be the same in both directions, by name: the input and the weights."""
-    weights = [(f"{tape.name}: weight {name!r}", n) for tape in stack.tapes for name, n in tape.weights.fingerprints()]
-    return [(f"{stack.tapes[0].name}: input", fingerprint(x)), *weights]
+    """What must be the same in both directions, by name: the input, weights, masks and lengths."""
+    found = [(f"{stack.tapes[0].name}: input", fingerprint(x))]
+    for tape in stack.tapes:
+        found += [(f"{tape.name}: weight {name!r}", number) for name, number in tape.weights.fingerprints()]
+        found += [(f"{tape.name}: mask {part!r}", fingerprint(mask)) for part, mask in tape.masks.items()]
+        if tape.lengths is not None:
+            found.append((f"{tape.name}: lengths", fingerprint(tape.lengths)))
+    return found
 
 
 def _check_unchanged(stack: Stack, x: Tensor, before: list[tuple[str, int]]) -> None:

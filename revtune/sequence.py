@@ -26,6 +26,7 @@ from revtune.errors import ReversalError
 from revtune.kernel import PARTS, Keep, Kernel, Room, bits_of, new_tally, unstacked
 from revtune.metering import Usage
 from revtune.reference import name_bad_state
+from revtune.stack import evened_out
 from revtune.tape import Place
 from revtune.weights import Weights
 
@@ -37,7 +38,7 @@ _WEIGHTS = ("ih", "bias", "hh")
 _GRADIENTS = ("ih", "bias", "hh", "ih.V", "ih.s", "hh.V", "hh.s")
 _SETTINGS = ("lengths", "chunk", "share", "bits", "forgetting", "train", "name")
 _TENSORS = (
-    "input", "first state h", "first state c", "weight 'ih'", "weight 'bias'", "weight 'hh'", "weight 'ih.V'",
+    "first state h", "first state c", "weight 'ih'", "weight 'bias'", "weight 'hh'", "weight 'ih.V'",
     "weight 'ih.s'", "weight 'hh.V'", "weight 'hh.s'", "mask of h1", "mask of h2", "lengths",
 )  # fmt: skip
 _FACTS = 4
@@ -64,18 +65,13 @@ def sequence(
     tensors = [x, h, c, *map(weights.get, _WEIGHTS), *pairs[0], *pairs[1]]
     train = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     steps, rows = x.shape[:2]
-    chunk = chunk or chunk_steps(steps, 4 * rows * (cell.blocks + PARTS) * (h.shape[-1] // PARTS))
+    most = BUDGET // (4 * rows * (cell.blocks + PARTS) * (h.shape[-1] // PARTS))
+    chunk = chunk or evened_out(steps, most)
     limits = [(masks or {}).get(part) for part in cell.states[0]]
     y, final, *_ = torch.ops.revtune.sequence(
         *tensors, *limits, lengths, chunk, share, *cell.native, train, name or cell.name
     )
     return y, tuple(one.to(first.dtype) for one, first in zip(final.unbind(), state, strict=True))
-
-
-def chunk_steps(steps: int, size: int) -> int:
-    """Steps of a chunk, evened out over the sequence, where one takes so many bytes."""
-    chunks = -(-steps // max(4, BUDGET // size))
-    return -(-steps // chunks)
 
 
 def kept_steps(steps: int, rows: int, gates: int) -> int:
@@ -143,7 +139,8 @@ class Layer:
         for span in self.chunks():
             x, start = self.x[span], counts.clone()
             check_input(x, span.start, self.name)
-            room = self.kernel.room(x, y[span], recorded=False)
+            into = kept[span.start - cut : span.stop - cut] if span.start >= cut else None
+            room = self.kernel.room(x, y[span], recorded=False, into=into)
             spilled, _, fine = self.kernel.forward(room, counts, self.heads, span.start, keep, tally)
             if not fine:
                 place = Place(unstacked(start, self.cell))
@@ -151,8 +148,6 @@ class Layer:
                     self.cell, self.weights, x, span.start, place,
                     masks=self.masks, lengths=self.lengths, name=self.name,
                 )  # fmt: skip
-            if span.start >= cut:
-                kept[span.start - cut : span.stop - cut] = room.gates
             if self.train:
                 facts += [self._digest(room, y, span), spilled.numel()]
                 words.append(spilled)
@@ -204,8 +199,8 @@ class Layer:
         return torch.equal(counts, fixed.to_counts(self.halves(self.state[-1]))) and torch.equal(heads, self.heads[1])
 
     def _digest(self, room: Room, y: Tensor, span: slice) -> int:
-        """A number for what a chunk's gradient is computed from: its gates, and its states of h."""
-        number: int = torch.ops.revtune.digest([room.gates, room.y_start, y[span]])
+        """A number for what a chunk's gradient is computed from: its inputs, gates and states of h."""
+        number: int = torch.ops.revtune.digest([room.gates, room.y_start, y[span], self.x[span].contiguous()])
         return number
 
     def _recalled(self, y: Tensor, span: slice, kept: Tensor) -> Room:
@@ -260,7 +255,7 @@ def _sequence(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _digests(arguments: tuple[Any, ...]) -> dict[str, int]:
     """A number for each tensor that backward reads again, by what it is."""
-    tensors = zip(_TENSORS, arguments[:13], strict=True)
+    tensors = zip(_TENSORS, arguments[1:13], strict=True)
     return {what: torch.ops.revtune.digest([one.contiguous()]) for what, one in tensors if one is not None}
 
 
@@ -295,7 +290,7 @@ def _sequence_backward(
 
 
 def _given_count(arguments: tuple[Any, ...]) -> int:
-    return sum(one is not None for one in arguments[: len(_TENSORS)])
+    return sum(one is not None for one in arguments[1:13])
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
@@ -341,12 +336,12 @@ def _backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None, *_: Any) -> tu
 
 def _register() -> None:
     """Give the operators, whose schemas are in csrc/, what they do."""
-    for name, run, fake in (
-        ("sequence", _sequence, _fake), ("sequence_backward", _sequence_backward, _fake_backward),
-    ):  # fmt: skip
-        torch.library.impl(f"revtune::{name}", "CPU")(run)
-        torch.library.register_fake(f"revtune::{name}")(fake)
     torch.library.register_autograd("revtune::sequence", _backward, setup_context=_set_up)
+    for name, run, fake in (
+        ("sequence_backward", _sequence_backward, _fake_backward), ("sequence", _sequence, _fake),
+    ):  # fmt: skip
+        torch.library.register_fake(f"revtune::{name}")(fake)
+        torch.library.impl(f"revtune::{name}", "CPU")(run)
 
 
 native.when_loaded(_register)

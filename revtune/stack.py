@@ -127,6 +127,10 @@ def chunk_steps(steps: int, rows: int, stack: Stack, budget: int) -> int:
         budget: bytes that the gates, projections and inputs of one chunk may take.
     """
     size = sum(tape.floats_per_step * tape.dtype.itemsize for tape in stack.tapes)
-    most = max(FEWEST_STEPS, budget // (rows * size))
-    chunks = -(-steps // most)
+    return evened_out(steps, budget // (rows * size))
+
+
+def evened_out(steps: int, most: int) -> int:
+    """Steps of a chunk of at most so many, but at least 4, evened out over the sequence."""
+    chunks = -(-steps // max(FEWEST_STEPS, most))
     return -(-steps // chunks)

@@ -8,8 +8,8 @@ values:
 - `record` runs the last chunk once, keeping its gates, so that the turn-around neither spills nor rewinds.
 - `rewind` undoes a chunk that `forward` ran; `gradient` consumes the chunk that `record` or `rewind` left.
 
-There are two: reference.py is plain torch, for any cell and device; kernel.py is the C++ kernel, for RevGRU and
-RevLSTM in float32 on a CPU.
+There are two: reference.py is plain torch, for any cell and device; native_tape.py runs the C++ kernel,
+for RevGRU and RevLSTM in float32 on a CPU.
 
 Shapes: K steps of a chunk, B batch, I input, N units of a part, H output.
 """

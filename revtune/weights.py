@@ -47,6 +47,9 @@ class Weights:
         self.responses = {name: (v.detach(), s.detach()) for name, (v, s) in responses.items()}
         self.wanted, self._units = wanted, units
         self.gradients: dict[str, Tensor] = {}
+        if native:
+            self.tensors = {name: weight.contiguous() for name, weight in self.tensors.items()}
+            self.responses = {name: (v.contiguous(), s.contiguous()) for name, (v, s) in self.responses.items()}
         for name, tensor in self._all() if check else ():
             check_finite(tensor, f"{owner}: weight {name!r}")
 

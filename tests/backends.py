@@ -1,4 +1,4 @@
-"""What tests of both backends share: marks for one of them, the dtype that each has, and what it does to a tolerance."""
+"""What tests of both backends share: marks for one of them, the dtype that each has, and its tolerance."""
 
 import pytest
 import torch

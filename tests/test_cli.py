@@ -128,7 +128,7 @@ def test_the_panel_shows_what_is_going_on() -> None:
     console.print(report.panel())
     told = console.export_text()
     for shown in (
-        "3/950",
+        "3/1600",
         "1.000 bits a byte",
         "2,048 bytes/s",
         "MiB",

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import revtune as rt
 from revtune.kernel import Keep
-from revtune.native_tape import NativeBuffer, NativeTape
+from revtune.native_tape import NativeTape
 from revtune.reference import ReferenceTape
 from revtune.scan import Recording
 from tests.stored import Problem, problem, relative, response_pairs
@@ -28,10 +28,10 @@ def on_grid(state: Tensor) -> Tensor:
     return (state.double() * 2**32).round() / 2**32
 
 
-def recorded(of: Problem, **options: Any) -> tuple[Recording, NativeBuffer]:
+def recorded(of: Problem, **options: Any) -> tuple[Recording, NativeTape]:
     recording = rt.record(of.cell, of.x, of.state, weights=of.weights, **options)
     assert isinstance(recording.tape, NativeTape)
-    return recording, recording.tape.buffer
+    return recording, recording.tape
 
 
 # There and back
@@ -46,29 +46,29 @@ def test_everything_comes_back(kind: str, units: int, rows: int, steps: int, chu
     generator = torch.Generator().manual_seed(units)
     masks = {"h2": torch.bernoulli(torch.full((rows, units), 0.8), generator=generator)}
     lengths = torch.randint(1, steps + 1, (rows,), generator=generator)
-    recording, buffer = recorded(of, chunk=chunk, masks=masks, lengths=lengths, responses=response_pairs(of))
-    tape = recording.tape.copy()
+    recording, ran = recorded(of, chunk=chunk, masks=masks, lengths=lengths, responses=response_pairs(of))
+    tape = ran.copy()
     for first, part in reversed([(i, of.x[i : i + chunk]) for i in range(0, steps, chunk)]):
         assert torch.equal(tape.rewind(part, first), recording.y[first : first + chunk])
     assert tape.buffer.words == len(tape.buffer.chunks) == len(tape.buffer.checks) == 0
     assert tape.buffer.heads.unique().tolist() == [2.0**14]
     assert all(torch.equal(state, on_grid(before)) for state, before in zip(tape.state(), of.state, strict=True))
-    assert (buffer.words > 0) == (not kind.startswith("NF")), "the recording itself is not used up"
+    assert (ran.buffer.words > 0) == (not kind.startswith("NF")), "the recording itself is not used up"
 
 
 def test_two_million_steps_come_back() -> None:
     of = problem("RevGRU", 2_000_000, rows=1, inputs=1, hidden=2)
-    recording, buffer = recorded(of, chunk=50_000)
+    recording, tape = recorded(of, chunk=50_000)
     y, (first,) = rt.unscan(recording)
     assert torch.equal(y, recording.y) and torch.equal(first, on_grid(of.state[0]))
-    assert buffer.stored_bits > 2_000_000
+    assert tape.buffer.stored_bits > 2_000_000
 
 
 @kinds
 def test_what_is_previewed_ends_where_what_is_recorded_does(kind: str) -> None:
     of = problem(kind, 24, rows=5)
     recording, _ = recorded(of, chunk=8)
-    start = recorded(of._replace(x=of.x[:1]), chunk=1)[0].tape
+    _, start = recorded(of._replace(x=of.x[:1]), chunk=1)
     ahead, last = start.copy(), start.copy()
     for tape in (ahead, last):
         rt.unscan(Recording(of.x, (), tape, of.x[:1], 1, recording.environment))
@@ -97,8 +97,8 @@ def test_a_changed_state_is_refused(part: str, by: float) -> None:
 @forgetting
 @pytest.mark.parametrize("by", [1.0, -(2.0**14), 2.0**29, float("inf")])
 def test_a_changed_head_is_refused(kind: str, by: float) -> None:
-    recording, buffer = recorded(problem(kind, 12), chunk=6)
-    buffer.heads[-1, 1, 0] += by
+    recording, tape = recorded(problem(kind, 12), chunk=6)
+    tape.buffer.heads[-1, 1, 0] += by
     with pytest.raises(rt.ReversalError, match=r"steps 6\.\.11: rewinding failed"):
         rt.unscan(recording)
 
@@ -106,8 +106,8 @@ def test_a_changed_head_is_refused(kind: str, by: float) -> None:
 @forgetting
 @pytest.mark.parametrize("chunk", [40, 200])
 def test_every_changed_word_is_refused(kind: str, chunk: int) -> None:
-    recording, buffer = recorded(problem(kind, 200), chunk=chunk)
-    for number, words in enumerate(buffer.chunks):
+    recording, tape = recorded(problem(kind, 200), chunk=chunk)
+    for number, words in enumerate(tape.buffer.chunks):
         for place in range(6, words.numel(), max(1, words.numel() // 7)):
             words[place] ^= 1 << place % 15
             with pytest.raises(rt.ReversalError):
@@ -119,8 +119,9 @@ def test_every_changed_word_is_refused(kind: str, chunk: int) -> None:
 
 @forgetting
 def test_words_cut_short_or_too_many_are_refused(kind: str) -> None:
-    recording, buffer = recorded(problem(kind, 60), chunk=60)
-    whole = buffer.chunks[0]
+    recording, tape = recorded(problem(kind, 60), chunk=60)
+    chunks = tape.buffer.chunks
+    (whole,) = chunks
     more = torch.cat([whole, whole[-1:]])
     more[:2] += torch.tensor([1, 0], dtype=torch.int16)
     counts = whole.clone()
@@ -129,11 +130,11 @@ def test_words_cut_short_or_too_many_are_refused(kind: str) -> None:
     negative[:2] = -1
     cut = [whole[:size] for size in (0, 1, 5, 6, 7, whole.numel() - 1)]
     for words in (*cut, more, counts, negative, torch.full_like(whole, -1), torch.zeros_like(whole)):
-        buffer.chunks[0] = words
+        chunks[0] = words
         with pytest.raises((rt.ReversalError, RuntimeError)) as caught:
             rt.unscan(recording)
         assert isinstance(caught.value, rt.ReversalError) or "words" in str(caught.value)
-    buffer.chunks[0] = whole
+    chunks[0] = whole
     rt.unscan(recording)
 
 
@@ -141,9 +142,9 @@ def test_words_cut_short_or_too_many_are_refused(kind: str) -> None:
 @pytest.mark.parametrize("name", ["ih", "hh", "bias"])
 def test_changed_weights_are_refused(kind: str, name: str) -> None:
     of = problem(kind, 12)
-    recording, _ = recorded(of, chunk=6)
+    recording, tape = recorded(of, chunk=6)
     of.weights[name][-1, ...] += 0.5
-    recording.tape.kernel._packed = torch.ops.revtune.pack(of.weights["hh"], of.cell.blocks // 2)
+    tape.kernel._packed = torch.ops.revtune.pack(of.weights["hh"], of.cell.blocks // 2)
     with pytest.raises(rt.ReversalError):
         rt.unscan(recording)
 
@@ -311,10 +312,10 @@ def test_a_language_model_learns_alike_on_both_backends(
 
 def test_how_often_each_forget_integer_is_used_is_counted() -> None:
     of = problem("RevLSTM", 30, rows=4)
-    recording, _ = recorded(of._replace(x=of.x[:1]), chunk=1)
-    kernel = recording.tape.kernel
+    _, tape = recorded(of._replace(x=of.x[:1]), chunk=1)
+    kernel = tape.kernel
     room, tally = kernel.room(of.x, recorded=True), torch.zeros(1025, dtype=torch.int64)
-    counts, heads = recording.tape._counts.clone(), kernel.heads(4, 30, None)
+    counts, heads = tape._counts.clone(), kernel.heads(4, 30, None)
     kernel.forward(room, counts, heads, 0, Keep.EVERYTHING, tally)
     gates = room.gates.view(30, 4, 2, 5, 4)[:, :, :, :2]
     wanted = torch.bincount((rt.forget_gate(gates, 3.0, top=1023) * 1024).long().flatten(), minlength=1025)

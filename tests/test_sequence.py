@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import revtune as rt
 from revtune import sequence
 from revtune.kernel import Keep, Kernel
+from revtune.stack import evened_out
 from revtune.weights import Weights
 from tests.stored import Leaves, Problem, differentiate, problem, random_loss, relative, response_pairs
 
@@ -54,11 +55,10 @@ def test_where_chunks_end_and_what_is_kept_changes_no_bit(kind: str, monkeypatch
 
 
 def test_chunks_fill_their_budget_evenly() -> None:
-    budget = sequence.BUDGET
-    assert sequence.chunk_steps(100, 1) == 100
-    assert sequence.chunk_steps(100, budget // 40) == 34
-    assert sequence.chunk_steps(3, 2 * budget) == 3
-    assert sequence.chunk_steps(100, 2 * budget) == 4
+    assert evened_out(100, 1000) == 100
+    assert evened_out(100, 40) == 34
+    assert evened_out(3, 0) == 3
+    assert evened_out(100, 0) == 4
 
 
 @cells
@@ -109,9 +109,7 @@ def test_what_alone_wants_a_gradient_gets_the_same(kind: str, which: str, kept: 
     leaves = Leaves(of, pairs)
     for name, tensor in leaves.named().items():
         tensor.requires_grad_(name == which)
-    y, finals = rt.scan(
-        of.cell, leaves.x, leaves.state, weights=leaves.weights, responses=leaves.responses, chunk=5
-    )
+    y, finals = rt.scan(of.cell, leaves.x, leaves.state, weights=leaves.weights, responses=leaves.responses, chunk=5)
     random_loss(y, finals).backward()
     for name, tensor in leaves.named().items():
         assert (tensor.grad is None) == (name != which)
@@ -220,7 +218,7 @@ class Tagger(nn.Module):
         return self.last(y), state
 
 
-def results(model: nn.Module, parameters: list[nn.Parameter], x: Tensor, hx: Any = None) -> list[Tensor]:
+def results(model: Any, parameters: list[nn.Parameter], x: Tensor, hx: Any = None) -> list[Tensor]:
     """Outputs, final states and all gradients."""
     x = x.clone().requires_grad_()
     y, state = model(x, hx)

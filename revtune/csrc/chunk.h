@@ -10,6 +10,9 @@
 
 namespace revtune {
 
+// Eight bytes of whatever type.
+typedef uint64_t Bits __attribute__((may_alias));
+
 // The 16-bit words that one row has spilled, in order.
 using Stack = std::vector<uint16_t>;
 
@@ -77,7 +80,7 @@ struct Variant {
   void (*gradient[2])(const Gradient&, int64_t begin, int64_t end);
   void (*sigmoid)(const float* x, float* y, int64_t n);
   void (*tanh)(const float* x, float* y, int64_t n);
-  uint64_t (*digest)(const uint64_t* bits, int64_t n, uint64_t first);
+  uint64_t (*digest)(const Bits* bits, int64_t n, uint64_t first);
   // Columns [begin, end) of y or x, or rows of a weight.
   void (*project)(const Matrix& x, const float* weight, const float* bias, const Matrix& y, int64_t begin, int64_t end);
   void (*project_back)(const Matrix& d, const float* weight, const Matrix& x, int64_t begin, int64_t end);

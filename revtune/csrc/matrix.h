@@ -55,6 +55,12 @@ inline void turn_panel(const float* weight, int64_t outputs, int64_t inputs, int
   }
 }
 
+// Lay out `outputs` rows of W, (outputs, inputs), panel by panel, zeros at the end.
+inline void pack_product(const float* weight, int64_t outputs, int64_t inputs, float* packed) {
+  for (int64_t column = 0; column < outputs; column += panel_width, packed += inputs * panel_width)
+    turn_panel(weight, outputs, inputs, column, {0, inputs}, packed);
+}
+
 // Columns [column, column + n) of rows of W as a panel, zeros beside them.
 inline void copy_panel(const float* weight, int64_t stride, int64_t column, int64_t n, Span span, float* packed) {
   for (int64_t k = span.begin; k < span.end; k++, packed += panel_width) {
@@ -88,7 +94,7 @@ inline __attribute__((always_inline)) void multiply_panels(
       for (int64_t first = 0; first < x.columns; first += panel_inputs) {
         const Span span{first, std::min(first + panel_inputs, x.columns)};
         pack(column, span, panel.values);
-        panel_for_all(at, rows, span, panel.values - first * panel_width, panel_width, 0);
+        panel_for_all(at, rows, span, panel.values, panel_width, 0);
       }
       for (int64_t r = 0; r < rows; r++) {
         float* out = y.row(top + r) + column;

@@ -10,7 +10,8 @@ struct Span {
   int64_t begin, end;
 };
 
-// One panel of outputs for R rows. `weight` has the panel's values for input k at weight + k * stride.
+// One panel of outputs for R rows. `weight` has the panel's values for the span's first input; those for the next are
+// `stride` further on.
 template <int R>
 inline __attribute__((always_inline)) void panel_product(
     const float* const* inputs, Span span, const float* weight, int64_t stride, float* const* outputs) {
@@ -20,7 +21,6 @@ inline __attribute__((always_inline)) void panel_product(
     sums[r][0] = span.begin ? *(const Lanes*)outputs[r] : Lanes{};
     sums[r][1] = span.begin ? *(const Lanes*)(outputs[r] + lanes) : Lanes{};
   }
-  weight += span.begin * stride;
   for (int64_t k = span.begin; k < span.end; k++, weight += stride) {
     const Lanes left = *(const Lanes*)weight, right = *(const Lanes*)(weight + lanes);
 #pragma GCC unroll 16
@@ -66,14 +66,6 @@ inline void panel_for_all(Rows& at, int64_t rows, Span span, const float* weight
 
 inline int64_t padded(int64_t outputs) { return (outputs + panel_width - 1) / panel_width * panel_width; }
 
-// Lay out `outputs` rows of W, (outputs, inputs), panel by panel, zeros at the end.
-inline void pack_product(const float* weight, int64_t outputs, int64_t inputs, float* packed) {
-  for (int64_t column = 0; column < outputs; column += panel_width)
-    for (int64_t k = 0; k < inputs; k++)
-      for (int64_t j = column; j < column + panel_width; j++)
-        *packed++ = j < outputs ? weight[j * inputs + k] : 0.0f;
-}
-
 // W times each input row, W being packed; output rows have room for `padded(outputs)`.
 inline void product(Rows& at, int64_t rows, int64_t inputs, int64_t outputs, const float* packed) {
   for (int64_t column = 0; column < outputs; column += panel_width, packed += inputs * panel_width)
@@ -89,7 +81,7 @@ inline void transposed_product(Rows& at, int64_t rows, int64_t inputs, int64_t o
   const int64_t filled = outputs / panel_width * panel_width;
   for (int64_t first = 0; first < inputs; first += some)
     for (int64_t column = 0; column < filled; column += panel_width)
-      panel_for_all(at, rows, {first, std::min(first + some, inputs)}, weight + column, stride, column);
+      panel_for_all(at, rows, {first, std::min(first + some, inputs)}, weight + first * stride + column, stride, column);
   if (filled < outputs)
     panel_for_all(at, rows, {0, inputs}, weight + outputs - panel_width, stride, outputs - panel_width);
 }

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -26,6 +27,8 @@
 #endif
 
 #include "chunk.h"
+
+static_assert(std::endian::native == std::endian::little, "words and flags are read by their low ends");
 
 namespace revtune {
 
@@ -148,7 +151,9 @@ void read_weights(Chunk& chunk, const Shape& shape, const Tensor& packed, const 
 }
 
 void read_buffer(Chunk& chunk, const Shape& shape, const Tensor& counts, const Tensor& heads) {
-  STD_TORCH_CHECK(heads.dim() == 3 && heads.size(2) > 0 && heads.size(2) <= shape.units, "heads must be (S, B, width)");
+  STD_TORCH_CHECK(heads.dim() == 3 && heads.size(0) == shape.groups && heads.size(1) == shape.rows &&
+                      heads.size(2) > 0 && heads.size(2) <= shape.units,
+                  "heads must be (S, B, width)");
   chunk.counts = pointer<double>(counts, shape.states(), "counts");
   chunk.width = heads.size(2);
   chunk.heads = pointer<double>(heads, shape.groups * shape.rows * chunk.width, "heads");
@@ -196,7 +201,7 @@ int64_t digest_of(const void* values, int64_t bytes, uint64_t first) {
   std::atomic<uint64_t> sum{0};
   torch::stable::parallel_for(0, blocks, 32, [&](int64_t begin, int64_t end) {
     const int64_t last = std::min(end * block, whole);
-    sum += variant().digest((const uint64_t*)values + begin * block, last - begin * block, first + begin * block);
+    sum += variant().digest((const Bits*)values + begin * block, last - begin * block, first + begin * block);
   });
   uint64_t rest = 0;
   std::memcpy(&rest, (const char*)values + whole * 8, bytes - whole * 8);
@@ -209,7 +214,7 @@ int64_t standing(const Chunk& chunk) {
   std::vector<double> values((size_t)(states + heads));
   for (int64_t i = 0; i < states; i++) values[i] = chunk.counts[i] + 0.0;
   for (int64_t i = 0; i < heads; i++) values[states + i] = chunk.heads[i] + 0.0;
-  return (int64_t)variant().digest((const uint64_t*)values.data(), states + heads, 0);
+  return (int64_t)variant().digest((const Bits*)values.data(), states + heads, 0);
 }
 
 int64_t multiplications(const Shape& shape) {
@@ -232,13 +237,14 @@ std::tuple<Tensor, int64_t, bool> forward(
     bool forgetting, int64_t keep, const Maybe& tally) {
   const Shape shape(gates, y);
   Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting);
+  STD_TORCH_CHECK(!chunk.c == !chunk.c_start, "c and c_start go together");
   read_weights(chunk, shape, packed, response);
   read_buffer(chunk, shape, counts, heads);
   chunk.rh = pointer<float>(rh, y.numel(), "rh");
   chunk.tally = pointer<int64_t>(tally, 1025, "tally");
   std::vector<Stack> stacks((size_t)shape.rows);
   chunk.stacks = stacks.data();
-  const int64_t check = keep >= (int64_t)Keep::cells ? standing(chunk) : 0;
+  const int64_t check = keep == (int64_t)Keep::all ? standing(chunk) : 0;
   std::atomic<bool> fine{true};
   over_rows(shape.rows, multiplications(shape), [&](int64_t begin, int64_t end) {
     if (!variant().forward[shape.cell()](chunk, (Keep)keep, begin, end)) fine = false;
@@ -258,6 +264,7 @@ std::tuple<int64_t, bool> rewind(
     int64_t first, double slope, bool forgetting) {
   const Shape shape(gates, y);
   Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting);
+  STD_TORCH_CHECK((shape.groups == 2) == (c.has_value() && c_start.has_value()), "c is RevLSTM's and needed there");
   read_weights(chunk, shape, packed, response);
   read_buffer(chunk, shape, counts, heads);
   chunk.rh = pointer<float>(rh, y.numel(), "rh");
@@ -339,7 +346,7 @@ void over_parts(int64_t count, int64_t unit, int64_t multiplications, const Work
 
 void project_into(const Tensor& y, const Tensor& x, const Tensor& weight, const Maybe& bias) {
   const Matrix in = matrix(x, "x"), out = matrix(y, "y");
-  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == in.columns, "x and weight do not fit");
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == in.columns && in.columns > 0, "x and weight do not fit");
   STD_TORCH_CHECK(out.rows == in.rows && out.columns == weight.size(0), "y must be x's rows by weight's rows");
   const float* values = pointer<float>(weight, weight.numel(), "weight");
   const float* added = pointer<float>(bias, out.columns, "bias");
@@ -357,7 +364,7 @@ Tensor project(const Tensor& x, const Tensor& weight, const Maybe& bias) {
 
 Tensor project_back(const Tensor& d, const Tensor& weight) {
   const Matrix in = matrix(d, "d");
-  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == in.columns, "d and weight do not fit");
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == in.columns && in.columns > 0, "d and weight do not fit");
   Tensor x = torch::stable::new_empty(weight, {in.rows, weight.size(1)});
   const Matrix out = matrix(x, "x");
   const float* values = pointer<float>(weight, weight.numel(), "weight");
