@@ -65,13 +65,17 @@ def sequence(
     tensors = [x, h, c, *map(weights.get, _WEIGHTS), *pairs[0], *pairs[1]]
     train = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     steps, rows = x.shape[:2]
-    most = BUDGET // (4 * rows * (cell.blocks + PARTS) * (h.shape[-1] // PARTS))
-    chunk = chunk or evened_out(steps, most)
+    chunk = chunk or chunk_steps(steps, rows, (cell.blocks + PARTS) * (h.shape[-1] // PARTS))
     limits = [(masks or {}).get(part) for part in cell.states[0]]
     y, final, *_ = torch.ops.revtune.sequence(
         *tensors, *limits, lengths, chunk, share, *cell.native, train, name or cell.name
     )
     return y, tuple(one.to(first.dtype) for one, first in zip(final.unbind(), state, strict=True))
+
+
+def chunk_steps(steps: int, rows: int, floats: int) -> int:
+    """Steps of a chunk, of which each takes so many floats a row."""
+    return evened_out(steps, BUDGET // (4 * rows * floats))
 
 
 def kept_steps(steps: int, rows: int, gates: int) -> int:

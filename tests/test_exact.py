@@ -93,7 +93,10 @@ def test_rewinding_is_exact(kind: str, bits: float | None, number: int, steps: i
         assert all(tape.buffer.words == 0 for tape in stack.tapes)
 
 
-@every_cell
+@pytest.mark.parametrize(
+    ("kind", "backend"), [("minGRU", "reference"), ("RevLSTM", "reference"), *((kind, "native") for kind in CELLS)],
+    indirect=["backend"],
+)  # fmt: skip
 def test_rewinding_is_exact_over_ten_thousand_steps(kind: str) -> None:
     of = problem(kind, 10_000, rows=2, hidden=4, inputs=2)
     recording = rt.record(of.cell, of.x, of.state, weights=of.weights, chunk=1000)

@@ -11,7 +11,7 @@
 namespace revtune {
 
 // Eight bytes of whatever type.
-typedef uint64_t Bits __attribute__((may_alias));
+typedef uint64_t Bits __attribute__((may_alias, aligned(4)));
 
 // The 16-bit words that one row has spilled, in order.
 using Stack = std::vector<uint16_t>;
