@@ -7,7 +7,7 @@ from pathlib import Path
 import revtune
 
 CORE = """
-    errors fixed buffer cells checks compiling native products weights moments metering tape reference kernel
+    errors fixed buffer cells checks compiling native fakes products weights moments metering tape reference kernel
     native_tape sinks dropout stack environment arguments sequence scan rnn layers readout ends stream meter
 """.split()
 
