@@ -107,8 +107,7 @@ class Kernel:
             wanted = (cell.blocks * units, units)
             raise ValueError(f"weight 'hh' must be {wanted} for this cell, got {tuple(self._hh.shape)}")
         extra, scale = weights.responses.get("hh", (None, None))
-        self._extra = extra
-        self._scale = scale
+        self._extra, self._scale = extra, scale
         self._masks = [masks[part].contiguous() if part in masks else None for part in cell.states[0]]
         self._lengths = None if lengths is None else lengths.long().contiguous()
         self._memory: dict[str, Tensor] = {}

@@ -151,12 +151,7 @@ bool rewind(const Chunk& chunk, int64_t begin, int64_t end) {
   return true;
 }
 
-void recall(const Chunk& chunk, int64_t begin, int64_t end) {
-  constexpr int64_t block = 8 * most_rows;
-  Worker worker(chunk, blocks, std::min(block, end - begin));
-  for (int half = 0; half < 2; half++)
-    for (int64_t p = begin; p < end; p += block) evaluate(worker, p, std::min(p + block, end), half);
-}
+void recall(const Chunk& chunk, int64_t begin, int64_t end) { recall_with(chunk, blocks, begin, end, evaluate); }
 
 // With gates recalled, only c is left to rewind: no product, rows by themselves.
 bool recall_cells(const Chunk& chunk, int64_t begin, int64_t end) {

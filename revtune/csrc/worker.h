@@ -120,6 +120,15 @@ class Worker {
   }
 };
 
+// Evaluates both halves' gates of positions [begin, end), some positions after another so that their rows stay near.
+inline void recall_with(const Chunk& chunk, int64_t blocks, int64_t begin, int64_t end,
+                        void (*evaluate)(Worker&, int64_t, int64_t, int)) {
+  constexpr int64_t some = 8 * most_rows;
+  Worker worker(chunk, blocks, std::min(some, end - begin));
+  for (int half = 0; half < 2; half++)
+    for (int64_t p = begin; p < end; p += some) evaluate(worker, p, std::min(p + some, end), half);
+}
+
 // Floats of a part's counts.
 inline void copy_floats(const double* __restrict counts, float* __restrict values, int64_t n) {
   for (int64_t j = 0; j < n; j++) values[j] = from_count(counts[j]);
