@@ -18,6 +18,7 @@ import fcntl
 import importlib.metadata
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -206,9 +207,10 @@ def keep(study: Study, job: Job) -> None:
 
 
 def backend() -> str:
-    """What computes the reversible layers here, as `revtune doctor` says."""
+    """What computes the reversible layers here, as `revtune doctor` says; paths of the machine are left out."""
     told = subprocess.run([sys.executable, "-m", "revtune", "doctor"], capture_output=True, text=True, check=True)
-    return next(line.partition(": ")[2] for line in told.stdout.splitlines() if line.startswith("backend: "))
+    said = next(line.partition(": ")[2] for line in told.stdout.splitlines() if line.startswith("backend: "))
+    return re.sub(r"(, )?/[^,)]+", "", said)
 
 
 def train(study: Study, job: Job) -> None:
