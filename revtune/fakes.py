@@ -23,11 +23,6 @@ def pack(weight: Tensor, blocks: int) -> Tensor:
     return weight.new_empty(2 * rows * units)
 
 
-def project(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(N, I) to (N, G)."""
-    return x.new_empty(x.shape[0], weight.shape[0])
-
-
 def project_back(d: Tensor, weight: Tensor) -> Tensor:
     """(N, G) to (N, I)."""
     return d.new_empty(d.shape[0], weight.shape[1])
@@ -43,7 +38,7 @@ def nothing(*arguments: object) -> None:
 
 
 def _register() -> None:
-    makers = {"pack": pack, "project": project, "project_back": project_back}
+    makers = {"pack": pack, "project_back": project_back}
     makers |= dict.fromkeys(("gate_sigmoid", "gate_tanh"), alike)
     makers |= dict.fromkeys(("recall", "gradient", "project_into", "add_outer"), nothing)
     for name, fake in makers.items():

@@ -26,9 +26,9 @@ def test_packing(units: int, blocks: int) -> None:
 @UNITS
 def test_matmuls(units: int) -> None:
     x, weight, bias, d = torch.randn(9, units), torch.randn(5, units), torch.randn(5), torch.randn(9, 5)
-    torch.library.opcheck(torch.ops.revtune.project.default, (x, weight, bias))
     torch.library.opcheck(torch.ops.revtune.project_back.default, (d, weight))
-    torch.library.opcheck(torch.ops.revtune.project_into.default, (torch.zeros(9, 5), x, weight, None))
+    for added in (bias, None):
+        torch.library.opcheck(torch.ops.revtune.project_into.default, (torch.zeros(9, 5), x, weight, added))
     torch.library.opcheck(torch.ops.revtune.add_outer.default, (torch.zeros(5, units), d, x))
 
 

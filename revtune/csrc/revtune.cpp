@@ -355,13 +355,6 @@ void project_into(const Tensor& y, const Tensor& x, const Tensor& weight, const 
   });
 }
 
-Tensor project(const Tensor& x, const Tensor& weight, const Maybe& bias) {
-  STD_TORCH_CHECK(x.dim() == 2 && weight.dim() == 2, "x and weight must be matrices");
-  Tensor y = torch::stable::new_empty(weight, {x.size(0), weight.size(0)});
-  project_into(y, x, weight, bias);
-  return y;
-}
-
 Tensor project_back(const Tensor& d, const Tensor& weight) {
   const Matrix in = matrix(d, "d");
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == in.columns && in.columns > 0, "d and weight do not fit");
@@ -430,7 +423,6 @@ STABLE_TORCH_LIBRARY(revtune, m) {
       "gradient(Tensor(a!) gates, Tensor(b!) direction, Tensor y, Tensor y_start, Tensor? c, Tensor? c_start, "
       "Tensor weight, Tensor? response, Tensor? scale, Tensor? mask1, Tensor? mask2, Tensor? lengths, Tensor? dy, "
       "int first, float slope, bool forgetting) -> ()");
-  m.def("project(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   m.def("project_into(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias) -> ()");
   m.def("project_back(Tensor d, Tensor weight) -> Tensor");
   m.def("add_outer(Tensor(a!) into, Tensor d, Tensor v) -> ()");
@@ -459,7 +451,6 @@ STABLE_TORCH_LIBRARY_IMPL(revtune, CPU, m) {
   m.impl("recall", TORCH_BOX(&revtune::recall));
   m.impl("recall_cells", TORCH_BOX(&revtune::recall_cells));
   m.impl("gradient", TORCH_BOX(&revtune::gradient));
-  m.impl("project", TORCH_BOX(&revtune::project));
   m.impl("project_into", TORCH_BOX(&revtune::project_into));
   m.impl("project_back", TORCH_BOX(&revtune::project_back));
   m.impl("add_outer", TORCH_BOX(&revtune::add_outer));
