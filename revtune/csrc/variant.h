@@ -1,6 +1,7 @@
-// All of the kernel, once for each instruction set: included by revtune.cpp within a namespace and a target of its own.
+// All of the kernel, once for each instruction set: included by instruction_sets.h within a namespace and a target of its own.
 
 #include "lanes.h"
+#include "digest.h"
 #include "product.h"
 #include "matrix.h"
 #include "functions.h"
@@ -20,18 +21,6 @@ inline void pack(const float* weight, int64_t blocks, int64_t units, float* pack
       gru::pack(weight, units, packed + half * gru::product_size(units));
     else
       lstm::pack(weight, units, packed + half * lstm::product_size(units));
-}
-
-// A number that every bit of `bits`, and its place counted from `first`, takes part in.
-inline uint64_t digest(const Bits* bits, int64_t n, uint64_t first) {
-  constexpr uint64_t key = 0x9E3779B97F4A7C15u, factor = 0xBF58476D1CE4E5B9u;
-  uint64_t sum = 0;
-  for (int64_t i = 0; i < n; i++) {
-    uint64_t x = (bits[i] ^ ((first + (uint64_t)i + 1) * key)) * factor;
-    x = (x ^ (x >> 29)) * key;
-    sum += x ^ (x >> 32);
-  }
-  return sum;
 }
 
 constexpr Variant make_variant(const char* name) {

@@ -1,0 +1,179 @@
+// The operators on a chunk: its tensors checked and put together, its rows cut over threads.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <tuple>
+#include <vector>
+
+#include "digest_operator.h"
+#include "instruction_sets.h"
+#include "tensors.h"
+#include "words.h"
+
+namespace revtune {
+
+struct Shape {
+  int64_t steps, rows, units, blocks, groups;
+
+  Shape(const Tensor& gates, const Tensor& y) {
+    STD_TORCH_CHECK(gates.dim() == 3 && y.dim() == 3, "gates and y must be (K, B, G) and (K, B, H)");
+    steps = y.size(0), rows = y.size(1), units = y.size(2) / 2;
+    STD_TORCH_CHECK(steps > 0 && rows > 0 && units > 0 && y.size(2) % 2 == 0, "empty or odd y");
+    blocks = gates.size(2) / (2 * units);
+    STD_TORCH_CHECK((blocks == 3 || blocks == 5) && gates.size(2) == 2 * units * blocks,
+                    "gates must have 3 or 5 blocks of N columns for each half, got ", gates.size(2), " for N = ", units);
+    groups = blocks == 3 ? 1 : 2;
+  }
+  int cell() const { return blocks == 3 ? 0 : 1; }
+  int64_t states() const { return groups * 2 * rows * units; }
+};
+
+// Rows cut over torch's threads, each taking its own for a whole chunk; a thread is worth some hundred thousand
+// multiplications.
+template <class Work>
+void over_rows(int64_t rows, int64_t multiplications, const Work& work) {
+  const int64_t least = 1 + 400000 / (1 + multiplications / rows);
+  const int64_t threads = std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), rows / least));
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) work(rows * i / threads, rows * (i + 1) / threads);
+  });
+}
+
+inline Chunk chunk_of(
+    const Shape& shape, const Tensor& gates, const Tensor& y, const Tensor& y_start, const Maybe& c,
+    const Maybe& c_start, const Maybe& mask1, const Maybe& mask2, const Maybe& scale, const Maybe& lengths,
+    int64_t first, double slope, bool forgetting) {
+  const int64_t state = shape.rows * 2 * shape.units;
+  Chunk chunk{};
+  chunk.steps = shape.steps, chunk.rows = shape.rows, chunk.units = shape.units, chunk.groups = shape.groups;
+  chunk.first = first, chunk.width = shape.units;
+  chunk.slope = (float)slope, chunk.floor = (float)(1.0 - slope), chunk.forgetting = forgetting;
+  chunk.gates = pointer<float>(gates, shape.steps * state * shape.blocks, "gates");
+  chunk.y = pointer<float>(y, shape.steps * state, "y");
+  chunk.y_start = pointer<float>(y_start, state, "y_start");
+  chunk.c = pointer<float>(c, shape.steps * state, "c");
+  chunk.c_start = pointer<float>(c_start, state, "c_start");
+  chunk.mask[0] = pointer<float>(mask1, state / 2, "mask1");
+  chunk.mask[1] = pointer<float>(mask2, state / 2, "mask2");
+  chunk.scale = pointer<float>(scale, state * shape.blocks, "scale");
+  chunk.lengths = pointer<int64_t>(lengths, shape.rows, "lengths");
+  return chunk;
+}
+
+// The parts of a chunk that evaluating gates needs.
+inline void read_weights(Chunk& chunk, const Shape& shape, const Tensor& packed, const Maybe& response) {
+  const int64_t size = variant().packed_size(shape.blocks, shape.units);
+  chunk.packed = pointer<float>(packed, size, "packed");
+  chunk.response = pointer<float>(response, size, "response");
+  STD_TORCH_CHECK(!chunk.response == !chunk.scale, "a response needs both V and s");
+}
+
+inline void read_buffer(Chunk& chunk, const Shape& shape, const Tensor& counts, const Tensor& heads) {
+  STD_TORCH_CHECK(heads.dim() == 3 && heads.size(0) == shape.groups && heads.size(1) == shape.rows &&
+                      heads.size(2) > 0 && heads.size(2) <= shape.units,
+                  "heads must be (S, B, width)");
+  chunk.counts = pointer<double>(counts, shape.states(), "counts");
+  chunk.width = heads.size(2);
+  chunk.heads = pointer<double>(heads, shape.groups * shape.rows * chunk.width, "heads");
+}
+
+inline int64_t multiplications(const Shape& shape) {
+  return shape.steps * shape.rows * 2 * shape.blocks * shape.units * (shape.units + 16);
+}
+
+inline std::tuple<Tensor, int64_t, bool> forward(
+    const Tensor& gates, const Tensor& counts, const Tensor& heads, const Tensor& y, const Tensor& y_start,
+    const Maybe& c, const Maybe& c_start, const Maybe& rh, const Tensor& packed, const Maybe& response,
+    const Maybe& scale, const Maybe& mask1, const Maybe& mask2, const Maybe& lengths, int64_t first, double slope,
+    bool forgetting, int64_t keep, const Maybe& tally) {
+  const Shape shape(gates, y);
+  Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting);
+  STD_TORCH_CHECK(!chunk.c == !chunk.c_start, "c and c_start go together");
+  read_weights(chunk, shape, packed, response);
+  read_buffer(chunk, shape, counts, heads);
+  chunk.rh = pointer<float>(rh, y.numel(), "rh");
+  chunk.tally = pointer<int64_t>(tally, 1025, "tally");
+  std::vector<Stack> stacks((size_t)shape.rows);
+  chunk.stacks = stacks.data();
+  const int64_t check = keep == (int64_t)Keep::all ? standing(chunk) : 0;
+  std::atomic<bool> fine{true};
+  over_rows(shape.rows, multiplications(shape), [&](int64_t begin, int64_t end) {
+    if (!variant().forward[shape.cell()](chunk, (Keep)keep, begin, end)) fine = false;
+  });
+  return {sealed(gates, stacks), check, fine.load()};
+}
+
+inline std::tuple<int64_t, bool> rewind(
+    const Tensor& gates, const Tensor& counts, const Tensor& heads, const Tensor& words, const Tensor& y,
+    const Tensor& y_start, const Maybe& c, const Maybe& c_start, const Maybe& rh, const Tensor& packed,
+    const Maybe& response, const Maybe& scale, const Maybe& mask1, const Maybe& mask2, const Maybe& lengths,
+    int64_t first, double slope, bool forgetting) {
+  const Shape shape(gates, y);
+  Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting);
+  STD_TORCH_CHECK((shape.groups == 2) == (c.has_value() && c_start.has_value()), "c is RevLSTM's and needed there");
+  read_weights(chunk, shape, packed, response);
+  read_buffer(chunk, shape, counts, heads);
+  chunk.rh = pointer<float>(rh, y.numel(), "rh");
+  std::vector<Stack> stacks = unsealed(words, shape.rows);
+  chunk.stacks = stacks.data();
+  std::atomic<bool> fine{true};
+  over_rows(shape.rows, multiplications(shape), [&](int64_t begin, int64_t end) {
+    if (!variant().rewind[shape.cell()](chunk, begin, end)) fine = false;
+  });
+  return {standing(chunk), fine && used_up(stacks)};
+}
+
+inline void recall(
+    const Tensor& gates, const Tensor& y, const Tensor& y_start, const Maybe& rh, const Tensor& packed,
+    const Maybe& response, const Maybe& scale, const Maybe& mask1, const Maybe& mask2) {
+  const Shape shape(gates, y);
+  Chunk chunk = chunk_of(shape, gates, y, y_start, {}, {}, mask1, mask2, scale, {}, 0, 1.0, true);
+  read_weights(chunk, shape, packed, response);
+  chunk.rh = pointer<float>(rh, y.numel(), "rh");
+  over_rows(shape.steps * shape.rows, multiplications(shape), [&](int64_t begin, int64_t end) {
+    variant().recall[shape.cell()](chunk, begin, end);
+  });
+}
+
+inline std::tuple<int64_t, bool> recall_cells(
+    const Tensor& gates, const Tensor& counts, const Tensor& heads, const Tensor& words, const Tensor& y,
+    const Tensor& y_start, const Tensor& c, const Tensor& c_start, const Maybe& lengths, int64_t first, double slope,
+    bool forgetting) {
+  const Shape shape(gates, y);
+  STD_TORCH_CHECK(shape.blocks == 5, "only RevLSTM has cells to recall");
+  Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, {}, {}, {}, lengths, first, slope, forgetting);
+  read_buffer(chunk, shape, counts, heads);
+  std::vector<Stack> stacks = unsealed(words, shape.rows);
+  chunk.stacks = stacks.data();
+  std::atomic<bool> fine{true};
+  over_rows(shape.rows, shape.steps * shape.rows * shape.units * 64, [&](int64_t begin, int64_t end) {
+    if (!variant().recall_cells(chunk, begin, end)) fine = false;
+  });
+  return {standing(chunk), fine && used_up(stacks)};
+}
+
+inline void gradient(
+    const Tensor& gates, const Tensor& direction, const Tensor& y, const Tensor& y_start, const Maybe& c,
+    const Maybe& c_start, const Tensor& weight, const Maybe& response, const Maybe& scale, const Maybe& mask1,
+    const Maybe& mask2, const Maybe& lengths, const Maybe& dy, int64_t first, double slope, bool forgetting) {
+  const Shape shape(gates, y);
+  STD_TORCH_CHECK((shape.groups == 2) == (c.has_value() && c_start.has_value()), "c is RevLSTM's and needed there");
+  Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting);
+  const int64_t size = 2 * shape.blocks * shape.units * shape.units;
+  Gradient task{};
+  task.chunk = &chunk;
+  task.weight = pointer<float>(weight, size, "weight");
+  task.response = pointer<float>(response, size, "response");
+  STD_TORCH_CHECK(!task.response == !chunk.scale, "a response needs both V and s");
+  task.dy = pointer<float>(dy, y.numel(), "dy");
+  task.direction = pointer<float>(direction, shape.states(), "direction");
+  over_rows(shape.rows, multiplications(shape), [&](int64_t begin, int64_t end) {
+    variant().gradient[shape.cell()](task, begin, end);
+  });
+}
+
+}  // namespace revtune
