@@ -320,6 +320,16 @@ def test_memory_that_nobody_has_written_is_not_read(number: int, kept: None, req
     assert torch.equal(rt.unscan(recording)[0], recording.y) and not recording.y.isnan().any()
 
 
+@pytest.mark.parametrize("kind", ["RevGRU", "RevLSTM"])
+def test_lazy_clones_are_written_and_their_origins_are_not(kind: str) -> None:
+    of = problem(kind, 9)
+    kernel, counts, heads = kernel_of(of), counts_of(of), kernel_of(of).heads(3, 9, None)
+    ends, before = (torch._lazy_clone(counts), torch._lazy_clone(heads)), (counts.clone(), heads.clone())
+    kernel.forward(kernel.room(of.x, recorded=True), *ends, 0, Keep.EVERYTHING)
+    assert torch.equal(counts, before[0]) and torch.equal(heads, before[1])
+    assert torch.equal(ends[0], run(kernel_of(of), of)[1]) and torch.equal(ends[1], run(kernel_of(of), of)[2])
+
+
 def test_padding_gets_no_gradient_and_costs_no_words() -> None:
     of, lengths = problem("RevLSTM", 30, rows=4), torch.tensor([30, 1, 7, 30])
     live = running(lengths, 0, 30)

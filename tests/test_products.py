@@ -66,6 +66,16 @@ def test_gradients_of_weights_are_added(positions: int, inputs: int, outputs: in
         assert torch.equal(rows[:outputs], start) and torch.equal(rows[2 * outputs :], start)
 
 
+def test_a_lazy_clone_is_written_and_its_origin_is_not() -> None:
+    grad, value, start = normal(3, 5), normal(3, 7, seed=1), normal(5, 7)
+    before, into = start.clone(), torch._lazy_clone(start)
+    NativeProducts().add_outer(into, grad, value)
+    assert torch.equal(start, before) and relative(into, before + grad.t() @ value) < 1e-6
+    out = torch._lazy_clone(start)
+    assert NativeProducts().linear(normal(5, 4), normal(7, 4), out=out) is out
+    assert torch.equal(start, before) and not torch.equal(out, before)
+
+
 def test_steps_and_rows_may_stand_apart() -> None:
     x, weight = normal(4, 3, 50), normal(7, 50)
     for given in (x, x.transpose(0, 1), x.transpose(0, 1).contiguous().transpose(0, 1)):

@@ -58,11 +58,12 @@ struct Gradient {
 };
 
 // Rows of a matrix: where they begin and how far apart they are.
+template <class Float>
 struct Matrix {
-  float* values;
+  Float* values;
   int64_t rows, columns, stride;
 
-  float* row(int64_t r) const { return values + r * stride; }
+  Float* row(int64_t r) const { return values + r * stride; }
 };
 
 // A kernel compiled for one instruction set.
@@ -82,9 +83,12 @@ struct Variant {
   void (*tanh)(const float* x, float* y, int64_t n);
   uint64_t (*digest)(const Bits* bits, int64_t n, uint64_t first);
   // Columns [begin, end) of y or x, or rows of a weight.
-  void (*project)(const Matrix& x, const float* weight, const float* bias, const Matrix& y, int64_t begin, int64_t end);
-  void (*project_back)(const Matrix& d, const float* weight, const Matrix& x, int64_t begin, int64_t end);
-  void (*add_outer)(const Matrix& d, const Matrix& v, const Matrix& into, int64_t begin, int64_t end);
+  void (*project)(const Matrix<const float>& x, const float* weight, const float* bias, const Matrix<float>& y,
+                  int64_t begin, int64_t end);
+  void (*project_back)(const Matrix<const float>& d, const float* weight, const Matrix<float>& x, int64_t begin,
+                       int64_t end);
+  void (*add_outer)(const Matrix<const float>& d, const Matrix<const float>& v, const Matrix<float>& into,
+                    int64_t begin, int64_t end);
   int64_t most_rows;
 };
 

@@ -43,6 +43,7 @@ void over_rows(int64_t rows, int64_t multiplications, const Work& work) {
   });
 }
 
+// States are writable, since some operators write them; of a lazy clone that others only read this makes a copy.
 inline Chunk chunk_of(
     const Shape& shape, const Tensor& gates, const Tensor& y, const Tensor& y_start, const Maybe& c,
     const Maybe& c_start, const Maybe& mask1, const Maybe& mask2, const Maybe& scale, const Maybe& lengths,
@@ -52,23 +53,23 @@ inline Chunk chunk_of(
   chunk.steps = shape.steps, chunk.rows = shape.rows, chunk.units = shape.units, chunk.groups = shape.groups;
   chunk.first = first, chunk.width = shape.units;
   chunk.slope = (float)slope, chunk.floor = (float)(1.0 - slope), chunk.forgetting = forgetting;
-  chunk.gates = pointer<float>(gates, shape.steps * state * shape.blocks, "gates");
-  chunk.y = pointer<float>(y, shape.steps * state, "y");
-  chunk.y_start = pointer<float>(y_start, state, "y_start");
-  chunk.c = pointer<float>(c, shape.steps * state, "c");
-  chunk.c_start = pointer<float>(c_start, state, "c_start");
-  chunk.mask[0] = pointer<float>(mask1, state / 2, "mask1");
-  chunk.mask[1] = pointer<float>(mask2, state / 2, "mask2");
-  chunk.scale = pointer<float>(scale, state * shape.blocks, "scale");
-  chunk.lengths = pointer<int64_t>(lengths, shape.rows, "lengths");
+  chunk.gates = writable<float>(gates, shape.steps * state * shape.blocks, "gates");
+  chunk.y = writable<float>(y, shape.steps * state, "y");
+  chunk.y_start = writable<float>(y_start, state, "y_start");
+  chunk.c = writable<float>(c, shape.steps * state, "c");
+  chunk.c_start = writable<float>(c_start, state, "c_start");
+  chunk.mask[0] = readable<float>(mask1, state / 2, "mask1");
+  chunk.mask[1] = readable<float>(mask2, state / 2, "mask2");
+  chunk.scale = readable<float>(scale, state * shape.blocks, "scale");
+  chunk.lengths = readable<int64_t>(lengths, shape.rows, "lengths");
   return chunk;
 }
 
 // The parts of a chunk that evaluating gates needs.
 inline void read_weights(Chunk& chunk, const Shape& shape, const Tensor& packed, const Maybe& response) {
   const int64_t size = variant().packed_size(shape.blocks, shape.units);
-  chunk.packed = pointer<float>(packed, size, "packed");
-  chunk.response = pointer<float>(response, size, "response");
+  chunk.packed = readable<float>(packed, size, "packed");
+  chunk.response = readable<float>(response, size, "response");
   STD_TORCH_CHECK(!chunk.response == !chunk.scale, "a response needs both V and s");
 }
 
@@ -76,9 +77,9 @@ inline void read_buffer(Chunk& chunk, const Shape& shape, const Tensor& counts, 
   STD_TORCH_CHECK(heads.dim() == 3 && heads.size(0) == shape.groups && heads.size(1) == shape.rows &&
                       heads.size(2) > 0 && heads.size(2) <= shape.units,
                   "heads must be (S, B, width)");
-  chunk.counts = pointer<double>(counts, shape.states(), "counts");
+  chunk.counts = writable<double>(counts, shape.states(), "counts");
   chunk.width = heads.size(2);
-  chunk.heads = pointer<double>(heads, shape.groups * shape.rows * chunk.width, "heads");
+  chunk.heads = writable<double>(heads, shape.groups * shape.rows * chunk.width, "heads");
 }
 
 inline int64_t multiplications(const Shape& shape) {
@@ -95,8 +96,8 @@ inline std::tuple<Tensor, int64_t, bool> forward(
   STD_TORCH_CHECK(!chunk.c == !chunk.c_start, "c and c_start go together");
   read_weights(chunk, shape, packed, response);
   read_buffer(chunk, shape, counts, heads);
-  chunk.rh = pointer<float>(rh, y.numel(), "rh");
-  chunk.tally = pointer<int64_t>(tally, 1025, "tally");
+  chunk.rh = writable<float>(rh, y.numel(), "rh");
+  chunk.tally = writable<int64_t>(tally, 1025, "tally");
   std::vector<Stack> stacks((size_t)shape.rows);
   chunk.stacks = stacks.data();
   const int64_t check = keep == (int64_t)Keep::all ? standing(chunk) : 0;
@@ -117,7 +118,7 @@ inline std::tuple<int64_t, bool> rewind(
   STD_TORCH_CHECK((shape.groups == 2) == (c.has_value() && c_start.has_value()), "c is RevLSTM's and needed there");
   read_weights(chunk, shape, packed, response);
   read_buffer(chunk, shape, counts, heads);
-  chunk.rh = pointer<float>(rh, y.numel(), "rh");
+  chunk.rh = writable<float>(rh, y.numel(), "rh");
   std::vector<Stack> stacks = unsealed(words, shape.rows);
   chunk.stacks = stacks.data();
   std::atomic<bool> fine{true};
@@ -133,7 +134,7 @@ inline void recall(
   const Shape shape(gates, y);
   Chunk chunk = chunk_of(shape, gates, y, y_start, {}, {}, mask1, mask2, scale, {}, 0, 1.0, true);
   read_weights(chunk, shape, packed, response);
-  chunk.rh = pointer<float>(rh, y.numel(), "rh");
+  chunk.rh = writable<float>(rh, y.numel(), "rh");
   over_rows(shape.steps * shape.rows, multiplications(shape), [&](int64_t begin, int64_t end) {
     variant().recall[shape.cell()](chunk, begin, end);
   });
@@ -166,11 +167,11 @@ inline void gradient(
   const int64_t size = 2 * shape.blocks * shape.units * shape.units;
   Gradient task{};
   task.chunk = &chunk;
-  task.weight = pointer<float>(weight, size, "weight");
-  task.response = pointer<float>(response, size, "response");
+  task.weight = readable<float>(weight, size, "weight");
+  task.response = readable<float>(response, size, "response");
   STD_TORCH_CHECK(!task.response == !chunk.scale, "a response needs both V and s");
-  task.dy = pointer<float>(dy, y.numel(), "dy");
-  task.direction = pointer<float>(direction, shape.states(), "direction");
+  task.dy = readable<float>(dy, y.numel(), "dy");
+  task.direction = writable<float>(direction, shape.states(), "direction");
   over_rows(shape.rows, multiplications(shape), [&](int64_t begin, int64_t end) {
     variant().gradient[shape.cell()](task, begin, end);
   });

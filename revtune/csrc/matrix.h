@@ -78,7 +78,8 @@ inline void copy_panel(const float* weight, int64_t stride, int64_t column, int6
 // a panel of P for some of x's columns, and `finish(out, column, n)` comes last.
 template <class Pack, class Finish>
 inline __attribute__((always_inline)) void multiply_panels(
-    const Matrix& x, const Matrix& y, int64_t begin, int64_t end, const Pack& pack, const Finish& finish) {
+    const Matrix<const float>& x, const Matrix<float>& y, int64_t begin, int64_t end, const Pack& pack,
+    const Finish& finish) {
   constexpr int64_t some = 288;  // whole blocks of rows for every instruction set
   Panel panel;
   Rows at(std::min(some, x.rows));
@@ -106,7 +107,8 @@ inline __attribute__((always_inline)) void multiply_panels(
 }
 
 // Columns [begin, end) of y = x W^T + bias.
-void project(const Matrix& x, const float* weight, const float* bias, const Matrix& y, int64_t begin, int64_t end) {
+void project(const Matrix<const float>& x, const float* weight, const float* bias, const Matrix<float>& y,
+             int64_t begin, int64_t end) {
   multiply_panels(
       x, y, begin, end,
       [&](int64_t column, Span span, float* packed) {
@@ -118,7 +120,8 @@ void project(const Matrix& x, const float* weight, const float* bias, const Matr
 }
 
 // Columns [begin, end) of x = d W, for W (d.columns, x.columns).
-void project_back(const Matrix& d, const float* weight, const Matrix& x, int64_t begin, int64_t end) {
+void project_back(const Matrix<const float>& d, const float* weight, const Matrix<float>& x, int64_t begin,
+                  int64_t end) {
   multiply_panels(
       d, x, begin, end,
       [&](int64_t column, Span span, float* packed) {
@@ -166,7 +169,8 @@ void outer_rows(int64_t rows, const float* d, int64_t d_stride, const float* v, 
 }
 
 // Rows [begin, end) of W += d^T v.
-void add_outer(const Matrix& d, const Matrix& v, const Matrix& into, int64_t begin, int64_t end) {
+void add_outer(const Matrix<const float>& d, const Matrix<const float>& v, const Matrix<float>& into, int64_t begin,
+               int64_t end) {
   constexpr int64_t group = 8 * most_rows;
   Panel panel;
   for (int64_t p = 0; p < v.rows; p += panel_inputs) {

@@ -16,14 +16,23 @@ inline Tensor pack(const Tensor& weight, int64_t blocks) {
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == 2 * blocks * weight.size(1), "weight must be (2 blocks N, N)");
   const int64_t units = weight.size(1);
   Tensor packed = torch::stable::new_empty(weight, {variant().packed_size(blocks, units)});
-  variant().pack(pointer<float>(weight, weight.numel(), "weight"), blocks, units, packed.mutable_data_ptr<float>());
+  variant().pack(readable<float>(weight, weight.numel(), "weight"), blocks, units, packed.mutable_data_ptr<float>());
   return packed;
 }
 
-// A float32 matrix whose rows are dense.
-inline Matrix matrix(const Tensor& tensor, const char* name) {
+inline void check_rows(const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(tensor.dim() == 2 && (tensor.stride(1) == 1 || tensor.size(1) < 2), name, " must have dense rows");
-  return {const_cast<float*>(tensor.const_data_ptr<float>()), tensor.size(0), tensor.size(1), tensor.stride(0)};
+}
+
+// A float32 matrix whose rows are dense, to be read or to be written.
+inline Matrix<const float> readable_matrix(const Tensor& tensor, const char* name) {
+  check_rows(tensor, name);
+  return {tensor.const_data_ptr<float>(), tensor.size(0), tensor.size(1), tensor.stride(0)};
+}
+
+inline Matrix<float> writable_matrix(const Tensor& tensor, const char* name) {
+  check_rows(tensor, name);
+  return {tensor.mutable_data_ptr<float>(), tensor.size(0), tensor.size(1), tensor.stride(0)};
 }
 
 // Cut [0, count) over threads in multiples of `unit`, where the whole is worth it.
@@ -39,22 +48,23 @@ void over_parts(int64_t count, int64_t unit, int64_t multiplications, const Work
 }
 
 inline void project_into(const Tensor& y, const Tensor& x, const Tensor& weight, const Maybe& bias) {
-  const Matrix in = matrix(x, "x"), out = matrix(y, "y");
+  const Matrix in = readable_matrix(x, "x");
+  const Matrix out = writable_matrix(y, "y");
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == in.columns && in.columns > 0, "x and weight do not fit");
   STD_TORCH_CHECK(out.rows == in.rows && out.columns == weight.size(0), "y must be x's rows by weight's rows");
-  const float* values = pointer<float>(weight, weight.numel(), "weight");
-  const float* added = pointer<float>(bias, out.columns, "bias");
+  const float* values = readable<float>(weight, weight.numel(), "weight");
+  const float* added = readable<float>(bias, out.columns, "bias");
   over_parts(out.columns, variant().panel, in.rows * in.columns * out.columns, [&](int64_t begin, int64_t end) {
     variant().project(in, values, added, out, begin, end);
   });
 }
 
 inline Tensor project_back(const Tensor& d, const Tensor& weight) {
-  const Matrix in = matrix(d, "d");
+  const Matrix in = readable_matrix(d, "d");
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == in.columns && in.columns > 0, "d and weight do not fit");
   Tensor x = torch::stable::new_empty(weight, {in.rows, weight.size(1)});
-  const Matrix out = matrix(x, "x");
-  const float* values = pointer<float>(weight, weight.numel(), "weight");
+  const Matrix out = writable_matrix(x, "x");
+  const float* values = readable<float>(weight, weight.numel(), "weight");
   over_parts(out.columns, variant().panel, in.rows * in.columns * out.columns, [&](int64_t begin, int64_t end) {
     variant().project_back(in, values, out, begin, end);
   });
@@ -62,7 +72,8 @@ inline Tensor project_back(const Tensor& d, const Tensor& weight) {
 }
 
 inline void add_outer(const Tensor& into, const Tensor& d, const Tensor& v) {
-  const Matrix grads = matrix(d, "d"), values = matrix(v, "v"), sum = matrix(into, "into");
+  const Matrix grads = readable_matrix(d, "d"), values = readable_matrix(v, "v");
+  const Matrix sum = writable_matrix(into, "into");
   STD_TORCH_CHECK(grads.rows == values.rows && sum.rows == grads.columns && sum.columns == values.columns,
                   "into must be d's columns by v's columns");
   over_parts(sum.rows, variant().most_rows, grads.rows * sum.rows * sum.columns, [&](int64_t begin, int64_t end) {

@@ -22,7 +22,7 @@ namespace {
 
 Tensor apply(const Tensor& x, void (*function)(const float*, float*, int64_t)) {
   Tensor y = torch::stable::empty_like(x);
-  function(pointer<float>(x, x.numel(), "x"), y.mutable_data_ptr<float>(), x.numel());
+  function(readable<float>(x, x.numel(), "x"), y.mutable_data_ptr<float>(), x.numel());
   return y;
 }
 

@@ -14,16 +14,33 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Maybe = std::optional<Tensor>;
 
-template <class T>
-T* pointer(const Tensor& tensor, int64_t size, const char* name) {
+inline void check_dense(const Tensor& tensor, int64_t size, const char* name) {
   STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
   STD_TORCH_CHECK(tensor.numel() == size, name, " must hold ", size, " numbers, got ", tensor.numel());
-  return const_cast<T*>(tensor.const_data_ptr<T>());
+}
+
+// A dense tensor's numbers, to be read.
+template <class T>
+const T* readable(const Tensor& tensor, int64_t size, const char* name) {
+  check_dense(tensor, size, name);
+  return tensor.const_data_ptr<T>();
 }
 
 template <class T>
-T* pointer(const Maybe& tensor, int64_t size, const char* name) {
-  return tensor ? pointer<T>(*tensor, size, name) : nullptr;
+const T* readable(const Maybe& tensor, int64_t size, const char* name) {
+  return tensor ? readable<T>(*tensor, size, name) : nullptr;
+}
+
+// A dense tensor's numbers, to be written: memory that a lazy clone shares is its own from here on.
+template <class T>
+T* writable(const Tensor& tensor, int64_t size, const char* name) {
+  check_dense(tensor, size, name);
+  return tensor.mutable_data_ptr<T>();
+}
+
+template <class T>
+T* writable(const Maybe& tensor, int64_t size, const char* name) {
+  return tensor ? writable<T>(*tensor, size, name) : nullptr;
 }
 
 }  // namespace revtune

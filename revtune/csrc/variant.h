@@ -25,6 +25,6 @@ inline void pack(const float* weight, int64_t blocks, int64_t units, float* pack
 
 constexpr Variant make_variant(const char* name) {
   return {name, panel_width, packed_size, pack, {gru::forward, lstm::forward}, {gru::rewind, lstm::rewind},
-          {gru::recall, lstm::recall}, lstm::recall_cells, {gru::gradient, lstm::gradient}, sigmoid_of, tanh_of, digest, project,
-          project_back, add_outer, most_rows};
+          {gru::recall, lstm::recall}, lstm::recall_cells, {gru::gradient, lstm::gradient}, sigmoid_of, tanh_of,
+          digest, project, project_back, add_outer, most_rows};
 }

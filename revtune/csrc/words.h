@@ -33,7 +33,7 @@ inline Tensor sealed(const Tensor& like, const std::vector<Stack>& stacks) {
 
 inline std::vector<Stack> unsealed(const Tensor& words, int64_t rows) {
   const int64_t size = words.numel();
-  const auto* in = (const uint16_t*)pointer<int16_t>(words, size, "words");
+  const auto* in = (const uint16_t*)readable<int16_t>(words, size, "words");
   std::vector<Stack> stacks((size_t)rows);
   if (!size) return stacks;
   STD_TORCH_CHECK(size >= 2 * rows, "words must begin with a count for each row");
