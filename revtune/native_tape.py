@@ -6,20 +6,17 @@ Shapes: K steps of a chunk, B batch, I input, N units of a part, H output, S sta
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from revtune.cells import Cell
 from revtune.checks import check_input
 from revtune.errors import ReversalError
 from revtune.kernel import Keep, Kernel, Room, bits_of, new_tally, stacked, unstacked
 from revtune.metering import Usage
 from revtune.reference import name_bad_state
 from revtune.tape import Place, Tape
-from revtune.weights import Weights
 
 
 @dataclass
@@ -52,28 +49,14 @@ class NativeBuffer:
 
 
 class NativeTape(Tape):
-    """A tape that runs in the kernel; arguments as in `ReferenceTape`, and a cell and tensors that it supports."""
+    """A tape that runs in the kernel, for a cell and tensors that it supports."""
 
     buffer: NativeBuffer
 
-    def __init__(
-        self,
-        cell: Cell,
-        weights: Weights,
-        start: Place,
-        *,
-        steps: int,
-        dtype: torch.dtype,
-        masks: Mapping[str, Tensor] | None = None,
-        lengths: Tensor | None = None,
-        name: str = "",
-        share: int | None = None,
-    ) -> None:
-        super().__init__(cell, weights, start, dtype=dtype, masks=masks, lengths=lengths, name=name)
-        self.kernel = Kernel(cell, weights, self.units, self.masks, lengths)
+    def _prepare(self, steps: int, share: int | None) -> None:
+        self.kernel = Kernel(self.cell, self.weights, self.units, self.masks, self.lengths)
         self._heads = self.kernel.heads(self.rows, steps, share)
         self._direction: Tensor | None = None
-        self.restart(start)
 
     @property
     def floats_per_step(self) -> int:

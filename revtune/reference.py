@@ -31,39 +31,18 @@ _KEEP_ALL = float(fixed.FORGET_ONE)
 
 
 class ReferenceTape(Tape):
-    """A tape in plain torch.
-
-    Args:
-        cell, weights, start, dtype, masks, lengths, name: as in `Tape`.
-        steps: how long the sequence is, which decides how many units share a head.
-        share: that number itself.
-    """
+    """A tape in plain torch."""
 
     buffer: Buffer
 
-    def __init__(
-        self,
-        cell: Cell,
-        weights: Weights,
-        start: Place,
-        *,
-        steps: int,
-        dtype: torch.dtype,
-        masks: Mapping[str, Tensor] | None = None,
-        lengths: Tensor | None = None,
-        name: str = "",
-        share: int | None = None,
-    ) -> None:
-        super().__init__(cell, weights, start, dtype=dtype, masks=masks, lengths=lengths, name=name)
-        self._shortest = int(lengths.min()) if lengths is not None else steps
-        self._share = default_share(steps, len(cell.parts)) if share is None else share
-        self._columns = _stage_columns(cell, self.units)
+    def _prepare(self, steps: int, share: int | None) -> None:
+        self._shortest = int(self.lengths.min()) if self.lengths is not None else steps
+        self._share = default_share(steps, len(self.cell.parts)) if share is None else share
+        self._columns = _stage_columns(self.cell, self.units)
         self._counts: dict[str, Tensor] = {}
         self._floats: dict[str, Tensor] = {}
         self._reads: dict[str, Tensor] = {}
         self._moments: list[list[Moment]] = []
-        self.restart(start)
-        self._peak = torch.zeros((), dtype=torch.float64, device=self.buffer.heads.device)
 
     @property
     def floats_per_step(self) -> int:
@@ -91,6 +70,7 @@ class ReferenceTape(Tape):
             self.buffer.heads.copy_(place.heads)
         self._checks: list[int] = []
         self._ideal, self._spilled = 0.0, 0
+        self._peak = torch.zeros((), dtype=torch.float64, device=device)
         for part in parts:
             self._set(part, place.counts[part])
 

@@ -57,10 +57,12 @@ class Tape(ABC):
         cell: which cell.
         weights: the layer's weights.
         start: the state at time 0.
+        steps: how long the sequence is, which decides how many units share a head of the buffer.
         dtype: float32 or float64, of gates and outputs.
         masks: locked masks (B, N) on the parts as the cell reads them.
         lengths: steps of each row, shape (B,); beyond its length a row keeps its state and forgets nothing.
         name: what errors call this layer.
+        share: how many units share a head.
 
     Attributes:
         direction: the gradient of the state that is being carried back, (B, N) by part.
@@ -76,16 +78,24 @@ class Tape(ABC):
         weights: Weights,
         start: Place,
         *,
+        steps: int,
         dtype: torch.dtype,
         masks: Mapping[str, Tensor] | None = None,
         lengths: Tensor | None = None,
         name: str = "",
+        share: int | None = None,
     ) -> None:
         self.cell, self.weights, self.dtype, self.name = cell, weights, dtype, name or cell.name
         self.lengths, self.masks = lengths, dict(masks or {})
         self.rows, self.units = start.counts[cell.parts[0]].shape
         self.direction: dict[str, Tensor] = {}
         self.final = start
+        self._prepare(steps, share)
+        self.restart(start)
+
+    @abstractmethod
+    def _prepare(self, steps: int, share: int | None) -> None:
+        """Set up what restarts leave as it is."""
 
     @property
     @abstractmethod
