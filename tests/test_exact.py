@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import revtune as rt
-from revtune import sequence
+from revtune import recall
 from revtune.checks import checksum
 from revtune.scan import LayerInputs, build_tape
 from revtune.stack import Stack
@@ -38,7 +38,7 @@ Standing = list[tuple[tuple[Tensor, ...], Tensor, int]]
 @pytest.fixture(autouse=True)
 def _gates_are_evaluated_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the kernel's way back, which keeps them where they are few."""
-    monkeypatch.setattr(sequence, "KEPT", 0)
+    monkeypatch.setattr(recall, "KEPT", 0)
 
 
 def layers(kind: str, number: int, steps: int, bits: float | None) -> tuple[Stack, Tensor]:

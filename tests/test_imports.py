@@ -8,7 +8,8 @@ import revtune
 
 CORE = """
     errors fixed buffer cells checks compiling native fakes products weights moments metering tape reference kernel
-    native_tape sinks dropout stack environment arguments sequence scan rnn layers readout ends stream meter
+    native_tape sinks dropout stack environment arguments operands recall sequence scan rnn layers readout ends stream
+    meter
 """.split()
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import revtune as rt
-from revtune import fixed, sequence
+from revtune import fixed, recall
 from revtune.arguments import running
 from revtune.kernel import Keep, Kernel, Room
 from revtune.weights import Weights
@@ -124,7 +124,7 @@ def in_float64(given: Any) -> Any:
 @pytest.fixture(params=[0, 40_000, 2**30], ids=["recalled", "some kept", "all kept"])
 def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How many bytes of gates are kept: the way back has no other gates, or evaluates all of them again."""
-    monkeypatch.setattr(sequence, "KEPT", request.param)
+    monkeypatch.setattr(recall, "KEPT", request.param)
 
 
 @pytest.mark.parametrize(("number", "kept"), [(n, (0, 40_000, 2**30)[n % 3]) for n in range(66)], indirect=["kept"])
@@ -239,7 +239,7 @@ def threads() -> Iterator[None]:
 @kinds
 @pytest.mark.parametrize("rows", [2, 13, 30])
 def test_bits_do_not_depend_on_threads(kind: str, rows: int, threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequence, "KEPT", 0)
+    monkeypatch.setattr(recall, "KEPT", 0)
     of = problem(kind, 20, rows=rows, hidden=130, inputs=70, spread=0.15)
     results = []
     for number in (1, 2, 3):

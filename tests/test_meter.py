@@ -25,7 +25,7 @@ def _chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     for module in ("revtune.scan", "revtune.stream"):
         monkeypatch.setattr(import_module(module), "DEFAULT_BUDGET", 20_000)
-    monkeypatch.setattr(import_module("revtune.sequence"), "BUDGET", 20_000)
+    monkeypatch.setattr(import_module("revtune.recall"), "BUDGET", 20_000)
 
 
 def peak(used: Used) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import revtune as rt
-from revtune import sequence
+from revtune import recall
 from tests.backends import in_kernel, on_reference
 from tests.stored import (
     KINDS,
@@ -39,7 +39,7 @@ cells = pytest.mark.parametrize(("kind", "backend"), [run for run in RUNS if run
 @pytest.fixture(autouse=True)
 def _gates_are_evaluated_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the kernel's way back, which keeps them where they are few."""
-    monkeypatch.setattr(sequence, "KEPT", 0)
+    monkeypatch.setattr(recall, "KEPT", 0)
 
 
 def equal(given: Result, wanted: Result, tolerance: float, *, exact: bool) -> None:

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import revtune as rt
-from revtune import sequence
+from revtune import recall
 from revtune.kernel import Keep, Kernel
-from revtune.stack import evened_out
 from revtune.weights import Weights
 from tests.stored import Leaves, Problem, differentiate, problem, random_loss, relative, response_pairs
 
@@ -27,47 +26,13 @@ FLOATS = 4 * 3 * 40
 @pytest.fixture(params=[0, 5 * FLOATS, 2**30], ids=["recalled", "some kept", "all kept"])
 def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """How many bytes of gates are kept: the way back has no other gates, or evaluates all of them again."""
-    monkeypatch.setattr(sequence, "KEPT", request.param)
+    monkeypatch.setattr(recall, "KEPT", request.param)
 
 
 def leaves_and_loss(of: Problem, **options: Any) -> tuple[Leaves, Tensor]:
     leaves = Leaves(of)
     y, finals = rt.scan(of.cell, leaves.x, leaves.state, weights=leaves.weights, **options)
     return leaves, random_loss(y, finals)
-
-
-# Chunks and what is kept
-
-
-@kinds
-def test_where_chunks_end_and_what_is_kept_changes_no_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of outputs and of gradients of inputs; those of weights are sums over other pieces."""
-    of, lengths = problem(kind, 23), torch.tensor([23, 1, 12])
-    pairs, results = response_pairs(of), []
-    for memory in (0, 5 * FLOATS, 2**30):
-        monkeypatch.setattr(sequence, "KEPT", memory)
-        results += [differentiate(rt.scan, of, chunk=n, lengths=lengths, responses=pairs) for n in (1, 4, 22, 23)]
-    for other in results[1:]:
-        assert torch.equal(other.y, results[0].y) and all(map(torch.equal, other.finals, results[0].finals))
-        for name, grad in results[0].grads.items():
-            exact = name == "x" or name.startswith("state")
-            assert torch.equal(other.grads[name], grad) if exact else relative(other.grads[name], grad) < 1e-6, name
-
-
-def test_chunks_fill_their_budget_evenly() -> None:
-    assert evened_out(100, 1000) == 100
-    assert evened_out(100, 40) == 34
-    assert evened_out(3, 0) == 3
-    assert evened_out(100, 0) == 4
-
-
-@cells
-def test_a_lstm_keeps_words_of_c_and_a_gru_none(kind: str) -> None:
-    of = problem(kind, 200)
-    y, _ = rt.scan(of.cell, of.x.requires_grad_(), weights=of.weights, chunk=50)
-    saved: Any = y.grad_fn
-    words = [tensor for tensor in saved.saved_tensors if tensor is not None and tensor.dtype == torch.int16]
-    assert [bool(one.numel()) for one in words] == [kind == "RevLSTM"]
 
 
 # Autograd
