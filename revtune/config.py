@@ -57,6 +57,8 @@ class Net:
     """Most bits that a unit may forget in one step; None for no limit. Reversible models only."""
     forgetting: bool = True
     """Without it nothing is forgotten and nothing stored. Reversible models only."""
+    bounded: bool = True
+    """Whether h takes up (1 - p) of its update, which keeps it below 1, or all of it, as in the paper. RevLSTM only."""
     tie: bool = False
     """Use the embedding's weights in the softmax as well; embedding and hidden are then equal."""
     dropout: float = 0.0

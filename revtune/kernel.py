@@ -100,7 +100,7 @@ class Kernel:
     ) -> None:
         assert cell.native is not None
         self.weights, self.units = weights, units
-        self._limit = (slope_of(cell.native.max_forget_bits), cell.native.forgetting)
+        self._limit = (slope_of(cell.native.max_forget_bits), cell.native.forgetting, cell.native.bounded)
         self.blocks, self.states = cell.blocks // PARTS, len(cell.states)
         self._hh = weights.tensors["hh"]
         if self._hh.shape != (cell.blocks * units, units):

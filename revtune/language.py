@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class RewindingLanguageModel(LanguageModel):
     rnn: rt.RevGRU | rt.RevLSTM
 
     def __init__(self, net: Net, tokens: int) -> None:
-        kind = rt.RevGRU if net.model == "revgru" else rt.RevLSTM
+        kind = rt.RevGRU if net.model == "revgru" else partial(rt.RevLSTM, bounded=net.bounded)
         rnn = kind(
             net.embedding, net.hidden, num_layers=net.layers, dropout=net.dropout, forgetting=net.forgetting,
             max_forget_bits=net.max_forget_bits, input_dropout=net.input_dropout, hidden_dropout=net.hidden_dropout,

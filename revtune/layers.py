@@ -88,11 +88,13 @@ class RevLSTM(RevRNN):
     `cells.rev_lstm`)::
 
         f, p, i, o = sigmoid(A1 [x; h2] + b)    g = tanh(A1' [x; h2] + b)
-        c1 <- f * c1 + i * g    h1 <- p * h1 + o * tanh(c1)
+        c1 <- f * c1 + i * g    h1 <- p * h1 + (1 - p) * o * tanh(c1)
         then c2, h2 in the same way from the new h1;  y = [h1; h2]
 
     Args:
-        All as in `RevGRU`, in nn.LSTM's order. `proj_size` must be 0: a projected state cannot be rewound.
+        bounded: False takes the paper's own update, h1 <- p * h1 + o * tanh(c1), whose states may run away
+            (docs/revlstm.md).
+        All others as in `RevGRU`, in nn.LSTM's order. `proj_size` must be 0: a projected state cannot be rewound.
 
     Shape:
         `y, (h_n, c_n) = rnn(x, (h_0, c_0))`, shapes as in `RevGRU`. Parameters: weight_ih_l0 (5H, I), weight_hh_l0
@@ -122,6 +124,7 @@ class RevLSTM(RevRNN):
         *,
         max_forget_bits: float | None = 3.0,
         forgetting: bool = True,
+        bounded: bool = True,
         output: str = "all",
         backend: str = "auto",
         input_dropout: float = 0.0,
@@ -133,7 +136,7 @@ class RevLSTM(RevRNN):
         options = Options(
             max_forget_bits, forgetting, output, backend, input_dropout, hidden_dropout, output_dropout, weight_drop
         ).checked()
-        cell = rev_lstm(max_forget_bits, forgetting=forgetting)
+        cell = rev_lstm(max_forget_bits, forgetting=forgetting, bounded=bounded)
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype)
         super().__init__(cell, *sizes, options=options)
 

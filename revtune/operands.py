@@ -37,6 +37,7 @@ class Operands(NamedTuple):
         share: units that share a head.
         bits: the limit on forgetting.
         forgetting: whether the cell forgets at all.
+        bounded: whether a RevLSTM's h takes up (1 - p) of its update.
         train: whether there may be a way back.
         name: what errors call this layer.
     """
@@ -58,6 +59,7 @@ class Operands(NamedTuple):
     share: int | None
     bits: float | None
     forgetting: bool
+    bounded: bool
     train: bool
     name: str
 

@@ -80,7 +80,10 @@ class RecalledLayer:
         self.x, self.state, self.lengths, self.name = given.x, given.state, given.lengths, given.name
         self.train, self.chunk, self.kept = given.train, given.chunk, kept_steps(given)
         self.steps, self.rows, self.units = given.x.shape[0], given.x.shape[1], given.h.shape[-1] // PARTS
-        self.cell = (rev_gru if given.c is None else rev_lstm)(given.bits, forgetting=given.forgetting)
+        if given.c is None:
+            self.cell = rev_gru(given.bits, forgetting=given.forgetting)
+        else:
+            self.cell = rev_lstm(given.bits, forgetting=given.forgetting, bounded=given.bounded)
         self.masks = given.masks()
         self.weights = Weights(
             given.weights(), given.responses(), wanted, self.units, given.name, check=not wanted, native=True

@@ -354,6 +354,8 @@ class RevRNN(nn.Module):
             for k, v in self.options._asdict().items()
             if v != Options._field_defaults[k] or k == "max_forget_bits"
         ]
+        if self.cell.native is not None and not self.cell.native.bounded:
+            shown.append("bounded=False")
         return ", ".join(shown)
 
 

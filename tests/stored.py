@@ -8,6 +8,7 @@ Shapes: T time, B batch, I input, N units of a part, H hidden, G gates.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ State = tuple[Tensor, ...]
 Weights = dict[str, Tensor]
 Pairs = dict[str, tuple[Tensor, Tensor]]
 
-KINDS = ("RevGRU", "RevLSTM", "NF-RevGRU", "NF-RevLSTM", "minGRU")
+KINDS = ("RevGRU", "RevLSTM", "unbounded RevLSTM", "NF-RevGRU", "NF-RevLSTM", "minGRU")
 
 
 class Problem(NamedTuple):
@@ -37,8 +38,10 @@ def make_cell(kind: str, bits: float | None = 3.0) -> Cell:
     """The cell of this name."""
     if kind == "minGRU":
         return min_gru(bits)
-    make = rev_gru if kind.endswith("GRU") else rev_lstm
-    return make(bits, forgetting=not kind.startswith("NF"))
+    forgetting = not kind.startswith("NF")
+    if kind.endswith("GRU"):
+        return rev_gru(bits, forgetting=forgetting)
+    return rev_lstm(bits, forgetting=forgetting, bounded=not kind.startswith("unbounded"))
 
 
 def problem(
@@ -165,7 +168,8 @@ def float_scan(kind: str, bits: float | None, x: Tensor, state: State, weights: 
     """The float net of this name, from the paper's equations: gates are linear maps of [x; other half]."""
     if kind == "minGRU":
         return _float_min_gru(bits, x, state, weights)
-    step = _float_gru_half if kind.endswith("GRU") else _float_lstm_half
+    bounded = not kind.startswith("unbounded")
+    step = _float_gru_half if kind.endswith("GRU") else partial(_float_lstm_half, bounded=bounded)
     rows = weights["ih"].shape[0] // 2
     halves = [
         (torch.cat([weights["ih"][which], weights["hh"][which]], -1), weights["bias"][which])
@@ -198,13 +202,15 @@ def _float_gru_half(
 
 
 def _float_lstm_half(
-    own: list[Tensor], seen: Tensor, weight: Tensor, bias: Tensor, bits: float | None, forgetless: bool
+    own: list[Tensor], seen: Tensor, weight: Tensor, bias: Tensor, bits: float | None, forgetless: bool, *,
+    bounded: bool,
 ) -> list[Tensor]:
     h, c = own
     f, p, i, o, g = (seen @ weight.t() + bias).split(h.shape[-1], -1)
     f, p = _limited(torch.sigmoid(f), bits), _limited(torch.sigmoid(p), bits)
     c = (c if forgetless else f * c) + torch.sigmoid(i) * torch.tanh(g)
-    return [(h if forgetless else p * h) + torch.sigmoid(o) * torch.tanh(c), c]
+    taken = (1 - p if bounded else 1) * torch.sigmoid(o)
+    return [(h if forgetless else p * h) + taken * torch.tanh(c), c]
 
 
 def _float_min_gru(bits: float | None, x: Tensor, state: State, weights: Weights) -> tuple[Tensor, State]:

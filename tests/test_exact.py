@@ -25,7 +25,7 @@ BACKENDS = ("reference", "native")
 CELLS = KINDS[:4]
 FORGETTING = ("RevGRU", "RevLSTM", "minGRU")
 GRID = [(kind, bits) for kind in FORGETTING for bits in (1.0, 2.0, 3.0, 5.0, None)]
-GRID += [("NF-RevGRU", 3.0), ("NF-RevLSTM", 3.0)]
+GRID += [("unbounded RevLSTM", 3.0), ("NF-RevGRU", 3.0), ("NF-RevLSTM", 3.0)]
 BOTH_GRIDS = [(*case, "reference") for case in GRID] + [(*case, "native") for case in GRID if case[0] in CELLS]
 every_cell = pytest.mark.parametrize(
     ("kind", "backend"), [(kind, "reference") for kind in KINDS] + [(kind, "native") for kind in CELLS],

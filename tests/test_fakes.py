@@ -41,7 +41,7 @@ def test_chunks(units: int, blocks: int) -> None:
     torch.library.opcheck(torch.ops.revtune.recall.default, (gates, y, start, rh, packed, *[None] * 4))
     c, c_start = (None, None) if blocks == 3 else (torch.randn_like(y), torch.randn_like(start))
     direction = torch.randn(1 if blocks == 3 else 2, 2, 2, units)
-    arguments = (gates, direction, y, start, c, c_start, weight, *[None] * 6, 0, 0.875, True)
+    arguments = (gates, direction, y, start, c, c_start, weight, *[None] * 6, 0, 0.875, True, True)
     torch.library.opcheck(torch.ops.revtune.gradient.default, arguments)
 
 

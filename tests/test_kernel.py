@@ -19,7 +19,7 @@ from revtune.weights import Weights
 from tests.stored import Pairs, Problem, differentiate, problem, random_loss, relative, response_pairs, stored_scan
 
 BACKENDS = ("native",)
-KINDS = ("RevGRU", "RevLSTM", "NF-RevGRU", "NF-RevLSTM")
+KINDS = ("RevGRU", "RevLSTM", "unbounded RevLSTM", "NF-RevGRU", "NF-RevLSTM")
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 FORGET_GATES = {"RevGRU": 1, "RevLSTM": 2, "NF-RevGRU": 0, "NF-RevLSTM": 0}
@@ -43,8 +43,8 @@ def case(number: int) -> Case:
     units, rows = pick.choice((1, 3, 31, 32, 33, 65)), pick.choice((1, 2, 13, 30))
     steps = pick.choice((1, 2, 9, 70, 200))
     bits, chunk = pick.choice((1.0, 2.0, 3.0, 5.0, None)), pick.choice((1, 2, 7, steps))
-    kind = KINDS[number % 4]
-    spread = (0.3 if kind.startswith("NF") else 0.5) / (3 + units) ** 0.5
+    kind = KINDS[number % len(KINDS)]
+    spread = (0.5 if kind in ("RevGRU", "RevLSTM") else 0.1) / (3 + units) ** 0.5
     of = problem(kind, steps, bits=bits, rows=rows, hidden=2 * units, seed=number, spread=spread)
     of = of._replace(state=tuple(state.float() if pick.random() < 0.3 else state for state in of.state))
     drop = {"ih", "bias"} if pick.random() < 0.15 else {"bias"} if pick.random() < 0.2 else set()
@@ -180,7 +180,8 @@ def follow(cell: rt.Cell, gates: Tensor, parts: dict[str, Tensor], buffers: list
     f, p = (rt.forget_gate(gate, bits, top=1023) for gate in (f, p))
     parts[c] = buffers[1].multiply(parts[c], fixed.forget_integer(f)) + fixed.to_counts(i * g)
     tanh: Tensor = torch.ops.revtune.gate_tanh(fixed.from_counts(parts[c], torch.float32))
-    parts[h] = buffers[0].multiply(parts[h], fixed.forget_integer(p)) + fixed.to_counts(o * tanh)
+    taken = (1.0 - p) * o if cell.native.bounded else o
+    parts[h] = buffers[0].multiply(parts[h], fixed.forget_integer(p)) + fixed.to_counts(taken * tanh)
 
 
 # Rewinding
@@ -352,7 +353,7 @@ def arguments(of: Problem) -> dict[str, Any]:
         "gates": room.gates, "counts": counts, "heads": kernel.heads(3, 5, None), "y": room.y,
         "y_start": room.y_start, "c": room.c, "c_start": room.c_start, "rh": room.rh,
         "packed": torch.ops.revtune.pack(of.weights["hh"], of.cell.blocks // 2), "response": None, "scale": None,
-        "mask1": None, "mask2": None, "lengths": None, "first": 0, "slope": 1.0, "forgetting": True,
+        "mask1": None, "mask2": None, "lengths": None, "first": 0, "slope": 1.0, "forgetting": True, "bounded": True,
         "keep": Keep.EVERYTHING, "tally": None,
     }  # fmt: skip
 

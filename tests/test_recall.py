@@ -28,7 +28,7 @@ def operands(kind: str, steps: int, chunk: int) -> Operands:
     return Operands(
         x=of.x, h=of.state[0], c=c, ih=of.weights["ih"], bias=of.weights["bias"], hh=of.weights["hh"], ih_v=None,
         ih_s=None, hh_v=None, hh_s=None, mask1=None, mask2=None, lengths=None, chunk=chunk, share=None, bits=3.0,
-        forgetting=True, train=True, name=kind,
+        forgetting=True, bounded=True, train=True, name=kind,
     )  # fmt: skip
 
 

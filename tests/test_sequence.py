@@ -13,7 +13,7 @@ from revtune.weights import Weights
 from tests.stored import Leaves, Problem, differentiate, problem, random_loss, relative, response_pairs
 
 BACKENDS = ("native",)
-KINDS = ("RevGRU", "RevLSTM", "NF-RevGRU", "NF-RevLSTM")
+KINDS = ("RevGRU", "RevLSTM", "unbounded RevLSTM", "NF-RevGRU", "NF-RevLSTM")
 kinds = pytest.mark.parametrize("kind", KINDS)
 cells = pytest.mark.parametrize("kind", KINDS[:2])
 nets = pytest.mark.parametrize("rev", [rt.RevGRU, rt.RevLSTM])
@@ -240,7 +240,7 @@ def operands(kind: str, *, train: bool, ragged: bool) -> tuple[Any, ...]:
     masks = (torch.full((3, 4), 2.0), None) if ragged else (None, None)
     lengths = torch.tensor([9, 1, 5]) if ragged else None
     weights = [leaves.weights[name] for name in ("ih", "bias", "hh")]
-    return (leaves.x, h, c, *weights, *pairs, *masks, lengths, 4, None, 3.0, True, train, kind)
+    return (leaves.x, h, c, *weights, *pairs, *masks, lengths, 4, None, 3.0, True, True, train, kind)
 
 
 @cells
@@ -265,13 +265,14 @@ def test_the_chunks_operators_change_what_their_schemas_say(kind: str) -> None:
         torch.library.opcheck(operator, arguments, test_utils="test_schema")
 
     check("pack", of.weights["hh"], of.cell.blocks // 2)
-    check("forward", room.gates, counts, heads, *states, room.rh, *reading, None, 0, 1.0, True, Keep.EVERYTHING, None)
+    limit = (1.0, True, True)
+    check("forward", room.gates, counts, heads, *states, room.rh, *reading, None, 0, *limit, Keep.EVERYTHING, None)
     words, _, _ = kernel.forward(room, counts, heads, 0, Keep.EVERYTHING)
     check("recall", room.gates, room.y, room.y_start, room.rh, *reading)
-    check("rewind", room.gates, counts, heads, words, *states, room.rh, *reading, None, 0, 0.875, True)
-    gradient = (room.gates, direction, *states, of.weights["hh"], None, None, None, None, None, room.y, 0, 1.0, True)
+    check("rewind", room.gates, counts, heads, words, *states, room.rh, *reading, None, 0, 0.875, True, True)
+    gradient = (room.gates, direction, *states, of.weights["hh"], *[None] * 5, room.y, 0, *limit)
     check("gradient", *gradient)
     if kind == "RevLSTM":
-        check("recall_cells", room.gates, counts, heads, words, *states, None, 0, 1.0, True)
+        check("recall_cells", room.gates, counts, heads, words, *states, None, 0, *limit)
     for name in ("gate_sigmoid", "gate_tanh"):
         check(name, of.x)

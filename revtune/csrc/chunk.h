@@ -30,6 +30,7 @@ struct Chunk {
   int64_t groups, width;    // states of the cell (h, or h and c); heads of one of them in a row
   float slope, floor;       // the limit: z becomes slope * z + floor
   bool forgetting;
+  float share;              // 1: a RevLSTM's h takes up (1 - p) of its update; 0: all of it
 
   float* gates;             // (K, B, 2 * blocks * N)
   double* counts;           // (groups, 2, B, N): states in counts of 2^-32

@@ -47,12 +47,13 @@ void over_rows(int64_t rows, int64_t multiplications, const Work& work) {
 inline Chunk chunk_of(
     const Shape& shape, const Tensor& gates, const Tensor& y, const Tensor& y_start, const Maybe& c,
     const Maybe& c_start, const Maybe& mask1, const Maybe& mask2, const Maybe& scale, const Maybe& lengths,
-    int64_t first, double slope, bool forgetting) {
+    int64_t first, double slope, bool forgetting, bool bounded) {
   const int64_t state = shape.rows * 2 * shape.units;
   Chunk chunk{};
   chunk.steps = shape.steps, chunk.rows = shape.rows, chunk.units = shape.units, chunk.groups = shape.groups;
   chunk.first = first, chunk.width = shape.units;
   chunk.slope = (float)slope, chunk.floor = (float)(1.0 - slope), chunk.forgetting = forgetting;
+  chunk.share = bounded ? 1.0f : 0.0f;
   chunk.gates = writable<float>(gates, shape.steps * state * shape.blocks, "gates");
   chunk.y = writable<float>(y, shape.steps * state, "y");
   chunk.y_start = writable<float>(y_start, state, "y_start");
@@ -90,9 +91,10 @@ inline std::tuple<Tensor, int64_t, bool> forward(
     const Tensor& gates, const Tensor& counts, const Tensor& heads, const Tensor& y, const Tensor& y_start,
     const Maybe& c, const Maybe& c_start, const Maybe& rh, const Tensor& packed, const Maybe& response,
     const Maybe& scale, const Maybe& mask1, const Maybe& mask2, const Maybe& lengths, int64_t first, double slope,
-    bool forgetting, int64_t keep, const Maybe& tally) {
+    bool forgetting, bool bounded, int64_t keep, const Maybe& tally) {
   const Shape shape(gates, y);
-  Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting);
+  Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting,
+                         bounded);
   STD_TORCH_CHECK(!chunk.c == !chunk.c_start, "c and c_start go together");
   read_weights(chunk, shape, packed, response);
   read_buffer(chunk, shape, counts, heads);
@@ -112,9 +114,10 @@ inline std::tuple<int64_t, bool> rewind(
     const Tensor& gates, const Tensor& counts, const Tensor& heads, const Tensor& words, const Tensor& y,
     const Tensor& y_start, const Maybe& c, const Maybe& c_start, const Maybe& rh, const Tensor& packed,
     const Maybe& response, const Maybe& scale, const Maybe& mask1, const Maybe& mask2, const Maybe& lengths,
-    int64_t first, double slope, bool forgetting) {
+    int64_t first, double slope, bool forgetting, bool bounded) {
   const Shape shape(gates, y);
-  Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting);
+  Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting,
+                         bounded);
   STD_TORCH_CHECK((shape.groups == 2) == (c.has_value() && c_start.has_value()), "c is RevLSTM's and needed there");
   read_weights(chunk, shape, packed, response);
   read_buffer(chunk, shape, counts, heads);
@@ -132,7 +135,7 @@ inline void recall(
     const Tensor& gates, const Tensor& y, const Tensor& y_start, const Maybe& rh, const Tensor& packed,
     const Maybe& response, const Maybe& scale, const Maybe& mask1, const Maybe& mask2) {
   const Shape shape(gates, y);
-  Chunk chunk = chunk_of(shape, gates, y, y_start, {}, {}, mask1, mask2, scale, {}, 0, 1.0, true);
+  Chunk chunk = chunk_of(shape, gates, y, y_start, {}, {}, mask1, mask2, scale, {}, 0, 1.0, true, true);
   read_weights(chunk, shape, packed, response);
   chunk.rh = writable<float>(rh, y.numel(), "rh");
   over_rows(shape.steps * shape.rows, multiplications(shape), [&](int64_t begin, int64_t end) {
@@ -143,10 +146,11 @@ inline void recall(
 inline std::tuple<int64_t, bool> recall_cells(
     const Tensor& gates, const Tensor& counts, const Tensor& heads, const Tensor& words, const Tensor& y,
     const Tensor& y_start, const Tensor& c, const Tensor& c_start, const Maybe& lengths, int64_t first, double slope,
-    bool forgetting) {
+    bool forgetting, bool bounded) {
   const Shape shape(gates, y);
   STD_TORCH_CHECK(shape.blocks == 5, "only RevLSTM has cells to recall");
-  Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, {}, {}, {}, lengths, first, slope, forgetting);
+  Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, {}, {}, {}, lengths, first, slope, forgetting,
+                         bounded);
   read_buffer(chunk, shape, counts, heads);
   std::vector<Stack> stacks = unsealed(words, shape.rows);
   chunk.stacks = stacks.data();
@@ -160,10 +164,11 @@ inline std::tuple<int64_t, bool> recall_cells(
 inline void gradient(
     const Tensor& gates, const Tensor& direction, const Tensor& y, const Tensor& y_start, const Maybe& c,
     const Maybe& c_start, const Tensor& weight, const Maybe& response, const Maybe& scale, const Maybe& mask1,
-    const Maybe& mask2, const Maybe& lengths, const Maybe& dy, int64_t first, double slope, bool forgetting) {
+    const Maybe& mask2, const Maybe& lengths, const Maybe& dy, int64_t first, double slope, bool forgetting, bool bounded) {
   const Shape shape(gates, y);
   STD_TORCH_CHECK((shape.groups == 2) == (c.has_value() && c_start.has_value()), "c is RevLSTM's and needed there");
-  Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting);
+  Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting,
+                         bounded);
   const int64_t size = 2 * shape.blocks * shape.units * shape.units;
   Gradient task{};
   task.chunk = &chunk;

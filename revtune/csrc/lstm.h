@@ -1,10 +1,10 @@
-// RevLSTM: f, p, i, o = sigmoid(x + W h'), g = tanh(x + W h'), c <- f * c + i * g, h <- p * h + o * tanh(c), each half
-// from the other.
+// RevLSTM: f, p, i, o = sigmoid(x + W h'), g = tanh(x + W h'), c <- f * c + i * g, h <- p * h + (1 - p) * o * tanh(c),
+// each half from the other. The paper's own h <- p * h + o * tanh(c) has a share of 0, and rounds p likewise.
 
 namespace lstm {
 
 constexpr int64_t blocks = 5;
-constexpr float top = 1023.0f;  // bounds c and h by 1025
+constexpr float top = 1023.0f;  // bounds c, and the paper's h, by 1025
 
 inline int64_t product_size(int64_t units) { return padded(blocks * units) * units; }
 
@@ -30,18 +30,35 @@ inline void add_product(double* __restrict h, const float* __restrict a, const f
   for (int64_t j = 0; j < n; j++) h[j] += sign * to_count(a[j] * b[j]);
 }
 
-inline void add_output(Worker& worker, double* h, const float* o, const float* c, double sign) {
-  float* tanh_c = worker.read[0];
-  tanh_of(c, tanh_c, worker.units);
-  add_product(h, o, tanh_c, worker.units, sign);
+// What couplings use of a gate, in 1024ths: rounded, unless nothing is forgotten.
+inline float used(float gate, float slope, float floor, bool forgetting) {
+  return forgetting ? forget_integer(gate, slope, floor, top) : 1024.0f * (slope * gate + floor);
 }
 
-// h * zi / 1024 + a * b without a buffer, in one pass, and what gates then read of it.
+inline void use_gate(Worker& worker, const float* __restrict gate) {
+  const Chunk& chunk = worker.chunk;
+  float* __restrict zi = worker.zi[0];
+  for (int64_t j = 0; j < worker.units; j++) zi[j] = used(gate[j], chunk.slope, chunk.floor, chunk.forgetting);
+}
+
+// The part of o that h takes up, for a p as it is used.
+inline float taken(float o, float zi, float share) { return (1.0f - share * (zi * (1.0f / 1024.0f))) * o; }
+
+inline void add_output(Worker& worker, double* __restrict h, const float* __restrict o, const float* c, double sign) {
+  const float share = worker.chunk.share;
+  const float* __restrict zi = worker.zi[0];
+  float* __restrict tanh_c = worker.read[0];
+  tanh_of(c, tanh_c, worker.units);
+  for (int64_t j = 0; j < worker.units; j++) h[j] += sign * to_count(taken(o[j], zi[j], share) * tanh_c[j]);
+}
+
+// h * zi / 1024 + a * b without a buffer, in one pass, and what gates then read of it; of a the part that `taken` says.
 inline void infer(double* __restrict h, const float* __restrict gate, const float* __restrict a,
-                  const float* __restrict b, float* __restrict read, int64_t n, float slope, float floor) {
+                  const float* __restrict b, float* __restrict read, int64_t n, float slope, float floor,
+                  float share) {
   for (int64_t j = 0; j < n; j++) {
-    const double zi = forget_integer(gate[j], slope, floor, top);
-    h[j] = __builtin_rint((h[j] * zi) * (1.0 / 1024.0)) + to_count(a[j] * b[j]);
+    const float zi = forget_integer(gate[j], slope, floor, top);
+    h[j] = __builtin_rint((h[j] * (double)zi) * (1.0 / 1024.0)) + to_count(taken(a[j], zi, share) * b[j]);
     read[j] = from_count(h[j]);
   }
 }
@@ -50,11 +67,12 @@ inline void infer_step(Worker& worker, int64_t position, int half, float* c) {
   const Chunk& chunk = worker.chunk;
   const int64_t n = worker.units, row = position % chunk.rows;
   const float* gates = worker.gates(position, half);
-  infer(worker.counts(1, half, row), gates, gates + 2 * n, gates + 4 * n, c, n, chunk.slope, chunk.floor);
+  infer(worker.counts(1, half, row), gates, gates + 2 * n, gates + 4 * n, c, n, chunk.slope, chunk.floor,
+        0.0f);
   float* tanh_c = worker.read[0];
   tanh_of(c, tanh_c, n);
   infer(worker.counts(0, half, row), gates + n, gates + 3 * n, tanh_c, worker.y(position, half), n, chunk.slope,
-        chunk.floor);
+        chunk.floor, chunk.share);
 }
 
 // The state of one row, one step on.
@@ -64,10 +82,8 @@ inline void step(Worker& worker, int64_t position, int half, Keep keep, float* c
   float* zi = worker.zi[0];
   for (int group = 1; group >= 0; group--) {
     double* counts = worker.counts(group, half, row);
-    if (worker.chunk.forgetting) {
-      worker.round_gate(gates + (1 - group) * n, top, zi);
-      worker.forget(group, half, row, zi, keep);
-    }
+    use_gate(worker, gates + (1 - group) * n);
+    if (worker.chunk.forgetting) worker.forget(group, half, row, zi, keep);
     if (group == 1) {
       add_product(counts, gates + 2 * n, gates + 4 * n, n, 1.0);
       copy_floats(counts, c, n);
@@ -91,10 +107,9 @@ inline bool undo_cell(Worker& worker, int64_t position, int half) {
 inline bool undo_hidden(Worker& worker, int64_t position, int half) {
   const int64_t n = worker.units, row = position % worker.chunk.rows;
   const float* gates = worker.gates(position, half);
+  use_gate(worker, gates + n);
   add_output(worker, worker.counts(0, half, row), gates + 3 * n, worker.c(position, half), -1.0);
-  if (!worker.chunk.forgetting) return true;
-  worker.round_gate(gates + n, top, worker.zi[0]);
-  return worker.restore(0, half, row, worker.zi[0]);
+  return !worker.chunk.forgetting || worker.restore(0, half, row, worker.zi[0]);
 }
 
 bool forward(const Chunk& chunk, Keep keep, int64_t begin, int64_t end) {
@@ -175,18 +190,21 @@ struct Half {
   float *dh, *dc;
 };
 
-inline void undo_step(float* __restrict gates, Half at, int64_t n, float slope, float floor, bool forgetting) {
+inline void undo_step(float* __restrict gates, Half at, int64_t n, float slope, float floor, bool forgetting,
+                      float share) {
   float *__restrict dh = at.dh, *__restrict dc = at.dc;
   for (int64_t j = 0; j < n; j++) {
     const float f = gates[j], p = gates[n + j], i = gates[2 * n + j], o = gates[3 * n + j], g = gates[4 * n + j];
     const float tanh_c = hyperbolic_tangent(at.c_after[j]), d = dh[j];
-    const float e = dc[j] + d * o * (1.0f - tanh_c * tanh_c);
+    const float zi = used(p, slope, floor, forgetting), o_taken = taken(o, zi, share);
+    const float e = dc[j] + d * o_taken * (1.0f - tanh_c * tanh_c);
     const float f_used = forgetting ? forget_integer(f, slope, floor, top) * (1.0f / 1024.0f) : 1.0f;
-    const float p_used = forgetting ? forget_integer(p, slope, floor, top) * (1.0f / 1024.0f) : 1.0f;
+    const float p_used = forgetting ? zi * (1.0f / 1024.0f) : 1.0f;
+    const float dp = (forgetting ? at.h_before[j] : 0.0f) - share * o * tanh_c;
     gates[j] = forgetting ? e * at.c_before[j] * slope * f * (1.0f - f) : 0.0f;
-    gates[n + j] = forgetting ? d * at.h_before[j] * slope * p * (1.0f - p) : 0.0f;
+    gates[n + j] = d * dp * slope * p * (1.0f - p);
     gates[2 * n + j] = e * g * i * (1.0f - i);
-    gates[3 * n + j] = d * tanh_c * o * (1.0f - o);
+    gates[3 * n + j] = d * tanh_c * o_taken * (1.0f - o);
     gates[4 * n + j] = e * i * (1.0f - g * g);
     dh[j] = d * p_used;
     dc[j] = e * f_used;
@@ -206,7 +224,7 @@ void gradient(const Gradient& task, int64_t begin, int64_t end) {
         const Half states{worker.y_before(at + row, half), worker.c_before(at + row, half), worker.c(at + row, half),
                           worker.direction(0, half, row), worker.direction(1, half, row)};
         if (worker.runs(at + row))
-          undo_step(gates, states, n, chunk.slope, chunk.floor, chunk.forgetting);
+          undo_step(gates, states, n, chunk.slope, chunk.floor, chunk.forgetting, chunk.share);
         else
           std::fill(gates, gates + blocks * n, 0.0f);
       }

@@ -40,22 +40,22 @@ STABLE_TORCH_LIBRARY(revtune, m) {
   m.def(
       "forward(Tensor(a!) gates, Tensor(b!) counts, Tensor(c!) heads, Tensor(d!) y, Tensor(e!) y_start, "
       "Tensor(f!)? c, Tensor(g!)? c_start, Tensor(h!)? rh, Tensor packed, Tensor? response, Tensor? scale, "
-      "Tensor? mask1, Tensor? mask2, Tensor? lengths, int first, float slope, bool forgetting, int keep, "
+      "Tensor? mask1, Tensor? mask2, Tensor? lengths, int first, float slope, bool forgetting, bool bounded, int keep, "
       "Tensor(i!)? tally) -> (Tensor, int, bool)");
   m.def(
       "rewind(Tensor(a!) gates, Tensor(b!) counts, Tensor(c!) heads, Tensor words, Tensor(d!) y, Tensor(e!) y_start, "
       "Tensor(f!)? c, Tensor(g!)? c_start, Tensor(h!)? rh, Tensor packed, Tensor? response, Tensor? scale, "
-      "Tensor? mask1, Tensor? mask2, Tensor? lengths, int first, float slope, bool forgetting) -> (int, bool)");
+      "Tensor? mask1, Tensor? mask2, Tensor? lengths, int first, float slope, bool forgetting, bool bounded) -> (int, bool)");
   m.def(
       "recall(Tensor(a!) gates, Tensor y, Tensor y_start, Tensor(b!)? rh, Tensor packed, Tensor? response, "
       "Tensor? scale, Tensor? mask1, Tensor? mask2) -> ()");
   m.def(
       "recall_cells(Tensor gates, Tensor(a!) counts, Tensor(b!) heads, Tensor words, Tensor y, Tensor y_start, "
-      "Tensor(c!) c, Tensor(d!) c_start, Tensor? lengths, int first, float slope, bool forgetting) -> (int, bool)");
+      "Tensor(c!) c, Tensor(d!) c_start, Tensor? lengths, int first, float slope, bool forgetting, bool bounded) -> (int, bool)");
   m.def(
       "gradient(Tensor(a!) gates, Tensor(b!) direction, Tensor y, Tensor y_start, Tensor? c, Tensor? c_start, "
       "Tensor weight, Tensor? response, Tensor? scale, Tensor? mask1, Tensor? mask2, Tensor? lengths, Tensor? dy, "
-      "int first, float slope, bool forgetting) -> ()");
+      "int first, float slope, bool forgetting, bool bounded) -> ()");
   m.def("project_into(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias) -> ()");
   m.def("project_back(Tensor d, Tensor weight) -> Tensor");
   m.def("add_outer(Tensor(a!) into, Tensor d, Tensor v) -> ()");
@@ -64,13 +64,13 @@ STABLE_TORCH_LIBRARY(revtune, m) {
   m.def(
       "sequence(Tensor x, Tensor h, Tensor? c, Tensor? ih, Tensor? bias, Tensor hh, Tensor? ih_v, Tensor? ih_s, "
       "Tensor? hh_v, Tensor? hh_s, Tensor? mask1, Tensor? mask2, Tensor? lengths, int chunk, int? share, float? bits, "
-      "bool forgetting, bool train, str name) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "bool forgetting, bool bounded, bool train, str name) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "sequence_backward(Tensor? dy, Tensor? dfinal, Tensor y, Tensor final, Tensor kept, Tensor words, Tensor facts, "
       "bool[] wanted, "
       "Tensor x, Tensor h, Tensor? c, Tensor? ih, Tensor? bias, Tensor hh, Tensor? ih_v, Tensor? ih_s, Tensor? hh_v, "
       "Tensor? hh_s, Tensor? mask1, Tensor? mask2, Tensor? lengths, int chunk, int? share, float? bits, "
-      "bool forgetting, bool train, str name) "
+      "bool forgetting, bool bounded, bool train, str name) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("gate_sigmoid(Tensor x) -> Tensor");
   m.def("gate_tanh(Tensor x) -> Tensor");

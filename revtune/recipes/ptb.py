@@ -14,7 +14,7 @@ def recipe(size: Size = "small") -> Config:
 def paper(recipe: str, source: Source, *, epoch: int) -> Config:
     """The published settings: 650 units, heavy dropout, segments of about 70 words, 20 streams; `epoch` in steps."""
     net = Net(
-        embedding=650, hidden=650, tie=True, input_dropout=0.4, hidden_dropout=0.3, output_dropout=0.4,
+        embedding=650, hidden=650, tie=True, bounded=False, input_dropout=0.4, hidden_dropout=0.3, output_dropout=0.4,
         embedding_dropout=0.1, weight_drop=0.5,
     )  # fmt: skip
     learning = Learning(
