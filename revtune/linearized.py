@@ -1,0 +1,60 @@
+"""A network's prediction as a linear function of its responses, and its gradient, without differentiating twice.
+
+With d the difference of hyperparameters from the current ones, responses r(d) in every layer and the network f::
+
+    f(d)  ~  f(0) + J r(d)
+
+One ordinary pass at d = 0 records what each layer's response would have added and leaves it out of the values, though
+not out of the graph. A second pass under forward differentiation carries it to the output, which is J r(d). The loss's
+gradient at that prediction then goes backward through the first pass's graph: the linearisation's own gradient, for the
+price of an ordinary one. `torch.func.jvp` is what tests compare it with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Recorded:
+    """What response layers said in one pass, in their order, for the pass that carries it."""
+
+    def __init__(self) -> None:
+        self.recording = True
+        self._said: list[tuple[Tensor, int, Tensor]] = []
+        self._place = 0
+
+    def add(self, y: Tensor, change: Tensor) -> Tensor:
+        """Keep a layer's plain output and what its response would add; y with the gradient of their sum."""
+        y = unchanged(y, change)
+        self._said.append((y.detach(), y._version, change.detach()))
+        return y
+
+    def next(self) -> tuple[Tensor | None, Tensor]:
+        """What the layer whose turn it is said; its output is None where it has since been overwritten in place."""
+        y, version, change = self._said[self._place]
+        self._place += 1
+        return (y if y._version == version else None), change
+
+
+class _Unchanged(torch.autograd.Function):
+    """`y + change - change`: the values of y, the gradient of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, change: Tensor) -> Tensor:
+        """y itself."""
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        """To both alike."""
+        return grads[0], grads[0]
+
+
+def unchanged(y: Tensor, change: Tensor) -> Tensor:
+    """The values of y with the gradient of y + change, which are of one shape."""
+    out: Tensor = _Unchanged.apply(y, change)  # type: ignore[no-untyped-call]
+    return out
