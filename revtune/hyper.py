@@ -324,17 +324,20 @@ class Hyperparameters(nn.Module):
         """Current standard deviations of the perturbations of l."""
         return dict(zip(self.names, map(_short, F.softplus(self.spread.detach().double()).tolist()), strict=True))
 
-    def perturbed(self, size: int, generator: torch.Generator | None = None) -> Tensor:
-        """`l + scale * e` for B examples, shape (B, n), differentiable in l and the scales."""
+    def perturbed(self, size: int, generator: torch.Generator | None = None, *, tuned_only: bool = False) -> Tensor:
+        """`l + scale * e` for B examples, shape (B, n), differentiable in l and the scales; perhaps of tuned scales."""
         noise = torch.randn(size, len(self.specs), generator=generator, device=self.raw.device, dtype=self.raw.dtype)
         together = [i for i, spec in enumerate(self.specs.values()) if spec.per == "batch"]
         if together:
             noise[:, together] = noise[:1, together]
+        if tuned_only:
+            noise = noise * self.raw.new_tensor([spec.tune_scale for spec in self.specs.values()])
         return self.raw + F.softplus(self.spread) * noise
 
     def entropy(self) -> Tensor:
-        """Entropy of the perturbations in nats: the sum over hyperparameters of log scale + log(2 pi e) / 2."""
-        return (F.softplus(self.spread).log() + 0.5 * math.log(2 * math.pi * math.e)).sum()
+        """Entropy of the perturbations of tuned scale, in nats: their sum of log scale + log(2 pi e) / 2."""
+        tuned = self.raw.new_tensor([spec.tune_scale for spec in self.specs.values()])
+        return ((F.softplus(self.spread).log() + 0.5 * math.log(2 * math.pi * math.e)) * tuned).sum()
 
     @torch.no_grad()
     def cap(self) -> None:
