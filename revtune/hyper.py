@@ -225,6 +225,7 @@ class Values:
         self._hypers, self._raw = hypers, raw
 
     def __getitem__(self, name: str) -> Tensor:
+        self._hypers.read.add(name)
         spec, column = self._hypers.spec(name), self._raw[:, self._hypers.column(name)]
         return spec.value(column if spec.per == "example" else column[0])
 
@@ -264,6 +265,7 @@ class Hyperparameters(nn.Module):
     Attributes:
         raw: l, shape (n,).
         spread: what scales are the softplus of, shape (n,).
+        read: names that training has read so far.
         centred: whether responses are to the difference from the current l (Delta-STN) or to l itself (STN).
 
     Raises:
@@ -293,7 +295,7 @@ class Hyperparameters(nn.Module):
         self.spread = nn.Parameter(torch.tensor([_softplus_inverse(spec.scale) for spec in named.values()]))
         self.centred = True
         self._pass: Pass | None = None
-        self._read: set[str] = set()
+        self.read: set[str] = set()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -365,16 +367,14 @@ class Hyperparameters(nn.Module):
         Raises:
             HyperparameterError: inside a validation pass, whose loss must not see hyperparameters; no such name.
         """
-        spec = self.spec(name)
+        self.spec(name)
         if self._pass is None:
             return self.values()[name]
-        self._read.add(name)
         if self._pass.raw is None:
             raise HyperparameterError(
                 f"hyperparameter {name!r} is read in a validation pass: the validation loss must reach it through the "
                 "weights' response alone"
             )
-        del spec
         return Values(self, self._pass.raw)[name]
 
     def delta(self) -> Tensor | None:
@@ -396,6 +396,13 @@ class Hyperparameters(nn.Module):
         if tuple(state["names"]) != self.names:
             raise ValueError(f"saved hyperparameters are {', '.join(state['names'])}; these are {', '.join(self.names)}")
         self.centred = bool(state["centred"])
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        own = {"raw": self.raw, "spread": self.spread, "_extra_state": self.get_extra_state()}
+        own = {prefix + name: value for name, value in own.items()}
+        if not own.keys() & state.keys():  # weights of the plain network
+            state |= own
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def extra_repr(self) -> str:
         """Names and current values."""

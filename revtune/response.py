@@ -49,6 +49,11 @@ class Responding(nn.Module):
     response_scale: nn.Parameter
     response_shift: nn.Parameter | None
 
+    @classmethod
+    def refuses(cls, module: nn.Module) -> str | None:
+        """Why a plain layer of this kind cannot respond; None if it can."""
+        return None
+
     @property
     def hypers(self) -> Hyperparameters:
         """What it answers to."""
@@ -133,6 +138,7 @@ class Responding(nn.Module):
         """Become the plain layer again, as it is where all responses are zero."""
         for name in ADDED:
             del self._parameters[name]
+        self._modules.pop("hyperparameters", None)
         del self._hypers, self._name, self.batch_dim
         self.__class__ = self.plain
 
@@ -228,6 +234,11 @@ class ResponseEmbedding(Responding, nn.Embedding):
 
     plain = nn.Embedding
     bias = None
+
+    @classmethod
+    def refuses(cls, module: nn.Module) -> str | None:
+        """As in `Responding`."""
+        return "max_norm changes its weights in place" if getattr(module, "max_norm", None) is not None else None
 
     def units(self) -> int:
         """The width of a row."""

@@ -12,6 +12,14 @@ from revtune.response import Responding, tangent_of
 class ResponseNorm(Responding):
     """What normalisations share. Each unit is scaled as it is, so W1 is not needed."""
 
+    @classmethod
+    def refuses(cls, module: nn.Module) -> str | None:
+        """As in `Responding`."""
+        weight = getattr(module, "weight", None)
+        if weight is None:
+            return "it has no affine weights"
+        return None if weight.dim() == 1 else "it normalises over more than one dimension"
+
     def second(self, weight: Tensor) -> None:
         """None."""
 

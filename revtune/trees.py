@@ -21,8 +21,14 @@ def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     return tree
 
 
-def tensors(tree: Any) -> list[Tensor]:
-    """The floating-point tensors of a tree, in order."""
+def tensors(tree: Any, *, floating: bool = True) -> list[Tensor]:
+    """The tensors of a tree in order, perhaps those of floating-point numbers alone."""
     found: list[Tensor] = []
-    mapped(lambda one: found.append(one) or one if one.is_floating_point() else one, tree)  # type: ignore[func-returns-value]
+
+    def see(one: Tensor) -> Tensor:
+        if one.is_floating_point() or not floating:
+            found.append(one)
+        return one
+
+    mapped(see, tree)
     return found
