@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from revtune.errors import NonFiniteError
-from revtune.hyper import Hyperparameters, Pass, Values
+from revtune.hyperparameters import Hyperparameters, Pass, Values
 from revtune.linearized import Recorded
 from revtune.response import ADDED
 from revtune.trees import mapped, tensors
@@ -174,7 +174,9 @@ def finite(loss: Tensor, level: str) -> Tensor:
         NonFiniteError: it is not.
     """
     if not torch.isfinite(loss.detach()):
-        raise NonFiniteError(f"the {level} loss is {loss.item()}; no weight and no hyperparameter has been changed by it")
+        raise NonFiniteError(
+            f"the {level} loss is {loss.item()}; no weight and no hyperparameter has been changed by it"
+        )
     return loss
 
 

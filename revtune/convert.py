@@ -15,13 +15,23 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from revtune.hyper import Hyperparameters, Rate
+from revtune.hyper import Rate
+from revtune.hyperparameters import Hyperparameters
 from revtune.regularize import TunedDropout, TunedDropout1d, TunedDropout2d, TunedDropout3d
 from revtune.response import (
-    Responding, ResponseConv1d, ResponseConv2d, ResponseConv3d, ResponseEmbedding, ResponseLinear,
+    Responding,
+    ResponseConv1d,
+    ResponseConv2d,
+    ResponseConv3d,
+    ResponseEmbedding,
+    ResponseLinear,
 )  # fmt: skip
 from revtune.response_norm import (
-    ResponseBatchNorm1d, ResponseBatchNorm2d, ResponseBatchNorm3d, ResponseGroupNorm, ResponseLayerNorm,
+    ResponseBatchNorm1d,
+    ResponseBatchNorm2d,
+    ResponseBatchNorm3d,
+    ResponseGroupNorm,
+    ResponseLayerNorm,
 )  # fmt: skip
 from revtune.response_rnn import ResponseGRU, ResponseLSTM
 
@@ -177,7 +187,7 @@ def _plan_layer(
         module.__class__ = kind
         module.adopt(hypers, name or "the network", batch_dim)  # type: ignore[operator]
         if tuned:
-            module._tuned_rate = lambda: hypers[tuned]
+            module.__dict__["_tuned_rate"] = lambda: hypers[tuned]
 
     plan.steps.append(convert)
 
@@ -219,9 +229,7 @@ def _bypasses(module: nn.Module) -> str | None:
     return None
 
 
-def register_response(
-    layer: type[nn.Module], *, unit_dim: int = -1
-) -> type[nn.Module]:
+def register_response(layer: type[nn.Module], *, unit_dim: int = -1) -> type[nn.Module]:
     """Let `self_tuning` convert a layer class of one's own.
 
     Its forward must take one tensor and be linear in its parameters `weight`, whose first dimension is output units,
@@ -239,7 +247,12 @@ def register_response(
     """
     if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
         raise TypeError(f"register_response wants a subclass of nn.Module, got {layer!r}")
-    members = {"plain": layer, "unit_dim": unit_dim, "product": _by_its_forward, "__doc__": f"{layer.__name__} with a response."}
+    members = {
+        "plain": layer,
+        "unit_dim": unit_dim,
+        "product": _by_its_forward,
+        "__doc__": f"{layer.__name__} with a response.",
+    }
     LAYERS[layer] = type(f"Response{layer.__name__}", (Responding, layer), members)
     return layer
 

@@ -26,7 +26,7 @@ class History:
         return [record["values"][name] for record in self.records]
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """Draw the validation loss and every value over training steps; the figure, and a file of it if `path` is given.
+        """The figure of the validation loss and every value over training steps, as a file too if `path` is given.
 
         Raises:
             ImportError: matplotlib is not installed.

@@ -56,5 +56,5 @@ class _Unchanged(torch.autograd.Function):
 
 def unchanged(y: Tensor, change: Tensor) -> Tensor:
     """The values of y with the gradient of y + change, which are of one shape."""
-    out: Tensor = _Unchanged.apply(y, change)  # type: ignore[no-untyped-call]
+    out: Tensor = _Unchanged.apply(y, change)
     return out

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from revtune.hyper import Hyperparameters
+from revtune.hyperparameters import Hyperparameters
 from revtune.linearized import Recorded
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -40,14 +40,14 @@ class Responding(nn.Module):
         batch_dim: which dimension of its input are examples.
     """
 
-    plain: type[nn.Module]
+    plain: Any
     unit_dim = -1
     batch_dim: int
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-    response_weight: nn.Parameter
-    response_scale: nn.Parameter
-    response_shift: nn.Parameter | None
+    weight: Any
+    bias: Any
+    response_weight: Any
+    response_scale: Any
+    response_shift: Any
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
@@ -108,6 +108,7 @@ class Responding(nn.Module):
         """The layer's output, at each example's hyperparameters."""
         bound = self.hypers.current
         if bound is not None and bound.tape is not None:
+            assert bound.delta is not None
             return self._linearized(x, bound.delta, bound.tape)
         d = self.hypers.delta()
         return self.base(x) if d is None else self.answered(x, d)

@@ -82,7 +82,9 @@ class Streams:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand there."""
-        self._train, self._valid = (Stream(list(one["began"]), one["taken"]) for one in (state["train"], state["valid"]))
+        self._train, self._valid = (
+            Stream(list(one["began"]), one["taken"]) for one in (state["train"], state["valid"])
+        )
 
 
 def _saved(stream: Stream) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from revtune import bilevel
-from revtune.bilevel import Predict, Problem, TrainLoss, ValidLoss
+from revtune.bilevel import Problem, TrainLoss, ValidLoss
 from revtune.errors import NonFiniteError
 from revtune.history import History
-from revtune.hyper import Hyperparameters
+from revtune.hyperparameters import Hyperparameters
 from revtune.streams import Streams
 from revtune.trees import mapped, tensors
 
@@ -203,8 +203,8 @@ class Tuner:
         found = tensors(batch, floating=False)
         if not found:
             raise ValueError("the batch holds no tensor to tell its size by; give Tuner size=")
-        size: int = found[0].shape[self.model.conversion.batch_dim]  # type: ignore[union-attr]
-        return size
+        conversion: Any = self.model.conversion
+        return found[0].shape[conversion.batch_dim]
 
     def _warn_unread(self) -> None:
         unread = [name for name in self.hypers.names if name not in self.hypers.read]
@@ -229,7 +229,7 @@ class Tuner:
             yield batch, self.streams.again(valid) if self.due else None
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on: tensors, numbers and words, which `torch.load` reads without unpickling."""
+        """All that the next step depends on, in tensors, numbers and words, for `torch.load(weights_only=True)`."""
         scaler = {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
         return scaler | {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
