@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ class Problem:
         valid_loss: losses (B,) or their mean, of a prediction and a batch.
         size: B of a batch.
         generator: of the perturbations.
+        autocast: makes the context that forward passes run in.
     """
 
     model: nn.Module
@@ -49,6 +51,7 @@ class Problem:
     valid_loss: ValidLoss
     size: Callable[[Any], int]
     generator: torch.Generator | None = None
+    autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
 
     def parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The network's own parameters and those of its responses, each once."""
@@ -76,9 +79,9 @@ def stn(problem: Problem, batch: Any, scale: Callable[[Tensor], Tensor]) -> Tens
     size = problem.size(batch)
     with torch.no_grad():
         raw = problem.hypers.perturbed(size, problem.generator)
-    with problem.hypers.bound(Pass(size, raw, raw, statistics=True)):
+    with problem.hypers.bound(Pass(size, raw, raw, statistics=True)), problem.autocast():
         loss = problem.loss(problem.predict(problem.model, batch), batch, raw)
-        scale(finite(loss, "training")).backward()
+    scale(finite(loss, "training")).backward()
     return loss.detach()
 
 
@@ -88,9 +91,9 @@ def delta(problem: Problem, batch: Any, scale: Callable[[Tensor], Tensor]) -> Te
     with torch.no_grad():
         now = problem.hypers.raw.expand(size, -1)
         raw = problem.hypers.perturbed(size, problem.generator)
-    with frozen(added), problem.hypers.bound(Pass(size, None, now, statistics=True)):
+    with frozen(added), problem.hypers.bound(Pass(size, None, now, statistics=True)), problem.autocast():
         loss = problem.loss(problem.predict(problem.model, batch), batch, now)
-        scale(finite(loss, "training")).backward()
+    scale(finite(loss, "training")).backward()
     with frozen(base):
         _responses(problem, batch, raw, raw - now, scale)
     return loss.detach()
@@ -98,9 +101,9 @@ def delta(problem: Problem, batch: Any, scale: Callable[[Tensor], Tensor]) -> Te
 
 def _responses(problem: Problem, batch: Any, raw: Tensor, d: Tensor, scale: Callable[[Tensor], Tensor]) -> None:
     out, linear = linearized(problem, batch, raw, d)
-    with problem.hypers.bound(Pass(raw.shape[0], d, raw)):
+    with problem.hypers.bound(Pass(raw.shape[0], d, raw)), problem.autocast():
         loss = problem.loss(linear, batch, raw)
-        scale(finite(loss, "responses' training")).backward()
+    scale(finite(loss, "responses' training")).backward()
     pairs = [(y, at.grad) for y, at in zip(tensors(out), tensors(linear), strict=True) if y.requires_grad]
     told = [(y, grad) for y, grad in pairs if grad is not None]
     if told:
@@ -114,11 +117,10 @@ def linearized(problem: Problem, batch: Any, raw: Tensor, d: Tensor) -> tuple[An
     """
     tape = Recorded()
     bound, states = Pass(raw.shape[0], d, raw, tape=tape), random_states(problem.hypers.raw.device)
-    with problem.hypers.bound(bound):
+    with problem.hypers.bound(bound), problem.autocast():
         out = problem.predict(problem.model, batch)
-    tape.recording = False
     set_random_states(states)
-    with torch.no_grad(), forward_ad.dual_level(), problem.hypers.bound(bound):
+    with tape.carried(), problem.hypers.bound(bound), problem.autocast():
         linear = mapped(_linear, problem.predict(problem.model, batch))
     return out, mapped(lambda y: y.requires_grad_() if y.is_floating_point() else y, linear)
 
@@ -149,7 +151,8 @@ def held_out(problem: Problem, batch: Any, entropy: float) -> tuple[Tensor, dict
     d = raw - hypers.raw.detach() if hypers.centred else raw
     base, added = problem.parameters()
     with frozen([*base, *added]), resting(problem.model), hypers.bound(Pass(size, d, None, training=False)):
-        loss = mean_of(problem.valid_loss(problem.predict(problem.model, batch), batch), "validation")
+        with problem.autocast():
+            loss = mean_of(problem.valid_loss(problem.predict(problem.model, batch), batch), "validation")
         finite(loss, "validation")
         wanted = [hypers.raw, hypers.spread]
         found = torch.autograd.grad(loss - entropy * hypers.entropy(), wanted, allow_unused=True)

@@ -12,10 +12,14 @@ price of an ordinary one. `torch.func.jvp` is what tests compare it with.
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 class Recorded:
@@ -31,6 +35,14 @@ class Recorded:
         y = unchanged(y, change)
         self._said.append((y.detach(), y._version, change.detach()))
         return y
+
+    @contextlib.contextmanager
+    def carried(self) -> Iterator[None]:
+        """The pass that carries what was recorded runs in here: without a graph, under forward differentiation."""
+        self.recording = False
+        with torch.no_grad(), forward_ad.dual_level(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)  # torch's own
+            yield
 
     def next(self) -> tuple[Tensor | None, Tensor]:
         """What the layer whose turn it is said; its output is None where it has since been overwritten in place."""

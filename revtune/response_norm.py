@@ -40,7 +40,10 @@ class ResponseNorm(Responding):
         return parameter.view(shape)
 
     def base(self, x: Tensor) -> Tensor:
-        """As in `Responding`."""
+        """As in `Responding`; outside a pass the plain layer's own, to the last bit."""
+        if self.hypers.current is None:
+            plain: Tensor = self.plain.forward(self, x)
+            return plain
         return self.scaled(self.normalized(x), self.bias)
 
     def change(self, x: Tensor, y: Tensor, d: Tensor) -> Tensor:
@@ -96,13 +99,6 @@ class ResponseBatchNorm(ResponseNorm, nn.modules.batchnorm._BatchNorm):
     """
 
     unit_dim = 1
-
-    def base(self, x: Tensor) -> Tensor:
-        """As in `Responding`; outside a pass what the plain layer does."""
-        if self.hypers.current is None:
-            plain: Tensor = self.plain.forward(self, x)
-            return plain
-        return super().base(x)
 
     def normalized(self, x: Tensor) -> Tensor:
         """As in `ResponseNorm`."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
@@ -42,6 +44,7 @@ class Tuner:
         entropy: weight of the perturbations' entropy in the validation loss, which tunes scales.
         clip: largest norm of the gradients of weights, and of those of responses; None for no limit.
         accumulate: training batches whose gradients are added up for one update.
+        autocast: makes the context of forward passes, such as `lambda: torch.autocast("cpu", torch.bfloat16)`.
         scaler: a `torch.amp.GradScaler`, for float16.
         carry: whether a recurrent state goes from batch to batch; detached, one for each level.
         size: B of a batch; by default the first dimension of its first tensor, or the one that `batch_dim` says.
@@ -81,6 +84,7 @@ class Tuner:
         entropy: float = 1e-3,
         clip: float | None = None,
         accumulate: int = 1,
+        autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
         scaler: torch.amp.GradScaler | None = None,
         carry: bool = False,
         size: Callable[[Any], int] | None = None,
@@ -107,7 +111,7 @@ class Tuner:
         self._predict = predict or (lambda model, batch, *state: model(batch[0], *state))
         self.states: dict[str, Any] = {"train": None, "valid": None}
         self.problem = Problem(
-            model, hypers, self._prediction, train_loss, valid_loss, size or self._size, self.generator
+            model, hypers, self._prediction, train_loss, valid_loss, size or self._size, self.generator, autocast
         )
         base, added = self.problem.parameters()
         self.groups = [base, added]
@@ -137,7 +141,7 @@ class Tuner:
 
     def train_step(self, batch: Any) -> float:
         """Weights and responses one step on; the loss. As `step`."""
-        self._level = "train"
+        self._begin("train")
         self.model.train()
         try:
             loss = GRADIENTS[self.method](self.problem, batch, self._scaled)
@@ -153,7 +157,7 @@ class Tuner:
 
     def valid_step(self, batch: Any) -> float:
         """Hyperparameters and scales one step on; the loss. As `step`."""
-        self._level = "valid"
+        self._begin("valid")
         loss, grads = bilevel.held_out(self.problem, batch, self.entropy)
         for parameter, grad in grads.items():
             if not torch.isfinite(grad).all():
@@ -167,6 +171,14 @@ class Tuner:
         facts = {"step": self.steps, "seconds": round(time.perf_counter() - self._started, 3), "valid": loss.item()}
         self.history.add(facts | {"values": self.values(), "scales": self.hypers.scales()})
         return loss.item()
+
+    def _begin(self, level: str) -> None:
+        if torch.is_autocast_enabled(self.hypers.raw.device.type):
+            raise RuntimeError(
+                "a step must not run inside torch.autocast, which would keep cast weights past their update; give Tuner "
+                "autocast="
+            )
+        self._level = level
 
     def _update(self) -> None:
         if self.scaler is not None:
