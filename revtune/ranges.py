@@ -38,8 +38,9 @@ class Range:
     per_batch: bool = False
 
     def __str__(self) -> str:
-        kind = "be an integer" if self.whole else "lie"
-        return f"{kind} in {self.low:g}..{self.high:g}" if self.high < math.inf else f"{kind} of at least {self.low:g}"
+        if self.high < math.inf:
+            return f"{'be an integer' if self.whole else 'lie'} in {self.low:g}..{self.high:g}"
+        return f"be {'an integer of ' if self.whole else ''}at least {self.low:g}"
 
     def check(self, name: str, value: Value) -> None:
         """Raise `ValueError`, naming what it is the value of, unless all of it is in the range."""

@@ -107,7 +107,7 @@ def test_each_example_has_its_own_strength_and_0_mixes_nothing() -> None:
 
 
 BAD: list[tuple[Callable[[], object], str]] = [
-    (lambda: activation_penalty(torch.ones(2, 3, 4), -1.0), "coefficient must lie of at least 0, got -1"),
+    (lambda: activation_penalty(torch.ones(2, 3, 4), -1.0), "coefficient must be at least 0, got -1"),
     (lambda: activation_penalty(torch.ones(2, 3, 4), torch.ones(3)), r"coefficient .* got shape \(3,\)"),
     (lambda: temporal_penalty(torch.ones(2, 3), 1.0), r"temporal_penalty wants \(B, T, H\), got \(2, 3\)"),
     (
@@ -120,7 +120,7 @@ BAD: list[tuple[Callable[[], object], str]] = [
     ),
     (lambda: mixup(torch.ones(2, 3), torch.ones(3), 1.0), "one target for each of 2 examples, got 3"),
     (lambda: mixup(torch.ones(2, 3).long(), torch.ones(2), 1.0), "floating-point examples, got torch.int64"),
-    (lambda: mixup(torch.ones(2, 3), torch.ones(2), -1.0), "strength must lie of at least 0, got -1"),
+    (lambda: mixup(torch.ones(2, 3), torch.ones(2), -1.0), "strength must be at least 0, got -1"),
 ]
 
 

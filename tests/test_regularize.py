@@ -152,7 +152,7 @@ BAD: list[tuple[Callable[[], Tensor], str]] = [
         lambda: embedding_dropout(torch.ones(2, 3), torch.ones(3, dtype=torch.long), 4, 0.1),
         r"rows must be of shape \(\*\(3,\), E\) to belong to ids, got \(2, 3\)",
     ),
-    (lambda: input_noise(torch.ones(2, 3), -1.0), r"deviation must lie of at least 0, got -1"),
+    (lambda: input_noise(torch.ones(2, 3), -1.0), r"deviation must be at least 0, got -1"),
 ]
 
 
@@ -269,7 +269,7 @@ def test_a_fixed_module_keeps_the_value() -> None:
     noise = TunedNoise(hypers, "noise")
     noise.fix()
     with torch.no_grad():
-        hypers.raw += 3
+        hypers.raw.add_(3)
     assert noise.now() == {"deviation": 0.5} and repr(noise) == "TunedNoise(deviation=0.5)"
     with hypers.bound(Pass(3, None, None, training=False)):
         assert noise(torch.zeros(3, 10_000)).std().item() == pytest.approx(0.5, abs=0.02)
@@ -378,7 +378,7 @@ REFUSED: list[tuple[Callable[[Hyperparameters], object], str]] = [
         r"TunedLockedDropout: p must lie in 0\.\.1, but .* Positive from 0 to inf",
     ),
     (lambda h: TunedLockedDropout(h, 1.5), r"TunedLockedDropout: p must lie in 0\.\.1, got 1\.5"),
-    (lambda h: TunedNoise(h, "shift"), "TunedNoise: deviation must lie of at least 0, but .* a Between from -1 to 1"),
+    (lambda h: TunedNoise(h, "shift"), "TunedNoise: deviation must be at least 0, but .* a Between from -1 to 1"),
     (lambda h: TunedWeightDrop(nn.Linear(2, 2), h, "drop"), r'hyperparameter \'drop\' must have per="batch"'),
     (lambda h: TunedWeightDrop(nn.LSTM(2, 2), h, "words"), "cannot wrap LSTM: its response layer drops"),
     (lambda h: TunedWeightDrop(nn.ReLU(), h, "words"), "ReLU has no parameter 'weight'; it has none"),
