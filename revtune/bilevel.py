@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from revtune.drawn import Drawn
 from revtune.errors import NonFiniteError
 from revtune.hyperparameters import Hyperparameters, Pass, Values
 from revtune.linearized import Recorded
@@ -60,6 +61,17 @@ class Problem:
         added = {id(p) for name, p in named if name.rpartition(".")[2].startswith(ADDED)}
         return [p for _, p in named if id(p) not in added], [p for _, p in named if id(p) in added]
 
+    def perturbed(self, batch: Any) -> tuple[Any, Any, Tensor]:
+        """A batch for the current hyperparameters, one for perturbed ones, and those, (B, n).
+
+        The two are one batch, unless a loader drew its examples' hyperparameters and augmented them accordingly.
+        """
+        if isinstance(batch, Drawn):
+            raw = batch.raw.to(self.hypers.raw)
+            return batch.batch if batch.still is None else batch.still, batch.batch, raw
+        with torch.no_grad():
+            return batch, batch, self.hypers.perturbed(self.size(batch), self.generator)
+
     def loss(self, out: Any, batch: Any, raw: Tensor) -> Tensor:
         """The mean training loss of a prediction at hyperparameters (B, n)."""
         return mean_of(self.train_loss(out, batch, Values(self.hypers, raw)), "training")
@@ -70,16 +82,14 @@ def stn(problem: Problem, batch: Any, scale: Callable[[Tensor], Tensor]) -> Tens
 
     Args:
         problem: what is learnt.
-        batch: of training data.
+        batch: of training data, perhaps `Drawn`, whose hyperparameters are taken then.
         scale: what is done to a loss before it is differentiated, such as a GradScaler's scaling.
 
     Raises:
         NonFiniteError: the loss is NaN or infinite.
     """
-    size = problem.size(batch)
-    with torch.no_grad():
-        raw = problem.hypers.perturbed(size, problem.generator)
-    with problem.hypers.bound(Pass(size, raw, raw, statistics=True)), problem.autocast():
+    _, batch, raw = problem.perturbed(batch)
+    with problem.hypers.bound(Pass(raw.shape[0], raw, raw, statistics=True)), problem.autocast():
         loss = problem.loss(problem.predict(problem.model, batch), batch, raw)
     scale(finite(loss, "training")).backward()
     return loss.detach()
@@ -87,12 +97,10 @@ def stn(problem: Problem, batch: Any, scale: Callable[[Tensor], Tensor]) -> Tens
 
 def delta(problem: Problem, batch: Any, scale: Callable[[Tensor], Tensor]) -> Tensor:
     """As `stn`, by the steps of Delta-STN; the loss at the current hyperparameters."""
-    size, (base, added) = problem.size(batch), problem.parameters()
-    with torch.no_grad():
-        now = problem.hypers.raw.expand(size, -1)
-        raw = problem.hypers.perturbed(size, problem.generator)
-    with frozen(added), problem.hypers.bound(Pass(size, None, now, statistics=True)), problem.autocast():
-        loss = problem.loss(problem.predict(problem.model, batch), batch, now)
+    (still, batch, raw), (base, added) = problem.perturbed(batch), problem.parameters()
+    now = problem.hypers.raw.detach().expand(raw.shape[0], -1)
+    with frozen(added), problem.hypers.bound(Pass(raw.shape[0], None, now, statistics=True)), problem.autocast():
+        loss = problem.loss(problem.predict(problem.model, still), still, now)
     scale(finite(loss, "training")).backward()
     with frozen(base):
         _responses(problem, batch, raw, raw - now, scale)

@@ -17,14 +17,24 @@ class Stream:
     Attributes:
         began: states of the generators that the pass was begun with, from which loaders draw their order.
         taken: batches since then.
+        data: what is gone through, if it keeps its own place (`state_dict`), as a `TunedLoader` does.
+        place: one that it was saved at.
     """
 
     began: list[Tensor] = field(default_factory=list)
     taken: int = 0
     batches: Iterator[Any] | None = None
+    data: Any = None
+    place: dict[str, Any] | None = None
 
     def open(self, data: Iterable[Any]) -> None:
         """Begin a pass, or one that was saved again up to where it stood; generators stay as they are then."""
+        if hasattr(data, "load_state_dict"):
+            self.data = data
+            if self.place is not None:
+                self.data.load_state_dict(self.place)
+            self.place, self.batches = None, iter(data)
+            return
         if not self.began:
             self.began = _states(data)
             self.batches = iter(data)
@@ -82,13 +92,13 @@ class Streams:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand there."""
-        self._train, self._valid = (
-            Stream(list(one["began"]), one["taken"]) for one in (state["train"], state["valid"])
-        )
+        saved = (state["train"], state["valid"])
+        self._train, self._valid = (Stream(list(s["began"]), s["taken"], place=s["place"]) for s in saved)
 
 
 def _saved(stream: Stream) -> dict[str, Any]:
-    return {"began": stream.began, "taken": stream.taken}
+    place = stream.place if stream.data is None else stream.data.state_dict()
+    return {"began": stream.began, "taken": stream.taken, "place": place}
 
 
 def _generator(data: Iterable[Any]) -> torch.Generator | None:
