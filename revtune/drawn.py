@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from revtune.hyper import Hyperparameters, Values
+from revtune.hyperparameters import Hyperparameters, Values
 
 
 class Drawn(NamedTuple):

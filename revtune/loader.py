@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from revtune.drawn import Drawn, Key, ValueSampler
-from revtune.hyper import Hyperparameters, Integer
+from revtune.hyper import Integer
+from revtune.hyperparameters import Hyperparameters
 
 Augment = Callable[[Any, dict[str, float]], Any]
 

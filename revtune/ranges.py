@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from revtune.hyper import Between, Hyper, Hyperparameters, Integer, Rate
+from revtune.hyper import Between, Hyper, Integer, Rate
+from revtune.hyperparameters import Hyperparameters
 
 Value = float | Tensor
 

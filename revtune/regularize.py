@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from revtune.hyper import Hyperparameters
+from revtune.hyperparameters import Hyperparameters
 from revtune.noise import DEVIATION, RATE, add_noise, drop_mask, time_dim
 from revtune.ranges import Range, Value
 from revtune.response import lay_along

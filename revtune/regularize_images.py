@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from revtune.augment import ANGLE, COUNT, HUE, SHARE, SHEAR, STRENGTH, affine, colour_jitter, cutout
-from revtune.hyper import Hyperparameters
+from revtune.hyperparameters import Hyperparameters
 from revtune.regularize import Tuned
 
 

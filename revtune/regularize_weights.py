@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from revtune.hyper import Hyperparameters
+from revtune.hyperparameters import Hyperparameters
 from revtune.noise import BATCH_RATE, drop_mask
 from revtune.regularize import Tuned
 from revtune.response import Responding

@@ -175,8 +175,8 @@ class Tuner:
     def _begin(self, level: str) -> None:
         if torch.is_autocast_enabled(self.hypers.raw.device.type):
             raise RuntimeError(
-                "a step must not run inside torch.autocast, which would keep cast weights past their update; give Tuner "
-                "autocast="
+                "a step must not run inside torch.autocast, which would keep cast weights past their update; give "
+                "Tuner autocast="
             )
         self._level = level
 

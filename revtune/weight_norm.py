@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from revtune.hyper import Hyperparameters
+from revtune.hyperparameters import Hyperparameters
 from revtune.response import Responding, ResponseEmbedding
 
 Answer = tuple[Tensor, Tensor | None, Tensor]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from revtune import hyper
 from revtune.augment import affine, colour_jitter, cutout
-from revtune.hyper import Between, Hyperparameters, Integer, Pass, Positive, Rate
+from revtune.hyper import Between, Integer, Positive, Rate
+from revtune.hyperparameters import Hyperparameters, Pass
 from revtune.regularize_images import TunedAffine, TunedColourJitter, TunedCutout
 
 

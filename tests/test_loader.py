@@ -19,7 +19,8 @@ from torch.utils.data import TensorDataset
 from revtune import hyper
 from revtune.bilevel import Problem, delta, stn
 from revtune.drawn import Drawn, ValueSampler
-from revtune.hyper import Between, Hyperparameters, Integer, Pass, Rate, Values
+from revtune.hyper import Between, Integer, Rate
+from revtune.hyperparameters import Hyperparameters, Pass, Values
 from revtune.loader import TunedLoader
 from revtune.response import ResponseLinear
 from revtune.tuner import Tuner

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from revtune.hyper import Hyperparameters, Pass, Positive, Rate
+from revtune.hyper import Positive, Rate
+from revtune.hyperparameters import Hyperparameters, Pass
 from revtune.penalties import activation_penalty, mixup, smoothed_cross_entropy, temporal_penalty
 from revtune.response import (
     Responding,

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from revtune import hyper
 from revtune.bilevel import Problem, delta, held_out, stn
 from revtune.errors import HyperparameterError
-from revtune.hyper import Between, Hyperparameters, Integer, Pass, Positive, Rate
+from revtune.hyper import Between, Integer, Positive, Rate
+from revtune.hyperparameters import Hyperparameters, Pass
 from revtune.noise import (
     drop_mask,
     dropout,
