@@ -73,6 +73,10 @@ class Rate(Hyper):
 
     At 0 or 1 itself l would be infinite and no gradient would reach it, so neither can be started from.
 
+    Args:
+        initial: where it starts, strictly between 0 and 1; 0.05 by default.
+        per, scale, tune_scale, max_scale: how it is perturbed, as in `Hyper`.
+
     Raises:
         ValueError: the initial value is not strictly between 0 and 1.
 
@@ -100,6 +104,11 @@ class Rate(Hyper):
 @dataclass(frozen=True)
 class Between(Hyper):
     """A real number strictly between two bounds: `low + (high - low) * sigmoid(l)`.
+
+    Args:
+        initial: where it starts, strictly between the bounds.
+        low, high: the bounds.
+        per, scale, tune_scale, max_scale: how it is perturbed, as in `Hyper`.
 
     Raises:
         ValueError: the bounds are not in order, or the initial value is not strictly between them.
@@ -133,6 +142,10 @@ class Between(Hyper):
 class Positive(Hyper):
     """A positive number: `softplus(l)`, which is exp(l) for small ones, so that they move by factors.
 
+    Args:
+        initial: where it starts, above 0.
+        per, scale, tune_scale, max_scale: how it is perturbed, as in `Hyper`.
+
     Raises:
         ValueError: the initial value is not positive.
 
@@ -161,6 +174,11 @@ class Integer(Hyper):
 
     The gradient moves l past the bounds of bins only where perturbations reach over them: a scale that is small against
     a bin leaves it where it is.
+
+    Args:
+        initial: where it starts.
+        low, high: the least and the greatest.
+        per, scale, tune_scale, max_scale: how it is perturbed, as in `Hyper`.
 
     Raises:
         ValueError: a bound or the initial value is no integer, or they are not in order.

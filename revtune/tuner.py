@@ -64,7 +64,7 @@ class Tuner:
         >>> def valid_loss(out, batch): return F.cross_entropy(out, batch[1])
         >>> tuner = Tuner(net, train_loss, valid_loss, optimizer=lambda params: torch.optim.SGD(params, 0.1))
         >>> data = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(8)]
-        >>> for batch, held_out in tuner.batches(data[:6], data[6:]): tuner.step(batch, held_out)
+        >>> for batch, held_out in tuner.batches(data[:6], data[6:]): _ = tuner.step(batch, held_out)
         >>> list(tuner.values())
         ['2']
     """
