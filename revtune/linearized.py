@@ -27,13 +27,13 @@ class Recorded:
 
     def __init__(self) -> None:
         self.recording = True
-        self._said: list[tuple[Tensor, int, Tensor]] = []
+        self._said: list[tuple[Any, ...]] = []
         self._place = 0
 
     def add(self, y: Tensor, change: Tensor) -> Tensor:
         """Keep a layer's plain output and what its response would add; y with the gradient of their sum."""
         y = unchanged(y, change)
-        self._said.append((y.detach(), y._version, change.detach()))
+        self.keep(y.detach(), y._version, change.detach())
         return y
 
     @contextlib.contextmanager
@@ -46,9 +46,17 @@ class Recorded:
 
     def next(self) -> tuple[Tensor | None, Tensor]:
         """What the layer whose turn it is said; its output is None where it has since been overwritten in place."""
-        y, version, change = self._said[self._place]
-        self._place += 1
+        y, version, change = self.recall()
         return (y if y._version == version else None), change
+
+    def keep(self, *said: Any) -> None:
+        """Keep whatever a layer says."""
+        self._said.append(said)
+
+    def recall(self) -> tuple[Any, ...]:
+        """What was said next."""
+        self._place += 1
+        return self._said[self._place - 1]
 
 
 class _Unchanged(torch.autograd.Function):

@@ -71,6 +71,11 @@ class Responding(nn.Module):
     def _add(self, name: str, value: Tensor | None) -> None:
         self.register_parameter(name, None if value is None else nn.Parameter(value.detach()))
 
+    @property
+    def added(self) -> list[str]:
+        """Names of the parameters of the response."""
+        return [name for name in self._parameters if name.startswith(ADDED)]
+
     def units(self) -> int:
         """U."""
         return self.weight.shape[0]
@@ -137,7 +142,7 @@ class Responding(nn.Module):
 
     def drop(self) -> None:
         """Become the plain layer again, as it is where all responses are zero."""
-        for name in ADDED:
+        for name in self.added:
             del self._parameters[name]
         self._modules.pop("hyperparameters", None)
         del self._hypers, self._name, self.batch_dim
@@ -148,7 +153,7 @@ class Responding(nn.Module):
         return scale.reshape(-1, *[1] * (weight.dim() - 1))
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        own = {prefix + name: value for name in ADDED if (value := getattr(self, name, None)) is not None}
+        own = {prefix + name: value for name in self.added if (value := self._parameters[name]) is not None}
         if not own.keys() & state.keys():
             state |= own
         super()._load_from_state_dict(state, prefix, *rest)
