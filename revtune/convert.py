@@ -300,5 +300,6 @@ def _untie(net: nn.Module) -> None:
     """Give responding layers weights of their own."""
     shared = _shared(net)
     for module in net.modules():
-        if isinstance(module, Responding) and id(module.weight) in shared:
-            module.weight = nn.Parameter(module.weight.detach().clone(), module.weight.requires_grad)
+        weight = module._parameters.get("weight") if isinstance(module, Responding) else None
+        if weight is not None and id(weight) in shared:
+            module.register_parameter("weight", nn.Parameter(weight.detach().clone(), weight.requires_grad))

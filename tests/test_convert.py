@@ -16,6 +16,7 @@ from revtune.convert import LAYERS, frozen, register_response, self_tuning
 from revtune.hyper import Positive, Rate
 from revtune.hyperparameters import Hyperparameters, Pass
 from revtune.response import Responding
+from revtune.tuner import Tuner
 from tests.tuned_nets import answering
 
 
@@ -237,3 +238,35 @@ def test_a_refused_network_is_as_it_was() -> None:
 def test_what_was_done_is_printed_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     self_tuning(pictures(), verbose=True)
     assert "replaced\n  0: ResponseConv2d\n" in capsys.readouterr().out
+
+
+class Tagger(nn.Module):
+    """A tagger of tokens (T, B), as someone else writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.drop = nn.Embedding(12, 8), nn.Dropout(0.1)
+        self.rnn, self.tags = nn.LSTM(8, 10, num_layers=2, dropout=0.2), nn.Linear(10, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        found: Tensor = self.tags(self.rnn(self.drop(self.words(tokens)))[0])
+        return found
+
+
+@pytest.mark.parametrize("method", ["delta", "stn"])
+def test_a_tagger_is_tuned_with_the_dropout_between_its_lstms(method: Any) -> None:
+    torch.manual_seed(0)
+    plain = Tagger()
+    net: Any = self_tuning(copy.deepcopy(plain), batch_dim=1)
+    tokens = torch.randint(12, (7, 6))
+    assert net.hypers.values() == {"drop": 0.1, "rnn.dropout": 0.2}
+    assert torch.equal(net.eval()(tokens), plain.eval()(tokens))
+    tuner = Tuner(
+        net, lambda out, batch, h: F.cross_entropy(out.permute(1, 2, 0), batch[1].T, reduction="none").mean(1),
+        lambda out, batch: F.cross_entropy(out.flatten(0, 1), batch[1].flatten()), method=method,
+        optimizer=lambda params: torch.optim.Adam(params, 0.01),
+    )  # fmt: skip
+    losses = [tuner.step((tokens, tokens % 3), (tokens, tokens % 3))[0] for _ in range(60)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(value != first for value, first in zip(net.hypers.values().values(), (0.1, 0.2), strict=True))
+    torch.testing.assert_close(frozen(net).eval()(tokens), net.eval()(tokens), atol=1e-5, rtol=1e-5)

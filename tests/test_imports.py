@@ -13,7 +13,8 @@ CORE = """
 """.split()
 
 SELF_TUNING = """
-    errors hyper hyperparameters trees linearized response response_norm response_rnn ranges noise drawn loader
+    errors hyper hyperparameters trees linearized response response_norm response_gates response_steps response_loop
+    response_rnn ranges noise drawn loader
     penalties weight_norm regularize regularize_weights augment regularize_images bilevel convert streams history_plot
     history tuner
 """.split()
