@@ -1,4 +1,4 @@
-"""revtune: recurrent nets that rewind instead of remembering.
+"""revtune: recurrent nets that rewind instead of remembering, and networks that tune their own hyperparameters.
 
 Where things are, from numbers to training steps:
 
@@ -11,28 +11,49 @@ Where things are, from numbers to training steps:
 - `stream`: whole training steps chunk by chunk; `ends`, `readout`, `dropout`, `sinks`: encoders, readouts and their
 gradients
 - `meter`: memory and bits of a block of code, told by `metering`
+
+And, with nothing of the above but `errors`, self-tuning:
+
+- `hyper`, `hyperparameters`: kinds of hyperparameters, and the set that is tuned, with its perturbations
+- `response`, `response_norm`, `response_rnn`: layers whose weights answer to hyperparameters
+- `regularize`, `regularize_weights`, `regularize_images`, `augment`, `penalties`, `weight_norm`: what is tuned
+- `drawn`, `loader`: augmentation in workers by values drawn in the main process
+- `linearized`, `bilevel`: the gradients of both levels; `convert`: any network made self-tuning, and plain again
+- `tuner`: the alternation; `streams`, `history`: its batches, and what it did
 """
 
 from revtune.buffer import Buffer, default_share, ideal_bits
 from revtune.cells import Cell, Coupling, Stage, Step, forget_gate, rev_gru, rev_lstm
+from revtune.convert import frozen, register_response, self_tuning
 from revtune.dropout import Embedding, LockedDropout
-from revtune.errors import NonFiniteError, ReversalError, StateRangeError
+from revtune.errors import HyperparameterError, NonFiniteError, ReversalError, StateRangeError
+from revtune.hyper import Between, Integer, Positive, Rate
+from revtune.hyperparameters import Hyperparameters
 from revtune.layers import RevGRU, RevLSTM
 from revtune.meter import meter
 from revtune.readout import LinearCrossEntropy
+from revtune.regularize import TunedLockedDropout, TunedNoise
 from revtune.scan import Recording, record, scan, unscan
 from revtune.stream import rewind_loss
+from revtune.tuner import Tuner
+from revtune.weight_norm import weight_norm2
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Between",
     "Buffer",
     "Cell",
     "Coupling",
     "Embedding",
+    "HyperparameterError",
+    "Hyperparameters",
+    "Integer",
     "LinearCrossEntropy",
     "LockedDropout",
     "NonFiniteError",
+    "Positive",
+    "Rate",
     "Recording",
     "RevGRU",
     "RevLSTM",
@@ -40,14 +61,21 @@ __all__ = [
     "Stage",
     "StateRangeError",
     "Step",
+    "TunedLockedDropout",
+    "TunedNoise",
+    "Tuner",
     "default_share",
     "forget_gate",
+    "frozen",
     "ideal_bits",
     "meter",
     "record",
+    "register_response",
     "rev_gru",
     "rev_lstm",
     "rewind_loss",
     "scan",
+    "self_tuning",
     "unscan",
+    "weight_norm2",
 ]

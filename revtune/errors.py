@@ -15,3 +15,7 @@ class NonFiniteError(ValueError):
 
 class BackendError(RuntimeError):
     """REVTUNE_BACKEND asks for the native kernel, which cannot be had."""
+
+
+class HyperparameterError(RuntimeError):
+    """A hyperparameter is read where it has no value, or nobody reads it."""

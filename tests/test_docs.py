@@ -10,19 +10,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import revtune
 
 REFERS = {"RevLSTM": "RevGRU", "record": "scan"}
 ROOT = Path(__file__).parent.parent
 CORE = ["buffer", "cells", "dropout", "fixed", "layers", "meter", "readout", "scan", "stream"]
+TUNING = ["convert", "hyper", "hyperparameters", "tuner", "weight_norm"]
 
 
-@pytest.mark.parametrize("name", CORE)
+@pytest.mark.parametrize("name", CORE + TUNING)
 def test_examples_run(name: str) -> None:
     torch.manual_seed(0)
     module = importlib.import_module(f"revtune.{name}")
-    names = {key: getattr(revtune, key) for key in revtune.__all__} | {"torch": torch}
+    names = {key: getattr(revtune, key) for key in revtune.__all__} | {"torch": torch, "nn": nn, "F": nn.functional}
     result = doctest.testmod(module, extraglobs=names)
     assert result.attempted and not result.failed
 

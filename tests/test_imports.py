@@ -12,6 +12,14 @@ CORE = """
     meter
 """.split()
 
+SELF_TUNING = """
+    errors hyper hyperparameters trees linearized response response_norm response_gates response_steps response_loop
+    response_rnn ranges noise drawn loader
+    penalties weight_norm regularize regularize_weights augment regularize_images bilevel convert streams history_plot
+    history tuner
+""".split()
+LAZY = {"augment": {"kornia"}, "history_plot": {"matplotlib"}}
+
 
 def imports(module: Path) -> set[str]:
     """What a module imports when it runs, `revtune.x` as `x` behind a dot."""
@@ -34,4 +42,16 @@ def test_the_core_imports_torch_and_what_comes_before() -> None:
     for name in CORE:
         assert imports(package / f"{name}.py") <= allowed, name
         allowed.add(f".{name}")
-    assert imports(package / "__init__.py") <= allowed
+
+
+def test_self_tuning_imports_torch_what_comes_before_and_nothing_of_the_recurrent_half() -> None:
+    package = Path(revtune.__file__).parent
+    allowed = {"torch", *sys.stdlib_module_names}
+    for name in SELF_TUNING:
+        assert imports(package / f"{name}.py") <= allowed | LAZY.get(name, set()), name
+        allowed.add(f".{name}")
+
+
+def test_the_face_imports_both_halves_alone() -> None:
+    allowed = {f".{name}" for name in CORE + SELF_TUNING}
+    assert imports(Path(revtune.__file__)) <= allowed

@@ -1,0 +1,305 @@
+"""Networks that tune themselves: every layer that can gets a response, every dropout a tuned rate.
+
+Modules are converted where they stand (see `response`), all or none. What is left alone is told, with its reason.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from revtune.hyper import Rate
+from revtune.hyperparameters import Hyperparameters
+from revtune.regularize import TunedDropout, TunedDropout1d, TunedDropout2d, TunedDropout3d
+from revtune.response import (
+    Responding,
+    ResponseConv1d,
+    ResponseConv2d,
+    ResponseConv3d,
+    ResponseEmbedding,
+    ResponseLinear,
+)  # fmt: skip
+from revtune.response_norm import (
+    ResponseBatchNorm1d,
+    ResponseBatchNorm2d,
+    ResponseBatchNorm3d,
+    ResponseGroupNorm,
+    ResponseLayerNorm,
+)  # fmt: skip
+from revtune.response_rnn import ResponseGRU, ResponseLSTM
+
+START = 0.05  # of rates that are 0, where no gradient would reach them
+LAYERS: dict[type[nn.Module], type[Responding]] = {
+    kind.plain: kind
+    for kind in (
+        ResponseLinear, ResponseConv1d, ResponseConv2d, ResponseConv3d, ResponseEmbedding, ResponseLayerNorm,
+        ResponseGroupNorm, ResponseBatchNorm1d, ResponseBatchNorm2d, ResponseBatchNorm3d, ResponseLSTM, ResponseGRU,
+    )
+}  # fmt: skip
+DROPOUTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Dropout: TunedDropout, nn.Dropout1d: TunedDropout1d, nn.Dropout2d: TunedDropout2d, nn.Dropout3d: TunedDropout3d
+}  # fmt: skip
+CLOSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+
+
+@dataclass
+class Conversion:
+    """What `self_tuning` did, by name of module: what each was replaced by, and why others were left alone."""
+
+    replaced: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    batch_dim: int = 0
+
+    def __str__(self) -> str:
+        told = [f"  {name}: {what}" for name, what in self.replaced.items()]
+        alone = [f"  {name}: {why}" for name, why in self.left.items()] or ["  nothing"]
+        return "\n".join(["replaced", *(told or ["  nothing"]), "left alone", *alone])
+
+
+@dataclass
+class _Plan:
+    """Conversions that can be done, each as a function of the hyperparameters, before any is."""
+
+    steps: list[Callable[[Hyperparameters], None]] = field(default_factory=list)
+    rates: dict[str, float] = field(default_factory=dict)
+    told: Conversion = field(default_factory=Conversion)
+
+
+def self_tuning(
+    net: nn.Module, hypers: Hyperparameters | None = None, *, batch_dim: int = 0, verbose: bool = False
+) -> nn.Module:
+    """Make a network tune its own hyperparameters: a response for every layer, a tuned rate for every dropout.
+
+    The network is changed where it stands and returned: it computes the same function as before, its own parameters
+    keep their names, and plain weights still load into it. Its hyperparameters are `net.hypers`, what was replaced and
+    what was left alone, and why, is `net.conversion`.
+
+    Args:
+        net: any module.
+        hypers: what to tune; a dropout is tuned by the hyperparameter of its name, whole or last part. By default every
+            nn.Dropout, and the dropout between layers of nn.LSTM and nn.GRU, gets a `Rate` named after its module,
+            from its present value on, or from 0.05 if that is 0.
+        batch_dim: which dimension of the layers' inputs are examples: 1 where time comes first.
+        verbose: whether to print what was done.
+
+    Raises:
+        ValueError: nothing can be tuned, nothing responds, or it is self-tuning already; nothing has been changed then.
+
+    Example:
+        >>> net = self_tuning(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3)))
+        >>> net.hypers.values()
+        {'2': 0.2}
+    """
+    if batch_dim not in (0, 1):
+        raise ValueError(f"batch_dim must be 0 or 1, got {batch_dim!r}")
+    if any(isinstance(module, Responding) for module in net.modules()):
+        raise ValueError("the network is self-tuning already; frozen(net) makes a plain one of it")
+    plan = _planned(net, hypers, batch_dim)
+    if hypers is None:
+        if not plan.rates:
+            raise ValueError("the network has no nn.Dropout to tune; name what to tune by Hyperparameters(...)")
+        hypers = Hyperparameters(**{name: Rate(rate or START) for name, rate in plan.rates.items()})
+    if not any(what.startswith("Response") for what in plan.told.replaced.values()):
+        raise ValueError(f"no layer of the network can respond to hyperparameters: {plan.told.left or 'it has none'}")
+    like = next(net.parameters())
+    hypers.to(like.device, like.dtype if like.dtype == torch.float64 else None)
+    for step in plan.steps:
+        step(hypers)
+    _house(net, hypers)
+    net.__dict__.update(hypers=hypers, conversion=plan.told)
+    if verbose:
+        print(plan.told)
+    return net
+
+
+def _house(net: nn.Module, hypers: Hyperparameters) -> None:
+    """Make hyperparameters part of the network's state: a child of a layer that reads them, as the network itself may
+    run all its children."""
+    if all(module is not hypers for module in net.modules()):
+        next(module for module in net.modules() if isinstance(module, Responding)).hyperparameters = hypers
+
+
+def _planned(net: nn.Module, hypers: Hyperparameters | None, batch_dim: int) -> _Plan:
+    plan, shared = _Plan(told=Conversion(batch_dim=batch_dim)), _shared(net)
+    closed: dict[str, str] = {}
+    for name, module in net.named_modules():
+        inside = next((why for prefix, why in closed.items() if name.startswith(prefix + ".")), None)
+        if inside is not None:
+            continue
+        if isinstance(module, CLOSED):
+            closed[name] = plan.told.left[name] = f"{type(module).__name__} reads the weights of its layers directly"
+        elif type(module) in DROPOUTS:
+            _plan_dropout(plan, name or "dropout", module, hypers, batch_dim)
+        elif type(module) in LAYERS:
+            _plan_layer(plan, name, module, shared, hypers, batch_dim)
+        elif why := _why_not(module):
+            plan.told.left[name or "the network itself"] = why
+    return plan
+
+
+def _plan_dropout(plan: _Plan, name: str, module: nn.Module, hypers: Hyperparameters | None, batch_dim: int) -> None:
+    tuned = _hyper_of(name, hypers)
+    if tuned is None:
+        plan.told.left[name] = f"no hyperparameter is named after it; its rate stays {module.p}"
+        return
+    rate, kind = float(module.p), DROPOUTS[type(module)]  # type: ignore[arg-type]
+    if hypers is None:
+        plan.rates[tuned] = rate
+    starts = " (it was 0, and starts at 0.05)" if hypers is None and not rate else ""
+    plan.told.replaced[name] = f"{type(module).__name__}, its rate tuned{starts}"
+
+    def convert(hypers: Hyperparameters) -> None:
+        module.__class__ = kind
+        module.adopt(hypers, tuned, batch_dim)  # type: ignore[operator]
+
+    plan.steps.append(convert)
+
+
+def _hyper_of(name: str, hypers: Hyperparameters | None) -> str | None:
+    """The hyperparameter that a module of a name is tuned by, if there is one."""
+    if hypers is None:
+        return name
+    return next((own for own in (name, name.rpartition(".")[2]) if own in hypers.names), None)
+
+
+def _plan_layer(
+    plan: _Plan, name: str, module: nn.Module, shared: set[int], hypers: Hyperparameters | None, batch_dim: int
+) -> None:
+    kind = LAYERS[type(module)]
+    if why := (_tied(module, shared) or kind.refuses(module)):
+        plan.told.left[name or "the network itself"] = why
+        return
+    plan.told.replaced[name or "the network itself"] = f"{kind.__name__}"
+    tuned = None
+    if isinstance(module, nn.LSTM | nn.GRU) and module.num_layers > 1:
+        tuned = _hyper_of(f"{name}.dropout" if name else "dropout", hypers)
+        if tuned and hypers is None:
+            plan.rates[tuned] = module.dropout
+
+    def convert(hypers: Hyperparameters) -> None:
+        module.__class__ = kind
+        module.adopt(hypers, name or "the network", batch_dim)  # type: ignore[operator]
+        if tuned:
+            module.__dict__["_tuned_rate"] = lambda: hypers[tuned]
+
+    plan.steps.append(convert)
+
+
+def _shared(net: nn.Module) -> set[int]:
+    """Weights that more than one module holds."""
+    held = Counter(id(p) for module in net.modules() for p in module._parameters.values() if p is not None)
+    return {one for one, times in held.items() if times > 1}
+
+
+def _tied(module: nn.Module, shared: set[int]) -> str | None:
+    tied = any(id(p) in shared for p in module._parameters.values() if p is not None)
+    return "its weight is tied to another module's" if tied and not isinstance(module, nn.Embedding) else None
+
+
+def _why_not(module: nn.Module) -> str | None:
+    """Why a module that is no layer of ours is worth naming; None if it is not."""
+    kind = type(module).__name__
+    own = sum(p.numel() for p in module._parameters.values() if p is not None)
+    if "Dropout" in kind and isinstance(module, nn.modules.dropout._DropoutNd):
+        return f"{kind} has no tuned form; its rate stays {module.p}"
+    if own:
+        return f"{kind} has no response, so its {own:,} weights are trained as they are; see register_response"
+    if type(module).__module__.startswith("torch.nn"):
+        return None
+    return _bypasses(module)
+
+
+def _bypasses(module: nn.Module) -> str | None:
+    """What a module's forward does that no conversion of its children can reach."""
+    try:
+        source = inspect.getsource(type(module).forward)
+    except (OSError, TypeError):
+        return None
+    if found := re.search(r"\b(?:F|functional|torch)\.(\w*dropout\w*)\(", source):
+        return f"its forward calls {found[1]} as a function, whose rate stays its own; nn.Dropout would be tuned"
+    if found := re.search(r"self\.(\w+)\.(?:weight|bias)\b", source):
+        return f"its forward reads the weights of {found[1]} directly, past its response"
+    return None
+
+
+def register_response(layer: type[nn.Module], *, unit_dim: int = -1) -> type[nn.Module]:
+    """Let `self_tuning` convert a layer class of one's own.
+
+    Its forward must take one tensor and be linear in its parameters `weight`, whose first dimension is output units,
+    and `bias` (or None) together, as a linear map or a convolution is.
+
+    Args:
+        layer: the class.
+        unit_dim: which dimension of its output are units.
+
+    Returns:
+        The class itself, so that it can be used as a decorator.
+
+    Raises:
+        TypeError: it is no module class.
+    """
+    if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
+        raise TypeError(f"register_response wants a subclass of nn.Module, got {layer!r}")
+    members = {
+        "plain": layer,
+        "unit_dim": unit_dim,
+        "product": _by_its_forward,
+        "__doc__": f"{layer.__name__} with a response.",
+    }
+    LAYERS[layer] = type(f"Response{layer.__name__}", (Responding, layer), members)
+    return layer
+
+
+def _by_its_forward(self, x, weight, bias):  # type: ignore[no-untyped-def]
+    own = self._parameters
+    self._parameters = {**own, "weight": weight, **({"bias": bias} if "bias" in own else {})}
+    try:
+        return self.plain.forward(self, x)
+    finally:
+        self._parameters = own
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """A plain copy of a tuned network, answered at its hyperparameters' present values.
+
+    It needs nothing of revtune, and in evaluation mode gives the same outputs.
+
+    Args:
+        model: as `self_tuning` gives it, perhaps trained.
+
+    Raises:
+        ValueError: it is not self-tuning.
+    """
+    if not isinstance(getattr(model, "hypers", None), Hyperparameters):
+        raise ValueError(f"frozen wants a network that self_tuning converted, got {type(model).__name__}")
+    plain = copy.deepcopy(model)
+    hypers = plain.hypers
+    assert isinstance(hypers, Hyperparameters)
+    d = hypers.delta()
+    if d is not None:
+        _untie(plain)
+    for module in list(plain.modules()):
+        if isinstance(module, Responding):
+            module.drop() if d is None else module.fold(d[0])
+        elif isinstance(module, tuple(DROPOUTS.values())):
+            module.drop()  # type: ignore[operator]
+    for name in ("hypers", "conversion"):
+        plain.__dict__.pop(name, None)
+        plain._modules.pop(name, None)
+    return plain
+
+
+def _untie(net: nn.Module) -> None:
+    """Give responding layers weights of their own."""
+    shared = _shared(net)
+    for module in net.modules():
+        weight = module._parameters.get("weight") if isinstance(module, Responding) else None
+        if weight is not None and id(weight) in shared:
+            module.register_parameter("weight", nn.Parameter(weight.detach().clone(), weight.requires_grad))

@@ -1,0 +1,80 @@
+"""A network's prediction as a linear function of its responses, and its gradient, without differentiating twice.
+
+With d the difference of hyperparameters from the current ones, responses r(d) in every layer and the network f::
+
+    f(d)  ~  f(0) + J r(d)
+
+One ordinary pass at d = 0 records what each layer's response would have added and leaves it out of the values, though
+not out of the graph. A second pass under forward differentiation carries it to the output, which is J r(d). The loss's
+gradient at that prediction then goes backward through the first pass's graph: the linearisation's own gradient, for the
+price of an ordinary one. `torch.func.jvp` is what tests compare it with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+class Recorded:
+    """What response layers said in one pass, in their order, for the pass that carries it."""
+
+    def __init__(self) -> None:
+        self.recording = True
+        self._said: list[tuple[Any, ...]] = []
+        self._place = 0
+
+    def add(self, y: Tensor, change: Tensor) -> Tensor:
+        """Keep a layer's plain output and what its response would add; y with the gradient of their sum."""
+        y = unchanged(y, change)
+        self.keep(y.detach(), y._version, change.detach())
+        return y
+
+    @contextlib.contextmanager
+    def carried(self) -> Iterator[None]:
+        """The pass that carries what was recorded runs in here: without a graph, under forward differentiation."""
+        self.recording = False
+        with torch.no_grad(), forward_ad.dual_level(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)  # torch's own
+            yield
+
+    def next(self) -> tuple[Tensor | None, Tensor]:
+        """What the layer whose turn it is said; its output is None where it has since been overwritten in place."""
+        y, version, change = self.recall()
+        return (y if y._version == version else None), change
+
+    def keep(self, *said: Any) -> None:
+        """Keep whatever a layer says."""
+        self._said.append(said)
+
+    def recall(self) -> tuple[Any, ...]:
+        """What was said next."""
+        self._place += 1
+        return self._said[self._place - 1]
+
+
+class _Unchanged(torch.autograd.Function):
+    """`y + change - change`: the values of y, the gradient of the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, change: Tensor) -> Tensor:
+        """y itself."""
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        """To both alike."""
+        return grads[0], grads[0]
+
+
+def unchanged(y: Tensor, change: Tensor) -> Tensor:
+    """The values of y with the gradient of y + change, which are of one shape."""
+    out: Tensor = _Unchanged.apply(y, change)
+    return out

@@ -1,0 +1,34 @@
+"""Tensors in whatever a model returns: tuples, named tuples, lists and dictionaries of them, nested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+
+def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """The same tree with a function applied to each tensor; what is no tensor stays."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(mapped(function, one) for one in tree))
+    if isinstance(tree, tuple | list):
+        return type(tree)(mapped(function, one) for one in tree)
+    if isinstance(tree, dict):
+        return type(tree)((key, mapped(function, one)) for key, one in tree.items())
+    return tree
+
+
+def tensors(tree: Any, *, floating: bool = True) -> list[Tensor]:
+    """The tensors of a tree in order, perhaps those of floating-point numbers alone."""
+    found: list[Tensor] = []
+
+    def see(one: Tensor) -> Tensor:
+        if one.is_floating_point() or not floating:
+            found.append(one)
+        return one
+
+    mapped(see, tree)
+    return found

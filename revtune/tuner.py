@@ -1,0 +1,295 @@
+"""The alternation of both levels: training steps for weights and responses, validation steps for hyperparameters."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from revtune import bilevel
+from revtune.bilevel import Problem, TrainLoss, ValidLoss
+from revtune.errors import NonFiniteError
+from revtune.history import History
+from revtune.hyperparameters import Hyperparameters
+from revtune.streams import Streams
+from revtune.trees import mapped, tensors
+
+Factory = Callable[[list[dict[str, Any]]], Optimizer]
+GRADIENTS = {"stn": bilevel.stn, "delta": bilevel.delta}
+
+
+class Tuner:
+    """Trains a self-tuning network and tunes its hyperparameters on held-out data, step by step of the user's own loop.
+
+    Args:
+        model: as `self_tuning` gives it.
+        train_loss: `train_loss(out, batch, h)` gives losses (B,); `h.name` are the examples' own values in user units.
+        valid_loss: `valid_loss(out, batch)` gives losses (B,), or their mean; it cannot see hyperparameters.
+        optimizer: makes the optimizer of weights and responses from parameter groups, such as
+            `lambda params: torch.optim.SGD(params, 0.1)`. A factory, as parameters that a conversion replaced would be
+            dead; responses are a group of their own, without weight decay.
+        method: "delta" (Bae and Grosse 2020) or "stn" (MacKay et al. 2019).
+        predict: `predict(model, batch)` gives the prediction; `model(batch[0])` by default. With `carry`,
+            `predict(model, batch, state)` gives the prediction and the next state.
+        hyper_optimizer: likewise of hyperparameters and scales; Adam at 0.01 by default.
+        warmup: training steps before the first validation step.
+        ratio: training steps to each validation step.
+        entropy: weight of the perturbations' entropy in the validation loss, which tunes scales.
+        clip: largest norm of the gradients of weights, and of those of responses; None for no limit.
+        accumulate: training batches whose gradients are added up for one update.
+        autocast: makes the context of forward passes, such as `lambda: torch.autocast("cpu", torch.bfloat16)`.
+        scaler: a `torch.amp.GradScaler`, for float16.
+        carry: whether a recurrent state goes from batch to batch; detached, one for each level.
+        size: B of a batch; by default the first dimension of its first tensor, or the one that `batch_dim` says.
+        seed: of the perturbations.
+
+    Attributes:
+        optimizer, hyper_optimizer: for schedulers.
+        history: every validation step's losses, values and scales.
+
+    Raises:
+        ValueError: the model is not self-tuning; the optimizer holds other parameters or decays responses; a number
+            is out of its range.
+
+    Example:
+        >>> net = self_tuning(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3)))
+        >>> def train_loss(out, batch, h): return F.cross_entropy(out, batch[1], reduction="none")
+        >>> def valid_loss(out, batch): return F.cross_entropy(out, batch[1])
+        >>> tuner = Tuner(net, train_loss, valid_loss, optimizer=lambda params: torch.optim.SGD(params, 0.1))
+        >>> data = [(torch.randn(16, 4), torch.randint(3, (16,))) for _ in range(8)]
+        >>> for batch, held_out in tuner.batches(data[:6], data[6:]): _ = tuner.step(batch, held_out)
+        >>> list(tuner.values())
+        ['2']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train_loss: TrainLoss,
+        valid_loss: ValidLoss,
+        *,
+        optimizer: Factory,
+        method: Literal["delta", "stn"] = "delta",
+        predict: Callable[..., Any] | None = None,
+        hyper_optimizer: Factory = lambda params: torch.optim.Adam(params, 0.01),
+        warmup: int = 0,
+        ratio: int = 2,
+        entropy: float = 1e-3,
+        clip: float | None = None,
+        accumulate: int = 1,
+        autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+        scaler: torch.amp.GradScaler | None = None,
+        carry: bool = False,
+        size: Callable[[Any], int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        hypers = getattr(model, "hypers", None)
+        if not isinstance(hypers, Hyperparameters):
+            raise ValueError(f"Tuner wants a network that self_tuning converted, got {type(model).__name__}")
+        if method not in GRADIENTS:
+            raise ValueError(f'method must be "delta" or "stn", got {method!r}')
+        if isinstance(optimizer, Optimizer):
+            raise ValueError(
+                f"optimizer must be a factory, such as lambda params: torch.optim.SGD(params, 0.1), got a "
+                f"{type(optimizer).__name__}: one built before the conversion holds none of the responses"
+            )
+        for name, value, least in (("warmup", warmup, 0), ("ratio", ratio, 1), ("accumulate", accumulate, 1)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        hypers.centred = method == "delta"
+        self.model, self.hypers, self.method, self.carry = model, hypers, method, carry
+        self.warmup, self.ratio, self.entropy, self.clip = warmup, ratio, entropy, clip
+        self.accumulate, self.scaler = accumulate, scaler
+        self.generator = torch.Generator(hypers.raw.device).manual_seed(seed)
+        self._predict = predict or (lambda model, batch, *state: model(batch[0], *state))
+        self.states: dict[str, Any] = {"train": None, "valid": None}
+        self.problem = Problem(
+            model, hypers, self._prediction, train_loss, valid_loss, size or self._size, self.generator, autocast
+        )
+        base, added = self.problem.parameters()
+        self.groups = [base, added]
+        self.optimizer = checked(optimizer([{"params": base}, {"params": added, "weight_decay": 0.0}]), base, added)
+        self.hyper_optimizer = hyper_optimizer([{"params": [hypers.raw]}, {"params": [hypers.spread]}])
+        self.history, self.streams = History(), Streams()
+        self.steps = self.valid_steps = 0
+        self._level, self._started = "train", time.perf_counter()
+
+    def step(self, batch: Any, held_out: Any = None) -> tuple[float, float | None]:
+        """A training step, and a validation step if one is due; the losses of both, None where there was none.
+
+        Raises:
+            NonFiniteError: a loss or a gradient is NaN or infinite; weights and hyperparameters are as before the step.
+            ValueError: a validation step is due and `held_out` is None.
+        """
+        if self.due and held_out is None:
+            raise ValueError("a validation step is due, so held_out must be a batch, got None")
+        due, trained = self.due, self.train_step(batch)
+        return trained, self.valid_step(held_out) if due else None
+
+    @property
+    def due(self) -> bool:
+        """Whether the next step has a validation step."""
+        after = self.steps + 1
+        return after > self.warmup and (after - self.warmup) % self.ratio == 0
+
+    def train_step(self, batch: Any) -> float:
+        """Weights and responses one step on; the loss. As `step`."""
+        self._begin("train")
+        self.model.train()
+        try:
+            loss = GRADIENTS[self.method](self.problem, batch, self._scaled)
+            if (self.steps + 1) % self.accumulate == 0:
+                self._update()
+        except NonFiniteError:
+            self.optimizer.zero_grad()
+            raise
+        self.steps += 1
+        self._go_on()
+        self._warn_unread()
+        return loss.item()
+
+    def valid_step(self, batch: Any) -> float:
+        """Hyperparameters and scales one step on; the loss. As `step`."""
+        self._begin("valid")
+        loss, grads = bilevel.held_out(self.problem, batch, self.entropy)
+        for parameter, grad in grads.items():
+            if not torch.isfinite(grad).all():
+                raise NonFiniteError("the gradient of hyperparameters is not finite; they are as before this step")
+            parameter.grad = grad
+        self.hyper_optimizer.step()
+        self.hyper_optimizer.zero_grad()
+        self.hypers.cap()
+        self.valid_steps += 1
+        self._go_on()
+        facts = {"step": self.steps, "seconds": round(time.perf_counter() - self._started, 3), "valid": loss.item()}
+        self.history.add(facts | {"values": self.values(), "scales": self.hypers.scales()})
+        return loss.item()
+
+    def _begin(self, level: str) -> None:
+        if torch.is_autocast_enabled(self.hypers.raw.device.type):
+            raise RuntimeError(
+                "a step must not run inside torch.autocast, which would keep cast weights past their update; give "
+                "Tuner autocast="
+            )
+        self._level = level
+
+    def _update(self) -> None:
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        for group, name in zip(self.groups, ("weights", "responses"), strict=True):
+            norm = nn.utils.clip_grad_norm_(group, self.clip or float("inf"))
+            if self.scaler is None and not torch.isfinite(norm):
+                raise NonFiniteError(f"the gradient of the {name} is not finite; they are as before this step")
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad()
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        loss = loss / self.accumulate if self.accumulate > 1 else loss
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def _prediction(self, model: nn.Module, batch: Any) -> Any:
+        if not self.carry:
+            return self._predict(model, batch)
+        out, state = self._predict(model, batch, self.states[self._level])
+        bound = self.hypers.current
+        if bound is not None and (bound.statistics or not bound.training):
+            self._next = mapped(Tensor.detach, state)
+        return out
+
+    def _go_on(self) -> None:
+        if self.carry:
+            self.states[self._level] = self._next
+
+    def _size(self, batch: Any) -> int:
+        found = tensors(batch, floating=False)
+        if not found:
+            raise ValueError("the batch holds no tensor to tell its size by; give Tuner size=")
+        conversion: Any = self.model.conversion
+        return found[0].shape[conversion.batch_dim]
+
+    def _warn_unread(self) -> None:
+        unread = [name for name in self.hypers.names if name not in self.hypers.read]
+        if self.steps == 1 and unread:
+            names = ", ".join(map(repr, unread))
+            warnings.warn(f"nobody read hyperparameter {names} in a training step, so nothing tunes it", stacklevel=3)
+
+    def values(self) -> dict[str, float]:
+        """Current values of the hyperparameters, in user units."""
+        return self.hypers.values()
+
+    def batches(self, train: Iterable[Any], valid: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """One pass over training batches, each with a held-out batch where a validation step is due, else None.
+
+        Held-out data are gone through again and again, from one call on to the next. After `load_state_dict` the pass
+        goes on where it was saved.
+
+        Raises:
+            ValueError: there are no held-out batches.
+        """
+        for batch in self.streams.once(train):
+            yield batch, self.streams.again(valid) if self.due else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on, in tensors, numbers and words, for `torch.load(weights_only=True)`."""
+        scaler = {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
+        return scaler | {
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "hyper_optimizer": self.hyper_optimizer.state_dict(), "generator": self.generator.get_state(),
+            "random": bilevel.random_states(self.hypers.raw.device), "states": dict(self.states),
+            "streams": self.streams.state_dict(), "history": list(self.history.records), "method": self.method,
+            "steps": self.steps, "valid_steps": self.valid_steps, "seconds": time.perf_counter() - self._started,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Stand where the tuner stood whose `state_dict` this is.
+
+        Raises:
+            ValueError: it is of another method.
+        """
+        if state["method"] != self.method:
+            raise ValueError(f"the saved state is of method {state['method']!r}, this tuner's is {self.method!r}")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.hyper_optimizer.load_state_dict(state["hyper_optimizer"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        self.generator.set_state(state["generator"])
+        bilevel.set_random_states(state["random"])
+        self.states, self.history.records = dict(state["states"]), list(state["history"])
+        self.streams.load_state_dict(state["streams"])
+        self.steps, self.valid_steps = state["steps"], state["valid_steps"]
+        self._started = time.perf_counter() - state["seconds"]
+
+
+def checked(optimizer: Optimizer, base: list[nn.Parameter], added: list[nn.Parameter]) -> Optimizer:
+    """An optimizer, if it holds just these parameters and lets responses be.
+
+    Raises:
+        ValueError: it does not.
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    wanted = {id(p) for p in [*base, *added]}
+    if held != wanted:
+        raise ValueError(
+            f"the optimizer must hold the model's {len(wanted)} parameters, but it lacks {len(wanted - held)} of them "
+            f"and holds {len(held - wanted)} others; give a factory that makes it from the groups it is handed"
+        )
+    responses = {id(p) for p in added}
+    for group in optimizer.param_groups:
+        if group.get("weight_decay") and any(id(p) in responses for p in group["params"]):
+            raise ValueError(
+                f"the optimizer decays responses by weight_decay={group['weight_decay']}, which pulls them to 0; keep "
+                "the parameter groups apart as they were handed over"
+            )
+    return optimizer

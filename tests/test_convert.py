@@ -1,0 +1,272 @@
+"""Conversion: what is tuned, what is left alone and why, and the plain network that comes out."""
+
+import copy
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from revtune.convert import LAYERS, frozen, register_response, self_tuning
+from revtune.hyper import Positive, Rate
+from revtune.hyperparameters import Hyperparameters, Pass
+from revtune.response import Responding
+from revtune.tuner import Tuner
+from tests.tuned_nets import answering
+
+
+def pictures() -> nn.Sequential:
+    """A small convolutional classifier, as someone else writes it."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Dropout2d(0.1),
+        nn.Flatten(), nn.Linear(8 * 16, 16), nn.ReLU(), nn.Dropout(0.0), nn.Linear(16, 4),
+    )  # fmt: skip
+
+
+class Tied(nn.Module):
+    """An embedding whose weights are the readout's too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.hidden, self.drop = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Dropout(0.3)
+        self.readout = nn.Linear(6, 9)
+        self.readout.weight = self.words.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.readout(self.drop(torch.tanh(self.hidden(self.words(x)))))
+        return found
+
+
+class Functional(nn.Module):
+    """Dropout as a function, and a weight that is read past its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.scale = nn.Linear(4, 4), nn.Dropout(0.2), nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(F.dropout(self.first(x), 0.5)) * self.scale
+
+
+class Reading(nn.Module):
+    """Reads its layer's weight itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop = nn.Linear(4, 4), nn.Dropout(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.drop(x), self.first.weight)
+
+
+def test_every_dropout_becomes_a_rate_named_after_its_module() -> None:
+    net: Any = self_tuning(pictures())
+    assert net.hypers.values() == {"4": 0.1, "8": 0.05}
+    told = str(net.conversion)
+    assert "4: Dropout2d, its rate tuned" in told
+    assert "8: Dropout, its rate tuned (it was 0, and starts at 0.05)" in told
+    assert sum(isinstance(module, Responding) for module in net.modules()) == 4
+
+
+def test_the_network_computes_what_it_did_and_keeps_its_names_and_weights() -> None:
+    plain, x = pictures().eval(), torch.randn(5, 3, 8, 8)
+    net = self_tuning(copy.deepcopy(plain))
+    assert torch.equal(net(x), plain(x))
+    names = [name for name, _ in net.named_parameters()]
+    assert all(name in names for name, _ in plain.named_parameters())
+    trained = {name: value + 1 for name, value in plain.state_dict().items()}
+    net.load_state_dict(trained)
+    plain.load_state_dict(trained)
+    assert torch.equal(net(x), plain(x))
+
+
+def test_tuned_weights_and_values_are_saved_and_loaded_without_unpickling() -> None:
+    nets: list[Any] = [answering(self_tuning(pictures()), seed) for seed in (1, 2)]
+    net, other = nets
+    with torch.no_grad():
+        net.hypers.raw.add_(1)
+    file = io.BytesIO()
+    torch.save(net.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert other.hypers.values() == net.hypers.values()
+    x = torch.randn(5, 3, 8, 8)
+    assert torch.equal(net.eval()(x), other.eval()(x))
+
+
+def test_a_dropout_is_tuned_by_the_hyperparameter_of_its_name() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.ModuleDict({"fc": nn.Linear(3, 3), "drop": nn.Dropout(0.5)})
+            self.other = nn.Dropout(0.4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.other(self.body["drop"](self.body["fc"](x)))
+
+    hypers = Hyperparameters(drop=Rate(0.1), decay=Positive(0.1))
+    net: Any = self_tuning(Net(), hypers)
+    assert net.hypers is hypers and net.conversion.left == {
+        "other": "no hyperparameter is named after it; its rate stays 0.4"
+    }
+    with hypers.bound(Pass(200, None, torch.full((200, 2), 20.0))):
+        assert not net.body["drop"](torch.ones(200, 3)).any() and net.other(torch.ones(200, 3)).any()
+
+
+def test_what_is_left_alone_is_named_with_its_reason() -> None:
+    net: Any = self_tuning(nn.ModuleDict({
+        "tied": Tied(), "functional": Functional(), "reading": Reading(), "odd": nn.Bilinear(2, 2, 2),
+        "attention": nn.TransformerEncoderLayer(4, 2, 8), "alpha": nn.AlphaDropout(0.3),
+        "clipped": nn.Embedding(3, 3, max_norm=1.0), "whole": nn.LayerNorm((3, 3)),
+        "bare": nn.BatchNorm1d(3, affine=False),
+    }))  # fmt: skip
+    left = net.conversion.left
+    assert left["tied.readout"] == "its weight is tied to another module's"
+    assert left["attention"] == "TransformerEncoderLayer reads the weights of its layers directly"
+    assert "Bilinear has no response, so its 10 weights are trained as they are" in left["odd"]
+    assert "AlphaDropout has no tuned form; its rate stays 0.3" in left["alpha"]
+    assert left["clipped"] == "max_norm changes its weights in place"
+    assert left["whole"] == "it normalises over more than one dimension" and left["bare"] == "it has no affine weights"
+    assert "its 4 weights" in left["functional"]
+    assert left["reading"] == "its forward reads the weights of first directly, past its response"
+    assert not any(name.startswith("attention.") for name in (*left, *net.conversion.replaced))
+
+
+def test_dropout_as_a_function_is_named() -> None:
+    class Net(Functional):
+        def __init__(self) -> None:
+            super().__init__()
+            del self.scale
+            self.scale = 1.0  # type: ignore[assignment]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.drop(F.dropout(self.first(x), 0.5))
+
+    net: Any = self_tuning(Net())
+    assert "calls dropout as a function" in net.conversion.left["the network itself"]
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_frozen_is_a_plain_network_of_the_same_outputs(centred: bool) -> None:
+    net: Any = answering(self_tuning(pictures()))
+    net.hypers.centred = centred
+    x = torch.randn(5, 3, 8, 8)
+    plain = frozen(net)
+    assert [type(module) for module in plain.modules()] == [type(module) for module in pictures().modules()]
+    assert plain.state_dict().keys() == pictures().state_dict().keys()
+    torch.testing.assert_close(plain.eval()(x), net.eval()(x), atol=1e-5, rtol=1e-5)
+    assert plain[8].p == pytest.approx(0.05) and plain[4].p == pytest.approx(0.1)  # type: ignore[index]
+    assert any(isinstance(module, Responding) for module in net.modules())
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_a_tied_embedding_responds_and_its_readout_stays(centred: bool) -> None:
+    net: Any = answering(self_tuning(Tied()))
+    net.hypers.centred = centred
+    x = torch.randint(9, (5, 4))
+    plain: Any = frozen(net)
+    assert (plain.readout.weight is plain.words.weight) == centred
+    torch.testing.assert_close(plain.eval()(x), net.eval()(x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_frozen_network_is_read_where_revtune_is_not_installed(tmp_path: Path) -> None:
+    net, x = self_tuning(pictures()).eval(), torch.randn(2, 3, 8, 8)
+    torch.save(frozen(net), tmp_path / "net.pt")
+    torch.save({"x": x, "y": net(x)}, tmp_path / "data.pt")
+    code = (
+        "import sys, torch; sys.modules['revtune'] = None\n"
+        "net, data = torch.load('net.pt', weights_only=False), torch.load('data.pt')\n"
+        "assert torch.equal(net(data['x']), data['y'])"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_ones_own_layer_responds_once_it_is_registered() -> None:
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, 2 * self.weight, self.bias)
+
+    try:
+        register_response(Doubled)
+        layer: Any = answering(self_tuning(nn.Sequential(Doubled(), nn.Dropout(0.1))))
+    finally:
+        LAYERS.pop(Doubled, None)
+    x, d = torch.randn(5, 4), torch.randn(5, 1)
+    with layer.hypers.bound(Pass(5, d, None, training=False)):
+        y = layer.eval()(x)
+    own = layer[0]
+    second = F.linear(x, 2 * own.response_weight)
+    wanted = F.linear(x, 2 * own.weight, own.bias) + (d @ own.response_scale.T) * second + d @ own.response_shift.T
+    torch.testing.assert_close(y, wanted)
+    with pytest.raises(TypeError, match="wants a subclass of nn.Module, got 3"):
+        register_response(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: self_tuning(nn.Linear(2, 2)), "has no nn.Dropout to tune"),
+        (lambda: self_tuning(nn.Sequential(nn.Dropout(0.1))), "no layer of the network can respond"),
+        (lambda: self_tuning(self_tuning(pictures())), "is self-tuning already"),
+        (lambda: self_tuning(pictures(), batch_dim=2), "batch_dim must be 0 or 1, got 2"),
+        (lambda: frozen(nn.Linear(2, 2)), "frozen wants a network that self_tuning converted, got Linear"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused(make: Any, told: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        make()
+    assert told in str(refused.value)
+
+
+def test_a_refused_network_is_as_it_was() -> None:
+    net = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(ValueError):
+        self_tuning(net)
+    assert type(net[0]) is nn.Linear and not hasattr(net, "hypers")
+
+
+def test_what_was_done_is_printed_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    self_tuning(pictures(), verbose=True)
+    assert "replaced\n  0: ResponseConv2d\n" in capsys.readouterr().out
+
+
+class Tagger(nn.Module):
+    """A tagger of tokens (T, B), as someone else writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.drop = nn.Embedding(12, 8), nn.Dropout(0.1)
+        self.rnn, self.tags = nn.LSTM(8, 10, num_layers=2, dropout=0.2), nn.Linear(10, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        found: Tensor = self.tags(self.rnn(self.drop(self.words(tokens)))[0])
+        return found
+
+
+@pytest.mark.parametrize("method", ["delta", "stn"])
+def test_a_tagger_is_tuned_with_the_dropout_between_its_lstms(method: Any) -> None:
+    torch.manual_seed(0)
+    plain = Tagger()
+    net: Any = self_tuning(copy.deepcopy(plain), batch_dim=1)
+    tokens = torch.randint(12, (7, 6))
+    assert net.hypers.values() == {"drop": 0.1, "rnn.dropout": 0.2}
+    assert torch.equal(net.eval()(tokens), plain.eval()(tokens))
+    tuner = Tuner(
+        net, lambda out, batch, h: F.cross_entropy(out.permute(1, 2, 0), batch[1].T, reduction="none").mean(1),
+        lambda out, batch: F.cross_entropy(out.flatten(0, 1), batch[1].flatten()), method=method,
+        optimizer=lambda params: torch.optim.Adam(params, 0.01),
+    )  # fmt: skip
+    losses = [tuner.step((tokens, tokens % 3), (tokens, tokens % 3))[0] for _ in range(60)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(value != first for value, first in zip(net.hypers.values().values(), (0.1, 0.2), strict=True))
+    torch.testing.assert_close(frozen(net).eval()(tokens), net.eval()(tokens), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,98 @@
+"""The linearisation by hand is torch.func.jvp's, and so is its gradient."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from revtune.hyperparameters import Hyperparameters, Pass
+from revtune.linearized import Recorded
+from tests.stored import relative
+from tests.tuned_nets import adopt, answering, at, convolutional, two
+
+
+def by_hand(net: nn.Module, hypers: Hyperparameters, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """The output at d = 0 with its graph, and J r(d)."""
+    tape = Recorded()
+    bound = Pass(len(d), d, None, tape=tape)
+    with hypers.bound(bound):
+        y = net(x)
+    with tape.carried(), hypers.bound(bound):
+        tangent = forward_ad.unpack_dual(net(x)).tangent
+    assert tangent is not None
+    return y, tangent
+
+
+class Recurrent(nn.Module):
+    """One linear layer, applied several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.step = nn.Embedding(9, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), 4, dtype=torch.float64)
+        for word in x.unbind(1):
+            h = torch.tanh(self.step(h) + self.words(word))
+        return h
+
+
+NETS: list[tuple[Any, Any]] = [
+    (convolutional, lambda: torch.randn(5, 3, 6, 6, dtype=torch.float64)),
+    (lambda: Recurrent().double(), lambda: torch.randint(9, (5, 6))),
+]
+
+
+@pytest.mark.parametrize(("make", "draw"), NETS)
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # of the reference
+def test_prediction_and_gradient_are_those_of_jvp(make: Any, draw: Any) -> None:
+    torch.manual_seed(1)
+    hypers = two().double()
+    net = answering(adopt(make(), hypers))
+    x, d = draw(), torch.randn(5, 2, dtype=torch.float64)
+    y, tangent = by_hand(net, hypers, x, d)
+    weights = {name: p.detach() for name, p in net.named_parameters() if "response" in name}
+    weigh = torch.randn_like(tangent)
+
+    def linear(weights: dict[str, Tensor]) -> Tensor:
+        def run(d: Tensor) -> Tensor:
+            with hypers.bound(Pass(len(d), d, None)):
+                found: Tensor = torch.func.functional_call(net, weights, (x,))
+            return found
+
+        value, along, *_ = torch.func.jvp(run, (torch.zeros_like(d),), (d,))
+        return value + along
+
+    def loss(prediction: Tensor) -> Tensor:
+        return (prediction.softmax(-1) * weigh).sum()
+
+    assert relative(y.detach() + tangent, linear(weights).detach()) < 1e-12
+    prediction = (y.detach() + tangent).requires_grad_()
+    (cotangent,) = torch.autograd.grad(loss(prediction), prediction)
+    own = dict(net.named_parameters())
+    given = torch.autograd.grad(y, [own[name] for name in weights], cotangent)
+    wanted = torch.func.grad(lambda weights: loss(linear(weights)))(weights)
+    for name, grad in zip(weights, given, strict=True):
+        assert relative(grad.detach(), wanted[name].detach()) < 1e-12, name
+
+
+def test_the_tangent_is_the_difference_quotient() -> None:
+    torch.manual_seed(1)
+    hypers = two().double()
+    net = answering(adopt(convolutional(), hypers))
+    x, d = torch.randn(5, 3, 6, 6, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    _, tangent = by_hand(net, hypers, x, d)
+    quotient = (at(net, hypers, x, 1e-6 * d) - at(net, hypers, x, -1e-6 * d)) / 2e-6
+    assert relative(tangent, quotient.detach()) < 1e-6
+
+
+def test_at_no_response_the_tangent_is_zero_and_values_are_the_plain_ones() -> None:
+    hypers = two().double()
+    plain = convolutional()
+    net = adopt(convolutional(), hypers)
+    x = torch.randn(5, 3, 6, 6, dtype=torch.float64)
+    y, tangent = by_hand(net, hypers, x, torch.randn(5, 2, dtype=torch.float64))
+    assert not tangent.any()
+    torch.testing.assert_close(y, plain(x), atol=1e-14, rtol=0)

@@ -1,0 +1,54 @@
+"""Batches of both levels: every one once a pass, held-out ones round and round, the same again after a resume."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from revtune.streams import Streams
+
+
+def shuffled(rows: int = 10, **options: Any) -> DataLoader[Any]:
+    return DataLoader(list(range(rows)), 2, shuffle=True, **options)  # type: ignore[arg-type]
+
+
+def numbers(batches: Any) -> list[list[int]]:
+    return [batch.tolist() for batch in batches]
+
+
+def test_a_pass_has_every_batch_once_and_the_next_begins_anew() -> None:
+    streams, data = Streams(), shuffled()
+    for _ in range(2):
+        assert sorted(sum(numbers(streams.once(data)), [])) == list(range(10))
+    next(iter(streams.once(data)))
+    assert sorted(sum(numbers(streams.once(data)), [])) == list(range(10))
+
+
+def test_held_out_batches_go_round_and_round() -> None:
+    streams = Streams()
+    assert [streams.again([1, 2, 3]) for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]
+    with pytest.raises(ValueError, match="the validation data hold no batch"):
+        Streams().again([])
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_pass_goes_on_where_it_was_saved(own: bool) -> None:
+    """Whether a loader draws its order from torch's generator or from one of its own."""
+
+    def loader() -> DataLoader[Any]:
+        return shuffled(generator=torch.Generator().manual_seed(7)) if own else shuffled()
+
+    torch.manual_seed(0)
+    whole = numbers(Streams().once(loader()))
+    torch.manual_seed(0)
+    streams = Streams()
+    passing = streams.once(loader())
+    begun = numbers(next(passing) for _ in range(2))
+    saved, random = streams.state_dict(), torch.get_rng_state()
+    torch.manual_seed(99)
+    other = Streams()
+    other.load_state_dict(saved)
+    torch.set_rng_state(random)
+    assert begun + numbers(other.once(loader())) == whole
+    assert torch.equal(torch.get_rng_state(), random)

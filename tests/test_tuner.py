@@ -1,0 +1,277 @@
+"""The alternation: who steps when, what is saved and resumed to the bit, what is refused, that values are tuned."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from revtune.errors import NonFiniteError
+from revtune.hyper import Positive, Rate
+from revtune.hyperparameters import Hyperparameters
+from revtune.tuner import Tuner
+from tests.tuned_nets import adopt
+
+methods = pytest.mark.parametrize("method", ["delta", "stn"])
+
+
+class Net(nn.Module):
+    """A classifier whose loss reads its two hyperparameters."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.first, self.drop, self.last = nn.Linear(6, 8), nn.Dropout(0.3), nn.Linear(8, 3)
+        self.hypers = Hyperparameters(noise=Rate(0.2), decay=Positive(0.01), **options)
+        self.conversion = type("Told", (), {"batch_dim": 0})()
+        adopt(self, self.hypers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.last(self.drop(F.relu(self.first(x))))
+        return found
+
+
+def train_loss(out: Tensor, batch: Any, h: Any) -> Tensor:
+    return F.cross_entropy(out + h.noise[:, None], batch[1], reduction="none") * (1 + h.decay)
+
+
+def valid_loss(out: Tensor, batch: Any) -> Tensor:
+    return F.cross_entropy(out, batch[1])
+
+
+def tuner(method: Any = "delta", seed: int = 0, **options: Any) -> Tuner:
+    torch.manual_seed(seed)
+    given: dict[str, Any] = {"optimizer": lambda params: torch.optim.SGD(params, 0.1, momentum=0.9), **options}
+    return Tuner(Net(), train_loss, valid_loss, method=method, **given)
+
+
+def data(rows: int = 40, seed: int = 0) -> TensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 6, generator=generator)
+    return TensorDataset(x, x[:, :3].argmax(1))
+
+
+def loaders(**options: Any) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    return DataLoader(data(), 5, shuffle=True, **options), DataLoader(data(12, 1), 5, shuffle=True, **options)
+
+
+def everything(of: Tuner) -> dict[str, Tensor]:
+    return {name: v.clone() for name, v in of.model.state_dict().items() if isinstance(v, Tensor)}
+
+
+@methods
+def test_validation_steps_come_after_the_warm_up_and_at_their_ratio(method: str) -> None:
+    of = tuner(method, warmup=3, ratio=2)
+    train, valid = loaders()
+    due = []
+    for batch, held_out in of.batches(train, valid):
+        due.append(held_out is not None)
+        before = of.hypers.raw.detach().clone()
+        _, validated = of.step(batch, held_out)
+        assert (validated is not None) == due[-1]
+        assert torch.equal(before, of.hypers.raw) != due[-1]
+    assert due == [False, False, False, False, True, False, True, False]
+    assert of.steps == 8 and of.valid_steps == 2 == len(of.history.records)
+
+
+def test_a_due_validation_step_wants_its_batch() -> None:
+    of = tuner(ratio=1)
+    with pytest.raises(ValueError, match="a validation step is due, so held_out must be a batch, got None"):
+        of.step((torch.randn(4, 6), torch.zeros(4, dtype=torch.long)))
+    assert of.steps == 0
+
+
+@methods
+@pytest.mark.parametrize("stop", [3, 8, 11])
+def test_a_saved_run_goes_on_to_the_bit(method: str, stop: int, tmp_path: Path) -> None:
+    """Also in the middle of a pass over shuffled data, through a file that is read without unpickling."""
+
+    def run(of: Tuner, steps: int) -> None:
+        train, valid = loaders()
+        while of.steps < steps:
+            for batch, held_out in of.batches(train, valid):
+                of.step(batch, held_out)
+                if of.steps == steps:
+                    return
+
+    whole, begun = tuner(method), tuner(method)
+    run(whole, 17)
+    torch.manual_seed(0)
+    begun = tuner(method)
+    run(begun, stop)
+    torch.save(begun.state_dict(), tmp_path / "tuner.pt")
+    other = tuner(method, seed=5)
+    other.load_state_dict(torch.load(tmp_path / "tuner.pt", weights_only=True))
+    run(other, 17)
+    assert all(torch.equal(value, everything(other)[name]) for name, value in everything(whole).items())
+    pairs = zip(whole.history.records, other.history.records, strict=True)
+    assert all(one["values"] == two["values"] and one["valid"] == two["valid"] for one, two in pairs)
+
+
+@methods
+@pytest.mark.parametrize("bad", ["loss", "gradient"])
+def test_a_step_that_fails_leaves_the_last_good_state(method: str, bad: str) -> None:
+    of, (train, valid) = tuner(method), loaders()
+    for batch, held_out in of.batches(train, valid):
+        of.step(batch, held_out)
+    before, (x, target) = everything(of), next(iter(train))
+    if bad == "loss":
+        x = x * float("nan")
+    else:
+        of.model.get_parameter("first.weight").register_hook(lambda grad: grad * float("inf"))
+    told = "loss is nan" if bad == "loss" else "gradient of the weights is not finite"
+    with pytest.raises(NonFiniteError, match=told):
+        of.train_step((x, target))
+    assert all(torch.equal(value, before[name]) for name, value in everything(of).items())
+    assert all(p.grad is None for p in of.model.parameters()) and of.steps == 8
+    with pytest.raises(NonFiniteError, match="the validation loss is nan"):
+        of.valid_step((x * float("nan"), target))
+    assert all(torch.equal(value, before[name]) for name, value in everything(of).items())
+
+
+def test_gradients_of_several_batches_are_one_update() -> None:
+    """Without perturbations and dropout two halves of a batch are the batch."""
+    found = []
+    x, target = data(8).tensors
+    for accumulate in (1, 2):
+        of = tuner("stn", accumulate=accumulate, warmup=9)
+        of.model.drop.p = 0.0  # type: ignore[union-attr]
+        with torch.no_grad():
+            of.hypers.spread.fill_(-40.0)
+        for part in range(accumulate):
+            rows = slice(part * 8 // accumulate, (part + 1) * 8 // accumulate)
+            of.train_step((x[rows], target[rows]))
+        found.append(everything(of))
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], msg=name)
+
+
+def test_weights_and_responses_are_clipped_each_by_itself() -> None:
+    of = tuner(clip=1e-3, optimizer=lambda params: torch.optim.SGD(params, 1.0), warmup=9)
+    before = [torch.cat([p.detach().flatten().clone() for p in group]) for group in of.groups]
+    of.train_step(data(8).tensors)
+    for group, was in zip(of.groups, before, strict=True):
+        moved = torch.cat([p.detach().flatten() for p in group]) - was
+        assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_recurrent_state_is_carried_on_each_level_by_itself() -> None:
+    seen: dict[str, list[float]] = {"train": [], "valid": []}
+    torch.manual_seed(0)
+    net = Net()
+
+    def predict(model: nn.Module, batch: Any, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        bound = net.hypers.current
+        assert bound is not None and (state is None or not state.requires_grad)
+        level = "train" if bound.training else "valid"
+        seen[level].append(0.0 if state is None else state.item())
+        after = (torch.zeros(()) if state is None else state) + 1
+        return model(batch[0]), after + 0 * net.last.weight.sum()
+
+    of = Tuner(net, train_loss, valid_loss, optimizer=lambda params: torch.optim.SGD(params, 0.1), predict=predict,
+               carry=True, method="delta", ratio=1)  # fmt: skip
+    train, valid = loaders()
+    for (batch, held_out), _ in zip(of.batches(train, valid), range(3), strict=False):
+        of.step(batch, held_out)
+    assert seen["valid"] == [0, 1, 2] and seen["train"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_scaler_and_autocast_train() -> None:
+    low = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
+    of = tuner(scaler=torch.amp.GradScaler("cpu", init_scale=8.0), autocast=low)
+    train, valid = loaders()
+    losses = [of.step(*both)[0] for _ in range(6) for both in of.batches(train, valid)]
+    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
+    with low(), pytest.raises(RuntimeError, match="must not run inside torch.autocast"):
+        of.train_step(data(8).tensors)
+
+
+def test_a_hyperparameter_that_nobody_reads_is_named() -> None:
+    torch.manual_seed(0)
+    of = Tuner(Net(idle=Rate(0.5)), train_loss, valid_loss, optimizer=lambda params: torch.optim.SGD(params, 0.1))
+    with pytest.warns(UserWarning, match="nobody read hyperparameter 'idle' in a training step"):
+        of.train_step(data(8).tensors)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        of.train_step(data(8).tensors)
+
+
+def decaying(params: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.SGD([p for group in params for p in group["params"]], 0.1, weight_decay=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"method": "both"}, 'method must be "delta" or "stn", got \'both\''),
+        ({"ratio": 0}, "ratio must be an integer of at least 1, got 0"),
+        ({"warmup": -1}, "warmup must be an integer of at least 0, got -1"),
+        ({"accumulate": 1.5}, "accumulate must be an integer of at least 1, got 1.5"),
+        ({"optimizer": torch.optim.SGD([torch.zeros(1)], 0.1)}, "optimizer must be a factory"),
+        ({"optimizer": lambda params: torch.optim.SGD([torch.zeros(1)], 0.1)}, "lacks 10 of them and holds 1 others"),
+        ({"optimizer": decaying}, "the optimizer decays responses by weight_decay=0.1"),
+    ],
+)
+def test_what_cannot_work_is_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        tuner(**options)
+    assert told in str(refused.value)
+
+
+def test_a_network_that_was_not_converted_is_refused() -> None:
+    with pytest.raises(ValueError, match="wants a network that self_tuning converted, got Linear"):
+        Tuner(nn.Linear(2, 2), train_loss, valid_loss, optimizer=lambda params: torch.optim.SGD(params, 0.1))
+
+
+def test_optimizers_decay_of_weights_leaves_responses_alone() -> None:
+    of = tuner(optimizer=lambda params: torch.optim.SGD(params, 0.1, weight_decay=0.1))
+    assert [group["weight_decay"] for group in of.optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_held_out_data_without_a_batch_are_refused() -> None:
+    of = tuner(ratio=1)
+    with pytest.raises(ValueError, match="the validation data hold no batch"):
+        next(of.batches(loaders()[0], []))
+
+
+def test_a_state_of_the_other_method_is_refused() -> None:
+    with pytest.raises(ValueError, match="is of method 'stn', this tuner's is 'delta'"):
+        tuner("delta").load_state_dict(tuner("stn").state_dict())
+
+
+@methods
+def test_a_penalty_is_tuned_to_where_held_out_loss_is_least(method: Any) -> None:
+    """One weight pulled to 0 by a penalty, which held-out data want halved: `w = 1 / (1 + penalty)`, best at 1."""
+    torch.manual_seed(0)
+    net: Any = nn.Sequential(nn.Linear(1, 1, bias=False))
+    hypers = Hyperparameters(penalty=Positive(0.1, per="batch", scale=0.3, tune_scale=False))
+    adopt(net, hypers)
+    net.__dict__.update(hypers=hypers, conversion=type("Told", (), {"batch_dim": 0})())
+
+    def loss(out: Tensor, batch: Any, h: Any) -> Tensor:
+        return (out[:, 0] - 1) ** 2 + h.penalty * out[:, 0] ** 2
+
+    of = Tuner(net, loss, lambda out, batch: ((out[:, 0] - 0.5) ** 2).mean(), method=method, warmup=200,
+               optimizer=lambda params: torch.optim.Adam(params, 0.02),
+               hyper_optimizer=lambda params: torch.optim.Adam(params, 0.02))  # fmt: skip
+    x: Callable[[], tuple[Tensor]] = lambda: (torch.ones(16, 1),)  # noqa: E731
+    for _ in range(1200):
+        of.step(x(), x())
+    assert of.values()["penalty"] == pytest.approx(1.0, rel=0.1)
+
+
+def test_the_history_is_kept_as_json_lines_and_drawn(tmp_path: Path) -> None:
+    of, (train, valid) = tuner(), loaders()
+    with pytest.raises(ValueError, match="nothing to plot"):
+        of.history.plot()
+    for both in of.batches(train, valid):
+        of.step(*both)
+    of.history.write(tmp_path / "history.jsonl")
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 4
+    of.history.plot(tmp_path / "history.png")
+    assert (tmp_path / "history.png").read_bytes()[:4] == b"\x89PNG"
+    assert of.history.column("noise")[-1] == of.values()["noise"]

@@ -1,0 +1,63 @@
+"""Networks that respond, for the tests of the self-tuning half."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revtune.hyper import Positive, Rate
+from revtune.hyperparameters import Hyperparameters, Pass
+from revtune.response import ADDED, Responding, ResponseConv2d, ResponseEmbedding, ResponseLinear
+from revtune.response_norm import ResponseBatchNorm1d, ResponseBatchNorm2d, ResponseGroupNorm, ResponseLayerNorm
+
+KINDS: tuple[Any, ...] = (
+    ResponseLinear, ResponseConv2d, ResponseEmbedding, ResponseBatchNorm1d, ResponseBatchNorm2d, ResponseGroupNorm,
+    ResponseLayerNorm,
+)  # fmt: skip
+
+
+def two() -> Hyperparameters:
+    """Two hyperparameters."""
+    return Hyperparameters(a=Rate(0.3), b=Positive(0.1))
+
+
+def adopt(net: nn.Module, hypers: Hyperparameters, batch_dim: int = 0) -> nn.Module:
+    """Convert every layer of a network that can respond."""
+    by_plain = {kind.plain: kind for kind in KINDS}
+    for name, module in list(net.named_modules()):
+        if type(module) in by_plain:
+            found: Any = module
+            found.__class__ = by_plain[type(module)]
+            found.adopt(hypers, name, batch_dim)
+    return net
+
+
+def answering(net: nn.Module, seed: int = 0) -> nn.Module:
+    """The network with responses that are not 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith(ADDED[1:]):
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return net
+
+
+def convolutional() -> nn.Sequential:
+    """Convolution, all normalisations, activations in place and not, and linear layers, in float64, on (B, 3, 6, 6)."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.GroupNorm(2, 6), nn.Flatten(1),
+        nn.Linear(6 * 16, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 3, bias=False),
+    ).double()  # fmt: skip
+
+
+def at(net: nn.Module, hypers: Hyperparameters, x: Tensor, d: Tensor) -> Tensor:
+    """The network's output for examples at these differences of hyperparameters, (B, n)."""
+    with hypers.bound(Pass(len(d), d, None)):
+        y: Tensor = net(x)
+    return y
+
+
+def responding(net: nn.Module) -> list[Any]:
+    """Its response layers."""
+    return [module for module in net.modules() if isinstance(module, Responding)]
