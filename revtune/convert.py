@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+import tokenize
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -220,7 +221,7 @@ def _bypasses(module: nn.Module) -> str | None:
     """What a module's forward does that no conversion of its children can reach."""
     try:
         source = inspect.getsource(type(module).forward)
-    except (OSError, TypeError):
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):  # its source is not to be had
         return None
     if found := re.search(r"\b(?:F|functional|torch)\.(\w*dropout\w*)\(", source):
         return f"its forward calls {found[1]} as a function, whose rate stays its own; nn.Dropout would be tuned"
