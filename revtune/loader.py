@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from revtune.drawn import Drawn, Key, ValueSampler
 from revtune.hyper import Integer
@@ -161,7 +161,10 @@ def seed_all(seed: int) -> None:
 
 @contextlib.contextmanager
 def random_states_kept() -> Iterator[None]:
-    """Put these generators back when the block ends."""
+    """Put these generators back when the block ends, but in a worker, which has them for itself."""
+    if get_worker_info() is not None:
+        yield
+        return
     numpy = sys.modules.get("numpy")
     own, plain, array = torch.get_rng_state(), random.getstate(), numpy and numpy.random.get_state()
     try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from revtune.hyperparameters import Hyperparameters
 from revtune.response import Responding, ResponseEmbedding
@@ -31,7 +33,7 @@ def weight_norm2(model: nn.Module) -> Tensor:
         Inside a pass, as in `train_loss`, (B,); outside one 0-d, at the current values.
 
     Raises:
-        TypeError: a response layer does not tell its weights.
+        TypeError: the parameters of a response layer of one's own have other names.
 
     Example:
         >>> weight_norm2(nn.Linear(2, 1)).shape
@@ -66,31 +68,57 @@ def _of_layer(layer: Responding, seen: set[int]) -> Iterator[Tensor]:
 def answers(layer: Responding) -> Iterator[Answer]:
     """Parameters of a layer with what they answer by: W0, W1 and Q, where `W0 + (Q d) * W1` by output unit.
 
-    W1 is None for a number a unit, `b0 + Q d`. A layer that keeps its own under other names tells them by a method of
-    this name.
+    W1 is None for a number a unit, `b0 + Q d`. They belong together by name: `weight_ih_l0`, `response_weight_ih_l0`
+    and `response_scale_ih_l0`; `bias` and `response_shift`, of recurrent layers `bias_ih_l0` and `response_shift_l0`.
 
     Raises:
-        TypeError: it has none.
+        TypeError: a part of the response belongs to nothing by its name.
     """
-    own = getattr(layer, "answers", None)
-    if own is not None:
-        yield from own()
-    elif not hasattr(layer, "response_scale"):
-        raise TypeError(f"weight_norm2 cannot tell the weights of {type(layer).__name__}, which has no method answers")
-    else:
-        yield layer.weight, layer.response_weight, layer.response_scale
-        if layer.bias is not None and layer.response_shift is not None:
-            yield layer.bias, None, layer.response_shift
+    own = {name: p for name, p in layer._parameters.items() if p is not None}
+    left = {name for name in own if name.startswith("response_")}
+    for name, first in own.items():
+        kind, suffix = ("weight", name[6:]) if name.startswith("weight") else ("bias", name[4:].replace("_ih", ""))
+        second, scale = f"response_weight{suffix}", f"response_{'scale' if kind == 'weight' else 'shift'}{suffix}"
+        if name.startswith(kind) and scale in own:
+            left -= {second, scale} if kind == "weight" else {scale}
+            yield first, own.get(second) if kind == "weight" else None, own[scale]
+    if left:
+        raise TypeError(f"weight_norm2 cannot tell what {', '.join(sorted(left))} of {type(layer).__name__} belong to")
 
 
 def _quadratic(first: Tensor, second: Tensor | None, s: Tensor, layer: Responding) -> Tensor:
     """The squared norm of `first + s * second` for s of shape (B, U), shape (B,)."""
     if second is None:
         return (first + s).square().sum(1)
-    if not isinstance(layer, ResponseEmbedding):
-        first, second = first.flatten(1).T, second.flatten(1).T
-    mixed, last = torch.linalg.vecdot(first, second, dim=0), torch.linalg.vecdot(second, second, dim=0)
-    return _square(first) + 2 * s @ mixed + s.square() @ last
+    inner = 0 if isinstance(layer, ResponseEmbedding) else 1
+    found: Tensor = _Rows.apply(first.flatten(1), second.flatten(1), s, inner)
+    return found
+
+
+class _Rows(torch.autograd.Function):
+    """The quadratic of `weight_norm2` over rows, or columns, with a gradient that reads each weight once."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor, s: Tensor, inner: int) -> Tensor:
+        """(B,), from weights (U, inner) for inner = 1, (inner, U) for 0, and s (B, U)."""
+        mixed, last = (torch.linalg.vecdot(one, second, dim=inner) for one in (first, second))
+        ctx.save_for_backward(first, second, s, mixed, last)
+        ctx.inner = inner
+        return _square(first) + 2 * s @ mixed + s.square() @ last
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """To both weights and s."""
+        first, second, s, mixed, last = ctx.saved_tensors
+        one, two = (2 * (grad @ power).unsqueeze(ctx.inner) for power in (s, s.square()))
+        wanted = ctx.needs_input_grad
+        return (
+            torch.addcmul(2 * grad.sum() * first, second, one) if wanted[0] else None,
+            torch.addcmul(first * one, second, two) if wanted[1] else None,
+            2 * grad[:, None] * torch.addcmul(mixed, s, last) if wanted[2] else None,
+            None,
+        )
 
 
 def _square(x: Tensor) -> Tensor:

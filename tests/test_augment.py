@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from revtune import hyper
 from revtune.augment import affine, colour_jitter, cutout
 from revtune.hyper import Between, Integer, Positive, Rate
 from revtune.hyperparameters import Hyperparameters, Pass
@@ -25,7 +24,7 @@ def _seed() -> None:
 
 @pytest.mark.parametrize("name", ["augment", "regularize_images"])
 def test_examples_run(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"revtune.{name}"), extraglobs=vars(hyper) | {"torch": torch})
+    result = doctest.testmod(importlib.import_module(f"revtune.{name}"), extraglobs=globals())
     assert result.attempted and not result.failed
 
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from revtune import hyper
 from revtune.bilevel import Problem, delta, stn
 from revtune.drawn import Drawn, ValueSampler
 from revtune.hyper import Between, Integer, Rate
 from revtune.hyperparameters import Hyperparameters, Pass, Values
 from revtune.loader import TunedLoader
 from revtune.response import ResponseLinear
+from revtune.streams import Streams
 from revtune.tuner import Tuner
 
 # what torch loads at the first use of forward differentiation says so
@@ -37,7 +37,7 @@ def _seed() -> None:
 
 @pytest.mark.parametrize("name", ["drawn", "loader"])
 def test_examples_run(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"revtune.{name}"), extraglobs=vars(hyper) | {"torch": torch})
+    result = doctest.testmod(importlib.import_module(f"revtune.{name}"), extraglobs=globals())
     assert result.attempted and not result.failed
 
 
@@ -320,6 +320,8 @@ def test_a_resumed_tuner_goes_on_bit_for_bit(workers: int, after: int) -> None:
     go_on(resumed, again, 15)
     straight, made = tuner_of(workers)
     go_on(straight, made, 15)
+    for tuner in (whole, resumed, straight):  # else the garbage collector waits for workers, 10 seconds a tuner
+        tuner.streams = Streams()
     assert straight.values() == resumed.values() and straight.hypers.read == set(straight.hypers.names)
     for a, b in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b)

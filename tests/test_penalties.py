@@ -25,13 +25,14 @@ from revtune.response_norm import (
     ResponseGroupNorm,
     ResponseLayerNorm,
 )
-from revtune.weight_norm import answers, weight_norm2
+from revtune.response_rnn import ResponseGRU, ResponseLSTM
+from revtune.weight_norm import weight_norm2
 
 KINDS: dict[type[nn.Module], type[Responding]] = {
     kind.plain: kind
     for kind in (
         ResponseLinear, ResponseConv1d, ResponseConv2d, ResponseConv3d, ResponseEmbedding, ResponseLayerNorm,
-        ResponseGroupNorm, ResponseBatchNorm2d,
+        ResponseGroupNorm, ResponseBatchNorm2d, ResponseLSTM, ResponseGRU,
     )
 }  # fmt: skip
 
@@ -148,6 +149,7 @@ def answering(net: nn.Module, hypers: Hyperparameters) -> nn.Module:
 LAYERS = [
     nn.Linear(3, 4), nn.Linear(3, 4, bias=False), nn.Conv1d(2, 4, 3), nn.Conv2d(4, 6, 3, groups=2), nn.Conv3d(2, 3, 2),
     nn.Embedding(5, 3, padding_idx=1), nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.BatchNorm2d(3),
+    nn.LSTM(2, 3, bidirectional=True), nn.GRU(3, 2, num_layers=2), nn.GRU(3, 2, bias=False),
 ]  # fmt: skip
 
 
@@ -158,12 +160,13 @@ def hypers_of_two() -> Hyperparameters:
 def brute(layer: nn.Module, parameters: dict[str, Tensor], d: Tensor) -> Tensor:
     """The norm of an explicit copy of every weight for every example."""
     total = torch.zeros(len(d), dtype=d.dtype)
-    for name, q in (("weight", "response_scale"), ("bias", "response_shift")):
-        own = parameters.get(name)
-        if own is None:
+    for name, own in parameters.items():
+        kind, suffix = name[: name.index("_") if "_" in name else None], name[name.index("_") :] if "_" in name else ""
+        if kind == "response":
             continue
-        s = d @ parameters[q].T
-        second = parameters.get("response_weight") if name == "weight" else None
+        q = f"response_scale{suffix}" if kind == "weight" else f"response_shift{suffix.replace('_ih', '')}"
+        s = d @ parameters[q].T if q in parameters else torch.zeros(len(d), len(own), dtype=d.dtype)
+        second = parameters.get(f"response_weight{suffix}") if kind == "weight" else None
         if second is None:
             each = own + s
         elif isinstance(layer, nn.Embedding):
@@ -226,7 +229,7 @@ def test_a_network_counts_each_of_its_parameters_once() -> None:
     net, hypers = whole()
     d = torch.randn(5, 2, dtype=torch.float64)
     layers = [net["words"], net["hidden"], net["norm"]]
-    expected = sum(brute(layer, dict(layer.named_parameters()), d) for layer in layers)
+    expected = sum(brute(layer, dict(layer.named_parameters(recurse=False)), d) for layer in layers)
     with hypers.bound(Pass(5, d, None)):
         assert torch.allclose(weight_norm2(net), expected + net["rest"].weight.square().sum())
 
@@ -260,21 +263,12 @@ def test_autocast_leaves_the_norm_exact() -> None:
             assert torch.equal(weight_norm2(net), expected)
 
 
-def test_a_layer_of_another_kind_tells_its_own_weights() -> None:
-    class Pair(Responding):
+def test_a_layer_whose_parameters_have_other_names_is_refused() -> None:
+    class Kernel(ResponseLinear):
         def __init__(self, hypers: Hyperparameters) -> None:
-            super().__init__()
-            self._hypers = (hypers,)
-            self.kernel, self.response_kernel = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(2, 3))
-            self.response_by = nn.Parameter(torch.ones(2, 1))
+            super().__init__(3, 2)
+            self.adopt(hypers, "kernel", 0)
+            self.response_kernel = nn.Parameter(torch.ones(2, 3))
 
-    class Telling(Pair):
-        def answers(self) -> list[tuple[Tensor, Tensor | None, Tensor]]:
-            return [(self.kernel, self.response_kernel, self.response_by)]
-
-    hypers = Hyperparameters(decay=Positive(1.0))
-    with hypers.bound(Pass(2, torch.tensor([[0.0], [1.0]]), None)):
-        assert weight_norm2(Telling(hypers)).tolist() == [6.0, 24.0]
-        with pytest.raises(TypeError, match="cannot tell the weights of Pair, which has no method answers"):
-            weight_norm2(Pair(hypers))
-    assert len(list(answers(Telling(hypers)))) == 1
+    with pytest.raises(TypeError, match="cannot tell what response_kernel of Kernel belong to"):
+        weight_norm2(Kernel(Hyperparameters(decay=Positive(1.0))))

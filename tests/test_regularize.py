@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from revtune import hyper
 from revtune.bilevel import Problem, delta, held_out, stn
 from revtune.errors import HyperparameterError
 from revtune.hyper import Between, Integer, Positive, Rate
@@ -50,8 +49,7 @@ def _seed() -> None:
 
 @pytest.mark.parametrize("name", ["ranges", "noise", "penalties", "weight_norm", "regularize", "regularize_weights"])
 def test_examples_run(name: str) -> None:
-    names = vars(hyper) | {"torch": torch, "nn": nn, "F": F}
-    result = doctest.testmod(importlib.import_module(f"revtune.{name}"), extraglobs=names)
+    result = doctest.testmod(importlib.import_module(f"revtune.{name}"), extraglobs=globals())
     assert result.attempted and not result.failed
 
 
