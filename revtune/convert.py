@@ -18,7 +18,8 @@ from torch import nn
 
 from revtune.hyper import Rate
 from revtune.hyperparameters import Hyperparameters
-from revtune.regularize import TunedDropout, TunedDropout1d, TunedDropout2d, TunedDropout3d
+from revtune.noise import RATE
+from revtune.regularize import Tuned, TunedDropout, TunedDropout1d, TunedDropout2d, TunedDropout3d
 from revtune.response import (
     Responding,
     ResponseConv1d,
@@ -102,6 +103,9 @@ def self_tuning(
         raise ValueError(f"batch_dim must be 0 or 1, got {batch_dim!r}")
     if any(isinstance(module, Responding) for module in net.modules()):
         raise ValueError("the network is self-tuning already; frozen(net) makes a plain one of it")
+    for name, module in net.named_modules():
+        if isinstance(module, Tuned) and module.hypers is not hypers:
+            raise ValueError(f"{name or 'the network'} reads other hyperparameters; give self_tuning the same")
     plan = _planned(net, hypers, batch_dim)
     if hypers is None:
         if not plan.rates:
@@ -153,6 +157,8 @@ def _plan_dropout(plan: _Plan, name: str, module: nn.Module, hypers: Hyperparame
     rate, kind = float(module.p), DROPOUTS[type(module)]  # type: ignore[arg-type]
     if hypers is None:
         plan.rates[tuned] = rate
+    else:
+        RATE.check_tuned(name, tuned, hypers)
     starts = " (it was 0, and starts at 0.05)" if hypers is None and not rate else ""
     plan.told.replaced[name] = f"{type(module).__name__}, its rate tuned{starts}"
 
@@ -289,8 +295,8 @@ def frozen(model: nn.Module) -> nn.Module:
     for module in list(plain.modules()):
         if isinstance(module, Responding):
             module.drop() if d is None else module.fold(d[0])
-        elif isinstance(module, tuple(DROPOUTS.values())):
-            module.drop()  # type: ignore[operator]
+        elif isinstance(module, Tuned):
+            module.drop()
     for name in ("hypers", "conversion"):
         plain.__dict__.pop(name, None)
         plain._modules.pop(name, None)

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from revtune.convert import LAYERS, frozen, register_response, self_tuning
 from revtune.hyper import Positive, Rate
 from revtune.hyperparameters import Hyperparameters, Pass
+from revtune.regularize import TunedNoise
+from revtune.regularize_weights import TunedWeightDrop
 from revtune.response import Responding
 from revtune.tuner import Tuner
 from tests.tuned_nets import answering
@@ -270,3 +272,25 @@ def test_a_tagger_is_tuned_with_the_dropout_between_its_lstms(method: Any) -> No
     assert losses[-1] < 0.5 * losses[0]
     assert all(value != first for value, first in zip(net.hypers.values().values(), (0.1, 0.2), strict=True))
     torch.testing.assert_close(frozen(net).eval()(tokens), net.eval()(tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_regularizers_of_ones_own_are_tuned_by_what_self_tuning_is_given() -> None:
+    hypers = Hyperparameters(noise=Positive(0.1), words=Rate(0.2, per="batch"))
+    layer = TunedWeightDrop(nn.Linear(4, 3), hypers, "words")
+    net = nn.Sequential(TunedNoise(hypers, "noise"), nn.Linear(4, 4), layer)
+    for other in (None, Hyperparameters(noise=Positive(0.1))):
+        with pytest.raises(ValueError, match="0 reads other hyperparameters; give self_tuning the same"):
+            self_tuning(net, other)
+    self_tuning(net, hypers)
+    x = torch.rand(5, 4)
+    plain = frozen(net).eval()
+    assert torch.allclose(plain(x), net.eval()(x))
+    assert all(type(module).__module__.startswith("torch.nn") for module in plain.modules())
+    assert list(plain.state_dict()) == ["1.weight", "1.bias", "2.module.weight", "2.module.bias"]
+
+
+def test_a_dropout_cannot_be_tuned_by_what_is_no_rate() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1))
+    with pytest.raises(ValueError, match=r"1 must lie in 0\.\.1, but hyperparameter '1' is a Positive from 0 to inf"):
+        self_tuning(net, Hyperparameters(**{"1": Positive(0.1)}))
+    assert type(net[0]) is nn.Linear
