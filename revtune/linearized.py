@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 
 
 class Recorded:
@@ -40,7 +41,7 @@ class Recorded:
     def carried(self) -> Iterator[None]:
         """The pass that carries what was recorded runs in here: without a graph, under forward differentiation."""
         self.recording = False
-        with torch.no_grad(), forward_ad.dual_level(), warnings.catch_warnings():
+        with torch.no_grad(), forward_ad.dual_level(), _Packing(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)  # torch's own
             yield
 
@@ -57,6 +58,19 @@ class Recorded:
         """What was said next."""
         self._place += 1
         return self._said[self._place - 1]
+
+
+class _Packing(TorchFunctionMode):
+    """Packing of sequences carries tangents, for which torch has no formula."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What the function gives."""
+        if getattr(function, "__name__", "") != "_pack_padded_sequence":
+            return function(*args, **(kwargs or {}))
+        padded, *rest = args
+        primal, tangent = forward_ad.unpack_dual(padded)
+        rows, sizes = function(primal, *rest)
+        return (rows if tangent is None else forward_ad.make_dual(rows, function(tangent, *rest)[0])), sizes
 
 
 class _Unchanged(torch.autograd.Function):

@@ -25,10 +25,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from revtune.hyperparameters import Hyperparameters
 from revtune.linearized import Recorded, unchanged
+from revtune.noise import drop_mask
 from revtune.response import Responding, lay_along
 from revtune.response_gates import GRU, LSTM
 from revtune.response_loop import Cell, looped, tangents
-from revtune.response_steps import Steps, closed, drop_mask, opened
+from revtune.response_steps import Steps, closed, opened
 from revtune.trees import mapped
 
 Direction = Callable[[str, Any, Sequence[Tensor], Steps], tuple[Tensor, ...]]
@@ -41,10 +42,13 @@ class ResponseRNN(Responding, nn.RNNBase):
     Attributes:
         cell: whose equations.
         batch_dim: 0 where a batch of more sequences than examples has an example's together, 1 where they alternate.
+        _tuned_rate: tells the rate of the dropout between layers, a number, 0-d or (B,); None where it is `dropout`.
+        _tuned_weight_drop: tells the rate at which recurrent weights are dropped, a number or 0-d; None for never.
     """
 
     cell: Cell
-    _tuned_rate: Callable[[], Tensor | float] | None = None  # of the dropout between layers: (B,), 0-d or a number
+    _tuned_rate: Callable[[], Tensor | float] | None = None
+    _tuned_weight_drop: Callable[[], Tensor | float] | None = None
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
@@ -82,7 +86,8 @@ class ResponseRNN(Responding, nn.RNNBase):
         """As in `Responding`; a tuned rate stays what it is now."""
         if self._tuned_rate is not None:
             self.dropout = float(self._tuned_rate())
-            del self._tuned_rate
+        for name in ("_tuned_rate", "_tuned_weight_drop"):
+            self.__dict__.pop(name, None)
         super().drop()
 
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:  # type: ignore[override]
@@ -93,7 +98,8 @@ class ResponseRNN(Responding, nn.RNNBase):
         """
         bound, d, rate = self.hypers.current, self.hypers.delta(), self._rate()
         tape = None if bound is None else bound.tape
-        if d is None and tape is None and (rate is None or self._tuned_rate is None):
+        tuned = (self._tuned_rate is not None and rate is not None) or self._weight_rate() is not None
+        if d is None and tape is None and not tuned:
             plain: tuple[Any, Any] = self.plain.forward(self, input, hx)
             return plain
         if isinstance(input, Tensor) and input.dim() == 2:
@@ -148,7 +154,7 @@ class ResponseRNN(Responding, nn.RNNBase):
         finals: list[list[Tensor]] = []
         for layer in range(self.num_layers):
             if layer and rate is not None:
-                x = x * drop_mask(x, rate)
+                x = x * drop_mask(x.shape, rate, x)
             outputs = []
             for suffix in self._suffixes(layer):
                 turned = replace(steps, reverse=suffix.endswith("_reverse"))
@@ -162,10 +168,11 @@ class ResponseRNN(Responding, nn.RNNBase):
         self, d: Tensor | None, tape: Recorded | None, suffix: str, x: Tensor, states: Sequence[Tensor], steps: Steps
     ) -> tuple[Tensor, ...]:
         fed = F.linear(x, self._own("weight_ih", suffix), self._own("bias_ih", suffix) if self.bias else None)
-        state = self._own("weight_hh", suffix), self._own("bias_hh", suffix) if self.bias else None
+        weight, second = self._recurrent(suffix)
+        state = weight, self._own("bias_hh", suffix) if self.bias else None
         if d is None:
             return looped(self.cell, steps, fed, *state, None, states)
-        response = self._own("response_weight_hh", suffix), d @ self._own("response_scale_hh", suffix).T
+        response = second, d @ self._own("response_scale_hh", suffix).T
         change = self._fed_change(d, suffix, x if tape is None else x.detach(), steps)
         if tape is None:
             return looped(self.cell, steps, fed.add_(change), *state, response, states)
@@ -204,7 +211,16 @@ class ResponseRNN(Responding, nn.RNNBase):
     ) -> tuple[Tensor, ...]:
         change, run = tape.recall()
         fed = change if dx is None else change + F.linear(dx, self._own("weight_ih", suffix))
-        return tangents(self.cell, steps, run, fed, self._own("weight_hh", suffix), dstates)
+        return tangents(self.cell, steps, run, fed, self._recurrent(suffix)[0], dstates)
+
+    def _recurrent(self, suffix: str) -> tuple[Tensor, Tensor]:
+        """W_hh and V_hh, by one mask where they are dropped."""
+        weight, second = self._own("weight_hh", suffix), self._own("response_weight_hh", suffix)
+        rate = self._weight_rate()
+        if rate is None:
+            return weight, second
+        mask = drop_mask(weight.shape, rate, weight)
+        return weight * mask, second * mask
 
     def _own(self, name: str, suffix: str = "") -> Tensor:
         found: Tensor = getattr(self, name + suffix)
@@ -219,6 +235,10 @@ class ResponseRNN(Responding, nn.RNNBase):
         if not self.training or self.num_layers == 1:
             return None
         return (self.dropout or None) if self._tuned_rate is None else self._tuned_rate()
+
+    def _weight_rate(self) -> Tensor | float | None:
+        """The rate at which recurrent weights are dropped; None where they are not."""
+        return self._tuned_weight_drop() if self.training and self._tuned_weight_drop is not None else None
 
 
 class ResponseLSTM(ResponseRNN, nn.LSTM):

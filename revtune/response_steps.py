@@ -72,9 +72,3 @@ def closed(y: Tensor, like: Tensor | PackedSequence, batch_first: bool) -> Tenso
     if isinstance(like, PackedSequence):
         return PackedSequence(y, like.batch_sizes, like.sorted_indices, like.unsorted_indices)
     return y.transpose(0, 1) if batch_first else y
-
-
-def drop_mask(x: Tensor, rate: Tensor | float) -> Tensor:
-    """Dropout by torch's generator: 0 with a probability, else 1 / (1 - rate); rates broadcast over x."""
-    keep = 1 - torch.as_tensor(rate, dtype=x.dtype, device=x.device).detach()
-    return (torch.rand(x.shape, dtype=x.dtype, device=x.device) < keep) / keep.clamp(min=torch.finfo(x.dtype).tiny)

@@ -13,8 +13,8 @@ CORE = """
 """.split()
 
 SELF_TUNING = """
-    errors hyper hyperparameters trees linearized response response_norm response_gates response_steps response_loop
-    response_rnn ranges noise drawn loader
+    errors hyper hyperparameters trees linearized response response_norm ranges noise response_steps response_gates
+    response_loop response_rnn drawn loader
     penalties weight_norm regularize regularize_weights augment regularize_images bilevel convert streams history_plot
     history tuner
 """.split()

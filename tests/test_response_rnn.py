@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import jvp
-from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence, unpack_sequence
 
 from revtune.bilevel import Problem, linearized
 from revtune.hyperparameters import Hyperparameters, Pass
+from revtune.noise import drop_mask
 from revtune.response import ResponseLinear
 from revtune.response_gates import GRU, LSTM
 from revtune.response_loop import looped
 from revtune.response_rnn import ResponseGRU, ResponseLSTM
-from revtune.response_steps import Steps, drop_mask
+from revtune.response_steps import Steps
 from revtune.trees import tensors
 from tests.tuned_nets import two
 
@@ -304,7 +305,7 @@ class Encoder(nn.Module):
         return [*ys, *tensors(finals)]
 
 
-def problem_of(model: Encoder) -> Problem:
+def problem_of(model: Any) -> Problem:
     def never(*_: Any) -> Tensor:
         raise AssertionError
 
@@ -335,6 +336,7 @@ def test_its_linearisation_and_the_gradient_are_those_of_jvp(kind: Kind, options
 @every_kind
 def test_both_passes_of_a_linearisation_drop_the_same(kind: Kind) -> None:
     model = Encoder(kind, {"num_layers": 2, "dropout": 0.5, "bidirectional": True}, "packed unsorted")
+    model.rnn._tuned_weight_drop = lambda: torch.tensor(0.5)
     batch, d = (sequences(model.form), torch.randn(B, 2).double()), torch.randn(B, N, dtype=torch.float64)
     torch.manual_seed(3)
     out, linear = linearized(problem_of(model), batch, d, d)
@@ -351,14 +353,33 @@ def test_both_passes_of_a_linearisation_drop_the_same(kind: Kind) -> None:
     close(tensors(linear), [y + dy for y, dy in zip(tensors(out), moved, strict=True)], 1e-7)
 
 
-# Dropout between layers
+class Tagger(nn.Module):
+    """Padded words, embedded and packed, to padded tags."""
+
+    def __init__(self, kind: Kind, hypers: Hyperparameters) -> None:
+        super().__init__()
+        self.hypers, self.words = hypers, converted(nn.Linear(F, F, dtype=torch.float64), hypers)
+        self.rnn = converted(kind(F, H, batch_first=True, bidirectional=True, dtype=torch.float64), hypers)
+        self.out = converted(nn.Linear(2 * H, 3, dtype=torch.float64), hypers)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = pack_padded_sequence(self.words(x), lengths, batch_first=True, enforce_sorted=False)
+        padded, _ = pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
+        tags: Tensor = self.out(padded)
+        return tags
 
 
-@pytest.mark.parametrize("rate", [0.3, torch.tensor(0.3), torch.tensor([0.0, 0.3, 0.7, 1.0])[:, None]])
-def test_a_mask_drops_at_its_rate_and_keeps_the_mean(rate: Any) -> None:
-    mask, wanted = drop_mask(torch.empty(500, 4, 50), rate), torch.as_tensor(rate).expand(4, 1)
-    close((mask == 0).float().mean((0, 2)), wanted[:, 0], 0.02)
-    close(mask.mean((0, 2)), (wanted[:, 0] < 1).float(), 0.05)
+@every_kind
+def test_a_tagger_that_packs_its_embeddings_is_linearised(kind: Kind) -> None:
+    """torch's packing knows no tangents itself."""
+    model = Tagger(kind, two().double())
+    batch, d = (torch.randn(B, T, F).double(), torch.tensor([3, 1, 5, 3])), torch.randn(B, N).double()
+    out, linear = linearized(problem_of(model), batch, d, d)
+    near, other = (in_pass(model, step * d, *batch) for step in (1e-6, -1e-6))
+    close(linear.detach(), (out + (near - other) / 2e-6).detach(), 1e-8)
+
+
+# Dropout
 
 
 @every_form
@@ -371,6 +392,24 @@ def test_examples_are_dropped_at_rates_of_their_own(kind: Kind, form: str) -> No
     for training, same in ((True, [True, False, True, False]), (False, [True] * B)):
         found = apart(in_pass(layer.train(training), d, x)[0])
         assert [torch.equal(a, b) for a, b in zip(found, kept, strict=True)] == same
+
+
+@every_kind
+def test_recurrent_weights_are_dropped_with_their_response(kind: Kind) -> None:
+    """By one mask for all steps and examples, in training alone."""
+    layer, x = converted(kind(F, H, dtype=torch.float64), two().double()), torch.randn(T, B, F).double()
+    d, dropped = torch.randn(B, N, dtype=torch.float64), copy.deepcopy(layer)
+    layer._tuned_weight_drop = lambda: torch.tensor(0.5)
+    torch.manual_seed(5)
+    found = in_pass(layer, d, x)
+    torch.manual_seed(5)
+    mask = drop_mask(layer.weight_hh_l0.shape, 0.5, x)
+    with torch.no_grad():
+        dropped.weight_hh_l0 *= mask
+        dropped.response_weight_hh_l0 *= mask
+    close(found, in_pass(dropped, d, x), 1e-14)
+    layer.drop()
+    close(layer.eval()(x), layer.train()(x), 0.0)
 
 
 @every_kind
