@@ -39,7 +39,7 @@ class Loop(torch.autograd.Function):
         states: h, and c of an LSTM, shape (B, H).
 
     Returns of `apply`:
-        y of all rows, and the last states.
+        y of all rows (N, H), and the last states.
     """
 
     @staticmethod
@@ -68,7 +68,7 @@ class Loop(torch.autograd.Function):
             ctx.save_for_backward(weight, second, scale, before, answers, *slopes)
         ctx.cell, ctx.steps, ctx.live = cell, steps, live
         ctx.set_materialize_grads(False)
-        return steps.shaped(made[0]), *states
+        return made[0], *states
 
     @staticmethod
     def backward(ctx, dy, *dstates):  # type: ignore[no-untyped-def]
@@ -80,7 +80,7 @@ class Loop(torch.autograd.Function):
         grads, answered, aside = room[:, :wide], room[:, wide:], cell.aside(before)
         product = torch.cat([weight, second]) if live else weight
         states = [before.new_zeros(steps.sizes[0], before.shape[1]) if d is None else d.clone() for d in dstates]
-        dy = torch.zeros_like(before) if dy is None else dy.flatten(0, -2)
+        dy = torch.zeros_like(before) if dy is None else dy
         parts = steps.split(room, answered, dy, grads, *aside, *slopes)
         for t in steps.times(back=True):
             all_t, answered_t, dy_t, *parts_t = parts[t]
@@ -116,11 +116,11 @@ def looped(
     states: Sequence[Tensor],
     record: list[Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
-    """`Loop`, the response as V and s."""
+    """`Loop`, the response as V and s: y, shaped as a is, and the last states."""
     second, scale = response or (None, None)
     arguments: tuple[Any, ...] = (cell, steps, record, fed, weight, bias, second, scale, *states)
-    found: tuple[Tensor, ...] = Loop.apply(*arguments)
-    return found
+    y, *finals = Loop.apply(*arguments)
+    return steps.shaped(y), *finals
 
 
 def tangents(

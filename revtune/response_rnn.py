@@ -94,7 +94,7 @@ class ResponseRNN(Responding, nn.RNNBase):
         """The plain layer's outputs, at each example's hyperparameters.
 
         Raises:
-            ValueError: in a pass, an input without a batch.
+            ValueError: sequences without steps; in a pass, an input without a batch.
         """
         bound, d, rate = self.hypers.current, self.hypers.delta(), self._rate()
         tape = None if bound is None else bound.tape
@@ -134,6 +134,8 @@ class ResponseRNN(Responding, nn.RNNBase):
         x, sizes = (input.data, input.batch_sizes) if isinstance(input, PackedSequence) else (input, None)
         self.check_input(x, sizes)
         rows, steps = opened(input, self.batch_first)
+        if not steps.sizes:
+            raise ValueError(f"{self._name}: sequences must have at least one step, got {tuple(x.shape)}")
         rows = rows.to(self._own("weight_ih_l0").dtype)
         if hx is None:
             zeros = rows.new_zeros(self.num_layers * (1 + self.bidirectional), steps.sizes[0], self.hidden_size)

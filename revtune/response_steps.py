@@ -40,7 +40,7 @@ class Steps:
 
     def shaped(self, rows: Tensor) -> Tensor:
         """Rows (N, F), as (T, B, F) where all steps have B."""
-        return rows.unflatten(0, (len(self.sizes), -1)) if self.examples is None else rows
+        return rows.unflatten(0, (len(self.sizes), self.sizes[0])) if self.examples is None else rows
 
     def ordered(self, scalars: Tensor, dim: int = 0) -> Tensor:
         """Whatever has a dimension B, from the batch's order to the one here."""

@@ -194,6 +194,13 @@ def test_an_input_without_a_batch_is_for_outside_of_passes(kind: Kind) -> None:
 
 
 @every_kind
+def test_sequences_without_steps_are_refused(kind: Kind) -> None:
+    layer = converted(kind(F, H), two())
+    with pytest.raises(ValueError, match=r"rnn: sequences must have at least one step, got \(0, 4, 3\)"):
+        in_pass(layer, torch.randn(B, N), torch.randn(0, B, F))
+
+
+@every_kind
 def test_under_autocast_it_computes_in_the_dtype_of_its_weights(kind: Kind) -> None:
     layer, d = converted(kind(F, H), two()), torch.randn(B, N)
     x = torch.randn(T, B, F).bfloat16()
@@ -445,6 +452,16 @@ def test_its_own_parameters_keep_their_names_and_plain_weights_load(kind: Kind, 
     partial = {name: value for name, value in layer.state_dict().items() if name != "response_scale_hh_l0"}
     with pytest.raises(RuntimeError, match="Missing key.*response_scale_hh_l0"):
         layer.load_state_dict(partial)
+
+
+@every_kind
+def test_outputs_may_be_overwritten(kind: Kind) -> None:
+    layer, x = converted(kind(F, H, dtype=torch.float64), two().double()), torch.randn(T, B, F).double()
+    d = torch.randn(B, N, dtype=torch.float64, requires_grad=True)
+    y, _ = in_pass(layer, d, x)
+    (wanted,) = torch.autograd.grad(y.relu().sum(), d, retain_graph=True)
+    y.relu_()
+    close(torch.autograd.grad(y.sum(), d)[0], wanted)
 
 
 @every_kind
