@@ -12,7 +12,7 @@ Shapes: T steps, N rows of all steps, B examples, n hyperparameters, I input, H 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -73,14 +73,19 @@ class ResponseRNN(Responding, nn.RNNBase):
     def fold(self, d: Tensor) -> None:
         """As in `Responding`."""
         with torch.no_grad():
-            for suffix in self._suffixes(*range(self.num_layers)):
-                for side in ("ih", "hh"):
-                    scale = self._own(f"response_scale_{side}", suffix) @ d
-                    second = self._own(f"response_weight_{side}", suffix)
-                    self._own(f"weight_{side}", suffix).add_(self.by_unit(scale, second) * second)
-                if self.bias:
-                    self._own("bias_ih", suffix).add_(self._own("response_shift", suffix) @ d)
+            for first, second, scale in self.answers():
+                first += scale @ d if second is None else self.by_unit(scale @ d, second) * second
         self.drop()
+
+    def answers(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+        """Parameters with what they answer by: W, V and Q, or b_ih, None and Q_b."""
+        for suffix in self._suffixes(*range(self.num_layers)):
+            for side in ("ih", "hh"):
+                names = (f"weight_{side}", f"response_weight_{side}", f"response_scale_{side}")
+                first, second, scale = (self._own(name, suffix) for name in names)
+                yield first, second, scale
+            if self.bias:
+                yield self._own("bias_ih", suffix), None, self._own("response_shift", suffix)
 
     def drop(self) -> None:
         """As in `Responding`; a tuned rate stays what it is now."""

@@ -19,6 +19,7 @@ from revtune.response_loop import looped
 from revtune.response_rnn import ResponseGRU, ResponseLSTM
 from revtune.response_steps import Steps
 from revtune.trees import tensors
+from revtune.weight_norm import weight_norm2
 from tests.tuned_nets import two
 
 T, B, F, H, N = 5, 4, 3, 6, 2
@@ -167,6 +168,18 @@ def test_each_example_has_weights_of_its_own(kind: Kind, options: dict[str, Any]
         wanted, last = alone(rows[b], tuple(of_one) if kind is nn.LSTM else of_one[0])
         close(found, wanted, 1e-12)
         close([state[:, b] for state in tensors(finals)], tensors(last), 1e-12)
+
+
+@every_option
+@every_kind
+def test_the_norm_of_its_weights_is_each_examples_own(kind: Kind, options: dict[str, Any]) -> None:
+    layer, d = converted(kind(F, H, dtype=torch.float64, **options), two().double()), torch.randn(B, N).double()
+    with layer.hypers.bound(Pass(B, d, d)):
+        norms = weight_norm2(layer)
+    for b, norm in enumerate(norms):
+        alone = copy.deepcopy(layer)
+        alone.fold(d[b])
+        close(norm, weight_norm2(alone))
 
 
 @every_kind
