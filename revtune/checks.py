@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from revtune import fixed
 from revtune.errors import NonFiniteError, StateRangeError
@@ -36,6 +36,12 @@ def fingerprint(tensor: Tensor) -> int:
     bits = tensor.detach().resolve_neg().contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int64)
     bits = bits.view(1, -1) if bits.dim() < 2 else bits.flatten(1)
     return checksum(0, (bits.sum(0, dtype=torch.int64), bits.sum(1, dtype=torch.int64)))
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody wants to see a module's calls or their gradients."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
 
 
 def check_finite(value: Tensor, what: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from revtune import sinks
+from revtune.checks import hooked
 
 
 class _Sequence:
@@ -165,7 +166,7 @@ def plain_embedding(module: Callable[..., Tensor] | None) -> bool:
     return (
         type(module) is nn.Embedding
         and module.max_norm is None
-        and not (module.sparse or module.scale_grad_by_freq or module._forward_hooks or module._forward_pre_hooks)
+        and not (module.sparse or module.scale_grad_by_freq or hooked(module))
     )
 
 

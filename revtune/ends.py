@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
+from revtune.checks import hooked
 from revtune.dropout import look_up, new_seed, plain_embedding
 from revtune.readout import LinearCrossEntropy
 from revtune.sinks import Sinks, opened
@@ -102,9 +103,7 @@ class ReadoutPass:
     def __init__(self, readout: Readout, sinks: Sinks, device: torch.device) -> None:
         self._readout, self._sinks = readout, sinks
         self._autocast = Autocast(device)
-        self._by_hand = type(readout) is LinearCrossEntropy and not (
-            readout._forward_hooks or readout._forward_pre_hooks
-        )
+        self._by_hand = type(readout) is LinearCrossEntropy and not hooked(readout)
 
     def loss(self, y: Tensor, targets: Tensor) -> Tensor:
         """The summed loss of these positions, 0-d float64."""

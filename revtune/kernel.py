@@ -65,8 +65,10 @@ def chosen(backend: str, cell: Cell, like: Tensor, weights: Mapping[str, Tensor]
 
     Raises:
         BackendError: the kernel is asked for and cannot be had.
-        ValueError: it is asked for and does not have this cell, dtype, device or mask.
+        ValueError: it is asked for and does not have this cell, dtype, device or mask; there is no such backend.
     """
+    if backend not in ("auto", "native", "reference"):
+        raise ValueError(f'backend must be "auto", "native" or "reference", got {backend!r}')
     if backend == "reference":
         return False
     here = like.device.type == "cpu" and like.dtype == torch.float32

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from revtune import metering
 from revtune.arguments import State, check_lengths, running
+from revtune.checks import hooked
 from revtune.dropout import one_sequence
 from revtune.ends import Encode, Encoder, Readout, ReadoutPass
 from revtune.errors import ReversalError
@@ -281,8 +282,12 @@ def _checked(
             )
     if rnn.options.output != "all":
         raise ValueError('rewind_loss reads out every step; for one target a sequence call the net with output="last"')
-    if rnn._forward_hooks or rnn._forward_pre_hooks:
-        raise ValueError("rewind_loss does not call the net's forward, so its forward hooks would not run; remove them")
+    if hooked(rnn):
+        raise ValueError("rewind_loss does not call the net's forward, so its hooks would not run; remove them")
+    if type(rnn).forward is not RevRNN.forward or "forward" in vars(rnn):
+        raise ValueError(f"rewind_loss does not call the net's forward, but {type(rnn).__name__} has one of its own")
+    if isinstance(encode, nn.Module) and any(getattr(m, "scale_grad_by_freq", False) for m in encode.modules()):
+        raise ValueError("rewind_loss looks words up chunk by chunk, so scale_grad_by_freq must be False, got True")
     if targets.requires_grad:
         raise ValueError("rewind_loss gives no gradient to targets; pass targets.detach()")
     refuse_forward_mode([inputs, *rnn.parameters()])

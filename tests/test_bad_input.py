@@ -557,3 +557,49 @@ def test_rewind_loss_names_what_it_cannot_take() -> None:
         rt.rewind_loss(rnn, x, targets, readout=head, lengths=[6, 4])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match='output="last"'):
         rt.rewind_loss(rt.RevGRU(3, 4, output="last"), x, targets, readout=head)
+
+
+class Doubled(rt.RevGRU):
+    """A net whose forward is not what a RevGRU's is."""
+
+    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
+        y, h = super().forward(input, hx)
+        return 2 * y, h
+
+
+def hooked_backward() -> rt.RevGRU:
+    net = rt.RevGRU(4, 8)
+    net.register_full_backward_pre_hook(lambda *_: None)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "encode", "told"),
+    [
+        (lambda: Doubled(4, 8), None, "does not call the net's forward, but Doubled has one of its own"),
+        (hooked_backward, None, "does not call the net's forward, so its hooks would not run"),
+        (lambda: rt.RevGRU(4, 8), nn.Embedding(9, 4, scale_grad_by_freq=True), "scale_grad_by_freq must be False"),
+    ],
+)
+def test_what_streaming_would_pass_over_is_refused(make: Any, encode: nn.Module | None, told: str) -> None:
+    tokens = torch.randint(9, (5, 2))
+    inputs = tokens if encode else torch.randn(5, 2, 4)
+    with pytest.raises(ValueError) as refused:
+        rt.rewind_loss(make(), inputs, tokens, encode=encode, readout=rt.LinearCrossEntropy(8, 9))
+    assert told in str(refused.value)
+
+
+def test_a_backward_hook_on_the_readout_runs() -> None:
+    seen: list[str] = []
+    head = rt.LinearCrossEntropy(8, 9)
+    head.register_full_backward_pre_hook(lambda *_: seen.append("head"))
+    x, targets = torch.randn(5, 2, 4), torch.randint(9, (5, 2))
+    rt.rewind_loss(rt.RevGRU(4, 8), x, targets, readout=head)[0].backward()
+    assert seen
+
+
+@pytest.mark.parametrize("run", [rt.scan, rt.record])
+def test_a_backend_that_there_is_not_is_refused(run: Any) -> None:
+    weights = {"ih": torch.zeros(24, 4), "hh": torch.zeros(24, 4)}
+    with pytest.raises(ValueError, match='backend must be "auto", "native" or "reference", got \'Reference\''):
+        run(rt.rev_gru(), torch.randn(3, 2, 4), weights=weights, backend="Reference")
