@@ -14,6 +14,7 @@ from revtune.cli import main
 from revtune.contestants import Contestant, Net, Shape, chunk_of
 from revtune.memory_plot import curve, plot
 from revtune.memory_table import rows
+from tests.mapped import mapped
 
 SMALL = Shape(steps=50, batch=4, hidden=16, vocabulary=11)
 CPU = torch.device("cpu")
@@ -22,7 +23,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("megabytes", [4, 32])
 def test_the_gauge_sees_a_known_allocation_that_is_gone_again(megabytes: int) -> None:
     def step() -> None:
-        torch.ones(megabytes * 2**18)
+        mapped(megabytes * 2**20)
 
     assert peak_of(step, CPU) == pytest.approx(megabytes * 2**20, abs=2**20)
 

@@ -13,6 +13,7 @@ import revtune as rt
 from revtune import metering
 from revtune.meter import Used
 from tests.backends import on_native, on_reference
+from tests.mapped import mapped
 
 BACKENDS = ("reference", "native")
 
@@ -137,7 +138,7 @@ def test_metering_changes_no_number() -> None:
 def test_peak_bytes_are_those_of_the_most_that_was_alive() -> None:
     with rt.meter() as used:
         for _ in range(3):
-            torch.ones(64 * 2**20, dtype=torch.uint8)
+            mapped(64 * 2**20)
     assert 63 * 2**20 < peak(used) < 80 * 2**20
     with rt.meter() as after:
         pass
@@ -163,7 +164,7 @@ def test_an_outer_meter_hears_what_an_inner_one_hears() -> None:
         rt.record(rt.rev_gru(3.0), torch.randn(50, 3, 5), weights=WEIGHTS)
         with rt.meter() as inner:
             rt.record(rt.rev_gru(3.0), torch.randn(50, 3, 5), weights=WEIGHTS)
-            torch.ones(64 * 2**20, dtype=torch.uint8)
+            mapped(64 * 2**20)
         assert metering.active()
     assert outer.unit_steps == 2 * inner.unit_steps and outer.stored_bits > inner.stored_bits > 0
     assert peak(outer) > 63 * 2**20
@@ -172,10 +173,10 @@ def test_an_outer_meter_hears_what_an_inner_one_hears() -> None:
 @pytest.mark.parametrize("kept", [False, True])
 def test_an_outer_meter_remembers_what_peaked_before_an_inner_one(kept: bool) -> None:
     with rt.meter() as outer:
-        large = [torch.ones(100_000_000, dtype=torch.uint8)]
+        large = [mapped(100_000_000)]
         if not kept:
             large.clear()
         with rt.meter() as inner:
-            torch.ones(16 * 2**20, dtype=torch.uint8)
+            mapped(16 * 2**20)
     assert 15 * 2**20 < peak(inner) < 32 * 2**20
     assert 99_000_000 < peak(outer) < 150_000_000
