@@ -32,9 +32,16 @@ KEPT = 8 * 2**20
 """Bytes of the last steps' gates that are kept, whatever the length: they need not be evaluated again."""
 
 
-def chunk_steps(steps: int, rows: int, floats: int) -> int:
+NEAR = 3 * 2**19
+"""Bytes of a chunk's gates that stay in a core's own cache, where nothing is kept for a way back."""
+POSITIONS = 384
+"""Steps times rows at which laying out weights for a chunk's product no longer counts."""
+
+
+def chunk_steps(steps: int, rows: int, floats: int, train: bool) -> int:
     """Steps of a chunk, of which each takes so many floats a row."""
-    return evened_out(steps, BUDGET // (4 * rows * floats))
+    budget = BUDGET if train else min(BUDGET, max(NEAR, 4 * POSITIONS * floats))
+    return evened_out(steps, budget // (4 * rows * floats))
 
 
 def kept_steps(given: Operands) -> int:

@@ -52,12 +52,13 @@ def sequence(
     steps, rows = x.shape[:2]
     given = Operands(
         x, h, c, weights.get("ih"), weights.get("bias"), weights["hh"], ih_v, ih_s, hh_v, hh_s, mask1, mask2, lengths,
-        chunk=chunk or chunk_steps(steps, rows, (cell.blocks + PARTS) * (h.shape[-1] // PARTS)), share=share,
-        bits=cell.native.max_forget_bits, forgetting=cell.native.forgetting,
+        chunk=0, share=share, bits=cell.native.max_forget_bits, forgetting=cell.native.forgetting,
         bounded=cell.native.bounded, train=False, name=name or cell.name,
     )  # fmt: skip
     wanted = any(one is not None and one.requires_grad for one in given.differentiable())
-    y, final, *_ = torch.ops.revtune.sequence(*given._replace(train=torch.is_grad_enabled() and wanted))
+    train = torch.is_grad_enabled() and wanted
+    chunk = chunk or chunk_steps(steps, rows, (cell.blocks + PARTS) * (h.shape[-1] // PARTS), train)
+    y, final, *_ = torch.ops.revtune.sequence(*given._replace(train=train, chunk=chunk))
     return y, tuple(one.to(first.dtype) for one, first in zip(final.unbind(), state, strict=True))
 
 

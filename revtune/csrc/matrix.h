@@ -31,7 +31,7 @@ inline __attribute__((always_inline)) void transpose(Lanes* v) {
 }
 
 // A panel of some inputs, turned or copied so that it lies densely, near and aligned.
-constexpr int64_t panel_inputs = 256;
+constexpr int64_t panel_inputs = 512;
 struct alignas(64) Panel {
   float values[panel_inputs * panel_width];
 };
@@ -74,33 +74,42 @@ inline void copy_panel(const float* weight, int64_t stride, int64_t column, int6
   }
 }
 
-// Columns [begin, end) of y = x P, some rows after another so that they stay near; `pack(column, span, values)` lays out
-// a panel of P for some of x's columns, and `finish(out, column, n)` comes last.
-template <class Pack, class Finish>
+// As `panel_for_all` for a panel of which outputs have room for n columns only.
+inline void part_of_panel(const Rows& at, int64_t rows, Span span, const float* from, const float* weight,
+                          int64_t column, int64_t n) {
+  for (int64_t r = 0; r < rows; r++) {
+    PanelRow whole;
+    float *out = whole.values, *there = at.outputs[r] + column;
+    std::copy(there, there + n, out);
+    panel_of_rows<1, false>(1, &at.inputs[r], span, from, weight, panel_width, &out, 0);
+    std::copy(out, out + n, there);
+  }
+}
+
+// Columns [begin, end) of y = x P + bias, if there is one, some rows after another so that they stay near;
+// `pack(column, n, span, values)` lays out a panel of P for some of x's columns.
+template <class Pack>
 inline __attribute__((always_inline)) void multiply_panels(
-    const Matrix<const float>& x, const Matrix<float>& y, int64_t begin, int64_t end, const Pack& pack,
-    const Finish& finish) {
+    const Matrix<const float>& x, const Matrix<float>& y, const float* bias, int64_t begin, int64_t end,
+    const Pack& pack) {
   constexpr int64_t some = 288;  // whole blocks of rows for every instruction set
   Panel panel;
   Rows at(std::min(some, x.rows));
-  std::vector<float> spare((size_t)(std::min(some, x.rows) * panel_width));
   for (int64_t top = 0; top < x.rows; top += some) {
     const int64_t rows = std::min(some, x.rows - top);
+    for (int64_t r = 0; r < rows; r++) at.inputs[r] = x.row(top + r), at.outputs[r] = y.row(top + r);
     for (int64_t column = begin; column < end; column += panel_width) {
       const int64_t n = std::min<int64_t>(panel_width, end - column);
-      for (int64_t r = 0; r < rows; r++) {
-        at.inputs[r] = x.row(top + r);
-        at.outputs[r] = n == panel_width ? y.row(top + r) + column : spare.data() + r * panel_width;
-      }
-      for (int64_t first = 0; first < x.columns; first += panel_inputs) {
-        const Span span{first, std::min(first + panel_inputs, x.columns)};
-        pack(column, span, panel.values);
-        panel_for_all(at, rows, span, panel.values, panel_width, 0);
-      }
-      for (int64_t r = 0; r < rows; r++) {
-        float* out = y.row(top + r) + column;
-        if (n < panel_width) std::copy(at.outputs[r], at.outputs[r] + n, out);
-        finish(out, column, n);
+      PanelRow from{};
+      if (bias) std::copy(bias + column, bias + column + n, from.values);
+      for (Span span{0, 0}; span.begin < x.columns; span.begin = span.end) {
+        span.end = std::min(span.begin + panel_inputs, x.columns);
+        pack(column, n, span, panel.values);
+        const float* first = span.begin ? nullptr : from.values;
+        if (n == panel_width)
+          panel_for_all<true>(at, rows, span, first, panel.values, panel_width, column);
+        else
+          part_of_panel(at, rows, span, first, panel.values, column, n);
       }
     }
   }
@@ -109,25 +118,17 @@ inline __attribute__((always_inline)) void multiply_panels(
 // Columns [begin, end) of y = x W^T + bias.
 void project(const Matrix<const float>& x, const float* weight, const float* bias, const Matrix<float>& y,
              int64_t begin, int64_t end) {
-  multiply_panels(
-      x, y, begin, end,
-      [&](int64_t column, Span span, float* packed) {
-        turn_panel(weight, y.columns, x.columns, column, span, packed);
-      },
-      [&](float* out, int64_t column, int64_t n) {
-        for (int64_t j = 0; bias && j < n; j++) out[j] += bias[column + j];
-      });
+  multiply_panels(x, y, bias, begin, end, [&](int64_t column, int64_t, Span span, float* packed) {
+    turn_panel(weight, y.columns, x.columns, column, span, packed);
+  });
 }
 
 // Columns [begin, end) of x = d W, for W (d.columns, x.columns).
 void project_back(const Matrix<const float>& d, const float* weight, const Matrix<float>& x, int64_t begin,
                   int64_t end) {
-  multiply_panels(
-      d, x, begin, end,
-      [&](int64_t column, Span span, float* packed) {
-        copy_panel(weight, x.columns, column, std::min<int64_t>(panel_width, end - column), span, packed);
-      },
-      [](float*, int64_t, int64_t) {});
+  multiply_panels(d, x, nullptr, begin, end, [&](int64_t column, int64_t n, Span span, float* packed) {
+    copy_panel(weight, x.columns, column, n, span, packed);
+  });
 }
 
 // R rows and one panel of columns of W += d^T v: `d` and `v` point at the first position's numbers.

@@ -5,21 +5,33 @@
 
 constexpr int panel_width = 2 * lanes;
 
-// The inputs [begin, end) of a product; where begin is not 0, the chains go on from the outputs.
+// The inputs [begin, end) of a product.
 struct Span {
   int64_t begin, end;
 };
 
-// One panel of outputs for R rows. `weight` has the panel's values for the span's first input; those for the next are
-// `stride` further on.
-template <int R>
+struct alignas(64) PanelRow {
+  float values[panel_width];
+};
+constexpr PanelRow zeros{};
+
+// The panel of outputs at `column` for R rows, whose chains begin with the numbers at `from`, or go on from the outputs
+// if there are none. `weight` has the panel's values for the span's first input; those for the next are `stride` further
+// on. Outputs that are `far`, in main memory, are asked for ahead.
+template <int R, bool far>
 inline __attribute__((always_inline)) void panel_product(
-    const float* const* inputs, Span span, const float* weight, int64_t stride, float* const* outputs) {
+    const float* const* inputs, Span span, const float* from, const float* weight, int64_t stride,
+    float* const* outputs, int64_t column) {
   Lanes sums[R][2];
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) {
-    sums[r][0] = span.begin ? *(const Lanes*)outputs[r] : Lanes{};
-    sums[r][1] = span.begin ? *(const Lanes*)(outputs[r] + lanes) : Lanes{};
+    const float* first = from ? from : outputs[r] + column;
+    sums[r][0] = *(const Lanes*)first;
+    sums[r][1] = *(const Lanes*)(first + lanes);
+    if (far) {
+      __builtin_prefetch(outputs[r] + column, 1);
+      __builtin_prefetch(outputs[r] + column + lanes, 1);
+    }
   }
   for (int64_t k = span.begin; k < span.end; k++, weight += stride) {
     const Lanes left = *(const Lanes*)weight, right = *(const Lanes*)(weight + lanes);
@@ -32,35 +44,36 @@ inline __attribute__((always_inline)) void panel_product(
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) {
-    *(Lanes*)outputs[r] = sums[r][0];
-    *(Lanes*)(outputs[r] + lanes) = sums[r][1];
+    *(Lanes*)(outputs[r] + column) = sums[r][0];
+    *(Lanes*)(outputs[r] + column + lanes) = sums[r][1];
   }
 }
 
-template <int R>
-void panel_of_rows(
-    int64_t rows, const float* const* inputs, Span span, const float* weight, int64_t stride, float* const* outputs) {
+template <int R, bool far>
+void panel_of_rows(int64_t rows, const float* const* inputs, Span span, const float* from, const float* weight,
+                   int64_t stride, float* const* outputs, int64_t column) {
   if constexpr (R > 1) {
-    if (rows < R) return panel_of_rows<R - 1>(rows, inputs, span, weight, stride, outputs);
+    if (rows < R) return panel_of_rows<R - 1, far>(rows, inputs, span, from, weight, stride, outputs, column);
   }
-  panel_product<R>(inputs, span, weight, stride, outputs);
+  panel_product<R, far>(inputs, span, from, weight, stride, outputs, column);
 }
 
 // Where the rows of a product begin; room for the pointers of one thread.
 struct Rows {
   std::vector<const float*> inputs;
-  std::vector<float*> outputs, shifted;
+  std::vector<float*> outputs;
 
-  explicit Rows(int64_t rows) : inputs(rows), outputs(rows), shifted(rows) {}
+  explicit Rows(int64_t rows) : inputs(rows), outputs(rows) {}
 };
 
 // One panel for all rows, a block of them after another.
-inline void panel_for_all(Rows& at, int64_t rows, Span span, const float* weight, int64_t stride, int64_t column) {
-  for (int64_t r = 0; r < rows; r++) at.shifted[r] = at.outputs[r] + column;
+template <bool far = false>
+void panel_for_all(const Rows& at, int64_t rows, Span span, const float* from, const float* weight,
+                          int64_t stride, int64_t column) {
   const int64_t blocks = (rows + most_rows - 1) / most_rows;
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t begin = rows * b / blocks, end = rows * (b + 1) / blocks;
-    panel_of_rows<most_rows>(end - begin, &at.inputs[begin], span, weight, stride, &at.shifted[begin]);
+    panel_of_rows<most_rows, far>(end - begin, &at.inputs[begin], span, from, weight, stride, &at.outputs[begin], column);
   }
 }
 
@@ -69,7 +82,7 @@ inline int64_t padded(int64_t outputs) { return (outputs + panel_width - 1) / pa
 // W times each input row, W being packed; output rows have room for `padded(outputs)`.
 inline void product(Rows& at, int64_t rows, int64_t inputs, int64_t outputs, const float* packed) {
   for (int64_t column = 0; column < outputs; column += panel_width, packed += inputs * panel_width)
-    panel_for_all(at, rows, {0, inputs}, packed, panel_width, column);
+    panel_for_all(at, rows, {0, inputs}, zeros.values, packed, panel_width, column);
 }
 
 // Each input row times W, for W of shape (inputs, outputs) as it is, whose rows are `stride` apart; at least a panel of
@@ -81,7 +94,8 @@ inline void transposed_product(Rows& at, int64_t rows, int64_t inputs, int64_t o
   const int64_t filled = outputs / panel_width * panel_width;
   for (int64_t first = 0; first < inputs; first += some)
     for (int64_t column = 0; column < filled; column += panel_width)
-      panel_for_all(at, rows, {first, std::min(first + some, inputs)}, weight + first * stride + column, stride, column);
+      panel_for_all(at, rows, {first, std::min(first + some, inputs)}, first ? nullptr : zeros.values,
+                    weight + first * stride + column, stride, column);
   if (filled < outputs)
-    panel_for_all(at, rows, {0, inputs}, weight + outputs - panel_width, stride, outputs - panel_width);
+    panel_for_all(at, rows, {0, inputs}, zeros.values, weight + outputs - panel_width, stride, outputs - panel_width);
 }
