@@ -14,18 +14,19 @@ import platform
 import shlex
 import shutil
 import stat
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
 
 from revtune.errors import BackendError
+from revtune.patience import answer, told_if_long
 
 COMPILERS = ("g++", "clang++", "c++")
+SCRATCH = ".build-"
 OPTIONS = (
     "-std=c++20",
     "-O3",
@@ -37,7 +38,8 @@ OPTIONS = (
     "-fvisibility=hidden",
     "-DTORCH_TARGET_VERSION=0x020a000000000000",
 )
-PATIENCE = 600.0
+PATIENCE, ANSWER_PATIENCE = 600.0, 60.0
+"""Seconds that a compilation may take, and the compiler's telling of its version."""
 
 
 def compiler() -> list[str]:
@@ -76,7 +78,9 @@ def source_key(source: Path) -> str:
 
 def build_key(source: Path, command: list[str]) -> str:
     """A digest of all that a compiled kernel depends on: that of its source, and the compiler with its version."""
-    version = answer([*command, "--version"], source, dict(os.environ))
+    name = Path(command[0]).name
+    with told_if_long(f"waiting for {name} to tell its version, for {ANSWER_PATIENCE:g} seconds at most"):
+        version = answer([*command, "--version"], source, dict(os.environ), patience=ANSWER_PATIENCE)
     return digest("\0".join([source_key(source), *command, version, *platform.libc_ver()]).encode())
 
 
@@ -111,14 +115,21 @@ def cached(key: str) -> Iterator[Path]:
                     yield path
 
 
-def build(source: Path, command: list[str], key: str) -> Path:
-    """Compile the kernel into the first folder that serves, once however many processes ask."""
+def build(source: Path, command: list[str], key: str, *, broken: Collection[Path] = ()) -> Path:
+    """Compile the kernel into the first folder that serves, once however many processes ask.
+
+    Args:
+        source: folder of the sources.
+        command: the compiler.
+        key: `build_key` of both.
+        broken: libraries of this key that do not load, to be compiled again.
+    """
     folder = next(filter(writable, folders()), None)
     if folder is None:
         raise BackendError(f"the compiled kernel cannot be kept in {' or '.join(map(str, folders()))}")
     with locked(folder):
-        known = next(cached(key), None)
-        return known or compile_into(folder, source, command, key)
+        known = (library for library in cached(key) if library not in broken)
+        return next(known, None) or compile_into(folder, source, command, key)
 
 
 def writable(folder: Path) -> bool:
@@ -130,13 +141,42 @@ def writable(folder: Path) -> bool:
 
 def compile_into(folder: Path, source: Path, command: list[str], key: str) -> Path:
     """Compile under a name of our own, and move the finished library to its place in one step."""
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as scratch:
+    sweep(folder)
+    name = Path(command[0]).name
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch, locked(Path(scratch)):
         library = Path(scratch, "revtune.so")
         hidden = ("LD_PRELOAD", "DYLD_INSERT_LIBRARIES")
         environment = {name: value for name, value in os.environ.items() if name not in hidden}
         environment |= {"LC_ALL": "C", "TMPDIR": scratch}
-        answer([*command, *options(), "revtune.cpp", "-o", str(library), *torch_options()], source, environment)
+        command = [*command, *options(), "revtune.cpp", "-o", str(library), *torch_options()]
+        with told_if_long(f"compiling the kernel by {name}, once; this takes half a minute or so"):
+            answer(command, source, environment, patience=PATIENCE)
+        if not library.is_file():
+            raise BackendError(f"{name} made no library, though it reported no error")
         return library.replace(folder / f"revtune-{key}-{digest(library.read_bytes())}.so")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed compilations left in a folder; one that still runs holds a lock on its own."""
+    for scratch in folder.glob(SCRATCH + "*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(scratch, os.O_RDONLY)
+            try:
+                if try_lock(descriptor):
+                    shutil.rmtree(scratch)
+            finally:
+                os.close(descriptor)
+
+
+def give_up(library: Path) -> None:
+    """Remember of a library just compiled that it does not load, lest every process compile it again."""
+    with contextlib.suppress(OSError):
+        library.with_suffix(".broken").touch()
+
+
+def given_up(library: Path) -> bool:
+    """Whether compiling this library again has been of no use."""
+    return library.with_suffix(".broken").exists()
 
 
 def torch_options() -> list[str]:
@@ -146,28 +186,6 @@ def torch_options() -> list[str]:
     if sys.platform == "darwin":
         return [*found, f"-Wl,-rpath,{root / 'lib'}", "-ltorch_cpu"]
     return [*found, "-Wl,--no-as-needed", "-ltorch_cpu"]
-
-
-def answer(command: list[str], folder: Path, environment: dict[str, str]) -> str:
-    """What a command prints; if it fails, its first error in one sentence and its first lines below."""
-    try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=PATIENCE,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BackendError(f"{command[0]} cannot be run: {error}") from error
-    text = done.stdout.decode(errors="replace")
-    if done.returncode:
-        lines = [line.strip() for line in text.splitlines() if line.strip()] or ["it printed nothing"]
-        first = next((line for line in lines if "error" in line), lines[0])
-        raise BackendError("\n".join([f"{Path(command[0]).name} failed: {first[:200]}", *lines[:20]]))
-    return text
 
 
 @contextlib.contextmanager
@@ -183,16 +201,24 @@ def locked(folder: Path) -> Iterator[None]:
 
 def wait(descriptor: int) -> None:
     """Take the lock on an open folder, or give up when there are no locks or one is held for too long."""
+    until = time.monotonic() + PATIENCE
+    with told_if_long("waiting for another process that compiles the kernel"), contextlib.suppress(OSError):
+        while not try_lock(descriptor) and time.monotonic() < until:
+            time.sleep(0.05)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock on an open folder unless another process has it.
+
+    Raises:
+        OSError: there are no locks.
+    """
     if sys.platform == "win32":
-        return
+        raise OSError("there are no locks")
     import fcntl
 
-    until = time.monotonic() + PATIENCE
-    while time.monotonic() < until:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            time.sleep(0.05)
-        except OSError:
-            return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -14,7 +14,11 @@ class NonFiniteError(ValueError):
 
 
 class BackendError(RuntimeError):
-    """REVTUNE_BACKEND asks for the native kernel, which cannot be had."""
+    """The native kernel is asked for, or an instruction set of it, and cannot be had."""
+
+
+class SettingError(ValueError):
+    """An environment variable has a value that it cannot have."""
 
 
 class HyperparameterError(RuntimeError):

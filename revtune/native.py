@@ -2,6 +2,7 @@
 
 REVTUNE_BACKEND says what is wanted: `auto`, the default, takes the kernel if there is one; `native` needs it;
 `reference` leaves it alone. The kernel comes from the wheel, from the cache, or from a C++ compiler, once a process.
+REVTUNE_ISA names an instruction set for it; without, it takes the widest one that the processor has.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from pathlib import Path
 import torch
 
 from revtune import compiling
-from revtune.errors import BackendError
+from revtune.errors import BackendError, SettingError
 
 SOURCE = Path(__file__).with_name("csrc")
 BACKENDS = ("auto", "native", "reference")
+INSTRUCTION_SETS = ("avx512", "avx2", "plain")
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ def load() -> bool:
     """Whether the operators torch.ops.revtune.* are there and to be used; the first call may compile them.
 
     Raises:
-        BackendError: if REVTUNE_BACKEND is `native` and the kernel cannot be had.
-        ValueError: if REVTUNE_BACKEND is none of the three.
+        BackendError: if REVTUNE_BACKEND is `native` and the kernel cannot be had, or if it can be had and does not have
+            the instruction set that REVTUNE_ISA names.
+        SettingError: if REVTUNE_BACKEND is none of the three, or REVTUNE_ISA names no instruction set.
     """
     global _told
     wanted = backend()
@@ -79,7 +82,15 @@ def backend() -> str:
     """What REVTUNE_BACKEND asks for."""
     wanted = os.environ.get("REVTUNE_BACKEND") or "auto"
     if wanted not in BACKENDS:
-        raise ValueError(f"REVTUNE_BACKEND must be one of {', '.join(BACKENDS)}, got {wanted!r}")
+        raise SettingError(f"REVTUNE_BACKEND must be one of {', '.join(BACKENDS)}, got {wanted!r}")
+    return wanted
+
+
+def wanted_instructions() -> str:
+    """The instruction set that REVTUNE_ISA asks for; empty when it asks for none."""
+    wanted = os.environ.get("REVTUNE_ISA") or ""
+    if wanted and wanted not in INSTRUCTION_SETS:
+        raise SettingError(f"REVTUNE_ISA must be one of {', '.join(INSTRUCTION_SETS)}, got {wanted!r}")
     return wanted
 
 
@@ -93,12 +104,19 @@ def when_loaded(then: Callable[[], None]) -> None:
 
 
 def find() -> Found:
-    """Load the kernel, once a process, or find out why it cannot be."""
+    """Load the kernel, once a process, or find out why it cannot be.
+
+    Raises:
+        BackendError, SettingError: for the instruction set that REVTUNE_ISA names, as in `load`.
+    """
     global _found
     if _found is None:
         with _lock:
             if _found is None:
+                wanted = wanted_instructions()
                 found = attempt()
+                if found.library:
+                    check_instructions(wanted)
                 while found.library and _waiting:
                     _waiting[-1]()
                     _waiting.pop()
@@ -106,13 +124,19 @@ def find() -> Found:
     return _found
 
 
+def check_instructions(wanted: str) -> None:
+    """Have the loaded kernel choose its instruction set, and raise `BackendError` when it is not the wanted one."""
+    if wanted and (there := instructions()) != wanted:
+        raise BackendError(f"REVTUNE_ISA asks for {wanted}, which this processor or compiler lacks; {there} can be had")
+
+
 def attempt() -> Found:
-    """Load the first library that loads."""
+    """Load the first library that loads; where those in the cache do not, one is compiled in their place."""
     reasons = []
     try:
         for origin, library in libraries():
             try:
-                torch.ops.load_library(library)
+                load_library(library)
                 return Found(library, origin)
             except OSError as error:
                 reasons.append(f"{library} does not load: {error.__cause__ or error}")
@@ -121,8 +145,22 @@ def attempt() -> Found:
     return Found(reason="; ".join(reasons))
 
 
+def load_library(library: Path) -> None:
+    """Have torch load a library.
+
+    Raises:
+        OSError: it does not load, or it is none of ours.
+    """
+    torch.ops.load_library(library)
+    if not hasattr(torch.ops.revtune, "instruction_set"):
+        raise OSError("it has no operators of revtune")
+
+
 def libraries() -> Iterator[tuple[str, Path]]:
-    """Each library that may serve with its origin: from the wheel, from the cache, compiled now."""
+    """Each library that may serve with its origin: from the wheel, from the cache, compiled now.
+
+    Whoever asks for the next one says that the last did not load.
+    """
     if sys.platform == "win32":
         raise BackendError("there is no kernel for Windows")
     shipped = Path(__file__).with_name(shipped_name())
@@ -130,9 +168,15 @@ def libraries() -> Iterator[tuple[str, Path]]:
         yield "from the wheel", shipped
     command = compiling.compiler()
     key = compiling.build_key(SOURCE, command)
+    broken = []
     for library in compiling.cached(key):
         yield "from the cache", library
-    yield f"compiled by {Path(command[0]).name}", compiling.build(SOURCE, command, key)
+        broken.append(library)
+    if any(map(compiling.given_up, broken)):
+        raise BackendError(f"it was compiled again, in vain; without {broken[0].parent} that is tried once more")
+    library = compiling.build(SOURCE, command, key, broken=broken)
+    yield f"compiled by {Path(command[0]).name}", library
+    compiling.give_up(library)
 
 
 def shipped_name() -> str:
@@ -147,16 +191,16 @@ def explain() -> str:
         return "reference (plain torch): REVTUNE_BACKEND asks for it"
     found = find()
     if found.library:
-        return f"native ({instructions()}{found.origin}, {found.library})"
+        return f"native ({instructions()}, {found.origin}, {found.library})"
     if wanted == "native":
         return f"none, as REVTUNE_BACKEND is native, but {first_line(found.reason)}"
     return f"reference (plain torch): {first_line(found.reason)}"
 
 
 def instructions() -> str:
-    """The instruction set that the kernel chose on this machine, if it tells."""
-    tells = hasattr(torch.ops.revtune, "instruction_set")
-    return f"{torch.ops.revtune.instruction_set()}, " if tells else ""
+    """The instruction set that the loaded kernel chose on this machine."""
+    chosen: str = torch.ops.revtune.instruction_set()
+    return chosen
 
 
 def first_line(text: str) -> str:

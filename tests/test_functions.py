@@ -64,9 +64,10 @@ def measure() -> dict[str, Any]:
 def measured(name: str) -> dict[str, Any]:
     """`measure` in a process that is told which instruction set to take."""
     command = [sys.executable, "-c", "import json; from tests.test_functions import *; print(json.dumps(measure()))"]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "REVTUNE_ISA": name}, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "REVTUNE_ISA": name}, capture_output=True, text=True)
+    if f"REVTUNE_ISA asks for {name}, which this processor or compiler lacks" in done.stderr:
+        pytest.skip(done.stderr.splitlines()[-1])
+    assert not done.returncode, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -74,16 +75,13 @@ def measured(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", SETS)
 def test_sigmoid_and_tanh_are_right_to_a_few_last_places(name: str) -> None:
     found = measured(name)
-    if found["set"] != name:
-        pytest.skip(f"this machine has {found['set']} instead")
+    assert found["set"] == name
     assert found["sigmoid"] <= 2.5
     assert found["tanh"] <= 2.0
 
 
 def test_vectors_of_another_width_give_the_same_bits() -> None:
     """As long as there is a fused multiply-add, which rounds once where multiplying and adding round twice."""
-    if measured("avx512")["set"] != "avx512":
-        pytest.skip("this machine has no AVX-512")
     for what in ("functions", "layers"):
         assert measured("avx2")[what] == measured("avx512")[what] != measured("plain")[what]
 

@@ -10,25 +10,40 @@ from pathlib import Path
 import pytest
 import torch
 
-from revtune import compiling, doctor, native
-from revtune.errors import BackendError
+from revtune import compiling, doctor, native, patience
+from revtune.errors import BackendError, SettingError
 
 STUB = 'extern "C" int revtune_stub() { return 1; }\n'
+"""It serves in this process, where the kernel's operators are already."""
 OPERATOR = """
+#include <string>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 int64_t twice(int64_t x) { return 2 * x; }
-STABLE_TORCH_LIBRARY(revtune_stub, m) { m.def("twice(int x) -> int"); }
-STABLE_TORCH_LIBRARY_IMPL(revtune_stub, CompositeExplicitAutograd, m) { m.impl("twice", TORCH_BOX(&twice)); }
+std::string instruction_set() { return "plain"; }
+STABLE_TORCH_LIBRARY(NAMESPACE, m) { m.def("twice(int x) -> int"); m.def("instruction_set() -> str"); }
+STABLE_TORCH_LIBRARY_IMPL(NAMESPACE, CompositeExplicitAutograd, m) {
+  m.impl("twice", TORCH_BOX(&twice));
+  m.impl("instruction_set", TORCH_BOX(&instruction_set));
+}
 """
+"""It serves in a process of its own, as NAMESPACE revtune."""
 PROGRAM = """
-import sys, types
+import os, sys, types
 from pathlib import Path
 sys.modules["revtune"] = types.ModuleType("revtune")  # not the layers, which take as long to import as torch
 sys.modules["revtune"].__path__ = [sys.argv[2]]
-from revtune import native
-native.SOURCE = Path(sys.argv[1])
-print(native.load(), native.load())
+from revtune import native, patience
+native.SOURCE, patience.SILENCE = Path(sys.argv[1]), 600
+others = []
+for _ in range(int(sys.argv[3])):
+    others.append(os.fork())
+    if not others[-1]:
+        others = []
+        break
+print(native.load(), native.load(), flush=True)
+for other in others:
+    os.waitpid(other, 0)
 """
 
 
@@ -38,7 +53,8 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "csrc"
     folder.mkdir()
     (folder / "revtune.cpp").write_text(STUB)
-    for name in ("CXX", "REVTUNE_CXXFLAGS", "REVTUNE_BACKEND"):
+    native.find()
+    for name in ("CXX", "REVTUNE_CXXFLAGS", "REVTUNE_BACKEND", "REVTUNE_ISA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -61,11 +77,11 @@ def kept(source: Path) -> list[Path]:
     return sorted((source.parent / "cache/revtune").iterdir())
 
 
-def start(source: Path, **environment: str) -> subprocess.Popen[str]:
-    """Another process that loads the kernel twice."""
-    command = [sys.executable, "-c", PROGRAM, str(source), str(Path(native.__file__).parent)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env={**os.environ, **environment}, stdout=pipe, stderr=pipe, text=True)
+def elsewhere(source: Path, *, others: int = 0, **environment: str) -> tuple[str, str]:
+    """What a process prints, and complains of, that loads the kernel twice, and so do its children."""
+    command = [sys.executable, "-c", PROGRAM, str(source), str(Path(native.__file__).parent), str(others)]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    return done.stdout, done.stderr
 
 
 def test_it_is_compiled_once_and_kept(source: Path) -> None:
@@ -78,7 +94,7 @@ def test_it_is_compiled_once_and_kept(source: Path) -> None:
 
 
 def test_an_operator_of_the_stable_interface(source: Path) -> None:
-    (source / "revtune.cpp").write_text(OPERATOR)
+    (source / "revtune.cpp").write_text(OPERATOR.replace("NAMESPACE", "revtune_stub"))
     assert native.load()
     assert torch.ops.revtune_stub.twice(21) == 42
 
@@ -92,9 +108,8 @@ def test_the_kernel_itself_loads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_compiler_one_line_is_said(source: Path) -> None:
-    process = start(source, PATH=str(source))
-    told, complaint = process.communicate()
-    assert (process.returncode, told) == (0, "False False\n")
+    told, complaint = elsewhere(source, PATH=str(source))
+    assert told == "False False\n"
     assert complaint == (
         "revtune: plain torch runs, slower: no C++ compiler is found, none of g++, clang++, c++; "
         "install g++ or set CXX; see revtune doctor\n"
@@ -122,6 +137,7 @@ def test_a_source_that_does_not_compile(
     [
         ("CXX", "no-such-compiler -O2", "CXX names no-such-compiler, which is not found"),
         ("CXX", "sh -c 'exit 1'", "sh failed: it printed nothing"),
+        ("CXX", "true", "true made no library, though it reported no error"),
         ("CXX", "g++ 'oh", "CXX cannot be read: No closing quotation"),
         ("REVTUNE_CXXFLAGS", "-no-such-option", "-no-such-option"),
     ],
@@ -146,11 +162,15 @@ def test_the_compiler_may_have_arguments(source: Path, monkeypatch: pytest.Monke
     assert native.load()
 
 
-def test_processes_that_race_make_one_library(source: Path) -> None:
-    (source / "revtune.cpp").write_text(OPERATOR)
-    processes = [start(source) for _ in range(4)]
-    assert [process.communicate() for process in processes] == [("True True\n", "")] * 4
-    assert len(kept(source)) == 1
+def test_processes_that_race_make_one_library_beside_one_that_has_no_operators(source: Path, tmp_path: Path) -> None:
+    (source / "revtune.cpp").write_text(OPERATOR.replace("NAMESPACE", "revtune"))
+    folder, command, other = compiling.folders()[0], compiling.compiler(), tmp_path / "other"
+    for made in (folder, other):
+        made.mkdir(parents=True)
+    (other / "revtune.cpp").write_text(STUB)
+    compiling.compile_into(folder, other, command, compiling.build_key(source, command))
+    assert elsewhere(source, others=3) == ("True True\n" * 4, "")
+    assert len(kept(source)) == 2
 
 
 def test_without_locks_a_race_makes_one_library_too(source: Path) -> None:
@@ -187,6 +207,61 @@ def test_a_library_cut_short_is_compiled_again(source: Path, share: float) -> No
     assert kept(source) == [library] and library.read_bytes() == whole
 
 
+def broken(source: Path) -> Path:
+    """A whole file in the cache that is no library."""
+    content = b"no library"
+    key = compiling.build_key(source, compiling.compiler())
+    path = source.parent / f"cache/revtune/revtune-{key}-{compiling.digest(content)}.so"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_cached_library_that_does_not_load_is_compiled_again(source: Path) -> None:
+    path = broken(source)
+    assert origin().startswith("compiled by ")
+    assert origin() == "from the cache"
+    assert len(kept(source)) == 2 and path in kept(source)
+
+
+def test_compiling_again_in_vain_is_done_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(library: Path) -> None:
+        raise OSError("no library")
+
+    monkeypatch.setattr(native, "load_library", fails)
+    assert native.explain().count(" does not load: no library") == 1
+    for _ in range(2):
+        native._found = None
+        monkeypatch.setattr(compiling, "compile_into", None)
+        told = native.find().reason
+        assert told.count(" does not load: no library") == 1
+        assert told.endswith(
+            f"; it was compiled again, in vain; without {kept(source)[0].parent} that is tried once more"
+        )
+
+
+def test_what_killed_compilations_left_is_removed(source: Path) -> None:
+    dead, alive = (source.parent / f"cache/revtune/.build-{name}" for name in ("dead", "alive"))
+    for folder in (dead, alive):
+        folder.mkdir(parents=True)
+        (folder / "revtune.so").touch()
+    with compiling.locked(alive):
+        assert origin().startswith("compiled by ")
+        assert not dead.exists() and alive.exists()
+
+
+def test_a_compiler_that_hangs_is_told_and_stopped(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(patience, "SILENCE", 0.01)
+    monkeypatch.setattr(compiling, "ANSWER_PATIENCE", 0.2)
+    monkeypatch.setenv("CXX", "sh -c 'sleep 100; true'")
+    assert not native.load()
+    waiting, given_up = capsys.readouterr().err.splitlines()
+    assert waiting == "revtune: waiting for sh to tell its version, for 0.2 seconds at most"
+    assert "sh did not finish within 0.2 seconds and was stopped; see revtune doctor" in given_up
+
+
 def test_what_a_library_is_made_from_makes_its_name(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for change in (
         lambda: (source / "revtune.cpp").write_text(STUB + "\n"),
@@ -211,6 +286,20 @@ def test_the_backends(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("native", "auto", ""):
         monkeypatch.setenv("REVTUNE_BACKEND", name)
         assert native.load()
+
+
+def test_the_instruction_sets(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = native.instructions()
+    monkeypatch.setenv("REVTUNE_ISA", "sse2")
+    for use in (native.load, native.insist):
+        with pytest.raises(SettingError, match="REVTUNE_ISA must be one of avx512, avx2, plain, got 'sse2'"):
+            use()
+    missing = "plain" if there != "plain" else "avx2"
+    monkeypatch.setenv("REVTUNE_ISA", missing)
+    with pytest.raises(BackendError, match=f"REVTUNE_ISA asks for {missing}, which .* lacks; {there} can be had"):
+        native.load()
+    monkeypatch.setenv("REVTUNE_ISA", there)
+    assert native.load() and native.explain().startswith(f"native ({there}, ")
 
 
 def test_the_doctor_tells_the_backend(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
