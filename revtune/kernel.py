@@ -41,6 +41,7 @@ class Room(NamedTuple):
         c: likewise c, of a RevLSTM that is recorded.
         c_start: likewise.
         rh: r * h as products read it, (K, B, H), of a RevGRU that is recorded.
+        y_before: h before each step, (K, B, H), where that lies in one piece.
     """
 
     gates: Tensor
@@ -49,6 +50,7 @@ class Room(NamedTuple):
     c: Tensor | None = None
     c_start: Tensor | None = None
     rh: Tensor | None = None
+    y_before: Tensor | None = None
 
     def states(self) -> tuple[Tensor | None, ...]:
         """States after and before, as operators take them."""
@@ -235,10 +237,12 @@ class Kernel:
     def _reads(self, room: Room, half: int, *others: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
         """The other half's h as this half's gates read it, with other tensors (K, ...) at those steps.
 
-        Half 1 reads h1 after the step; half 0 reads h2 before it, which is another tensor at the first step.
+        Half 1 reads h1 after the step; half 0 reads h2 before it, which may be another tensor at the first step.
         """
         if half:
             return [(room.y[:, :, : self.units], list(others))]
+        if room.y_before is not None:
+            return [(room.y_before[:, :, self.units :], list(others))]
         pairs = [
             (room.y_start[None, :, self.units :], [other[:1] for other in others]),
             (room.y[:-1, :, self.units :], [other[1:] for other in others]),

@@ -170,7 +170,8 @@ class RecalledLayer:
         gates = ran.kept[first : first + span.stop - span.start] if first >= 0 else None
         room = self.kernel.room(self.x[span], ran.y[span], recorded=True, gates=gates)
         if span.start:
-            room = room._replace(y_start=ran.y[span.start - 1])
+            before = ran.y[span.start - 1 : span.stop - 1]
+            room = room._replace(y_start=before[0], y_before=before)
         else:
             room = room._replace(y_start=fixed.from_counts(fixed.to_counts(self.state[0]), ran.y.dtype).contiguous())
         if gates is None:

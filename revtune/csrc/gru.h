@@ -102,8 +102,10 @@ bool rewind(const Chunk& chunk, int64_t begin, int64_t end) {
 void recall(const Chunk& chunk, int64_t begin, int64_t end) { recall_with(chunk, blocks, begin, end, evaluate); }
 
 // From the gradient of h after the step to those of g, z (before their functions) and h before it.
-inline void undo_update(float* __restrict gates, float* __restrict direction, const float* __restrict before,
-                        int64_t n, float slope, float floor, bool forgetting) {
+template <bool forgetting>
+void undo_update(float* __restrict gates, float* __restrict direction, const float* __restrict before, int64_t n,
+                 float slope, float floor) {
+#pragma GCC ivdep
   for (int64_t j = 0; j < n; j++) {
     const float s = gates[j], g = gates[2 * n + j], d = direction[j];
     const float z = forgetting ? forget_integer(s, slope, floor, 1024.0f) * (1.0f / 1024.0f) : slope * s + floor;
@@ -127,6 +129,7 @@ void gradient(const Gradient& task, int64_t begin, int64_t end) {
   const Chunk& chunk = *task.chunk;
   Backward worker(task, blocks, end - begin);
   const int64_t n = chunk.units;
+  const auto undo = chunk.forgetting ? undo_update<true> : undo_update<false>;
   for (int64_t t = chunk.steps - 1; t >= 0; t--) {
     worker.add_output_gradient(t, begin, end);
     for (int half = 1; half >= 0; half--) {
@@ -134,8 +137,7 @@ void gradient(const Gradient& task, int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; row++) {
         float* gates = worker.gates(at + row, half);
         if (worker.runs(at + row))
-          undo_update(gates, worker.direction(0, half, row), worker.y_before(at + row, half), n, chunk.slope,
-                      chunk.floor, chunk.forgetting);
+          undo(gates, worker.direction(0, half, row), worker.y_before(at + row, half), n, chunk.slope, chunk.floor);
         else
           std::fill(gates, gates + blocks * n, 0.0f);
       }

@@ -184,20 +184,20 @@ bool recall_cells(const Chunk& chunk, int64_t begin, int64_t end) {
   return true;
 }
 
-// The states of one half before and after a step, and the gradients of both, in and out.
+// The states of one half before and after a step, and the gradients of both, in and out; none overlap.
 struct Half {
   const float *h_before, *c_before, *c_after;
   float *dh, *dc;
 };
 
-inline void undo_step(float* __restrict gates, Half at, int64_t n, float slope, float floor, bool forgetting,
-                      float share) {
-  float *__restrict dh = at.dh, *__restrict dc = at.dc;
+template <bool forgetting>
+void undo_step(float* __restrict gates, Half at, int64_t n, float slope, float floor, float share) {
+#pragma GCC ivdep
   for (int64_t j = 0; j < n; j++) {
     const float f = gates[j], p = gates[n + j], i = gates[2 * n + j], o = gates[3 * n + j], g = gates[4 * n + j];
-    const float tanh_c = hyperbolic_tangent(at.c_after[j]), d = dh[j];
+    const float tanh_c = hyperbolic_tangent(at.c_after[j]), d = at.dh[j];
     const float zi = used(p, slope, floor, forgetting), o_taken = taken(o, zi, share);
-    const float e = dc[j] + d * o_taken * (1.0f - tanh_c * tanh_c);
+    const float e = at.dc[j] + d * o_taken * (1.0f - tanh_c * tanh_c);
     const float f_used = forgetting ? forget_integer(f, slope, floor, top) * (1.0f / 1024.0f) : 1.0f;
     const float p_used = forgetting ? zi * (1.0f / 1024.0f) : 1.0f;
     const float dp = (forgetting ? at.h_before[j] : 0.0f) - share * o * tanh_c;
@@ -206,8 +206,8 @@ inline void undo_step(float* __restrict gates, Half at, int64_t n, float slope, 
     gates[2 * n + j] = e * g * i * (1.0f - i);
     gates[3 * n + j] = d * tanh_c * o_taken * (1.0f - o);
     gates[4 * n + j] = e * i * (1.0f - g * g);
-    dh[j] = d * p_used;
-    dc[j] = e * f_used;
+    at.dh[j] = d * p_used;
+    at.dc[j] = e * f_used;
   }
 }
 
@@ -215,6 +215,7 @@ void gradient(const Gradient& task, int64_t begin, int64_t end) {
   const Chunk& chunk = *task.chunk;
   Backward worker(task, blocks, end - begin);
   const int64_t n = chunk.units;
+  const auto undo = chunk.forgetting ? undo_step<true> : undo_step<false>;
   for (int64_t t = chunk.steps - 1; t >= 0; t--) {
     worker.add_output_gradient(t, begin, end);
     for (int half = 1; half >= 0; half--) {
@@ -224,7 +225,7 @@ void gradient(const Gradient& task, int64_t begin, int64_t end) {
         const Half states{worker.y_before(at + row, half), worker.c_before(at + row, half), worker.c(at + row, half),
                           worker.direction(0, half, row), worker.direction(1, half, row)};
         if (worker.runs(at + row))
-          undo_step(gates, states, n, chunk.slope, chunk.floor, chunk.forgetting, chunk.share);
+          undo(gates, states, n, chunk.slope, chunk.floor, chunk.share);
         else
           std::fill(gates, gates + blocks * n, 0.0f);
       }

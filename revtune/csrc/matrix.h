@@ -81,7 +81,7 @@ inline void part_of_panel(const Rows& at, int64_t rows, Span span, const float* 
     PanelRow whole;
     float *out = whole.values, *there = at.outputs[r] + column;
     std::copy(there, there + n, out);
-    panel_of_rows<1, false>(1, &at.inputs[r], span, from, weight, panel_width, &out, 0);
+    panel_of_rows<1, Ahead::nothing>(1, &at.inputs[r], span, from, weight, panel_width, &out, 0);
     std::copy(out, out + n, there);
   }
 }
@@ -107,7 +107,7 @@ inline __attribute__((always_inline)) void multiply_panels(
         pack(column, n, span, panel.values);
         const float* first = span.begin ? nullptr : from.values;
         if (n == panel_width)
-          panel_for_all<true>(at, rows, span, first, panel.values, panel_width, column);
+          panel_for_all<Ahead::outputs>(at, rows, span, first, panel.values, panel_width, column);
         else
           part_of_panel(at, rows, span, first, panel.values, column, n);
       }

@@ -10,6 +10,9 @@ struct Span {
   int64_t begin, end;
 };
 
+// What a product asks for ahead, since it does not stay in the caches.
+enum class Ahead { nothing, outputs, weight };
+
 struct alignas(64) PanelRow {
   float values[panel_width];
 };
@@ -17,8 +20,8 @@ constexpr PanelRow zeros{};
 
 // The panel of outputs at `column` for R rows, whose chains begin with the numbers at `from`, or go on from the outputs
 // if there are none. `weight` has the panel's values for the span's first input; those for the next are `stride` further
-// on. Outputs that are `far`, in main memory, are asked for ahead.
-template <int R, bool far>
+// on.
+template <int R, Ahead ahead>
 inline __attribute__((always_inline)) void panel_product(
     const float* const* inputs, Span span, const float* from, const float* weight, int64_t stride,
     float* const* outputs, int64_t column) {
@@ -28,13 +31,15 @@ inline __attribute__((always_inline)) void panel_product(
     const float* first = from ? from : outputs[r] + column;
     sums[r][0] = *(const Lanes*)first;
     sums[r][1] = *(const Lanes*)(first + lanes);
-    if (far) {
+    if (ahead == Ahead::outputs) {
       __builtin_prefetch(outputs[r] + column, 1);
       __builtin_prefetch(outputs[r] + column + lanes, 1);
     }
   }
   for (int64_t k = span.begin; k < span.end; k++, weight += stride) {
     const Lanes left = *(const Lanes*)weight, right = *(const Lanes*)(weight + lanes);
+    if (ahead == Ahead::weight)
+      for (int i = 0; i <= 2; i++) __builtin_prefetch(weight + 32 * stride + i * lanes - i / 2);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const Lanes input = broadcast(inputs[r][k]);
@@ -49,13 +54,13 @@ inline __attribute__((always_inline)) void panel_product(
   }
 }
 
-template <int R, bool far>
+template <int R, Ahead ahead>
 void panel_of_rows(int64_t rows, const float* const* inputs, Span span, const float* from, const float* weight,
                    int64_t stride, float* const* outputs, int64_t column) {
   if constexpr (R > 1) {
-    if (rows < R) return panel_of_rows<R - 1, far>(rows, inputs, span, from, weight, stride, outputs, column);
+    if (rows < R) return panel_of_rows<R - 1, ahead>(rows, inputs, span, from, weight, stride, outputs, column);
   }
-  panel_product<R, far>(inputs, span, from, weight, stride, outputs, column);
+  panel_product<R, ahead>(inputs, span, from, weight, stride, outputs, column);
 }
 
 // Where the rows of a product begin; room for the pointers of one thread.
@@ -67,13 +72,14 @@ struct Rows {
 };
 
 // One panel for all rows, a block of them after another.
-template <bool far = false>
-void panel_for_all(const Rows& at, int64_t rows, Span span, const float* from, const float* weight,
-                          int64_t stride, int64_t column) {
+template <Ahead ahead = Ahead::nothing>
+void panel_for_all(const Rows& at, int64_t rows, Span span, const float* from, const float* weight, int64_t stride,
+                   int64_t column) {
   const int64_t blocks = (rows + most_rows - 1) / most_rows;
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t begin = rows * b / blocks, end = rows * (b + 1) / blocks;
-    panel_of_rows<most_rows, far>(end - begin, &at.inputs[begin], span, from, weight, stride, &at.outputs[begin], column);
+    panel_of_rows<most_rows, ahead>(end - begin, &at.inputs[begin], span, from, weight, stride, &at.outputs[begin],
+                                    column);
   }
 }
 
@@ -88,14 +94,16 @@ inline void product(Rows& at, int64_t rows, int64_t inputs, int64_t outputs, con
 // Each input row times W, for W of shape (inputs, outputs) as it is, whose rows are `stride` apart; at least a panel of
 // outputs. Inputs are taken some at a time, so that those of a block of rows stay near. A last panel that outputs do not
 // fill ends where they end, over what the one before it wrote: the same values come out.
-inline void transposed_product(Rows& at, int64_t rows, int64_t inputs, int64_t outputs, const float* weight,
-                               int64_t stride) {
+template <Ahead ahead>
+void transposed_product(const Rows& at, int64_t rows, int64_t inputs, int64_t outputs, const float* weight,
+                        int64_t stride) {
   constexpr int64_t some = 256;
   const int64_t filled = outputs / panel_width * panel_width;
   for (int64_t first = 0; first < inputs; first += some)
     for (int64_t column = 0; column < filled; column += panel_width)
-      panel_for_all(at, rows, {first, std::min(first + some, inputs)}, first ? nullptr : zeros.values,
-                    weight + first * stride + column, stride, column);
+      panel_for_all<ahead>(at, rows, {first, std::min(first + some, inputs)}, first ? nullptr : zeros.values,
+                           weight + first * stride + column, stride, column);
   if (filled < outputs)
-    panel_for_all(at, rows, {0, inputs}, zeros.values, weight + outputs - panel_width, stride, outputs - panel_width);
+    panel_for_all<ahead>(at, rows, {0, inputs}, zeros.values, weight + outputs - panel_width, stride,
+                         outputs - panel_width);
 }
