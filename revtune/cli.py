@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from revtune.errors import NonFiniteError, ReversalError, StateRangeError
+from revtune.errors import BackendError, NonFiniteError, ReversalError, SettingError, StateRangeError
 from revtune.problem import Problem
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def sentence(error: Exception) -> str | None:
     first = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, Problem | NonFiniteError | ReversalError | StateRangeError):
         return str(error)
+    if isinstance(error, BackendError | SettingError):
+        return first
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"cannot read or write: {place}{error.strerror or first}"

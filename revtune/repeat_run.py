@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import revtune as rt
+from revtune import native
 from revtune.problem import Problem
 from revtune.repeat import Cell, Study, check, from_json, learn, to_json
 from revtune.repeat_report import markdown, plot, summary, table, title
@@ -50,10 +51,12 @@ def run(study: Study, out: Path | None, *, workers: int | None = None) -> Path:
 
     Raises:
         Problem: when the folder holds something else, a process died, or the disk refuses.
+        BackendError, SettingError: when the environment asks for a backend that cannot be had.
     """
     check(study)
     if workers is not None and workers < 1:
         raise Problem(f"--workers must be at least 1, got {workers}", code=2)
+    native.load()
     folder, console = folder_of(study, out), Console(highlight=False)
     path = folder / "cells.jsonl"
     lines = whole_lines(path)

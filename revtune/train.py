@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import revtune as rt
 from revtune import checkpoint, language
+from revtune.arithmetic import Arithmetic
 from revtune.checkpoint import Saved, State
 from revtune.config import Config
 from revtune.data import Corpus, segment, streams
@@ -79,6 +80,7 @@ class Trainer:
     def __init__(self, config: Config, corpus: Corpus) -> None:
         self.learning, self.net = config.learning, config.net
         self.device = usable(config.learning.device)
+        self.arithmetic = Arithmetic.here(self.device)
         torch.set_num_threads(config.learning.threads)
         torch.manual_seed(config.learning.seed)
         self.model = language.build(config.net, len(corpus.vocabulary)).to(self.device)
@@ -197,7 +199,7 @@ class Trainer:
         }
         tensors = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
         facts = {"place": dataclasses.asdict(self.place), "metrics": metrics_size, "metrics_sha256": metrics_digest}
-        return Saved(tensors, facts)
+        return Saved(tensors, {**facts, "arithmetic": self.arithmetic.facts()})
 
     def restore(self, saved: Saved, path: Path) -> tuple[int, str]:
         """Stand where the trainer that made `saved` stood; the size and the digest of the metrics then.
@@ -254,21 +256,26 @@ def resume(run: Run, report: Report) -> Run:
     """The rest of a run, from its last checkpoint on, or from the start when it was stopped before the first.
 
     Raises:
-        Problem: when nothing is left to do, or the checkpoint or the data are not the run's.
+        Problem: when nothing is left to do, the checkpoint or the data are not the run's, or the backend or the
+            instruction set is another than the checkpoint's and not asked for by name.
     """
     config = run.config()
     corpus = load(config.text)
     run.check_data(corpus)
     trainer = Trainer(config, corpus)
-    size, digest = 0, None
+    size, digest, before = 0, None, None
     if run.checkpoint.exists():
-        size, digest = trainer.restore(checkpoint.read(run.checkpoint), run.checkpoint)
+        saved = checkpoint.read(run.checkpoint)
+        size, digest = trainer.restore(saved, run.checkpoint)
+        before = saved.facts.get("arithmetic")
     else:
         run.check_no_checkpoint(config.learning.save_every)
     if trainer.place.best is not None:
         run.check_best(trainer.model, trainer.place.best_step)
     if trainer.place.step >= config.learning.steps:
         raise Problem(f"{run.folder} is finished: all {config.learning.steps} steps are done")
+    if before is not None:
+        trainer.arithmetic.go_on(Arithmetic.of(before, run.checkpoint), run.folder)
     with contextlib.closing(Metrics(run.metrics, size, digest)) as metrics:
         trainer.train(run, metrics, report)
     return run

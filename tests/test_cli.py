@@ -15,7 +15,7 @@ from revtune import cli, recipes, sources
 from revtune.cli import main
 from revtune.config import check
 from revtune.data import SPLITS
-from revtune.errors import NonFiniteError
+from revtune.errors import BackendError, NonFiniteError, SettingError
 from revtune.report import Report, measure
 from revtune.run import Run
 
@@ -189,6 +189,8 @@ def test_a_missing_extra_says_how_to_install_it(
         (ImportError("libfoo.so is broken", name="numpy.core"), "numpy cannot be imported: libfoo.so is broken"),
         (RecursionError("too deep"), "what was read is nested too deeply: too deep"),
         (MemoryError(), "the memory does not suffice: MemoryError"),
+        (SettingError("REVTUNE_ISA must be"), "REVTUNE_ISA must be"),
+        (BackendError("g++ failed: error\nline 2"), "g++ failed: error"),
         (RuntimeError("CUDA out of memory.\nMore"), "the memory does not suffice: CUDA out of memory."),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 
 from revtune import recipes, repeat_run
 from revtune.cli import main
+from revtune.errors import SettingError
 from revtune.problem import Problem
 from revtune.repeat import MODELS, Cell, Study, check, learn
 from revtune.repeat_report import markdown, plot, summary
@@ -65,6 +66,13 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("cells.jsonl", "results.json", "table.md"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     assert (cut / "repeat.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_backend_that_there_is_not_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REVTUNE_BACKEND", "fast")
+    with pytest.raises(SettingError, match="REVTUNE_BACKEND must be one of"):
+        run(TINY, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_finished_study_learns_nothing_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,15 +16,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from revtune import checkpoint, language, run, train
+from revtune import checkpoint, language, native, run, train
 from revtune.checkpoint import Saved
 from revtune.config import Config, Learning, Model, Net, Text
 from revtune.data import Corpus, streams, word_corpus
+from revtune.errors import BackendError, SettingError
 from revtune.evaluate import evaluate, held_out_loss
 from revtune.problem import Problem
 from revtune.run import Run
 from revtune.schedule import learning_rate, segment_length
 from revtune.sources import load
+from tests.backends import on_native
 
 LEARNING = Learning(steps=9, batch=4, length=8, lr=0.01, warmup=2, valid_every=4, valid_batch=2, save_every=3)
 DROPPED = {"input_dropout": 0.2, "output_dropout": 0.2, "embedding_dropout": 0.2, "weight_drop": 0.2}
@@ -110,6 +113,47 @@ def test_a_run_that_died_goes_on_bit_for_bit(text: Path, tmp_path: Path, model: 
         torch.rand(3)
         train.resume(Run(part), Silent())
         assert_same(part, whole.folder)
+
+
+@on_native
+def test_a_run_goes_on_by_the_backend_it_ran_on_or_by_one_that_is_named(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, part, old = (tmp_path / name for name in ("whole", "part", "old"))
+    monkeypatch.setenv("REVTUNE_BACKEND", "reference")
+    train.start(config(text), whole, Silent())
+    for folder in (part, old):
+        with pytest.raises(Died):
+            train.start(config(text), folder, Silent(dies_at=5))
+    unnamed = checkpoint.read(Run(old).checkpoint)
+    del unnamed.facts["arithmetic"]
+    Run(old).save(Run(old).checkpoint, unnamed)
+    other = tmp_path / "other"
+    shutil.copytree(part, other)
+
+    monkeypatch.setenv("REVTUNE_BACKEND", "auto")
+    with pytest.raises(Problem, match="part ran on plain torch .* REVTUNE_BACKEND=reference goes on as before, "):
+        train.resume(Run(part), Silent())
+    monkeypatch.setenv("REVTUNE_BACKEND", "reference")
+    for folder in (part, old):
+        train.resume(Run(folder), Silent())
+        assert_same(folder, whole)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("REVTUNE_BACKEND", "native")
+    train.resume(Run(other), Silent())
+    assert f"{other} ran on plain torch" in capsys.readouterr().err
+    assert checkpoint.read(Run(other).checkpoint).facts["arithmetic"]["backend"] == "native"
+
+
+@pytest.mark.parametrize("value", ["fast", "native"])
+def test_a_backend_that_cannot_be_had_leaves_no_folder(
+    value: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REVTUNE_BACKEND", value)
+    monkeypatch.setattr(native, "find", lambda: native.Found(reason="there is no compiler"))
+    with pytest.raises((SettingError, BackendError), match="REVTUNE_BACKEND"):
+        train.start(config(text), tmp_path / "run", Silent())
+    assert not (tmp_path / "run").exists()
 
 
 def test_plateaus_and_varied_lengths_go_on_bit_for_bit(text: Path, tmp_path: Path) -> None:
