@@ -7,6 +7,7 @@ import os
 import sysconfig
 import zlib
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -92,26 +93,38 @@ def named(name: str, folder: Path | None) -> tuple[bytes, bytes, bytes]:
 
 
 def from_hub(name: str, folder: Path | None) -> tuple[bytes, bytes, bytes]:
-    """A data set's three texts through the `datasets` library.
-
-    Raises:
-        Problem: whatever goes wrong there, with the file that was looked for first.
-    """
+    """A data set's three texts through the `datasets` library; as `ask_hub`."""
     path, subset, revision, column = HUB[name]
     looked = f"{FILES[name].format('train')} is not in {folder}" if folder else "no --data or REVTUNE_DATA is given"
+    found = ask_hub(name, path, subset, revision, looked)
+    try:
+        train, valid, test = (_lines(found[split][column]) for split in ("train", "validation", "test"))
+    except Exception as error:
+        raise _no_answer(name, looked, error) from error
+    return train, valid, test
+
+
+def ask_hub(name: str, path: str, subset: str | None, revision: str | None, looked: str) -> Any:
+    """All splits of a data set, asked for by its path on the hub.
+
+    Raises:
+        Problem: whatever goes wrong there, with what was looked for first.
+    """
     try:
         import datasets
 
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         with Console(stderr=True).status(f"asking the hub for {name}"):
-            found = datasets.load_dataset(path, subset, revision=revision)
-        train, valid, test = (_lines(found[split][column]) for split in ("train", "validation", "test"))
+            return datasets.load_dataset(path, subset, revision=revision)
     except ModuleNotFoundError as error:
         raise Problem(f"{name} was not found: {looked}, and the hub needs pip install 'revtune[program]'") from error
     except Exception as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise Problem(f"{name} was not found: {looked}, and the hub did not give it ({reason})") from error
-    return train, valid, test
+        raise _no_answer(name, looked, error) from error
+
+
+def _no_answer(name: str, looked: str, error: Exception) -> Problem:
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    return Problem(f"{name} was not found: {looked}, and the hub did not give it ({reason})")
 
 
 def _lines(rows: list[str]) -> bytes:
