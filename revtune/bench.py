@@ -23,7 +23,10 @@ from typing import Any, Literal
 import torch
 
 import revtune as rt
+from revtune import native
 from revtune.contestants import Contestant, Net, Shape, chunk_of
+from revtune.drafts import check_place, drafts
+from revtune.machine import processors
 from revtune.meter import ResidentGauge
 from revtune.problem import Problem
 
@@ -89,25 +92,26 @@ def memory(
     check(threads, device)
     page = Markdown() if markdown else Terminal()
     results: list[dict[str, Any]] = []
+    check_place(out)
     if plot is None and not quick:
         plot = out.with_suffix(".png")
-    for place in filter(None, (out, plot)):
-        check_place(place)
-    for shape, contestants in plan(quick=quick, long=long):
-        group = []
-        for contestant in contestants:
-            with page.waiting(f"{contestant.name} at {shape}"):
-                group.append(measured(contestant, shape, threads, device))
-            write(out, json.dumps({**facts(threads, device), "results": results + group}, indent=1).encode())
-        if shape == LONG and (estimate := extrapolated(results, shape)):
-            group.append(estimate)
-        results += group
-        write(out, json.dumps({**facts(threads, device), "results": results}, indent=1).encode())
-        memory_table.show(page, shape, group)
+    with drafts(*filter(None, (out, plot))) as (figures, *drawn):
+        for shape, contestants in plan(quick=quick, long=long):
+            group = []
+            for contestant in contestants:
+                with page.waiting(f"{contestant.name} at {shape}"):
+                    group.append(measured(contestant, shape, threads, device))
+                write(figures, json.dumps({**facts(threads, device), "results": results + group}, indent=1).encode())
+            if shape == LONG and (estimate := extrapolated(results, shape)):
+                group.append(estimate)
+            results += group
+            memory_table.show(page, shape, group)
+        write(figures, json.dumps({**facts(threads, device), "results": results}, indent=1).encode())
+        for path in drawn:
+            write(path, memory_plot.plot(results))
     page.say(memory_table.NOTE)
     page.tell(f"Figures: {out}")
     if plot is not None:
-        write(plot, memory_plot.plot(results))
         page.tell(f"Plot: {plot}")
 
 
@@ -141,9 +145,15 @@ def measured(contestant: Contestant, shape: Shape, threads: int, device: Device)
     )  # fmt: skip
     told = {"contestant": dataclasses.asdict(contestant), "name": contestant.name, "shape": dataclasses.asdict(shape)}
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        return {**told, "error": f"exit {done.returncode}: {last}"}
+        return {**told, "error": f"exit {done.returncode}: {last_words(done.stderr)}"}
     return {**told, **json.loads(done.stdout)}
+
+
+def last_words(told: str) -> str:
+    """What a worker failed of: the first line of the error that ended it, or else the last line that it said."""
+    _, began, traceback = told.rpartition("Traceback (most recent call last):\n")
+    errors = (line for line in traceback.splitlines() if began and line[:1].strip())
+    return next(errors, (told.strip().splitlines() or ["no word"])[-1])
 
 
 def work(job: Job) -> dict[str, Any]:
@@ -209,25 +219,15 @@ def facts(threads: int, device: Device) -> dict[str, Any]:
 
 def check(threads: int, device: Device) -> None:
     """Raise `Problem` where this machine cannot measure."""
-    if threads < 1:
-        raise Problem(f"--threads must be at least 1, got {threads}", code=2)
+    if not 1 <= threads <= processors():
+        there = f"1 to {processors()}, the processors of this machine"
+        raise Problem(f"--threads must be from {there}, got {threads}", code=2)
     if device == "cuda" and not torch.cuda.is_available():
         raise Problem("--device cuda: torch finds no CUDA device here", code=2)
     if device == "cpu" and not Path("/proc/self/clear_refs").exists():
         raise Problem("resident memory is read from Linux's /proc, which is not here; --device cuda needs none")
-
-
-def check_place(out: Path) -> None:
-    """Raise `Problem` where the figures could not be written, and make the folder that they go to."""
-    if out.exists() and not out.is_file():
-        raise Problem(f"cannot write {out}: it is no regular file")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(out.name + ".partial")
-        partial.touch()
-        partial.unlink()
-    except OSError as error:
-        raise Problem(f"cannot write {out}: {error.strerror}") from error
+    if device == "cpu":
+        native.load()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import revtune as rt
 from revtune import native
+from revtune.machine import processors
 from revtune.problem import Problem
 from revtune.repeat import Cell, Study, check, from_json, learn, to_json
 from revtune.repeat_report import markdown, plot, summary, table, title
@@ -142,11 +143,6 @@ def leave_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def watched(console: Console, done: int, left: int, cells: Iterator[Figures]) -> Iterator[Figures]:

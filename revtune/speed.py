@@ -25,11 +25,13 @@ from typing import Any, Literal
 import torch
 
 import revtune as rt
-from revtune.bench import check_place
+from revtune import native
+from revtune.bench import last_words
 from revtune.contestants import Contestant, backend_seen
+from revtune.drafts import check_place, drafts
 from revtune.entrants import Run, entrants
+from revtune.machine import processor, processors
 from revtune.problem import Problem
-from revtune.repeat_run import processors
 from revtune.speed_cases import PAIRS, Case, plan
 
 Backend = Literal["auto", "reference", "native"]
@@ -99,27 +101,29 @@ def speed(
     from revtune.run import write
 
     check(quick, sweep, threads, rounds, backend)
+    check_place(out)
     plot = out.with_suffix(".png") if plot is None else plot
+    check_place(plot)
     plots = [plot, *([plot.with_stem(plot.stem + "-ratios")] if sweep else [])]
-    for place in (out, *plots):
-        check_place(place)
     page = Markdown() if markdown else Terminal()
     cases = tuple(plan(quick=quick, sweep=sweep))
     records: list[Record] = []
-    for count in threads:
-        coming = measured(Job(cases=cases, threads=count, rounds=rounds, backend=backend, turn=TURN))
-        for kind, group in groupby(cases, key=lambda case: case.kind):
-            done = []
-            for case in group:
-                with page.waiting(f"{case.kind} at {case.sizes}, {speed_table.on(count)}"):
-                    done.append(next(coming))
-                write(out, json.dumps({**facts(rounds, backend), "records": records + done}, indent=1).encode())
-            speed_table.show(page, kind, count, done)
-            records += done
-    if sweep:
-        speed_table.show_lines(page, records)
-    for place, draw in zip(plots, speed_plot.PLOTS[sweep], strict=True):
-        write(place, draw(records))
+    with drafts(out, *plots) as (figures, *drawn):
+        for count in threads:
+            coming = measured(Job(cases=cases, threads=count, rounds=rounds, backend=backend, turn=TURN))
+            for kind, group in groupby(cases, key=lambda case: case.kind):
+                done = []
+                for case in group:
+                    with page.waiting(f"{case.kind} at {case.sizes}, {speed_table.on(count)}"):
+                        done.append(next(coming))
+                    so_far = {**facts(rounds, backend), "records": records + done}
+                    write(figures, json.dumps(so_far, indent=1).encode())
+                speed_table.show(page, kind, count, done)
+                records += done
+        if sweep:
+            speed_table.show_lines(page, records)
+        for path, draw in zip(drawn, speed_plot.PLOTS[sweep], strict=True):
+            write(path, draw(records))
     speed_table.conclude(page, records, [out, *plots])
 
 
@@ -141,7 +145,7 @@ def measured(job: Job) -> Iterator[Record]:
                 if not line.endswith("\n"):
                     code = worker.wait()
                     told.seek(0)
-                    last = (told.read().strip().splitlines() or ["no word"])[-1]
+                    last = last_words(told.read())
                     raise Problem(f"the {case.kind} at {case.sizes} could not be measured: exit {code}: {last}")
                 yield json.loads(line)
             told.seek(0)
@@ -201,16 +205,6 @@ def facts(rounds: int, backend: Backend) -> dict[str, Any]:
     return {**versions, "processor": processor(), "processors": processors(), "rounds": rounds, "backend": backend}
 
 
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
 def check(quick: bool, sweep: bool, threads: tuple[int, ...], rounds: int, backend: Backend) -> None:
     """Raise `Problem` for options that fit neither each other nor this machine."""
     if quick and sweep:
@@ -221,10 +215,11 @@ def check(quick: bool, sweep: bool, threads: tuple[int, ...], rounds: int, backe
     if rounds < LEAST_ROUNDS:
         raise Problem(f"--rounds must be at least {LEAST_ROUNDS} for a median to mean something, got {rounds}", code=2)
     try:
-        if backend != "auto":
-            backend_seen(Contestant(cell="RevGRU", backend=backend))
+        backend_seen(Contestant(cell="RevGRU", backend=backend))
     except (ValueError, RuntimeError) as error:
-        raise Problem(f"--backend {backend}: {error}") from error
+        if backend == "auto":
+            raise
+        raise Problem(f"--backend {backend}: {native.first_line(str(error))}") from error
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from revtune import bench
-from revtune.bench import Job, extrapolated, measured, peak_of, plan, work
+from revtune import bench, native
+from revtune.bench import Job, extrapolated, last_words, measured, peak_of, plan, work
 from revtune.cli import main
 from revtune.contestants import Contestant, Net, Shape, chunk_of
 from revtune.memory_plot import curve, plot
@@ -164,11 +164,71 @@ def test_one_length_is_plotted_when_asked_for(tmp_path: Path, monkeypatch: pytes
 
 
 def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "memory", "--threads", "0"]) == 2
-    assert "--threads must be at least 1, got 0" in capsys.readouterr().err
+    for threads in ("0", "99999"):
+        assert main(["bench", "memory", "--threads", threads]) == 2
+        assert f"the processors of this machine, got {threads}\n" in capsys.readouterr().err
     if not torch.cuda.is_available():
         assert main(["bench", "memory", "--device", "cuda"]) == 2
         assert "torch finds no CUDA device here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("measurement", ["memory", "speed"])
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--out", "/"], "cannot write /: it is no regular file"),
+        (["--out", ""], "cannot write .: it is no regular file"),
+        (["--out", "a.json", "--plot", ""], "cannot write .: it is no regular file"),
+        (["--out", "a.png"], "figures and plots would all go to a.png; give --out and --plot different names"),
+        (["--out", "a", "--plot", "./a"], "figures and plots would all go to a; give --out and --plot different names"),
+    ],
+)
+def test_places_that_are_no_file_or_the_same_are_told_before_measuring(
+    measurement: str,
+    words: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", measurement, *words]) in (1, 2)
+    assert capsys.readouterr().err == f"revtune: {sentence}\n"
+    assert not [*tmp_path.iterdir()]
+
+
+def test_older_figures_last_until_the_new_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(contestant: Contestant, shape: Shape, threads: int, device: bench.Device) -> dict[str, Any]:
+        if contestant.name == "RevGRU":
+            raise KeyboardInterrupt
+        return result(contestant.name, shape.steps, 10**6)
+
+    monkeypatch.setattr(bench, "measured", stopped)
+    out = tmp_path / "memory.json"
+    out.write_text("older figures")
+    assert main(["bench", "memory", "--quick", "--out", str(out)]) == 130
+    assert out.read_text() == "older figures"
+    (left,) = tmp_path.glob("*.partial")
+    assert [one["name"] for one in json.loads(left.read_text())["results"]] == ["nn.GRU", "nn.GRU, checkpointed"]
+
+
+def test_a_kernel_that_cannot_be_had_is_told_before_measuring(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REVTUNE_BACKEND", "native")
+    monkeypatch.setattr(native, "find", lambda: native.Found(reason="g++ failed: error: oh\nmore of it"))
+    for measurement in ("memory", "speed"):
+        assert main(["bench", measurement]) == 1
+        assert capsys.readouterr().err == "revtune: REVTUNE_BACKEND is native, but g++ failed: error: oh\n"
+
+
+def test_the_last_words_are_the_error_not_the_end_of_it() -> None:
+    error = (
+        "Traceback (most recent call last):\n  File x\n    f()\nrevtune.errors.BackendError: g++ failed\nmore\nlast\n"
+    )
+    assert last_words(f"a warning\n{error}") == "revtune.errors.BackendError: g++ failed"
+    assert last_words("one\nKilled\n\n") == "Killed"
+    assert last_words("") == "no word"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
