@@ -150,7 +150,7 @@ def _planned(net: nn.Module, hypers: Hyperparameters | None, batch_dim: int) -> 
 
 
 def _plan_dropout(plan: _Plan, name: str, module: nn.Module, hypers: Hyperparameters | None, batch_dim: int) -> None:
-    tuned = _hyper_of(name, hypers)
+    tuned = hyper_of(name, hypers)
     if tuned is None:
         plan.told.left[name] = f"no hyperparameter is named after it; its rate stays {module.p}"
         return
@@ -169,7 +169,7 @@ def _plan_dropout(plan: _Plan, name: str, module: nn.Module, hypers: Hyperparame
     plan.steps.append(convert)
 
 
-def _hyper_of(name: str, hypers: Hyperparameters | None) -> str | None:
+def hyper_of(name: str, hypers: Hyperparameters | None) -> str | None:
     """The hyperparameter that a module of a name is tuned by, if there is one."""
     if hypers is None:
         return name
@@ -186,7 +186,7 @@ def _plan_layer(
     plan.told.replaced[name or "the network itself"] = f"{kind.__name__}"
     tuned = None
     if isinstance(module, nn.LSTM | nn.GRU) and module.num_layers > 1:
-        tuned = _hyper_of(f"{name}.dropout" if name else "dropout", hypers)
+        tuned = hyper_of(f"{name}.dropout" if name else "dropout", hypers)
         if tuned and hypers is None:
             plan.rates[tuned] = module.dropout
 

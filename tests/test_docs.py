@@ -17,7 +17,7 @@ import revtune
 REFERS = {"RevLSTM": "RevGRU", "record": "scan"}
 ROOT = Path(__file__).parent.parent
 CORE = ["buffer", "cells", "dropout", "fixed", "layers", "meter", "readout", "scan", "stream"]
-TUNING = ["convert", "hyper", "hyperparameters", "tuner", "weight_norm"]
+TUNING = ["constants", "convert", "hyper", "hyperparameters", "tuner", "weight_norm"]
 
 
 @pytest.mark.parametrize("name", CORE + TUNING)
