@@ -12,6 +12,8 @@ from revtune import fixed
 from revtune.errors import NonFiniteError, StateRangeError
 
 LARGEST_COUNT = fixed.STATE_RANGE * fixed.STATE_ONE
+_BLOCK = 2**16
+"""Numbers of a tensor that are mixed at a time, which stay in a core's cache."""
 _KEY, _MIX = -0x61C8864680B583EB, -0x40A7B892E31B1A47
 
 
@@ -32,10 +34,9 @@ def checksum(depth: int, tensors: Iterable[Tensor]) -> int:
 
 
 def fingerprint(tensor: Tensor) -> int:
-    """A number that a change of bits, or of their places, almost surely changes: a checksum of row and column sums."""
+    """A number that a change of bits, or of their places, almost surely changes: their checksum, block by block."""
     bits = tensor.detach().resolve_neg().contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int64)
-    bits = bits.view(1, -1) if bits.dim() < 2 else bits.flatten(1)
-    return checksum(0, (bits.sum(0, dtype=torch.int64), bits.sum(1, dtype=torch.int64)))
+    return checksum(0, (block.long() for block in bits.flatten().split(_BLOCK)))
 
 
 def hooked(module: nn.Module) -> bool:
