@@ -6,7 +6,7 @@ Where things are, from numbers to training steps:
 - `cells`: couplings, stages and the four cells; how to write one's own
 - `weights`, `moments`, `tape`: a layer's products, one stage at one step with its gradient, and a cell over time
 - `stack`, `scan`: layers together, and rewinding as one autograd function; `arguments`: what it accepts
-- `checks`, `environment`, `errors`: that it is exact, and what is said when it is not
+- `checks`, `environment`, `errors`: that it is exact, and what is said when it is not; `values`: numbers and switches
 - `rnn`, `layers`: RevGRU and RevLSTM with nn.GRU's and nn.LSTM's manners
 - `stream`: whole training steps chunk by chunk; `ends`, `readout`, `dropout`, `sinks`: encoders, readouts and their
 gradients

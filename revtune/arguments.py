@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from revtune.cells import Cell, Response
+from revtune.values import is_size
 
 State = tuple[Tensor, ...]
 
@@ -67,7 +68,7 @@ def check_arguments(
     name, (steps, rows) = cell.name, x.shape[:2]
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{name}: x must be float32 or float64 to rewind exactly, got {x.dtype}")
-    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
+    if chunk is not None and not is_size(chunk):
         raise ValueError(f"{name}: chunk must be a positive number of steps, got {chunk!r}")
     check_lengths(lengths, steps, rows, x.device)
     units = state[0].shape[-1] // len(cell.states[0])

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from revtune.errors import ReversalError
+from revtune.values import is_size
 
 HEAD_START = 2.0**14
 DIGIT = 2.0**10
@@ -58,8 +59,8 @@ def check_share(share: int, parts: int) -> None:
     Raises:
         ValueError: it is not a positive multiple of the parts.
     """
-    if share < 1 or share % parts:
-        raise ValueError(f"share must be a positive multiple of the cell's {parts} parts, got {share}")
+    if not is_size(share) or share % parts:
+        raise ValueError(f"share must be a positive multiple of the cell's {parts} parts, got {share!r}")
 
 
 def ideal_bits(zi: Tensor) -> float:

@@ -16,7 +16,6 @@ Shapes: B batch, N units of a part, G = blocks * N gates of a stage.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from revtune import fixed
+from revtune.values import check_bits, check_flag
 
 Response = tuple[Tensor, Tensor]
 """The pair (V, s) of a product: `W h + s * (V h)` with V shaped like W and s of shape (B, rows of W)."""
@@ -235,19 +235,6 @@ def slope_of(max_forget_bits: float | None) -> float:
     return 1.0 if max_forget_bits is None else 1.0 - 2.0**-max_forget_bits
 
 
-def check_bits(max_forget_bits: float | None) -> None:
-    """Refuse a limit that is no positive number.
-
-    Raises:
-        ValueError: the limit is zero, negative, NaN or infinite.
-    """
-    if max_forget_bits is None:
-        return
-    number = isinstance(max_forget_bits, int | float)
-    if not (number and math.isfinite(max_forget_bits) and max_forget_bits > 0):
-        raise ValueError(f"max_forget_bits must be a positive number or None for no limit, got {max_forget_bits!r}")
-
-
 def rev_gru(max_forget_bits: float | None = 3.0, *, forgetting: bool = True) -> Cell:
     """RevGRU (MacKay et al. 2018, section 3.1), each half of the state from the other::
 
@@ -259,6 +246,7 @@ def rev_gru(max_forget_bits: float | None = 3.0, *, forgetting: bool = True) -> 
     z2 r2 g2. `max_forget_bits` and errors as in `forget_gate`.
     """
     check_bits(max_forget_bits)
+    check_flag("forgetting", forgetting)
     halves = (("h1", "h2", 0), ("h2", "h1", 3))
     cell = Cell(
         name="RevGRU" if forgetting else "NF-RevGRU",
@@ -305,6 +293,8 @@ def rev_lstm(max_forget_bits: float | None = 3.0, *, forgetting: bool = True, bo
     f2 p2 i2 o2 g2. `max_forget_bits` and errors as in `forget_gate`.
     """
     check_bits(max_forget_bits)
+    check_flag("forgetting", forgetting)
+    check_flag("bounded", bounded)
     halves = (("h1", "c1", "h2", 0), ("h2", "c2", "h1", 5))
     cell = Cell(
         name="RevLSTM" if forgetting else "NF-RevLSTM",

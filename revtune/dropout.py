@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from revtune import sinks
 from revtune.checks import hooked
+from revtune.values import check_rate
 
 
 class _Sequence:
@@ -70,17 +71,6 @@ def locked_mask(owner: nn.Module, shape: tuple[int, ...], p: float, like: Tensor
     if key not in sequence.masks:
         sequence.masks[key] = sequence.draw(shape, p, like)
     return sequence.masks[key]
-
-
-def check_rate(name: str, p: float) -> float:
-    """Refuse a dropout rate outside 0..1.
-
-    Raises:
-        ValueError: names the argument and the value.
-    """
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"{name} must lie in 0..1, the probability of dropping, got {p}")
-    return float(p)
 
 
 class LockedDropout(nn.Module):

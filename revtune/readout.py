@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from revtune import sinks
 from revtune.products import products_for
 from revtune.sinks import Sinks
+from revtune.values import check_fraction, check_size
 
 _DENSE = torch.contiguous_format
 _BLOCK_BYTES = 3 * 2**20
@@ -44,7 +45,8 @@ class LinearCrossEntropy(nn.Module):
         loss in nats; `head.logits(y)` gives (..., V).
 
     Raises:
-        ValueError: shapes do not fit, targets outside the classes, a smoothing outside 0..1.
+        ValueError: sizes that are not positive, shapes that do not fit, targets outside the classes, a smoothing
+            outside 0..1.
 
     Example:
         >>> head = LinearCrossEntropy(4, 10)
@@ -69,8 +71,13 @@ class LinearCrossEntropy(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not 0.0 <= label_smoothing <= 1.0:
-            raise ValueError(f"label_smoothing must lie in 0..1, got {label_smoothing}")
+        check_size("in_features", in_features)
+        check_size("num_classes", num_classes)
+        check_fraction("label_smoothing", label_smoothing)
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+            raise ValueError(f"ignore_index must be an integer, the target that does not count, got {ignore_index!r}")
+        if not isinstance(tie, nn.Embedding | Tensor | None):
+            raise ValueError(f"tie must be an nn.Embedding or its weight, got {type(tie).__name__}")
         self.in_features, self.num_classes = in_features, num_classes
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
         weight = tie.weight if isinstance(tie, nn.Embedding) else tie

@@ -16,10 +16,11 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from revtune.arguments import State, running
 from revtune.cells import Cell
-from revtune.dropout import check_rate, drop_mask, new_seed
+from revtune.dropout import drop_mask, new_seed
 from revtune.kernel import chosen
 from revtune.scan import LayerInputs, build_tape, run, run_layer
 from revtune.stack import Link, Locked, Noise, Stack
+from revtune.values import check_flag, check_rate, check_size
 
 Hx = Tensor | tuple[Tensor, ...]
 
@@ -82,10 +83,12 @@ class RevRNN(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a positive integer, got {size!r}")
+            check_size(name, size)
+        for name, flag in (("bias", bias), ("batch_first", batch_first), ("bidirectional", bidirectional)):
+            check_flag(name, flag)
         if hidden_size % 2:
             raise ValueError(f"hidden_size must be even to split it in halves, got {hidden_size}")
+        self.dropout = check_rate("dropout", dropout)
         if dropout and num_layers == 1:
             warnings.warn(f"dropout={dropout} acts between layers and does nothing with num_layers=1", stacklevel=3)
         dtype = dtype or torch.get_default_dtype()
@@ -94,7 +97,6 @@ class RevRNN(nn.Module):
         self.cell = cell
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
-        self.dropout = check_rate("dropout", dropout)
         self.options = options
         self.directions = 2 if bidirectional else 1
         rows = cell.blocks * hidden_size // 2

@@ -26,6 +26,7 @@ from revtune.scan import refuse_forward_mode
 from revtune.sinks import Sinks
 from revtune.stack import DEFAULT_BUDGET, chunk_steps
 from revtune.tape import Place
+from revtune.values import is_size
 
 Move = Callable[[Tensor, int], Tensor]
 
@@ -324,11 +325,11 @@ def segment_steps(checkpoint_every: int | str | None, steps: int) -> int:
         return steps
     if checkpoint_every == "auto":
         return min(steps, math.isqrt(64 * steps))
-    if not isinstance(checkpoint_every, int) or checkpoint_every < 1:
+    if not is_size(checkpoint_every):
         raise ValueError(
             f'checkpoint_every must be a positive number of steps, "auto" or None, got {checkpoint_every!r}'
         )
-    return min(steps, checkpoint_every)
+    return min(steps, int(checkpoint_every))
 
 
 def _weight(readout: Readout, targets: Tensor, lengths: Tensor | None) -> float:

@@ -88,6 +88,7 @@ def test_nothing_is_refused_without_reason() -> None:
         ((0, 8), ("input_size", "positive", "0")),
         ((6, 8, 0), ("num_layers", "positive", "0")),
         ((6, 8, "2"), ("num_layers", "integer", "'2'")),
+        ((True, 8), ("input_size", "integer", "True")),
     ],
 )
 def test_sizes_of_a_layer(rev: Rev, arguments: tuple[Any, ...], words: tuple[str, ...]) -> None:
@@ -103,6 +104,14 @@ def test_sizes_of_a_layer(rev: Rev, arguments: tuple[Any, ...], words: tuple[str
         ({"max_forget_bits": -1.5}, ("max_forget_bits", "positive", "-1.5")),
         ({"max_forget_bits": NAN}, ("max_forget_bits", "positive", "nan")),
         ({"max_forget_bits": INF}, ("max_forget_bits", "positive", "inf")),
+        ({"max_forget_bits": True}, ("max_forget_bits", "positive number", "True")),
+        ({"forgetting": "no"}, ("forgetting", "True or False", "'no'")),
+        ({"bias": "no"}, ("bias", "True or False", "'no'")),
+        ({"batch_first": 1}, ("batch_first", "True or False", "1")),
+        ({"bidirectional": None}, ("bidirectional", "True or False", "None")),
+        ({"num_layers": 2, "dropout": True}, ("dropout", "0..1", "True")),
+        ({"num_layers": 2, "dropout": "0.5"}, ("dropout", "0..1", "'0.5'")),
+        ({"weight_drop": True}, ("weight_drop", "0..1", "True")),
         ({"output": "first"}, ("output", '"all"', '"last"', "'first'")),
         ({"backend": "cuda"}, ("backend", '"auto"', "'cuda'")),
         ({"num_layers": 2, "dropout": 1.5}, ("dropout", "0..1", "1.5")),
@@ -122,8 +131,26 @@ def test_options_of_a_layer(rev: Rev, options: dict[str, Any], words: tuple[str,
 
 
 def test_a_forget_limit_that_is_no_number() -> None:
-    with pytest.raises((TypeError, ValueError), match="max_forget_bits.*'3'"):
+    with refused(ValueError, "max_forget_bits", "'3'"):
         rt.RevGRU(6, 8, max_forget_bits="3")  # type: ignore[arg-type]
+
+
+def test_switches_of_a_cell() -> None:
+    switches: list[dict[str, Any]] = [{"forgetting": "no"}, {"bounded": 1}]
+    for switch in switches:
+        with refused(ValueError, *switch, "True or False", repr(*switch.values())):
+            rt.rev_lstm(**switch)
+        with refused(ValueError, *switch, "True or False", repr(*switch.values())):
+            rt.RevLSTM(6, 8, **switch)
+    with refused(ValueError, "forgetting", "True or False", "'no'"):
+        rt.rev_gru(forgetting="no")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [rt.LockedDropout, lambda p: rt.Embedding(3, 4, dropout=p)])
+def test_rates_that_are_no_numbers(make: Callable[[Any], nn.Module]) -> None:
+    for wrong in (True, "0.5", None):
+        with refused(ValueError, "0..1", "probability", repr(wrong)):
+            make(wrong)
 
 
 # Layers: use
@@ -256,8 +283,9 @@ def test_states_that_leave_the_exact_range(grad: bool) -> None:
         rnn.get_parameter("bias_ih_l0").view(6, 4)[2] = 50.0
         rnn.get_parameter("bias_ih_l0").view(6, 4)[0] = -50.0
     h_0 = filled(2.0**20 - 2.5, 1, 3, 8, at=(0, 1, 2))
-    with torch.set_grad_enabled(grad), refused(
-        rt.StateRangeError, "RevGRU layer 0", "h1", "unit 2", "batch row 1", "step 2", "2^20"
+    with (
+        torch.set_grad_enabled(grad),
+        refused(rt.StateRangeError, "RevGRU layer 0", "h1", "unit 2", "batch row 1", "step 2", "2^20"),
     ):
         rnn(X, h_0)
 
@@ -272,8 +300,9 @@ def test_numbers_that_overflow_inside_a_layer() -> None:
     x[3, 1] = 1.0
     h_0 = filled(1.0, 1, 3, 8, at=(0, 1))
     for grad in (True, False):
-        with torch.set_grad_enabled(grad), refused(
-            rt.NonFiniteError, "RevGRU layer 0", "batch row 1", "step 3", "nan", "not finite"
+        with (
+            torch.set_grad_enabled(grad),
+            refused(rt.NonFiniteError, "RevGRU layer 0", "batch row 1", "step 3", "nan", "not finite"),
         ):
             rnn(x, h_0)
 
@@ -335,6 +364,7 @@ def test_double_backward_through_a_layer(rev: Rev) -> None:
         ({"reduction": "none"}, ("reduction", '"mean"', '"sum"', "'none'")),
         ({"checkpoint_every": 0}, ("checkpoint_every", "positive", '"auto"', "0")),
         ({"checkpoint_every": -3}, ("checkpoint_every", "positive", "-3")),
+        ({"checkpoint_every": True}, ("checkpoint_every", "positive", "True")),
         ({"checkpoint_every": 2.5}, ("checkpoint_every", "positive", "2.5")),
         ({"checkpoint_every": "often"}, ("checkpoint_every", '"auto"', "'often'")),
         ({"targets": TARGETS[:4]}, ("inputs and targets", "(T, B, ...)", "(5, 3)", "(4, 3)")),
@@ -506,6 +536,13 @@ def test_a_failed_call_leaves_no_trace() -> None:
         ({"label_smoothing": -0.1}, ("label_smoothing", "0..1", "-0.1")),
         ({"label_smoothing": 1.5}, ("label_smoothing", "0..1", "1.5")),
         ({"label_smoothing": NAN}, ("label_smoothing", "0..1", "nan")),
+        ({"label_smoothing": True}, ("label_smoothing", "0..1", "True")),
+        ({"num_classes": 0}, ("num_classes", "positive", "0")),
+        ({"num_classes": -1}, ("num_classes", "positive", "-1")),
+        ({"num_classes": 1.5}, ("num_classes", "integer", "1.5")),
+        ({"in_features": 0}, ("in_features", "positive", "0")),
+        ({"ignore_index": None}, ("ignore_index", "integer", "None")),
+        ({"tie": nn.Linear(8, 11)}, ("tie", "nn.Embedding", "Linear")),
         ({"tie": nn.Embedding(10, 8)}, ("tied weight", "(11, 8)", "(10, 8)")),
         ({"tie": torch.zeros(8, 11)}, ("tied weight", "(11, 8)", "(8, 11)")),
         ({"class_weights": torch.ones(10)}, ("class_weights", "(11,)", "(10,)")),
@@ -516,7 +553,7 @@ def test_a_failed_call_leaves_no_trace() -> None:
 )
 def test_options_of_a_head(options: dict[str, Any], words: tuple[str, ...]) -> None:
     with refused(ValueError, *words):
-        rt.LinearCrossEntropy(8, 11, **options)
+        rt.LinearCrossEntropy(**{"in_features": 8, "num_classes": 11} | options)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from pathlib import Path
 import revtune
 
 CORE = """
-    errors fixed buffer cells checks patience compiling native fakes products weights moments metering tape reference
-    kernel native_tape sinks dropout stack environment arguments operands recall sequence scan rnn layers readout ends
-    stream meter
+    errors values fixed buffer cells checks patience compiling native fakes products weights moments metering tape
+    reference kernel native_tape sinks dropout stack environment arguments operands recall sequence scan rnn layers
+    readout ends stream meter
 """.split()
 
 SELF_TUNING = """
