@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from revtune.cells import Cell, Response
+from revtune.checks import check_like, check_tensor
 from revtune.values import is_size
 
 State = tuple[Tensor, ...]
@@ -39,6 +40,35 @@ def check_lengths(lengths: Tensor | None, steps: int, rows: int, device: torch.d
         raise ValueError(
             f"lengths must lie in 1..{steps}, the steps of the input, got {int(lengths[bad])} in row {bad}"
         )
+
+
+def check_kinds(
+    cell: Cell,
+    x: Tensor,
+    state: State | None,
+    weights: Mapping[str, Tensor],
+    responses: Mapping[str, Response],
+    masks: Mapping[str, Tensor],
+) -> None:
+    """Refuse what is no dense tensor where one is wanted, or no mapping of them."""
+    name, count = cell.name, len(cell.states)
+    check_tensor(f"{name}: x", x)
+    for kind, mapping in (("weights", weights), ("responses", responses), ("masks", masks)):
+        if not isinstance(mapping, Mapping):
+            raise ValueError(f"{name}: {kind} must be a dict by name, got {type(mapping).__name__}")
+    for key, weight in weights.items():
+        check_tensor(f"{name}: weight {key!r}", weight)
+    for part, mask in masks.items():
+        check_tensor(f"{name}: mask {part!r}", mask)
+    for key, pair in responses.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f"{name}: the response of {key!r} must be a pair (V, s), got {type(pair).__name__}")
+        for one, tensor in zip("Vs", pair, strict=True):
+            check_tensor(f"{name}: {one} of the response of {key!r}", tensor)
+    if state is not None and not isinstance(state, tuple | list):
+        raise ValueError(f"{name}: state must be a tuple of {count} tensors (B, H), got {type(state).__name__}")
+    for tensor in state or ():
+        check_tensor(f"{name}: a state", tensor)
 
 
 def first_state(cell: Cell, x: Tensor, state: State | None, weights: Mapping[str, Tensor], hidden: int | None) -> State:
@@ -79,6 +109,8 @@ def check_arguments(
             raise ValueError(f"{name}: a state must be {(rows, units * len(group))}, got {tuple(tensor.shape)}")
         if tensor.dtype not in (x.dtype, torch.float64):
             raise ValueError(f"{name}: a state must be {x.dtype} like x, or float64, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name}: a state is on {tensor.device}, x on {x.device}")
     _check_weights(cell, x, weights, units)
     _check_responses(cell, x, weights, responses)
     if "bias" in weights and "ih" not in weights:
@@ -88,6 +120,7 @@ def check_arguments(
             raise ValueError(
                 f"{name}: mask {part!r} must be {x.dtype} like x and require no gradient, got {mask.dtype}"
             )
+        check_like(f"{name}: mask {part!r}", mask, x.dtype, x.device, "x")
         if part not in cell.parts or mask.shape != (rows, units):
             raise ValueError(
                 f"{name}: masks must be ({rows}, {units}) for one of {cell.parts}, got {part!r} {tuple(mask.shape)}"
@@ -112,6 +145,9 @@ def _check_weights(cell: Cell, x: Tensor, weights: Mapping[str, Tensor], units: 
             raise ValueError(
                 f"{cell.name}: x must have {shape[1]} features, the columns of weight 'ih', got {x.shape[-1]}"
             )
+    if cell.native is not None and "hh" in weights and weights["hh"].shape != (columns, units):
+        shape = tuple(weights["hh"].shape)
+        raise ValueError(f"{cell.name}: weight 'hh' must be {(columns, units)} for this cell, got {shape}")
     if "bias" in weights and weights["bias"].shape != (columns,):
         given = tuple(weights["bias"].shape)
         raise ValueError(f"{cell.name}: weight 'bias' must be ({columns},), got {given}")
@@ -131,3 +167,5 @@ def _check_responses(cell: Cell, x: Tensor, weights: Mapping[str, Tensor], respo
         if (tuple(extra.shape), tuple(scale.shape)) != shapes:
             given = (tuple(extra.shape), tuple(scale.shape))
             raise ValueError(f"{cell.name}: the response (V, s) of {key!r} must have shapes {shapes}, got {given}")
+        for one, tensor in (("V", extra), ("s", scale)):
+            check_like(f"{cell.name}: {one} of the response of {key!r}", tensor, x.dtype, x.device, "x")

@@ -89,7 +89,7 @@ class Step:
         """
         weight = self._named(name)
         chosen = block_rows(weight, rows, self._width())
-        if value.shape[-1] != weight.shape[1] or chosen.stop > weight.shape[0]:
+        if weight.dim() != 2 or value.shape[-1] != weight.shape[1] or chosen.stop > weight.shape[0]:
             wanted = (max(chosen.stop, weight.shape[0]), value.shape[-1])
             raise ValueError(f"weight {name!r} must be {wanted} for this cell, got {tuple(weight.shape)}")
         product = F.linear(value, weight[chosen])

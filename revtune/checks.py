@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from revtune import fixed
 from revtune.errors import NonFiniteError, StateRangeError
@@ -43,6 +44,40 @@ def hooked(module: nn.Module) -> bool:
     """Whether somebody wants to see a module's calls or their gradients."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks)
+
+
+def check_tensor(what: str, given: object) -> Tensor:
+    """Refuse what is no dense tensor.
+
+    Raises:
+        ValueError: names `what` and the kind of thing that was given.
+    """
+    if not isinstance(given, Tensor):
+        raise ValueError(f"{what} must be a tensor, got {type(given).__name__}")
+    if given.layout != torch.strided or given.is_nested:
+        raise ValueError(f"{what} must be a dense tensor, got {'a nested one' if given.is_nested else given.layout}")
+    return given
+
+
+def check_like(what: str, given: Tensor, dtype: torch.dtype, device: torch.device, model: str) -> None:
+    """Refuse a tensor of another dtype or on another device than `model`, which has these.
+
+    Raises:
+        ValueError: names both, what was expected and what was given.
+    """
+    if given.dtype != dtype or given.device != device:
+        raise ValueError(f"{what} must be {dtype} on {device} like {model}, got {given.dtype} on {given.device}")
+
+
+def check_numbers(what: str, tensor: Tensor) -> None:
+    """Refuse a tensor that stands for numbers without holding any.
+
+    Raises:
+        ValueError: it is on the meta device, or a FakeTensor.
+    """
+    if tensor.device.type == "meta" or isinstance(tensor, FakeTensor):
+        kind = "fake" if isinstance(tensor, FakeTensor) else "meta"
+        raise ValueError(f"{what} must hold numbers, which exact states are made of, got a {kind} tensor")
 
 
 def check_finite(value: Tensor, what: str) -> None:

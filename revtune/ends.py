@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
-from revtune.checks import hooked
+from revtune.checks import check_tensor, hooked
 from revtune.dropout import look_up, new_seed, plain_embedding
 from revtune.readout import LinearCrossEntropy
 from revtune.sinks import Sinks, opened
@@ -69,7 +69,7 @@ class Encoder:
 
     @staticmethod
     def _shaped(encoded: Tensor, chunk: Tensor) -> Tensor:
-        if encoded.dim() != 3 or encoded.shape[:2] != chunk.shape[:2]:
+        if check_tensor("what encode returns", encoded).dim() != 3 or encoded.shape[:2] != chunk.shape[:2]:
             steps, rows = chunk.shape[:2]
             raise ValueError(
                 f"encode must return (K, B, I) = ({steps}, {rows}, I) for this chunk, got {tuple(encoded.shape)}"

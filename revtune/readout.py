@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from revtune import sinks
+from revtune.checks import check_tensor
 from revtune.products import products_for
 from revtune.sinks import Sinks
 from revtune.values import check_fraction, check_size
@@ -212,6 +213,8 @@ class LinearCrossEntropy(nn.Module):
         return (slice(first, first + size) for first in range(0, positions, size))
 
     def _positions(self, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        check_tensor("LinearCrossEntropy: y", y)
+        check_tensor("LinearCrossEntropy: targets", targets)
         if y.shape[-1] != self.in_features or y.shape[:-1] != targets.shape:
             raise ValueError(
                 f"LinearCrossEntropy wants y (..., {self.in_features}) and targets (...), "

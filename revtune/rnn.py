@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from revtune.arguments import State, running
 from revtune.cells import Cell
+from revtune.checks import check_like, check_numbers, check_tensor
 from revtune.dropout import drop_mask, new_seed
 from revtune.kernel import chosen
 from revtune.scan import LayerInputs, build_tape, run, run_layer
@@ -99,15 +100,18 @@ class RevRNN(nn.Module):
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
         self.options = options
         self.directions = 2 if bidirectional else 1
-        rows = cell.blocks * hidden_size // 2
         for layer in range(num_layers):
-            width = input_size if layer == 0 else hidden_size * self.directions
             for suffix in self._suffixes(layer):
-                shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (rows, hidden_size // 2)}
-                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)} if bias else {}
-                for name, shape in shapes.items():
+                for name, shape in self._shapes(layer).items():
                     setattr(self, name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
+
+    def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of a layer's parameters, alike in both directions."""
+        rows, half = self.cell.blocks * self.hidden_size // 2, self.hidden_size // 2
+        width = self.input_size if layer == 0 else self.hidden_size * self.directions
+        weights: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (rows, half)}
+        return weights | {"bias_ih": (rows,), "bias_hh": (rows,)} if self.bias else weights
 
     def reset_parameters(self) -> None:
         """Uniform in +-1/sqrt(H), as nn.GRU and nn.LSTM."""
@@ -143,7 +147,7 @@ class RevRNN(nn.Module):
     def _run(self, input: Tensor | PackedSequence, hx: Hx | None) -> tuple[Any, Any]:
         if isinstance(input, PackedSequence):
             return self._packed(input, hx)
-        if input.dim() not in (2, 3):
+        if check_tensor(f"{self._name}: input", input).dim() not in (2, 3):
             raise ValueError(
                 f"{self._name}: input must be (T, B, I), or (T, I) unbatched, got {input.dim()} dimensions"
             )
@@ -160,6 +164,9 @@ class RevRNN(nn.Module):
         return (y.transpose(0, 1) if self.batch_first and self.options.output == "all" else y), _form(finals)
 
     def _packed(self, packed: PackedSequence, hx: Hx | None) -> tuple[Any, Any]:
+        if packed.data.dim() != 2:
+            given = tuple(packed.data.shape)
+            raise ValueError(f"{self._name}: a PackedSequence must hold data (N, I), a row a step, got {given}")
         x, lengths = pad_packed_sequence(packed)
         x = self.check_input(x)
         y, finals = self._layers(x, self.first_states(x, hx, batched=True), lengths.to(x.device))
@@ -179,7 +186,7 @@ class RevRNN(nn.Module):
         Raises:
             ValueError: names what is wrong, what was expected and what was given.
         """
-        weight = self.weight_ih_l0
+        weight = self.first_weight
         if weight.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"{self._name}: parameters must be float32 or float64 to rewind exactly, got {weight.dtype}"
@@ -194,6 +201,8 @@ class RevRNN(nn.Module):
             raise ValueError(f"{self._name}: MPS devices have no float64, which exact states need; use the CPU or CUDA")
         if x.device != weight.device:
             raise ValueError(f"{self._name}: input is on {x.device}, parameters on {weight.device}")
+        if x.device.type == "meta":
+            check_numbers(f"{self._name}: input", x)
         if x.dtype != weight.dtype:
             if not (torch.is_autocast_enabled(x.device.type) and x.is_floating_point()):
                 raise ValueError(f"{self._name}: input must be {weight.dtype} like the parameters, got {x.dtype}")
@@ -206,11 +215,13 @@ class RevRNN(nn.Module):
         wanted = (self.num_layers * self.directions, x.shape[1], self.hidden_size)
         if hx is None:
             return tuple(x.new_zeros(wanted) for _ in range(groups))
-        given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        given = hx if isinstance(hx, tuple | list) else (hx,)
         if len(given) != groups or not all(isinstance(state, Tensor) for state in given):
             raise ValueError(
                 f"{self._name}: hx must be {'(h_0, c_0)' if groups == 2 else 'the tensor h_0'}, got {hx!r:.60}"
             )
+        for state in given:
+            check_tensor(f"{self._name}: each of hx", state)
         states = tuple(state if batched else state.unsqueeze(1) for state in given)
         if torch.is_autocast_enabled(x.device.type):
             states = tuple(state if state.dtype == torch.float64 else state.to(x.dtype) for state in states)
@@ -315,9 +326,10 @@ class RevRNN(nn.Module):
     def _parts(self, layer: int, suffix: str, x: Tensor, state: State) -> tuple[LayerInputs, dict[str, Tensor], str]:
         """What one layer in one direction runs with: its tensors, the masks drawn for it, and its name."""
         suffix = suffix or self._suffixes(layer)[0]
-        weights = {"ih": getattr(self, f"weight_ih{suffix}"), "hh": getattr(self, f"weight_hh{suffix}")}
+        found = [self._parameter(name + suffix, shape, x) for name, shape in self._shapes(layer).items()]
+        weights = dict(zip(("ih", "hh"), found, strict=False))
         if self.bias:
-            weights["bias"] = getattr(self, f"bias_ih{suffix}") + getattr(self, f"bias_hh{suffix}")
+            weights["bias"] = found[2] + found[3]
         if self.training and self.options.weight_drop:
             weights["hh"] = F.dropout(weights["hh"], self.options.weight_drop)
         masks = {}
@@ -326,6 +338,20 @@ class RevRNN(nn.Module):
             masks = {part: drop_mask(shape, self.options.hidden_dropout, x) for part in self.cell.states[0]}
         name = f"{self._name} layer {layer}" + (", reverse" if suffix.endswith("_reverse") else "")
         return LayerInputs(state, weights, {}), masks, name
+
+    @property
+    def first_weight(self) -> Tensor:
+        """`weight_ih_l0`, whose dtype and device are the net's."""
+        return check_tensor(f"{self._name}: weight_ih_l0", self.weight_ih_l0)
+
+    def _parameter(self, name: str, shape: tuple[int, ...], x: Tensor) -> Tensor:
+        """A parameter as it is now, perhaps another than was made."""
+        what = f"{self._name}: {name}"
+        parameter = check_tensor(what, getattr(self, name))
+        if parameter.shape != shape:
+            raise ValueError(f"{what} must be {shape}, got {tuple(parameter.shape)}")
+        check_like(what, parameter, x.dtype, x.device, "the input")
+        return parameter
 
     def _dropped(self, x: Tensor, layer: int) -> Tensor:
         """A layer's input (T, B, F) with what is dropped in front of it."""

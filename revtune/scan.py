@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from revtune import fixed, metering
-from revtune.arguments import State, check_arguments, first_state
+from revtune.arguments import State, check_arguments, check_kinds, first_state
 from revtune.cells import Cell, Response
-from revtune.checks import check_state, fingerprint
+from revtune.checks import check_numbers, check_state, fingerprint
 from revtune.environment import Environment
 from revtune.errors import ReversalError
 from revtune.kernel import chosen
@@ -201,6 +201,7 @@ def _checked(
     chunk: int | None,
 ) -> LayerInputs:
     """Checked arguments as the tensors that gradients flow to."""
+    check_kinds(cell, x, state, weights, responses or {}, masks or {})
     inputs = LayerInputs(first_state(cell, x, state, weights, hidden), weights, responses or {})
     check_arguments(cell, x, inputs.state, weights, inputs.responses, masks or {}, lengths, chunk)
     return inputs
@@ -249,6 +250,7 @@ def build_tape(
     wanted = inputs.wanted() if torch.is_grad_enabled() else frozenset()
     counts = {}
     for group, tensor in zip(cell.states, inputs.state, strict=True):
+        check_numbers(f"{name or cell.name}: input", tensor)
         check_state(tensor, f"{name or cell.name}: the first state")
         for part, value in zip(group, tensor.detach().chunk(len(group), -1), strict=True):
             counts[part] = fixed.to_counts(value)

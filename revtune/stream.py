@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from revtune import metering
 from revtune.arguments import State, check_lengths, running
-from revtune.checks import hooked
+from revtune.checks import check_tensor, hooked
 from revtune.dropout import one_sequence
 from revtune.ends import Encode, Encoder, Readout, ReadoutPass
 from revtune.errors import ReversalError
@@ -281,6 +281,7 @@ def _checked(
             raise ValueError(
                 f"rewind_loss: {name} must be a padded tensor, with lengths= where rows differ, got {kind}"
             )
+        check_tensor(f"rewind_loss: {name}", given)
     if rnn.options.output != "all":
         raise ValueError('rewind_loss reads out every step; for one target a sequence call the net with output="last"')
     if hooked(rnn):
@@ -308,7 +309,7 @@ def _checked(
         raise ValueError(
             f"rewind_loss: at least one step and one row are needed, got inputs of shape {tuple(inputs.shape)}"
         )
-    device = rnn.weight_ih_l0.device
+    device = rnn.first_weight.device
     for name, tensor in (("inputs", inputs), ("targets", targets)):
         if tensor.device != device:
             raise ValueError(f"rewind_loss: {name} are on {tensor.device}, the net on {device}")

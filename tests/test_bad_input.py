@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -183,6 +184,66 @@ def test_inputs_of_a_layer(rev: Rev, x: Tensor, words: tuple[str, ...], grad: bo
 
 @on_both
 @both
+def test_inputs_that_are_no_dense_tensors(rev: Rev) -> None:
+    cases: list[tuple[Any, str]] = [
+        ([[[0.0]]], "must be a tensor, got list"),
+        (None, "must be a tensor, got NoneType"),
+        (X.numpy(), "must be a tensor, got ndarray"),
+        (X.to_sparse(), "must be a dense tensor, got torch.sparse_coo"),
+        (pack_padded_sequence(X[..., 0], torch.tensor([5, 4, 2])), "must hold data (N, I), a row a step, got (11,)"),
+    ]
+    for x, words in cases:
+        with refused(ValueError, rev.__name__, words):
+            rev(6, 8)(x)
+
+
+@both
+def test_tensors_without_numbers(rev: Rev) -> None:
+    net = rev(6, 8, device="meta")
+    ways: list[Callable[[], Any]] = [
+        lambda: net(X.to("meta")),
+        lambda: rt.rewind_loss(net, X.to("meta"), TARGETS.to("meta"), readout=lambda y, _: y.sum()),
+        lambda: rt.scan(rt.rev_gru(), X.to("meta"), weights={"hh": torch.zeros(6, 1, device="meta")}),
+    ]
+    for way in ways:
+        with refused(ValueError, "input must hold numbers", "got a meta tensor"):
+            way()
+    with FakeTensorMode():
+        fake = rev(6, 8, backend="reference")
+        with refused(ValueError, f"{rev.__name__} layer 0: input must hold numbers", "got a fake tensor"):
+            fake(torch.zeros(5, 3, 6))
+
+
+def put(net: nn.Module, name: str, value: Any) -> None:
+    """Put something else in the place of a parameter."""
+    del net._parameters[name]
+    setattr(net, name, value)
+
+
+@on_both
+@both
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_hh_l0", "weight_ih_l1", "bias_ih_l1"])
+def test_parameters_put_in_the_place_of_others(rev: Rev, name: str) -> None:
+    made: Tensor = rev(6, 8, 2).get_parameter(name).detach()
+    cases: list[tuple[Any, tuple[str, ...]]] = [
+        (made[:-1], (name, str(tuple(made.shape)), str(tuple(made[:-1].shape)))),
+        (made[None], (name, str(tuple(made.shape)), str((1, *made.shape)))),
+        (made.to_sparse(), (name, "dense", "sparse_coo")),
+        (None, (name, "tensor", "NoneType")),
+    ]
+    if name != "weight_ih_l0":
+        cases += [(made.double(), (name, "float32", "float64")), (made.half(), (name, "float32", "float16"))]
+        cases += [(made.to("meta"), (name, "cpu", "meta"))]
+    for wrong, words in cases:
+        rnn = rev(6, 8, 2)
+        put(rnn, name, wrong)
+        for way in (rnn, lambda x, rnn=rnn: rt.rewind_loss(rnn, x, TARGETS, readout=rt.LinearCrossEntropy(8, 11))):
+            with refused(ValueError, rev.__name__, *words):
+                way(X)
+
+
+@on_both
+@both
 @pytest.mark.parametrize(
     "wrong, words",
     [
@@ -193,6 +254,7 @@ def test_inputs_of_a_layer(rev: Rev, x: Tensor, words: tuple[str, ...], grad: bo
         (torch.zeros(1, 3, 8, dtype=torch.float16), ("hx", "float32", "float64", "float16")),
         (torch.zeros(1, 3, 8, dtype=torch.int64), ("hx", "float32", "int64")),
         (torch.zeros(1, 3, 8, device="meta"), ("hx", "meta", "cpu")),
+        (torch.zeros(1, 3, 8).to_sparse(), ("hx", "dense", "sparse_coo")),
     ],
 )
 def test_states_of_a_layer(rev: Rev, wrong: Tensor, words: tuple[str, ...]) -> None:
@@ -209,7 +271,7 @@ def test_states_of_a_layer(rev: Rev, wrong: Tensor, words: tuple[str, ...]) -> N
 @on_both
 def test_the_number_of_states() -> None:
     h = torch.zeros(1, 3, 8)
-    cases: list[Any] = [h, (h,), (h, h, h), (None, None), (h, None)]
+    cases: list[Any] = [h, 3, (h,), (h, h, h), (None, None), (h, None)]
     for given in cases:
         with refused(ValueError, "RevLSTM: hx must be (h_0, c_0), got"):
             rt.RevLSTM(6, 8)(X, given)
@@ -389,6 +451,8 @@ def test_double_backward_through_a_layer(rev: Rev) -> None:
         ({"state": torch.zeros(1, 4, 8)}, ("hx", "(1, 3, 8)", "(1, 4, 8)")),
         ({"state": torch.zeros(1, 3, 8).half()}, ("hx", "float32", "float64", "float16")),
         ({"state": torch.zeros(1, 3, 8, device="meta")}, ("hx", "meta", "cpu")),
+        ({"inputs": X.to_sparse(), "encode": None}, ("inputs", "dense", "sparse_coo")),
+        ({"encode": lambda ids: [0.0]}, ("encode", "tensor", "list")),
         ({"inputs": IDS.to("meta")}, ("inputs", "meta", "cpu")),
         ({"targets": TARGETS.to("meta")}, ("targets", "meta", "cpu")),
         ({"lengths": torch.tensor([5, 5, 5], device="meta")}, ("lengths", "meta", "cpu")),
@@ -563,6 +627,8 @@ def test_options_of_a_head(options: dict[str, Any], words: tuple[str, ...]) -> N
         (torch.zeros(4, 8), torch.zeros(5).long(), ("(..., 8)", "(4, 8)", "(5,)")),
         (torch.zeros(4, 2, 8), torch.zeros(8).long(), ("(..., 8)", "(4, 2, 8)", "(8,)")),
         (torch.zeros(4, 8), torch.zeros(4), ("targets", "int64", "float32")),
+        ([0.0], torch.zeros(4).long(), ("y", "tensor", "list")),
+        (torch.zeros(4, 8), None, ("targets", "tensor", "NoneType")),
         (torch.zeros(4, 8), torch.zeros(4).bool(), ("targets", "int64", "bool")),
         (torch.zeros(4, 8).double(), torch.zeros(4).long(), ("y", "float32", "float64")),
         (torch.zeros(4, 8, device="meta"), torch.zeros(4).long(), ("meta", "cpu")),

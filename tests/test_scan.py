@@ -219,6 +219,9 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "no steps": ({"x": torch.zeros(0, 3, 5)}, "T >= 1"),
     "unbatched input": ({"x": torch.zeros(9, 5)}, r"x must be \(T, B, I\)"),
     "narrow hh": ({"weights": {"hh": torch.zeros(24, 3)}}, r"hh.*\(24, 4\).*\(24, 3\)"),
+    "long hh": ({"weights": {"hh": torch.zeros(30, 4)}}, r"hh.*\(24, 4\).*\(30, 4\)"),
+    "flat hh": ({"weights": {"hh": torch.zeros(24)}}, r"hh.*\(24, 4\).*\(24,\)"),
+    "deep hh": ({"weights": {"hh": torch.zeros(24, 4, 1)}}, r"hh.*\(24, 4\).*\(24, 4, 1\)"),
     "no hh": ({"weights": {"hh": None}}, "hh"),
     "odd ih": ({"weights": {"ih": torch.zeros(25, 5)}}, "ih.*25"),
     "bias without ih": ({"x": torch.zeros(9, 3, 24), "weights": {"ih": None}}, "bias.*needs weight 'ih'"),
@@ -229,6 +232,28 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
         r"hh.*\(3, 24\).*\(1, 24\)",
     ),
     "response on bias": ({"responses": {"bias": (torch.zeros(24), torch.zeros(3, 24))}}, "'bias' takes no response"),
+    "float64 V": (
+        {"responses": {"hh": (torch.zeros(24, 4).double(), torch.zeros(3, 24))}},
+        "V of the response of 'hh'.*float32.*float64",
+    ),
+    "whole s": (
+        {"responses": {"ih": (torch.zeros(24, 5), torch.zeros(3, 24).long())}},
+        "s of the response of 'ih'.*float32.*int64",
+    ),
+    "s elsewhere": (
+        {"responses": {"hh": (torch.zeros(24, 4), torch.zeros(3, 24, device="meta"))}},
+        "s of the response of 'hh'.*cpu.*meta",
+    ),
+    "response that is no pair": ({"responses": {"hh": torch.zeros(2, 3)}}, r"pair \(V, s\), got Tensor"),
+    "response of numbers": ({"responses": {"hh": ([1.0], [2.0])}}, "V of the response of 'hh'.*tensor.*list"),
+    "weights in a list": ({"weights": [torch.zeros(24, 4)]}, "weights must be a dict by name, got list"),
+    "weight that is none": ({"weights": {"hh": 1.0}}, "weight 'hh' must be a tensor, got float"),
+    "input that is none": ({"x": [[[0.0]]]}, "x must be a tensor, got list"),
+    "sparse input": ({"x": torch.zeros(9, 3, 5).to_sparse()}, "x must be a dense tensor, got torch.sparse_coo"),
+    "bare state": ({"state": torch.zeros(3, 8)}, "state must be a tuple of 1 tensors.*got Tensor"),
+    "state elsewhere": ({"state": (torch.zeros(3, 8, device="meta"),)}, "state is on meta, x on cpu"),
+    "mask that is none": ({"masks": {"h1": 0.5}}, "mask 'h1' must be a tensor, got float"),
+    "mask elsewhere": ({"masks": {"h1": torch.zeros(3, 4, device="meta")}}, "mask 'h1'.*cpu.*meta"),
     "unknown mask": ({"masks": {"h3": torch.zeros(3, 4)}}, "h3"),
 }
 
@@ -237,6 +262,8 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
 def test_arguments_that_do_not_fit(misfit: str) -> None:
     changes, sentence = MISFITS[misfit]
     of = problem("RevGRU", 9)
-    weights = {name: w for name, w in {**of.weights, **changes.get("weights", {})}.items() if w is not None}
+    weights: Any = changes.get("weights", {})
+    if isinstance(weights, dict):
+        weights = {name: w for name, w in {**of.weights, **weights}.items() if w is not None}
     with pytest.raises(ValueError, match=sentence):
         rt.scan(of.cell, **{"x": of.x, "state": of.state, **changes, "weights": weights})
