@@ -1,6 +1,6 @@
 # Set-up, demonstration and tests; everything is installed into .venv.
 #   make demo    train, sample, and a table of memory against nn.GRU
-#   make test    ruff, mypy and pytest
+#   make test    ruff, mypy and pytest, in a process for each processor
 #   make wheel   a wheel for this platform with the compiled kernel, in dist
 #   make sanitize   the kernel's tests with its memory and its arithmetic watched
 # PYTHON=... names another interpreter, of version 3.11 or later.
@@ -24,7 +24,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q --numprocesses auto --maxprocesses 8 --dist worksteal
 
 wheel: $(READY)
 	rm -rf build/wheel build/kernel

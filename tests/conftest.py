@@ -1,7 +1,7 @@
 """Threads and backends.
 
 Small products run many times faster on one thread; a test that wants more sets them and puts one back. The kernel is
-there, compiled if need be, before the first test is timed.
+there, compiled if need be, before the first test. Nothing has a deadline: tests run beside others.
 
 A module whose tests are to hold for both backends says so: `BACKENDS = ("reference", "native")`. A test that holds for
 one only says `on_reference` or `on_native` of tests/backends.py. Cells and dtypes that the kernel does not have run in
@@ -12,11 +12,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 from revtune import native
 
 torch.set_num_threads(1)
 native.find()
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
