@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from revtune import sinks
-from revtune.checks import hooked
+from revtune.checks import check_tensor, hooked
 from revtune.values import check_rate
 
 
@@ -139,6 +139,27 @@ class Embedding(nn.Embedding):
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
         self.dropout = check_rate("dropout", dropout)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None, *, dropout: float = 0.0
+    ) -> Embedding:
+        """An embedding whose weight is this tensor, (num_embeddings, embedding_dim); as in nn.Embedding it is frozen
+        unless `freeze` is False.
+
+        Raises:
+            ValueError: a weight that is no matrix, or dropout outside 0..1.
+
+        Example:
+            >>> Embedding.from_pretrained(torch.eye(3))(torch.tensor([2]))
+            tensor([[0., 0., 1.]])
+        """
+        if check_tensor("embeddings", embeddings).dim() != 2:
+            raise ValueError(f"embeddings must be (num_embeddings, embedding_dim), got {tuple(embeddings.shape)}")
+        words, features = embeddings.shape
+        made = cls(words, features, padding_idx, dropout=dropout, device="meta", dtype=embeddings.dtype)
+        made.weight = nn.Parameter(embeddings, requires_grad=not freeze)
+        return made
 
     def forward(self, input: Tensor) -> Tensor:
         rows = look_up(self, input)

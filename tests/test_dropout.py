@@ -108,6 +108,20 @@ def test_an_embedding_without_dropout_is_torchs() -> None:
     assert copy.deepcopy(ours).dropout == 0.0
 
 
+@pytest.mark.parametrize("freeze", [True, False])
+def test_an_embedding_from_a_weight_is_torchs(freeze: bool) -> None:
+    weight, ids = torch.randn(10, 4), torch.tensor([[1, 2], [9, 2]])
+    state = torch.get_rng_state()
+    ours = rt.Embedding.from_pretrained(weight, freeze=freeze, padding_idx=2, dropout=0.5)
+    assert torch.equal(torch.get_rng_state(), state)
+    plain = nn.Embedding.from_pretrained(weight, freeze=freeze, padding_idx=2)
+    assert type(ours) is rt.Embedding and ours.dropout == 0.5 and ours.padding_idx == 2
+    assert ours.weight.data_ptr() == weight.data_ptr() and ours.weight.requires_grad == plain.weight.requires_grad
+    assert torch.equal(ours.eval()(ids), plain(ids))
+    with pytest.raises(ValueError, match=r"embeddings must be \(num_embeddings, embedding_dim\), got \(4,\)"):
+        rt.Embedding.from_pretrained(weight[0])
+
+
 def test_embedding_dropout_drops_whole_words_wherever_they_stand() -> None:
     embedding, ids = rt.Embedding(40, 4, dropout=0.5), torch.arange(40).repeat(3, 1)
     rows = embedding(ids)
