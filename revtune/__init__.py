@@ -8,8 +8,8 @@ Where things are, from numbers to training steps:
 - `stack`, `scan`: layers together, and rewinding as one autograd function; `arguments`: what it accepts
 - `checks`, `environment`, `errors`: that it is exact, and what is said when it is not; `values`: numbers and switches
 - `rnn`, `layers`: RevGRU and RevLSTM with nn.GRU's and nn.LSTM's manners
-- `stream`: whole training steps chunk by chunk; `ends`, `readout`, `dropout`, `sinks`: encoders, readouts and their
-gradients
+- `stream`: whole training steps chunk by chunk; `ends`, `readout`, `dropout`, `replay`, `sinks`: encoders, readouts,
+their draws and gradients
 - `meter`: memory and bits of a block of code, told by `metering`
 
 And, with nothing of the above but `errors`, self-tuning:

@@ -7,7 +7,7 @@ sinks; which tensors they reach is read off the graph, so closures work as modul
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from revtune.checks import check_tensor, hooked
 from revtune.dropout import look_up, new_seed, plain_embedding
 from revtune.readout import LinearCrossEntropy
+from revtune.replay import Replay, Undrawn
 from revtune.sinks import Sinks, opened
 
 Encode = Callable[[Tensor], Tensor]
@@ -61,7 +62,8 @@ class Encoder:
         if graph and self._inputs.requires_grad:
             chunk.requires_grad_()
         self._leaf = chunk
-        with _seeded(self._seed, first, self._inputs.device), torch.set_grad_enabled(graph), opened(self._sinks):
+        drawing = nullcontext() if self._seed is None else Replay(self._seed + first)
+        with drawing, torch.set_grad_enabled(graph), opened(self._sinks):
             with self._autocast.again():
                 encoded = chunk if self._encode is None else self._encode(chunk)
                 self._root = self._check(self._shaped(encoded, chunk))
@@ -83,7 +85,9 @@ class Encoder:
         if root is None or leaf is None or not root.requires_grad:
             return
         tensors = leaves(root)
-        for tensor, grad in zip(tensors, _grad(root, tensors, dx), strict=True):
+        with nullcontext() if self._seed is None else Undrawn():
+            grads = _grad(root, tensors, dx)
+        for tensor, grad in zip(tensors, grads, strict=True):
             if tensor is leaf:
                 if grad is not None:
                     self._sinks.of(self._inputs)[first : first + leaf.shape[0]].add_(grad)
@@ -174,24 +178,3 @@ def _scalar(loss: Tensor) -> Tensor:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"readout(y, targets) must return the summed loss of its positions, one number, got {shape}")
     return loss.reshape(())
-
-
-@contextmanager
-def _seeded(seed: int | None, chunk: int, device: torch.device) -> Iterator[None]:
-    """Random draws inside depend on seed and chunk alone and leave the caller's generators as they were."""
-    if seed is None:
-        yield
-        return
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(
-            torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-        )
-    kept = [generator.get_state() for generator in generators]
-    try:
-        for generator in generators:
-            generator.manual_seed(seed + chunk)
-        yield
-    finally:
-        for generator, state in zip(generators, kept, strict=True):
-            generator.set_state(state)

@@ -50,8 +50,9 @@ def rewind_loss(
         inputs: (T, B, ...), or (B, T, ...) if the net is batch_first.
         targets: likewise; what `readout` expects.
         encode: maps a time-first chunk of inputs to (K, B, I): an embedding, any module, any function. None if inputs
-            are features. A chunk is encoded two or three times, with the same random draws; a module that counts its
-            calls, such as BatchNorm with running statistics, counts them all.
+            are features. A chunk is encoded two or three times, with the same random draws, which torch's own generator
+            has no part in (one compiled by torch.compile runs uncompiled for that); a module that counts its calls,
+            such as BatchNorm with running statistics, counts them all.
         readout: `readout(y, targets)` with y (N, H) gives the *summed* loss of its N positions. Gradients reach every
             tensor that it uses but the targets; a graph built outside is run backward once a chunk.
             `LinearCrossEntropy` is the fast one. Padded positions are left out.

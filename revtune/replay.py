@@ -1,0 +1,126 @@
+"""Random numbers of a block of code from a seed of its own, whoever draws them.
+
+nn.Dropout and its like draw from torch's generator, which all threads of a process share: to seed that for a block is
+to have other threads draw the block's numbers, and the block theirs. So every operator of the block that draws is
+handed a generator of the block's own, which gives the numbers that torch's would have given under the same seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from threading import RLock
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from revtune.errors import ReversalError
+
+_held = RLock()
+"""Held while torch's own generators stand in for a block's: for single operators that take no other."""
+
+
+class Replay(TorchDispatchMode):
+    """Within this block what torch draws depends on the seed alone, and torch's own generators do not move on.
+
+    What is drawn from a generator that was given stays as it is.
+
+    Args:
+        seed: of the block.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+        self._own: dict[torch.device, torch.Generator] = {}
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = _by_name(func, args, kwargs) if _draws(func) else None
+        if given is None or given.get("generator") is not None:
+            return func(*args, **(kwargs or {}))
+        device = _device(given)
+        if form := _with_generator(func):
+            return form(**given | {"generator": self._generator(device)})
+        with self._lent(device):
+            return func(*args, **(kwargs or {}))
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._own:
+            self._own[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._own[device]
+
+    @contextmanager
+    def _lent(self, device: torch.device) -> Iterator[None]:
+        """Torch's own generators stand, for one operator, where the block's do."""
+        places = [torch.device("cpu"), device] if device.type == "cuda" else [torch.device("cpu")]
+        pairs = [(_default(place), self._generator(place)) for place in places]
+        with _held:
+            kept = [default.get_state() for default, _ in pairs]
+            for default, own in pairs:
+                default.set_state(own.get_state())
+            try:
+                yield
+            finally:
+                for (default, own), state in zip(pairs, kept, strict=True):
+                    own.set_state(default.get_state())
+                    default.set_state(state)
+
+
+class Undrawn(TorchDispatchMode):
+    """Within this block nothing may be drawn: it is the way back through a `Replay`, which draws nothing anew."""
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        drawn = _draws(func) and func.namespace == "aten" and not func._opname.endswith("backward")
+        if drawn and _by_name(func, args, kwargs).get("generator") is None:
+            raise ReversalError(
+                f"encode draws random numbers while its gradient is taken ({func._opname}), as torch.utils.checkpoint "
+                "does, and they would not be those of the forward pass: rewind_loss holds one chunk at a time, so "
+                "encode needs no checkpoints; no gradient was produced"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+def _by_name(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    return dict(zip(_names(func), args, strict=False)) | (kwargs or {})
+
+
+@cache
+def _names(func: OpOverload) -> tuple[str, ...]:
+    return tuple(argument.name for argument in func._schema.arguments)
+
+
+@cache
+def _draws(func: OpOverload) -> bool:
+    """Whether an operator draws, as far as one can see: those of other libraries may."""
+    seeded = "generator" in _names(func) or torch.Tag.nondeterministic_seeded in func.tags
+    return seeded or func.namespace not in ("aten", "prim", "prims", "revtune")
+
+
+@cache
+def _with_generator(func: OpOverload) -> OpOverload | None:
+    """The form of an operator that takes a generator besides what it takes."""
+    if "generator" in _names(func):
+        return func
+    forms = (getattr(func.overloadpacket, name) for name in func.overloadpacket.overloads())
+    wanted = {form: tuple(name for name in _names(form) if name != "generator") for form in forms}
+    return next((form for form, names in wanted.items() if names == _names(func) != _names(form)), None)
+
+
+def _device(given: dict[str, Any]) -> torch.device:
+    """Where an operator draws: on the device that it names, or else its tensors'."""
+    if given.get("device") is not None:
+        place = torch.device(given["device"])
+        return torch.device("cuda", torch.cuda.current_device()) if str(place) == "cuda" else place
+    tensors = (one for value in given.values() for one in (value if isinstance(value, list | tuple) else [value]))
+    return next((one.device for one in tensors if isinstance(one, torch.Tensor)), torch.device("cpu"))
+
+
+def _default(device: torch.device) -> torch.Generator:
+    return torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
