@@ -60,15 +60,15 @@ class Arithmetic:
 
     @classmethod
     def of(cls, facts: object, path: Path) -> Arithmetic:
-        """That of a checkpoint.
+        """That of a file's facts.
 
         Raises:
-            Problem: the facts are not those of `facts()`.
+            Problem: they are not those of `facts()`.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if isinstance(facts, dict) and facts.keys() == names and all(isinstance(fact, str) for fact in facts.values()):
             return cls(**facts)
-        raise Problem(f"{path} is no checkpoint of a run: its arithmetic is {facts!r}")
+        raise Problem(f"{path} does not tell what its run computed by, but {facts!r}")
 
     def facts(self) -> dict[str, str]:
         """It as JSON has it."""

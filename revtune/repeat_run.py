@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import revtune as rt
-from revtune import native
+from revtune.arithmetic import Arithmetic
 from revtune.machine import processors
 from revtune.problem import Problem
 from revtune.repeat import Cell, Study, check, from_json, learn, to_json
@@ -51,13 +51,14 @@ def run(study: Study, out: Path | None, *, workers: int | None = None) -> Path:
         The folder.
 
     Raises:
-        Problem: when the folder holds something else, a process died, or the disk refuses.
+        Problem: when the folder holds something else, its cells were learned by another backend or instruction set that
+            the environment does not name, a process died, or the disk refuses.
         BackendError, SettingError: when the environment asks for a backend that cannot be had.
     """
     check(study)
     if workers is not None and workers < 1:
         raise Problem(f"--workers must be at least 1, got {workers}", code=2)
-    native.load()
+    here = Arithmetic.here(torch.device("cpu"))
     folder, console = folder_of(study, out), Console(highlight=False)
     path = folder / "cells.jsonl"
     lines = whole_lines(path)
@@ -65,7 +66,10 @@ def run(study: Study, out: Path | None, *, workers: int | None = None) -> Path:
         cells: list[Figures] = [json.loads(line) for line in lines]
         there = {(one["model"], one["steps"], one["seed"]) for one in cells}
         missing = [cell for cell in study.cells() if dataclasses.astuple(cell) not in there]
+        if missing:
+            go_on(here, cells, path)
         for one in watched(console, len(cells), len(missing), learned(study, missing, workers)):
+            one["arithmetic"] = here.facts()
             kept.add(one)
             kept.sync()
             cells.append(one)
@@ -116,6 +120,13 @@ def whole_lines(path: Path) -> list[bytes]:
     if not path.exists():
         return []
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def go_on(here: Arithmetic, cells: list[Figures], path: Path) -> None:
+    """Compare what the cells in a file were learned by with what is here, as a run that is resumed does."""
+    before = {Arithmetic.of(one["arithmetic"], path) for one in cells if "arithmetic" in one}
+    for one in sorted(before, key=str):
+        here.go_on(one, path.parent)
 
 
 def learned(study: Study, cells: list[Cell], workers: int | None) -> Iterator[Figures]:

@@ -29,7 +29,7 @@ def test_here_is_what_runs(backend: str) -> None:
 
 @pytest.mark.parametrize("facts", [1, {}, {**KERNEL.facts(), "torch_version": 2}, {**KERNEL.facts(), "threads": "1"}])
 def test_other_facts_are_refused(facts: Any) -> None:
-    with pytest.raises(Problem, match=r"checkpoint\.safetensors is no checkpoint of a run: its arithmetic is "):
+    with pytest.raises(Problem, match=r"checkpoint\.safetensors does not tell what its run computed by, but "):
         Arithmetic.of(facts, CHECKPOINT)
 
 

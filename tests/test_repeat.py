@@ -15,6 +15,7 @@ from revtune.problem import Problem
 from revtune.repeat import MODELS, Cell, Study, check, learn
 from revtune.repeat_report import markdown, plot, summary
 from revtune.repeat_run import run
+from tests.backends import on_native
 
 TINY = Study(lengths=(3, 6), seeds=1, updates=2, hidden=4, batch=2, tested=8)
 
@@ -66,6 +67,24 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("cells.jsonl", "results.json", "table.md"):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     assert (cut / "repeat.png").read_bytes().startswith(b"\x89PNG")
+
+
+@on_native
+def test_a_study_goes_on_by_the_backend_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeat_run, "learned", here)
+    run(TINY, tmp_path)
+    path = tmp_path / "cells.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    facts = json.loads(lines[0])
+    facts["arithmetic"] |= {"backend": "reference", "instructions": ""}
+    path.write_bytes(json.dumps(facts).encode() + b"\n")
+    monkeypatch.setenv("REVTUNE_BACKEND", "auto")
+    with pytest.raises(Problem, match="REVTUNE_BACKEND=reference goes on as before, REVTUNE_BACKEND=native all"):
+        repeat_run.resume(tmp_path)
+    del facts["arithmetic"]
+    path.write_bytes(json.dumps(facts).encode() + b"\n")
+    repeat_run.resume(tmp_path)
+    assert path.read_bytes().splitlines(keepends=True)[1:] == lines[1:]
 
 
 def test_a_backend_that_there_is_not_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
