@@ -110,13 +110,15 @@ def dispatch(arguments: list[str]) -> None:
     COMMANDS[arguments[0]](arguments[1:])
 
 
-def parse(kind: Any, arguments: list[str], command: str, *, about: str | None = None, default: Any = None) -> Any:
-    """A dataclass or a function's arguments from a command line, options without group names before them."""
+def parse(
+    kind: Any, arguments: list[str], command: str, *, about: str | None = None, default: Any = None, flat: bool = True
+) -> Any:
+    """A dataclass or a function's arguments from a command line, options without group names before them if `flat`."""
     import tyro
 
     settings = {} if default is None else {"default": default}
-    flat = (tyro.conf.OmitArgPrefixes,)
-    return tyro.cli(kind, args=arguments, prog=f"revtune {command}", description=about, config=flat, **settings)
+    config = (tyro.conf.OmitArgPrefixes,) if flat else ()
+    return tyro.cli(kind, args=arguments, prog=f"revtune {command}", description=about, config=config, **settings)
 
 
 def train(arguments: list[str]) -> None:
@@ -133,6 +135,9 @@ def train(arguments: list[str]) -> None:
     if named and recipes.is_study(arguments[0]):
         study(arguments[0], arguments[1:])
         return
+    if named and recipes.is_tuned(arguments[0]):
+        tuned(arguments[0], arguments[1:])
+        return
     options = train_options(arguments[0] if named else recipes.DEFAULT, arguments[named:])
     check(options.config)
     with Report(options.config).shown() as report:
@@ -148,6 +153,19 @@ def study(name: str, arguments: list[str]) -> None:
     default = recipe.Options(study=recipe.recipe(full="--full" in arguments))
     about = f"Recipe {name}. {recipe.__doc__}"
     recipe.run(parse(recipe.Options, arguments, f"train {name}", about=about, default=default))
+
+
+def tuned(name: str, arguments: list[str]) -> None:
+    """Learn a task whose hyperparameters are tuned."""
+    from revtune import recipes
+    from revtune.tuned_train import Options, start
+
+    recipe, size = recipes.find(name), size_of(arguments)
+    study = recipe.study(size)
+    about = f"Recipe {name}. {recipe.__doc__}"
+    default = Options(study=study, size=size)
+    kind: Any = Options
+    start(name, parse(kind[type(study)], arguments, f"train {name}", about=about, default=default, flat=False))
 
 
 def train_options(name: str, arguments: list[str]) -> Train:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -21,6 +21,7 @@ Model = Literal["revgru", "revlstm", "gru", "lstm"]
 Rule = Literal["adam", "sgd"]
 Schedule = Literal["cosine", "plateau"]
 Size = Literal["small", "paper"]
+T = TypeVar("T")
 LARGEST = 1e30
 MOST_THREADS = 1024
 SEEDS = range(-(2**63), 2**63)
@@ -154,6 +155,22 @@ def _typed(kind: Any, values: dict[str, Any]) -> Any:
         if name in values and not _is(values[name], wanted):
             raise TypeError(f"{name} must be {getattr(wanted, '__name__', wanted)}, got {values[name]!r}")
     return kind(**values)
+
+
+def read_typed(kind: type[T], values: dict[str, Any]) -> T:
+    """A dataclass from the JSON of `dataclasses.asdict`, dataclasses and paths inside it among them.
+
+    Raises:
+        TypeError: a value is not what its annotation says, is missing, or unknown.
+    """
+    found = dict(values)
+    for name, wanted in get_type_hints(kind).items():
+        if name in found and dataclasses.is_dataclass(wanted):
+            found[name] = read_typed(cast(type, wanted), found[name])
+        elif wanted == Path | None and isinstance(found.get(name), str):
+            found[name] = Path(found[name])
+    read: T = _typed(kind, found)
+    return read
 
 
 def _is(value: Any, wanted: Any) -> bool:

@@ -22,18 +22,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import tyro
 from torch import Tensor, nn
 
 from revtune.hyper import Hyper
 from revtune.hyperparameters import Hyperparameters
 
+Tuned = Literal["delta", "stn"]
 Method = Literal["delta", "stn", "plain"]
 Rule = Literal["sgd", "adam"]
 HyperRule = Literal["adam", "rmsprop"]
 Schedule = Literal["constant", "cosine", "plateau"]
 Split = Literal["valid", "test"]
+Size = Literal["small", "paper"]
 METHODS: tuple[Method, ...] = ("delta", "stn", "plain")
 
 
@@ -75,6 +78,8 @@ class Tuning:
     """Their learning rate."""
     entropy: float = 1e-3
     """Weight of the perturbations' entropy, which tunes their scales."""
+    response_lr: float = 1.0
+    """Learning rate of the responses, in those of the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +90,15 @@ class Study:
     """Folder with data sets by name; default: the environment's REVTUNE_DATA, then the hub."""
     seed: int = 1
     """Seed of weights, order, masks and perturbations."""
-    learning: Learning = field(default_factory=Learning)
+    threads: int = 1
+    """Threads of torch; small nets gain little from more, and lose much on busy cores."""
+    learning: Annotated[Learning, tyro.conf.arg(name="")] = field(default_factory=Learning)
     stn: Tuning = field(default_factory=Tuning)
     delta: Tuning = field(default_factory=Tuning)
 
-    def tuning(self, method: str) -> Tuning:
+    def tuning(self, method: Tuned) -> Tuning:
         """The settings of a method that tunes."""
-        found: Tuning = getattr(self, method)
-        return found
+        return self.stn if method == "stn" else self.delta
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,10 @@ class Task(ABC):
 
     def __init__(self, study: Study) -> None:
         self.study = study
+
+    def digest(self) -> str:
+        """What tells the data from others; a run does not go on with those."""
+        return ""
 
     @abstractmethod
     def hypers(self) -> dict[str, Hyper]:

@@ -1,6 +1,7 @@
 """Recipes: a module each, whose `recipe` function returns the typed configuration of a study.
 
-One that is more than a training run has `Options` of its own for the command line, and `run` and `resume`.
+One that is more than a training run has `Options` of its own for the command line, and `run` and `resume`. One whose
+hyperparameters are tuned has `task` and `study`, as `revtune.task` tells.
 """
 
 from __future__ import annotations
@@ -37,12 +38,19 @@ def is_study(name: str) -> bool:
     return hasattr(find(name), "Options")
 
 
+def is_tuned(name: str) -> bool:
+    """Whether a recipe's hyperparameters are tuned."""
+    return hasattr(find(name), "task")
+
+
 def study_in(folder: Path) -> ModuleType | None:
-    """The recipe of the study in a folder; None for a training run's folder or any other."""
+    """What resumes the study or tuned run in a folder; None for a training run's folder or any other."""
     try:
         name = json.loads((folder / "config.json").read_bytes())["recipe"]
     except (OSError, KeyError, TypeError, ValueError):
         return None
+    if name in names() and is_tuned(name):
+        return importlib.import_module("revtune.tuned_train")
     return find(name) if name in names() and is_study(name) else None
 
 

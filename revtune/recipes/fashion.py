@@ -1,0 +1,61 @@
+"""Fashion-MNIST: a small CNN tunes three dropouts, input noise and cutout; --size paper for all images."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from revtune.hyper import Between, Hyper, Integer, Rate
+from revtune.hyperparameters import Hyperparameters
+from revtune.image_task import ImageStudy, ImageTask
+from revtune.regularize import TunedNoise
+from revtune.regularize_images import TunedCutout
+from revtune.task import Learning, Size, Space, Tuning
+
+PAPER = Tuning(warmup=1875, ratio=5, optimizer="rmsprop", hyper_lr=0.01)
+
+
+def study(size: Size = "small") -> ImageStudy:
+    """10,000 images and 16 channels, or all and 64."""
+    if size == "paper":
+        learning = Learning(steps=75_000, batch=128, lr=0.01, valid_every=375)
+        return ImageStudy(images=None, width=64, learning=learning, stn=PAPER, delta=PAPER)
+    return ImageStudy(images=10_000, width=16, learning=Learning(steps=4_000, lr=0.02))
+
+
+class Fashion(ImageTask):
+    """Two convolutions and two linear layers."""
+
+    data = "fashion"
+
+    def hypers(self) -> dict[str, Hyper]:
+        """As in `Task`."""
+        return {
+            "noise": Between(0.02, 0.0, 0.3), "holes": Integer(1, 0, 4), "length": Integer(4, 0, 14),
+            "drop1": Rate(0.05), "drop2": Rate(0.05), "drop3": Rate(0.05),
+        }  # fmt: skip
+
+    def spaces(self) -> dict[str, Space]:
+        """As in `Task`."""
+        rates = {name: Space(0.0, 0.9) for name in ("drop1", "drop2", "drop3")}
+        return {
+            "noise": Space(0.0, 0.3), "holes": Space(0, 4, whole=True), "length": Space(0, 14, whole=True), **rates
+        }  # fmt: skip
+
+    def build(self, hypers: Hyperparameters) -> nn.Module:
+        """As in `ImageTask`."""
+        width = self.study.width
+        net = nn.Sequential()
+        for name, module in {
+            "noise": TunedNoise(hypers, "noise"), "cutout": TunedCutout(hypers, "holes", "length"),
+            "conv1": nn.Conv2d(1, width, 5, padding=2), "relu1": nn.ReLU(), "pool1": nn.MaxPool2d(2),
+            "drop1": nn.Dropout(),
+            "conv2": nn.Conv2d(width, 2 * width, 5, padding=2), "relu2": nn.ReLU(), "pool2": nn.MaxPool2d(2),
+            "drop2": nn.Dropout(),
+            "flat": nn.Flatten(), "layer1": nn.Linear(2 * width * 49, 8 * width), "relu3": nn.ReLU(),
+            "drop3": nn.Dropout(), "logits": nn.Linear(8 * width, 10),
+        }.items():  # fmt: skip
+            net.add_module(name, module)
+        return net
+
+
+task = Fashion

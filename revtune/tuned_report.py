@@ -1,0 +1,72 @@
+"""A run of a task as it goes: a live panel on a terminal, a line a validation elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+def measure(name: str, figures: dict[str, float]) -> str:
+    """A figure as people quote it, with the loss that it goes with."""
+    loss = f"loss {figures['loss']:.4f}"
+    if name == "loss":
+        return loss
+    value = figures[name]
+    return f"{loss}, {name} {f'{value:.2%}' if name == 'error' else f'{value:.2f}'}"
+
+
+class TunedReport:
+    """What is told of a run after each validation: losses, and where the hyperparameters are.
+
+    Args:
+        steps: of the run, in all.
+        quoted: the name of the figure that is quoted.
+        plain: print lines instead of a live panel.
+    """
+
+    def __init__(self, steps: int, quoted: str, *, plain: bool | None = None) -> None:
+        self.console, self.steps, self.quoted = Console(highlight=False), steps, quoted
+        self.plain = not self.console.is_terminal if plain is None else plain
+        self.facts: dict[str, Any] = {}
+        self.bar = Progress(
+            BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+            console=self.console, expand=True,
+        )  # fmt: skip
+        self.task = self.bar.add_task("steps", total=steps)
+        self.live: Live | None = None
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[TunedReport]:
+        """Keep the panel on the terminal while the run goes on."""
+        if self.plain:
+            yield self
+            return
+        with Live(console=self.console, get_renderable=self.panel, refresh_per_second=4) as self.live:
+            yield self
+
+    def valid(self, facts: dict[str, Any]) -> None:
+        """Take in a validation."""
+        self.facts = facts
+        self.bar.update(self.task, completed=facts["step"])
+        if self.plain:
+            told = ", ".join(f"{name} {value}" for name, value in self.rows())
+            self.console.print(f"step {facts['step']}/{self.steps}: {told}", soft_wrap=True, markup=False)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Names and values of what is going on."""
+        values = [(name, f"{value:.4g}") for name, value in self.facts["values"].items()]
+        held_out = measure(self.quoted, self.facts)
+        return [("training loss", f"{self.facts['train_loss']:.4f}"), ("held-out", held_out), *values]
+
+    def panel(self) -> Group:
+        """The live view."""
+        table = Table.grid(padding=(0, 2))
+        for name, value in self.rows() if self.facts else []:
+            table.add_row(name, value)
+        return Group(self.bar, table)

@@ -1,0 +1,125 @@
+"""`revtune train` for a recipe with a task: a run by one method, or the rest of one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import torch
+import tyro
+
+from revtune import recipes
+from revtune.config import read_typed
+from revtune.learner import learner
+from revtune.problem import Problem
+from revtune.run import _next_folder, refuse_taken, write
+from revtune.task import METHODS, Method, Size, Study
+from revtune.tuned_report import TunedReport, measure
+from revtune.tuned_run import Course
+
+S = TypeVar("S", bound=Study)
+MAY_BE_0 = ("warmup", "momentum", "entropy", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Generic[S]):
+    """Learn a task, its hyperparameters tuned on the way."""
+
+    study: Annotated[S, tyro.conf.arg(name="")]
+    method: Method = "delta"
+    """Delta-STN, STN, or a plain run at the starting values."""
+    out: Path | None = None
+    """Folder of the run; by default the next free runs/<recipe>-<n>."""
+    size: Size = "small"
+    """small is made for two cores; paper has the settings of the paper that the recipe is from."""
+    resume: Path | None = None
+    """Go on with the run in this folder as it was told; no other option goes with this one."""
+
+
+def check(study: Study) -> None:
+    """Raise `Problem` for the first setting that no run can have."""
+    for group in (study, study.learning, study.stn, study.delta):
+        for field in dataclasses.fields(group):
+            value = getattr(group, field.name)
+            if type(value) not in (int, float):
+                continue
+            wanted = "at least 0" if field.name in MAY_BE_0 else "at least 1" if type(value) is int else "above 0"
+            if not (value >= 0 if field.name in MAY_BE_0 else value >= 1 if type(value) is int else value > 0):
+                raise Problem(f"--{field.name.replace('_', '-')} must be {wanted}, got {value}", code=2)
+            if value >= 2**31:
+                raise Problem(f"--{field.name.replace('_', '-')} must be below 2^31, got {value}", code=2)
+
+
+def start(name: str, options: Options[Any]) -> Path:
+    """A new run of a recipe, from its first step to its last; its folder."""
+    refuse_taken(options.out)
+    study = at_home(options.study)
+    check(study)
+    task = recipes.find(name).task(study)
+    folder = options.out or _next_folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"recipe": name, "size": options.size, "method": options.method, "study": dataclasses.asdict(study)}
+    write(folder / "config.json", json.dumps(facts, indent=2, default=str).encode() + b"\n")
+    go_on(task, options.method, folder)
+    return folder
+
+
+def at_home(study: S) -> S:
+    """A study with its path made absolute, to be found from any folder later."""
+    return dataclasses.replace(study, data=study.data and study.data.absolute())
+
+
+def stored(folder: Path) -> tuple[str, Method, Study]:
+    """Recipe, method and settings of the run in a folder.
+
+    Raises:
+        Problem: its configuration is not of this version.
+    """
+    path = folder / "config.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        method = facts["method"]
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        default = recipes.find(facts["recipe"]).study(facts["size"])
+        study = read_typed(type(default), facts["study"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise Problem(f"{path} is no configuration of this revtune: {error}") from error
+    check(study)
+    return facts["recipe"], method, study
+
+
+def resume(folder: Path) -> None:
+    """Go on with the run in a folder.
+
+    Raises:
+        Problem: nothing is left to do.
+    """
+    name, method, study = stored(folder)
+    go_on(recipes.find(name).task(study), method, folder)
+
+
+def go_on(task: Any, method: Method, folder: Path) -> None:
+    """Take the steps that are left, and say what the run came to."""
+    torch.set_num_threads(task.study.threads)
+    steps, one = task.study.learning.steps, learner(task, method)
+    with contextlib.closing(Course(one, folder, f"revtune train --resume {folder}")) as course:
+        if one.steps >= steps:
+            raise Problem(f"{folder} is finished: all {steps} steps are done")
+        with TunedReport(steps, task.measure).shown() as report:
+            course.learn(lambda learner, clock: learner.steps >= steps, report)
+        print(told(task.measure, course.result(), folder))
+
+
+def told(quoted: str, result: dict[str, Any], folder: Path) -> str:
+    """What a finished run came to."""
+    best = ", ".join(f"{name} {value:.4g}" for name, value in result["values"].items())
+    return "\n".join([
+        f"\nbest held-out {measure(quoted, result['valid'])}, at step {result['step']}: {best}",
+        f"test {measure(quoted, result['test'])}",
+        f"the run is in {folder}",
+    ])  # fmt: skip

@@ -1,0 +1,199 @@
+"""Runs of recipes whose hyperparameters are tuned: by every method, stopped and gone on with, refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from revtune import checkpoint, tuned_train
+from revtune.cli import main
+from revtune.constants import Constants, plain
+from revtune.image_parts import parts
+from revtune.learner import Learner, PlainLearner, TunedLearner, learner, learning_rate
+from revtune.problem import Problem
+from revtune.recipes import find
+from revtune.states import packed, unpacked
+from revtune.task import METHODS, Learning, Method, Study, Task, Tuning
+from tests.tiny_images import write_images
+
+LEARNING = Learning(steps=6, batch=4, valid_every=2, lr=0.05)
+TUNING = Tuning(warmup=1, ratio=1, hyper_lr=0.1)
+
+
+def tiny(folder: Path, recipe: str = "mnist", **changes: Any) -> Task:
+    write_images(folder)
+    study = find(recipe).study()
+    settings = {"data": folder, "images": 40, "width": 4, "learning": LEARNING, "stn": TUNING, "delta": TUNING}
+    task: Task = find(recipe).task(dataclasses.replace(study, **settings | changes))
+    return task
+
+
+def learnt(task: Task, method: Method, steps: int) -> Learner:
+    one = learner(task, method)
+    for _ in range(steps):
+        one.step()
+        if one.steps % 2 == 0:
+            one.validate()
+    return one
+
+
+@pytest.mark.parametrize("recipe", ["mnist", "fashion", "cifar10"])
+@pytest.mark.parametrize("method", METHODS)
+def test_recipes_learn_by_every_method(recipe: str, method: Method, tmp_path: Path) -> None:
+    task = tiny(tmp_path, recipe)
+    one = learnt(task, method, 2)
+    assert one.values().keys() == task.hypers().keys() == task.spaces().keys()
+    starts = Constants(task.hypers()).values()
+    moved = [name for name, value in one.values().items() if value != starts[name]]
+    assert bool(moved) == (method != "plain")
+    assert 0 < one.figures("test")["loss"] < 10
+
+
+def test_spaces_hold_what_hyperparameters_can_be(tmp_path: Path) -> None:
+    for recipe in ("mnist", "fashion", "cifar10"):
+        task = tiny(tmp_path, recipe)
+        for name, space in task.spaces().items():
+            for value in (space.low, space.high):
+                Constants(task.hypers(), {name: value})
+            assert space.low <= Constants(task.hypers()).values()[name] <= space.high
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_learner_goes_on_bit_for_bit(method: Method, tmp_path: Path) -> None:
+    task = tiny(tmp_path)
+    whole, first = learnt(task, method, 5), learnt(task, method, 2)
+    saved = packed(first.state())
+    torch.manual_seed(99)
+    second = learner(task, method)
+    second.restore(unpacked(saved))
+    for _ in range(3):
+        second.step()
+        if second.steps % 2 == 0:
+            second.validate()
+    assert second.place == whole.place and second.values() == whole.values()
+    for name, tensor in whole.weights().items():
+        assert torch.equal(tensor, second.weights()[name]), name
+
+
+def test_plain_and_tuned_begin_as_the_same_network(tmp_path: Path) -> None:
+    task = tiny(tmp_path)
+    figures = [learner(task, method).figures("valid") for method in METHODS]
+    assert figures[0] == figures[1] == figures[2]
+
+
+def test_the_best_network_is_plain_and_comes_to_its_figures(tmp_path: Path) -> None:
+    task = tiny(tmp_path)
+    for one in (learnt(task, "stn", 4), learnt(task, "delta", 4)):
+        one.take_best()
+        net = plain(task.net(hypers := Constants(task.hypers())), hypers).eval()
+        net.load_state_dict(one.weights())
+        for split in ("valid", "test"):
+            assert task.evaluate(net, split)["loss"] == pytest.approx(one.figures(split)["loss"], rel=1e-5)
+
+
+def test_learning_rates() -> None:
+    assert learning_rate(Learning(lr=1.0), 10**6, 3) == 1.0
+    assert learning_rate(Learning(lr=1.0, schedule="plateau"), 5, 2) == 1 / 16
+    cosine = Learning(lr=1.0, schedule="cosine", steps=100)
+    assert [round(learning_rate(cosine, step, 0), 3) for step in (0, 50, 100, 200)] == [1.0, 0.525, 0.05, 0.05]
+
+
+def test_a_plateau_lowers_the_rate_and_shows(tmp_path: Path) -> None:
+    task = tiny(tmp_path, learning=dataclasses.replace(LEARNING, schedule="plateau", patience=2, lr=1e-12))
+    one = PlainLearner(task)
+    losses = iter([1.0, 2.0, 2.0, 0.5])
+    one.figures = lambda split: {"loss": next(losses)}  # type: ignore[method-assign]
+    for falls, stale in ((0, 0), (0, 1), (1, 0), (1, 0)):
+        one.validate()
+        assert (one.place.falls, one.place.stale) == (falls, stale)
+    assert one.place.best == 0.5
+
+
+def test_the_program_trains_stops_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path / "data")
+    size = "--images 40 --width 4 --batch 4 --valid-every 2 --delta.warmup 1".split()
+    told = ["--data", str(tmp_path / "data"), "--steps"]
+    whole, cut = (str(tmp_path / name) for name in ("whole", "cut"))
+    assert main(["train", "mnist", *size, *told, "6", "--out", whole]) == 0
+    out = capsys.readouterr().out
+    assert "step 6/6: training loss " in out and "\ntest loss " in out and "drop2 0." in out
+    assert main(["train", "mnist", *size, *told, "2", "--out", cut]) == 0
+    config = json.loads((tmp_path / "cut/config.json").read_text())
+    config["study"]["learning"]["steps"] = 6
+    (tmp_path / "cut/config.json").write_text(json.dumps(config))
+    assert main(["train", "--resume", cut]) == 0
+    for name in ("result.json", "history.png", "weights.safetensors"):
+        assert (tmp_path / "whole" / name).exists()
+    first, second = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "cut"))
+    assert first == second
+    one, two = (checkpoint.read(tmp_path / name / "weights.safetensors").tensors for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6]
+    assert main(["train", "--resume", cut]) == 1
+    assert "all 6 steps are done" in capsys.readouterr().err
+
+
+def test_other_data_are_refused(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    task = tiny(tmp_path)
+    study: Any = task.study
+    options = tuned_train.Options(study=dataclasses.replace(study, learning=LEARNING), out=tmp_path / "run")
+    tuned_train.start("mnist", options)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    config["study"]["learning"]["steps"] = 8
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    write_images(tmp_path, seed=1)
+    with pytest.raises(Problem, match="data are not those"):
+        tuned_train.resume(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
+        ({"learning": Learning(steps=0)}, "--steps must be at least 1, got 0"),
+        ({"learning": Learning(lr=0.0)}, "--lr must be above 0, got 0"),
+        ({"stn": Tuning(hyper_lr=float("nan"))}, "--hyper-lr must be above 0, got nan"),
+        ({"threads": 2**40}, "--threads must be below 2"),
+    ],
+)
+def test_settings_that_cannot_be_are_told(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(Problem, match=told):
+        tuned_train.check(Study(**changes))
+
+
+def test_sizes_that_do_not_fit_are_told(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    with pytest.raises(Problem, match="--images must be from 5 to 60 for mnist, got 61"):
+        parts("mnist", tmp_path, 61)
+    with pytest.raises(Problem, match="--batch must be at most 8, the valid images, got 9"):
+        tiny(tmp_path, learning=Learning(batch=9))
+
+
+def test_cifar_without_its_test_images_holds_training_images_out(tmp_path: Path, monkeypatch: Any) -> None:
+    write_images(tmp_path)
+    monkeypatch.setattr("revtune.image_parts.TEST", 20)
+    found = parts("cifar10", tmp_path, None)
+    assert [len(part[0]) for part in found[:3]] == [32, 8, 20]
+    assert found.test_is == "the last 20 training images, as only 10 test images are there"
+
+
+def test_states_keep_their_kinds() -> None:
+    state = {0: (torch.arange(3), [None, 1.5]), "a": {"b": True, "c": float("inf")}}
+    found = unpacked(packed(state))
+    assert torch.equal(found[0][0], torch.arange(3)) and found[0][1] == [None, 1.5] and found["a"] == state["a"]
+    assert isinstance(found[0], tuple) and list(found) == [0, "a"]
+
+
+def test_tuned_learners_take_their_methods_settings(tmp_path: Path) -> None:
+    task = tiny(tmp_path, stn=dataclasses.replace(TUNING, response_lr=0.5, optimizer="rmsprop", ratio=3))
+    one, other = TunedLearner(task, "stn"), TunedLearner(task, "delta")
+    one.set_rate()
+    assert [group["lr"] for group in one.optimizer.param_groups] == [0.05, 0.025]
+    assert isinstance(one.tuner.hyper_optimizer, torch.optim.RMSprop) and (one.tuner.ratio, other.tuner.ratio) == (3, 1)
