@@ -17,6 +17,7 @@ from revtune.dropout import look_up, new_seed, plain_embedding
 from revtune.readout import LinearCrossEntropy
 from revtune.replay import Replay, Undrawn
 from revtune.sinks import Sinks, opened
+from revtune.transforms import refuse_transforms
 
 Encode = Callable[[Tensor], Tensor]
 Readout = Callable[[Tensor, Tensor], Tensor]
@@ -71,7 +72,8 @@ class Encoder:
 
     @staticmethod
     def _shaped(encoded: Tensor, chunk: Tensor) -> Tensor:
-        if check_tensor("what encode returns", encoded).dim() != 3 or encoded.shape[:2] != chunk.shape[:2]:
+        refuse_transforms([check_tensor("what encode returns", encoded)])
+        if encoded.dim() != 3 or encoded.shape[:2] != chunk.shape[:2]:
             steps, rows = chunk.shape[:2]
             raise ValueError(
                 f"encode must return (K, B, I) = ({steps}, {rows}, I) for this chunk, got {tuple(encoded.shape)}"
@@ -177,4 +179,5 @@ def _scalar(loss: Tensor) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"readout(y, targets) must return the summed loss of its positions, one number, got {shape}")
+    refuse_transforms([loss])
     return loss.reshape(())

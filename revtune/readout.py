@@ -19,6 +19,7 @@ from revtune import sinks
 from revtune.checks import check_tensor
 from revtune.products import products_for
 from revtune.sinks import Sinks
+from revtune.transforms import refuse_batches, refuse_transforms
 from revtune.values import check_fraction, check_size
 
 _DENSE = torch.contiguous_format
@@ -215,6 +216,7 @@ class LinearCrossEntropy(nn.Module):
     def _positions(self, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         check_tensor("LinearCrossEntropy: y", y)
         check_tensor("LinearCrossEntropy: targets", targets)
+        refuse_transforms([y, targets, self.weight])
         if y.shape[-1] != self.in_features or y.shape[:-1] != targets.shape:
             raise ValueError(
                 f"LinearCrossEntropy wants y (..., {self.in_features}) and targets (...), "
@@ -259,6 +261,7 @@ class _OnePass(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_double_backward()
+        refuse_batches([grad])
         if ctx.grads is None:
             raise RuntimeError(
                 "LinearCrossEntropy: backward a second time; the first call needs retain_graph=True to allow it"
@@ -291,6 +294,7 @@ class _Blocked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_double_backward()
+        refuse_batches([grad])
         y, targets, weight, bias = ctx.saved_tensors
         _, want_y, _, want_weight, want_bias = ctx.needs_input_grad
         dweight, dbias = (

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from revtune import fixed, metering
 from revtune.arguments import State, check_arguments, check_kinds, first_state
@@ -29,6 +28,7 @@ from revtune.reference import ReferenceTape
 from revtune.sequence import sequence
 from revtune.stack import DEFAULT_BUDGET, Stack, chunk_steps
 from revtune.tape import Place, Tape
+from revtune.transforms import refuse_batches, refuse_transforms
 from revtune.weights import Weights
 
 
@@ -155,6 +155,7 @@ def record(
     Unlike in training every chunk spills, the last one too.
     """
     inputs = _checked(cell, x, state, weights, hidden, responses, masks, lengths, chunk)
+    refuse_transforms([x])
     tape = build_tape(cell, inputs, x.shape[0], x.dtype, masks=masks, lengths=lengths, share=share, backend=backend)
     stack, environment, x = Stack([tape]), Environment.current(), x.detach()
     steps = chunk or chunk_steps(x.shape[0], x.shape[1], stack, DEFAULT_BUDGET)
@@ -221,7 +222,7 @@ def run_layer(
 ) -> tuple[Tensor, State]:
     """One layer whose outputs (T, B, H) are all returned, and its final state; arguments, checked, as in `scan`."""
     if chosen(backend, cell, x, inputs.weights, masks or {}):
-        refuse_forward_mode([x, *inputs.flat()])
+        refuse_transforms([x, *inputs.flat()], batches=True)
         return sequence(
             cell, x, inputs.state, inputs.weights, responses=inputs.responses, masks=masks, lengths=lengths,
             chunk=chunk, share=share, name=name,
@@ -247,6 +248,7 @@ def build_tape(
     backend: str = "auto",
 ) -> Tape:
     """A tape that stands at the first state; arguments as in `scan`."""
+    refuse_transforms(inputs.flat())
     wanted = inputs.wanted() if torch.is_grad_enabled() else frozenset()
     counts = {}
     for group, tensor in zip(cell.states, inputs.state, strict=True):
@@ -277,7 +279,7 @@ def run(
     """
     steps = chunk or chunk_steps(x.shape[0], x.shape[1], stack, DEFAULT_BUDGET)
     tensors = [tensor for layer in inputs for tensor in layer.flat()]
-    refuse_forward_mode([x, *tensors])
+    refuse_transforms([x, *tensors])
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *tensors)):
         y, *finals = _Rewind.apply(stack, steps, every, inputs, x, *tensors)
     else:
@@ -319,6 +321,7 @@ class _Rewind(torch.autograd.Function):
             raise RuntimeError(
                 "revtune does not support double backward: a rewound gradient has no graph; use create_graph=False"
             )
+        refuse_batches([dy, *dfinals])
         x = ctx.saved_tensors[0]
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         stack = ctx.stack.copy() if keep else ctx.stack
@@ -356,16 +359,6 @@ def _check_unchanged(stack: Stack, x: Tensor, before: list[tuple[str, int]]) -> 
             raise ReversalError(
                 f"{what} was changed (through .data?) between forward and backward; no gradient was produced"
             )
-
-
-def refuse_forward_mode(tensors: Iterable[Tensor]) -> None:
-    """Refuse tensors that carry a tangent: a rewound function has no forward-mode derivative.
-
-    Raises:
-        RuntimeError: inside `torch.func.jvp` or a dual level of `torch.autograd.forward_ad`.
-    """
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise RuntimeError("revtune does not support forward-mode differentiation; use backward")
 
 
 def _aim(stack: Stack, dfinals: Iterable[Tensor]) -> None:

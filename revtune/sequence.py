@@ -22,6 +22,7 @@ from revtune.errors import ReversalError
 from revtune.kernel import PARTS
 from revtune.operands import DIFFERENTIABLE, Operands
 from revtune.recall import Known, Ran, RecalledLayer, chunk_steps, kept_steps
+from revtune.transforms import wants_gradient
 
 _WEIGHTS = {
     "ih": "ih", "bias": "bias", "hh": "hh", "ih_v": "ih.V", "ih_s": "ih.s", "hh_v": "hh.V", "hh_s": "hh.s",
@@ -55,7 +56,7 @@ def sequence(
         chunk=0, share=share, bits=cell.native.max_forget_bits, forgetting=cell.native.forgetting,
         bounded=cell.native.bounded, train=False, name=name or cell.name,
     )  # fmt: skip
-    wanted = any(one is not None and one.requires_grad for one in given.differentiable())
+    wanted = any(one is not None and wants_gradient(one) for one in given.differentiable())
     train = torch.is_grad_enabled() and wanted
     chunk = chunk or chunk_steps(steps, rows, (cell.blocks + PARTS) * (h.shape[-1] // PARTS), train)
     y, final, *_ = torch.ops.revtune.sequence(*given._replace(train=train, chunk=chunk))

@@ -22,10 +22,10 @@ from revtune.dropout import one_sequence
 from revtune.ends import Encode, Encoder, Readout, ReadoutPass
 from revtune.errors import ReversalError
 from revtune.rnn import Hx, RevRNN
-from revtune.scan import refuse_forward_mode
 from revtune.sinks import Sinks
 from revtune.stack import DEFAULT_BUDGET, chunk_steps
 from revtune.tape import Place
+from revtune.transforms import refuse_batches, refuse_transforms
 from revtune.values import is_size
 
 Move = Callable[[Tensor, int], Tensor]
@@ -258,6 +258,7 @@ class _HandOver(torch.autograd.Function):
             raise RuntimeError(
                 "rewind_loss does not support double backward: its gradients have no graph; use create_graph=False"
             )
+        refuse_batches([grad])
         if ctx.grads is None:
             raise RuntimeError(
                 "rewind_loss: backward a second time; the first call needs retain_graph=True to allow it"
@@ -293,7 +294,7 @@ def _checked(
         raise ValueError("rewind_loss looks words up chunk by chunk, so scale_grad_by_freq must be False, got True")
     if targets.requires_grad:
         raise ValueError("rewind_loss gives no gradient to targets; pass targets.detach()")
-    refuse_forward_mode([inputs, *rnn.parameters()])
+    refuse_transforms([inputs, *rnn.parameters()])
     if rnn.bidirectional:
         raise ValueError(
             "rewind_loss cannot stream a bidirectional net: its first output needs the last input; use the layer itself"
