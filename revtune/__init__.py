@@ -9,8 +9,8 @@ Where things are, from numbers to training steps:
 `transforms`: what it cannot go through
 - `checks`, `environment`, `errors`: that it is exact, and what is said when it is not; `values`: numbers and switches
 - `rnn`, `layers`: RevGRU and RevLSTM with nn.GRU's and nn.LSTM's manners
-- `stream`: whole training steps chunk by chunk; `ends`, `readout`, `dropout`, `replay`, `sinks`: encoders, readouts,
-their draws and gradients
+- `stream`: whole training steps chunk by chunk; `ends`, `readout`, `dropout`, `replay`, `outside`, `sinks`:
+encoders, readouts, their draws and gradients
 - `meter`: memory and bits of a block of code, told by `metering`
 
 And, with nothing of the above but `errors`, self-tuning:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from revtune.checks import check_tensor, hooked
 from revtune.dropout import look_up, new_seed, plain_embedding
+from revtune.outside import refuse_hooks
 from revtune.readout import LinearCrossEntropy
 from revtune.replay import Replay, Undrawn
 from revtune.sinks import Sinks, opened
@@ -52,6 +53,8 @@ class Encoder:
             self._encode = lambda ids: look_up(encode, ids)
         self._inputs, self._sinks, self._check = inputs, sinks, check
         self._autocast = Autocast(inputs.device)
+        if torch.is_grad_enabled():
+            refuse_hooks("encode", encode)
         replayed = torch.is_grad_enabled() and encode is not None and not plain_embedding(encode)
         self._seed = new_seed() if replayed else None
         self._root: Tensor | None = None
@@ -110,6 +113,8 @@ class ReadoutPass:
         self._readout, self._sinks = readout, sinks
         self._autocast = Autocast(device)
         self._by_hand = type(readout) is LinearCrossEntropy and not hooked(readout)
+        if torch.is_grad_enabled() and not self._by_hand:
+            refuse_hooks("readout", readout)
 
     def loss(self, y: Tensor, targets: Tensor) -> Tensor:
         """The summed loss of these positions, 0-d float64."""

@@ -54,14 +54,18 @@ def rewind_loss(
             has no part in (one compiled by torch.compile runs uncompiled for that); a module that counts its calls,
             such as BatchNorm with running statistics, counts them all.
         readout: `readout(y, targets)` with y (N, H) gives the *summed* loss of its N positions. Gradients reach every
-            tensor that it uses but the targets; a graph built outside is run backward once a chunk.
-            `LinearCrossEntropy` is the fast one. Padded positions are left out.
+            tensor that it uses but the targets. `LinearCrossEntropy` is the fast one. Padded positions are left out.
         state: `h_0`, or `(h_0, c_0)`, (L, B, H); pass on what the previous call returned for truncated
             backpropagation. Zeros by default. Gradients flow to one that requires them.
         lengths: steps of each row, (B,), in 1..T. Padded inputs must still be finite numbers or valid ids.
         reduction: "mean" divides by the number of positions (or by `readout.total_weight(targets)`), "sum" does not.
         checkpoint_every: keep the state every so many steps and the buffer of one such segment only, for one more
             forward pass; "auto" takes sqrt(64 T) steps, which stores least at one forgotten bit a step.
+
+    A graph built outside that `encode` or `readout` leads into is run backward once a chunk, and whatever hangs in it,
+    hooks of computed tensors and kept gradients (`retain_grad`) among them, sees one chunk's unscaled part of the
+    gradient at a time; where such a tensor is found with the function or module, it is refused. Hooks of leaves, and
+    of `inputs`, `state` and the weight of a `LinearCrossEntropy` that is the readout, run once, on the whole gradient.
 
     Returns:
         The loss, 0-d in the net's dtype, and the last state, detached, float64 and exact. Under `torch.no_grad()` a

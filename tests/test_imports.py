@@ -9,7 +9,7 @@ import revtune
 CORE = """
     errors values fixed buffer cells checks patience compiling native fakes products weights moments metering tape
     reference kernel native_tape sinks dropout stack environment arguments transforms operands recall sequence scan rnn
-    layers readout replay ends stream meter
+    layers readout replay outside ends stream meter
 """.split()
 
 SELF_TUNING = """
