@@ -41,7 +41,7 @@ for _ in range(int(sys.argv[3])):
     if not others[-1]:
         others = []
         break
-print(native.load(), native.load(), flush=True)
+os.write(1, f"{native.load()} {native.load()}\\n".encode())
 for other in others:
     os.waitpid(other, 0)
 """
