@@ -4,6 +4,7 @@
     revtune train --resume RUN          go on with a run that was stopped
     revtune generate RUN                write text with what a run has learned
     revtune evaluate RUN                its loss on held-out text
+    revtune compare RECIPE              ways of tuning hyperparameters, each with the same time
     revtune bench memory | speed        memory and time against torch's own layers
     revtune doctor                      what this machine and installation offer
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from revtune.options import Train
     from revtune.run import Run
 
+EXTRAS = {"optuna": "search", "kornia": "augment"}
 PROGRAM_NEEDS = {"tyro", "rich", "safetensors", "datasets", "matplotlib", "numpy", "shtab", "docstring_parser"}
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -82,8 +84,9 @@ def missing_package(error: ImportError, reason: str) -> str | None:
     package = (error.name or "").partition(".")[0]
     if package in ("", "revtune"):
         return None
-    if isinstance(error, ModuleNotFoundError) and package in PROGRAM_NEEDS:
-        return f"{error.name} is missing; pip install 'revtune[program]' installs it"
+    if isinstance(error, ModuleNotFoundError) and (package in PROGRAM_NEEDS or package in EXTRAS):
+        extra = EXTRAS.get(package, "program")
+        return f"{error.name} is missing; pip install 'revtune[{extra}]' installs it"
     return f"{package} cannot be imported: {reason}"
 
 
@@ -286,6 +289,26 @@ def evaluate(arguments: list[str]) -> None:
         print(f"{split}: {measure(unit, loss)} ({loss:.4f} nats a {unit})")
 
 
+def compare(arguments: list[str]) -> None:
+    """Compare ways of tuning on a recipe's task."""
+    from revtune import recipes
+
+    known = ", ".join(name for name in recipes.names() if recipes.is_tuned(name))
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("revtune compare RECIPE [--help]: ways of tuning hyperparameters, each with the same time")
+        print(f"recipes: {known}")
+        return
+    name = arguments[0]
+    if not recipes.is_tuned(name):
+        raise Problem(f"recipe {name} tunes no hyperparameters; those that do are {known}", code=2)
+    from revtune.compare import Options, run
+
+    recipe, size = recipes.find(name), size_of(arguments)
+    study, kind, about = recipe.study(size), cast(Any, Options), f"Recipe {name}. {recipe.__doc__}"
+    default = Options(study=study, size=size)
+    run(name, parse(kind[type(study)], arguments[1:], f"compare {name}", about=about, default=default, flat=False))
+
+
 def bench(arguments: list[str]) -> None:
     """Run a measurement by name."""
     if arguments and arguments[0] in ("-h", "--help"):
@@ -315,6 +338,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "generate": generate,
     "evaluate": evaluate,
+    "compare": compare,
     "bench": bench,
     "doctor": doctor,
 }

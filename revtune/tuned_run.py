@@ -124,8 +124,8 @@ class Course:
         except NonFiniteError as error:
             raise Problem(f"step {self.learner.steps + 1} failed: {error}; a lower --lr may help") from error
 
-    def result(self) -> dict[str, Any]:
-        """Write the best network, its figures and the hyperparameters' history; the figures.
+    def result(self, **more: float) -> dict[str, Any]:
+        """Write the best network, its figures with perhaps more of them, and the hyperparameters' history; the figures.
 
         Raises:
             Problem: it has not been validated yet.
@@ -137,10 +137,10 @@ class Course:
         last = learner.values()
         learner.take_best()
         figures = {split: learner.figures(split) for split in ("valid", "test")}
-        facts = {"step": learner.place.best_step, **figures, "values": learner.values(), "final_values": last}
+        facts = {"step": learner.place.best_step, **figures, "values": learner.values(), "final_values": last, **more}
         write(self.folder / "weights.safetensors", checkpoint.pack(Saved(learner.weights(), facts)))
-        write(self.folder / "result.json", json.dumps(facts, indent=1).encode() + b"\n")
         if isinstance(learner, TunedLearner) and learner.tuner.history.records:
             learner.tuner.history.write(self.folder / "history.jsonl")
             learner.tuner.history.plot(self.folder / "history.png")
+        write(self.folder / "result.json", json.dumps(facts, indent=1).encode() + b"\n")
         return facts

@@ -23,7 +23,7 @@ def study(size: Size = "small") -> ImageStudy:
 
 
 class Fashion(ImageTask):
-    """Two convolutions and two linear layers."""
+    """Two convolutions of stride 2 and two linear layers."""
 
     data = "fashion"
 
@@ -47,10 +47,8 @@ class Fashion(ImageTask):
         net = nn.Sequential()
         for name, module in {
             "noise": TunedNoise(hypers, "noise"), "cutout": TunedCutout(hypers, "holes", "length"),
-            "conv1": nn.Conv2d(1, width, 5, padding=2), "relu1": nn.ReLU(), "pool1": nn.MaxPool2d(2),
-            "drop1": nn.Dropout(),
-            "conv2": nn.Conv2d(width, 2 * width, 5, padding=2), "relu2": nn.ReLU(), "pool2": nn.MaxPool2d(2),
-            "drop2": nn.Dropout(),
+            "conv1": nn.Conv2d(1, width, 3, stride=2, padding=1), "relu1": nn.ReLU(), "drop1": nn.Dropout(),
+            "conv2": nn.Conv2d(width, 2 * width, 3, stride=2, padding=1), "relu2": nn.ReLU(), "drop2": nn.Dropout(),
             "flat": nn.Flatten(), "layer1": nn.Linear(2 * width * 49, 8 * width), "relu3": nn.ReLU(),
             "drop3": nn.Dropout(), "logits": nn.Linear(8 * width, 10),
         }.items():  # fmt: skip

@@ -1,0 +1,216 @@
+"""Contests: who takes part, that they go on where they stopped, and what their figures say."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from rich.console import Console
+
+from revtune import compare, compare_table
+from revtune.cli import main
+from revtune.compare import CONTESTANTS, Contest, Options, run
+from revtune.compare_plot import plot
+from revtune.compare_report import CompareReport
+from revtune.compare_table import at, curve, figures, markdown, verdicts
+from revtune.image_task import ImageStudy
+from revtune.learner import Learner
+from revtune.problem import Problem
+from revtune.recipes import find
+from revtune.search import SEARCHERS, Search, distribution, grid, sampler
+from revtune.task import Learning, Space, Tuning
+from tests.tiny_images import write_images
+
+LEARNING = Learning(batch=4, valid_every=2, lr=0.05, patience=1)
+TUNING = Tuning(warmup=1, ratio=1)
+SPACES = {"a": Space(0.0, 0.9), "b": Space(1e-4, 1.0, log=True), "c": Space(0, 2, whole=True)}
+
+
+class Seconds:
+    """A clock that goes a second on each time that it is read."""
+
+    def __init__(self, wall: float = 0.0, cpu: float = 0.0) -> None:
+        self.wall, self.cpu = wall, cpu
+
+    def now(self) -> dict[str, float]:
+        return {"wall": self.wall, "cpu": self.cpu}
+
+    def read(self, kind: str) -> float:
+        self.wall += 1
+        return self.wall
+
+    def stopped(self) -> Any:
+        return pytest.MonkeyPatch().context()
+
+
+@pytest.fixture
+def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options[ImageStudy]:
+    for module in ("search", "tuned_run"):
+        monkeypatch.setattr(f"revtune.{module}.Clock", Seconds)
+    write_images(tmp_path / "data")
+    study = ImageStudy(
+        data=tmp_path / "data", images=40, width=4, learning=LEARNING, stn=TUNING, delta=TUNING
+    )  # fmt: skip
+    return Options(study=study, budget=20.0, out=tmp_path / "contest")
+
+
+def quiet() -> CompareReport:
+    return CompareReport(Console(quiet=True), "", 1.0, "wall")
+
+
+def test_all_take_part_and_are_told(options: Options[ImageStudy], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run("mnist", options)
+    contest = Contest("mnist", options, folder)
+    for one in CONTESTANTS:
+        found = contest.result(1, one)
+        assert found is not None and found["wall"] <= 21
+        assert found["valid"]["loss"] == min(facts["loss"] for facts in contest.validations(1, one))
+        assert ("trials" in found) == (one in SEARCHERS)
+    told = capsys.readouterr().out
+    assert "seed 1, hyperband: held-out loss " in told and "TPE, multivariate" in told
+    assert "fewer than 30 whole trials" in told
+    assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
+    tuners = [contest.result(1, one) for one in ("stn", "delta")]
+    better = min((one for one in tuners if one), key=lambda one: one["valid"]["loss"])
+    final = contest.result(1, "final")
+    assert final is not None and final["values"] == better["final_values"] != better["values"]
+
+
+def test_trials_are_as_long_as_the_plain_run_improves(options: Options[ImageStudy]) -> None:
+    options = dataclasses.replace(options, contestants=("plain", "random"))
+    contest = Contest("mnist", options, run("mnist", options))
+    plain = contest.validations(1, "plain")
+    best = min(facts["loss"] for facts in plain)
+    assert plain[-2]["loss"] == best < plain[-1]["loss"]
+    steps = compare.trial_steps(contest, 1)
+    assert steps == plain[-1]["step"]
+    ends = {facts["trial"]: facts["step"] for facts in contest.validations(1, "random")}
+    assert set(list(ends.values())[:-1]) == {steps}
+
+
+def test_a_contest_goes_on_where_it_stopped(
+    options: Options[ImageStudy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = dataclasses.replace(options, contestants=("plain", "stn", "tpe"))
+    whole = run("mnist", options)
+    halted = dataclasses.replace(options, out=tmp_path / "halted")
+    for module, method, count in (("learner.TunedLearner", "validate", 2), ("search.Search", "_end", 2)):
+        original, calls = _find(module, method), iter(range(count))
+
+        def stop(*args: Any, calls: Any = calls, original: Any = original) -> Any:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return original(*args)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(f"revtune.{module}.{method}", stop)
+            patch.setattr("revtune.tuned_run.SAVE_SECONDS", -1.0)
+            run("mnist", halted)
+    run("mnist", halted)
+    for one in ("plain", "stn"):
+        first, second = (Contest("mnist", options, folder) for folder in (whole, tmp_path / "halted"))
+        assert first.validations(1, one) == second.validations(1, one)
+    trials = [facts["trial"] for facts in second.validations(1, "tpe")]
+    assert trials == sorted(trials) and 2 not in trials and 3 in trials  # trial 2 was lost
+    same = [facts for facts in first.validations(1, "tpe") if facts["trial"] < 2]
+    assert same == [facts for facts in second.validations(1, "tpe") if facts["trial"] < 2]
+
+
+def _find(module: str, method: str) -> Any:
+    name, kind = module.split(".")
+    return getattr(getattr(__import__(f"revtune.{name}", fromlist=[kind]), kind), method)
+
+
+def test_a_finished_contest_learns_nothing_anew(options: Options[ImageStudy], monkeypatch: pytest.MonkeyPatch) -> None:
+    options = dataclasses.replace(options, contestants=("plain",))
+    folder = run("mnist", options)
+    before = (folder / "results.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", None)
+        assert run("mnist", options) == folder
+    assert (folder / "results.json").read_bytes() == before
+    more = dataclasses.replace(options, seeds=2, contestants=("plain", "stn"))
+    found = figures(Contest("mnist", more, run("mnist", more)))
+    assert [[one["seed"] for one in row["runs"]] for row in found["rows"]] == [[1, 2], [1, 2]]
+    with pytest.raises(Problem, match="holds a contest with other settings"):
+        run("mnist", dataclasses.replace(options, budget=21.0))
+
+
+def test_hyperband_prunes_and_keeps_the_best(options: Options[ImageStudy], tmp_path: Path) -> None:
+    task = find("mnist").task(options.study)
+    (tmp_path / "search").mkdir()
+    search = Search(task, "hyperband", tmp_path / "search", 20, "")
+    search.learn(120.0, "wall", quiet())
+    states = [trial.state for trial in search.ended()]
+    assert TrialState.PRUNED in states and TrialState.COMPLETE in states
+    result = search.result()
+    search.close()
+    assert (result["trials"], result["pruned"]) == tuple(map(states.count, (TrialState.COMPLETE, TrialState.PRUNED)))
+    assert len(list((tmp_path / "search").glob("trial-*.safetensors"))) == 1
+    lines = [json.loads(line) for line in (tmp_path / "search/metrics.jsonl").read_text().splitlines()]
+    assert result["valid"]["loss"] == pytest.approx(min(line["loss"] for line in lines))
+
+
+def test_a_grid_is_gone_through_once(options: Options[ImageStudy], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("revtune.search.GRID_POINTS", 1)
+    task = find("mnist").task(options.study)
+    (tmp_path / "search").mkdir()
+    search = Search(task, "grid", tmp_path / "search", 2, "")
+    search.learn(1000.0, "wall", quiet())
+    search.close()
+    points = {tuple(trial.params.values()) for trial in search.ended()}
+    assert len(search.ended()) == len(points) == 8
+    assert {value for point in points for value in point} == {0.225, 0.675}
+
+
+def test_spaces_in_optunas_terms() -> None:
+    assert grid(SPACES)["c"] == [0, 1, 2]
+    assert grid(SPACES)["b"] == pytest.approx([10 ** (-4 + 4 * share) for share in (0.1, 0.3, 0.5, 0.7, 0.9)])
+    assert [distribution(space).to_internal_repr(1) for space in SPACES.values()] == [1.0, 1.0, 1.0]
+    kinds = [type(sampler(one, SPACES, 1, 0)).__name__ for one in SEARCHERS]
+    assert kinds == ["RandomSampler", "Grid", "TPESampler", "TPESampler"]
+
+
+def test_curves_and_verdicts() -> None:
+    points = curve([{"loss": loss, "wall": when} for when, loss in enumerate([3.0, 2.0, 2.5, 1.0])], "wall")
+    assert points == [(0, 3.0), (1, 2.0), (3, 1.0)]
+    assert (at(points, 2), at(points, -1)) == (2.0, float("inf"))
+
+    def row(name: str, loss: float, when: float, **more: Any) -> dict[str, Any]:
+        losses = {"valid": {"loss": loss}, "test": {"loss": loss, "error": 0.1}}
+        runs = [{"seed": 1, "curve": [(when, loss)], "wall": 90.0, "reached": None, **losses, **more}]
+        return {"contestant": name, "runs": runs}
+
+    rows = [row("plain", 0.9, 10), row("stn", 0.5, 20, reached=20), row("tpe", 0.6, 80, trials=40, pruned=0)]
+    found = {"recipe": "x", "budget": 100.0, "clock": "wall", "quoted": "error", "rows": rows}
+    told = verdicts(found)
+    assert "STN's held-out loss 0.5000 is below 0.6000, TPE, multivariate" in told
+    assert "STN reached the best searcher's held-out loss after 20% of the time" in told
+    assert not any("fewer" in line for line in told)
+    assert "| STN |  | 0.5000 | 0.5000 | 0.5000 | 90 | 0.5000 | 0.1 |  |  |" in markdown(found)
+    rows[2]["runs"][0] |= {"valid": {"loss": 0.4}, "trials": 3}
+    rows[1]["runs"][0]["reached"] = None
+    told = verdicts(found)
+    assert "STN's held-out loss 0.5000 is ABOVE 0.4000, TPE, multivariate" in told
+    assert "fewer than 30 whole trials: TPE, multivariate" in told
+    assert told[-1] == "STN NEVER reached the best searcher's held-out loss at seeds 1"
+    assert plot(found).startswith(b"\x89PNG")
+    assert compare_table.goal(rows, 1) == 0.4 and compare_table.reached(rows[0]["runs"][0], 0.9) == 10
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("ptb", "recipe ptb tunes no hyperparameters; those that do are cifar10, fashion"),
+        ("mnist --seeds 0", "--seeds must be at least 1, got 0"),
+        ("mnist --budget nan", "--budget must be above 0, got nan"),
+        ("mnist --contestants final plain", "final needs stn or delta"),
+        ("mnist --contestants stn tpe", "searchers need plain"),
+        ("mnist --lr 0", "--lr must be above 0"),
+    ],
+)
+def test_what_cannot_be_compared_is_told(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *words.split()]) == 2
+    assert told in capsys.readouterr().err
