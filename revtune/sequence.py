@@ -56,8 +56,7 @@ def sequence(
         chunk=0, share=share, bits=cell.native.max_forget_bits, forgetting=cell.native.forgetting,
         bounded=cell.native.bounded, train=False, name=name or cell.name,
     )  # fmt: skip
-    wanted = any(one is not None and wants_gradient(one) for one in given.differentiable())
-    train = torch.is_grad_enabled() and wanted
+    train = torch.is_grad_enabled() and any(one is not None and wants_gradient(one) for one in given.differentiable())
     chunk = chunk or chunk_steps(steps, rows, (cell.blocks + PARTS) * (h.shape[-1] // PARTS), train)
     y, final, *_ = torch.ops.revtune.sequence(*given._replace(train=train, chunk=chunk))
     return y, tuple(one.to(first.dtype) for one, first in zip(final.unbind(), state, strict=True))

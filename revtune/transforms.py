@@ -24,7 +24,7 @@ def refuse_transforms(tensors: Iterable[Tensor], *, batches: bool = False) -> No
     Raises:
         RuntimeError: names the transform, and what to do instead.
     """
-    if torch.compiler.is_compiling():
+    if not _active():
         return
     for tensor in tensors:
         kinds = {_functorch.is_batchedtensor(layer) for layer in _layers(tensor)}
@@ -58,11 +58,20 @@ def refuse_batches(grads: Iterable[Tensor | None]) -> None:
 
 def wants_gradient(tensor: Tensor) -> bool:
     """Whether a tensor requires a gradient, outside torch.func.vmap if not within."""
-    return tensor.requires_grad or any(_functorch.get_unwrapped(layer).requires_grad for layer in _layers(tensor))
+    if tensor.requires_grad or not _active():
+        return tensor.requires_grad
+    return any(_functorch.get_unwrapped(layer).requires_grad for layer in _layers(tensor))
+
+
+def _active() -> bool:
+    """Whether any transform, or forward mode, is under way."""
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or _functorch.peek_interpreter_stack() is not None
 
 
 def _layers(tensor: Tensor) -> Iterator[Tensor]:
     """The tensor as each transform sees it, from the inside out."""
-    while not torch.compiler.is_compiling() and _functorch.is_functorch_wrapped_tensor(tensor):
+    while _functorch.is_functorch_wrapped_tensor(tensor):
         yield tensor
         tensor = _functorch.get_unwrapped(tensor)
