@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -23,8 +24,8 @@ SHARES = (0.125, 0.25, 0.5, 1.0)
 TRIALS = 30
 QUARTER = 0.25
 NAMES: dict[str, str] = {
-    "plain": "plain, starting values", "stn": "STN", "delta": "Delta-STN", "final": "plain, tuned final values",
-    "random": "random", "grid": "grid", "tpe": "TPE, multivariate", "hyperband": "TPE + Hyperband",
+    "plain": "plain, start", "stn": "STN", "delta": "Delta-STN", "final": "plain, tuned", "random": "random",
+    "grid": "grid", "tpe": "TPE", "hyperband": "Hyperband",
 }  # fmt: skip
 
 
@@ -107,13 +108,14 @@ def title(found: Facts) -> str:
     seeds = max((len(row["runs"]) for row in found["rows"]), default=0)
     whose = {"wall": "seconds", "cpu": "seconds of the processor"}[found["clock"]]
     each = f"median of {seeds} seeds" if seeds > 1 else "one seed"
-    return f"{found['recipe']}: best held-out loss after shares of {found['budget']:.0f} {whose} each; {each}"
+    time = f"{found['budget']:.0f} {whose} each"
+    return f"{found['recipe']}: best held-out loss after shares of {time}, and test loss; {each}"
 
 
 def heads(found: Facts) -> list[str]:
     """The table's column heads."""
-    told = [] if found["quoted"] == "loss" else [f"test {found['quoted']}"]
-    return ["", *(f"{share:g}" for share in SHARES), "seconds", "test loss", *told, "trials", "pruned"]
+    told = [] if found["quoted"] == "loss" else [found["quoted"]]
+    return ["", "1/8", "1/4", "1/2", "1", "end", "test", *told, "trials"]
 
 
 def cells(found: Facts) -> list[list[str]]:
@@ -125,15 +127,15 @@ def cells(found: Facts) -> list[list[str]]:
         test = [f"{middle(row, 'test', 'loss'):.4f}"]
         test += [] if quoted == "loss" else [f"{middle(row, 'test', quoted):.4g}"]
         searcher = "trials" in row["runs"][0]
-        trials = [f"{middle(row, name):.0f}" for name in ("trials", "pruned")] if searcher else ["", ""]
+        trials = " + ".join(f"{middle(row, name):.0f}" for name in ("trials", "pruned")) if searcher else ""
         shown = ["" if loss == float("inf") else f"{loss:.4f}" for loss in losses]
-        rows.append([NAMES[row["contestant"]], *shown, f"{middle(row, found['clock']):.0f}", *test, *trials])
+        rows.append([NAMES[row["contestant"]], *shown, f"{middle(row, found['clock']):.0f}", *test, trials])
     return rows
 
 
 def table(found: Facts) -> Table:
     """The table for a terminal."""
-    drawn = Table()
+    drawn = Table(box=SIMPLE, padding=(0, 1, 0, 0), caption="end: seconds; trials: whole + cut short")
     for head in heads(found):
         drawn.add_column(head, justify="right" if head else "left", no_wrap=True)
     for row in cells(found):

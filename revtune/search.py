@@ -217,7 +217,7 @@ class Grid(GridSampler):
 
 def sampler(searcher: Searcher, spaces: dict[str, Space], seed: int, number: int) -> BaseSampler:
     """What draws the trial of a number; a grid's order is of the seed alone."""
-    draw = (1_000_003 * seed + number) % 2**32
+    draw = (1_000_003 * seed + 7_919 * SEARCHERS.index(searcher) + number) % 2**32
     if searcher == "grid":
         return Grid(grid(spaces), seed=seed % 2**32)
     if searcher == "random":
