@@ -89,8 +89,7 @@ def stn(problem: Problem, batch: Any, scale: Callable[[Tensor], Tensor]) -> Tens
         NonFiniteError: the loss is NaN or infinite.
     """
     _, batch, raw = problem.perturbed(batch)
-    d = problem.hypers.difference(raw)
-    with problem.hypers.bound(Pass(raw.shape[0], d, raw, statistics=True)), problem.autocast():
+    with problem.hypers.bound(Pass(raw.shape[0], raw, raw, statistics=True)), problem.autocast():
         loss = problem.loss(problem.predict(problem.model, batch), batch, raw)
     scale(finite(loss, "training")).backward()
     return loss.detach()
@@ -157,7 +156,7 @@ def held_out(problem: Problem, batch: Any, entropy: float) -> tuple[Tensor, dict
     """
     hypers, size = problem.hypers, problem.size(batch)
     raw = hypers.perturbed(size, problem.generator, tuned_only=True)
-    d = hypers.difference(raw)
+    d = raw - hypers.raw.detach() if hypers.centred else raw
     base, added = problem.parameters()
     with frozen([*base, *added]), resting(problem.model), hypers.bound(Pass(size, d, None, training=False)):
         with problem.autocast():

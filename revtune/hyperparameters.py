@@ -88,8 +88,7 @@ class Hyperparameters(nn.Module):
         raw: l, shape (n,).
         spread: what scales are the softplus of, shape (n,).
         read: names that training has read so far.
-        origin: l at the start, shape (n,).
-        centred: whether responses are to the difference of l from the current one (Delta-STN) or from the origin (STN).
+        centred: whether responses are to the difference from the current l (Delta-STN) or to l itself (STN).
 
     Raises:
         ValueError: there are none; a name belongs to the optimizer, whose settings no loss depends on.
@@ -99,8 +98,6 @@ class Hyperparameters(nn.Module):
         >>> hypers.values()
         {'drop': 0.25, 'holes': 1}
     """
-
-    origin: Tensor
 
     def __init__(self, **named: Hyper) -> None:
         super().__init__()
@@ -117,7 +114,6 @@ class Hyperparameters(nn.Module):
                 )
         self.specs = dict(named)
         self.raw = nn.Parameter(torch.tensor([spec.raw() for spec in named.values()]))
-        self.register_buffer("origin", self.raw.detach().clone())
         self.spread = nn.Parameter(torch.tensor([softplus_inverse(spec.scale) for spec in named.values()]))
         self.centred = True
         self._pass: Pass | None = None
@@ -207,15 +203,7 @@ class Hyperparameters(nn.Module):
         """What responses are linear in now, (B, n), or (1, n) outside a pass; None where they are zero."""
         if self._pass is not None:
             return self._pass.delta
-        return None if self.centred else self.difference(self.raw.detach()[None])
-
-    def difference(self, raw: Tensor) -> Tensor:
-        """What responses are linear in where l is raw, (B, n).
-
-        For STN these are the same functions of l, with other W0 and b0, as responses to l itself. Those would learn at
-        |l|^2 times the rate at which the network does, a dropout of 0.05 being an l of -2.9.
-        """
-        return raw - (self.raw.detach() if self.centred else self.origin)
+        return None if self.centred else self.raw.detach()[None]
 
     def get_extra_state(self) -> dict[str, Any]:
         """Names and whether it is centred, which saved numbers mean nothing without."""
@@ -234,7 +222,7 @@ class Hyperparameters(nn.Module):
         self.centred = bool(state["centred"])
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        own = {"raw": self.raw, "spread": self.spread, "origin": self.origin, "_extra_state": self.get_extra_state()}
+        own = {"raw": self.raw, "spread": self.spread, "_extra_state": self.get_extra_state()}
         own = {prefix + name: value for name, value in own.items()}
         if not own.keys() & state.keys():  # weights of the plain network
             state |= own

@@ -158,7 +158,6 @@ def test_dropout_as_a_function_is_named() -> None:
 def test_frozen_is_a_plain_network_of_the_same_outputs(centred: bool) -> None:
     net: Any = answering(self_tuning(pictures()))
     net.hypers.centred = centred
-    net.hypers.origin -= 1
     x = torch.randn(5, 3, 8, 8)
     plain = frozen(net)
     assert [type(module) for module in plain.modules()] == [type(module) for module in pictures().modules()]
@@ -172,7 +171,6 @@ def test_frozen_is_a_plain_network_of_the_same_outputs(centred: bool) -> None:
 def test_a_tied_embedding_responds_and_its_readout_stays(centred: bool) -> None:
     net: Any = answering(self_tuning(Tied()))
     net.hypers.centred = centred
-    net.hypers.origin -= 1
     x = torch.randint(9, (5, 4))
     plain: Any = frozen(net)
     assert (plain.readout.weight is plain.words.weight) == centred

@@ -15,7 +15,9 @@ def study(size: Size = "small") -> ImageStudy:
     if size == "paper":
         learning = Learning(steps=75_000, batch=128, lr=0.05, valid_every=375)
         return ImageStudy(images=None, width=1200, learning=learning, stn=PAPER, delta=PAPER)
-    return ImageStudy(images=5_000, width=300, learning=Learning(steps=3_000, lr=0.05))
+    learning = Learning(steps=4_000, lr=0.05, clip=1.0)
+    stn, delta = Tuning(warmup=200, response_lr=0.3), Tuning(warmup=400, response_lr=5.0)
+    return ImageStudy(images=5_000, width=300, learning=learning, stn=stn, delta=delta)
 
 
 PAPER = Tuning(warmup=1875, ratio=5, optimizer="rmsprop", hyper_lr=0.01)
