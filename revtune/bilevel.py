@@ -205,6 +205,19 @@ def frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Running statistics are as before if the block meets what is not finite."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    held = [(b, b.clone()) for module in norms for b in module._buffers.values() if b is not None]
+    try:
+        yield
+    except NonFiniteError:
+        for statistic, before in held:
+            statistic.copy_(before)
+        raise
+
+
+@contextlib.contextmanager
 def resting(model: nn.Module) -> Iterator[None]:
     """All modules are in evaluation mode until the block ends."""
     before = [module for module in model.modules() if module.training]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -15,11 +16,12 @@ from torch.optim import Optimizer
 
 from revtune import bilevel
 from revtune.bilevel import Problem, TrainLoss, ValidLoss
+from revtune.carried import Carried
 from revtune.errors import NonFiniteError
 from revtune.history import History
 from revtune.hyperparameters import Hyperparameters
 from revtune.streams import Streams
-from revtune.trees import mapped, tensors
+from revtune.trees import tensors
 
 Factory = Callable[[list[dict[str, Any]]], Optimizer]
 GRADIENTS = {"stn": bilevel.stn, "delta": bilevel.delta}
@@ -104,22 +106,23 @@ class Tuner:
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
         hypers.centred = method == "delta"
-        self.model, self.hypers, self.method, self.carry = model, hypers, method, carry
+        self.model, self.hypers, self.method = model, hypers, method
         self.warmup, self.ratio, self.entropy, self.clip = warmup, ratio, entropy, clip
         self.accumulate, self.scaler = accumulate, scaler
         self.generator = torch.Generator(hypers.raw.device).manual_seed(seed)
-        self._predict = predict or (lambda model, batch, *state: model(batch[0], *state))
-        self.states: dict[str, Any] = {"train": None, "valid": None}
+        predict = predict or _of_first
+        self._carried = Carried(predict, hypers) if carry else None
         self.problem = Problem(
-            model, hypers, self._prediction, train_loss, valid_loss, size or self._size, self.generator, autocast
-        )
+            model, hypers, self._carried or predict, train_loss, valid_loss, size or _size(model), self.generator,
+            autocast,
+        )  # fmt: skip
         base, added = self.problem.parameters()
         self.groups = [base, added]
         self.optimizer = checked(optimizer([{"params": base}, {"params": added, "weight_decay": 0.0}]), base, added)
         self.hyper_optimizer = hyper_optimizer([{"params": [hypers.raw]}, {"params": [hypers.spread]}])
         self.history, self.streams = History(), Streams()
         self.steps = self.valid_steps = 0
-        self._level, self._started = "train", time.perf_counter()
+        self._started = time.perf_counter()
 
     def step(self, batch: Any, held_out: Any = None) -> tuple[float, float | None]:
         """A training step, and a validation step if one is due; the losses of both, None where there was none.
@@ -144,9 +147,10 @@ class Tuner:
         self._begin("train")
         self.model.train()
         try:
-            loss = GRADIENTS[self.method](self.problem, batch, self._scaled)
-            if (self.steps + 1) % self.accumulate == 0:
-                self._update()
+            with bilevel.statistics_kept(self.model):
+                loss = GRADIENTS[self.method](self.problem, batch, self._scaled)
+                if (self.steps + 1) % self.accumulate == 0:
+                    self._update()
         except NonFiniteError:
             self.optimizer.zero_grad()
             raise
@@ -163,9 +167,7 @@ class Tuner:
             if not torch.isfinite(grad).all():
                 raise NonFiniteError("the gradient of hyperparameters is not finite; they are as before this step")
             parameter.grad = grad
-        self.hyper_optimizer.step()
-        self.hyper_optimizer.zero_grad()
-        self.hypers.cap()
+        self._update_hypers()
         self.valid_steps += 1
         self._go_on()
         facts = {"step": self.steps, "seconds": round(time.perf_counter() - self._started, 3), "valid": loss.item()}
@@ -178,7 +180,8 @@ class Tuner:
                 "a step must not run inside torch.autocast, which would keep cast weights past their update; give "
                 "Tuner autocast="
             )
-        self._level = level
+        if self._carried is not None:
+            self._carried.level = level
 
     def _update(self) -> None:
         if self.scaler is not None:
@@ -194,29 +197,36 @@ class Tuner:
             self.scaler.update()
         self.optimizer.zero_grad()
 
+    def _update_hypers(self) -> None:
+        before = [p.detach().clone() for p in (self.hypers.raw, self.hypers.spread)]
+        state = copy.deepcopy(self.hyper_optimizer.state_dict())
+        self.hyper_optimizer.step()
+        self.hyper_optimizer.zero_grad()
+        self.hypers.cap()
+        fine = self.hypers.raw.isfinite() & self.hypers.spread.isfinite()
+        if fine.all():
+            return
+        with torch.no_grad():
+            self.hypers.raw.copy_(before[0])
+            self.hypers.spread.copy_(before[1])
+        self.hyper_optimizer.load_state_dict(state)
+        name = self.hypers.names[int((~fine).nonzero()[0])]
+        raise NonFiniteError(
+            f"hyperparameter {name!r} left the range of numbers in one step of its optimizer; it is as before the step"
+        )
+
     def _scaled(self, loss: Tensor) -> Tensor:
         loss = loss / self.accumulate if self.accumulate > 1 else loss
         return loss if self.scaler is None else self.scaler.scale(loss)
 
-    def _prediction(self, model: nn.Module, batch: Any) -> Any:
-        if not self.carry:
-            return self._predict(model, batch)
-        out, state = self._predict(model, batch, self.states[self._level])
-        bound = self.hypers.current
-        if bound is not None and (bound.statistics or not bound.training):
-            self._next = mapped(Tensor.detach, state)
-        return out
+    @property
+    def states(self) -> dict[str, Any]:
+        """The carried state of each level."""
+        return {} if self._carried is None else self._carried.states
 
     def _go_on(self) -> None:
-        if self.carry:
-            self.states[self._level] = self._next
-
-    def _size(self, batch: Any) -> int:
-        found = tensors(batch, floating=False)
-        if not found:
-            raise ValueError("the batch holds no tensor to tell its size by; give Tuner size=")
-        conversion: Any = self.model.conversion
-        return found[0].shape[conversion.batch_dim]
+        if self._carried is not None:
+            self._carried.go_on()
 
     def _warn_unread(self) -> None:
         unread = [name for name in self.hypers.names if name not in self.hypers.read]
@@ -266,10 +276,29 @@ class Tuner:
             self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
         bilevel.set_random_states(state["random"])
-        self.states, self.history.records = dict(state["states"]), list(state["history"])
+        if self._carried is not None:
+            self._carried.states = dict(state["states"])
+        self.history.records = list(state["history"])
         self.streams.load_state_dict(state["streams"])
         self.steps, self.valid_steps = state["steps"], state["valid_steps"]
         self._started = time.perf_counter() - state["seconds"]
+
+
+def _of_first(model: nn.Module, batch: Any, *state: Any) -> Any:
+    return model(batch[0], *state)
+
+
+def _size(model: nn.Module) -> Callable[[Any], int]:
+    """What tells B of a batch by its first tensor."""
+    conversion: Any = model.conversion
+
+    def size(batch: Any) -> int:
+        found = tensors(batch, floating=False)
+        if not found:
+            raise ValueError("the batch holds no tensor to tell its size by; give Tuner size=")
+        return found[0].shape[conversion.batch_dim]
+
+    return size
 
 
 def checked(optimizer: Optimizer, base: list[nn.Parameter], added: list[nn.Parameter]) -> Optimizer:

@@ -16,7 +16,7 @@ SELF_TUNING = """
     errors hyper hyperparameters trees linearized response response_norm ranges noise response_steps response_gates
     response_loop response_rnn drawn loader
     penalties weight_norm regularize regularize_weights augment regularize_images bilevel convert streams history_plot
-    history tuner constants
+    history carried tuner constants
 """.split()
 LAZY = {"augment": {"kornia"}, "history_plot": {"matplotlib"}}
 

@@ -1,6 +1,8 @@
 """The alternation: who steps when, what is saved and resumed to the bit, what is refused, that values are tuned."""
 
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from revtune.convert import self_tuning
 from revtune.errors import NonFiniteError
 from revtune.hyper import Positive, Rate
 from revtune.hyperparameters import Hyperparameters
+from revtune.trees import tensors
 from revtune.tuner import Tuner
 from tests.tuned_nets import adopt
 
@@ -275,3 +279,73 @@ def test_the_history_is_kept_as_json_lines_and_drawn(tmp_path: Path) -> None:
     of.history.plot(tmp_path / "history.png")
     assert (tmp_path / "history.png").read_bytes()[:4] == b"\x89PNG"
     assert of.history.column("noise")[-1] == of.values()["noise"]
+
+
+# Bad steps, garbage
+
+
+def normed(method: Any) -> Tuner:
+    """A tuner of a network with running statistics, some steps on."""
+    torch.manual_seed(0)
+    net = self_tuning(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 3)))
+    of = Tuner(net, lambda out, batch, h: F.cross_entropy(out, batch[1], reduction="none"), valid_loss, method=method,
+               optimizer=lambda params: torch.optim.Adam(params, 0.1))  # fmt: skip
+    for _ in range(4):
+        of.step(data(8).tensors, data(8).tensors)
+    return of
+
+
+def state_of(of: Tuner) -> list[Tensor]:
+    """Weights, statistics, hyperparameters and both optimizers' states."""
+    saved = of.state_dict()
+    return [
+        t.clone() for t in tensors([saved[key] for key in ("model", "optimizer", "hyper_optimizer")], floating=False)
+    ]
+
+
+@methods
+@pytest.mark.parametrize("level", ["train", "valid"])
+def test_after_a_loss_that_is_no_number_all_is_as_before(method: Any, level: str) -> None:
+    of, (x, y) = normed(method), data(8).tensors
+    before, steps = state_of(of), (of.steps, of.valid_steps)
+    with pytest.raises(NonFiniteError, match="loss is nan"):
+        (of.train_step if level == "train" else of.valid_step)((x * float("nan"), y))
+    assert len(before) > 20 and all(map(torch.equal, before, state_of(of)))
+    assert steps == (of.steps, of.valid_steps) and all(p.grad is None for p in of.model.parameters())
+    of.step((x, y), (x, y))
+
+
+def test_a_hyperparameter_that_leaves_the_numbers_is_named_and_put_back() -> None:
+    of, batch = (
+        tuner(hyper_optimizer=lambda params: torch.optim.SGD(params, float("inf"), momentum=0.9)),
+        data(8).tensors,
+    )
+    of.train_step(batch)
+    with torch.no_grad():
+        of.hypers.spread.fill_(-40.0)
+    of.model.last.response_scale.data.normal_()  # type: ignore[union-attr, operator]
+    before = state_of(of)
+    with pytest.raises(NonFiniteError, match="hyperparameter 'noise' left the range of numbers in one step"):
+        of.valid_step(batch)
+    assert all(map(torch.equal, before, state_of(of)))
+
+
+@pytest.mark.parametrize("carry", [False, True])
+def test_a_tuner_goes_when_it_is_let_go_and_its_workers_with_it(carry: bool) -> None:
+    """Without the garbage collector: no cycle of references holds the passes that it is in the middle of."""
+    predict = (lambda model, batch, state: (model(batch[0]), state)) if carry else None
+    of = tuner(carry=carry, predict=predict, ratio=1)
+    train, valid = loaders(num_workers=1)
+    gc.collect()
+    gc.disable()
+    try:
+        passes = of.batches(train, valid)
+        of.step(*next(passes))
+        iterators = [of.streams._train.batches, of.streams._valid.batches]
+        workers: list[Any] = [one for it in iterators for one in it._workers]  # type: ignore[union-attr]
+        gone = weakref.ref(of)
+        assert all(worker.is_alive() for worker in workers) and len(workers) == 2
+        del of, passes, iterators
+        assert gone() is None and not any(worker.is_alive() for worker in workers)
+    finally:
+        gc.enable()
