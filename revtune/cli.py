@@ -3,7 +3,7 @@
     revtune train [RECIPE] [options]    learn a text; without a recipe, Python's standard library
     revtune train --resume RUN          go on with a run that was stopped
     revtune generate RUN                write text with what a run has learned
-    revtune evaluate RUN                its loss on held-out text
+    revtune evaluate RUN                its loss on held-out data
     revtune compare RECIPE              ways of tuning hyperparameters, each with the same time
     revtune bench memory | speed        memory and time against torch's own layers
     revtune doctor                      what this machine and installation offer
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from revtune.config import Config, Size
     from revtune.options import Train
     from revtune.run import Run
+    from revtune.task import Split
 
 EXTRAS = {"optuna": "search", "kornia": "augment"}
 PROGRAM_NEEDS = {"tyro", "rich", "safetensors", "datasets", "matplotlib", "numpy", "shtab", "docstring_parser"}
@@ -276,17 +277,32 @@ def generate(arguments: list[str]) -> None:
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Print a run's loss on held-out text."""
+    """Print a run's loss on held-out data."""
+    from revtune import recipes
     from revtune.evaluate import held_out_loss
     from revtune.options import Evaluate
     from revtune.report import measure
 
     options: Evaluate = parse(Evaluate, arguments, "evaluate")
+    splits: tuple[Split, ...] = ("valid", "test") if options.split == "both" else (options.split,)
+    if recipes.tuned_in(options.run):
+        evaluate_tuned(options.run, splits)
+        return
     run = opened(options.run)
     unit = run.config().text.unit
-    for split in ("valid", "test") if options.split == "both" else (options.split,):
+    for split in splits:
         loss = held_out_loss(run, split)
         print(f"{split}: {measure(unit, loss)} ({loss:.4f} nats a {unit})")
+
+
+def evaluate_tuned(folder: Path, splits: tuple[Split, ...]) -> None:
+    """Print the figures of a run whose hyperparameters were tuned."""
+    from revtune.tuned_report import measure
+    from revtune.tuned_train import opened
+
+    task, model = opened(folder)
+    for split in splits:
+        print(f"{split}: {measure(task.measure, task.evaluate(model, split))}")
 
 
 def compare(arguments: list[str]) -> None:

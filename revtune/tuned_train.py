@@ -11,13 +11,15 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import torch
 import tyro
+from torch import nn
 
-from revtune import recipes
+from revtune import checkpoint, recipes
 from revtune.config import read_typed
+from revtune.constants import Constants, plain
 from revtune.learner import learner
 from revtune.problem import Problem
 from revtune.run import _next_folder, refuse_taken, write
-from revtune.task import METHODS, Method, Size, Study
+from revtune.task import METHODS, Method, Size, Study, Task
 from revtune.tuned_report import TunedReport, measure
 from revtune.tuned_run import Course
 
@@ -113,6 +115,24 @@ def go_on(task: Any, method: Method, folder: Path) -> None:
         with TunedReport(steps, task.measure).shown() as report:
             course.learn(lambda learner, clock: learner.steps >= steps, report)
         print(told(task.measure, course.result(), folder))
+
+
+def opened(folder: Path) -> tuple[Task, nn.Module]:
+    """The task of the run in a folder, and its best network, plain and ready to evaluate.
+
+    Raises:
+        Problem: the run has not come to its end.
+    """
+    path = folder / "weights.safetensors"
+    if not path.exists():
+        raise Problem(f"{folder} has no weights yet; revtune train --resume {folder} goes on with it")
+    name, _, study = stored(folder)
+    torch.set_num_threads(study.threads)
+    task: Task = recipes.find(name).task(study)
+    hypers, saved = Constants(task.hypers()), checkpoint.read(path)
+    model = plain(task.net(hypers), hypers)
+    checkpoint.load_weights(model, saved, path)
+    return task, model.eval()
 
 
 def told(quoted: str, result: dict[str, Any], folder: Path) -> str:

@@ -49,6 +49,7 @@ class Seconds:
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options[ImageStudy]:
     for module in ("search", "tuned_run"):
         monkeypatch.setattr(f"revtune.{module}.Clock", Seconds)
+    monkeypatch.setattr("revtune.history.History.plot", lambda *_: None)
     write_images(tmp_path / "data")
     study = ImageStudy(
         data=tmp_path / "data", images=40, width=4, learning=LEARNING, stn=TUNING, delta=TUNING
@@ -78,7 +79,8 @@ def test_all_take_part_and_are_told(options: Options[ImageStudy], capsys: pytest
     assert final is not None and final["values"] == better["final_values"] != better["values"]
 
 
-def test_trials_are_as_long_as_the_plain_run_improves(options: Options[ImageStudy]) -> None:
+def test_trials_are_as_long_as_the_plain_run_improves(options: Options[ImageStudy], monkeypatch: Any) -> None:
+    monkeypatch.setattr(compare_table, "plot", lambda found: b"")
     options = dataclasses.replace(options, contestants=("plain", "random"))
     contest = Contest("mnist", options, run("mnist", options))
     plain = contest.validations(1, "plain")
@@ -93,6 +95,7 @@ def test_trials_are_as_long_as_the_plain_run_improves(options: Options[ImageStud
 def test_a_contest_goes_on_where_it_stopped(
     options: Options[ImageStudy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(compare_table, "plot", lambda found: b"")
     options = dataclasses.replace(options, contestants=("plain", "stn", "tpe"))
     whole = run("mnist", options)
     halted = dataclasses.replace(options, out=tmp_path / "halted")
@@ -124,6 +127,7 @@ def _find(module: str, method: str) -> Any:
 
 
 def test_a_finished_contest_learns_nothing_anew(options: Options[ImageStudy], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare_table, "plot", lambda found: b"")
     options = dataclasses.replace(options, contestants=("plain",))
     folder = run("mnist", options)
     before = (folder / "results.json").read_bytes()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from revtune import checkpoint, tuned_train
+from revtune import checkpoint, tuned_report, tuned_train
 from revtune.cli import main
 from revtune.constants import Constants, plain
 from revtune.image_parts import parts
@@ -135,6 +135,9 @@ def test_the_program_trains_stops_and_goes_on(
     assert all(torch.equal(one[name], two[name]) for name in one)
     steps = [json.loads(line)["step"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
     assert steps == [2, 4, 6]
+    assert main(["evaluate", cut]) == 0
+    valid, test = (tuned_report.measure("error", first[split]) for split in ("valid", "test"))
+    assert capsys.readouterr().out.endswith(f"valid: {valid}\ntest: {test}\n")
     assert main(["train", "--resume", cut]) == 1
     assert "all 6 steps are done" in capsys.readouterr().err
 

@@ -43,15 +43,27 @@ def is_tuned(name: str) -> bool:
     return hasattr(find(name), "task")
 
 
-def study_in(folder: Path) -> ModuleType | None:
-    """What resumes the study or tuned run in a folder; None for a training run's folder or any other."""
+def recipe_in(folder: Path) -> str | None:
+    """The name of the recipe that the run in a folder is of; None if it is none."""
     try:
         name = json.loads((folder / "config.json").read_bytes())["recipe"]
     except (OSError, KeyError, TypeError, ValueError):
         return None
-    if name in names() and is_tuned(name):
+    return name if name in names() else None
+
+
+def tuned_in(folder: Path) -> bool:
+    """Whether the run in a folder is one whose hyperparameters were tuned."""
+    name = recipe_in(folder)
+    return name is not None and is_tuned(name)
+
+
+def study_in(folder: Path) -> ModuleType | None:
+    """What resumes the study or tuned run in a folder; None for a training run's folder or any other."""
+    if tuned_in(folder):
         return importlib.import_module("revtune.tuned_train")
-    return find(name) if name in names() and is_study(name) else None
+    name = recipe_in(folder)
+    return find(name) if name is not None and is_study(name) else None
 
 
 def overview() -> str:
