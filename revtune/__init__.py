@@ -27,6 +27,7 @@ from revtune.buffer import Buffer, default_share, ideal_bits
 from revtune.cells import Cell, Coupling, Stage, Step, forget_gate, rev_gru, rev_lstm
 from revtune.convert import frozen, register_response, self_tuning
 from revtune.dropout import Embedding, LockedDropout
+from revtune.encode import rewind_encode
 from revtune.errors import HyperparameterError, NonFiniteError, ReversalError, StateRangeError
 from revtune.hyper import Between, Integer, Positive, Rate
 from revtune.hyperparameters import Hyperparameters
@@ -74,6 +75,7 @@ __all__ = [
     "register_response",
     "rev_gru",
     "rev_lstm",
+    "rewind_encode",
     "rewind_loss",
     "scan",
     "self_tuning",

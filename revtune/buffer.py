@@ -128,7 +128,7 @@ class Buffer:
         """h * zi / 1024, up to the last ten bits of the count, with the lost bits pushed.
 
         Args:
-            h: counts, float64 whole numbers, |h| < 2^52, shape (B, N).
+            h: counts, float64 whole numbers, |h| < 2^52, shape (B, N), or the first units of a part.
             zi: forget integers 1..1024, float64, shape (B, N).
 
         Returns:
@@ -138,7 +138,8 @@ class Buffer:
         r = torch.sub(h, q, alpha=DIGIT)
         limit = zi * 2.0**20
         for units in self._turns:
-            z, s = zi[:, units], self.heads[:, : units.stop - units.start]
+            z = zi[:, units]
+            s = self.heads[:, : z.shape[1]]
             full = s >= limit[:, units]
             spilled = s.masked_select(full)
             if spilled.numel():
@@ -159,8 +160,9 @@ class Buffer:
         q = torch.floor(h / zi)
         m = torch.addcmul(h, q, zi, value=-1)
         for units in reversed(self._turns):
-            s = self.heads[:, : units.stop - units.start]
-            a = torch.addcmul(m[:, units], s, zi[:, units])
+            z = zi[:, units]
+            s = self.heads[:, : z.shape[1]]
+            a = torch.addcmul(m[:, units], s, z)
             torch.floor(a * (1 / DIGIT), out=s)
             torch.sub(a, s, alpha=DIGIT, out=m[:, units])
             low = s < HEAD_START

@@ -20,7 +20,7 @@ from revtune.checks import check_tensor, hooked
 from revtune.values import check_rate
 
 
-class _Sequence:
+class Sequence:
     """The masks drawn for one sequence, from a generator of their own.
 
     Its seed is drawn before the sequence is trained on, so that a replay, which draws no masks, leaves torch's
@@ -38,7 +38,7 @@ class _Sequence:
         return drop_mask(shape, p, like, generator)
 
 
-_sequence: ContextVar[_Sequence | None] = ContextVar("revtune_sequence", default=None)
+_sequence: ContextVar[Sequence | None] = ContextVar("revtune_sequence", default=None)
 
 
 def new_seed() -> int:
@@ -47,9 +47,9 @@ def new_seed() -> int:
 
 
 @contextmanager
-def one_sequence() -> Iterator[None]:
-    """Within this block locked masks are drawn once and used again."""
-    token = _sequence.set(_Sequence())
+def one_sequence(sequence: Sequence | None = None) -> Iterator[None]:
+    """Within this block locked masks are drawn once and used again: a new sequence's, or those of one met before."""
+    token = _sequence.set(sequence or Sequence())
     try:
         yield
     finally:

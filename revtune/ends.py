@@ -6,7 +6,7 @@ sinks; which tensors they reach is read off the graph, so closures work as modul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -21,7 +21,7 @@ from revtune.sinks import Sinks, opened
 from revtune.transforms import refuse_transforms
 
 Encode = Callable[[Tensor], Tensor]
-Readout = Callable[[Tensor, Tensor], Tensor]
+Readout = Callable[..., Tensor]
 
 
 class Autocast:
@@ -83,6 +83,11 @@ class Encoder:
             )
         return encoded
 
+    def reached(self) -> list[Tensor]:
+        """The tensors that the gradient of the chunk that `run` kept would reach, the whole inputs for its own."""
+        assert self._root is not None
+        return [self._inputs if tensor is self._leaf else tensor for tensor in leaves(self._root)]
+
     def gradient(self, dx: Tensor, first: int) -> None:
         """Carry the gradient of the chunk that `run` kept into the encoder and the inputs."""
         root, leaf = self._root, self._leaf
@@ -107,19 +112,24 @@ class ReadoutPass:
         readout: the user's readout.
         sinks: where gradients go.
         device: of the outputs.
+        context: tensors that it takes besides; their own graphs get gradients of all chunks at once.
     """
 
-    def __init__(self, readout: Readout, sinks: Sinks, device: torch.device) -> None:
+    def __init__(self, readout: Readout, sinks: Sinks, device: torch.device, context: Sequence[Tensor] = ()) -> None:
         self._readout, self._sinks = readout, sinks
+        self._context = [(one, one.detach().requires_grad_(one.requires_grad)) for one in context]
         self._autocast = Autocast(device)
-        self._by_hand = type(readout) is LinearCrossEntropy and not hooked(readout)
+        self._by_hand = type(readout) is LinearCrossEntropy and not hooked(readout) and not self._context
         if torch.is_grad_enabled() and not self._by_hand:
             refuse_hooks("readout", readout)
 
     def loss(self, y: Tensor, targets: Tensor) -> Tensor:
         """The summed loss of these positions, 0-d float64."""
         with self._autocast.again():
-            return _scalar(self._readout(y, targets)).double()
+            return _scalar(self._readout(y, targets, *self._given())).double()
+
+    def _given(self) -> list[Tensor]:
+        return [leaf for _, leaf in self._context]
 
     def gradient(self, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The summed loss of these positions and its gradient with respect to y, (N, H)."""
@@ -130,14 +140,14 @@ class ReadoutPass:
             return loss, dy
         y = y.detach().requires_grad_()
         with torch.enable_grad(), opened(self._sinks), self._autocast.again():
-            total = _scalar(self._readout(y.clone(), targets))
-        tensors = leaves(total)
+            total = _scalar(self._readout(y.clone(), targets, *self._given()))
+        tensors, origin = leaves(total), {id(leaf): one for one, leaf in self._context}
         dy = torch.zeros_like(y)
         for tensor, grad in zip(tensors, _grad(total, tensors, None), strict=True):
             if tensor is y:
                 dy = dy if grad is None else grad
             else:
-                self._sinks.add(tensor, grad)
+                self._sinks.add(origin.get(id(tensor), tensor), grad)
         return total.detach().double(), dy
 
 

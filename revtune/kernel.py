@@ -161,6 +161,10 @@ class Kernel:
         gates = self.weights.project(x, out)
         return gates if gates.data_ptr() == out.data_ptr() else out.copy_(gates)
 
+    def forget_rooms(self) -> None:
+        """Let go of the memory that the next chunk would use again; rooms that are held stay as they are."""
+        self._memory = {}
+
     def _shared(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Memory that is used again by the next chunk, which is no longer as a rule."""
         if name not in self._memory or len(self._memory[name]) < shape[0]:
@@ -168,20 +172,35 @@ class Kernel:
         return self._memory[name][: shape[0]]
 
     def forward(
-        self, room: Room, counts: Tensor, heads: Tensor, first: int, keep: int, tally: Tensor | None = None
+        self,
+        room: Room,
+        counts: Tensor,
+        heads: Tensor,
+        first: int,
+        keep: int,
+        tally: Tensor | None = None,
+        sliced: int = 0,
     ) -> tuple[Tensor, int, bool]:
-        """Run a chunk: the words spilled, a number for where it began, and whether all states stayed in range."""
+        """Run a chunk: the words spilled, a number for where it began, and whether all states stayed in range.
+
+        So many first units of h1 are put on floats after each step, and nothing is spilled for them.
+        """
         buffers = (room.gates, counts, heads, *room.states(), room.rh)
         done: tuple[Tensor, int, bool] = torch.ops.revtune.forward(
-            *buffers, *self._reading(), self._lengths, first, *self._limit, keep, tally
+            *buffers, *self._reading(), self._lengths, first, *self._limit, keep, tally, sliced
         )
         return done
 
-    def rewind(self, room: Room, counts: Tensor, heads: Tensor, words: Tensor, first: int) -> tuple[int, bool]:
-        """Undo a chunk: a number for where it began, and whether its words were used up exactly."""
+    def rewind(
+        self, room: Room, counts: Tensor, heads: Tensor, words: Tensor, first: int, slices: Tensor | None = None
+    ) -> tuple[int, bool]:
+        """Undo a chunk: a number for where it began, and whether its words were used up exactly.
+
+        `slices` are the sliced units before each step, (K, B, sliced).
+        """
         buffers = (room.gates, counts, heads, words, *room.states(), room.rh)
         done: tuple[int, bool] = torch.ops.revtune.rewind(
-            *buffers, *self._reading(), self._lengths, first, *self._limit
+            *buffers, *self._reading(), self._lengths, first, *self._limit, slices
         )
         return done
 

@@ -73,9 +73,13 @@ class NativeTape(Tape):
         other = copy.copy(self)
         other.buffer, other.weights, other._counts = self.buffer.copy(), self.weights.fresh(), self._counts.clone()
         other.kernel = copy.copy(self.kernel)
-        other.kernel.weights, other.kernel._memory = other.weights, {}
+        other.kernel.weights = other.weights
+        other.kernel.forget_rooms()
         other.direction, other._direction = {}, None
         return other
+
+    def pause(self) -> None:
+        self.kernel.forget_rooms()
 
     def restart(self, place: Place) -> None:
         self._counts = stacked(place.counts, self.cell)
@@ -113,7 +117,8 @@ class NativeTape(Tape):
     def rewind(self, x: Tensor, first: int) -> Tensor:
         room = self._keep(self.kernel.room(x, recorded=True), first)
         words, known = self.buffer.chunks.pop(), self.buffer.checks.pop()
-        check, exact = self.kernel.rewind(room, self._counts, self.buffer.heads, words, first)
+        slices = self.slices[first : first + len(x)] if self.sliced else None
+        check, exact = self.kernel.rewind(room, self._counts, self.buffer.heads, words, first, slices)
         if not exact:
             raise ReversalError(self._explain(x, first, "the information buffer did not come out even"))
         if check != known:
@@ -147,14 +152,16 @@ class NativeTape(Tape):
         check_input(x, first, self.name)
         room = self.kernel.room(x, recorded=recorded)
         start = Place(unstacked(self._counts.clone(), self.cell))
-        words, check, fine = self.kernel.forward(room, self._counts, self.buffer.heads, first, keep, tally)
+        words, check, fine = self.kernel.forward(
+            room, self._counts, self.buffer.heads, first, keep, tally, self.sliced
+        )
         if not fine:
             name_bad_state(
                 self.cell, self.weights, x, first, start, masks=self.masks, lengths=self.lengths, name=self.name
             )
         if recorded:
             self._keep(room, first)
-        return room.y, words, check
+        return self._keep_slices(room.y, first), words, check
 
     def _keep(self, room: Room, first: int) -> Room:
         self._kept = (room, first)

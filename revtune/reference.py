@@ -62,6 +62,9 @@ class ReferenceTape(Tape):
             setattr(other, name, getattr(self, name).copy())
         return other
 
+    def pause(self) -> None:
+        self._moments = []
+
     def restart(self, place: Place) -> None:
         parts = self.cell.parts
         device = place.counts[parts[0]].device
@@ -100,6 +103,7 @@ class ReferenceTape(Tape):
             self._watch()
             self._write(y[k])
         self._inspect(x, first, start)
+        self._keep_slices(y, first)
         self.buffer.discard()
         self.final = self.standing()
         assert start.heads is not None
@@ -169,7 +173,9 @@ class ReferenceTape(Tape):
             z, u = moment.update(place)
             h = self.counts[part] - _masked(fixed.to_counts(u), live, 0.0)
             if z is not None:
-                h = self.buffer.divide(h, _masked(fixed.forget_integer(z), live, _KEEP_ALL))
+                h = self._divide(part, h, _masked(fixed.forget_integer(z), live, _KEEP_ALL))
+            if kept := self._sliced(part):
+                h[:, :kept] = fixed.to_counts(self.slices[step])
             self._set(part, h)
             moment.moved(place, self._floats[part])
         return moment
@@ -205,13 +211,29 @@ class ReferenceTape(Tape):
                     self._couple(coupling.part, z, u, live, multiply)
             self._watch()
             self._write(y[k])
-        return y
+        return self._keep_slices(y, first)
 
     def _couple(self, part: str, z: Tensor | None, u: Tensor, live: Tensor | None, multiply: Multiply) -> None:
         h = self.counts[part]
+        kept = self._sliced(part)
         if z is not None:
-            h = multiply(h, _masked(fixed.forget_integer(z), live, _KEEP_ALL))
-        self._set(part, h + _masked(fixed.to_counts(u), live, 0.0))
+            zi = _masked(fixed.forget_integer(z), live, _KEEP_ALL)
+            rest = multiply(h[:, kept:], zi[:, kept:])
+            h = torch.cat([_multiply_only(h[:, :kept], zi[:, :kept]), rest], -1) if kept else rest
+        h = h + _masked(fixed.to_counts(u), live, 0.0)
+        if kept:
+            h[:, :kept] = fixed.to_counts(fixed.from_counts(h[:, :kept], self.dtype))
+        self._set(part, h)
+
+    def _divide(self, part: str, h: Tensor, zi: Tensor) -> Tensor:
+        """h before it was multiplied by forget integers, but for what is sliced."""
+        kept = self._sliced(part)
+        rest = self.buffer.divide(h[:, kept:], zi[:, kept:])
+        return torch.cat([h[:, :kept], rest], -1) if kept else rest
+
+    def _sliced(self, part: str) -> int:
+        """How many first units of a part are sliced."""
+        return self.sliced if part == self.cell.parts[0] else 0
 
     def _metered_multiply(self, h: Tensor, zi: Tensor) -> Tensor:
         self._ideal += ideal_bits(zi)

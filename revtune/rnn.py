@@ -19,7 +19,9 @@ from revtune.cells import Cell
 from revtune.checks import check_like, check_numbers, check_tensor
 from revtune.dropout import drop_mask, new_seed
 from revtune.kernel import chosen
-from revtune.scan import LayerInputs, build_tape, run, run_layer
+from revtune.layer_inputs import LayerInputs
+from revtune.rewind import run
+from revtune.scan import build_tape, run_layer
 from revtune.stack import Link, Locked, Noise, Stack
 from revtune.values import check_flag, check_rate, check_size
 
@@ -236,7 +238,9 @@ class RevRNN(nn.Module):
                 raise ValueError(f"{self._name}: hx must be {x.dtype}, or float64 for exact states, got {state.dtype}")
         return states
 
-    def assemble(self, x: Tensor, states: State, lengths: Tensor | None, *, steps: int | None = None) -> Assembled:
+    def assemble(
+        self, x: Tensor, states: State, lengths: Tensor | None, *, steps: int | None = None, sliced: int = 0
+    ) -> Assembled:
         """All layers of a unidirectional net as one stack, with masks drawn for this sequence.
 
         Args:
@@ -244,6 +248,7 @@ class RevRNN(nn.Module):
             states: first states, (L, B, H) each.
             lengths: steps of each row, or None.
             steps: how many steps the buffer is for; by default those of x.
+            sliced: how many first units of the top layer's h are sliced, as in `Tape`.
         """
         links: list[Link] = []
         inputs: list[LayerInputs] = []
@@ -252,7 +257,9 @@ class RevRNN(nn.Module):
             links += self._locked(drop, x, self.input_size)
             if layer and self.dropout and self.training:
                 links.append(Noise(self.dropout, new_seed()))
-            link, tensors = self._tape(layer, "", x, tuple(s[layer] for s in states), lengths, steps or x.shape[0])
+            first = tuple(s[layer] for s in states)
+            top = sliced if layer + 1 == self.num_layers else 0
+            link, tensors = self._tape(layer, "", x, first, lengths, steps or x.shape[0], top)
             links.append(link)
             inputs.append(tensors)
         links += self._locked(self.options.output_dropout, x, self.hidden_size)
@@ -315,12 +322,13 @@ class RevRNN(nn.Module):
         return run_layer(self.cell, x, inputs, masks=masks, lengths=lengths, name=name, backend=self.options.backend)
 
     def _tape(
-        self, layer: int, suffix: str, x: Tensor, state: State, lengths: Tensor | None, steps: int
+        self, layer: int, suffix: str, x: Tensor, state: State, lengths: Tensor | None, steps: int, sliced: int = 0
     ) -> tuple[Link, LayerInputs]:
         inputs, masks, name = self._parts(layer, suffix, x, state)
         tape = build_tape(
-            self.cell, inputs, steps, x.dtype, masks=masks, lengths=lengths, name=name, backend=self.options.backend
-        )
+            self.cell, inputs, steps, x.dtype, masks=masks, lengths=lengths, name=name, backend=self.options.backend,
+            sliced=sliced,
+        )  # fmt: skip
         return tape, inputs
 
     def _parts(self, layer: int, suffix: str, x: Tensor, state: State) -> tuple[LayerInputs, dict[str, Tensor], str]:

@@ -10,8 +10,8 @@ Shapes: T time, B batch, I input, H hidden, N units of a part, G gates.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,48 +19,18 @@ from torch import Tensor
 from revtune import fixed, metering
 from revtune.arguments import State, check_arguments, check_kinds, first_state
 from revtune.cells import Cell, Response
-from revtune.checks import check_numbers, check_state, fingerprint
+from revtune.checks import check_numbers, check_state
 from revtune.environment import Environment
-from revtune.errors import ReversalError
 from revtune.kernel import chosen
+from revtune.layer_inputs import LayerInputs
 from revtune.native_tape import NativeTape
 from revtune.reference import ReferenceTape
+from revtune.rewind import chunks, run
 from revtune.sequence import sequence
 from revtune.stack import DEFAULT_BUDGET, Stack, chunk_steps
 from revtune.tape import Place, Tape
-from revtune.transforms import refuse_batches, refuse_transforms
+from revtune.transforms import refuse_transforms
 from revtune.weights import Weights
-
-
-class LayerInputs(NamedTuple):
-    """The tensors of one layer that gradients flow to."""
-
-    state: State
-    weights: Mapping[str, Tensor]
-    responses: Mapping[str, Response]
-
-    def flat(self) -> list[Tensor]:
-        """All of them, in a fixed order."""
-        pairs = [tensor for pair in self.responses.values() for tensor in pair]
-        return [*self.state, *self.weights.values(), *pairs]
-
-    def names(self) -> list[str]:
-        """Their names: `state`, the weights' own, and `name.V`, `name.s` of a response."""
-        pairs = [f"{name}.{kind}" for name in self.responses for kind in "Vs"]
-        return [*("state" for _ in self.state), *self.weights, *pairs]
-
-    def wanted(self) -> frozenset[str]:
-        """The names of those that require a gradient."""
-        return frozenset(name for name, tensor in zip(self.names(), self.flat(), strict=True) if tensor.requires_grad)
-
-    def gradients(self, tape: Tape) -> list[Tensor | None]:
-        """What the tape has added up for each, in the order of `flat`."""
-        groups = tape.cell.states
-        found: list[Tensor | None] = [
-            torch.cat([tape.direction[part] for part in group], -1).to(state.dtype) if state.requires_grad else None
-            for group, state in zip(groups, self.state, strict=True)
-        ]
-        return found + [tape.weights.gradients.pop(name, None) for name in self.names()[len(groups) :]]
 
 
 class Recording(NamedTuple):
@@ -246,8 +216,9 @@ def build_tape(
     share: int | None = None,
     name: str = "",
     backend: str = "auto",
+    sliced: int = 0,
 ) -> Tape:
-    """A tape that stands at the first state; arguments as in `scan`."""
+    """A tape that stands at the first state; arguments as in `scan` and `Tape`."""
     refuse_transforms(inputs.flat())
     wanted = inputs.wanted() if torch.is_grad_enabled() else frozenset()
     counts = {}
@@ -256,134 +227,13 @@ def build_tape(
         check_state(tensor, f"{name or cell.name}: the first state")
         for part, value in zip(group, tensor.detach().chunk(len(group), -1), strict=True):
             counts[part] = fixed.to_counts(value)
+    kept = counts[cell.parts[0]][:, :sliced]
+    kept.copy_(fixed.to_counts(fixed.from_counts(kept, dtype)))
     units = counts[cell.parts[0]].shape[-1]
     native = chosen(backend, cell, inputs.state[0].new_empty(0, dtype=dtype), inputs.weights, masks or {})
     weights = Weights(inputs.weights, inputs.responses, wanted, units, name or cell.name, native=native)
     kind = NativeTape if native else ReferenceTape
     return kind(
-        cell, weights, Place(counts), steps=steps, dtype=dtype, masks=masks, lengths=lengths, name=name, share=share
-    )
-
-
-def run(
-    stack: Stack, x: Tensor, inputs: list[LayerInputs], *, chunk: int | None = None, every: bool = True
-) -> tuple[Tensor | None, list[State]]:
-    """Run a stack over (T, B, I), recorded for backward where a gradient is wanted.
-
-    Args:
-        inputs: the differentiable tensors of each tape.
-        every: whether outputs are wanted at all; if not, no per-step output exists.
-
-    Returns:
-        Outputs (T, B, H) or None, and each tape's final state, in the dtype of its first.
-    """
-    steps = chunk or chunk_steps(x.shape[0], x.shape[1], stack, DEFAULT_BUDGET)
-    tensors = [tensor for layer in inputs for tensor in layer.flat()]
-    refuse_transforms([x, *tensors])
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *tensors)):
-        y, *finals = _Rewind.apply(stack, steps, every, inputs, x, *tensors)
-    else:
-        y, finals = _infer(stack, x.detach(), steps, every), _finals(stack, inputs, [t.state() for t in stack.tapes])
-    places = iter(finals)
-    grouped = [tuple(next(places) for _ in tape.cell.states) for tape in stack.tapes]
-    return (y if every else None), grouped
-
-
-def chunks(x: Tensor, steps: int) -> Iterable[tuple[int, Tensor]]:
-    """The chunks of a sequence with their first steps."""
-    return ((first, x[first : first + steps]) for first in range(0, x.shape[0], steps))
-
-
-class _Rewind(torch.autograd.Function):
-    """A stack over a sequence whose backward rewinds."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, stack: Stack, steps: int, every: bool, inputs: list[LayerInputs], x: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.environment = Environment.current()
-        ctx.save_for_backward(x, *tensors, *(mask for tape in stack.tapes for mask in tape.masks.values()))
-        ctx.stack, ctx.steps, ctx.every, ctx.inputs = stack, steps, every, inputs
-        ctx.fingerprints = _fingerprints(stack, x)
-        outputs = []
-        with ctx.environment.restored(x.device):
-            for first, part in chunks(x, steps):
-                last = first + steps >= x.shape[0]
-                y = stack.record(part, first) if last else stack.forward(part, first)
-                outputs += [y] if every else []
-            finals = _finals(stack, inputs, [tape.state(tape.final) for tape in stack.tapes])
-        metering.report(stack.usages())
-        return (torch.cat(outputs) if every else x.new_empty(0), *finals)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor, *dfinals: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "revtune does not support double backward: a rewound gradient has no graph; use create_graph=False"
-            )
-        refuse_batches([dy, *dfinals])
-        x = ctx.saved_tensors[0]
-        keep = torch._C._autograd._get_current_graph_task_keep_graph()
-        stack = ctx.stack.copy() if keep else ctx.stack
-        _check_unchanged(stack, x, ctx.fingerprints)
-        _aim(stack, dfinals)
-        dx = torch.empty_like(x) if ctx.needs_input_grad[4] else None
-        with ctx.environment.restored(x.device):
-            for first, part in reversed(list(chunks(x, ctx.steps))):
-                last = first + ctx.steps >= x.shape[0]
-                if not last:
-                    stack.rewind(part, first)
-                grad = stack.gradient(dy[first : first + ctx.steps] if ctx.every else None, first, keep=last and keep)
-                if dx is not None:
-                    dx[first : first + ctx.steps] = grad
-        found = [grad for tape, layer in zip(stack.tapes, ctx.inputs, strict=True) for grad in layer.gradients(tape)]
-        if not keep:
-            ctx.stack = ctx.inputs = None
-        return (None, None, None, None, dx, *found)
-
-
-def _fingerprints(stack: Stack, x: Tensor) -> list[tuple[str, int]]:
-    """What must be the same in both directions, by name: the input, weights, masks and lengths."""
-    found = [(f"{stack.tapes[0].name}: input", fingerprint(x))]
-    for tape in stack.tapes:
-        found += [(f"{tape.name}: weight {name!r}", number) for name, number in tape.weights.fingerprints()]
-        found += [(f"{tape.name}: mask {part!r}", fingerprint(mask)) for part, mask in tape.masks.items()]
-        if tape.lengths is not None:
-            found.append((f"{tape.name}: lengths", fingerprint(tape.lengths)))
-    return found
-
-
-def _check_unchanged(stack: Stack, x: Tensor, before: list[tuple[str, int]]) -> None:
-    for (what, known), (_, number) in zip(before, _fingerprints(stack, x), strict=True):
-        if number != known:
-            raise ReversalError(
-                f"{what} was changed (through .data?) between forward and backward; no gradient was produced"
-            )
-
-
-def _aim(stack: Stack, dfinals: Iterable[Tensor]) -> None:
-    """Start the backward pass from the gradients of the final states, one (B, H) for each state of each tape."""
-    grads = iter(dfinals)
-    for tape in stack.tapes:
-        direction: dict[str, Tensor] = {}
-        for group in tape.cell.states:
-            direction |= zip(group, next(grads).to(tape.dtype).chunk(len(group), -1), strict=True)
-        tape.aim(direction)
-
-
-def _infer(stack: Stack, x: Tensor, steps: int, every: bool) -> Tensor:
-    with torch.no_grad(), Environment.current().restored(x.device):
-        if every:
-            return torch.cat([stack.infer(part, first) for first, part in chunks(x, steps)])
-        for first, part in chunks(x, steps):
-            stack.infer(part, first)
-        return x.new_empty(0)
-
-
-def _finals(stack: Stack, inputs: list[LayerInputs], states: list[State]) -> list[Tensor]:
-    """Final states in the dtypes of the first ones."""
-    return [
-        final.to(first.dtype)
-        for layer, state in zip(inputs, states, strict=True)
-        for final, first in zip(state, layer.state, strict=True)
-    ]
+        cell, weights, Place(counts), steps=steps, dtype=dtype, masks=masks, lengths=lengths, name=name, share=share,
+        sliced=sliced,
+    )  # fmt: skip

@@ -9,23 +9,25 @@ clipping and hooks work as ever.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from revtune import metering
 from revtune.arguments import State, check_lengths, running
-from revtune.checks import check_tensor, hooked
+from revtune.checks import check_tensor
 from revtune.dropout import one_sequence
 from revtune.ends import Encode, Encoder, Readout, ReadoutPass
 from revtune.errors import ReversalError
+from revtune.rewind import refuse_double_backward
 from revtune.rnn import Hx, RevRNN
 from revtune.sinks import Sinks
 from revtune.stack import DEFAULT_BUDGET, chunk_steps
+from revtune.stream_checks import check_net, check_tensors
 from revtune.tape import Place
-from revtune.transforms import refuse_batches, refuse_transforms
+from revtune.transforms import refuse_batches
 from revtune.values import is_size
 
 Move = Callable[[Tensor, int], Tensor]
@@ -40,6 +42,7 @@ def rewind_loss(
     readout: Readout,
     state: Hx | None = None,
     lengths: Tensor | None = None,
+    context: Sequence[Tensor] = (),
     reduction: Literal["mean", "sum"] = "mean",
     checkpoint_every: int | Literal["auto"] | None = None,
 ) -> tuple[Tensor, Hx]:
@@ -58,6 +61,8 @@ def rewind_loss(
         state: `h_0`, or `(h_0, c_0)`, (L, B, H); pass on what the previous call returned for truncated
             backpropagation. Zeros by default. Gradients flow to one that requires them.
         lengths: steps of each row, (B,), in 1..T. Padded inputs must still be finite numbers or valid ids.
+        context: tensors that the readout takes besides, `readout(y, targets, *context)`, such as annotations of another
+            sequence (`rewind_encode`); their gradients are added up over chunks and reach them once.
         reduction: "mean" divides by the number of positions (or by `readout.total_weight(targets)`), "sum" does not.
         checkpoint_every: keep the state every so many steps and the buffer of one such segment only, for one more
             forward pass; "auto" takes sqrt(64 T) steps, which stores least at one forgotten bit a step.
@@ -81,7 +86,7 @@ def rewind_loss(
         >>> loss, state = rewind_loss(rnn, tokens[:-1], tokens[1:], encode=emb, readout=head)
         >>> loss.backward()
     """
-    return _rewind_loss(rnn, inputs, targets, encode, readout, state, lengths, reduction, checkpoint_every)
+    return _rewind_loss(rnn, inputs, targets, encode, readout, state, lengths, context, reduction, checkpoint_every)
 
 
 @torch.compiler.disable
@@ -93,6 +98,7 @@ def _rewind_loss(
     readout: Readout,
     state: Hx | None,
     lengths: Tensor | None,
+    context: Sequence[Tensor],
     reduction: str,
     checkpoint_every: int | str | None,
 ) -> tuple[Tensor, Hx]:
@@ -100,7 +106,9 @@ def _rewind_loss(
     check_lengths(lengths, inputs.shape[0], inputs.shape[1], inputs.device)
     segment = segment_steps(checkpoint_every, inputs.shape[0])
     weight = _weight(readout, targets, lengths) if reduction == "mean" else 1.0
-    stream = Stream(rnn, inputs, targets, encode, readout, state, lengths, segment)
+    for one in context:
+        check_tensor("rewind_loss: each of context", one)
+    stream = Stream(rnn, inputs, targets, encode, readout, state, lengths, segment, context)
     with one_sequence(), torch.autocast(inputs.device.type, enabled=False):
         if not torch.is_grad_enabled():
             return (stream.evaluate() / weight).to(stream.dtype), stream.last_state()
@@ -123,6 +131,7 @@ class Stream:
         state: Hx | None,
         lengths: Tensor | None,
         segment: int,
+        context: Sequence[Tensor] = (),
     ) -> None:
         like = rnn.weight_ih_l0.new_empty(0, inputs.shape[1], rnn.input_size)
         states = rnn.first_states(like, state, batched=True)
@@ -132,7 +141,7 @@ class Stream:
         self._targets, self._lengths = targets, lengths
         self._sinks = Sinks()
         self._encoder = Encoder(encode, inputs, self._sinks, rnn.check_input)
-        self._readout = ReadoutPass(readout, self._sinks, inputs.device)
+        self._readout = ReadoutPass(readout, self._sinks, inputs.device, context)
         self._loss = torch.zeros((), dtype=torch.float64, device=inputs.device)
         self._last: list[State] = []
 
@@ -258,10 +267,7 @@ class _HandOver(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "rewind_loss does not support double backward: its gradients have no graph; use create_graph=False"
-            )
+        refuse_double_backward("rewind_loss")
         refuse_batches([grad])
         if ctx.grads is None:
             raise RuntimeError(
@@ -278,52 +284,16 @@ def _checked(
     rnn: RevRNN, inputs: Tensor, targets: Tensor, encode: Encode | None, reduction: str
 ) -> tuple[Tensor, Tensor]:
     """Time-first inputs and targets that fit together."""
-    if not isinstance(rnn, RevRNN):
-        raise ValueError(f"rewind_loss wants a RevGRU or RevLSTM, got {type(rnn).__name__}")
-    everything: dict[str, object] = {"inputs": inputs, "targets": targets}
-    for name, given in everything.items():
-        if not isinstance(given, Tensor):
-            kind = type(given).__name__
-            raise ValueError(
-                f"rewind_loss: {name} must be a padded tensor, with lengths= where rows differ, got {kind}"
-            )
-        check_tensor(f"rewind_loss: {name}", given)
+    what = "rewind_loss"
+    check_net(what, rnn, encode)
     if rnn.options.output != "all":
         raise ValueError('rewind_loss reads out every step; for one target a sequence call the net with output="last"')
-    if hooked(rnn):
-        raise ValueError("rewind_loss does not call the net's forward, so its hooks would not run; remove them")
-    if type(rnn).forward is not RevRNN.forward or "forward" in vars(rnn):
-        raise ValueError(f"rewind_loss does not call the net's forward, but {type(rnn).__name__} has one of its own")
-    if isinstance(encode, nn.Module) and any(getattr(m, "scale_grad_by_freq", False) for m in encode.modules()):
-        raise ValueError("rewind_loss looks words up chunk by chunk, so scale_grad_by_freq must be False, got True")
-    if targets.requires_grad:
-        raise ValueError("rewind_loss gives no gradient to targets; pass targets.detach()")
-    refuse_transforms([inputs, *rnn.parameters()])
-    if rnn.bidirectional:
-        raise ValueError(
-            "rewind_loss cannot stream a bidirectional net: its first output needs the last input; use the layer itself"
-        )
     if reduction not in ("mean", "sum"):
         raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
-    if inputs.dim() < 2 or targets.dim() < 2 or inputs.shape[:2] != targets.shape[:2]:
-        order = "(B, T, ...)" if rnn.batch_first else "(T, B, ...)"
-        raise ValueError(
-            f"rewind_loss: inputs and targets must both be {order}, "
-            f"got {tuple(inputs.shape)} and {tuple(targets.shape)}"
-        )
-    if 0 in inputs.shape[:2]:
-        raise ValueError(
-            f"rewind_loss: at least one step and one row are needed, got inputs of shape {tuple(inputs.shape)}"
-        )
-    device = rnn.first_weight.device
-    for name, tensor in (("inputs", inputs), ("targets", targets)):
-        if tensor.device != device:
-            raise ValueError(f"rewind_loss: {name} are on {tensor.device}, the net on {device}")
-    if encode is None and not inputs.is_floating_point():
-        raise ValueError(
-            f"rewind_loss: inputs are {inputs.dtype}; pass encode=, such as an nn.Embedding, to turn them into features"
-        )
-    return (inputs.transpose(0, 1), targets.transpose(0, 1)) if rnn.batch_first else (inputs, targets)
+    inputs, targets = check_tensors(what, rnn, encode is None, inputs=inputs, targets=targets)
+    if targets.requires_grad:
+        raise ValueError("rewind_loss gives no gradient to targets; pass targets.detach()")
+    return inputs, targets
 
 
 def segment_steps(checkpoint_every: int | str | None, steps: int) -> int:

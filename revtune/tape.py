@@ -63,11 +63,13 @@ class Tape(ABC):
         lengths: steps of each row, shape (B,); beyond its length a row keeps its state and forgets nothing.
         name: what errors call this layer.
         share: how many units share a head.
+        sliced: how many first units of the first part stand on floats of `dtype`, which are kept instead of a buffer.
 
     Attributes:
         direction: the gradient of the state that is being carried back, (B, N) by part.
         final: where `record` ended.
         buffer: the information buffer.
+        slices: the sliced units at the start and after each step, (T + 1, B, sliced).
     """
 
     buffer: Stored
@@ -84,12 +86,16 @@ class Tape(ABC):
         lengths: Tensor | None = None,
         name: str = "",
         share: int | None = None,
+        sliced: int = 0,
     ) -> None:
         self.cell, self.weights, self.dtype, self.name = cell, weights, dtype, name or cell.name
         self.lengths, self.masks = lengths, dict(masks or {})
         self.rows, self.units = start.counts[cell.parts[0]].shape
         self.direction: dict[str, Tensor] = {}
         self.final = start
+        first = start.counts[cell.parts[0]]
+        self.slices = first.new_empty(steps + 1 if sliced else 0, self.rows, sliced, dtype=dtype)
+        self.slices[:1] = fixed.from_counts(first[:, :sliced], dtype)
         self._prepare(steps, share)
         self.restart(start)
 
@@ -110,6 +116,10 @@ class Tape(ABC):
     @abstractmethod
     def copy(self) -> Tape:
         """A tape that rewinds on its own, leaving this one as it is."""
+
+    @abstractmethod
+    def pause(self) -> None:
+        """Let go of memory that only the next chunk would use again."""
 
     @abstractmethod
     def restart(self, place: Place) -> None:
@@ -169,6 +179,17 @@ class Tape(ABC):
         """A state, by default the present one, as exact float64 values, (B, H) for each of the cell's states."""
         counts = place.counts if place else self.counts
         return tuple(fixed.from_counts(torch.cat([counts[part] for part in group], -1)) for group in self.cell.states)
+
+    @property
+    def sliced(self) -> int:
+        """How many units are sliced."""
+        return self.slices.shape[2]
+
+    def _keep_slices(self, y: Tensor, first: int) -> Tensor:
+        """Outputs (K, B, H) of a chunk, whose sliced units are kept."""
+        if self.sliced:
+            self.slices[first + 1 : first + 1 + len(y)] = y[:, :, : self.sliced]
+        return y
 
     def _unit_steps(self, x: Tensor, first: int) -> int:
         """Units times steps of a chunk, padding left out."""

@@ -24,7 +24,7 @@ NAN, INF = float("nan"), float("inf")
 @pytest.fixture(autouse=True)
 def _two_steps_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    for module in ("revtune.scan", "revtune.sequence", "revtune.stream"):
+    for module in ("revtune.scan", "revtune.rewind", "revtune.sequence", "revtune.stream"):
         monkeypatch.setattr(import_module(module), "chunk_steps", lambda *_: 2)
 
 

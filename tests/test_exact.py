@@ -16,7 +16,8 @@ from torch.nn import functional as F
 import revtune as rt
 from revtune import recall
 from revtune.checks import checksum
-from revtune.scan import LayerInputs, build_tape
+from revtune.layer_inputs import LayerInputs
+from revtune.scan import build_tape
 from revtune.stack import Stack
 from tests.backends import on_reference
 from tests.stored import KINDS, Leaves, Problem, differentiate, problem, random_loss

@@ -8,8 +8,9 @@ import revtune
 
 CORE = """
     errors values fixed buffer cells checks patience compiling native fakes products weights moments metering tape
-    reference kernel native_tape sinks dropout stack environment arguments transforms operands recall sequence scan rnn
-    layers readout replay outside ends stream meter
+    reference kernel native_tape sinks dropout stack environment arguments transforms operands recall sequence
+    layer_inputs rewind scan rnn layers readout replay outside ends stream_checks stream encode
+    meter
 """.split()
 
 SELF_TUNING = """

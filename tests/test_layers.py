@@ -53,7 +53,7 @@ def chunked(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sets how many steps a chunk has."""
 
     def set_to(steps: int) -> None:
-        for module in ("revtune.scan", "revtune.sequence"):
+        for module in ("revtune.scan", "revtune.rewind", "revtune.sequence"):
             monkeypatch.setattr(import_module(module), "chunk_steps", lambda *_: steps)
 
     return set_to

@@ -24,7 +24,7 @@ WEIGHTS = {"ih": torch.randn(24, 5), "hh": torch.randn(24, 4)}
 @pytest.fixture(autouse=True)
 def _chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    for module in ("revtune.scan", "revtune.stream"):
+    for module in ("revtune.scan", "revtune.rewind", "revtune.stream"):
         monkeypatch.setattr(import_module(module), "DEFAULT_BUDGET", 20_000)
     monkeypatch.setattr(import_module("revtune.recall"), "BUDGET", 20_000)
 
@@ -83,7 +83,7 @@ def test_layers_are_told_apart_and_add_up() -> None:
 
 @on_reference
 def test_the_last_chunk_is_not_counted_because_nothing_of_it_is_spilled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("revtune.scan"), "chunk_steps", lambda *_: 30)
+    monkeypatch.setattr(import_module("revtune.rewind"), "chunk_steps", lambda *_: 30)
     with rt.meter() as used:
         rt.RevGRU(5, 8)(torch.randn(120, 3, 5))
     assert used.unit_steps == 90 * 3 * 8

@@ -170,7 +170,7 @@ def tape_of(y: Tensor) -> object:
 @pytest.fixture
 def chunks_of_four(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    for module in ("revtune.scan", "revtune.sequence", "revtune.stream"):
+    for module in ("revtune.scan", "revtune.rewind", "revtune.sequence", "revtune.stream"):
         monkeypatch.setattr(import_module(module), "chunk_steps", lambda *_: 4)
 
 

@@ -36,7 +36,7 @@ def _four_steps_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def chunks_of(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Let streams and layers alike take so many steps a chunk."""
-    for module in ("revtune.scan", "revtune.sequence", "revtune.stream"):
+    for module in ("revtune.scan", "revtune.rewind", "revtune.sequence", "revtune.stream"):
         monkeypatch.setattr(import_module(module), "chunk_steps", lambda *_: steps)
 
 

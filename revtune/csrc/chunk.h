@@ -31,6 +31,8 @@ struct Chunk {
   float slope, floor;       // the limit: z becomes slope * z + floor
   bool forgetting;
   float share;              // 1: a RevLSTM's h takes up (1 - p) of its update; 0: all of it
+  int64_t sliced;           // the first units of h1 that stand on floats, which are kept instead of a buffer
+  const float* slices;      // (K, B, sliced): those units before each step; for rewinding
 
   float* gates;             // (K, B, 2 * blocks * N)
   double* counts;           // (groups, 2, B, N): states in counts of 2^-32

@@ -83,6 +83,13 @@ inline void read_buffer(Chunk& chunk, const Shape& shape, const Tensor& counts, 
   chunk.heads = writable<double>(heads, shape.groups * shape.rows * chunk.width, "heads");
 }
 
+inline void read_slices(Chunk& chunk, const Shape& shape, const Maybe& slices) {
+  if (!slices) return;
+  STD_TORCH_CHECK(slices->dim() == 3 && slices->size(2) <= shape.units, "slices must be (K, B, sliced)");
+  chunk.sliced = slices->size(2);
+  chunk.slices = readable<float>(slices, shape.steps * shape.rows * chunk.sliced, "slices");
+}
+
 inline int64_t multiplications(const Shape& shape) {
   return shape.steps * shape.rows * 2 * shape.blocks * shape.units * (shape.units + 16);
 }
@@ -91,7 +98,7 @@ inline std::tuple<Tensor, int64_t, bool> forward(
     const Tensor& gates, const Tensor& counts, const Tensor& heads, const Tensor& y, const Tensor& y_start,
     const Maybe& c, const Maybe& c_start, const Maybe& rh, const Tensor& packed, const Maybe& response,
     const Maybe& scale, const Maybe& mask1, const Maybe& mask2, const Maybe& lengths, int64_t first, double slope,
-    bool forgetting, bool bounded, int64_t keep, const Maybe& tally) {
+    bool forgetting, bool bounded, int64_t keep, const Maybe& tally, int64_t sliced) {
   const Shape shape(gates, y);
   Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting,
                          bounded);
@@ -100,6 +107,8 @@ inline std::tuple<Tensor, int64_t, bool> forward(
   read_buffer(chunk, shape, counts, heads);
   chunk.rh = writable<float>(rh, y.numel(), "rh");
   chunk.tally = writable<int64_t>(tally, 1025, "tally");
+  STD_TORCH_CHECK(sliced >= 0 && sliced <= shape.units, "sliced must be from 0 to N, got ", sliced);
+  chunk.sliced = sliced;
   std::vector<Stack> stacks((size_t)shape.rows);
   chunk.stacks = stacks.data();
   const int64_t check = keep == (int64_t)Keep::all ? standing(chunk) : 0;
@@ -114,13 +123,14 @@ inline std::tuple<int64_t, bool> rewind(
     const Tensor& gates, const Tensor& counts, const Tensor& heads, const Tensor& words, const Tensor& y,
     const Tensor& y_start, const Maybe& c, const Maybe& c_start, const Maybe& rh, const Tensor& packed,
     const Maybe& response, const Maybe& scale, const Maybe& mask1, const Maybe& mask2, const Maybe& lengths,
-    int64_t first, double slope, bool forgetting, bool bounded) {
+    int64_t first, double slope, bool forgetting, bool bounded, const Maybe& slices) {
   const Shape shape(gates, y);
   Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting,
                          bounded);
   STD_TORCH_CHECK((shape.groups == 2) == (c.has_value() && c_start.has_value()), "c is RevLSTM's and needed there");
   read_weights(chunk, shape, packed, response);
   read_buffer(chunk, shape, counts, heads);
+  read_slices(chunk, shape, slices);
   chunk.rh = writable<float>(rh, y.numel(), "rh");
   std::vector<Stack> stacks = unsealed(words, shape.rows);
   chunk.stacks = stacks.data();

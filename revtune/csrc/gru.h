@@ -66,6 +66,7 @@ bool forward(const Chunk& chunk, Keep keep, int64_t begin, int64_t end) {
           worker.round_gate(worker.gates(position, half), 1024.0f, zi);
           if (chunk.forgetting) worker.forget(0, half, row, zi, keep);
           update(worker, position, half, 1.0, zi);
+          worker.round_slice(half, h);
           if (!chunk.forgetting) fine &= within_range(h, n);
         }
         copy_floats(h, worker.y(position, half), n);
@@ -92,6 +93,7 @@ bool rewind(const Chunk& chunk, int64_t begin, int64_t end) {
           worker.round_gate(worker.gates(position, half), 1024.0f, zi);
           update(worker, position, half, -1.0, zi);
           if (chunk.forgetting && !worker.restore(0, half, row, zi)) return false;
+          worker.take_slice(half, h, position);
         }
         copy_floats(h, worker.y_before(position, half), n);
       }

@@ -73,6 +73,7 @@ inline void infer_step(Worker& worker, int64_t position, int half, float* c) {
   tanh_of(c, tanh_c, n);
   infer(worker.counts(0, half, row), gates + n, gates + 3 * n, tanh_c, worker.y(position, half), n, chunk.slope,
         chunk.floor, chunk.share);
+  worker.round_slice(half, worker.counts(0, half, row));
 }
 
 // The state of one row, one step on.
@@ -89,6 +90,7 @@ inline void step(Worker& worker, int64_t position, int half, Keep keep, float* c
       copy_floats(counts, c, n);
     } else {
       add_output(worker, counts, gates + 3 * n, c, 1.0);
+      worker.round_slice(half, counts);
     }
   }
 }
@@ -107,9 +109,12 @@ inline bool undo_cell(Worker& worker, int64_t position, int half) {
 inline bool undo_hidden(Worker& worker, int64_t position, int half) {
   const int64_t n = worker.units, row = position % worker.chunk.rows;
   const float* gates = worker.gates(position, half);
+  double* counts = worker.counts(0, half, row);
   use_gate(worker, gates + n);
-  add_output(worker, worker.counts(0, half, row), gates + 3 * n, worker.c(position, half), -1.0);
-  return !worker.chunk.forgetting || worker.restore(0, half, row, worker.zi[0]);
+  add_output(worker, counts, gates + 3 * n, worker.c(position, half), -1.0);
+  if (worker.chunk.forgetting && !worker.restore(0, half, row, worker.zi[0])) return false;
+  worker.take_slice(half, counts, position);
+  return true;
 }
 
 bool forward(const Chunk& chunk, Keep keep, int64_t begin, int64_t end) {

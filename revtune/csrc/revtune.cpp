@@ -41,11 +41,12 @@ STABLE_TORCH_LIBRARY(revtune, m) {
       "forward(Tensor(a!) gates, Tensor(b!) counts, Tensor(c!) heads, Tensor(d!) y, Tensor(e!) y_start, "
       "Tensor(f!)? c, Tensor(g!)? c_start, Tensor(h!)? rh, Tensor packed, Tensor? response, Tensor? scale, "
       "Tensor? mask1, Tensor? mask2, Tensor? lengths, int first, float slope, bool forgetting, bool bounded, int keep, "
-      "Tensor(i!)? tally) -> (Tensor, int, bool)");
+      "Tensor(i!)? tally, int sliced=0) -> (Tensor, int, bool)");
   m.def(
       "rewind(Tensor(a!) gates, Tensor(b!) counts, Tensor(c!) heads, Tensor words, Tensor(d!) y, Tensor(e!) y_start, "
       "Tensor(f!)? c, Tensor(g!)? c_start, Tensor(h!)? rh, Tensor packed, Tensor? response, Tensor? scale, "
-      "Tensor? mask1, Tensor? mask2, Tensor? lengths, int first, float slope, bool forgetting, bool bounded) -> (int, bool)");
+      "Tensor? mask1, Tensor? mask2, Tensor? lengths, int first, float slope, bool forgetting, bool bounded, "
+      "Tensor? slices=None) -> (int, bool)");
   m.def(
       "recall(Tensor(a!) gates, Tensor y, Tensor y_start, Tensor(b!)? rh, Tensor packed, Tensor? response, "
       "Tensor? scale, Tensor? mask1, Tensor? mask2) -> ()");

@@ -73,13 +73,26 @@ class Worker {
     double* h = counts(group, half, row);
     if (keep == Keep::nothing) return multiply_only(h, zi_row, units);
     const bool stored = keep == Keep::all || (keep == Keep::cells && group == 1);
-    if (stored) count(zi_row);
-    multiply(h, zi_row, heads(group, row), units, chunk.width, stored ? chunk.stacks + row : nullptr, flags.data());
+    const int64_t kept = sliced(group, half);
+    if (stored) count(zi_row + kept, units - kept);
+    multiply_only(h, zi_row, kept);
+    multiply(h + kept, zi_row + kept, heads(group, row), units - kept, chunk.width,
+             stored ? chunk.stacks + row : nullptr, flags.data());
   }
 
   bool restore(int group, int half, int64_t row, const float* zi_row) {
-    double* h = counts(group, half, row);
-    return divide(h, zi_row, heads(group, row), units, chunk.width, chunk.stacks[row], flags.data());
+    const int64_t kept = sliced(group, half);
+    double* h = counts(group, half, row) + kept;
+    return divide(h, zi_row + kept, heads(group, row), units - kept, chunk.width, chunk.stacks[row], flags.data());
+  }
+
+  // The sliced units of h on floats, after a step and as they were kept before it.
+  void round_slice(int half, double* h) const {
+    for (int64_t j = 0; j < sliced(0, half); j++) h[j] = to_count(from_count(h[j]));
+  }
+  void take_slice(int half, double* h, int64_t position) const {
+    const int64_t kept = sliced(0, half);
+    for (int64_t j = 0; j < kept; j++) h[j] = to_count(chunk.slices[position * kept + j]);
   }
 
   // Forget integers of a gate as it was evaluated.
@@ -98,6 +111,8 @@ class Worker {
  private:
   std::vector<int64_t> tally_;
 
+  int64_t sliced(int group, int half) const { return group == 0 && half == 0 ? chunk.sliced : 0; }
+
   float* before(float* start, float* values, int64_t position, int half) const {
     return position < chunk.rows ? start + (position * 2 + half) * units
                                  : values + ((position - chunk.rows) * 2 + half) * units;
@@ -113,9 +128,9 @@ class Worker {
     product(at, rows, units, outputs, packed);
   }
 
-  void count(const float* zi_row) {
+  void count(const float* zi_row, int64_t n) {
     if (tally_.empty()) return;
-    for (int64_t j = 0; j < units; j++)
+    for (int64_t j = 0; j < n; j++)
       if (zi_row[j] >= 1.0f) tally_[(size_t)zi_row[j]]++;
   }
 };
