@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from revtune.checks import check_tensor, hooked
 from revtune.dropout import look_up, new_seed, plain_embedding
 from revtune.outside import refuse_hooks
-from revtune.readout import LinearCrossEntropy
+from revtune.readout import Featured, LinearCrossEntropy
 from revtune.replay import Replay, Undrawn
 from revtune.sinks import Sinks, opened
 from revtune.transforms import refuse_transforms
@@ -118,9 +118,10 @@ class ReadoutPass:
     def __init__(self, readout: Readout, sinks: Sinks, device: torch.device, context: Sequence[Tensor] = ()) -> None:
         self._readout, self._sinks = readout, sinks
         self._context = [(one, one.detach().requires_grad_(one.requires_grad)) for one in context]
+        self._head = readout.head if isinstance(readout, Featured) else readout
+        self._by_hand = type(self._head) is LinearCrossEntropy and not hooked(self._head)
         self._autocast = Autocast(device)
-        self._by_hand = type(readout) is LinearCrossEntropy and not hooked(readout) and not self._context
-        if torch.is_grad_enabled() and not self._by_hand:
+        if torch.is_grad_enabled() and not (self._by_hand and self._head is readout):
             refuse_hooks("readout", readout)
 
     def loss(self, y: Tensor, targets: Tensor) -> Tensor:
@@ -133,22 +134,30 @@ class ReadoutPass:
 
     def gradient(self, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The summed loss of these positions and its gradient with respect to y, (N, H)."""
-        if self._by_hand:
-            assert isinstance(self._readout, LinearCrossEntropy)
-            loss, dy = self._readout.loss_and_gradient(y, targets, self._sinks)
+        head = self._head if self._by_hand else None
+        if isinstance(head, LinearCrossEntropy) and head is self._readout:
+            loss, dy = head.loss_and_gradient(y, targets, self._sinks)
             assert dy is not None
             return loss, dy
         y = y.detach().requires_grad_()
         with torch.enable_grad(), opened(self._sinks), self._autocast.again():
-            total = _scalar(self._readout(y.clone(), targets, *self._given()))
-        tensors, origin = leaves(total), {id(leaf): one for one, leaf in self._context}
+            if not (isinstance(head, LinearCrossEntropy) and isinstance(self._readout, Featured)):
+                total = _scalar(self._readout(y.clone(), targets, *self._given()))
+                return total.detach().double(), self._back(total, None, y)
+            features, classes = self._readout.features(y.clone(), targets, *self._given())
+        loss, cotangent = head.loss_and_gradient(features, classes, self._sinks)
+        return loss, self._back(features, cotangent, y)
+
+    def _back(self, root: Tensor, cotangent: Tensor | None, y: Tensor) -> Tensor:
+        """Carry the gradient of what was read out of y to whatever it came from; that of y."""
+        tensors, origin = leaves(root), {id(leaf): one for one, leaf in self._context}
         dy = torch.zeros_like(y)
-        for tensor, grad in zip(tensors, _grad(total, tensors, None), strict=True):
+        for tensor, grad in zip(tensors, _grad(root, tensors, cotangent), strict=True):
             if tensor is y:
                 dy = dy if grad is None else grad
             else:
                 self._sinks.add(origin.get(id(tensor), tensor), grad)
-        return total.detach().double(), dy
+        return dy
 
 
 def leaves(root: Tensor) -> list[Tensor]:

@@ -8,6 +8,7 @@ Shapes: N positions, E features, V classes.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -242,6 +243,28 @@ class LinearCrossEntropy(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, num_classes={self.num_classes}, bias={self.bias is not None}"
+
+
+class Featured(ABC):
+    """A readout that makes features of its positions, then takes their loss by a `LinearCrossEntropy`.
+
+    `rewind_loss` knows how: features and loss of a chunk are computed once.
+
+    Args:
+        head: from features to classes.
+    """
+
+    def __init__(self, head: LinearCrossEntropy) -> None:
+        self.head = head
+
+    @abstractmethod
+    def features(self, y: Tensor, targets: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, E) and classes (N,) of outputs (N, H), their targets (N, ...) and the context."""
+
+    def __call__(self, y: Tensor, targets: Tensor, *context: Tensor) -> Tensor:
+        """The summed loss of these positions."""
+        loss: Tensor = self.head(*self.features(y, targets, *context))
+        return loss
 
 
 class _OnePass(torch.autograd.Function):

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from revtune import metering
 from revtune.arguments import State
-from revtune.checks import fingerprint
 from revtune.environment import Environment
 from revtune.errors import ReversalError
 from revtune.layer_inputs import LayerInputs
@@ -98,14 +97,14 @@ class _Rewind(torch.autograd.Function):
 
 def fingerprints(stack: Stack, x: Tensor, others: Iterable[Tensor] = ()) -> list[tuple[str, int]]:
     """What must be the same in both directions, by name: input, what encodes it, weights, masks and lengths."""
-    name = stack.tapes[0].name
-    found = [(f"{name}: input", fingerprint(x))]
-    found += [(f"{name}: what encodes its input, of shape {tuple(one.shape)},", fingerprint(one)) for one in others]
+    name, number = stack.tapes[0].name, stack.tapes[0].weights.fingerprint
+    found = [(f"{name}: input", number(x))]
+    found += [(f"{name}: what encodes its input, of shape {tuple(one.shape)},", number(one)) for one in others]
     for tape in stack.tapes:
-        found += [(f"{tape.name}: weight {name!r}", number) for name, number in tape.weights.fingerprints()]
-        found += [(f"{tape.name}: mask {part!r}", fingerprint(mask)) for part, mask in tape.masks.items()]
+        found += [(f"{tape.name}: weight {key!r}", known) for key, known in tape.weights.fingerprints()]
+        found += [(f"{tape.name}: mask {part!r}", number(mask)) for part, mask in tape.masks.items()]
         if tape.lengths is not None:
-            found.append((f"{tape.name}: lengths", fingerprint(tape.lengths)))
+            found.append((f"{tape.name}: lengths", number(tape.lengths)))
     return found
 
 

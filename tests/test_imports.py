@@ -9,7 +9,7 @@ import revtune
 CORE = """
     errors values fixed buffer cells checks patience compiling native fakes products weights moments metering tape
     reference kernel native_tape sinks dropout stack environment arguments transforms operands recall sequence
-    layer_inputs rewind scan rnn layers readout replay outside ends stream_checks stream encode
+    layer_inputs rewind scan rnn layers readout replay outside ends stream_checks stream encode attention
     meter
 """.split()
 

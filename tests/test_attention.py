@@ -1,0 +1,88 @@
+"""Attention as its equations say; as a readout it streams, with the gradients of one that runs at once."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import revtune as rt
+from revtune.attention import Attention, AttentionReadout, numbered
+from tests.backends import real
+
+BACKENDS = ("reference", "native")
+T, S, B, V, E, H, D = 13, 7, 4, 11, 6, 8, 5
+
+
+def test_it_is_the_equations() -> None:
+    torch.manual_seed(1)
+    attention = Attention(H, D, 3).double()
+    queries, keys = torch.randn(B, T, H).double(), torch.randn(B, S, D).double()
+    lengths = torch.tensor([7, 1, 3, 6])
+    out, weights = attention(queries, keys, lengths)
+    for b in range(B):
+        for t in range(T):
+            scores = torch.stack([attention.score.weight @ queries[b, t] @ keys[b, s] for s in range(lengths[b])])
+            a = torch.softmax(scores, 0)
+            read = sum(a[s] * keys[b, s] for s in range(lengths[b]))
+            wanted = torch.tanh(attention.combine.weight @ torch.cat([torch.as_tensor(read), queries[b, t]]))
+            torch.testing.assert_close(out[b, t], wanted)
+            torch.testing.assert_close(weights[b, t, : lengths[b]], a)
+            assert not weights[b, t, lengths[b] :].any()
+
+
+def test_padding_has_no_part_in_it() -> None:
+    attention, keys = Attention(H, D), torch.randn(B, S, D)
+    queries, lengths = torch.randn(B, T, H), torch.tensor([3, 3, 2, 1])
+    out, _ = attention(queries, keys, lengths)
+    other = keys.clone()
+    other[:, 3:] = 1e9
+    assert torch.equal(out, attention(queries, other, lengths)[0])
+    assert torch.equal(attention(queries, keys)[0], attention(queries, keys, torch.full((B,), S))[0])
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([13, 2, 1, 9])])
+def test_as_a_readout_it_streams(lengths: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and gradients, also of what it attends to, are those of the whole at once."""
+    monkeypatch.setattr("revtune.stream.chunk_steps", lambda *_: 4)
+    torch.manual_seed(2)
+    rnn, attention = rt.RevGRU(E, H, dtype=real()), Attention(H, D).to(real())
+    head = rt.LinearCrossEntropy(H, V, dtype=real())
+    x, kept = torch.randn(T, B, E, dtype=real()), torch.randn(S, B, D, dtype=real(), requires_grad=True)
+    tokens, sources = torch.randint(V, (T, B)), torch.tensor([7, 1, 3, 6])
+    readout = AttentionReadout(attention, lambda keys: keys.transpose(0, 1), sources, head)
+    annotations = kept * 2
+    loss, _ = rt.rewind_loss(
+        rnn, x, numbered(tokens), readout=readout, lengths=lengths, context=[annotations], reduction="sum"
+    )
+    y, _ = rnn(x)
+    out, _ = attention(y.transpose(0, 1), (kept * 2).transpose(0, 1), sources)
+    live = torch.arange(T)[:, None] < (torch.full((B,), T) if lengths is None else lengths)
+    wanted = F.cross_entropy(head.logits(out.transpose(0, 1)[live]), tokens[live], reduction="sum")
+    most = {torch.float64: 1e-9, torch.float32: 1e-4}[real()]
+    assert loss.item() == pytest.approx(wanted.item(), rel=most)
+    parameters = [kept, *rnn.parameters(), *attention.parameters(), *head.parameters()]
+    mine, theirs = torch.autograd.grad(loss, parameters), torch.autograd.grad(wanted, parameters)
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=10 * most, atol=most)
+
+
+def test_the_graph_of_what_is_attended_to_runs_once() -> None:
+    runs = []
+    kept = torch.randn(S, B, D, requires_grad=True)
+    annotations = kept * 1
+    annotations.register_hook(lambda grad: runs.append(grad))
+    readout = AttentionReadout(
+        Attention(H, D), lambda keys: keys.transpose(0, 1), torch.full((B,), S), rt.LinearCrossEntropy(H, V)
+    )
+    loss, _ = rt.rewind_loss(
+        rt.RevGRU(E, H), torch.randn(T, B, E), numbered(torch.zeros(T, B, dtype=torch.long)), readout=readout,
+        context=[annotations],
+    )  # fmt: skip
+    loss.backward()
+    assert len(runs) == 1 and kept.grad is not None
+
+
+@pytest.mark.parametrize(("sizes", "told"), [((0, 3), "query_size"), ((3, -1), "key_size"), ((3, 3, 0), "output_size")])
+def test_sizes_are_positive(sizes: tuple[int, ...], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Attention(*sizes)
