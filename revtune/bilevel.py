@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 
 from revtune.drawn import Drawn
 from revtune.errors import NonFiniteError
+from revtune.generators import random_states, set_random_states
 from revtune.hyperparameters import Hyperparameters, Pass, Values
 from revtune.linearized import Recorded
 from revtune.response import ADDED
@@ -228,16 +229,3 @@ def resting(model: nn.Module) -> Iterator[None]:
     finally:
         for module in before:
             module.training = True
-
-
-def random_states(device: torch.device) -> list[Tensor]:
-    """The states of torch's generators on the CPU and a device."""
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def set_random_states(states: list[Tensor], device: torch.device | None = None) -> None:
-    """Put generators back."""
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1], device or "cuda")

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from revtune import checkpoint
-from revtune.bilevel import random_states, set_random_states
 from revtune.constants import Constants, plain
 from revtune.convert import frozen, self_tuning
 from revtune.errors import NonFiniteError
+from revtune.generators import random_states, set_random_states
 from revtune.hyperparameters import Hyperparameters
 from revtune.task import HyperRule, Learning, Method, Split, Task, Tuned
 from revtune.trees import mapped

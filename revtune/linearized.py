@@ -8,13 +8,15 @@ One ordinary pass at d = 0 records what each layer's response would have added a
 not out of the graph. A second pass under forward differentiation carries it to the output, which is J r(d). The loss's
 gradient at that prediction then goes backward through the first pass's graph: the linearisation's own gradient, for the
 price of an ordinary one. `torch.func.jvp` is what tests compare it with.
+
+What the first pass drew, and what it computed before any tangent is there, the second takes from the recording.
 """
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,9 +24,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
+from revtune.generators import random_states, set_random_states
+
 
 class Recorded:
-    """What response layers said in one pass, in their order, for the pass that carries it."""
+    """What response layers and regularizers said in one pass, in their order, for the pass that carries it."""
 
     def __init__(self) -> None:
         self.recording = True
@@ -49,6 +53,31 @@ class Recorded:
         """What the layer whose turn it is said; its output is None where it has since been overwritten in place."""
         y, version, change = self.recall()
         return (y if y._version == version else None), change
+
+    def once(self, x: Tensor, run: Callable[[], Tensor]) -> Tensor:
+        """What `run` makes of x and of numbers it draws; the pass that carries runs it only where x has a tangent."""
+        if self.recording:
+            y = run()
+            self.keep(y.detach(), y._version, random_states(y.device))
+            return y
+        y, version, after = self.recall()
+        if y._version != version or carries(x):
+            return run()
+        set_random_states(after, y.device)
+        return y
+
+    def times(self, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+        """x times what `draw` draws, the same in both passes."""
+        if self.recording:
+            factor = draw()
+            y = x * factor
+            self.keep(y.detach(), y._version, random_states(y.device), factor)
+            return y
+        y, version, after, factor = self.recall()
+        set_random_states(after, y.device)
+        primal, tangent = forward_ad.unpack_dual(x)
+        y = y if y._version == version else primal * factor
+        return y if tangent is None else forward_ad.make_dual(y, tangent * factor)
 
     def keep(self, *said: Any) -> None:
         """Keep whatever a layer says."""
@@ -86,6 +115,17 @@ class _Unchanged(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         """To both alike."""
         return grads[0], grads[0]
+
+
+def carries(x: Tensor) -> bool:
+    """Whether x has a tangent."""
+    return x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None
+
+
+def tangent_of(x: Tensor) -> Tensor:
+    """The tangent of x, which has one."""
+    found: Tensor = forward_ad.unpack_dual(x).tangent
+    return found
 
 
 def unchanged(y: Tensor, change: Tensor) -> Tensor:

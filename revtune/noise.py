@@ -34,7 +34,7 @@ def drop_mask(shape: Sequence[int], p: Value, like: Tensor) -> Tensor:
     exact = torch.promote_types(like.dtype, torch.float32)
     rate = torch.as_tensor(p, dtype=exact, device=like.device).detach()
     scale = (1 - rate).clamp(min=torch.finfo(like.dtype).eps).reciprocal()
-    return ((torch.rand(shape, dtype=exact, device=like.device) >= rate) * scale).to(like.dtype)
+    return torch.rand(shape, dtype=exact, device=like.device).ge_(rate).mul_(scale).to(like.dtype)
 
 
 def dropout(x: Tensor, p: Value, *, batch_dim: int = 0, training: bool = True) -> Tensor:

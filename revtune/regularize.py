@@ -9,15 +9,16 @@ a network of one's own, and given a hyperparameter's name, or a number that stay
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from revtune.hyperparameters import Hyperparameters
+from revtune.linearized import Recorded
 from revtune.noise import DEVIATION, RATE, add_noise, drop_mask, time_dim
 from revtune.ranges import Range, Value
-from revtune.response import lay_along
+from revtune.response import laid
 
 
 class Tuned(nn.Module):
@@ -68,13 +69,28 @@ class Tuned(nn.Module):
         return found.detach() if isinstance(found, Tensor) else found
 
     def along(self, key: str, x: Tensor, unit_dim: int = -1) -> Value:
-        """A strength now, shaped to broadcast over x as responses are over outputs (`response.lay_along`)."""
+        """A strength now, shaped to broadcast over x as responses are over outputs (`response.laid`)."""
         value = self.value(key)
         if not isinstance(value, Tensor) or value.dim() == 0:
             return value
-        like = torch.empty(x.shape if x.dim() > 1 else (*x.shape, 1), device="meta", dtype=value.dtype)
-        laid = lay_along(value[:, None], like, self.batch_dim, unit_dim, type(self).__name__)
-        return laid if x.dim() > 1 else laid[:, 0]
+        over = x.shape if x.dim() > 1 else (*x.shape, 1)
+        found = laid(value[:, None], over, self.batch_dim, unit_dim, type(self).__name__)
+        return found if x.dim() > 1 else found[:, 0]
+
+    def once(self, x: Tensor, change: Callable[[], Tensor]) -> Tensor:
+        """`change()`, which is x changed; Delta-STN's second pass does without where it can (`linearized`)."""
+        tape = self._tape
+        return change() if tape is None else tape.once(x, change)
+
+    def times(self, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+        """`x * draw()`; Delta-STN's second pass takes what was drawn in the first."""
+        tape = self._tape
+        return x * draw() if tape is None else tape.times(x, draw)
+
+    @property
+    def _tape(self) -> Recorded | None:
+        bound = self.hypers.current
+        return None if bound is None else bound.tape
 
     def now(self) -> dict[str, float]:
         """Current values of all strengths."""
@@ -126,9 +142,13 @@ class Dropping(Tuned):
             return dropped
         if self.dims not in (None, x.dim()):
             raise ValueError(f"{type(self).__name__} wants {self.dims} dimensions, (B, C, ...), got {tuple(x.shape)}")
-        shape = x.shape if self.dims is None else [*x.shape[:2], *[1] * (x.dim() - 2)]
-        mask = drop_mask(shape, self.along("p", x, -1 if self.dims is None else 1), x)
-        return x.mul_(mask) if self.inplace else x * mask
+        return x.mul_(self._mask(x)) if self.inplace else self.times(x, lambda: self._mask(x))
+
+    def _mask(self, x: Tensor) -> Tensor:
+        """Of single numbers or of whole channels."""
+        if self.dims is None:
+            return drop_mask(x.shape, self.along("p", x), x)
+        return drop_mask([*x.shape[:2], *[1] * (x.dim() - 2)], self.along("p", x, 1), x)
 
     def drop(self) -> None:
         """Become plain again, at the current rate."""
@@ -202,7 +222,7 @@ class TunedLockedDropout(Tuned):
             return x
         shape = list(x.shape)
         shape[time_dim(type(self).__name__, x, self.batch_dim)] = 1
-        return x * drop_mask(shape, self.along("p", x), x)
+        return self.times(x, lambda: drop_mask(shape, self.along("p", x), x))
 
 
 class TunedNoise(Tuned):
@@ -229,4 +249,4 @@ class TunedNoise(Tuned):
 
     def forward(self, x: Tensor) -> Tensor:
         """x, in training with noise added."""
-        return add_noise(x, self.along("deviation", x)) if self.training else x
+        return self.once(x, lambda: add_noise(x, self.along("deviation", x))) if self.training else x

@@ -38,7 +38,9 @@ class TunedCutout(Tuned):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images, in training with holes."""
-        return cutout(x, self.value("holes"), self.value("length"), fill=self.fill) if self.training else x
+        if not self.training:
+            return x
+        return self.once(x, lambda: cutout(x, self.value("holes"), self.value("length"), fill=self.fill))
 
 
 class TunedColourJitter(Tuned):
@@ -73,7 +75,9 @@ class TunedColourJitter(Tuned):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images, in training with their colours changed."""
-        return colour_jitter(x, **{key: self.value(key) for key in self.limits}) if self.training else x
+        if not self.training:
+            return x
+        return self.once(x, lambda: colour_jitter(x, **{key: self.value(key) for key in self.limits}))
 
 
 class TunedAffine(Tuned):
@@ -110,4 +114,6 @@ class TunedAffine(Tuned):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images, in training moved."""
-        return affine(x, **{key: self.value(key) for key in self.limits}) if self.training else x
+        if not self.training:
+            return x
+        return self.once(x, lambda: affine(x, **{key: self.value(key) for key in self.limits}))

@@ -45,7 +45,8 @@ class TunedEmbeddingDropout(Tuned):
         rows: Tensor = self.embedding(ids)
         if not self.training:
             return rows
-        return rows * F.embedding(ids, drop_mask((self.embedding.num_embeddings, 1), self.value("p"), rows))
+        words = (self.embedding.num_embeddings, 1)
+        return self.times(rows, lambda: F.embedding(ids, drop_mask(words, self.value("p"), rows)))
 
 
 class TunedWeightDrop(Tuned):

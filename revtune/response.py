@@ -16,7 +16,7 @@ Shapes: B examples, n hyperparameters, U output units or channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +25,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from revtune.hyperparameters import Hyperparameters
-from revtune.linearized import Recorded
+from revtune.linearized import Recorded, carries, tangent_of
 
 Layer = TypeVar("Layer", bound=nn.Module)
 ADDED = ("response_weight", "response_scale", "response_shift")
@@ -95,8 +95,10 @@ class Responding(nn.Module):
 
     def change(self, x: Tensor, y: Tensor, d: Tensor) -> Tensor:
         """What the response adds to the output y."""
-        added = self.along(d @ self.response_scale.T, y) * self.product(x, self.response_weight, None)
-        return added if self.response_shift is None else added + self.along(d @ self.response_shift.T, y)
+        scale, product = self.along(d @ self.response_scale.T, y), self.product(x, self.response_weight, None)
+        if self.response_shift is None:
+            return scale * product
+        return torch.addcmul(self.along(d @ self.response_shift.T, y), scale, product)
 
     def answered(self, x: Tensor, d: Tensor) -> Tensor:
         """The plain output and the response together."""
@@ -159,41 +161,35 @@ class Responding(nn.Module):
         super()._load_from_state_dict(state, prefix, *rest)
 
 
-def carries(x: Tensor) -> bool:
-    """Whether x has a tangent."""
-    return x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None
-
-
-def tangent_of(x: Tensor) -> Tensor:
-    """The tangent of x, which has one."""
-    found: Tensor = forward_ad.unpack_dual(x).tangent
-    return found
-
-
 def lay_along(scalars: Tensor, y: Tensor, batch_dim: int, unit_dim: int, name: str) -> Tensor:
-    """Scalars (B, U) shaped to broadcast over y, whose dimensions `batch_dim` and `unit_dim` are examples and units.
+    """Scalars (B, U) as `laid` shapes them, of y's dtype."""
+    return laid(scalars, y.shape, batch_dim, unit_dim, name).to(y.dtype)
+
+
+def laid(scalars: Tensor, over: Sequence[int], batch_dim: int, unit_dim: int, name: str) -> Tensor:
+    """Scalars (B, U) to broadcast over a shape, whose dimensions `batch_dim` and `unit_dim` are examples and units.
 
     Where time or patches have been flattened into the examples, B-fold many rows are told apart by `batch_dim`: 0 for
     rows in which an example's stand together, 1 for those in which each step has one row of every example.
 
     Raises:
-        ValueError: y has neither B rows nor a multiple of it.
+        ValueError: the shape has neither B rows nor a multiple of it.
     """
     size, units = scalars.shape
-    unit_dim %= y.dim()
+    unit_dim %= len(over)
     axis = batch_dim if batch_dim < unit_dim else 0
-    rows = y.shape[axis]
+    rows = over[axis]
     if size not in (1, rows):
         if axis != 0 or rows % size or unit_dim == 0:
             raise ValueError(
-                f"{name}: dimension {axis} of its output {tuple(y.shape)} must be the batch of {size} examples, or a "
+                f"{name}: dimension {axis} of its output {tuple(over)} must be the batch of {size} examples, or a "
                 "multiple of it; self_tuning(batch_dim=1) is for models whose first dimension is time"
             )
         times = rows // size
         scalars = scalars.repeat(times, 1) if batch_dim else scalars.repeat_interleave(times, 0)
-    shape = [1] * y.dim()
+    shape = [1] * len(over)
     shape[axis], shape[unit_dim] = scalars.shape[0], units
-    return scalars.reshape(shape).to(y.dtype)
+    return scalars.reshape(shape)
 
 
 class ResponseLinear(Responding, nn.Linear):

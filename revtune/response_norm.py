@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from revtune.response import Responding, tangent_of
+from revtune.linearized import tangent_of
+from revtune.response import Responding
 
 
 class ResponseNorm(Responding):

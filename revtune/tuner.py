@@ -18,6 +18,7 @@ from revtune import bilevel
 from revtune.bilevel import Problem, TrainLoss, ValidLoss
 from revtune.carried import Carried
 from revtune.errors import NonFiniteError
+from revtune.generators import random_states, set_random_states
 from revtune.history import History
 from revtune.hyperparameters import Hyperparameters
 from revtune.streams import Streams
@@ -256,7 +257,7 @@ class Tuner:
         return scaler | {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "hyper_optimizer": self.hyper_optimizer.state_dict(), "generator": self.generator.get_state(),
-            "random": bilevel.random_states(self.hypers.raw.device), "states": dict(self.states),
+            "random": random_states(self.hypers.raw.device), "states": dict(self.states),
             "streams": self.streams.state_dict(), "history": list(self.history.records), "method": self.method,
             "steps": self.steps, "valid_steps": self.valid_steps, "seconds": time.perf_counter() - self._started,
         }  # fmt: skip
@@ -275,7 +276,7 @@ class Tuner:
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
-        bilevel.set_random_states(state["random"])
+        set_random_states(state["random"])
         if self._carried is not None:
             self._carried.states = dict(state["states"])
         self.history.records = list(state["history"])

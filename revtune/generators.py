@@ -1,0 +1,19 @@
+"""The states of torch's generators on the CPU and a device, taken and put back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def random_states(device: torch.device) -> list[Tensor]:
+    """The states of torch's generators on the CPU and a device."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def set_random_states(states: list[Tensor], device: torch.device | None = None) -> None:
+    """Put generators back."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device or "cuda")
