@@ -10,6 +10,8 @@ Shapes: B examples, n hyperparameters.
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -56,7 +58,11 @@ class Problem:
     autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
 
     def parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The network's own parameters and those of its responses, each once."""
+        """The network's own parameters and those of its responses, each once, as they are when first asked for."""
+        return self._parameters
+
+    @functools.cached_property
+    def _parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         mine = {id(parameter) for parameter in self.hypers.parameters()}
         named = [(name, p) for name, p in self.model.named_parameters() if id(p) not in mine]
         added = {id(p) for name, p in named if name.rpartition(".")[2].startswith(ADDED)}
@@ -185,11 +191,19 @@ def finite(loss: Tensor, level: str) -> Tensor:
     Raises:
         NonFiniteError: it is not.
     """
-    if not torch.isfinite(loss.detach()):
+    if not math.isfinite(value := loss.item()):
         raise NonFiniteError(
-            f"the {level} loss is {loss.item()}; no weight and no hyperparameter has been changed by it"
+            f"the {level} loss is {value}; no weight and no hyperparameter has been changed by it"
         )
     return loss
+
+
+def clipped(parameters: list[nn.Parameter], most: float | None) -> Tensor:
+    """The norm of gradients, which are scaled down to `most` where it is greater, as nn.utils.clip_grad_norm_ does."""
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if most is not None and norm + 1e-6 > most:
+        nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return norm
 
 
 @contextlib.contextmanager

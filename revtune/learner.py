@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from revtune import checkpoint
+from revtune.bilevel import clipped
 from revtune.constants import Constants, plain
 from revtune.convert import frozen, self_tuning
 from revtune.errors import NonFiniteError
@@ -181,7 +182,7 @@ class PlainLearner(Learner):
         loss = self.task.train_loss(self.model, out, batch, self.hypers.numbers).mean()
         self.optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.learning.clip or math.inf)
+        norm = clipped(list(self.model.parameters()), self.learning.clip)
         if not torch.isfinite(loss) or not torch.isfinite(norm):
             raise NonFiniteError(f"step {self._done + 1} has loss {loss.item()} and a gradient of norm {norm.item()}")
         self.optimizer.step()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +21,7 @@ from revtune.generators import random_states, set_random_states
 from revtune.history import History
 from revtune.hyperparameters import Hyperparameters
 from revtune.streams import Streams
-from revtune.trees import tensors
+from revtune.trees import mapped, tensors
 
 Factory = Callable[[list[dict[str, Any]]], Optimizer]
 GRADIENTS = {"stn": bilevel.stn, "delta": bilevel.delta}
@@ -188,7 +187,7 @@ class Tuner:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         for group, name in zip(self.groups, ("weights", "responses"), strict=True):
-            norm = nn.utils.clip_grad_norm_(group, self.clip or float("inf"))
+            norm = bilevel.clipped(group, self.clip)
             if self.scaler is None and not torch.isfinite(norm):
                 raise NonFiniteError(f"the gradient of the {name} is not finite; they are as before this step")
         if self.scaler is None:
@@ -200,7 +199,7 @@ class Tuner:
 
     def _update_hypers(self) -> None:
         before = [p.detach().clone() for p in (self.hypers.raw, self.hypers.spread)]
-        state = copy.deepcopy(self.hyper_optimizer.state_dict())
+        state = mapped(Tensor.clone, self.hyper_optimizer.state_dict())
         self.hyper_optimizer.step()
         self.hyper_optimizer.zero_grad()
         self.hypers.cap()
