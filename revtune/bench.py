@@ -13,7 +13,6 @@ import dataclasses
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,15 +22,14 @@ from typing import Any, Literal
 import torch
 
 import revtune as rt
-from revtune import native
+from revtune import native, worker
 from revtune.contestants import Contestant, Net, Shape, chunk_of
 from revtune.drafts import check_place, drafts
 from revtune.machine import processors
 from revtune.meter import ResidentGauge
 from revtune.problem import Problem
+from revtune.worker import ALLOCATOR
 
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-"""glibc otherwise moves these thresholds as it goes, and freed memory that stays resident would hide growth."""
 SHAPES = (
     Shape(steps=70, batch=20, hidden=650, vocabulary=10_000),
     Shape(steps=1000, batch=20, hidden=256),
@@ -139,21 +137,8 @@ def measured(contestant: Contestant, shape: Shape, threads: int, device: Device)
     """What a worker found out about a contestant, or why it failed."""
     warm_up = min(shape.steps, 3 * chunk_of(contestant, shape))
     job = Job(contestant=contestant, shape=shape, warm_up=warm_up, threads=threads, device=device)
-    done = subprocess.run(
-        [sys.executable, "-m", "revtune.bench", job.text()],
-        capture_output=True, text=True, env={**os.environ, **ALLOCATOR},
-    )  # fmt: skip
     told = {"contestant": dataclasses.asdict(contestant), "name": contestant.name, "shape": dataclasses.asdict(shape)}
-    if done.returncode:
-        return {**told, "error": f"exit {done.returncode}: {last_words(done.stderr)}"}
-    return {**told, **json.loads(done.stdout)}
-
-
-def last_words(told: str) -> str:
-    """What a worker failed of: the first line of the error that ended it, or else the last line that it said."""
-    _, began, traceback = told.rpartition("Traceback (most recent call last):\n")
-    errors = (line for line in traceback.splitlines() if began and line[:1].strip())
-    return next(errors, (told.strip().splitlines() or ["no word"])[-1])
+    return {**told, **worker.outcome("revtune.bench", job.text())}
 
 
 def work(job: Job) -> dict[str, Any]:

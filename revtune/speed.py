@@ -12,9 +12,7 @@ import dataclasses
 import json
 import math
 import platform
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,8 +23,7 @@ from typing import Any, Literal
 import torch
 
 import revtune as rt
-from revtune import native
-from revtune.bench import last_words
+from revtune import native, worker
 from revtune.contestants import Contestant, backend_seen
 from revtune.drafts import check_place, drafts
 from revtune.entrants import Run, entrants
@@ -133,25 +130,7 @@ def measured(job: Job) -> Iterator[Record]:
     Raises:
         Problem: when it fails, with its last words.
     """
-    command = [sys.executable, "-m", "revtune.speed", job.text()]
-    with (
-        tempfile.TemporaryFile("w+") as told,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True) as worker,
-    ):
-        assert worker.stdout is not None
-        try:
-            for case in job.cases:
-                line = worker.stdout.readline()
-                if not line.endswith("\n"):
-                    code = worker.wait()
-                    told.seek(0)
-                    last = last_words(told.read())
-                    raise Problem(f"the {case.kind} at {case.sizes} could not be measured: exit {code}: {last}")
-                yield json.loads(line)
-            told.seek(0)
-            sys.stderr.write(told.read())
-        finally:
-            worker.kill()
+    return worker.records("revtune.speed", job.text(), [f"the {case.kind} at {case.sizes}" for case in job.cases])
 
 
 def work(job: Job) -> Iterator[Record]:

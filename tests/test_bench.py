@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from revtune import bench, native
-from revtune.bench import Job, extrapolated, last_words, measured, peak_of, plan, work
+from revtune.bench import Job, extrapolated, measured, peak_of, plan, work
 from revtune.cli import main
 from revtune.contestants import Contestant, Net, Shape, chunk_of
 from revtune.memory_plot import curve, plot
 from revtune.memory_table import rows
+from revtune.worker import last_words
 from tests.mapped import mapped
 
 SMALL = Shape(steps=50, batch=4, hidden=16, vocabulary=11)
