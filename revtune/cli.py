@@ -3,6 +3,7 @@
     revtune train [RECIPE] [options]    learn a text; without a recipe, Python's standard library
     revtune train --resume RUN          go on with a run that was stopped
     revtune generate RUN                write text with what a run has learned
+    revtune translate RUN               sentences of a file, or typed in, with a translator that has been learnt
     revtune evaluate RUN                its loss on held-out data
     revtune compare RECIPE              ways of tuning hyperparameters, each with the same time
     revtune bench memory | speed        memory and time against torch's own layers
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from revtune.run import Run
     from revtune.task import Split
 
-EXTRAS = {"optuna": "search", "kornia": "augment"}
+EXTRAS = {"optuna": "search", "kornia": "augment", "sacrebleu": "translate", "tokenizers": "translate"}
 PROGRAM_NEEDS = {"tyro", "rich", "safetensors", "datasets", "matplotlib", "numpy", "shtab", "docstring_parser"}
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -288,11 +289,38 @@ def evaluate(arguments: list[str]) -> None:
     if recipes.tuned_in(options.run):
         evaluate_tuned(options.run, splits)
         return
+    if recipes.translates_in(options.run):
+        evaluate_translation(options.run, splits)
+        return
     run = opened(options.run)
     unit = run.config().text.unit
     for split in splits:
         loss = held_out_loss(run, split)
         print(f"{split}: {measure(unit, loss)} ({loss:.4f} nats a {unit})")
+
+
+def evaluate_translation(folder: Path, splits: tuple[Split, ...]) -> None:
+    """Print the perplexity of a translator, and its BLEU on the test sentences."""
+    from revtune.translating import Decoding
+    from revtune.translation import Translation
+    from revtune.translation_run import opened, scored
+    from revtune.tuned_report import measure
+
+    learned = opened(folder)
+    task, model = Translation(learned.study), learned.model
+    for split in splits:
+        print(f"{split}: {measure(task.measure, task.evaluate(model, split))}")
+    if "test" in splits:
+        found = scored(task, model, Decoding())
+        print(f"test: BLEU {found['bleu']:.2f} by beam, {found['greedy_bleu']:.2f} greedy ({found['signature']})")
+
+
+def translate(arguments: list[str]) -> None:
+    """Translate sentences with a run's best weights."""
+    from revtune.translate import Options
+    from revtune.translate import translate as translated
+
+    translated(parse(Options, arguments, "translate"))
 
 
 def evaluate_tuned(folder: Path, splits: tuple[Split, ...]) -> None:
@@ -353,6 +381,7 @@ BENCHES = {"memory": "revtune.bench", "speed": "revtune.speed"}
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "generate": generate,
+    "translate": translate,
     "evaluate": evaluate,
     "compare": compare,
     "bench": bench,

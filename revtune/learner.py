@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,18 @@ FALL = 4
 HYPER_RULES: dict[HyperRule, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop
 }  # fmt: skip
+
+
+class Learnt(Protocol):
+    """What any learner needs of a task."""
+
+    study: Any
+
+    def digest(self) -> str:
+        """What tells the data from others."""
+
+    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """Figures over all of a split by a model in evaluation mode."""
 
 
 @dataclass
@@ -65,9 +77,10 @@ class Learner(ABC):
     rates: tuple[float, ...] = (1.0,)
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    learning: Learning
 
-    def __init__(self, task: Task) -> None:
-        self.task, self.learning, self.place = task, task.study.learning, Place()
+    def __init__(self, task: Learnt) -> None:
+        self.learnt, self.learning, self.place = task, task.study.learning, Place()
         self.best: dict[str, Any] = {}
         self._losses: list[float] = [0.0, 0]
 
@@ -107,7 +120,7 @@ class Learner(ABC):
     def figures(self, split: Split) -> dict[str, float]:
         """What the network comes to on a whole split."""
         self.model.eval()
-        return self.task.evaluate(self.model, split)
+        return self.learnt.evaluate(self.model, split)
 
     def validate(self) -> dict[str, float]:
         """The figures on held-out data, and the mean training loss since the last time.
@@ -160,6 +173,7 @@ class PlainLearner(Learner):
 
     def __init__(self, task: Task, values: dict[str, float] | None = None) -> None:
         super().__init__(task)
+        self.task = task
         torch.manual_seed(task.study.seed)
         self.hypers = Constants(task.hypers(), values)
         self.model = plain(task.net(self.hypers), self.hypers)
@@ -225,6 +239,7 @@ class TunedLearner(Learner):
 
     def __init__(self, task: Task, method: Tuned) -> None:
         super().__init__(task)
+        self.task = task
         torch.manual_seed(task.study.seed)
         self.hypers = Hyperparameters(**task.hypers())
         self.model = self_tuning(task.net(self.hypers), self.hypers, batch_dim=task.batch_dim)

@@ -66,16 +66,13 @@ class Over(NamedTuple):
         Raises:
             Problem: it says nothing of the kind, or slices more than half of the units.
         """
-        if text == "full":
-            return cls(False, None)
-        first, plus, rest = text.partition("+")
-        words = text == "emb" or (first == "emb" and bool(plus))
-        sliced = "" if text == "emb" else rest if words else text
+        if text in ("full", "emb"):
+            return cls(text == "emb", 0 if text == "emb" else None)
+        words, sliced = text.startswith("emb+"), text.removeprefix("emb+")
         kind, _, number = sliced.partition(":")
-        units = int(number) if number.isdigit() else 0
-        if sliced and (kind != "slice" or not 1 <= units <= hidden // 2):
-            most = hidden // 2
-            known = f"emb, slice:K, emb+slice:K (K from 1 to {most}) or full"
+        units = int(number) if number.isdecimal() else 0
+        if kind != "slice" or not 1 <= units <= hidden // 2:
+            known = f"emb, slice:K, emb+slice:K (K from 1 to {hidden // 2}) or full"
             raise Problem(f"--attend must be {known}, got {text}", code=2)
         return cls(words, units)
 

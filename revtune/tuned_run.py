@@ -61,7 +61,7 @@ class Course:
     def _restore(self, saved: Saved) -> tuple[int, str]:
         try:
             facts = saved.facts["course"]
-            if facts["data"] != self.learner.task.digest():
+            if facts["data"] != self.learner.learnt.digest():
                 raise Problem(f"the data are not those that {self.folder} was trained on: their digest differs")
             self.learner.restore(unpacked(saved))
             self.clock = Clock(wall=facts["wall"], cpu=facts["cpu"])
@@ -74,7 +74,7 @@ class Course:
         """Keep where it stands."""
         saved = packed(self.learner.state())
         metrics = {"metrics": self.metrics.sync(), "metrics_sha256": self.metrics.digest()}
-        facts = {"data": self.learner.task.digest(), **self.clock.now(), **metrics}
+        facts = {"data": self.learner.learnt.digest(), **self.clock.now(), **metrics}
         write(self.path, checkpoint.pack(Saved(saved.tensors, {**saved.facts, "course": facts})))
         self._saved = time.monotonic()
 

@@ -44,7 +44,12 @@ class Options(Generic[S]):
 
 def check(study: Study) -> None:
     """Raise `Problem` for the first setting that no run can have."""
-    for group in (study, study.learning, study.stn, study.delta):
+    check_numbers(study, study.learning, study.stn, study.delta)
+
+
+def check_numbers(*groups: Any) -> None:
+    """Raise `Problem` for the first number in these settings that no run can have."""
+    for group in groups:
         for field in dataclasses.fields(group):
             value = getattr(group, field.name)
             if type(value) not in (int, float):

@@ -1,7 +1,7 @@
 """Recipes: a module each, whose `recipe` function returns the typed configuration of a study.
 
 One that is more than a training run has `Options` of its own for the command line, and `run` and `resume`. One whose
-hyperparameters are tuned has `task` and `study`, as `revtune.task` tells.
+hyperparameters are tuned has `task` and `study`, as `revtune.task` tells. One that translates says `translates`.
 """
 
 from __future__ import annotations
@@ -56,6 +56,12 @@ def tuned_in(folder: Path) -> bool:
     """Whether the run in a folder is one whose hyperparameters were tuned."""
     name = recipe_in(folder)
     return name is not None and is_tuned(name)
+
+
+def translates_in(folder: Path) -> bool:
+    """Whether the run in a folder translates."""
+    name = recipe_in(folder)
+    return name is not None and hasattr(find(name), "translates")
 
 
 def study_in(folder: Path) -> ModuleType | None:

@@ -1,0 +1,211 @@
+"""Sentence pairs: standard files, vocabularies of words or sub-words, and what becomes of lines that cannot be used."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from revtune.data import END, UNKNOWN, Words
+from revtune.problem import Problem
+from revtune.sources import ask_hub, decode, read
+from revtune.subwords import Subwords
+
+Language = Literal["en", "de"]
+Unit = Literal["word", "subword"]
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+TOK = {"train": "train", "valid": "val", "test": "test_2016_flickr"}
+FILES: dict[str, dict[Unit, tuple[str, ...]]] = {
+    "multi30k": {
+        "word": ("multi30k/tok/{tok}.lc.norm.tok.{language}",),
+        "subword": ("multi30k/raw/{tok}.{language}.gz", "multi30k/raw/{tok}.{language}"),
+    },
+    "iwslt14": {
+        unit: ("iwslt14.tokenized.de-en/{split}.{language}", "iwslt14-de-en-small/{small}.{language}")
+        for unit in ("word", "subword")
+    },
+}
+HUB = {"multi30k": "bentrevett/multi30k", "iwslt14": "bbaaaa/iwslt14-de-en"}
+Lexicon = Words | Subwords
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A split's sentences in both languages, as text; line k of one is a translation of line k of the other."""
+
+    source: list[str]
+    target: list[str]
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """A split as token ids, the target's ended, and what was left out.
+
+    Attributes:
+        pairs: (source ids, target ids) of each sentence.
+        lines: the sentences as text, of those that are here.
+        empty, long: how many had an empty side, or one beyond the limit.
+    """
+
+    pairs: list[tuple[list[int], list[int]]]
+    lines: Lines
+    empty: int = 0
+    long: int = 0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A study's vocabularies and splits."""
+
+    source: Lexicon
+    target: Lexicon
+    splits: dict[Split, Sentences] = field(repr=False)
+
+    def digest(self) -> str:
+        """A fingerprint of all of it, by which a run knows its data again."""
+        sha = hashlib.sha256(repr((self.source.facts(), self.target.facts())).encode())
+        for split in SPLITS:
+            sha.update(repr(self.splits[split].pairs).encode())
+        return sha.hexdigest()
+
+
+def lines_of(name: str, unit: Unit, source: Language, target: Language, folder: Path | None) -> dict[Split, Lines]:
+    """The text of all splits, from the folder in a standard layout, else from the hub.
+
+    Raises:
+        Problem: it is in neither place, is no text, or the two languages have different numbers of lines.
+    """
+    folder = folder or (Path(os.environ["REVTUNE_DATA"]) if os.environ.get("REVTUNE_DATA") else None)
+    for layout in FILES[name][unit] if folder is not None else ():
+        assert folder is not None
+        paths = {
+            (split, language): folder / layout.format(
+                split=split, tok=TOK[split], small="train-sample" if split == "train" else split, language=language
+            )
+            for split in SPLITS
+            for language in (source, target)
+        }  # fmt: skip
+        if all(path.exists() for path in paths.values()):
+            return {split: together(paths[split, source], paths[split, target]) for split in SPLITS}
+    return from_hub(name, unit, source, target, folder)
+
+
+def together(source: Path, target: Path) -> Lines:
+    """Two files of one sentence a line.
+
+    Raises:
+        Problem: they have different numbers of lines, or one is no text.
+    """
+    sides = [text_lines(path) for path in (source, target)]
+    if len(sides[0]) != len(sides[1]):
+        given = f"{len(sides[0])} and {len(sides[1])}"
+        raise Problem(f"{source} and {target} must have as many lines, each other's translations, got {given}")
+    return Lines(*sides)
+
+
+def text_lines(path: Path) -> list[str]:
+    """The lines of a file, packed by gzip or not.
+
+    Raises:
+        Problem: it cannot be read or is no UTF-8 text.
+    """
+    content = read(path)
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError) as error:
+            raise Problem(f"{path} is damaged or no gzip file: {error}") from error
+    lines = decode(content, str(path)).split("\n")
+    return [line.strip() for line in (lines[:-1] if lines[-1] == "" else lines)]
+
+
+def from_hub(name: str, unit: Unit, source: Language, target: Language, folder: Path | None) -> dict[Split, Lines]:
+    """The text of all splits through the `datasets` library, lower-cased and tokenized for words."""
+    first = FILES[name][unit][0].format(split="train", tok="train", small="train-sample", language=source)
+    looked = f"{first} is not in {folder}" if folder else "no --data or REVTUNE_DATA is given"
+    found = ask_hub(name, HUB[name], None, None, looked)
+    shape = moses if unit == "word" else str.strip
+    splits: dict[Split, Lines] = {}
+    for split, there in zip(SPLITS, ("train", "validation", "test"), strict=True):
+        rows = [row.get("translation", row) for row in found[there]]
+        splits[split] = Lines(*([shape(row[language]) for row in rows] for language in (source, target)))
+    return splits
+
+
+def moses(text: str) -> str:
+    """A sentence in lower case, its tokens apart."""
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    tokens: str = Tokenizer13a()(text.lower())
+    return tokens
+
+
+def words_of(text: Iterable[str], *, most: int, fewest: int) -> Words:
+    """The words of a training text that come up `fewest` times at least, the `most` frequent ones, and the two marks.
+
+    Raises:
+        Problem: there is none.
+    """
+    counts = Counter(word for line in text for word in line.split())
+    words = [word for word, count in counts.most_common(most) if count >= fewest]
+    if not words:
+        raise Problem(f"the vocabulary is empty: no word of the training text comes up {fewest} times")
+    return Words(words + [mark for mark in (END, UNKNOWN) if mark not in counts])
+
+
+def sentences(lines: Lines, source: Lexicon, target: Lexicon, longest: int | None) -> Sentences:
+    """A split as token ids; with a limit, pairs with an empty side or one of more words are left out."""
+    pairs, kept, empty, long = [], [], 0, 0
+    for pair in zip(lines.source, lines.target, strict=True):
+        ids = (source.encode(pair[0]), [*target.encode(pair[1]), target.start])
+        if longest is not None and not (ids[0] and len(ids[1]) > 1):
+            empty += 1
+        elif longest is not None and max(len(ids[0]), len(ids[1]) - 1) > longest:
+            long += 1
+        else:
+            pairs.append(ids)
+            kept.append(pair)
+    return Sentences(pairs, Lines([a for a, _ in kept], [b for _, b in kept]), empty, long)
+
+
+def pairs(splits: dict[Split, Lines], *, unit: Unit, most: int, fewest: int, longest: int) -> Pairs:
+    """Vocabularies of the training text, and all splits in them; of the test nothing is left out.
+
+    Raises:
+        Problem: no pair is left to train or to validate on.
+    """
+    train = splits["train"]
+    if unit == "word":
+        source, target = (words_of(side, most=most, fewest=fewest) for side in (train.source, train.target))
+        lexicons: Sequence[Lexicon] = (source, target)
+    else:
+        lexicons = [Subwords.of(side, most) for side in (train.source, train.target)]
+    found = {
+        split: sentences(splits[split], lexicons[0], lexicons[1], None if split == "test" else longest)
+        for split in SPLITS
+    }
+    for split in SPLITS:
+        if not found[split].pairs:
+            gone = f"{found[split].empty} have an empty side, {found[split].long} are beyond {longest} words"
+            raise Problem(f"no sentence pair of the {split} text can be used: {gone}")
+    return Pairs(lexicons[0], lexicons[1], found)
+
+
+def lexicon(facts: dict[str, Any]) -> Lexicon:
+    """The vocabulary whose `facts()` these are.
+
+    Raises:
+        ValueError: they are those of none.
+    """
+    if facts["unit"] == "subword":
+        return Subwords(facts["tokenizer"])
+    words = facts["words"]
+    if facts["unit"] != "word" or not {END, UNKNOWN} <= set(words) or len(set(words)) < len(words):
+        raise ValueError(f"words must be distinct, {END} and {UNKNOWN} among them")
+    return Words(words)

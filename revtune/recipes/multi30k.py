@@ -1,0 +1,26 @@
+"""Multi30K, English to German: a reversible encoder and decoder with attention; --full for the papers' settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from revtune import translation, translation_run
+from revtune.translation import Study
+from revtune.translation_run import Options as Options
+
+translates = True
+
+
+def recipe(*, full: bool = False) -> Study:
+    """One layer of 300 units that attends to embeddings and a slice of 20 units."""
+    return translation.recipe("multi30k", full=full)
+
+
+def run(options: Options) -> None:
+    """Learn to translate."""
+    translation_run.start("multi30k", options)
+
+
+def resume(folder: Path) -> None:
+    """Go on with the run in a folder."""
+    translation_run.resume(folder)

@@ -1,0 +1,115 @@
+"""Beam search against every translation there is, and what a batch may not change."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from revtune.beam import Translation, search
+from revtune.buckets import padded
+from revtune.translator import Memory, Net, State, Translator, build
+
+START, WORDS = 0, 4
+SOURCES = [[1, 2, 3], [2], [3, 3, 1, 2, 1]]
+
+
+@pytest.fixture(params=["revgru", "lstm"])
+def model(request: pytest.FixtureRequest) -> Translator:
+    """One that has strong opinions."""
+    torch.manual_seed(7)
+    net = build(Net(model=request.param, embedding=6, hidden=6, attend="emb+slice:2"), WORDS, WORDS)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.normal_(0, 1.2)
+    return net.eval()
+
+
+@torch.no_grad()
+def log_probability(model: Translator, source: list[int], words: list[int]) -> float:
+    """Of a translation with its end, word by word."""
+    memory, state = model.remembered(*padded([source]))
+    total, last = 0.0, START
+    for word in [*words, START]:
+        logp, _, state = model.step(torch.tensor([last]), state, memory)
+        total, last = total + logp[0, word].item(), word
+    return total
+
+
+def every(model: Translator, source: list[int], longest: int, penalty: float) -> list[tuple[float, list[int]]]:
+    """All translations of so many words at most, best first."""
+    found = []
+    for size in range(longest + 1):
+        for words in itertools.product(range(1, WORDS), repeat=size):
+            found.append((log_probability(model, source, list(words)) / (size + 1) ** penalty, list(words)))
+    return sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_a_wide_beam_finds_the_best_of_all(model: Translator, penalty: float) -> None:
+    """With room for every beginning, whatever ends within the limit is met."""
+    source, lengths = padded(SOURCES)
+    found = search(model, source, lengths, start=START, width=81, penalty=penalty, longest=4)
+    for one, sentence in zip(found, SOURCES, strict=True):
+        score, words = every(model, sentence, 3, penalty)[0]
+        if one.words != words:  # it may have been longer than what was enumerated
+            assert len(one.words) > 3 or one.score >= score - 1e-5
+        assert one.score >= score - 1e-5
+
+
+def test_scores_are_those_of_the_words(model: Translator) -> None:
+    source, lengths = padded(SOURCES)
+    for width in (1, 3):
+        for one, sentence in zip(search(model, source, lengths, start=START, width=width), SOURCES, strict=True):
+            if len(one.words) < 2 * len(sentence) + 10:
+                wanted = log_probability(model, sentence, one.words) / (len(one.words) + 1)
+                assert one.score == pytest.approx(wanted, abs=1e-4)
+            assert one.attention.shape == (len(one.words), max(map(len, SOURCES)))
+            torch.testing.assert_close(one.attention.sum(1), torch.ones(len(one.words)))
+            assert not one.attention[:, len(sentence) :].any()
+
+
+def test_one_wide_is_greedy(model: Translator) -> None:
+    for sentence in SOURCES:
+        memory, state = model.remembered(*padded([sentence]))
+        words, last = list[int](), START
+        for _ in range(12):
+            logp, _, state = model.step(torch.tensor([last]), state, memory)
+            last = int(logp[0].argmax())
+            if last == START:
+                break
+            words.append(last)
+        found = search(model, *padded([sentence]), start=START, width=1, longest=12)[0]
+        assert found.words == words
+
+
+def test_a_sentence_is_translated_alike_alone_and_among_others(model: Translator) -> None:
+    together = search(model, *padded(SOURCES), start=START, width=3)
+    for one, sentence in zip(together, SOURCES, strict=True):
+        alone = search(model, *padded([sentence]), start=START, width=3)[0]
+        assert alone.words == one.words
+        assert alone.score == pytest.approx(one.score, abs=1e-4)
+
+
+class Stubborn(Translator):
+    """Never ends a sentence."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+
+    def remembered(self, source: Tensor, lengths: Tensor) -> tuple[Memory, State]:
+        """Nothing."""
+        rows = len(lengths)
+        return Memory(torch.zeros(rows, len(source), 1), lengths), torch.zeros(1, rows, 1)
+
+    def step(self, words: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor, State]:
+        """Word 2, always."""
+        logp = torch.full((len(words), WORDS), -9.0)
+        logp[:, START], logp[:, 2] = -math.inf, 0.0
+        return logp, torch.ones(len(words), memory.keys.shape[1]), state
+
+
+def test_what_never_ends_is_cut(model: Translator) -> None:
+    found: list[Translation] = search(Stubborn(), *padded(SOURCES), start=START, width=2)
+    assert [one.words for one in found] == [[2] * (2 * len(sentence) + 10) for sentence in SOURCES]
