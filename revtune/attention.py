@@ -24,6 +24,8 @@ from revtune.readout import Featured, LinearCrossEntropy
 from revtune.values import check_size
 
 Keys = Callable[..., Tensor]
+ROWS = 16
+"""Rows that are read out at a time."""
 
 
 class Attention(nn.Module):
@@ -70,9 +72,12 @@ class Attention(nn.Module):
 class AttentionReadout(Featured):
     """The readout of a decoder that attends, for `rewind_loss`; made anew for each batch.
 
+    Rows are read out some at a time, so that the keys of few of them are there at once.
+
     Args:
         attention: general attention.
-        keys: gives keys (B, S, D) from the context that `rewind_loss` is given; called once a chunk.
+        keys: `keys(rows, *context)` gives keys (R, S, D) of some rows, a slice of the batch, from the context that
+            `rewind_loss` is given; called once a chunk for each.
         lengths: source positions of each row, (B,).
         head: from outputs to words.
         drop: what is done to outputs before that, such as nn.Dropout.
@@ -84,7 +89,7 @@ class AttentionReadout(Featured):
     Example:
         >>> attention, head = Attention(8, 6), LinearCrossEntropy(8, 10)
         >>> annotations, lengths = torch.randn(5, 2, 6), torch.tensor([5, 3])
-        >>> readout = AttentionReadout(attention, lambda kept: kept.transpose(0, 1), lengths, head)
+        >>> readout = AttentionReadout(attention, lambda rows, kept: kept[:, rows].transpose(0, 1), lengths, head)
         >>> targets = numbered(torch.randint(10, (4, 2)))
         >>> loss, _ = rewind_loss(RevGRU(8, 8), torch.randn(4, 2, 8), targets, readout=readout, context=[annotations])
     """
@@ -96,14 +101,22 @@ class AttentionReadout(Featured):
         self.attention, self.keys, self.lengths = attention, keys, lengths
         self.drop = drop or nn.Identity()
 
+    def parts(self, targets: Tensor) -> list[Tensor]:
+        """As in `Featured`: positions by their rows, some at a time."""
+        rows = targets[:, 1] % len(self.lengths)
+        groups = rows.div(ROWS, rounding_mode="floor")
+        found = [(groups == group).nonzero()[:, 0] for group in range(-(-len(self.lengths) // ROWS))]
+        return [part for part in found if len(part)]
+
     def features(self, y: Tensor, targets: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         """As in `Featured`."""
         tokens, numbers = targets.unbind(-1)
-        rows = self.lengths.shape[0]
-        row, step = numbers % rows, numbers.div(rows, rounding_mode="floor")
-        step = step - step[0]
-        queries = y.new_zeros(rows, int(step[-1]) + 1, y.shape[1]).index_put((row, step), y)
-        out, _ = self.attention(queries, self.keys(*context), self.lengths)
+        row, step = numbers % len(self.lengths), numbers.div(len(self.lengths), rounding_mode="floor")
+        low, high = int(row.min()), int(row.max()) + 1
+        row, step = row - low, step - step[0]
+        queries = y.new_zeros(high - low, int(step[-1]) + 1, y.shape[1]).index_put((row, step), y)
+        some = slice(low, high)
+        out, _ = self.attention(queries, self.keys(some, *context), self.lengths[some])
         return self.drop(out[row, step]), tokens
 
 

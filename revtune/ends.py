@@ -139,14 +139,27 @@ class ReadoutPass:
             loss, dy = head.loss_and_gradient(y, targets, self._sinks)
             assert dy is not None
             return loss, dy
+        if isinstance(head, LinearCrossEntropy) and isinstance(self._readout, Featured):
+            return self._featured(self._readout, head, y, targets)
         y = y.detach().requires_grad_()
         with torch.enable_grad(), opened(self._sinks), self._autocast.again():
-            if not (isinstance(head, LinearCrossEntropy) and isinstance(self._readout, Featured)):
-                total = _scalar(self._readout(y.clone(), targets, *self._given()))
-                return total.detach().double(), self._back(total, None, y)
-            features, classes = self._readout.features(y.clone(), targets, *self._given())
-        loss, cotangent = head.loss_and_gradient(features, classes, self._sinks)
-        return loss, self._back(features, cotangent, y)
+            total = _scalar(self._readout(y.clone(), targets, *self._given()))
+        return total.detach().double(), self._back(total, None, y)
+
+    def _featured(
+        self, readout: Featured, head: LinearCrossEntropy, y: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `gradient`, part by part, each part's features and loss computed once."""
+        total, dy = torch.zeros((), dtype=torch.float64, device=y.device), torch.zeros_like(y)
+        for part in readout.parts(targets):
+            some = y[part].requires_grad_()
+            with torch.enable_grad(), opened(self._sinks), self._autocast.again():
+                features, classes = readout.features(some.clone(), targets[part], *self._given())
+            loss, cotangent = head.loss_and_gradient(features, classes, self._sinks)
+            total += loss
+            dy[part] = self._back(features, cotangent, some)
+            del features
+        return total, dy
 
     def _back(self, root: Tensor, cotangent: Tensor | None, y: Tensor) -> Tensor:
         """Carry the gradient of what was read out of y to whatever it came from; that of y."""

@@ -261,10 +261,14 @@ class Featured(ABC):
     def features(self, y: Tensor, targets: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, E) and classes (N,) of outputs (N, H), their targets (N, ...) and the context."""
 
+    def parts(self, targets: Tensor) -> list[Tensor]:
+        """The numbers of the positions whose features are made together, part by part; by default of all."""
+        return [torch.arange(len(targets), device=targets.device)]
+
     def __call__(self, y: Tensor, targets: Tensor, *context: Tensor) -> Tensor:
         """The summed loss of these positions."""
-        loss: Tensor = self.head(*self.features(y, targets, *context))
-        return loss
+        parts = [self.head(*self.features(y[part], targets[part], *context)) for part in self.parts(targets)]
+        return torch.stack(parts).sum()
 
 
 class _OnePass(torch.autograd.Function):

@@ -12,9 +12,9 @@ import tyro
 from torch import Tensor, nn
 
 from revtune import checkpoint
-from revtune.bilevel import random_states, set_random_states
 from revtune.buckets import batch, by_length, order
 from revtune.errors import NonFiniteError
+from revtune.generators import random_states, set_random_states
 from revtune.learner import Learner, weight_optimizer
 from revtune.pairs import Language, Pairs, Split, Unit, lines_of, pairs
 from revtune.task import Learning

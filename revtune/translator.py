@@ -24,6 +24,7 @@ from torch.nn import functional as F
 import revtune as rt
 from revtune.arguments import running
 from revtune.attention import Attention, AttentionReadout, numbered
+from revtune.dropout import drop_mask
 from revtune.problem import Problem
 
 Model = Literal["revgru", "revlstm", "gru", "lstm"]
@@ -50,7 +51,7 @@ class Net:
     dropout: float = 0.4
     """Of embeddings (one mask a sentence), between layers, and of what the softmax reads."""
     slice_dropout: float = 0.4
-    """Of what is attended to."""
+    """Of what is attended to, one mask a sentence."""
 
 
 class Over(NamedTuple):
@@ -140,15 +141,23 @@ class Translator(nn.Module):
         """Annotations (S, B, k) and the final state."""
         raise NotImplementedError
 
-    def keys(self, source: Tensor, annotations: Tensor) -> Tensor:
-        """What is attended to, (B, S, D)."""
-        parts = [self.source(source)] * self.over.embedding + [annotations] * (self.over.units != 0)
-        return F.dropout(torch.cat(parts, -1).transpose(0, 1), self.net.slice_dropout, self.training)
+    def keys(self, source: Tensor, mask: Tensor | None, rows: slice, annotations: Tensor) -> Tensor:
+        """What some rows attend to, (R, S, D), of all sources (S, B) and annotations (S, B, k)."""
+        words = [self.source(source[:, rows])] * self.over.embedding
+        found = torch.cat([*words, *[annotations[:, rows]] * (self.over.units != 0)], -1)
+        return (found if mask is None else found * mask[rows]).transpose(0, 1)
+
+    def mask(self, source: Tensor) -> Tensor | None:
+        """What is dropped of what each row attends to, (B, D), at all positions alike; None for nothing."""
+        rate = self.net.slice_dropout
+        if not (self.training and rate):
+            return None
+        return drop_mask((source.shape[1], self.attention.key_size), rate, self.readout.weight)
 
     def remembered(self, source: Tensor, lengths: Tensor) -> tuple[Memory, State]:
         """What the decoder attends to, and the state that it starts from."""
         annotations, state = self.encoded(source, lengths)
-        return Memory(self.keys(source, annotations), lengths), state
+        return Memory(self.keys(source, self.mask(source), slice(None), annotations), lengths), state
 
     def step(self, words: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor, State]:
         """Log-probabilities (B, V) of the next words, attention (B, S) and the state, after these words (B,)."""
@@ -178,8 +187,9 @@ class RewindingTranslator(Translator):
         """Summed loss in nats of a batch's targets."""
         annotations, state = self.encoded(batch.source, batch.source_lengths)
         readout = AttentionReadout(
-            self.attention, partial(self.keys, batch.source), batch.source_lengths, self.readout, self.drop
-        )
+            self.attention, partial(self.keys, batch.source, self.mask(batch.source)), batch.source_lengths,
+            self.readout, self.drop,
+        )  # fmt: skip
         loss, _ = rt.rewind_loss(
             self.decoder, batch.inputs, numbered(batch.targets), encode=self.decode, readout=readout, state=state,
             lengths=batch.lengths, context=[annotations], reduction="sum",

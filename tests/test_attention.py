@@ -44,12 +44,13 @@ def test_padding_has_no_part_in_it() -> None:
 def test_as_a_readout_it_streams(lengths: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss and gradients, also of what it attends to, are those of the whole at once."""
     monkeypatch.setattr("revtune.stream.chunk_steps", lambda *_: 4)
+    monkeypatch.setattr("revtune.attention.ROWS", 3)
     torch.manual_seed(2)
     rnn, attention = rt.RevGRU(E, H, dtype=real()), Attention(H, D).to(real())
     head = rt.LinearCrossEntropy(H, V, dtype=real())
     x, kept = torch.randn(T, B, E, dtype=real()), torch.randn(S, B, D, dtype=real(), requires_grad=True)
     tokens, sources = torch.randint(V, (T, B)), torch.tensor([7, 1, 3, 6])
-    readout = AttentionReadout(attention, lambda keys: keys.transpose(0, 1), sources, head)
+    readout = AttentionReadout(attention, lambda rows, keys: keys[:, rows].transpose(0, 1), sources, head)
     annotations = kept * 2
     loss, _ = rt.rewind_loss(
         rnn, x, numbered(tokens), readout=readout, lengths=lengths, context=[annotations], reduction="sum"
@@ -71,9 +72,8 @@ def test_the_graph_of_what_is_attended_to_runs_once() -> None:
     kept = torch.randn(S, B, D, requires_grad=True)
     annotations = kept * 1
     annotations.register_hook(lambda grad: runs.append(grad))
-    readout = AttentionReadout(
-        Attention(H, D), lambda keys: keys.transpose(0, 1), torch.full((B,), S), rt.LinearCrossEntropy(H, V)
-    )
+    head, sources = rt.LinearCrossEntropy(H, V), torch.full((B,), S)
+    readout = AttentionReadout(Attention(H, D), lambda rows, keys: keys[:, rows].transpose(0, 1), sources, head)
     loss, _ = rt.rewind_loss(
         rt.RevGRU(E, H), torch.randn(T, B, E), numbered(torch.zeros(T, B, dtype=torch.long)), readout=readout,
         context=[annotations],

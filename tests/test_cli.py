@@ -142,7 +142,7 @@ def test_mistakes_are_answered_by_a_sentence(
     text: Path, by_bytes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, code, sentence in (
-        (["fly"], 2, "there is no command 'fly'; there are train, generate, translate, evaluate, compare, bench, doctor"),
+        (["fly"], 2, f"there is no command 'fly'; there are {', '.join(cli.COMMANDS)}"),
         (["train", "imagenet"], 2, f"there is no recipe 'imagenet'; there are {', '.join(recipes.names())}"),
         (["train", "--file", text], 2, f"recipe stdlib reads no file; revtune train text --file {text} does"),
         (["train", "text"], 2, "recipe text learns a file of yours: give it by --file"),

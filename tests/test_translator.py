@@ -29,7 +29,7 @@ def made(model: str, attend: str, **options: float) -> tuple[Translator, Batch]:
 def plain_loss(model: Translator, given: Batch) -> Tensor:
     """The loss of a reversible translator, its layers returning all their outputs."""
     y, state = every_output(model.encoder, model.encode(given.source), given.source_lengths)
-    keys = model.keys(given.source, y[:, :, : model.over.units])
+    keys = model.keys(given.source, None, slice(None), y[:, :, : model.over.units])
     z, _ = model.decoder(model.decode(given.inputs), state)
     out, _ = model.attention(z.transpose(0, 1), keys, given.source_lengths)
     live = running(given.lengths, 0, T)
