@@ -5,12 +5,13 @@ Where things are, from numbers to training steps:
 - `fixed`, `buffer`: fixed-point states and the information buffer that makes forgetting reversible
 - `cells`: couplings, stages and the four cells; how to write one's own
 - `weights`, `moments`, `tape`: a layer's products, one stage at one step with its gradient, and a cell over time
-- `stack`, `scan`: layers together, and rewinding as one autograd function; `arguments`: what it accepts;
+- `stack`, `scan`, `rewind`: layers together, and rewinding as one autograd function; `arguments`: what it accepts;
 `transforms`: what it cannot go through
 - `checks`, `environment`, `errors`: that it is exact, and what is said when it is not; `values`: numbers and switches
 - `rnn`, `layers`: RevGRU and RevLSTM with nn.GRU's and nn.LSTM's manners
 - `stream`: whole training steps chunk by chunk; `ends`, `readout`, `dropout`, `replay`, `outside`, `sinks`:
 encoders, readouts, their draws and gradients
+- `encode`, `attention`: an encoder that rewinds, and what a decoder reads of it
 - `meter`: memory and bits of a block of code, told by `metering`
 
 And, with nothing of the above but `errors`, self-tuning:
