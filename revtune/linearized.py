@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,19 +28,36 @@ from torch.overrides import TorchFunctionMode
 from revtune.generators import random_states, set_random_states
 
 
+class Change(NamedTuple):
+    """What a response adds, `scale * product + shift`; the product is as large as the output, the others broadcast."""
+
+    scale: Tensor
+    product: Tensor
+    shift: Tensor | None
+
+    def value(self) -> Tensor:
+        """The sum."""
+        if self.shift is None:
+            return self.scale * self.product
+        return torch.addcmul(self.shift, self.scale, self.product)
+
+    def detached(self) -> Change:
+        """Without a graph."""
+        return Change(*(None if part is None else part.detach() for part in self))  # type: ignore[arg-type]
+
+
 class Recorded:
     """What response layers and regularizers said in one pass, in their order, for the pass that carries it."""
 
     def __init__(self) -> None:
         self.recording = True
-        self._said: list[tuple[Any, ...]] = []
-        self._place = 0
+        self._said = deque[tuple[Any, ...]]()
 
-    def add(self, y: Tensor, change: Tensor) -> Tensor:
+    def add(self, y: Tensor, change: Change) -> Tensor:
         """Keep a layer's plain output and what its response would add; y with the gradient of their sum."""
-        y = unchanged(y, change)
-        self.keep(y.detach(), y._version, change.detach())
-        return y
+        found: Tensor = _Unanswered.apply(y, *change)
+        self.keep(found.detach(), found._version, change.detached())
+        return found
 
     @contextlib.contextmanager
     def carried(self) -> Iterator[None]:
@@ -52,7 +70,7 @@ class Recorded:
     def next(self) -> tuple[Tensor | None, Tensor]:
         """What the layer whose turn it is said; its output is None where it has since been overwritten in place."""
         y, version, change = self.recall()
-        return (y if y._version == version else None), change
+        return (y if y._version == version else None), change.value()
 
     def once(self, x: Tensor, run: Callable[[], Tensor]) -> Tensor:
         """What `run` makes of x and of numbers it draws; the pass that carries runs it only where x has a tangent."""
@@ -84,9 +102,8 @@ class Recorded:
         self._said.append(said)
 
     def recall(self) -> tuple[Any, ...]:
-        """What was said next."""
-        self._place += 1
-        return self._said[self._place - 1]
+        """What was said next, which is let go."""
+        return self._said.popleft()
 
 
 class _Packing(TorchFunctionMode):
@@ -100,6 +117,29 @@ class _Packing(TorchFunctionMode):
         primal, tangent = forward_ad.unpack_dual(padded)
         rows, sizes = function(primal, *rest)
         return (rows if tangent is None else forward_ad.make_dual(rows, function(tangent, *rest)[0])), sizes
+
+
+class _Unanswered(torch.autograd.Function):
+    """The values of y, the gradient of `y + scale * product + shift`, a sum that is never made."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, scale: Tensor, product: Tensor, shift: Tensor | None) -> Tensor:
+        """y itself."""
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(scale, product)
+        ctx.shape = None if shift is None else shift.shape
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """To all four."""
+        (grad,), (scale, product), wanted = grads, ctx.saved_tensors, ctx.needs_input_grad
+        return (
+            grad,
+            (grad * product).sum_to_size(scale.shape) if wanted[1] else None,
+            grad * scale if wanted[2] else None,
+            grad.sum_to_size(ctx.shape) if wanted[3] else None,
+        )
 
 
 class _Unchanged(torch.autograd.Function):

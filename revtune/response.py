@@ -25,7 +25,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from revtune.hyperparameters import Hyperparameters
-from revtune.linearized import Recorded, carries, tangent_of
+from revtune.linearized import Change, Recorded, carries, tangent_of
 
 Layer = TypeVar("Layer", bound=nn.Module)
 ADDED = ("response_weight", "response_scale", "response_shift")
@@ -93,19 +93,22 @@ class Responding(nn.Module):
         """The plain layer's output."""
         return self.product(x, self.weight, self.bias)
 
-    def change(self, x: Tensor, y: Tensor, d: Tensor) -> Tensor:
+    def scaled_by(self, x: Tensor) -> Tensor:
+        """What the response scales: W1 x."""
+        return self.product(x, self.response_weight, None)
+
+    def change(self, x: Tensor, y: Tensor, d: Tensor) -> Change:
         """What the response adds to the output y."""
-        scale, product = self.along(d @ self.response_scale.T, y), self.product(x, self.response_weight, None)
-        if self.response_shift is None:
-            return scale * product
-        return torch.addcmul(self.along(d @ self.response_shift.T, y), scale, product)
+        scale, product = self.along(d @ self.response_scale.T, y), self.scaled_by(x)
+        shift = None if self.response_shift is None else self.along(d @ self.response_shift.T, y)
+        return Change(scale, product, shift)
 
     def answered(self, x: Tensor, d: Tensor) -> Tensor:
         """The plain output and the response together."""
         y = self.base(x)
-        scale = self.along(d @ self.response_scale.T, y)
-        answer = torch.addcmul(y, scale, self.product(x, self.response_weight, None))
-        return answer if self.response_shift is None else answer.add_(self.along(d @ self.response_shift.T, y))
+        scale, product, shift = self.change(x, y, d)
+        answer = torch.addcmul(y, scale, product)
+        return answer if shift is None else answer.add_(shift)
 
     def along(self, scalars: Tensor, y: Tensor) -> Tensor:
         """Scalars (B, U), shaped to be multiplied with an output."""
@@ -123,8 +126,7 @@ class Responding(nn.Module):
     def _linearized(self, x: Tensor, d: Tensor, tape: Recorded) -> Tensor:
         if tape.recording:
             y = self.base(x)
-            change = self.change(x.detach(), y, d)
-            return tape.add(y, change)
+            return tape.add(y, self.change(x.detach(), y, d))
         known, change = tape.next()
         y = self.base(forward_ad.unpack_dual(x).primal) if known is None else known
         return forward_ad.make_dual(y, change + self.carry(x) if carries(x) else change)

@@ -47,10 +47,9 @@ class ResponseNorm(Responding):
             return plain
         return self.scaled(self.normalized(x), self.bias)
 
-    def change(self, x: Tensor, y: Tensor, d: Tensor) -> Tensor:
-        """As in `Responding`."""
-        added = self.along(d @ self.response_scale.T, y) * self.normalized(x)
-        return added if self.response_shift is None else added + self.along(d @ self.response_shift.T, y)
+    def scaled_by(self, x: Tensor) -> Tensor:
+        """As in `Responding`: x, normalised."""
+        return self.normalized(x)
 
     def answered(self, x: Tensor, d: Tensor) -> Tensor:
         """As in `Responding`."""

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from revtune import regularize
 from revtune.hyperparameters import Hyperparameters, Pass
 from revtune.linearized import Recorded
+from revtune.regularize import Tuned, TunedLockedDropout, TunedNoise
 from tests.stored import relative
 from tests.tuned_nets import adopt, answering, at, convolutional, two
 
@@ -96,3 +98,56 @@ def test_at_no_response_the_tangent_is_zero_and_values_are_the_plain_ones() -> N
     y, tangent = by_hand(net, hypers, x, torch.randn(5, 2, dtype=torch.float64))
     assert not tangent.any()
     torch.testing.assert_close(y, plain(x), atol=1e-14, rtol=0)
+
+
+def test_what_was_drawn_is_taken_from_the_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if both passes drew from one state, though regularizers that are not tuned draw in between."""
+    hypers = two().double()
+    first, last = TunedNoise(hypers, "b"), TunedLockedDropout(hypers, "a")
+    net = nn.Sequential(
+        first, nn.Dropout(0.5), TunedNoise(hypers, "b"), adopt(nn.Linear(4, 8), hypers), nn.Dropout(0.5), last,
+        nn.ReLU(inplace=True), nn.Dropout(0.5), TunedNoise(hypers, 0.1), adopt(nn.Linear(8, 3), hypers),
+    ).double()  # fmt: skip
+    answering(net)
+    x, raw = torch.randn(5, 6, 4, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+
+    def run() -> list[Tensor]:
+        torch.manual_seed(3)
+        tape = Recorded()
+        with hypers.bound(Pass(5, 0.1 * raw, raw, tape=tape)):
+            y = net(x)
+            end = torch.get_rng_state()
+            torch.manual_seed(3)
+            with tape.carried():
+                primal, tangent = forward_ad.unpack_dual(net(x))
+        assert torch.equal(torch.get_rng_state(), end)
+        assert torch.equal(y, primal)
+        assert tangent is not None
+        return [primal.clone(), tangent.clone()]
+
+    found = run()
+    monkeypatch.setattr(Tuned, "_tape", None)
+    for one, other in zip(found, run(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_inputs_without_tangents_are_changed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    hypers = two()
+    net = nn.Sequential(TunedNoise(hypers, "b"), TunedNoise(hypers, "b"), adopt(nn.Linear(4, 3), hypers))
+    calls = list[Tensor]()
+
+    def add(x: Tensor, deviation: Tensor) -> Tensor:
+        calls.append(x)
+        return x + deviation
+
+    monkeypatch.setattr(regularize, "add_noise", add)
+    by_hand_at(net, hypers)
+    assert len(calls) == 2
+
+
+def by_hand_at(net: nn.Module, hypers: Hyperparameters) -> None:
+    tape, d = Recorded(), torch.randn(5, 2)
+    with hypers.bound(Pass(5, d, d, tape=tape)):
+        net(torch.randn(5, 4))
+        with tape.carried():
+            net(torch.randn(5, 4))
