@@ -165,7 +165,7 @@ def work(job: Job) -> dict[str, Any]:
     return {**needed, "bits_per_unit_step": bits, "warm_up": job.warm_up}
 
 
-def peak_of(step: Callable[[], None], device: torch.device) -> int:
+def peak_of(step: Callable[[], object], device: torch.device) -> int:
     """The most bytes in use during a step above those in use before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -7,6 +7,7 @@
     revtune evaluate RUN                its loss on held-out data
     revtune compare RECIPE              ways of tuning hyperparameters, each with the same time
     revtune bench memory | speed        memory and time against torch's own layers
+    revtune bench tuning                time and memory of tuning against not tuning
     revtune doctor                      what this machine and installation offer
 
 `revtune train --help` lists recipes and options, and so for each command.
@@ -358,6 +359,7 @@ def bench(arguments: list[str]) -> None:
     if arguments and arguments[0] in ("-h", "--help"):
         print("revtune bench memory [--help]: memory of whole training steps against torch's own layers")
         print("revtune bench speed [--help]: time of bare layers and whole training steps against torch's own layers")
+        print("revtune bench tuning [--help]: time and memory of steps that tune against those of the plain network")
         return
     if not arguments or arguments[0] not in BENCHES:
         known, given = " or ".join(BENCHES), arguments[0] if arguments else "nothing"
@@ -376,7 +378,7 @@ def doctor(arguments: list[str]) -> None:
         print(line)
 
 
-BENCHES = {"memory": "revtune.bench", "speed": "revtune.speed"}
+BENCHES = {"memory": "revtune.bench", "speed": "revtune.speed", "tuning": "revtune.costs"}
 """What is measured, and the module whose function of that name does it."""
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,

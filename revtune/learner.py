@@ -187,8 +187,11 @@ class PlainLearner(Learner):
 
     def update(self) -> float:
         """As in `Learner`."""
+        return self.learn(self.task.train_batch(self._done))
+
+    def learn(self, batch: Any) -> float:
+        """Update the weights by a batch; the training loss."""
         self.model.train()
-        batch = self.task.train_batch(self._done)
         out = self.task.predict(self.model, batch, *([self._carried] if self.task.carry else []))
         if self.task.carry:
             out, state = out

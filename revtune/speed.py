@@ -188,17 +188,22 @@ def check(quick: bool, sweep: bool, threads: tuple[int, ...], rounds: int, backe
     """Raise `Problem` for options that fit neither each other nor this machine."""
     if quick and sweep:
         raise Problem("--quick and --sweep exclude each other", code=2)
-    if not threads or min(threads) < 1 or max(threads) > processors():
-        there = f"1 to {processors()}, the processors of this machine"
-        raise Problem(f"--threads must be from {there}, got {' '.join(map(str, threads)) or 'none'}", code=2)
-    if rounds < LEAST_ROUNDS:
-        raise Problem(f"--rounds must be at least {LEAST_ROUNDS} for a median to mean something, got {rounds}", code=2)
+    check_turns(threads, rounds)
     try:
         backend_seen(Contestant(cell="RevGRU", backend=backend))
     except (ValueError, RuntimeError) as error:
         if backend == "auto":
             raise
         raise Problem(f"--backend {backend}: {native.first_line(str(error))}") from error
+
+
+def check_turns(threads: tuple[int, ...], rounds: int) -> None:
+    """Raise `Problem` for thread counts that this machine has not, and for too few rounds."""
+    if not threads or min(threads) < 1 or max(threads) > processors():
+        there = f"1 to {processors()}, the processors of this machine"
+        raise Problem(f"--threads must be from {there}, got {' '.join(map(str, threads)) or 'none'}", code=2)
+    if rounds < LEAST_ROUNDS:
+        raise Problem(f"--rounds must be at least {LEAST_ROUNDS} for a median to mean something, got {rounds}", code=2)
 
 
 if __name__ == "__main__":

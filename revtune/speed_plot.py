@@ -7,19 +7,16 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from revtune.contestants import Shape
-from revtune.drawing import COLOURS, blank, png
+from revtune.drawing import COLOURS, across, blank, legend, png, spread, ticks
 from revtune.speed_cases import KINDS, PAIRS, SWEEP, Axis, along
 from revtune.speed_lines import Line, lines
 from revtune.speed_table import Pair, on, pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Record = dict[str, Any]
 NAMES: dict[Axis, str] = {"steps": "steps T", "hidden": "units H", "batch": "rows B"}
-MARKERS = "osd^v"
-"""By thread count, in order."""
 
 
 def goals(records: list[Record]) -> bytes:
@@ -33,28 +30,24 @@ def goals(records: list[Record]) -> bytes:
             _ratio(axes, pair, cases.index(pair.case), counts)
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set(xscale="log", title=f"{ours} / {theirs}", xlabel="ratio of times, median and range")
-        _ticks(axes.xaxis)
+        ticks(axes.xaxis)
         axes.grid(alpha=0.3, axis="x")
     panels[0].set_yticks(range(len(cases)), [f"{case.kind}  {case.sizes}" for case in cases])
     panels[0].set_ylabel("T, B, input, H; of a step T, B, H, V")
     panels[0].invert_yaxis()
-    _legend(figure, panels[0])
+    legend(figure, panels[0])
     return png(figure)
 
 
 def _ratio(axes: Axes, pair: Pair, place: int, counts: list[int]) -> None:
     """A point with its range; with the last thread count, the goal as bars across."""
-    found, turn = pair.ratios(), counts.index(pair.record["threads"])
+    turn = counts.index(pair.record["threads"])
     y = place + 0.4 * ((turn + 0.5) / len(counts) - 0.5)
-    colour = COLOURS["RevGRU" if turn == 0 else "RevLSTM"]
-    axes.plot([min(found), max(found)], [y, y], color=colour, linewidth=1.2)
-    marker = MARKERS[turn % len(MARKERS)]
-    axes.plot([median(found)], [y], marker, label=on(pair.record["threads"]), color=colour)
+    spread(axes, pair.ratios(), y, turn, on(pair.record["threads"]))
     if pair.goal and turn + 1 == len(counts):
         for ratio, label, width in ((pair.goal.most, "goal", 3.0), (pair.goal.reach, "within reach", 1.2)):
             if ratio:
-                across = [place - 0.38, place + 0.38]
-                axes.plot([ratio] * 2, across, color=COLOURS["nn.GRU"], linewidth=width, label=label)
+                across(axes, ratio, place, label, width=width)
 
 
 def lengths(records: list[Record]) -> bytes:
@@ -69,7 +62,7 @@ def lengths(records: list[Record]) -> bytes:
             _length(*pair, [one for one in found if (one.kind, one.threads) == (kind, threads)])
             for axes in pair:
                 axes.set_title(f"{KINDS[kind]}, {on(threads)}", fontsize=10)
-    _legend(figure, grid[0][0])
+    legend(figure, grid[0][0])
     return png(figure)
 
 
@@ -87,7 +80,7 @@ def _length(whole: Axes, each: Axes, found: list[Line]) -> None:
     each.set(
         xscale="log", yscale="log", xlabel=f"{NAMES['steps']} ({_at('steps')})", ylabel="time a step, likewise relative"
     )
-    _ticks(each.yaxis)
+    ticks(each.yaxis)
     for axes in (whole, each):
         axes.grid(alpha=0.3)
 
@@ -110,7 +103,7 @@ def ratios(records: list[Record]) -> bytes:
             _along(axes, axis, mine)
             axes.set_title(f"{KINDS[kind]}, {on(threads)}", fontsize=10)
         panels[0].set_ylabel("ratio of times, median and range")
-    _legend(figure, grid[0][0])
+    legend(figure, grid[0][0])
     return png(figure)
 
 
@@ -132,7 +125,7 @@ def _along(axes: Axes, axis: Axis, found: list[Pair]) -> None:
     axes.set(xscale="log", yscale="log", xlabel=f"{NAMES[axis]} ({_at(axis)})")
     axes.set_xticks(values, [f"{value:,}" for value in values], rotation=45 if len(values) > 5 else 0)
     axes.minorticks_off()
-    _ticks(axes.yaxis)
+    ticks(axes.yaxis)
     axes.grid(alpha=0.3)
 
 
@@ -146,23 +139,6 @@ def _at(axis: Axis) -> str:
     base = SWEEP[axis][0]
     letters: dict[Axis, str] = {"steps": "T", "batch": "B", "hidden": "H"}
     return ", ".join(f"{letter}={getattr(base, other)}" for other, letter in letters.items() if other != axis)
-
-
-def _ticks(axis: Any) -> None:
-    """Plain numbers on a logarithmic axis, more of them where it spans little."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 8 * low else (1, 1.25, 1.5, 2, 3, 4, 5, 6, 8)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_locator(NullLocator())
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    """One legend for all panels, without the repetitions of one."""
-    handles, labels = axes.get_legend_handles_labels()
-    named = dict(zip(labels, handles, strict=True))
-    figure.legend(list(named.values()), list(named), loc="outside right center")
 
 
 PLOTS: dict[bool, tuple[Callable[[list[Record]], bytes], ...]] = {False: (goals,), True: (lengths, ratios)}

@@ -54,11 +54,14 @@ class Pair:
 
     def ratios(self, one: str = "", other: str = "") -> list[float]:
         """One's time over another's, round by round (none if one is missing); ours over theirs by default."""
-        seconds = self.record["seconds"]
-        one, other = one or self.ours, other or self.theirs
-        if one not in seconds or other not in seconds:
-            return []
-        return [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
+        return ratios(self.record["seconds"], one or self.ours, other or self.theirs)
+
+
+def ratios(seconds: dict[str, list[float]], one: str, other: str) -> list[float]:
+    """One's time over another's, round by round; none if one is missing."""
+    if one not in seconds or other not in seconds:
+        return []
+    return [a / b for a, b in zip(seconds[one], seconds[other], strict=True)]
 
 
 def pairs(records: list[Record]) -> Iterator[Pair]:

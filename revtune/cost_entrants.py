@@ -1,0 +1,56 @@
+"""Who competes in a case of `revtune bench tuning`, each as a function that takes one step on a batch in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from revtune import recipes
+from revtune.cost_cases import TUNED, Case, Step
+from revtune.cost_lstm import RandomWords
+from revtune.image_parts import Parts
+from revtune.learner import PlainLearner, TunedLearner
+from revtune.task import Task
+
+Run = Callable[[], object]
+SHAPES = {"mnist": (1, 28, 28), "fashion": (1, 28, 28), "cifar10": (3, 32, 32)}
+CLASSES = 10
+
+
+def entrants(case: Case) -> dict[str, Run]:
+    """The competitors by name, a plain step first."""
+    steps: tuple[Step, ...] = ("plain", *TUNED)
+    return {step: entrant(case, step) for step in steps}
+
+
+def entrant(case: Case, step: Step) -> Run:
+    """One competitor: a step of a learner of its own, with its update, beginning and ending without gradients."""
+    task = task_of(case)
+    batch = task.train_batch(0)
+    if step == "plain":
+        plain = PlainLearner(task)
+
+        def learn() -> None:
+            plain.learn(batch)
+            plain.optimizer.zero_grad()
+
+        return learn
+    tuner = TunedLearner(task, "stn" if step.startswith("STN") else "delta").tuner
+    return lambda: tuner.valid_step(batch) if step.endswith("validation") else tuner.train_step(batch)
+
+
+def task_of(case: Case) -> Task:
+    """The recipe's task at these sizes, on random data."""
+    if case.net == "ptb_lstm":
+        return RandomWords(case.width, case.tokens, case.batch, case.steps)
+    recipe: Any = recipes.find(case.net)
+    study = recipe.study()
+    study = dataclasses.replace(study, width=case.width, learning=dataclasses.replace(study.learning, batch=case.batch))
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (case.batch, *SHAPES[case.net]), dtype=torch.uint8, generator=generator)
+    part = pixels, torch.randint(CLASSES, (case.batch,), generator=generator)
+    task: Task = recipe.task(study, Parts(part, part, part))
+    return task
