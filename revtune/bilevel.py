@@ -110,7 +110,7 @@ def delta(problem: Problem, batch: Any, scale: Callable[[Tensor], Tensor]) -> Te
         loss = problem.loss(problem.predict(problem.model, still), still, now)
     scale(finite(loss, "training")).backward()
     with frozen(base):
-        _responses(problem, batch, raw, raw - now, scale)
+        _responses(problem, batch, raw, problem.hypers.departure(raw), scale)
     return loss.detach()
 
 
@@ -163,7 +163,7 @@ def held_out(problem: Problem, batch: Any, entropy: float) -> tuple[Tensor, dict
     """
     hypers, size = problem.hypers, problem.size(batch)
     raw = hypers.perturbed(size, problem.generator, tuned_only=True)
-    d = raw - hypers.raw.detach() if hypers.centred else raw
+    d = hypers.departure(raw)
     base, added = problem.parameters()
     with frozen([*base, *added]), resting(problem.model), hypers.bound(Pass(size, d, None, training=False)):
         with problem.autocast():
@@ -192,9 +192,7 @@ def finite(loss: Tensor, level: str) -> Tensor:
         NonFiniteError: it is not.
     """
     if not math.isfinite(value := loss.item()):
-        raise NonFiniteError(
-            f"the {level} loss is {value}; no weight and no hyperparameter has been changed by it"
-        )
+        raise NonFiniteError(f"the {level} loss is {value}; no weight and no hyperparameter has been changed by it")
     return loss
 
 

@@ -88,7 +88,8 @@ class Hyperparameters(nn.Module):
         raw: l, shape (n,).
         spread: what scales are the softplus of, shape (n,).
         read: names that training has read so far.
-        centred: whether responses are to the difference from the current l (Delta-STN) or to l itself (STN).
+        centred: whether responses are to the difference from the current l (Delta-STN) or to l itself (STN), as
+            `departure` tells.
 
     Raises:
         ValueError: there are none; a name belongs to the optimizer, whose settings no loss depends on.
@@ -157,6 +158,16 @@ class Hyperparameters(nn.Module):
         if tuned_only:
             noise = noise * self.raw.new_tensor([spec.tune_scale for spec in self.specs.values()])
         return self.raw + F.softplus(self.spread) * noise
+
+    def departure(self, raw: Tensor) -> Tensor:
+        """What responses are linear in at l of each example, shape (B, n).
+
+        l itself (STN), or how far it is from the current one, in units of the scale that perturbations start with
+        (Delta-STN). In l's own units responses would learn scale^2 as fast as the weights that they answer beside.
+        """
+        if not self.centred:
+            return raw
+        return (raw - self.raw.detach()) / raw.new_tensor([spec.scale for spec in self.specs.values()])
 
     def entropy(self) -> Tensor:
         """Entropy of the perturbations of tuned scale, in nats: their sum of log scale + log(2 pi e) / 2."""

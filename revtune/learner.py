@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -244,9 +244,10 @@ class TunedLearner(Learner):
         super().__init__(task)
         self.task = task
         torch.manual_seed(task.study.seed)
-        self.hypers = Hyperparameters(**task.hypers())
-        self.model = self_tuning(task.net(self.hypers), self.hypers, batch_dim=task.batch_dim)
         tuning = task.study.tuning(method)
+        specs = task.hypers().items()
+        self.hypers = Hyperparameters(**{n: replace(one, tune_scale=tuning.tune_scales) for n, one in specs})
+        self.model = self_tuning(task.net(self.hypers), self.hypers, batch_dim=task.batch_dim)
         rule = HYPER_RULES[tuning.optimizer]
         self.tuner = Tuner(
             self.model, lambda out, batch, h: task.train_loss(self.model, out, batch, h), task.valid_loss,

@@ -5,9 +5,10 @@ by a linear function of its hyperparameters (MacKay et al. 2019, section 3.1; ce
 
     y = W0 x + b0 + (Q_w d) * (W1 x) + Q_b d
 
-W0 and b0 are the layer's own parameters and keep their names; W1, Q_w and Q_b are `response_weight`, `response_scale`
-and `response_shift`. Q starts at 0, so that a converted layer starts as the layer it was. Normalisations scale each
-unit already, and answer by their affine weights alone: `y = (w + Q_w d) * x + b + Q_b d`.
+d is what `Hyperparameters.departure` tells. W0 and b0 are the layer's own parameters and keep their names; W1, Q_w and
+Q_b are `response_weight`, `response_scale` and `response_shift`. Q starts at 0, so that a converted layer starts as the
+layer it was. Normalisations scale each unit already, and answer by their affine weights alone:
+`y = (w + Q_w d) * x + b + Q_b d`.
 
 A layer is converted where it stands, by changing its class, so that whoever holds it, and its hooks, stay right.
 

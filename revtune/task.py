@@ -78,6 +78,8 @@ class Tuning:
     """Their learning rate."""
     entropy: float = 1e-3
     """Weight of the perturbations' entropy, which tunes their scales."""
+    tune_scales: bool = True
+    """Whether to tune the scales of perturbations, or leave them where they start."""
     response_lr: float = 1.0
     """Learning rate of the responses, in those of the weights."""
 

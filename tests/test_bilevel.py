@@ -15,6 +15,7 @@ from revtune.hyperparameters import Hyperparameters, Pass
 from tests.tuned_nets import adopt, answering, convolutional
 
 GRADIENTS = {"delta": bilevel.delta, "stn": bilevel.stn}
+SCALE = 0.1
 methods = pytest.mark.parametrize("method", GRADIENTS)
 
 
@@ -30,7 +31,7 @@ class Ridge:
         truth = torch.randn(columns, dtype=torch.float64)
         self.x, self.valid_x = torch.randn(2, rows, columns, dtype=torch.float64)
         self.y, self.valid_y = (x @ truth + 1.5 * torch.randn(rows).double() for x in (self.x, self.valid_x))
-        penalty = Positive(0.5, per="batch", scale=0.1, tune_scale=False)
+        penalty = Positive(0.5, per="batch", scale=SCALE, tune_scale=False)
         self.hypers = Hyperparameters(penalty=penalty).double()
         self.hypers.centred = method == "delta"
         self.net: Any = adopt(nn.Linear(columns, 1, bias=False).double(), self.hypers)
@@ -70,7 +71,8 @@ def test_the_response_to_a_ridge_penalty_and_its_hypergradient_are_right(method:
     ridge.train(method, steps)
     raw = ridge.hypers.raw.detach()[0]
     net, wanted = ridge.net, torch.autograd.functional.jacobian(ridge.best, raw)
-    response = (net.response_scale[0, 0] * net.response_weight[0]).detach()
+    said = (net.response_scale[0, 0] * net.response_weight[0]).detach()
+    response = said / SCALE if method == "delta" else said
     weights = net.weight[0].detach() + (0 if method == "delta" else raw * response)
     assert torch.dist(weights, ridge.best(raw)) < 1e-3 * ridge.best(raw).norm()
     assert torch.cosine_similarity(response, wanted, 0) >= 0.999
@@ -152,8 +154,9 @@ def test_the_hypergradient_is_that_of_the_responded_loss() -> None:
     for place in range(2):
         sides = []
         for sign in (1, -1):
-            d = torch.zeros(5, 2, dtype=torch.float64)
-            d[:, place] = sign * 1e-5
+            moved = now.repeat(5, 1)
+            moved[:, place] += sign * 1e-5
+            d = problem.hypers.departure(moved)
             with torch.no_grad(), problem.hypers.bound(Pass(5, d, None, training=False)):
                 sides.append(F.cross_entropy(problem.model(batch[0]), batch[1]).item())
         assert grads[problem.hypers.raw][place].item() == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-4)

@@ -117,3 +117,12 @@ def test_responses_are_to_the_difference_or_to_l_itself() -> None:
     delta = hypers.delta()
     assert delta is not None and delta.shape == (1, 3)
     assert math.isclose(delta[0, 0].item(), math.log(0.25), rel_tol=1e-6)
+
+
+def test_a_departure_is_in_scales_where_it_is_from_the_current_values() -> None:
+    hypers = Hyperparameters(a=Rate(0.3, scale=0.25), b=Positive(0.1, scale=0.5))
+    hypers.centred = True
+    raw = hypers.raw.detach() + torch.tensor([[0.25, 1.0], [0.0, -0.5]])
+    torch.testing.assert_close(hypers.departure(raw), torch.tensor([[1.0, 2.0], [0.0, -1.0]]))
+    hypers.centred = False
+    assert hypers.departure(raw) is raw

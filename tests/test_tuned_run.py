@@ -195,8 +195,10 @@ def test_states_keep_their_kinds() -> None:
 
 
 def test_tuned_learners_take_their_methods_settings(tmp_path: Path) -> None:
-    task = tiny(tmp_path, stn=dataclasses.replace(TUNING, response_lr=0.5, optimizer="rmsprop", ratio=3))
+    told = dataclasses.replace(TUNING, response_lr=0.5, optimizer="rmsprop", ratio=3, tune_scales=False)
+    task = tiny(tmp_path, stn=told)
     one, other = TunedLearner(task, "stn"), TunedLearner(task, "delta")
     one.set_rate()
     assert [group["lr"] for group in one.optimizer.param_groups] == [0.05, 0.025]
     assert isinstance(one.tuner.hyper_optimizer, torch.optim.RMSprop) and (one.tuner.ratio, other.tuner.ratio) == (3, 1)
+    assert [any(spec.tune_scale for spec in its.hypers.specs.values()) for its in (one, other)] == [False, True]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch import Tensor, nn
 
 from revtune.hyper import Between, Hyper, Integer, Rate
@@ -19,11 +21,17 @@ MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def study(size: Size = "small") -> ImageStudy:
-    """10,000 images and 16 to 96 channels, or all and 64 to 384 (MacKay et al. 2019, section 5.2)."""
+    """2,500 images and 8 to 48 channels, or all and 64 to 384 (MacKay et al. 2019, section 5.2).
+
+    As `fashion`, few images and scales that stay where they start.
+    """
     if size == "paper":
         learning = Learning(steps=100_000, batch=128, lr=0.01, valid_every=312)
         return ImageStudy(images=None, width=64, learning=learning, stn=PAPER, delta=PAPER)
-    return ImageStudy(images=10_000, width=16, learning=Learning(steps=6_000, lr=0.01))
+    learning = Learning(steps=6_000, lr=0.03, clip=1.0, valid_every=50)
+    tuning = Tuning(warmup=600, hyper_lr=0.03, tune_scales=False)
+    stn = dataclasses.replace(tuning, response_lr=0.3)
+    return ImageStudy(images=2_500, width=8, learning=learning, stn=stn, delta=tuning)
 
 
 class Standard(nn.Module):

@@ -16,7 +16,7 @@ def study(size: Size = "small") -> ImageStudy:
         learning = Learning(steps=75_000, batch=128, lr=0.05, valid_every=375)
         return ImageStudy(images=None, width=1200, learning=learning, stn=PAPER, delta=PAPER)
     learning = Learning(steps=4_000, lr=0.05, clip=1.0)
-    stn, delta = Tuning(warmup=200, response_lr=0.3), Tuning(warmup=400, response_lr=5.0)
+    stn, delta = Tuning(warmup=200, response_lr=0.3), Tuning(warmup=400, response_lr=1.0)
     return ImageStudy(images=5_000, width=300, learning=learning, stn=stn, delta=delta)
 
 
