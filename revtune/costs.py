@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import torch
@@ -26,7 +27,9 @@ from revtune.problem import Problem
 
 Record = dict[str, Any]
 WARM_UP = 2
-"""Steps before the one whose memory counts: optimizers make their state in the first."""
+"""Steps before those whose memory counts: optimizers make their state in the first."""
+LOOKS = 5
+"""Steps whose memory counts; where there is little of it, freed pages that stay resident blur a single one's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,13 +140,13 @@ def work(job: Job) -> Iterator[Record]:
 
 
 def peak(case: Case, step: Step, threads: int) -> int:
-    """The most bytes in use during a step above those in use before it."""
+    """The most bytes in use during a step above those in use before it, the median of some steps."""
     bench.keep_to(threads)
     torch.manual_seed(1)
     run = entrant(case, step)
     for _ in range(WARM_UP):
         run()
-    return bench.peak_of(run, torch.device("cpu"))
+    return median_low(bench.peak_of(run, torch.device("cpu")) for _ in range(LOOKS))
 
 
 def facts(rounds: int) -> Record:

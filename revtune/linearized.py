@@ -79,7 +79,7 @@ class Recorded:
             self.keep(y.detach(), y._version, random_states(y.device))
             return y
         y, version, after = self.recall()
-        if y._version != version or carries(x):
+        if y._version != version or tangent_of(x) is not None:
             return run()
         set_random_states(after, y.device)
         return y
@@ -157,15 +157,9 @@ class _Unchanged(torch.autograd.Function):
         return grads[0], grads[0]
 
 
-def carries(x: Tensor) -> bool:
-    """Whether x has a tangent."""
-    return x.is_floating_point() and forward_ad.unpack_dual(x).tangent is not None
-
-
-def tangent_of(x: Tensor) -> Tensor:
-    """The tangent of x, which has one."""
-    found: Tensor = forward_ad.unpack_dual(x).tangent
-    return found
+def tangent_of(x: Tensor) -> Tensor | None:
+    """The tangent of x, if it has one."""
+    return forward_ad.unpack_dual(x).tangent if x.is_floating_point() else None
 
 
 def unchanged(y: Tensor, change: Tensor) -> Tensor:

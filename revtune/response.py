@@ -26,7 +26,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from revtune.hyperparameters import Hyperparameters
-from revtune.linearized import Change, Recorded, carries, tangent_of
+from revtune.linearized import Change, Recorded, tangent_of
 
 Layer = TypeVar("Layer", bound=nn.Module)
 ADDED = ("response_weight", "response_scale", "response_shift")
@@ -100,8 +100,8 @@ class Responding(nn.Module):
 
     def change(self, x: Tensor, y: Tensor, d: Tensor) -> Change:
         """What the response adds to the output y."""
-        scale, product = self.along(d @ self.response_scale.T, y), self.scaled_by(x)
-        shift = None if self.response_shift is None else self.along(d @ self.response_shift.T, y)
+        scale, product = self.along(F.linear(d, self.response_scale), y), self.scaled_by(x)
+        shift = None if self.response_shift is None else self.along(F.linear(d, self.response_shift), y)
         return Change(scale, product, shift)
 
     def answered(self, x: Tensor, d: Tensor) -> Tensor:
@@ -130,11 +130,13 @@ class Responding(nn.Module):
             return tape.add(y, self.change(x.detach(), y, d))
         known, change = tape.next()
         y = self.base(forward_ad.unpack_dual(x).primal) if known is None else known
-        return forward_ad.make_dual(y, change + self.carry(x) if carries(x) else change)
+        carried = self.carry(x)
+        return forward_ad.make_dual(y, change if carried is None else change + carried)
 
-    def carry(self, x: Tensor) -> Tensor:
-        """The tangent of the plain output, from that of x."""
-        return self.product(tangent_of(x), self.weight, None)
+    def carry(self, x: Tensor) -> Tensor | None:
+        """The tangent of the plain output, from that of x; None where x has none."""
+        tangent = tangent_of(x)
+        return None if tangent is None else self.product(tangent, self.weight, None)
 
     def fold(self, d: Tensor) -> None:
         """Make the plain layer of it that gives the same outputs at d, shape (n,)."""
@@ -192,7 +194,7 @@ def laid(scalars: Tensor, over: Sequence[int], batch_dim: int, unit_dim: int, na
         scalars = scalars.repeat(times, 1) if batch_dim else scalars.repeat_interleave(times, 0)
     shape = [1] * len(over)
     shape[axis], shape[unit_dim] = scalars.shape[0], units
-    return scalars.reshape(shape)
+    return scalars if list(scalars.shape) == shape else scalars.reshape(shape)
 
 
 class ResponseLinear(Responding, nn.Linear):

@@ -55,12 +55,16 @@ class ResponseNorm(Responding):
         """As in `Responding`."""
         x = self.normalized(x)
         y = self.scaled(x, self.bias)
-        y = torch.addcmul(y, self.along(d @ self.response_scale.T, y), x)
-        return y if self.response_shift is None else y + self.along(d @ self.response_shift.T, y)
+        y = torch.addcmul(y, self.along(F.linear(d, self.response_scale), y), x)
+        return y if self.response_shift is None else y + self.along(F.linear(d, self.response_shift), y)
 
-    def carry(self, x: Tensor) -> Tensor:
+    def carry(self, x: Tensor) -> Tensor | None:
         """As in `Responding`."""
-        return self.scaled(tangent_of(self.normalized(x)), None)
+        if tangent_of(x) is None:
+            return None
+        tangent = tangent_of(self.normalized(x))
+        assert tangent is not None
+        return self.scaled(tangent, None)
 
     def fold(self, d: Tensor) -> None:
         """As in `Responding`."""
