@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from revtune import recipes
 from revtune.speed_cases import Goal
 
 Net = Literal["mnist", "fashion", "cifar10", "ptb_lstm"]
@@ -47,15 +48,17 @@ class Case:
         return f"{NETS[self.net]} ({self.net}), width {self.width}, B={self.batch}{long}"
 
 
-CASES = (
-    Case(net="mnist", width=300, batch=64),
-    Case(net="fashion", width=16, batch=64),
-    Case(net="cifar10", width=16, batch=64),
-    Case(net="ptb_lstm", width=200, batch=40, steps=70, tokens=10_000),
-)
-"""The recipes' default sizes."""
+LSTM = Case(net="ptb_lstm", width=200, batch=40, steps=70, tokens=10_000)
 IMAGES = {"STN": Goal(2.1), "Delta-STN": Goal(3.0), "STN validation": Goal(1.5), "Delta-STN validation": Goal(1.5)}
 MOST_MEMORY = Goal(2.2)
+
+
+def case_of(net: Net) -> Case:
+    """A network at its recipe's default sizes."""
+    if net == "ptb_lstm":
+        return LSTM
+    study = recipes.find(net).study()
+    return Case(net=net, width=study.width, batch=study.learning.batch)
 
 
 def goal(measure: Measure, net: Net, step: Step) -> Goal | None:

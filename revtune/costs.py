@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from revtune import bench, speed, worker
-from revtune.cost_cases import CASES, NETS, TUNED, Case, Net, Step
+from revtune.cost_cases import NETS, TUNED, Case, Net, Step, case_of
 from revtune.cost_entrants import entrant, entrants
 from revtune.drafts import drafts
 from revtune.problem import Problem
@@ -80,7 +80,7 @@ def tuning(
     check(nets, threads, rounds)
     plot = out.with_suffix(".png") if plot is None else plot
     page = Markdown() if markdown else Terminal()
-    cases = tuple(case for case in CASES if case.net in nets)
+    cases = tuple(map(case_of, dict.fromkeys(nets)))
     times: list[Record] = []
     memories: list[Record] = []
     with drafts(out, plot) as (figures, drawn):

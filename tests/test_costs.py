@@ -10,12 +10,13 @@ import torch
 
 from revtune import cost_plot, costs, speed, worker
 from revtune.cli import main
-from revtune.cost_cases import CASES, NETS, TUNED, Case, Measure, Step, goal
+from revtune.cost_cases import NETS, TUNED, Case, Measure, Step, case_of, goal
 from revtune.cost_entrants import entrants, task_of
 from revtune.cost_table import memories, times
 from revtune.costs import Job, remembered, timed
 from revtune.learner import PlainLearner, TunedLearner
 from revtune.problem import Problem
+from revtune.recipes import mnist
 from revtune.response import Responding
 
 SMALL = (
@@ -85,14 +86,9 @@ def test_the_goals_are_those_agreed_and_all_are_measured() -> None:
         assert told("time", net) == ["2.10", "3.00", "1.50", "1.50"]
         assert told("memory", net) == ["2.20"] * 4
     assert told("time", "ptb_lstm") == ["1.40", "", "", ""] and told("memory", "ptb_lstm") == [""] * 4
-    assert [case.net for case in CASES] == [*NETS]
-    assert dataclasses.astuple(CASES[3]) == ("ptb_lstm", 200, 40, 70, 10_000)
-
-
-def test_sizes_are_the_recipes_own() -> None:
-    for case in CASES[:3]:
-        study = __import__(f"revtune.recipes.{case.net}", fromlist=["study"]).study()
-        assert (study.width, study.learning.batch) == (case.width, case.batch)
+    assert [case_of(net).net for net in NETS] == [*NETS]
+    assert dataclasses.astuple(case_of("ptb_lstm")) == ("ptb_lstm", 200, 40, 70, 10_000)
+    assert dataclasses.astuple(case_of("mnist")) == ("mnist", mnist.study().width, 64, 0, 0)
 
 
 def test_ratios_are_to_the_plain_step_of_the_same_round() -> None:
@@ -118,9 +114,7 @@ def test_a_worker_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Problem, match=r"MLP \(mnist\), width -1, B=3 could not be measured: exit 1: RuntimeError: "):
         next(timed(Job(cases=(broken,), threads=1)))
     monkeypatch.setattr(worker, "outcome", lambda module, job: {"error": "exit 1: no memory"})
-    with pytest.raises(
-        Problem, match=r"memory of MLP .*, B=3, plain, could not be measured: exit 1: no mem"
-    ):
+    with pytest.raises(Problem, match=r"memory of MLP .*, B=3, plain, could not be measured: exit 1: no mem"):
         remembered(broken, 1)
 
 
