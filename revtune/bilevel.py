@@ -96,7 +96,8 @@ def stn(problem: Problem, batch: Any, scale: Callable[[Tensor], Tensor]) -> Tens
         NonFiniteError: the loss is NaN or infinite.
     """
     _, batch, raw = problem.perturbed(batch)
-    with problem.hypers.bound(Pass(raw.shape[0], raw, raw, statistics=True)), problem.autocast():
+    d = problem.hypers.departure(raw)
+    with problem.hypers.bound(Pass(raw.shape[0], d, raw, statistics=True)), problem.autocast():
         loss = problem.loss(problem.predict(problem.model, batch), batch, raw)
     scale(finite(loss, "training")).backward()
     return loss.detach()

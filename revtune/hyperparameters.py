@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from revtune.errors import HyperparameterError
 from revtune.hyper import Hyper, Integer, softplus_inverse
 
+FARTHEST = 3.0
+"""Where a rate of 0.05 starts: responses to l itself are to no more than that at first."""
 OPTIMIZER = (
     "lr",
     "learning_rate",
@@ -162,11 +164,12 @@ class Hyperparameters(nn.Module):
     def departure(self, raw: Tensor) -> Tensor:
         """What responses are linear in at l of each example, shape (B, n).
 
-        l itself (STN), or how far it is from the current one, in units of the scale that perturbations start with
-        (Delta-STN). In l's own units responses would learn scale^2 as fast as the weights that they answer beside.
+        l itself, or where it starts beyond FARTHEST, l brought within (STN); or how far it is from the current one, in
+        units of the scale that perturbations start with (Delta-STN). Responses learn as fast as this squared: in l's
+        own units Delta-STN's learn scale^2 as fast as the weights beside them, and STN's diverge where l is -9.
         """
         if not self.centred:
-            return raw
+            return raw / raw.new_tensor([max(1.0, abs(spec.raw()) / FARTHEST) for spec in self.specs.values()])
         return (raw - self.raw.detach()) / raw.new_tensor([spec.scale for spec in self.specs.values()])
 
     def entropy(self) -> Tensor:
@@ -214,11 +217,15 @@ class Hyperparameters(nn.Module):
         """What responses are linear in now, (B, n), or (1, n) outside a pass; None where they are zero."""
         if self._pass is not None:
             return self._pass.delta
-        return None if self.centred else self.raw.detach()[None]
+        return None if self.centred else self.departure(self.raw.detach()[None])
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Names and whether it is centred, which saved numbers mean nothing without."""
-        return {"names": list(self.names), "centred": self.centred}
+        """Names, whether it is centred, and units of departures: what saved numbers mean nothing without."""
+        return {"names": list(self.names), "centred": self.centred, "units": self._units()}
+
+    def _units(self) -> list[list[float]]:
+        """Where each starts and by how much it is perturbed at first, in l, which `departure` counts in."""
+        return [[spec.raw(), spec.scale] for spec in self.specs.values()]
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take up what `get_extra_state` gave.
@@ -230,6 +237,12 @@ class Hyperparameters(nn.Module):
             raise ValueError(
                 f"saved hyperparameters are {', '.join(state['names'])}; these are {', '.join(self.names)}"
             )
+        for name, saved, own in zip(self.names, state["units"], self._units(), strict=True):
+            if saved != own:
+                raise ValueError(
+                    f"saved hyperparameter {name!r} started at l = {saved[0]:.4g} with scale {saved[1]:.4g}, which its "
+                    f"responses are counted in; this one starts at l = {own[0]:.4g} with scale {own[1]:.4g}"
+                )
         self.centred = bool(state["centred"])
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -125,4 +125,21 @@ def test_a_departure_is_in_scales_where_it_is_from_the_current_values() -> None:
     raw = hypers.raw.detach() + torch.tensor([[0.25, 1.0], [0.0, -0.5]])
     torch.testing.assert_close(hypers.departure(raw), torch.tensor([[1.0, 2.0], [0.0, -1.0]]))
     hypers.centred = False
-    assert hypers.departure(raw) is raw
+    torch.testing.assert_close(hypers.departure(raw), raw)
+
+
+def test_what_starts_far_out_departs_no_farther_than_others() -> None:
+    """l is -9.2 for 0.0001: a response to that would learn 85 times as fast as the weights."""
+    hypers = Hyperparameters(drop=Rate(0.05), decay=Positive(1e-4))
+    hypers.centred = False
+    drop, decay = hypers.departure(hypers.raw.detach()[None])[0].tolist()
+    assert drop == pytest.approx(math.log(0.05 / 0.95)) and decay == pytest.approx(-3.0)
+    delta = hypers.delta()
+    assert delta is not None and delta[0].tolist() == [drop, decay]
+
+
+def test_saved_responses_are_not_read_in_other_units() -> None:
+    hypers = Hyperparameters(a=Rate(0.3, scale=0.25))
+    for other in (Hyperparameters(a=Rate(0.2, scale=0.25)), Hyperparameters(a=Rate(0.3, scale=0.5))):
+        with pytest.raises(ValueError, match="saved hyperparameter 'a' started at l = -0.8473 with scale 0.25"):
+            other.load_state_dict(hypers.state_dict())
