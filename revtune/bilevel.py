@@ -81,7 +81,7 @@ class Problem:
 
     def loss(self, out: Any, batch: Any, raw: Tensor) -> Tensor:
         """The mean training loss of a prediction at hyperparameters (B, n)."""
-        return mean_of(self.train_loss(out, batch, Values(self.hypers, raw)), "training")
+        return mean_of(self.train_loss(out, batch, Values(self.hypers, raw)), "training", raw.shape[0])
 
 
 def stn(problem: Problem, batch: Any, scale: Callable[[Tensor], Tensor]) -> Tensor:
@@ -175,14 +175,21 @@ def held_out(problem: Problem, batch: Any, entropy: float) -> tuple[Tensor, dict
     return loss.detach(), {p: torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found, strict=True)}
 
 
-def mean_of(losses: Tensor, level: str) -> Tensor:
-    """The mean of a loss function's result.
+def mean_of(losses: Tensor, level: str, size: int | None = None) -> Tensor:
+    """The mean of a loss function's result, of B = `size` examples where that is to be checked.
 
     Raises:
-        TypeError: it is no tensor.
+        TypeError: it is no tensor of floating-point numbers.
+        ValueError: it is neither (B,) nor 0-d, or nothing has a gradient of it.
     """
-    if not isinstance(losses, Tensor):
-        raise TypeError(f"the {level} loss must be a tensor, got {type(losses).__name__}")
+    if not isinstance(losses, Tensor) or not losses.is_floating_point():
+        kind = losses.dtype if isinstance(losses, Tensor) else type(losses).__name__
+        raise TypeError(f"the {level} loss must be a tensor of floating-point numbers, got {kind}")
+    if size is not None and losses.shape not in ((), (size,)):
+        wanted = f"(B,) = ({size},), one an example, or their mean"
+        raise ValueError(f"the {level} loss must be {wanted}, got shape {tuple(losses.shape)}")
+    if not losses.requires_grad:
+        raise ValueError(f"the {level} loss has no gradient: what it is made of was detached, or made without one")
     return losses.mean()
 
 
@@ -220,12 +227,12 @@ def frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Running statistics are as before if the block meets what is not finite."""
+    """Running statistics are as before if the block fails."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
     held = [(b, b.clone()) for module in norms for b in module._buffers.values() if b is not None]
     try:
         yield
-    except NonFiniteError:
+    except Exception:
         for statistic, before in held:
             statistic.copy_(before)
         raise

@@ -99,6 +99,10 @@ def self_tuning(
         >>> net.hypers.values()
         {'2': 0.2}
     """
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"self_tuning wants a network, an nn.Module, got {type(net).__name__}")
+    if hypers is not None and not isinstance(hypers, Hyperparameters):
+        raise ValueError(f"hypers must be Hyperparameters(name=Rate(0.05), ...), got {type(hypers).__name__}")
     if batch_dim not in (0, 1):
         raise ValueError(f"batch_dim must be 0 or 1, got {batch_dim!r}")
     if any(isinstance(module, Responding) for module in net.modules()):

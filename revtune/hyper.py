@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Scope = Literal["example", "batch"]
+NEAREST = 1e-5
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,17 @@ class Hyper:
         raise NotImplementedError
 
 
+def check_signal(kind: str, initial: float, share: float) -> None:
+    """Refuse a start, this share of the way from bound to bound, so near one that perturbations would move nothing.
+
+    Raises:
+        ValueError: names it.
+    """
+    if not NEAREST <= share <= 1 - NEAREST:
+        near = f"within {NEAREST:g} of a bound, counted from bound to bound"
+        raise ValueError(f"{kind}: the initial value {initial!r} is {near}, where no gradient would move it")
+
+
 @dataclass(frozen=True)
 class Rate(Hyper):
     """A probability or a share, strictly between 0 and 1: `sigmoid(l)`.
@@ -91,6 +103,7 @@ class Rate(Hyper):
         """As in `Hyper`."""
         if not 0 < self.initial < 1:
             raise ValueError(f"Rate: the initial value must be strictly between 0 and 1, got {self.initial}")
+        check_signal("Rate", self.initial, self.initial)
 
     def value(self, raw: Tensor) -> Tensor:
         """As in `Hyper`."""
@@ -128,6 +141,7 @@ class Between(Hyper):
         if not self.low < self.initial < self.high:
             bounds = f"strictly between {self.low} and {self.high}"
             raise ValueError(f"Between: the initial value must be {bounds}, got {self.initial}")
+        check_signal("Between", self.initial, (self.initial - self.low) / (self.high - self.low))
 
     def value(self, raw: Tensor) -> Tensor:
         """As in `Hyper`."""

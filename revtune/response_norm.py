@@ -111,6 +111,11 @@ class ResponseBatchNorm(ResponseNorm, nn.modules.batchnorm._BatchNorm):
         by_batch = bound is not None or self.training or self.running_mean is None
         if not by_batch:
             return F.batch_norm(x, self.running_mean, self.running_var, None, None, False, 0.0, self.eps)
+        if x.numel() <= x.shape[1]:
+            raise ValueError(
+                f"{self._name}: a batch's own statistics want more than 1 value per channel, on validation steps too, "
+                f"got input {tuple(x.shape)}"
+            )
         moves = bound.statistics if bound is not None else self.training
         if not moves or self.running_mean is None:
             return F.batch_norm(x, None, None, None, None, True, 0.0, self.eps)

@@ -21,7 +21,8 @@ from revtune.generators import random_states, set_random_states
 from revtune.history import History
 from revtune.hyperparameters import Hyperparameters
 from revtune.streams import Streams
-from revtune.trees import mapped, tensors
+from revtune.trees import mapped
+from revtune.tuner_checks import batch_size, check_devices, check_settings, check_state, checked, of_first
 
 Factory = Callable[[list[dict[str, Any]]], Optimizer]
 GRADIENTS = {"stn": bilevel.stn, "delta": bilevel.delta}
@@ -97,23 +98,21 @@ class Tuner:
             raise ValueError(f"Tuner wants a network that self_tuning converted, got {type(model).__name__}")
         if method not in GRADIENTS:
             raise ValueError(f'method must be "delta" or "stn", got {method!r}')
-        if isinstance(optimizer, Optimizer):
-            raise ValueError(
-                f"optimizer must be a factory, such as lambda params: torch.optim.SGD(params, 0.1), got a "
-                f"{type(optimizer).__name__}: one built before the conversion holds none of the responses"
-            )
-        for name, value, least in (("warmup", warmup, 0), ("ratio", ratio, 1), ("accumulate", accumulate, 1)):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        check_settings({
+            "train_loss": train_loss, "valid_loss": valid_loss, "optimizer": optimizer, "predict": predict,
+            "hyper_optimizer": hyper_optimizer, "warmup": warmup, "ratio": ratio, "entropy": entropy, "clip": clip,
+            "accumulate": accumulate, "autocast": autocast, "size": size, "seed": seed,
+        })  # fmt: skip
+        check_devices(model, hypers)
         hypers.centred = method == "delta"
         self.model, self.hypers, self.method = model, hypers, method
         self.warmup, self.ratio, self.entropy, self.clip = warmup, ratio, entropy, clip
         self.accumulate, self.scaler = accumulate, scaler
         self.generator = torch.Generator(hypers.raw.device).manual_seed(seed)
-        predict = predict or _of_first
+        predict = predict or of_first
         self._carried = Carried(predict, hypers) if carry else None
         self.problem = Problem(
-            model, hypers, self._carried or predict, train_loss, valid_loss, size or _size(model), self.generator,
+            model, hypers, self._carried or predict, train_loss, valid_loss, size or batch_size(model), self.generator,
             autocast,
         )  # fmt: skip
         base, added = self.problem.parameters()
@@ -151,7 +150,7 @@ class Tuner:
                 loss = GRADIENTS[self.method](self.problem, batch, self._scaled)
                 if (self.steps + 1) % self.accumulate == 0:
                     self._update()
-        except NonFiniteError:
+        except Exception:
             self.optimizer.zero_grad()
             raise
         self.steps += 1
@@ -265,10 +264,9 @@ class Tuner:
         """Stand where the tuner stood whose `state_dict` this is.
 
         Raises:
-            ValueError: it is of another method.
+            ValueError: it is of another method or network; nothing has been loaded then.
         """
-        if state["method"] != self.method:
-            raise ValueError(f"the saved state is of method {state['method']!r}, this tuner's is {self.method!r}")
+        check_state(state, self.state_dict())
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.hyper_optimizer.load_state_dict(state["hyper_optimizer"])
@@ -282,43 +280,3 @@ class Tuner:
         self.streams.load_state_dict(state["streams"])
         self.steps, self.valid_steps = state["steps"], state["valid_steps"]
         self._started = time.perf_counter() - state["seconds"]
-
-
-def _of_first(model: nn.Module, batch: Any, *state: Any) -> Any:
-    return model(batch[0], *state)
-
-
-def _size(model: nn.Module) -> Callable[[Any], int]:
-    """What tells B of a batch by its first tensor."""
-    conversion: Any = model.conversion
-
-    def size(batch: Any) -> int:
-        found = tensors(batch, floating=False)
-        if not found:
-            raise ValueError("the batch holds no tensor to tell its size by; give Tuner size=")
-        return found[0].shape[conversion.batch_dim]
-
-    return size
-
-
-def checked(optimizer: Optimizer, base: list[nn.Parameter], added: list[nn.Parameter]) -> Optimizer:
-    """An optimizer, if it holds just these parameters and lets responses be.
-
-    Raises:
-        ValueError: it does not.
-    """
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    wanted = {id(p) for p in [*base, *added]}
-    if held != wanted:
-        raise ValueError(
-            f"the optimizer must hold the model's {len(wanted)} parameters, but it lacks {len(wanted - held)} of them "
-            f"and holds {len(held - wanted)} others; give a factory that makes it from the groups it is handed"
-        )
-    responses = {id(p) for p in added}
-    for group in optimizer.param_groups:
-        if group.get("weight_decay") and any(id(p) in responses for p in group["params"]):
-            raise ValueError(
-                f"the optimizer decays responses by weight_decay={group['weight_decay']}, which pulls them to 0; keep "
-                "the parameter groups apart as they were handed over"
-            )
-    return optimizer

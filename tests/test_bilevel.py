@@ -134,5 +134,5 @@ def test_a_validation_loss_that_reads_a_hyperparameter_is_refused() -> None:
 
 
 def test_a_loss_that_is_no_tensor_is_refused() -> None:
-    with pytest.raises(TypeError, match="the training loss must be a tensor, got float"):
+    with pytest.raises(TypeError, match="the training loss must be a tensor of floating-point numbers, got float"):
         bilevel.mean_of(1.0, "training")  # type: ignore[arg-type]

@@ -1,0 +1,169 @@
+"""What a tuner cannot work with is named, before anything has changed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import revtune as rt
+from revtune.hyper import Hyper
+
+METHODS = pytest.mark.parametrize("method", ["delta", "stn"])
+BATCH = (torch.randn(8, 6), torch.randint(3, (8,)))
+
+
+def net(width: int = 8) -> nn.Module:
+    return rt.self_tuning(
+        nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.Dropout(0.2), nn.Linear(width, 3))
+    )
+
+
+def train_loss(out: Tensor, batch: Any, h: Any) -> Tensor:
+    return F.cross_entropy(out, batch[1], reduction="none")
+
+
+def tuner(model: nn.Module | None = None, **options: Any) -> rt.Tuner:
+    given: dict[str, Any] = {
+        "train_loss": train_loss, "valid_loss": lambda out, batch: F.cross_entropy(out, batch[1]),
+        "optimizer": lambda params: torch.optim.SGD(params, 0.1), **options,
+    }  # fmt: skip
+    return rt.Tuner(net() if model is None else model, **given)
+
+
+def everything(of: rt.Tuner) -> list[Tensor]:
+    """Weights, statistics and hyperparameters."""
+    return [one.clone() for one in of.model.state_dict().values() if isinstance(one, Tensor)]
+
+
+LOSSES: list[tuple[str, Callable[..., Any], str]] = [
+    (
+        "train_loss",
+        lambda out, batch, h: out,
+        r"the training loss must be \(B,\) = \(8,\), one an example, or their mean",
+    ),
+    ("train_loss", lambda out, batch, h: torch.cat([out.sum(1)] * 2), r"got shape \(16,\)"),
+    ("train_loss", lambda out, batch, h: out.detach().sum(1), "the training loss has no gradient"),
+    ("train_loss", lambda out, batch, h: out.argmax(1), "the training loss must be a tensor of floating-point numbers"),
+    (
+        "train_loss",
+        lambda out, batch, h: 1.0,
+        "the training loss must be a tensor of floating-point numbers, got float",
+    ),
+    ("train_loss", lambda out, batch, h: train_loss(out, batch, h) * h.hue, "there is no hyperparameter 'hue'"),
+    ("valid_loss", lambda out, batch: out.detach().sum(), "the validation loss has no gradient"),
+]
+
+
+@METHODS
+@pytest.mark.parametrize(("level", "loss", "told"), LOSSES)
+def test_losses_that_are_none_are_named(method: str, level: str, loss: Callable[..., Any], told: str) -> None:
+    options: dict[str, Any] = {level: loss}
+    of = tuner(method=method, ratio=1, **options)
+    before = everything(of) if level == "train_loss" else [of.hypers.raw.detach().clone()]
+    with pytest.raises((TypeError, ValueError, rt.HyperparameterError), match=told):
+        of.step(BATCH, BATCH)
+    after = everything(of) if level == "train_loss" else [of.hypers.raw]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert all(p.grad is None for group in of.groups for p in group)
+
+
+@METHODS
+def test_a_mean_is_as_good_as_losses(method: str) -> None:
+    found = []
+    for loss in (train_loss, lambda out, batch, h: train_loss(out, batch, h).mean()):
+        torch.manual_seed(0)
+        of = tuner(method=method, train_loss=loss)
+        torch.manual_seed(1)
+        of.step(BATCH, BATCH)
+        found.append(everything(of))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+BATCHES: list[tuple[Any, str]] = [
+    ((BATCH[0][:0], BATCH[1][:0]), r"the batch has no examples: its first tensor is \(0, 6\)"),
+    ((torch.tensor(1.0),), r"the batch has no examples: its first tensor is \(\)"),
+    ((BATCH[0].to("meta"), BATCH[1]), "the batch is on the meta device"),
+    (BATCH[0], "a batch must be a tuple whose first part the network takes, got Tensor; give Tuner predict="),
+    (("a", "b"), "the batch holds no tensor to tell its size by; give Tuner size="),
+    (
+        (BATCH[0][:1], BATCH[1][:1]),
+        r"1: .* more than 1 value per channel, .* got input \(1, 8\)",
+    ),
+]
+
+
+@METHODS
+@pytest.mark.parametrize(("batch", "told"), BATCHES)
+def test_batches_that_are_none_are_named_on_both_levels(method: str, batch: Any, told: str) -> None:
+    of = tuner(method=method, ratio=1)
+    before = everything(of)
+    with pytest.raises(ValueError, match=told):
+        of.train_step(batch)
+    with pytest.raises(ValueError, match=told):
+        of.valid_step(batch)
+    assert all(torch.equal(one, other) for one, other in zip(before, everything(of), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"clip": 0}, "clip must be a positive number, or None for no limit, got 0"),
+        ({"clip": -1.0}, "clip must be a positive number"),
+        ({"entropy": float("nan")}, "entropy must be a finite number of at least 0, got nan"),
+        ({"ratio": True}, "ratio must be an integer of at least 1, got True"),
+        ({"seed": "x"}, "seed must be an integer, got 'x'"),
+        ({"optimizer": None}, "optimizer must be a function, got None"),
+        ({"optimizer": lambda params: None}, "optimizer must make a torch.optim.Optimizer, it made a NoneType"),
+        ({"hyper_optimizer": torch.optim.SGD([torch.zeros(1)], 0.1)}, "hyper_optimizer must be a factory"),
+        ({"train_loss": None}, "train_loss must be a function, got None"),
+        ({"predict": 3}, "predict must be a function, got 3"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        tuner(**options)
+
+
+def test_networks_without_numbers_or_apart_from_their_hyperparameters_are_named() -> None:
+    with pytest.raises(ValueError, match="the network is on the meta device"):
+        tuner(net().to("meta"))
+    apart = net()
+    hypers: Any = apart.hypers
+    hypers.raw = nn.Parameter(hypers.raw.detach().to("meta"))
+    with pytest.raises(ValueError, match="the network is on the meta device|hyperparameters are on meta"):
+        tuner(apart)
+
+
+def test_states_of_something_else_are_named_and_nothing_is_loaded() -> None:
+    of = tuner()
+    of.step(BATCH, BATCH)
+    before = everything(of)
+    wrong: list[tuple[Any, str]] = [
+        ({}, "the saved state is none of a Tuner: .* is missing"),
+        ([], "the saved state is none of a Tuner: got list"),
+        (tuner(method="stn").state_dict(), "is of method 'stn', this tuner's is 'delta'"),
+        (tuner(net(9)).state_dict(), r"of another network: 0.weight is \(9, 6\) there and \(8, 6\) here"),
+    ]
+    for state, told in wrong:
+        with pytest.raises(ValueError, match=told):
+            of.load_state_dict(state)
+    assert all(torch.equal(one, other) for one, other in zip(before, everything(of), strict=True))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: rt.Rate(1e-12), lambda: rt.Rate(1 - 1e-9), lambda: rt.Between(1e-9, 0.0, 1.0)]
+)
+def test_starts_without_a_signal_are_named(make: Callable[[], Hyper]) -> None:
+    with pytest.raises(ValueError, match="within 1e-05 of a bound, counted from bound to bound"):
+        make()
+
+
+def test_what_is_no_network_or_no_hyperparameters_is_named() -> None:
+    with pytest.raises(ValueError, match="self_tuning wants a network, an nn.Module, got str"):
+        rt.self_tuning("net")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"hypers must be Hyperparameters\(name=Rate\(0.05\), ...\), got dict"):
+        rt.self_tuning(nn.Linear(2, 2), {"a": rt.Rate(0.1)})  # type: ignore[arg-type]
