@@ -16,7 +16,7 @@ import revtune
 
 REFERS = {"RevLSTM": "RevGRU", "record": "scan"}
 ROOT = Path(__file__).parent.parent
-CORE = ["buffer", "cells", "dropout", "fixed", "layers", "meter", "readout", "scan", "stream"]
+CORE = ["attention", "buffer", "cells", "dropout", "encode", "fixed", "layers", "meter", "readout", "scan", "stream"]
 TUNING = ["constants", "convert", "hyper", "hyperparameters", "tuner", "weight_norm"]
 
 
