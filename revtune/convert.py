@@ -12,13 +12,14 @@ import tokenize
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
 
 from revtune.hyper import Rate
 from revtune.hyperparameters import Hyperparameters
-from revtune.noise import RATE
+from revtune.noise import BATCH_RATE, RATE
 from revtune.regularize import Tuned, TunedDropout, TunedDropout1d, TunedDropout2d, TunedDropout3d
 from revtune.response import (
     Responding,
@@ -48,6 +49,7 @@ LAYERS: dict[type[nn.Module], type[Responding]] = {
 DROPOUTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Dropout: TunedDropout, nn.Dropout1d: TunedDropout1d, nn.Dropout2d: TunedDropout2d, nn.Dropout3d: TunedDropout3d
 }  # fmt: skip
+RECURRENT_RATES = {"dropout": "_tuned_rate", "weight_drop": "_tuned_weight_drop"}
 CLOSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
@@ -87,7 +89,8 @@ def self_tuning(
         net: any module.
         hypers: what to tune; a dropout is tuned by the hyperparameter of its name, whole or last part. By default every
             nn.Dropout, and the dropout between layers of nn.LSTM and nn.GRU, gets a `Rate` named after its module,
-            from its present value on, or from 0.05 if that is 0.
+            from its present value on, or from 0.05 if that is 0. One named `weight_drop`, or `rnn.weight_drop` for the
+            module rnn alone, per="batch", drops recurrent weights of nn.LSTM and nn.GRU.
         batch_dim: which dimension of the layers' inputs are examples: 1 where time comes first.
         verbose: whether to print what was done.
 
@@ -187,20 +190,32 @@ def _plan_layer(
     if why := (_tied(module, shared) or kind.refuses(module)):
         plan.told.left[name or "the network itself"] = why
         return
-    plan.told.replaced[name or "the network itself"] = f"{kind.__name__}"
-    tuned = None
-    if isinstance(module, nn.LSTM | nn.GRU) and module.num_layers > 1:
-        tuned = hyper_of(f"{name}.dropout" if name else "dropout", hypers)
-        if tuned and hypers is None:
-            plan.rates[tuned] = module.dropout
+    rates = _plan_rates(plan, name, module, hypers) if isinstance(module, nn.LSTM | nn.GRU) else {}
+    also = f", its {' and '.join(rates)} tuned" if rates and hypers is not None else ""
+    plan.told.replaced[name or "the network itself"] = f"{kind.__name__}{also}"
 
     def convert(hypers: Hyperparameters) -> None:
         module.__class__ = kind
         module.adopt(hypers, name or "the network", batch_dim)  # type: ignore[operator]
-        if tuned:
-            module.__dict__["_tuned_rate"] = lambda: hypers[tuned]
+        for rate, tuned in rates.items():
+            module.__dict__[RECURRENT_RATES[rate]] = partial(hypers.__getitem__, tuned)
 
     plan.steps.append(convert)
+
+
+def _plan_rates(plan: _Plan, name: str, module: nn.LSTM | nn.GRU, hypers: Hyperparameters | None) -> dict[str, str]:
+    """What tunes the dropout between a recurrent module's layers, and that of its recurrent weights, by rate."""
+    rates: dict[str, str] = {}
+    if module.num_layers > 1 and (tuned := hyper_of(f"{name}.dropout" if name else "dropout", hypers)):
+        rates["dropout"] = tuned
+        if hypers is None:
+            plan.rates[tuned] = module.dropout
+        else:
+            RATE.check_tuned(f"{name}.dropout", tuned, hypers)
+    if hypers is not None and (tuned := hyper_of(f"{name}.weight_drop" if name else "weight_drop", hypers)):
+        rates["weight_drop"] = tuned
+        BATCH_RATE.check_tuned(f"{name}.weight_drop", tuned, hypers)
+    return rates
 
 
 def _shared(net: nn.Module) -> set[int]:

@@ -274,6 +274,37 @@ def test_a_tagger_is_tuned_with_the_dropout_between_its_lstms(method: Any) -> No
     torch.testing.assert_close(frozen(net).eval()(tokens), net.eval()(tokens), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["delta", "stn"])
+@pytest.mark.parametrize("name", ["weight_drop", "rnn.weight_drop"])
+def test_recurrent_weights_are_dropped_at_a_tuned_rate(method: Any, name: str) -> None:
+    """The rate moves, in training weights are dropped by it, and a copy reads its own."""
+    torch.manual_seed(0)
+    net: Any = self_tuning(Tagger(), Hyperparameters(**{name: Rate(0.5, per="batch")}), batch_dim=1)
+    assert "rnn: ResponseLSTM, its weight_drop tuned" in str(net.conversion)
+    tokens = torch.randint(12, (7, 6))
+    tuner = Tuner(
+        net, lambda out, batch, h: F.cross_entropy(out.permute(1, 2, 0), batch[1].T, reduction="none").mean(1),
+        lambda out, batch: F.cross_entropy(out.flatten(0, 1), batch[1].flatten()), method=method,
+        optimizer=lambda params: torch.optim.Adam(params, 0.01),
+    )  # fmt: skip
+    for _ in range(6):
+        tuner.step((tokens, tokens % 3), (tokens, tokens % 3))
+    assert net.hypers.values()[name] != 0.5 and not net.hypers.read ^ {name}
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        other.hypers.raw.fill_(-40.0)
+    x, same = torch.ones(7, 6, 8), []
+    for one in (net.train(), other.train()):
+        one.rnn.dropout = 0.0
+        same.append(torch.equal(one.rnn(x)[0], one.rnn(x)[0]))
+    assert same == [False, True]
+
+
+def test_weight_drop_is_one_for_a_batch() -> None:
+    with pytest.raises(ValueError, match="weight_drop"):
+        self_tuning(Tagger(), Hyperparameters(weight_drop=Rate(0.5)), batch_dim=1)
+
+
 def test_regularizers_of_ones_own_are_tuned_by_what_self_tuning_is_given() -> None:
     hypers = Hyperparameters(noise=Positive(0.1), words=Rate(0.2, per="batch"))
     layer = TunedWeightDrop(nn.Linear(4, 3), hypers, "words")
