@@ -34,7 +34,7 @@ wheel: $(READY)
 
 sanitize: $(READY)
 	REVTUNE_BACKEND=native REVTUNE_CXXFLAGS='$(WATCHED)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		LD_PRELOAD='$(WATCHERS)' $(BIN)/pytest -q $(wildcard tests/test_native*.py tests/test_kernel*.py)
+		LD_PRELOAD='$(WATCHERS)' $(BIN)/pytest -q $(wildcard tests/test_native*.py tests/test_kernel*.py tests/test_encode.py)
 
 $(READY): pyproject.toml constraints.txt
 	@[ -n "$(PYTHON)" ] || { echo "revtune needs Python 3.11 or later; make PYTHON=... names one" >&2; exit 1; }
