@@ -52,7 +52,7 @@ class Regression:
 
     def train_loss(self, out: Tensor, batch: Any, h: Any) -> Tensor:
         pulled = sum(h[f"penalty{i}"] * (out[ROWS:][share] ** 2).sum() for i, share in enumerate(self.shares))
-        return (out[:ROWS] - batch[1]) ** 2 + pulled
+        return ((out[:ROWS] - batch[1]) ** 2).mean() + pulled
 
     def valid_loss(self, out: Tensor, batch: Any) -> Tensor:
         return ((out[:ROWS] - batch[1]) ** 2).mean()

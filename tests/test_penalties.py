@@ -250,7 +250,7 @@ def test_outside_a_pass_stn_answers_at_the_current_values() -> None:
     net, hypers = whole()
     hypers.centred = False
     outside = weight_norm2(net)
-    with hypers.bound(Pass(2, hypers.raw.detach().expand(2, -1), None)):
+    with hypers.bound(Pass(2, hypers.departure(hypers.raw.detach().expand(2, -1)), None)):
         assert outside.shape == () and torch.allclose(weight_norm2(net), outside.expand(2))
 
 
