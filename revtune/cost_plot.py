@@ -28,8 +28,9 @@ def goals(timed: list[Record], remembered: list[Record]) -> bytes:
             if cost.step == step:
                 _ratio(axes, cost, labels.index(cost.case.label), [*looks, "memory"], look)
         axes.axvline(1, color="black", linewidth=0.8)
-        axes.set(title=step, xlabel="over a plain step, median and range")
+        axes.set(title=step)
         axes.grid(alpha=0.3, axis="x")
+    figure.supxlabel("time or memory over a plain step's, median and range", fontsize="medium")
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].invert_yaxis()
     legend(figure, panels[0])
