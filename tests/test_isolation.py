@@ -1,4 +1,4 @@
-"""What a level must not move, for every kind of layer that responds: weights stay on held-out data, values in training."""
+"""What a level must not move, for every kind of layer that responds: weights on held-out data, values in training."""
 
 from typing import Any
 
@@ -107,7 +107,7 @@ def test_every_layer_that_responds_is_watched() -> None:
     assert watched == everyone(Responding)
 
 
-def everyone(kind: type) -> set[type]:
+def everyone(kind: Any) -> set[Any]:
     """All kinds of a kind that a plain layer of torch becomes."""
     below = {one for child in kind.__subclasses__() for one in everyone(child)}
     return below | ({kind} if "plain" in vars(kind) and kind.__module__.startswith("revtune.") else set())
