@@ -5,13 +5,15 @@ A plain network at fixed values has torch's own layers; its regularizers are tho
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from revtune.convert import DROPOUTS, hyper_of
+from revtune.convert import DROPOUTS, hyper_of, recurrent_rates
 from revtune.hyper import Hyper
 from revtune.hyperparameters import Hyperparameters
+from revtune.rated_rnn import rate
 
 
 class Numbers(dict[str, float]):
@@ -62,16 +64,17 @@ class Constants(Hyperparameters):
 
 
 def plain(net: nn.Module, hypers: Constants) -> nn.Module:
-    """A network whose dropouts, if a hyperparameter has their name, whole or last part, take its number; the same one.
+    """A network whose dropouts take the numbers of the hyperparameters that `self_tuning` tunes them by; the same one.
 
     Args:
         net: of plain layers, as `Task.net` gives it.
         hypers: what its regularizers read.
     """
     for name, module in net.named_modules():
-        own = hyper_of(name, hypers)
-        if own is not None and type(module) in DROPOUTS:
+        if type(module) in DROPOUTS and (own := hyper_of(name, hypers)) is not None:
             dropout: Any = module
             dropout.__class__ = DROPOUTS[type(module)]
             dropout.adopt(hypers, own)
+        elif isinstance(module, nn.LSTM | nn.GRU) and (rates := recurrent_rates(name, module, hypers)):
+            rate(module, {kind: partial(hypers.__getitem__, own) for kind, own in rates.items()})
     return net

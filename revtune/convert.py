@@ -49,7 +49,7 @@ LAYERS: dict[type[nn.Module], type[Responding]] = {
 DROPOUTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Dropout: TunedDropout, nn.Dropout1d: TunedDropout1d, nn.Dropout2d: TunedDropout2d, nn.Dropout3d: TunedDropout3d
 }  # fmt: skip
-RECURRENT_RATES = {"dropout": "_tuned_rate", "weight_drop": "_tuned_weight_drop"}
+RECURRENT_RATES = {"dropout": ("_tuned_rate", RATE), "weight_drop": ("_tuned_weight_drop", BATCH_RATE)}
 CLOSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
@@ -198,24 +198,28 @@ def _plan_layer(
         module.__class__ = kind
         module.adopt(hypers, name or "the network", batch_dim)  # type: ignore[operator]
         for rate, tuned in rates.items():
-            module.__dict__[RECURRENT_RATES[rate]] = partial(hypers.__getitem__, tuned)
+            module.__dict__[RECURRENT_RATES[rate][0]] = partial(hypers.__getitem__, tuned)
 
     plan.steps.append(convert)
 
 
 def _plan_rates(plan: _Plan, name: str, module: nn.LSTM | nn.GRU, hypers: Hyperparameters | None) -> dict[str, str]:
-    """What tunes the dropout between a recurrent module's layers, and that of its recurrent weights, by rate."""
-    rates: dict[str, str] = {}
-    if module.num_layers > 1 and (tuned := hyper_of(f"{name}.dropout" if name else "dropout", hypers)):
-        rates["dropout"] = tuned
-        if hypers is None:
-            plan.rates[tuned] = module.dropout
-        else:
-            RATE.check_tuned(f"{name}.dropout", tuned, hypers)
-    if hypers is not None and (tuned := hyper_of(f"{name}.weight_drop" if name else "weight_drop", hypers)):
-        rates["weight_drop"] = tuned
-        BATCH_RATE.check_tuned(f"{name}.weight_drop", tuned, hypers)
+    """As `recurrent_rates`, checked; without hyperparameters, rates that are to become some are planned."""
+    rates = recurrent_rates(name, module, hypers)
+    if hypers is None:
+        plan.rates.update({tuned: module.dropout for tuned in rates.values()})
+        return rates
+    for rate, tuned in rates.items():
+        RECURRENT_RATES[rate][1].check_tuned(f"{name}.{rate}", tuned, hypers)
     return rates
+
+
+def recurrent_rates(name: str, module: nn.RNNBase, hypers: Hyperparameters | None) -> dict[str, str]:
+    """What tunes the dropout between a recurrent module's layers, and that of its recurrent weights, by rate."""
+    prefix = f"{name}." if name else ""
+    wanted = ["dropout"] * (module.num_layers > 1) + ["weight_drop"] * (hypers is not None)
+    found = {rate: hyper_of(prefix + rate, hypers) for rate in wanted}
+    return {rate: tuned for rate, tuned in found.items() if tuned}
 
 
 def _shared(net: nn.Module) -> set[int]:
