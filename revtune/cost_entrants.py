@@ -10,7 +10,7 @@ import torch
 
 from revtune import recipes
 from revtune.cost_cases import TUNED, Case, Step
-from revtune.cost_lstm import RandomWords
+from revtune.data import END, UNKNOWN, Corpus, Words
 from revtune.image_parts import Parts
 from revtune.learner import PlainLearner, TunedLearner
 from revtune.task import Task
@@ -44,13 +44,25 @@ def entrant(case: Case, step: Step) -> Run:
 
 def task_of(case: Case) -> Task:
     """The recipe's task at these sizes, on random data."""
-    if case.net == "ptb_lstm":
-        return RandomWords(case.width, case.tokens, case.batch, case.steps)
     recipe: Any = recipes.find(case.net)
-    study = recipe.study()
+    study = recipe.study("paper" if case.net == "ptb_lstm" else "small")
     study = dataclasses.replace(study, width=case.width, learning=dataclasses.replace(study.learning, batch=case.batch))
+    if case.net == "ptb_lstm":
+        study = dataclasses.replace(study, length=case.steps)
+    task: Task = recipe.task(study, random_words(case) if case.net == "ptb_lstm" else random_images(case))
+    return task
+
+
+def random_images(case: Case) -> Parts:
+    """A batch of images of random pixels and classes."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (case.batch, *SHAPES[case.net]), dtype=torch.uint8, generator=generator)
     part = pixels, torch.randint(CLASSES, (case.batch,), generator=generator)
-    task: Task = recipe.task(study, Parts(part, part, part))
-    return task
+    return Parts(part, part, part)
+
+
+def random_words(case: Case) -> Corpus:
+    """A batch of random words."""
+    words = torch.randint(case.tokens, (case.batch * (case.steps + 1),), generator=torch.Generator().manual_seed(0))
+    vocabulary = Words([*map(str, range(case.tokens - 2)), END, UNKNOWN])
+    return Corpus(vocabulary, words, words, words)

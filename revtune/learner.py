@@ -245,8 +245,10 @@ class TunedLearner(Learner):
         self.task = task
         torch.manual_seed(task.study.seed)
         tuning = task.study.tuning(method)
-        specs = task.hypers().items()
-        self.hypers = Hyperparameters(**{n: replace(one, tune_scale=tuning.tune_scales) for n, one in specs})
+        self.hypers = Hyperparameters(**{
+            name: replace(one, scale=tuning.scale, tune_scale=tuning.tune_scales)
+            for name, one in task.hypers().items()
+        })  # fmt: skip
         self.model = self_tuning(task.net(self.hypers), self.hypers, batch_dim=task.batch_dim)
         rule = HYPER_RULES[tuning.optimizer]
         self.tuner = Tuner(

@@ -80,6 +80,8 @@ class Tuning:
     """Weight of the perturbations' entropy, which tunes their scales."""
     tune_scales: bool = True
     """Whether to tune the scales of perturbations, or leave them where they start."""
+    scale: float = 0.5
+    """Where scales start."""
     response_lr: float = 1.0
     """Learning rate of the responses, in those of the weights."""
 

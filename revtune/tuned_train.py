@@ -16,6 +16,7 @@ from torch import nn
 from revtune import checkpoint, recipes
 from revtune.config import read_typed
 from revtune.constants import Constants, plain
+from revtune.hyper import Hyper
 from revtune.learner import learner
 from revtune.problem import Problem
 from revtune.run import _next_folder, refuse_taken, write
@@ -45,6 +46,9 @@ class Options(Generic[S]):
 def check(study: Study) -> None:
     """Raise `Problem` for the first setting that no run can have."""
     check_numbers(study, study.learning, study.stn, study.delta)
+    for tuning in (study.stn, study.delta):
+        if tuning.tune_scales and tuning.scale > Hyper.max_scale:
+            raise Problem(f"--scale must be at most {Hyper.max_scale:g} where it is tuned, got {tuning.scale}", code=2)
 
 
 def check_numbers(*groups: Any) -> None:

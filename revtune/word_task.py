@@ -133,7 +133,7 @@ class WordTask(Task):
             out, state = self.predict(model, batch, state)
             loss += self.valid_loss(out, batch).item() * batch.targets.numel()
             count += batch.targets.numel()
-        return {"loss": loss / count, "perplexity": math.exp(loss / count)}
+        return {"loss": loss / count, "perplexity": math.exp(min(loss / count, 99.0))}
 
 
 def text(source: Source, study: WordStudy) -> Corpus:

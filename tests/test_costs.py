@@ -74,7 +74,7 @@ def leaves(tree: Any) -> list[torch.Tensor]:
 def test_a_readout_tied_to_the_embedding_stays_plain() -> None:
     model: Any = TunedLearner(task_of(SMALL[3]), "stn").model
     assert "tied" in model.conversion.left["readout"]
-    assert model.conversion.replaced.keys() >= {"rnn", "words.embedding"}
+    assert model.conversion.replaced.keys() >= {"lower", "upper", "words.embedding"}
 
 
 def test_the_goals_are_those_agreed_and_all_are_measured() -> None:

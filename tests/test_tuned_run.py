@@ -163,6 +163,7 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
         ({"learning": Learning(steps=0)}, "--steps must be at least 1, got 0"),
         ({"learning": Learning(lr=0.0)}, "--lr must be above 0, got 0"),
         ({"stn": Tuning(hyper_lr=float("nan"))}, "--hyper-lr must be above 0, got nan"),
+        ({"delta": Tuning(scale=1.5)}, "--scale must be at most 1 where it is tuned, got 1.5"),
         ({"threads": 2**40}, "--threads must be below 2"),
     ],
 )
@@ -195,10 +196,11 @@ def test_states_keep_their_kinds() -> None:
 
 
 def test_tuned_learners_take_their_methods_settings(tmp_path: Path) -> None:
-    told = dataclasses.replace(TUNING, response_lr=0.5, optimizer="rmsprop", ratio=3, tune_scales=False)
+    told = dataclasses.replace(TUNING, response_lr=0.5, optimizer="rmsprop", ratio=3, tune_scales=False, scale=1.5)
     task = tiny(tmp_path, stn=told)
     one, other = TunedLearner(task, "stn"), TunedLearner(task, "delta")
     one.set_rate()
     assert [group["lr"] for group in one.optimizer.param_groups] == [0.05, 0.025]
     assert isinstance(one.tuner.hyper_optimizer, torch.optim.RMSprop) and (one.tuner.ratio, other.tuner.ratio) == (3, 1)
     assert [any(spec.tune_scale for spec in its.hypers.specs.values()) for its in (one, other)] == [False, True]
+    assert [set(its.hypers.scales().values()) for its in (one, other)] == [{1.5}, {0.5}]

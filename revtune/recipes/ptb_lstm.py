@@ -19,7 +19,7 @@ DROPOUTS = ("input_drop", "hidden_drop", "output_drop")
 BATCH_DROPOUTS = ("embedding_drop", "weight_drop")
 PENALTIES = ("activation", "temporal")
 EMBEDDING_INIT = 0.1  # as Merity et al. 2018; an embedding's usual N(0, 1) is far too large for a softmax
-PAPER = Tuning(warmup=332, tune_scales=False)
+PAPER = Tuning(warmup=332, tune_scales=False, scale=1.0)
 
 
 def study(size: Size = "small") -> WordStudy:
@@ -43,16 +43,17 @@ class WordNet(nn.Module):
     The readout stays plain: its weight is the embedding's. Recurrent weights are dropped at the rate `weight_drop`.
 
     Args:
-        hypers: what the dropouts read.
+        hypers: what the dropouts read; the rate of one that is not there is 0.
         words: V.
         width: H, of embedding and layers.
     """
 
     def __init__(self, hypers: Hyperparameters, words: int, width: int) -> None:
         super().__init__()
-        self.words = TunedEmbeddingDropout(nn.Embedding(words, width), hypers, "embedding_drop")
+        rates = {name: name if name in hypers.names else 0.0 for name in (*DROPOUTS, *BATCH_DROPOUTS)}
+        self.words = TunedEmbeddingDropout(nn.Embedding(words, width), hypers, rates["embedding_drop"])
         self.input_drop, self.hidden_drop, self.output_drop = (
-            TunedLockedDropout(hypers, name, batch_dim=1) for name in DROPOUTS
+            TunedLockedDropout(hypers, rates[name], batch_dim=1) for name in DROPOUTS
         )
         self.lower, self.upper = nn.LSTM(width, width), nn.LSTM(width, width)
         self.readout = nn.Linear(width, words)
