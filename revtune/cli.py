@@ -159,7 +159,7 @@ def study(name: str, arguments: list[str]) -> None:
     recipe = recipes.find(name)
     default = recipe.Options(study=recipe.recipe(full="--full" in arguments))
     about = f"Recipe {name}. {recipe.__doc__}"
-    recipe.run(parse(recipe.Options, arguments, f"train {name}", about=about, default=default))
+    recipe.run(parse(recipe.Options, arguments, f"train {name}", about=about, default=default, flat=False))
 
 
 def tuned(name: str, arguments: list[str]) -> None:

@@ -169,6 +169,8 @@ def read_typed(kind: type[T], values: dict[str, Any]) -> T:
             found[name] = read_typed(cast(type, wanted), found[name])
         elif wanted == Path | None and isinstance(found.get(name), str):
             found[name] = Path(found[name])
+        elif get_origin(wanted) is tuple and isinstance(found.get(name), list):
+            found[name] = tuple(found[name])
     read: T = _typed(kind, found)
     return read
 
@@ -176,6 +178,8 @@ def read_typed(kind: type[T], values: dict[str, Any]) -> T:
 def _is(value: Any, wanted: Any) -> bool:
     if get_origin(wanted) is Literal:
         return value in get_args(wanted)
+    if get_origin(wanted) is tuple:
+        return type(value) is tuple and all(_is(one, get_args(wanted)[0]) for one in value)
     if isinstance(wanted, UnionType):
         return any(_is(value, one) for one in get_args(wanted))
     if wanted is float:
