@@ -32,7 +32,7 @@ from revtune.compare_report import CompareReport
 from revtune.config import read_typed
 from revtune.learner import Learner, learner
 from revtune.problem import Problem
-from revtune.run import _next_folder, write
+from revtune.run import next_folder, write
 from revtune.task import Method, Size, Study, Task
 from revtune.tuned_run import Course
 from revtune.tuned_train import at_home, check
@@ -209,7 +209,7 @@ def folder_of(name: str, options: Options[Any]) -> Path:
             raise Problem(f"{options.out} holds a contest with other settings; give another --out")
         folder = options.out
     else:
-        folder = options.out or _next_folder("compare")
+        folder = options.out or next_folder("compare")
         folder.mkdir(parents=True, exist_ok=True)
     write(folder / "config.json", json.dumps(facts, indent=1).encode() + b"\n")
     return folder

@@ -152,9 +152,7 @@ class NativeTape(Tape):
         check_input(x, first, self.name)
         room = self.kernel.room(x, recorded=recorded)
         start = Place(unstacked(self._counts.clone(), self.cell))
-        words, check, fine = self.kernel.forward(
-            room, self._counts, self.buffer.heads, first, keep, tally, self.sliced
-        )
+        words, check, fine = self.kernel.forward(room, self._counts, self.buffer.heads, first, keep, tally, self.sliced)
         if not fine:
             name_bad_state(
                 self.cell, self.weights, x, first, start, masks=self.masks, lengths=self.lengths, name=self.name

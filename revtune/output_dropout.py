@@ -67,7 +67,7 @@ class Study(WordStudy):
 
 
 def study(size: Size = "small") -> Study:
-    """The settings of `ptb_lstm`, in so many updates that a plain network stops improving."""
+    """The settings of `ptb_lstm`, in so many updates that rates which are fixed stop improving, but the highest."""
     base = ptb_lstm.study(size)
     own = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
     if size == "small":

@@ -39,7 +39,7 @@ from revtune.output_dropout import (
 )
 from revtune.output_dropout_report import markdown, plot, table, title, verdicts
 from revtune.problem import Problem
-from revtune.run import _next_folder, write
+from revtune.run import next_folder, write
 from revtune.tuned_report import measure
 from revtune.tuned_run import Course
 from revtune.tuned_train import at_home
@@ -197,7 +197,7 @@ def folder_of(study: Study, out: Path | None) -> Path:
         if stored(out) != study:
             raise Problem(f"{out} holds an experiment with other settings; give another --out")
         return out
-    folder = out or _next_folder(RECIPE)
+    folder = out or next_folder(RECIPE)
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"recipe": RECIPE, "study": dataclasses.asdict(study)}
     write(folder / "config.json", json.dumps(facts, indent=1, default=str).encode() + b"\n")

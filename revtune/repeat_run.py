@@ -34,7 +34,7 @@ from revtune.machine import processors
 from revtune.problem import Problem
 from revtune.repeat import Cell, Study, check, from_json, learn, to_json
 from revtune.repeat_report import markdown, plot, summary, table, title
-from revtune.run import RUNS, Metrics, _next_folder, write
+from revtune.run import RUNS, Metrics, next_folder, write
 
 Figures = dict[str, Any]
 
@@ -107,7 +107,7 @@ def folder_of(study: Study, out: Path | None) -> Path:
             raise Problem(f"{out} holds a study with other settings; give another --out")
         return out
     try:
-        folder = _next_folder("repeat") if out is None else out
+        folder = next_folder("repeat") if out is None else out
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Problem(f"cannot make the folder {out or RUNS}: {error.strerror}") from error

@@ -129,7 +129,7 @@ def create(config: Config, corpus: Corpus, out: Path | None) -> Run:
     """
     refuse_taken(out)
     try:
-        folder = _next_folder(config.recipe) if out is None else _made(out)
+        folder = next_folder(config.recipe) if out is None else _made(out)
     except OSError as error:
         raise Problem(f"cannot make the folder {out or RUNS}: {error.strerror}") from error
     write(folder / "vocabulary.json", json.dumps({**corpus.vocabulary.facts(), "digest": corpus.digest()}).encode())
@@ -143,7 +143,7 @@ def refuse_taken(out: Path | None) -> None:
         raise Problem(f"{out} already holds a run; revtune train --resume {out} goes on with it")
 
 
-def _next_folder(recipe: str) -> Path:
+def next_folder(recipe: str) -> Path:
     for number in itertools.count(1):
         with contextlib.suppress(FileExistsError):
             folder = RUNS / f"{recipe}-{number}"

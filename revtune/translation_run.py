@@ -17,7 +17,7 @@ from revtune.bleu import bleu
 from revtune.config import read_typed
 from revtune.pairs import Lexicon, lexicon
 from revtune.problem import Problem
-from revtune.run import _next_folder, refuse_taken, write
+from revtune.run import next_folder, refuse_taken, write
 from revtune.translating import Decoding, Interpreter
 from revtune.translation import Study, Translation, TranslationLearner
 from revtune.translator import Over, Translator, build
@@ -44,7 +44,7 @@ def start(name: str, options: Options) -> Path:
     study = dataclasses.replace(options.study, text=dataclasses.replace(text, data=text.data and text.data.absolute()))
     check(study)
     task = Translation(study)
-    folder = options.out or _next_folder(name)
+    folder = options.out or next_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
     for split, there in task.pairs.splits.items():
         if there.empty or there.long:

@@ -19,7 +19,7 @@ from revtune.constants import Constants, plain
 from revtune.hyper import Hyper
 from revtune.learner import learner
 from revtune.problem import Problem
-from revtune.run import _next_folder, refuse_taken, write
+from revtune.run import next_folder, refuse_taken, write
 from revtune.task import METHODS, Method, Size, Study, Task
 from revtune.tuned_report import TunedReport, measure
 from revtune.tuned_run import Course
@@ -71,7 +71,7 @@ def start(name: str, options: Options[Any]) -> Path:
     study = at_home(options.study)
     check(study)
     task = recipes.find(name).task(study)
-    folder = options.out or _next_folder(name)
+    folder = options.out or next_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"recipe": name, "size": options.size, "method": options.method, "study": dataclasses.asdict(study)}
     write(folder / "config.json", json.dumps(facts, indent=2, default=str).encode() + b"\n")

@@ -30,7 +30,7 @@ Source = Literal["ptb", "wikitext2"]
 class WordStudy(Study):
     """Settings of a study on words."""
 
-    words: int | None = 50_000
+    words: int | None = 20_000
     """Words of the training text to use, from its beginning, and a fifth as many of the held-out text; None for all."""
     vocabulary: int = 10_000
     """So many of the most frequent words are told apart."""
