@@ -3,27 +3,7 @@
 
 namespace lstm {
 
-constexpr int64_t blocks = 5;
 constexpr float top = 1023.0f;  // bounds c, and the paper's h, by 1025
-
-inline int64_t product_size(int64_t units) { return padded(blocks * units) * units; }
-
-inline void pack(const float* weight, int64_t units, float* packed) {
-  pack_product(weight, blocks * units, units, packed);
-}
-
-// The one routine that evaluates gates, in either direction and from known outputs: a half of positions [begin, end).
-void evaluate(Worker& worker, int64_t begin, int64_t end, int half) {
-  const int64_t n = worker.units;
-  worker.read_other(begin, end, half);
-  worker.recurrent(begin, end, blocks * n, half * product_size(n), half * blocks * n);
-  for (int64_t p = begin; p < end; p++) {
-    const float* sum = worker.sums[p - begin];
-    float* gates = worker.gates(p, half);
-    for (int64_t j = 0; j < 4 * n; j++) gates[j] = sigmoid(gates[j] + sum[j]);
-    for (int64_t j = 4 * n; j < 5 * n; j++) gates[j] = hyperbolic_tangent(gates[j] + sum[j]);
-  }
-}
 
 inline void add_product(double* __restrict h, const float* __restrict a, const float* __restrict b, int64_t n,
                         double sign) {
@@ -76,23 +56,19 @@ inline void infer_step(Worker& worker, int64_t position, int half, float* c) {
   worker.round_slice(half, worker.counts(0, half, row));
 }
 
-// The state of one row, one step on.
 inline void step(Worker& worker, int64_t position, int half, Keep keep, float* c) {
   const int64_t n = worker.units, row = position % worker.chunk.rows;
   const float* gates = worker.gates(position, half);
-  float* zi = worker.zi[0];
-  for (int group = 1; group >= 0; group--) {
-    double* counts = worker.counts(group, half, row);
-    use_gate(worker, gates + (1 - group) * n);
-    if (worker.chunk.forgetting) worker.forget(group, half, row, zi, keep);
-    if (group == 1) {
-      add_product(counts, gates + 2 * n, gates + 4 * n, n, 1.0);
-      copy_floats(counts, c, n);
-    } else {
-      add_output(worker, counts, gates + 3 * n, c, 1.0);
-      worker.round_slice(half, counts);
-    }
-  }
+  double *cell = worker.counts(1, half, row), *hidden = worker.counts(0, half, row);
+  use_gate(worker, gates);
+  if (worker.chunk.forgetting) worker.forget(1, half, row, worker.zi[0], keep);
+  add_product(cell, gates + 2 * n, gates + 4 * n, n, 1.0);
+  copy_floats(cell, c, n);
+  use_gate(worker, gates + n);
+  if (worker.chunk.forgetting) worker.forget(0, half, row, worker.zi[0], keep);
+  add_output(worker, hidden, gates + 3 * n, c, 1.0);
+  worker.round_slice(half, hidden);
+  copy_floats(hidden, worker.y(position, half), n);
 }
 
 // c of one row before a step; false if its stack ran empty.
@@ -114,78 +90,6 @@ inline bool undo_hidden(Worker& worker, int64_t position, int half) {
   add_output(worker, counts, gates + 3 * n, worker.c(position, half), -1.0);
   if (worker.chunk.forgetting && !worker.restore(0, half, row, worker.zi[0])) return false;
   worker.take_slice(half, counts, position);
-  return true;
-}
-
-bool forward(const Chunk& chunk, Keep keep, int64_t begin, int64_t end) {
-  Worker worker(chunk, blocks, end - begin);
-  const int64_t n = chunk.units;
-  bool fine = true;
-  for (int64_t row = begin; row < end; row++)
-    for (int half = 0; half < 2; half++) {
-      copy_floats(worker.counts(0, half, row), chunk.y_start + (row * 2 + half) * n, n);
-      if (chunk.c) copy_floats(worker.counts(1, half, row), chunk.c_start + (row * 2 + half) * n, n);
-    }
-  for (int64_t t = 0; t < chunk.steps; t++)
-    for (int half = 0; half < 2; half++) {
-      evaluate(worker, t * chunk.rows + begin, t * chunk.rows + end, half);
-      for (int64_t row = begin; row < end; row++) {
-        const int64_t position = t * chunk.rows + row;
-        float* c = chunk.c ? worker.c(position, half) : worker.kept[0];
-        if (worker.runs(position) && keep == Keep::nothing && chunk.forgetting) {
-          infer_step(worker, position, half, c);
-          continue;
-        }
-        if (worker.runs(position)) {
-          step(worker, position, half, keep, c);
-          if (!chunk.forgetting) fine &= worker.all_within_range(row);
-        } else if (chunk.c) {
-          copy_floats(worker.counts(1, half, row), c, n);
-        }
-        copy_floats(worker.counts(0, half, row), worker.y(position, half), n);
-      }
-    }
-  for (int64_t row = begin; row < end; row++) fine &= worker.all_within_range(row);
-  return fine;
-}
-
-bool rewind(const Chunk& chunk, int64_t begin, int64_t end) {
-  Worker worker(chunk, blocks, end - begin);
-  const int64_t n = chunk.units, last = (chunk.steps - 1) * chunk.rows;
-  for (int64_t row = begin; row < end; row++)
-    for (int half = 0; half < 2; half++) {
-      copy_floats(worker.counts(0, half, row), worker.y(last + row, half), n);
-      copy_floats(worker.counts(1, half, row), worker.c(last + row, half), n);
-    }
-  for (int64_t t = chunk.steps - 1; t >= 0; t--)
-    for (int half = 1; half >= 0; half--) {
-      evaluate(worker, t * chunk.rows + begin, t * chunk.rows + end, half);
-      for (int64_t row = begin; row < end; row++) {
-        const int64_t position = t * chunk.rows + row;
-        if (worker.runs(position) && !(undo_hidden(worker, position, half) && undo_cell(worker, position, half)))
-          return false;
-        copy_floats(worker.counts(0, half, row), worker.y_before(position, half), n);
-        copy_floats(worker.counts(1, half, row), worker.c_before(position, half), n);
-      }
-    }
-  return true;
-}
-
-void recall(const Chunk& chunk, int64_t begin, int64_t end) { recall_with(chunk, blocks, begin, end, evaluate); }
-
-// With gates recalled, only c is left to rewind: no product, rows by themselves.
-bool recall_cells(const Chunk& chunk, int64_t begin, int64_t end) {
-  Worker worker(chunk, blocks, 1);
-  const int64_t n = chunk.units, last = (chunk.steps - 1) * chunk.rows;
-  for (int64_t row = begin; row < end; row++) {
-    for (int half = 0; half < 2; half++) copy_floats(worker.counts(1, half, row), worker.c(last + row, half), n);
-    for (int64_t t = chunk.steps - 1; t >= 0; t--)
-      for (int half = 1; half >= 0; half--) {
-        const int64_t position = t * chunk.rows + row;
-        if (worker.runs(position) && !undo_cell(worker, position, half)) return false;
-        copy_floats(worker.counts(1, half, row), worker.c_before(position, half), n);
-      }
-  }
   return true;
 }
 
@@ -216,28 +120,68 @@ void undo_step(float* __restrict gates, Half at, int64_t n, float slope, float f
   }
 }
 
-void gradient(const Gradient& task, int64_t begin, int64_t end) {
-  const Chunk& chunk = *task.chunk;
-  Backward worker(task, blocks, end - begin);
-  const int64_t n = chunk.units;
-  const auto undo = chunk.forgetting ? undo_step<true> : undo_step<false>;
-  for (int64_t t = chunk.steps - 1; t >= 0; t--) {
-    worker.add_output_gradient(t, begin, end);
-    for (int half = 1; half >= 0; half--) {
-      const int64_t at = t * chunk.rows;
-      for (int64_t row = begin; row < end; row++) {
-        float* gates = worker.gates(at + row, half);
-        const Half states{worker.y_before(at + row, half), worker.c_before(at + row, half), worker.c(at + row, half),
-                          worker.direction(0, half, row), worker.direction(1, half, row)};
-        if (worker.runs(at + row))
-          undo(gates, states, n, chunk.slope, chunk.floor, chunk.share);
-        else
-          std::fill(gates, gates + blocks * n, 0.0f);
-      }
-      worker.through(at + begin, at + end, half, 0, blocks, worker.sums);
-      for (int64_t row = begin; row < end; row++) worker.add_read(row, half, {worker.sums[row - begin]});
+struct Cell {
+  static constexpr int64_t blocks = 5;
+
+  static int64_t packed_size(int64_t units) { return padded(blocks * units) * units; }
+
+  static void pack(const float* weight, int64_t units, float* packed) {
+    pack_product(weight, blocks * units, units, packed);
+  }
+
+  static void evaluate(Worker& worker, int64_t begin, int64_t end, int half) {
+    const int64_t n = worker.units;
+    worker.read_other(begin, end, half);
+    worker.recurrent(begin, end, blocks * n, half * packed_size(n), half * blocks * n);
+    for (int64_t p = begin; p < end; p++) {
+      const float* sum = worker.sums[p - begin];
+      float* gates = worker.gates(p, half);
+      for (int64_t j = 0; j < 4 * n; j++) gates[j] = sigmoid(gates[j] + sum[j]);
+      for (int64_t j = 4 * n; j < 5 * n; j++) gates[j] = hyperbolic_tangent(gates[j] + sum[j]);
     }
   }
+
+  static void advance(Worker& worker, int64_t position, int half, Keep keep) {
+    float* c = worker.chunk.c ? worker.c(position, half) : worker.kept[0];
+    if (keep == Keep::nothing && worker.chunk.forgetting)
+      infer_step(worker, position, half, c);
+    else
+      step(worker, position, half, keep, c);
+  }
+
+  static bool undo(Worker& worker, int64_t position, int half) {
+    return undo_hidden(worker, position, half) && undo_cell(worker, position, half);
+  }
+
+  static void differentiate(Backward& worker, int64_t position, int half) {
+    const Chunk& chunk = worker.chunk;
+    const int64_t row = position % chunk.rows;
+    const Half states{worker.y_before(position, half), worker.c_before(position, half), worker.c(position, half),
+                      worker.direction(0, half, row), worker.direction(1, half, row)};
+    const auto undo_either = chunk.forgetting ? undo_step<true> : undo_step<false>;
+    undo_either(worker.gates(position, half), states, worker.units, chunk.slope, chunk.floor, chunk.share);
+  }
+
+  static void carry(Backward& worker, int64_t begin, int64_t end, int half) {
+    worker.through(begin, end, half, 0, blocks, worker.sums);
+    for (int64_t p = begin; p < end; p++) worker.add_read(p % worker.chunk.rows, half, {worker.sums[p - begin]});
+  }
+};
+
+// With gates recalled, only c is left to rewind: no product, rows by themselves.
+bool recall_cells(const Chunk& chunk, int64_t begin, int64_t end) {
+  Worker worker(chunk, Cell::blocks, 1);
+  const int64_t n = chunk.units, last = (chunk.steps - 1) * chunk.rows;
+  for (int64_t row = begin; row < end; row++) {
+    for (int half = 0; half < 2; half++) copy_floats(worker.counts(1, half, row), worker.c(last + row, half), n);
+    for (int64_t t = chunk.steps - 1; t >= 0; t--)
+      for (int half = 1; half >= 0; half--) {
+        const int64_t position = t * chunk.rows + row;
+        if (worker.runs(position) && !undo_cell(worker, position, half)) return false;
+        copy_floats(worker.counts(1, half, row), worker.c_before(position, half), n);
+      }
+  }
+  return true;
 }
 
 }  // namespace lstm

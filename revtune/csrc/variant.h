@@ -10,21 +10,26 @@
 #include "backward.h"
 #include "gru.h"
 #include "lstm.h"
+#include "loops.h"
 
 inline int64_t packed_size(int64_t blocks, int64_t units) {
-  return 2 * (blocks == gru::blocks ? gru::product_size(units) : lstm::product_size(units));
+  return 2 * (blocks == gru::Cell::blocks ? gru::Cell::packed_size(units) : lstm::Cell::packed_size(units));
+}
+
+template <class Cell>
+void pack_halves(const float* weight, int64_t units, float* packed) {
+  for (int64_t half = 0; half < 2; half++)
+    Cell::pack(weight + half * Cell::blocks * units * units, units, packed + half * Cell::packed_size(units));
 }
 
 inline void pack(const float* weight, int64_t blocks, int64_t units, float* packed) {
-  for (int64_t half = 0; half < 2; half++, weight += blocks * units * units)
-    if (blocks == gru::blocks)
-      gru::pack(weight, units, packed + half * gru::product_size(units));
-    else
-      lstm::pack(weight, units, packed + half * lstm::product_size(units));
+  return blocks == gru::Cell::blocks ? pack_halves<gru::Cell>(weight, units, packed)
+                                     : pack_halves<lstm::Cell>(weight, units, packed);
 }
 
 constexpr Variant make_variant(const char* name) {
-  return {name, panel_width, packed_size, pack, {gru::forward, lstm::forward}, {gru::rewind, lstm::rewind},
-          {gru::recall, lstm::recall}, lstm::recall_cells, {gru::gradient, lstm::gradient}, sigmoid_of, tanh_of,
-          digest, project, project_back, add_outer, most_rows};
+  return {name, panel_width, packed_size, pack, {forward<gru::Cell>, forward<lstm::Cell>},
+          {rewind<gru::Cell>, rewind<lstm::Cell>}, {recall<gru::Cell>, recall<lstm::Cell>}, lstm::recall_cells,
+          {gradient<gru::Cell>, gradient<lstm::Cell>}, sigmoid_of, tanh_of, digest, project, project_back, add_outer,
+          most_rows};
 }

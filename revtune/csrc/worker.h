@@ -11,6 +11,11 @@ class Table {
   std::vector<float> values_;
 };
 
+// Floats of a part's counts.
+inline void copy_floats(const double* __restrict counts, float* __restrict values, int64_t n) {
+  for (int64_t j = 0; j < n; j++) values[j] = from_count(counts[j]);
+}
+
 class Worker {
  public:
   const Chunk& chunk;
@@ -34,11 +39,13 @@ class Worker {
   }
   float* gates(int64_t position, int half) const { return chunk.gates + (position * 2 + half) * blocks * units; }
   float* rh(int64_t position, int half) const { return chunk.rh + (position * 2 + half) * units; }
-  // States h and c after a step and before it.
+  // States h and c after a step and before it; null for a c that is not kept.
   float* y(int64_t position, int half) const { return chunk.y + (position * 2 + half) * units; }
-  float* c(int64_t position, int half) const { return chunk.c + (position * 2 + half) * units; }
+  float* c(int64_t position, int half) const { return chunk.c ? chunk.c + (position * 2 + half) * units : nullptr; }
   float* y_before(int64_t position, int half) const { return before(chunk.y_start, chunk.y, position, half); }
-  float* c_before(int64_t position, int half) const { return before(chunk.c_start, chunk.c, position, half); }
+  float* c_before(int64_t position, int half) const {
+    return chunk.c ? before(chunk.c_start, chunk.c, position, half) : nullptr;
+  }
   double* counts(int group, int half, int64_t row) const {
     return chunk.counts + ((group * 2 + half) * chunk.rows + row) * units;
   }
@@ -101,10 +108,15 @@ class Worker {
     for (int64_t j = 0; j < units; j++) zi_row[j] = forget_integer(gate[j], slope, floor, top);
   }
 
-  bool all_within_range(int64_t row) const {
+  // Floats of a half's states, of c if there is room for them.
+  void copy_states(int64_t row, int half, float* h, float* c) const {
+    copy_floats(counts(0, half, row), h, units);
+    if (c) copy_floats(counts(1, half, row), c, units);
+  }
+
+  bool in_range(int64_t row, int half) const {
     bool fine = true;
-    for (int group = 0; group < chunk.groups; group++)
-      for (int half = 0; half < 2; half++) fine &= within_range(counts(group, half, row), units);
+    for (int group = 0; group < chunk.groups; group++) fine &= within_range(counts(group, half, row), units);
     return fine;
   }
 
@@ -134,17 +146,3 @@ class Worker {
       if (zi_row[j] >= 1.0f) tally_[(size_t)zi_row[j]]++;
   }
 };
-
-// Evaluates both halves' gates of positions [begin, end), some positions after another so that their rows stay near.
-inline void recall_with(const Chunk& chunk, int64_t blocks, int64_t begin, int64_t end,
-                        void (*evaluate)(Worker&, int64_t, int64_t, int)) {
-  constexpr int64_t some = 8 * most_rows;
-  Worker worker(chunk, blocks, std::min(some, end - begin));
-  for (int half = 0; half < 2; half++)
-    for (int64_t p = begin; p < end; p += some) evaluate(worker, p, std::min(p + some, end), half);
-}
-
-// Floats of a part's counts.
-inline void copy_floats(const double* __restrict counts, float* __restrict values, int64_t n) {
-  for (int64_t j = 0; j < n; j++) values[j] = from_count(counts[j]);
-}

@@ -1,0 +1,79 @@
+// The loops over time, of any cell: rows [begin, end) of a chunk, step by step, one half after the other.
+//
+// A cell has `blocks` of gates a half, and
+//   evaluate(worker, begin, end, half)      gates of positions, in either direction and from known outputs
+//   advance(worker, position, half, keep)   a row's states one step on, and their floats
+//   undo(worker, position, half)            a row's states before a step; false if its stack ran empty
+//   differentiate(worker, position, half)   gradients of a row's gates in their place, from its direction, one step back
+//   carry(worker, begin, end, half)         on to the direction of the other half, which the gates have read
+
+template <class Cell>
+bool forward(const Chunk& chunk, Keep keep, int64_t begin, int64_t end) {
+  Worker worker(chunk, Cell::blocks, end - begin);
+  bool fine = true;
+  for (int64_t row = begin; row < end; row++)
+    for (int half = 0; half < 2; half++)
+      worker.copy_states(row, half, worker.y_before(row, half), worker.c_before(row, half));
+  for (int64_t t = 0; t < chunk.steps; t++)
+    for (int half = 0; half < 2; half++) {
+      Cell::evaluate(worker, t * chunk.rows + begin, t * chunk.rows + end, half);
+      for (int64_t row = begin; row < end; row++) {
+        const int64_t position = t * chunk.rows + row;
+        if (worker.runs(position))
+          Cell::advance(worker, position, half, keep);
+        else
+          worker.copy_states(row, half, worker.y(position, half), worker.c(position, half));
+        if (!chunk.forgetting) fine &= worker.in_range(row, half);
+      }
+    }
+  for (int64_t row = begin; row < end; row++)
+    for (int half = 0; half < 2; half++) fine &= worker.in_range(row, half);
+  return fine;
+}
+
+template <class Cell>
+bool rewind(const Chunk& chunk, int64_t begin, int64_t end) {
+  Worker worker(chunk, Cell::blocks, end - begin);
+  const int64_t last = (chunk.steps - 1) * chunk.rows;
+  for (int64_t row = begin; row < end; row++)
+    for (int half = 0; half < 2; half++)
+      worker.copy_states(row, half, worker.y(last + row, half), worker.c(last + row, half));
+  for (int64_t t = chunk.steps - 1; t >= 0; t--)
+    for (int half = 1; half >= 0; half--) {
+      // Half 1 reads half 2 as it was before the step, which has just been found.
+      Cell::evaluate(worker, t * chunk.rows + begin, t * chunk.rows + end, half);
+      for (int64_t row = begin; row < end; row++) {
+        const int64_t position = t * chunk.rows + row;
+        if (worker.runs(position) && !Cell::undo(worker, position, half)) return false;
+        worker.copy_states(row, half, worker.y_before(position, half), worker.c_before(position, half));
+      }
+    }
+  return true;
+}
+
+// Evaluates both halves' gates of positions [begin, end), some positions after another so that their rows stay near.
+template <class Cell>
+void recall(const Chunk& chunk, int64_t begin, int64_t end) {
+  constexpr int64_t some = 8 * most_rows;
+  Worker worker(chunk, Cell::blocks, std::min(some, end - begin));
+  for (int half = 0; half < 2; half++)
+    for (int64_t p = begin; p < end; p += some) Cell::evaluate(worker, p, std::min(p + some, end), half);
+}
+
+template <class Cell>
+void gradient(const Gradient& task, int64_t begin, int64_t end) {
+  const Chunk& chunk = *task.chunk;
+  Backward worker(task, Cell::blocks, end - begin);
+  for (int64_t t = chunk.steps - 1; t >= 0; t--) {
+    worker.add_output_gradient(t, begin, end);
+    for (int half = 1; half >= 0; half--) {
+      const int64_t first = t * chunk.rows + begin, last = t * chunk.rows + end;
+      for (int64_t position = first; position < last; position++)
+        if (worker.runs(position))
+          Cell::differentiate(worker, position, half);
+        else
+          std::fill_n(worker.gates(position, half), Cell::blocks * chunk.units, 0.0f);
+      Cell::carry(worker, first, last, half);
+    }
+  }
+}
