@@ -36,9 +36,9 @@ def study(size: Size = "small") -> WordStudy:
             steps=33_200, batch=40, lr=30.0, momentum=0.0, schedule="plateau", clip=0.25, valid_every=332
         )
         return WordStudy(words=None, length=70, width=650, learning=learning, stn=PAPER, delta=PAPER)
-    learning = Learning(steps=2_400, batch=20, lr=1.0, momentum=0.9, clip=0.25, valid_every=EPOCH)
-    delta = Tuning(warmup=5 * EPOCH, hyper_lr=0.03, tune_scales=False)
-    stn = dataclasses.replace(delta, response_lr=0.3)
+    learning = Learning(steps=2_400, batch=20, lr=2.0, clip=0.25, valid_every=EPOCH)
+    delta = Tuning(warmup=5 * EPOCH, hyper_lr=0.02, tune_scales=False)
+    stn = dataclasses.replace(delta, hyper_lr=0.01, response_lr=0.3)
     return WordStudy(words=20_000, vocabulary=2_000, width=64, learning=learning, stn=stn, delta=delta)
 
 
