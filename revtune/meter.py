@@ -130,6 +130,11 @@ class ResidentGauge:
         """Bytes above those resident when the gauge was made; file pages do not count."""
         return max(0, self._read("VmHWM") - self._read("RssFile") - self._read("RssShmem") - self.before)
 
+    def now(self) -> int:
+        """Bytes resident now above those."""
+        _trim()
+        return max(0, self._read("RssAnon") - self.before)
+
     @staticmethod
     def _read(field_name: str) -> int:
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field_name + ":"))

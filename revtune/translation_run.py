@@ -20,6 +20,7 @@ from revtune.problem import Problem
 from revtune.run import next_folder, refuse_taken, write
 from revtune.translating import Decoding, Interpreter
 from revtune.translation import Study, Translation, TranslationLearner
+from revtune.translation_bits import stored as stored_bits
 from revtune.translator import Over, Translator, build
 from revtune.tuned_report import TunedReport, measure
 from revtune.tuned_run import Course
@@ -110,7 +111,7 @@ def go_on(task: Translation, folder: Path) -> None:
         spent = course.clock.now()
         learner.take_best()
         scores = scored(task, learner.model.eval(), Decoding())
-        result = course.result(**spent, **scores)
+        result = course.result(**spent, **scores, bits=stored_bits(task, learner.model))
     print(f"\nbest held-out {measure(task.measure, result['valid'])}, at step {result['step']}")
     print(f"test BLEU {result['bleu']:.2f} by beam, {result['greedy_bleu']:.2f} greedy ({result['signature']})")
     print(f"the run is in {folder}; next:\n  revtune translate {folder}")

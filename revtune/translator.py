@@ -135,10 +135,14 @@ class Translator(nn.Module):
 
     def loss(self, batch: Batch) -> Tensor:
         """Summed loss in nats of a batch's targets."""
-        raise NotImplementedError
+        return self.decoded(batch, *self.encoded(batch.source, batch.source_lengths))
 
     def encoded(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, State]:
         """Annotations (S, B, k) and the final state."""
+        raise NotImplementedError
+
+    def decoded(self, batch: Batch, annotations: Tensor, state: State) -> Tensor:
+        """Summed loss in nats of a batch's targets, of what `encoded` gave."""
         raise NotImplementedError
 
     def keys(self, source: Tensor, mask: Tensor | None, rows: slice, annotations: Tensor) -> Tensor:
@@ -183,9 +187,8 @@ class RewindingTranslator(Translator):
             return every_output(self.encoder, self.encode(source), lengths)
         return rt.rewind_encode(self.encoder, source, encode=self.encode, units=self.over.units, lengths=lengths)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Summed loss in nats of a batch's targets."""
-        annotations, state = self.encoded(batch.source, batch.source_lengths)
+    def decoded(self, batch: Batch, annotations: Tensor, state: State) -> Tensor:
+        """Summed loss in nats of a batch's targets, of what `encoded` gave."""
         readout = AttentionReadout(
             self.attention, partial(self.keys, batch.source, self.mask(batch.source)), batch.source_lengths,
             self.readout, self.drop,
@@ -210,11 +213,11 @@ class StoringTranslator(Translator):
         y, state = every_output(self.encoder, self.encode(source), lengths)
         return y[:, :, : self.over.units], state
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Summed loss in nats of a batch's targets."""
-        memory, state = self.remembered(batch.source, batch.source_lengths)
+    def decoded(self, batch: Batch, annotations: Tensor, state: State) -> Tensor:
+        """Summed loss in nats of a batch's targets, of what `encoded` gave."""
+        keys = self.keys(batch.source, self.mask(batch.source), slice(None), annotations)
         y, _ = self.decoder(self.decode(batch.inputs), state)
-        out, _ = self.attention(y.transpose(0, 1), *memory)
+        out, _ = self.attention(y.transpose(0, 1), keys, batch.source_lengths)
         live = running(batch.lengths, 0, len(batch.inputs))
         logits = F.linear(self.drop(out.transpose(0, 1)[live]), self.readout.weight, self.readout.bias)
         return F.cross_entropy(logits, batch.targets[live], reduction="sum")

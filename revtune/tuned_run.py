@@ -124,7 +124,7 @@ class Course:
         except NonFiniteError as error:
             raise Problem(f"step {self.learner.steps + 1} failed: {error}; a lower --lr may help") from error
 
-    def result(self, **more: float) -> dict[str, Any]:
+    def result(self, **more: Any) -> dict[str, Any]:
         """Write the best network, its figures with perhaps more of them, and the hyperparameters' history; the figures.
 
         Raises:

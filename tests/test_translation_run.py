@@ -32,6 +32,10 @@ def test_it_learns_to_translate(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     assert result["bleu"] > 80 and result["greedy_bleu"] > 80 and "tok:none" in result["signature"]
     assert result["test"]["perplexity"] < 1.5
+    for side in ("encoder", "decoder"):
+        found = result["bits"][side]
+        assert 0 < found["forgotten"] < found["stored"] < 3 + 1
+        assert found["positions"]["live"] <= found["positions"]["padded"] <= found["positions"]["unsorted"]
 
 
 def test_it_translates_a_file_without_its_data(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
