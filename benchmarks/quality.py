@@ -1,9 +1,9 @@
 """Perplexity of reversible layers beside torch's own on Penn Treebank: a queue of runs that goes on where it stopped.
 
-    python benchmarks/quality.py --list             what is done, begun and missing
-    python benchmarks/quality.py                    the runs of nn.GRU and nn.LSTM that are missing
-    python benchmarks/quality.py --reversible       those of RevGRU and RevLSTM too
-    python benchmarks/quality.py --only NAME        one run
+    python -m benchmarks.quality --list             what is done, begun and missing
+    python -m benchmarks.quality                    the runs of nn.GRU and nn.LSTM that are missing
+    python -m benchmarks.quality --reversible       those of RevGRU and RevLSTM too
+    python -m benchmarks.quality --only NAME        one run
 
 All runs share a recipe, the order of the data and the budget. Each is a `revtune train ptb` of its own in --runs, from
 whose measurements a small file in --results is made when it ends; the table there is made from these files.
@@ -12,30 +12,24 @@ whose measurements a small file in --results is made when it ends; the table the
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import fcntl
 import importlib.metadata
 import json
 import math
-import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
+from benchmarks import jobs as queue
+from benchmarks.jobs import Figures, alone, backend, call, measured
 from revtune.config import Config, Model, from_json
 from revtune.problem import Problem
 from revtune.recipes import ptb
 from revtune.run import Run, write
 
-Figures = dict[str, Any]
-
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "quality"
+RESULTS = queue.RESULTS / "quality"
 EPOCH = 664
 EPOCHS = 6
 RATE = 4e-3
@@ -44,7 +38,6 @@ SEEDS = (1, 2, 3)
 TOLD = ("batch", "length", "lr", "warmup", "clip", "threads", "seed")
 NAMES = {"gru": "nn.GRU", "lstm": "nn.LSTM", "revgru": "RevGRU", "revlstm": "RevLSTM"}
 COUNTERPART: dict[Model, Model] = {"revgru": "gru", "revlstm": "lstm"}
-STOPPED = 130  # the program's exit code after a checkpoint when it was asked to stop
 PAUSED = 5  # medians that a step takes at least when the process was stopped in it
 CLOSE = 1.01
 
@@ -146,21 +139,13 @@ class Study:
         """done, begun at a step, or missing."""
         if self.kept(job):
             return "done"
-        steps = [line["step"] for line in measured(self.run(job))]
+        steps = [line["step"] for line in measured(self.run(job).metrics)]
         return f"at step {steps[-1]} of {job.config().learning.steps}" if steps else "missing"
 
     def write_table(self) -> None:
         """Make the README of the results from what is kept."""
         done = {job: found for job in jobs() if (found := self.kept(job))}
         write(self.results / "README.md", readme(done).encode())
-
-
-def measured(run: Run) -> list[Figures]:
-    """The measurements of a run so far, in order; none when it was not begun."""
-    if not run.metrics.exists():
-        return []
-    lines = run.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def finished(job: Job, lines: list[Figures]) -> bool:
@@ -199,18 +184,11 @@ def keep(study: Study, job: Job) -> None:
     facts = {
         "name": job.name, "command": " ".join(job.command()), "seed": job.seed,
         "backend": backend() if job.reversible else "torch's layer",
-        "torch": importlib.metadata.version("torch"), **figures(measured(study.run(job))),
+        "torch": importlib.metadata.version("torch"), **figures(measured(study.run(job).metrics)),
         "config": json.loads(study.run(job).config().json()),
     }  # fmt: skip
     write(study.file(job), json.dumps(facts, indent=1).encode() + b"\n")
     study.write_table()
-
-
-def backend() -> str:
-    """What computes the reversible layers here, as `revtune doctor` says; paths of the machine are left out."""
-    told = subprocess.run([sys.executable, "-m", "revtune", "doctor"], capture_output=True, text=True, check=True)
-    said = next(line.partition(": ")[2] for line in told.stdout.splitlines() if line.startswith("backend: "))
-    return re.sub(r"(, )?/[^,)]+", "", said)
 
 
 def train(study: Study, job: Job) -> None:
@@ -223,19 +201,11 @@ def train(study: Study, job: Job) -> None:
     begun = (run.folder / "config.json").exists()
     if begun and run.config() != job.config():
         raise Problem(f"{run.folder} holds a run of another recipe; move it away to train this one")
-    if not finished(job, measured(run)):
+    if not finished(job, measured(run.metrics)):
         words = ["train", "--resume", str(run.folder)] if begun else [*job.command()[1:], "--out", str(run.folder)]
         if code := call([sys.executable, "-m", "revtune", *words]):
             raise Problem(f"{job.name} ended with exit code {code}", code=code)
     keep(study, job)
-
-
-def call(words: list[str]) -> int:
-    """The exit code of a command; Ctrl-C reaches it too, and is left to it."""
-    with subprocess.Popen(words) as child:
-        while True:
-            with contextlib.suppress(KeyboardInterrupt):
-                return child.wait()
 
 
 def readme(done: dict[Job, Figures]) -> str:
@@ -246,7 +216,7 @@ def readme(done: dict[Job, Figures]) -> str:
 
 ABOUT = f"""# Quality on Penn Treebank
 
-    python benchmarks/quality.py --reversible
+    python -m benchmarks.quality --reversible
 
 Word level, one layer, tied embedding, {EPOCHS} epochs of {EPOCH} updates, the same recipe and data order for all; a
 JSON for each run has its command, configuration and figures. The same command trains what is missing and goes on with
@@ -304,48 +274,23 @@ def chosen(only: str | None, reversible: bool) -> list[Job]:
     Raises:
         Problem: for a name that no run has.
     """
-    if only is None:
-        return [job for job in jobs() if reversible or not job.reversible]
-    named = [job for job in jobs() if job.name == only]
-    if not named:
-        raise Problem(f"--only must name a run, got {only!r}; --list shows them", code=2)
-    return named
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder of runs, which one queue may do at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "queue.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Problem(f"another queue is at work in {folder}") from error
-        yield
+    if only is not None:
+        return queue.named(jobs(), only)
+    return [job for job in jobs() if reversible or not job.reversible]
 
 
 def work(study: Study, wanted: list[Job]) -> None:
-    """Train one after another what is not done yet; one that fails leaves the next its turn.
+    """Train what is not done yet, and make the table.
 
     Raises:
-        Problem: when a run was stopped, at once, or when any failed, at the end.
+        Problem: as `jobs.work`.
     """
     study.results.mkdir(parents=True, exist_ok=True)
-    failed = []
     with alone(study.runs):
-        for job in wanted:
-            if not study.kept(job):
-                print(f"== {job.name}: {' '.join(job.command())}", flush=True)
-                try:
-                    train(study, job)
-                except Problem as problem:
-                    if problem.code == STOPPED or problem.code < 0:
-                        raise
-                    failed.append(str(problem))
-                    print(f"quality: {problem}", file=sys.stderr)
-        study.write_table()
-    if failed:
-        raise Problem(f"{len(failed)} of {len(wanted)} runs failed: {'; '.join(failed)}")
+        try:
+            queue.work("quality", wanted, study.kept, lambda job: train(study, job))
+        finally:
+            study.write_table()
 
 
 def main(arguments: list[str] | None = None) -> int:

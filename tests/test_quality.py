@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import quality
+from benchmarks.jobs import STOPPED, alone
 from benchmarks.quality import EPOCHS, Job, Study, chosen, figures, jobs, main, table
 from revtune import cli
 from revtune.problem import Problem
@@ -111,8 +112,8 @@ def test_a_kept_run_has_its_figures(study: Study, program: Program) -> None:
 
 
 def test_a_stopped_run_goes_on(study: Study, program: Program, capsys: pytest.CaptureFixture[str]) -> None:
-    program.reached, program.code = 25, quality.STOPPED
-    assert work(study) == quality.STOPPED
+    program.reached, program.code = 25, STOPPED
+    assert work(study) == STOPPED
     assert len(program.commands) == 1, "nor does the next one begin"
     assert main(["--list", "--runs", str(study.runs), "--results", str(study.results)]) == 0
     assert f"at step 25 of {LAST}" in capsys.readouterr().out
@@ -152,7 +153,7 @@ def test_a_run_of_another_recipe_is_refused(
 
 
 def test_two_queues_do_not_share_a_folder(study: Study, program: Program) -> None:
-    with quality.alone(study.runs):
+    with alone(study.runs):
         assert work(study) == 1
     assert not program.commands
 
