@@ -1,4 +1,4 @@
-"""Queues of runs that go on where they stopped, whatever their study is: one at a time, each `revtune train` by itself."""
+"""Queues of runs that go on where they stopped: one run at a time, each by the program itself."""
 
 from __future__ import annotations
 

@@ -156,10 +156,17 @@ def study(name: str, arguments: list[str]) -> None:
     """Run a recipe that is more than a training run."""
     from revtune import recipes
 
+    recipes.find(name).run(study_options(name, arguments))
+
+
+def study_options(name: str, arguments: list[str]) -> Any:
+    """The options of such a recipe."""
+    from revtune import recipes
+
     recipe = recipes.find(name)
     default = recipe.Options(study=recipe.recipe(full="--full" in arguments))
     about = f"Recipe {name}. {recipe.__doc__}"
-    recipe.run(parse(recipe.Options, arguments, f"train {name}", about=about, default=default, flat=False))
+    return parse(recipe.Options, arguments, f"train {name}", about=about, default=default, flat=False)
 
 
 def tuned(name: str, arguments: list[str]) -> None:

@@ -111,7 +111,7 @@ def go_on(task: Translation, folder: Path) -> None:
         spent = course.clock.now()
         learner.take_best()
         scores = scored(task, learner.model.eval(), Decoding())
-        result = course.result(**spent, **scores, bits=stored_bits(task, learner.model))
+        result = course.result(**spent, **scores, epoch=task.epoch, bits=stored_bits(task, learner.model))
     print(f"\nbest held-out {measure(task.measure, result['valid'])}, at step {result['step']}")
     print(f"test BLEU {result['bleu']:.2f} by beam, {result['greedy_bleu']:.2f} greedy ({result['signature']})")
     print(f"the run is in {folder}; next:\n  revtune translate {folder}")

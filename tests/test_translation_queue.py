@@ -1,0 +1,115 @@
+"""The queue of the translation study: what it trains, what it keeps, how it goes on. Nothing is trained here."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import translation
+from benchmarks.jobs import STOPPED
+from benchmarks.translation import Job, Place, jobs, main
+from revtune import cli, translation_memory
+from revtune.problem import Problem
+
+SIDE = {"positions": {"live": 10, "padded": 12, "unsorted": 20}}
+OURS = {"stored": 0.9, "forgotten": 0.8, "saved": {"live": 10.0, "padded": 12.0, "unsorted": 20.0}}
+BYTES = {"gru": {"held": 20e6, "step": 170e6, "encoder": 25e6, "decoder": 160e6}}
+BYTES["revgru"] = {name: one / 10 for name, one in BYTES["gru"].items()}
+
+
+class Program:
+    """In place of `revtune train`: writes what a run leaves, its result if it comes to its end."""
+
+    def __init__(self) -> None:
+        self.commands: list[list[str]] = []
+        self.code = 0
+
+    def __call__(self, words: list[str]) -> int:
+        self.commands.append(words)
+        folder = Path(words[-1])
+        if "--resume" not in words:
+            options = cli.study_options("multi30k", words[words.index("multi30k") + 1 :])
+            folder.mkdir(parents=True)
+            facts = {"recipe": "multi30k", "study": dataclasses.asdict(options.study)}
+            (folder / "config.json").write_text(json.dumps(facts, default=str))
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 227, "loss": 2.0}) + "\n")
+        (folder / "vocabulary.json").write_text(json.dumps({"source": {"words": ["a"]}, "target": {"words": ["b"]}}))
+        if not self.code:
+            model = json.loads((folder / "config.json").read_text())["study"]["net"]["model"]
+            side = SIDE | (OURS if model.startswith("rev") else {})
+            seconds = 900.0 if model.startswith("rev") else 1000.0
+            figures: dict[str, Any] = {"step": 227, "valid": {"loss": 2.0, "perplexity": 7.4}, "cpu": seconds}
+            figures |= {"bleu": 34.5, "greedy_bleu": 33.0, "signature": "v", "epoch": 100}
+            (folder / "result.json").write_text(json.dumps(figures | {"bits": {"encoder": side, "decoder": side}}))
+        return self.code
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Program:
+    found = Program()
+    monkeypatch.setattr(translation, "call", found)
+    monkeypatch.setattr(translation, "backend", lambda: "a kernel")
+    monkeypatch.setattr(translation_memory, "measured", lambda job: BYTES[job.net.model])
+    return found
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "runs", tmp_path / "results")
+
+
+def work(place: Place, *words: str) -> int:
+    return main(["--runs", str(place.runs), "--results", str(place.results), *words])
+
+
+def test_the_runs_are_those_of_the_study() -> None:
+    names = [job.name for job in jobs(every=False)]
+    assert len(set(names)) == 8
+    assert {"gru-full", "lstm-full", "revgru-emb-slice20-3bits", "revlstm-emb-3bits"} < set(names)
+    every = [job.name for job in jobs()]
+    assert every[:8] == names and len(set(every)) == 8 + 4 + 8
+
+
+@pytest.mark.parametrize("job", jobs(), ids=lambda job: job.name)
+def test_a_command_says_its_whole_configuration(job: Job) -> None:
+    assert cli.study_options("multi30k", job.command()[3:]).study == job.study()
+
+
+def test_a_run_leaves_figures_and_a_table(place: Place, program: Program) -> None:
+    assert work(place, "--only", "gru-full") == work(place, "--only", "revgru-emb-slice20-3bits") == 0
+    kept = place.kept(Job(model="revgru", attend="emb+slice:20"))
+    assert kept is not None and kept["bleu"] == 34.5 and kept["bytes"]["step"] == 17e6
+    rows = (place.results / "README.md").read_text().splitlines()
+    ours = [row for row in rows if row.startswith("| RevGRU")]
+    assert ours[0] == "| RevGRU | emb+slice:20 | 3 bits | 34.50 | 33.00 | 7.40 | 227 | 10 | 0.90 |"
+    assert "| 17.0 (10.0x) | 2.5 (10.0x) | 2.0 (10.0x) | 16.0 (10.0x) | 0.90, 0.80 | 10.0 / 12.0 / 20.0 |" in ours[1]
+
+
+def test_what_is_done_is_left_and_what_was_begun_goes_on(
+    place: Place, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program.code = STOPPED
+    assert work(place) == STOPPED and len(program.commands) == 1
+    capsys.readouterr()
+    assert work(place, "--list") == 0
+    assert "at step 227 of 9000" in capsys.readouterr().out.splitlines()[0]
+    program.code = 0
+    assert work(place, "--only", "gru-full") == 0 and "--resume" in program.commands[-1]
+    assert work(place, "--only", "gru-full") == 0 and len(program.commands) == 2
+
+
+def test_another_recipe_is_refused(place: Place, program: Program) -> None:
+    job = Job(model="gru")
+    assert work(place, "--only", job.name) == 0
+    facts = json.loads(place.file(job).read_text())
+    facts["study"]["learning"]["lr"] = 1.0
+    place.file(job).write_text(json.dumps(facts))
+    with pytest.raises(Problem, match="of another recipe"):
+        place.kept(job)
+
+
+def test_a_wrong_name_is_told(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert work(place, "--only", "gru") == 2
+    assert "--only must name a run, got 'gru'" in capsys.readouterr().err
