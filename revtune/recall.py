@@ -27,20 +27,20 @@ from revtune.tape import Place
 from revtune.weights import Weights
 
 BUDGET = 4 * 2**20
-"""Bytes that a chunk's gates may take; outputs and their gradients, which are there anyway, are of that order."""
+"""Bytes that a chunk's gates may take, unless that makes it too short; outputs and their gradients, which are there
+anyway, are of that order."""
 KEPT = 8 * 2**20
 """Bytes of the last steps' gates that are kept, whatever the length: they need not be evaluated again."""
-
-
 NEAR = 3 * 2**19
 """Bytes of a chunk's gates that stay in a core's own cache, where nothing is kept for a way back."""
-POSITIONS = 384
-"""Steps times rows at which laying out weights for a chunk's product no longer counts."""
+POSITIONS = 512
+"""Steps times rows at which it no longer counts to lay out weights for a chunk and to add to their gradients."""
 
 
 def chunk_steps(steps: int, rows: int, floats: int, train: bool) -> int:
     """Steps of a chunk, of which each takes so many floats a row."""
-    budget = BUDGET if train else min(BUDGET, max(NEAR, 4 * POSITIONS * floats))
+    worth = 4 * POSITIONS * floats
+    budget = max(BUDGET, worth) if train else min(BUDGET, max(NEAR, worth))
     return evened_out(steps, budget // (4 * rows * floats))
 
 

@@ -72,7 +72,11 @@ struct Cell {
     }
   }
 
-  static void advance(Worker& worker, int64_t position, int half, Keep keep) {
+  static void prepare(Worker& worker, int64_t begin, int64_t end, int half, Keep) {
+    evaluate(worker, begin, end, half);
+  }
+
+  static void advance(Worker& worker, int64_t position, int half, Keep keep, const float*) {
     const Chunk& chunk = worker.chunk;
     const int64_t row = position % chunk.rows;
     double* h = worker.counts(0, half, row);

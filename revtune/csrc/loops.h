@@ -1,11 +1,13 @@
 // The loops over time, of any cell: rows [begin, end) of a chunk, step by step, one half after the other.
 //
 // A cell has `blocks` of gates a half, and
-//   evaluate(worker, begin, end, half)      gates of positions, in either direction and from known outputs
-//   advance(worker, position, half, keep)   a row's states one step on, and their floats
-//   undo(worker, position, half)            a row's states before a step; false if its stack ran empty
-//   differentiate(worker, position, half)   gradients of a row's gates in their place, from its direction, one step back
-//   carry(worker, begin, end, half)         on to the direction of the other half, which the gates have read
+//   evaluate(worker, begin, end, half)           gates of positions, in either direction and from known outputs
+//   prepare(worker, begin, end, half, keep)      what `advance` needs of positions: their gates, or the sums of them
+//   advance(worker, position, half, keep, sum)   a row's states one step on, and their floats
+//   undo(worker, position, half)                 a row's states before a step; false if its stack ran empty
+//   differentiate(worker, position, half)        gradients of a row's gates in their place, from its direction, which
+//                                                goes one step back
+//   carry(worker, begin, end, half)              on to the direction of the other half, which the gates have read
 
 template <class Cell>
 bool forward(const Chunk& chunk, Keep keep, int64_t begin, int64_t end) {
@@ -16,11 +18,11 @@ bool forward(const Chunk& chunk, Keep keep, int64_t begin, int64_t end) {
       worker.copy_states(row, half, worker.y_before(row, half), worker.c_before(row, half));
   for (int64_t t = 0; t < chunk.steps; t++)
     for (int half = 0; half < 2; half++) {
-      Cell::evaluate(worker, t * chunk.rows + begin, t * chunk.rows + end, half);
+      Cell::prepare(worker, t * chunk.rows + begin, t * chunk.rows + end, half, keep);
       for (int64_t row = begin; row < end; row++) {
         const int64_t position = t * chunk.rows + row;
         if (worker.runs(position))
-          Cell::advance(worker, position, half, keep);
+          Cell::advance(worker, position, half, keep, worker.sums[row - begin]);
         else
           worker.copy_states(row, half, worker.y(position, half), worker.c(position, half));
         if (!chunk.forgetting) fine &= worker.in_range(row, half);

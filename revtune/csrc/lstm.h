@@ -32,28 +32,35 @@ inline void add_output(Worker& worker, double* __restrict h, const float* __rest
   for (int64_t j = 0; j < worker.units; j++) h[j] += sign * to_count(taken(o[j], zi[j], share) * tanh_c[j]);
 }
 
-// h * zi / 1024 + a * b without a buffer, in one pass, and what gates then read of it; of a the part that `taken` says.
-inline void infer(double* __restrict h, const float* __restrict gate, const float* __restrict a,
-                  const float* __restrict b, float* __restrict read, int64_t n, float slope, float floor,
-                  float share) {
+// h * zi / 1024 + update, without a buffer.
+inline __attribute__((always_inline)) double moved(double h, float zi, float update) {
+  return __builtin_rint(h * (double)(zi * (1.0f / 1024.0f))) + to_count(update);
+}
+
+// A half's step without a buffer, from the two sums of its gates, which are kept nowhere: first c, with p as a forget
+// integer and the part of o that h takes up, then h. In one pass the chain of operations would be too long to overlap.
+inline void infer_cell(const float* __restrict projected, const float* __restrict sum, double* __restrict cell,
+                       float* __restrict c, float* __restrict zi, float* __restrict o_taken, int64_t n, float slope,
+                       float floor, float share) {
+#pragma GCC ivdep
   for (int64_t j = 0; j < n; j++) {
-    const float zi = forget_integer(gate[j], slope, floor, top);
-    h[j] = __builtin_rint((h[j] * (double)zi) * (1.0 / 1024.0)) + to_count(taken(a[j], zi, share) * b[j]);
-    read[j] = from_count(h[j]);
+    const float f = sigmoid(projected[j] + sum[j]), p = sigmoid(projected[n + j] + sum[n + j]);
+    const float i = sigmoid(projected[2 * n + j] + sum[2 * n + j]), o = sigmoid(projected[3 * n + j] + sum[3 * n + j]);
+    const float g = hyperbolic_tangent(projected[4 * n + j] + sum[4 * n + j]);
+    cell[j] = moved(cell[j], forget_integer(f, slope, floor, top), i * g);
+    c[j] = from_count(cell[j]);
+    zi[j] = forget_integer(p, slope, floor, top);
+    o_taken[j] = taken(o, zi[j], share);
   }
 }
 
-inline void infer_step(Worker& worker, int64_t position, int half, float* c) {
-  const Chunk& chunk = worker.chunk;
-  const int64_t n = worker.units, row = position % chunk.rows;
-  const float* gates = worker.gates(position, half);
-  infer(worker.counts(1, half, row), gates, gates + 2 * n, gates + 4 * n, c, n, chunk.slope, chunk.floor,
-        0.0f);
-  float* tanh_c = worker.read[0];
-  tanh_of(c, tanh_c, n);
-  infer(worker.counts(0, half, row), gates + n, gates + 3 * n, tanh_c, worker.y(position, half), n, chunk.slope,
-        chunk.floor, chunk.share);
-  worker.round_slice(half, worker.counts(0, half, row));
+inline void infer_hidden(double* __restrict hidden, const float* __restrict c, const float* __restrict zi,
+                         const float* __restrict o_taken, float* __restrict h, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t j = 0; j < n; j++) {
+    hidden[j] = moved(hidden[j], zi[j], o_taken[j] * hyperbolic_tangent(c[j]));
+    h[j] = from_count(hidden[j]);
+  }
 }
 
 inline void step(Worker& worker, int64_t position, int half, Keep keep, float* c) {
@@ -129,10 +136,15 @@ struct Cell {
     pack_product(weight, blocks * units, units, packed);
   }
 
-  static void evaluate(Worker& worker, int64_t begin, int64_t end, int half) {
+  static void multiply(Worker& worker, int64_t begin, int64_t end, int half) {
     const int64_t n = worker.units;
     worker.read_other(begin, end, half);
     worker.recurrent(begin, end, blocks * n, half * packed_size(n), half * blocks * n);
+  }
+
+  static void evaluate(Worker& worker, int64_t begin, int64_t end, int half) {
+    const int64_t n = worker.units;
+    multiply(worker, begin, end, half);
     for (int64_t p = begin; p < end; p++) {
       const float* sum = worker.sums[p - begin];
       float* gates = worker.gates(p, half);
@@ -141,12 +153,24 @@ struct Cell {
     }
   }
 
-  static void advance(Worker& worker, int64_t position, int half, Keep keep) {
-    float* c = worker.chunk.c ? worker.c(position, half) : worker.kept[0];
-    if (keep == Keep::nothing && worker.chunk.forgetting)
-      infer_step(worker, position, half, c);
-    else
-      step(worker, position, half, keep, c);
+  // Without a buffer there is no way back, and gates are kept nowhere.
+  static bool infers(const Worker& worker, Keep keep) { return keep == Keep::nothing && worker.chunk.forgetting; }
+
+  static void prepare(Worker& worker, int64_t begin, int64_t end, int half, Keep keep) {
+    (infers(worker, keep) ? multiply : evaluate)(worker, begin, end, half);
+  }
+
+  static void advance(Worker& worker, int64_t position, int half, Keep keep, const float* sum) {
+    const Chunk& chunk = worker.chunk;
+    const int64_t row = position % chunk.rows;
+    float* c = chunk.c ? worker.c(position, half) : worker.kept[0];
+    if (!infers(worker, keep)) return step(worker, position, half, keep, c);
+    double* hidden = worker.counts(0, half, row);
+    float *zi = worker.zi[0], *o_taken = worker.read[0];
+    infer_cell(worker.gates(position, half), sum, worker.counts(1, half, row), c, zi, o_taken, worker.units,
+               chunk.slope, chunk.floor, chunk.share);
+    infer_hidden(hidden, c, zi, o_taken, worker.y(position, half), worker.units);
+    worker.round_slice(half, hidden);
   }
 
   static bool undo(Worker& worker, int64_t position, int half) {

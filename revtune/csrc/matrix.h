@@ -36,7 +36,8 @@ struct alignas(64) Panel {
   float values[panel_inputs * panel_width];
 };
 
-// Rows [column, column + panel_width) of W, (outputs, inputs), as the columns of a panel, for inputs [first, last).
+// Rows [column, column + panel_width) of W, (outputs, inputs), as the columns of a panel, for a span of inputs. Those of
+// the next panel are asked for: far apart as they are, no processor sees them coming, and there is a product's time.
 inline void turn_panel(const float* weight, int64_t outputs, int64_t inputs, int64_t column, Span span, float* packed) {
   const int64_t n = span.end - span.begin;
   weight += span.begin;
@@ -45,7 +46,11 @@ inline void turn_panel(const float* weight, int64_t outputs, int64_t inputs, int
     if (column + j + lanes <= outputs)
       for (; k + lanes <= n; k += lanes) {
         Lanes block[lanes];
-        for (int i = 0; i < lanes; i++) block[i] = *(const Lanes*)(weight + (column + j + i) * inputs + k);
+        for (int i = 0; i < lanes; i++) {
+          const float* from = weight + (column + j + i) * inputs + k;
+          block[i] = *(const Lanes*)from;
+          __builtin_prefetch(from + panel_width * inputs, 0, 2);
+        }
         transpose(block);
         for (int i = 0; i < lanes; i++) *(Lanes*)(packed + (k + i) * panel_width + j) = block[i];
       }
@@ -61,13 +66,15 @@ inline void pack_product(const float* weight, int64_t outputs, int64_t inputs, f
     turn_panel(weight, outputs, inputs, column, {0, inputs}, packed);
 }
 
-// Columns [column, column + n) of rows of W as a panel, zeros beside them.
+// Columns [column, column + n) of rows of W as a panel, zeros beside them; those of the next panel are asked for.
 inline void copy_panel(const float* weight, int64_t stride, int64_t column, int64_t n, Span span, float* packed) {
   for (int64_t k = span.begin; k < span.end; k++, packed += panel_width) {
     const float* row = weight + k * stride + column;
     if (n == panel_width) {
       *(Lanes*)packed = *(const Lanes*)row;
       *(Lanes*)(packed + lanes) = *(const Lanes*)(row + lanes);
+      __builtin_prefetch(row + panel_width, 0, 2);
+      __builtin_prefetch(row + panel_width + lanes, 0, 2);
     } else {
       for (int64_t j = 0; j < panel_width; j++) packed[j] = j < n ? row[j] : 0.0f;
     }
@@ -92,7 +99,8 @@ template <class Pack>
 inline __attribute__((always_inline)) void multiply_panels(
     const Matrix<const float>& x, const Matrix<float>& y, const float* bias, int64_t begin, int64_t end,
     const Pack& pack) {
-  constexpr int64_t some = 288;  // whole blocks of rows for every instruction set
+  // Whole blocks of rows for every instruction set, as many as stay near.
+  const int64_t some = 288 * std::max<int64_t>(1, panel_inputs / std::max<int64_t>(1, x.columns));
   Panel panel;
   Rows at(std::min(some, x.rows));
   for (int64_t top = 0; top < x.rows; top += some) {
