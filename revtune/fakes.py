@@ -23,6 +23,12 @@ def pack(weight: Tensor, blocks: int) -> Tensor:
     return weight.new_empty(2 * rows * units)
 
 
+def pack_projection(weight: Tensor) -> Tensor:
+    """Room for a weight (G, I) whose outputs are padded to whole panels."""
+    panel = _PANELS[torch.ops.revtune.instruction_set()]
+    return weight.new_empty(-(-weight.shape[0] // panel) * panel * weight.shape[1])
+
+
 def project_back(d: Tensor, weight: Tensor) -> Tensor:
     """(N, G) to (N, I)."""
     return d.new_empty(d.shape[0], weight.shape[1])
@@ -38,7 +44,7 @@ def nothing(*arguments: object) -> None:
 
 
 def _register() -> None:
-    makers = {"pack": pack, "project_back": project_back}
+    makers = {"pack": pack, "pack_projection": pack_projection, "project_back": project_back}
     makers |= dict.fromkeys(("gate_sigmoid", "gate_tanh"), alike)
     makers |= dict.fromkeys(("recall", "gradient", "project_into", "add_outer"), nothing)
     for name, fake in makers.items():

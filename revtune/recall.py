@@ -95,6 +95,8 @@ class RecalledLayer:
         self.weights = Weights(
             given.weights(), given.responses(), wanted, self.units, given.name, check=not wanted, native=True
         )
+        if self.steps > self.chunk:
+            self.weights.pack_projection()
         self.kernel = Kernel(self.cell, self.weights, self.units, self.masks, given.lengths)
         self.heads = self.kernel.heads(self.rows, self.steps, given.share)
 

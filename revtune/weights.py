@@ -47,6 +47,7 @@ class Weights:
         self.responses = {name: (v.detach(), s.detach()) for name, (v, s) in responses.items()}
         self.wanted, self._units = wanted, units
         self.gradients: dict[str, Tensor] = {}
+        self._packed: Tensor | None = None
         if native:
             self.tensors = {name: weight.contiguous() for name, weight in self.tensors.items()}
             self.responses = {name: (v.contiguous(), s.contiguous()) for name, (v, s) in self.responses.items()}
@@ -74,11 +75,17 @@ class Weights:
         """The input projection (K, B, G) of a chunk (K, B, I), perhaps in `out`; without `ih` the input itself."""
         if "ih" not in self.tensors:
             return x
-        projected = self._products.linear(x, self.tensors["ih"], self.tensors.get("bias"), out=out)
+        weight, bias = self.tensors["ih"], self.tensors.get("bias")
+        projected = self._products.linear(x, weight, bias, out=out, packed=self._packed)
         if "ih" in self.responses:
             extra, scale = self.responses["ih"]
             projected = projected + scale * self._products.linear(x, extra)
         return projected
+
+    def pack_projection(self) -> None:
+        """Lay `ih` out, if that is worth its memory, for a sequence of many chunks."""
+        if "ih" in self.tensors:
+            self._packed = self._products.packed(self.tensors["ih"])
 
     def add_projection(self, x: Tensor, dx: Tensor) -> None:
         """Add the gradients of `ih` and `bias` from that of the projection, (K, B, G)."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from revtune.fakes import pack
+from revtune.fakes import pack, pack_projection
 
 BACKENDS = ("native",)
 UNITS = pytest.mark.parametrize("units", [1, 7, 33])
@@ -27,8 +27,12 @@ def test_packing(units: int, blocks: int) -> None:
 def test_matmuls(units: int) -> None:
     x, weight, bias, d = torch.randn(9, units), torch.randn(5, units), torch.randn(5), torch.randn(9, 5)
     torch.library.opcheck(torch.ops.revtune.project_back.default, (d, weight))
-    for added in (bias, None):
-        torch.library.opcheck(torch.ops.revtune.project_into.default, (torch.zeros(9, 5), x, weight, added))
+    torch.library.opcheck(torch.ops.revtune.pack_projection.default, (weight,))
+    packed = torch.ops.revtune.pack_projection(weight)
+    assert pack_projection(weight).shape == packed.shape
+    for added, laid_out in ((bias, None), (None, packed)):
+        arguments = (torch.zeros(9, 5), x, weight, added, laid_out)
+        torch.library.opcheck(torch.ops.revtune.project_into.default, arguments)
     torch.library.opcheck(torch.ops.revtune.add_outer.default, (torch.zeros(5, units), d, x))
 
 

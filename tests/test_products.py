@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from revtune.products import NativeProducts, Products, products_for
+from revtune.products import SMALL, NativeProducts, Products, products_for
 from tests.stored import relative
 
 BACKENDS = ("native",)
@@ -39,6 +39,22 @@ def test_projections_are_torchs(positions: int, inputs: int, outputs: int, layou
         assert relative(products.linear(lay(x), lay(weight), bias), exact + bias) < 1e-6
         into = torch.full((positions, outputs), float("nan"))
         assert relative(products.linear(lay(x), lay(weight), bias, out=into), exact + bias) < 1e-6
+
+
+@shapes
+def test_packed_weights_give_the_same_bits(positions: int, inputs: int, outputs: int) -> None:
+    products, x, bias = NativeProducts(), normal(positions, inputs), normal(outputs)
+    weight = normal(outputs, inputs, seed=1)
+    packed = products.packed(weight)
+    assert packed is not None
+    assert torch.equal(products.linear(x, weight, bias, packed=packed), products.linear(x, weight, bias))
+    assert torch.equal(products.linear(x, torch.zeros_like(weight), packed=packed), products.linear(x, weight))
+
+
+def test_only_small_weights_are_packed() -> None:
+    assert NativeProducts().packed(torch.zeros(1, SMALL // 4)) is not None
+    assert NativeProducts().packed(torch.zeros(1, SMALL // 4 + 1)) is None
+    assert Products().packed(torch.zeros(1, 1)) is None
 
 
 @layouts
@@ -128,6 +144,9 @@ MISFITS = [
     ("project_into", (ZERO(3, 6), ZERO(3, 5), ZERO(6, 5), ZERO(5))),
     ("project_into", (ZERO(3, 6), ZERO(5, 3).t(), ZERO(6, 5), None)),
     ("project_into", (ZERO(3, 6), ZERO(3, 5), ZERO(5, 6).t(), None)),
+    ("project_into", (ZERO(3, 6), ZERO(3, 5), ZERO(6, 5), None, ZERO(6 * 5))),
+    ("pack_projection", (ZERO(6),)),
+    ("pack_projection", (ZERO(6, 5, dtype=DOUBLE),)),
     ("add_outer", (ZERO(6, 5), ZERO(3, 5), ZERO(3, 6))),
     ("add_outer", (ZERO(6, 5), ZERO(3, 6), ZERO(4, 5))),
     ("add_outer", (ZERO(6, 5), ZERO(3, 6), ZERO(3, 5, dtype=DOUBLE))),

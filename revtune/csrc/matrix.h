@@ -94,7 +94,8 @@ inline void part_of_panel(const Rows& at, int64_t rows, Span span, const float* 
 }
 
 // Columns [begin, end) of y = x P + bias, if there is one, some rows after another so that they stay near;
-// `pack(column, n, span, values)` lays out a panel of P for some of x's columns.
+// `pack(column, n, span, values)` tells where a panel of P lies for some of x's columns, having laid it out there if need
+// be.
 template <class Pack>
 inline __attribute__((always_inline)) void multiply_panels(
     const Matrix<const float>& x, const Matrix<float>& y, const float* bias, int64_t begin, int64_t end,
@@ -112,30 +113,33 @@ inline __attribute__((always_inline)) void multiply_panels(
       if (bias) std::copy(bias + column, bias + column + n, from.values);
       for (Span span{0, 0}; span.begin < x.columns; span.begin = span.end) {
         span.end = std::min(span.begin + panel_inputs, x.columns);
-        pack(column, n, span, panel.values);
+        const float* values = pack(column, n, span, panel.values);
         const float* first = span.begin ? nullptr : from.values;
         if (n == panel_width)
-          panel_for_all<Ahead::outputs>(at, rows, span, first, panel.values, panel_width, column);
+          panel_for_all<Ahead::outputs>(at, rows, span, first, values, panel_width, column);
         else
-          part_of_panel(at, rows, span, first, panel.values, column, n);
+          part_of_panel(at, rows, span, first, values, column, n);
       }
     }
   }
 }
 
-// Columns [begin, end) of y = x W^T + bias.
-void project(const Matrix<const float>& x, const float* weight, const float* bias, const Matrix<float>& y,
-             int64_t begin, int64_t end) {
-  multiply_panels(x, y, bias, begin, end, [&](int64_t column, int64_t, Span span, float* packed) {
-    turn_panel(weight, y.columns, x.columns, column, span, packed);
+// Columns [begin, end) of y = x W^T + bias; `packed` is W as `pack_product` lays it out, or null.
+void project(const Matrix<const float>& x, const float* weight, const float* packed, const float* bias,
+             const Matrix<float>& y, int64_t begin, int64_t end) {
+  multiply_panels(x, y, bias, begin, end, [&](int64_t column, int64_t, Span span, float* room) -> const float* {
+    if (packed) return packed + column * x.columns + span.begin * panel_width;
+    turn_panel(weight, y.columns, x.columns, column, span, room);
+    return room;
   });
 }
 
 // Columns [begin, end) of x = d W, for W (d.columns, x.columns).
 void project_back(const Matrix<const float>& d, const float* weight, const Matrix<float>& x, int64_t begin,
                   int64_t end) {
-  multiply_panels(d, x, nullptr, begin, end, [&](int64_t column, int64_t n, Span span, float* packed) {
-    copy_panel(weight, x.columns, column, n, span, packed);
+  multiply_panels(d, x, nullptr, begin, end, [&](int64_t column, int64_t n, Span span, float* room) {
+    copy_panel(weight, x.columns, column, n, span, room);
+    return room;
   });
 }
 

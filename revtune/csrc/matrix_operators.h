@@ -20,6 +20,16 @@ inline Tensor pack(const Tensor& weight, int64_t blocks) {
   return packed;
 }
 
+// A weight as products of whole chunks read it.
+inline Tensor pack_projection(const Tensor& weight) {
+  STD_TORCH_CHECK(weight.dim() == 2, "weight must be (G, I)");
+  const int64_t outputs = weight.size(0), inputs = weight.size(1), panel = variant().panel;
+  Tensor packed = torch::stable::new_empty(weight, {(outputs + panel - 1) / panel * panel * inputs});
+  variant().pack_product(readable<float>(weight, weight.numel(), "weight"), outputs, inputs,
+                         packed.mutable_data_ptr<float>());
+  return packed;
+}
+
 inline void check_rows(const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(tensor.dim() == 2 && (tensor.stride(1) == 1 || tensor.size(1) < 2), name, " must have dense rows");
 }
@@ -47,15 +57,18 @@ void over_parts(int64_t count, int64_t unit, int64_t multiplications, const Work
   });
 }
 
-inline void project_into(const Tensor& y, const Tensor& x, const Tensor& weight, const Maybe& bias) {
+inline void project_into(const Tensor& y, const Tensor& x, const Tensor& weight, const Maybe& bias,
+                         const Maybe& packed) {
   const Matrix in = readable_matrix(x, "x");
   const Matrix out = writable_matrix(y, "y");
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == in.columns && in.columns > 0, "x and weight do not fit");
   STD_TORCH_CHECK(out.rows == in.rows && out.columns == weight.size(0), "y must be x's rows by weight's rows");
   const float* values = readable<float>(weight, weight.numel(), "weight");
   const float* added = readable<float>(bias, out.columns, "bias");
-  over_parts(out.columns, variant().panel, in.rows * in.columns * out.columns, [&](int64_t begin, int64_t end) {
-    variant().project(in, values, added, out, begin, end);
+  const int64_t panel = variant().panel;
+  const float* there = readable<float>(packed, (out.columns + panel - 1) / panel * panel * in.columns, "packed");
+  over_parts(out.columns, panel, in.rows * in.columns * out.columns, [&](int64_t begin, int64_t end) {
+    variant().project(in, values, there, added, out, begin, end);
   });
 }
 

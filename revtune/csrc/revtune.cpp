@@ -57,7 +57,8 @@ STABLE_TORCH_LIBRARY(revtune, m) {
       "gradient(Tensor(a!) gates, Tensor(b!) direction, Tensor y, Tensor y_start, Tensor? c, Tensor? c_start, "
       "Tensor weight, Tensor? response, Tensor? scale, Tensor? mask1, Tensor? mask2, Tensor? lengths, Tensor? dy, "
       "int first, float slope, bool forgetting, bool bounded) -> ()");
-  m.def("project_into(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias) -> ()");
+  m.def("pack_projection(Tensor weight) -> Tensor");
+  m.def("project_into(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias, Tensor? packed=None) -> ()");
   m.def("project_back(Tensor d, Tensor weight) -> Tensor");
   m.def("add_outer(Tensor(a!) into, Tensor d, Tensor v) -> ()");
   m.def("digest(Tensor[] tensors) -> int");
@@ -85,6 +86,7 @@ STABLE_TORCH_LIBRARY_IMPL(revtune, CPU, m) {
   m.impl("recall", TORCH_BOX(&revtune::recall));
   m.impl("recall_cells", TORCH_BOX(&revtune::recall_cells));
   m.impl("gradient", TORCH_BOX(&revtune::gradient));
+  m.impl("pack_projection", TORCH_BOX(&revtune::pack_projection));
   m.impl("project_into", TORCH_BOX(&revtune::project_into));
   m.impl("project_back", TORCH_BOX(&revtune::project_back));
   m.impl("add_outer", TORCH_BOX(&revtune::add_outer));

@@ -30,6 +30,6 @@ inline void pack(const float* weight, int64_t blocks, int64_t units, float* pack
 constexpr Variant make_variant(const char* name) {
   return {name, panel_width, packed_size, pack, {forward<gru::Cell>, forward<lstm::Cell>},
           {rewind<gru::Cell>, rewind<lstm::Cell>}, {recall<gru::Cell>, recall<lstm::Cell>}, lstm::recall_cells,
-          {gradient<gru::Cell>, gradient<lstm::Cell>}, sigmoid_of, tanh_of, digest, project, project_back, add_outer,
+          {gradient<gru::Cell>, gradient<lstm::Cell>}, sigmoid_of, tanh_of, digest, project, pack_product, project_back, add_outer,
           most_rows};
 }
