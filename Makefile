@@ -12,6 +12,7 @@ READY := .venv/ready
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 WATCHED := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1 -DREVTUNE_SANITIZED
+WATCHED_TESTS := $(foreach t,native native_tape kernel encode products recall sequence functions,tests/test_$(t).py)
 WATCHERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 
 .PHONY: demo test wheel sanitize clean
@@ -34,7 +35,7 @@ wheel: $(READY)
 
 sanitize: $(READY)
 	REVTUNE_BACKEND=native REVTUNE_CXXFLAGS='$(WATCHED)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		LD_PRELOAD='$(WATCHERS)' $(BIN)/pytest -q $(wildcard tests/test_native*.py tests/test_kernel*.py tests/test_encode.py)
+		LD_PRELOAD='$(WATCHERS)' $(BIN)/pytest -q $(WATCHED_TESTS)
 
 $(READY): pyproject.toml constraints.txt
 	@[ -n "$(PYTHON)" ] || { echo "revtune needs Python 3.11 or later; make PYTHON=... names one" >&2; exit 1; }

@@ -218,11 +218,11 @@ class Kernel:
             for read, (gate, product) in self._reads(room, half, r, rh):
                 torch.mul(gate, read if mask is None else read * mask, out=product)
 
-    def recall_cells(self, room: Room, counts: Tensor, heads: Tensor, words: Tensor, first: int) -> tuple[int, bool]:
-        """Rewind c alone, after `recall`; as `rewind`."""
+    def recall_cells(self, room: Room, counts: Tensor, heads: Tensor, words: Tensor, first: int) -> bool:
+        """Rewind c alone, after `recall`: whether its words were used up exactly."""
         buffers = (room.gates, counts, heads, words, *room.states())
-        done: tuple[int, bool] = torch.ops.revtune.recall_cells(*buffers, self._lengths, first, *self._limit)
-        return done
+        exact: bool = torch.ops.revtune.recall_cells(*buffers, self._lengths, first, *self._limit)
+        return exact
 
     def gradient(self, room: Room, direction: Tensor, dy: Tensor | None, first: int) -> Tensor:
         """Carry `direction` (S, 2, B, N) and dy (K, B, H) back through a recorded chunk.

@@ -33,7 +33,7 @@ class Products:
         """`x W^T + b` for x (..., I), W (G, I), b (G,); `out` (..., G), dense, and `packed`, W packed, may be used."""
         return F.linear(x, weight, bias)
 
-    def packed(self, weight: Tensor) -> Tensor | None:
+    def pack(self, weight: Tensor) -> Tensor | None:
         """A weight laid out for `linear`, where that is of use: it is small, and read again and again."""
         return None
 
@@ -63,7 +63,7 @@ class NativeProducts(Products):
         torch.ops.revtune.project_into(out.view(-1, weight.shape[0]), _rows(x), weight.contiguous(), bias, packed)
         return out
 
-    def packed(self, weight: Tensor) -> Tensor | None:
+    def pack(self, weight: Tensor) -> Tensor | None:
         if weight.nbytes > SMALL:
             return None
         laid_out: Tensor = torch.ops.revtune.pack_projection(weight.contiguous())

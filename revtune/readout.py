@@ -190,9 +190,10 @@ class LinearCrossEntropy(nn.Module):
         spread = self._spread(logits) if self.label_smoothing else None
         logse = logits.sub_(top).exp_().sum(-1, keepdim=True)
         lse = (logse.log() + top).double()
-        loss = (hit * (lse - picked.double())[:, 0]).sum()
+        losses = hit * (lse - picked.double())[:, 0]
         if spread is not None:
-            loss = loss + (every * lse[:, 0] * self._weight_sum() - every * spread).sum()
+            losses = losses + every * (lse[:, 0] * self._weight_sum() - spread)
+        loss = torch.where(counted, losses, 0.0).sum()
         if not want_gradient:
             return loss, None
         grad = logits.mul_((hit + every * self._weight_sum()).unsqueeze(-1) / logse)

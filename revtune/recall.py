@@ -22,13 +22,14 @@ from revtune.kernel import PARTS, Keep, Kernel, Room, bits_of, new_tally, unstac
 from revtune.metering import Usage
 from revtune.operands import Operands
 from revtune.reference import name_bad_state
-from revtune.stack import evened_out
+from revtune.stack import FEWEST_STEPS, evened_out
 from revtune.tape import Place
 from revtune.weights import Weights
 
 BUDGET = 4 * 2**20
-"""Bytes that a chunk's gates may take, unless that makes it too short; outputs and their gradients, which are there
-anyway, are of that order."""
+"""Bytes that a chunk's gates may take; outputs and their gradients, which are there anyway, are of that order."""
+WIDE = 4 * BUDGET
+"""Bytes that those of a wide layer may take, so that its chunks are long enough."""
 KEPT = 8 * 2**20
 """Bytes of the last steps' gates that are kept, whatever the length: they need not be evaluated again."""
 NEAR = 3 * 2**19
@@ -37,11 +38,17 @@ POSITIONS = 512
 """Steps times rows at which it no longer counts to lay out weights for a chunk and to add to their gradients."""
 
 
-def chunk_steps(steps: int, rows: int, floats: int, train: bool) -> int:
-    """Steps of a chunk, of which each takes so many floats a row."""
+def chunk_steps(rows: int, floats: int, train: bool) -> int:
+    """The most steps of a chunk, of which each takes so many floats a row."""
     worth = 4 * POSITIONS * floats
-    budget = max(BUDGET, worth) if train else min(BUDGET, max(NEAR, worth))
-    return evened_out(steps, budget // (4 * rows * floats))
+    budget = max(BUDGET, min(WIDE, worth)) if train else min(BUDGET, max(NEAR, worth))
+    return max(FEWEST_STEPS, budget // (4 * rows * floats))
+
+
+def spans(begin: int, end: int, most: int) -> list[slice]:
+    """Chunks of at most so many steps, evened out over the steps from one to another."""
+    size = evened_out(end - begin, most, fewest=1)
+    return [slice(first, min(first + size, end)) for first in range(begin, end, size)]
 
 
 def kept_steps(given: Operands) -> int:
@@ -103,11 +110,7 @@ class RecalledLayer:
     def spans(self) -> list[slice]:
         """The steps of each chunk; those whose gates are kept are chunks of their own."""
         cut = self.steps - self.kept
-        return [
-            slice(first, min(first + self.chunk, end))
-            for begin, end in ((0, cut), (cut, self.steps))
-            for first in range(begin, end, self.chunk)
-        ]
+        return spans(0, cut, self.chunk) + spans(cut, self.steps, self.chunk)
 
     def forward(self) -> Ran:
         """Run the sequence."""
@@ -142,7 +145,7 @@ class RecalledLayer:
                 raise ReversalError(self._explain(span))
             if room.c is not None:
                 words, spilled = words[: len(words) - known.words], words[len(words) - known.words :]
-                if not self.kernel.recall_cells(room, counts, heads, spilled, span.start)[1]:
+                if not self.kernel.recall_cells(room, counts, heads, spilled, span.start):
                     raise ReversalError(self._explain(span))
             grads = self.kernel.gradient(room, direction, None if dy is None else dy[span], span.start)
             self.weights.add_projection(self.x[span], grads)
@@ -152,7 +155,7 @@ class RecalledLayer:
         if not (self.kernel.is_gru or self._returned(counts[1], heads[1])):
             raise ReversalError(self._explain(slice(0, self.steps)))
         found = self._whole(direction)
-        return dx, [grad.to(state.dtype) for grad, state in zip(found.unbind(), self.state, strict=True)]
+        return dx, [grad.to(state.dtype, copy=True) for grad, state in zip(found.unbind(), self.state, strict=True)]
 
     def _run(self, room: Room, span: slice, counts: Tensor, tally: Tensor | None) -> Tensor:
         """Run a chunk: the words it spilled."""

@@ -50,14 +50,13 @@ def sequence(
     h, c = state[0], state[1] if len(state) > 1 else None
     (ih_v, ih_s), (hh_v, hh_s) = [(responses or {}).get(key, (None, None)) for key in ("ih", "hh")]
     mask1, mask2 = [(masks or {}).get(part) for part in cell.states[0]]
-    steps, rows = x.shape[:2]
     given = Operands(
         x, h, c, weights.get("ih"), weights.get("bias"), weights["hh"], ih_v, ih_s, hh_v, hh_s, mask1, mask2, lengths,
         chunk=0, share=share, bits=cell.native.max_forget_bits, forgetting=cell.native.forgetting,
         bounded=cell.native.bounded, train=False, name=name or cell.name,
     )  # fmt: skip
     train = torch.is_grad_enabled() and any(one is not None and wants_gradient(one) for one in given.differentiable())
-    chunk = chunk or chunk_steps(steps, rows, (cell.blocks + PARTS) * (h.shape[-1] // PARTS), train)
+    chunk = chunk or chunk_steps(x.shape[1], (cell.blocks + PARTS) * (h.shape[-1] // PARTS), train)
     y, final, *_ = torch.ops.revtune.sequence(*given._replace(train=train, chunk=chunk))
     return y, tuple(one.to(first.dtype) for one, first in zip(final.unbind(), state, strict=True))
 

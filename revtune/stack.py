@@ -130,7 +130,7 @@ def chunk_steps(steps: int, rows: int, stack: Stack, budget: int) -> int:
     return evened_out(steps, budget // (rows * size))
 
 
-def evened_out(steps: int, most: int) -> int:
-    """Steps of a chunk of at most so many, but at least 4, evened out over the sequence."""
-    chunks = -(-steps // max(FEWEST_STEPS, most))
-    return -(-steps // chunks)
+def evened_out(steps: int, most: int, *, fewest: int = FEWEST_STEPS) -> int:
+    """Steps of a chunk of at most so many, unless those are too few, evened out over the sequence."""
+    chunks = max(1, -(-steps // max(fewest, most)))
+    return max(1, -(-steps // chunks))

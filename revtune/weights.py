@@ -85,7 +85,7 @@ class Weights:
     def pack_projection(self) -> None:
         """Lay `ih` out, if that is worth its memory, for a sequence of many chunks."""
         if "ih" in self.tensors:
-            self._packed = self._products.packed(self.tensors["ih"])
+            self._packed = self._products.pack(self.tensors["ih"])
 
     def add_projection(self, x: Tensor, dx: Tensor) -> None:
         """Add the gradients of `ih` and `bias` from that of the projection, (K, B, G)."""

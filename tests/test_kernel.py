@@ -293,6 +293,38 @@ def test_without_a_buffer_states_are_rounded_and_with_one_exchanged(kind: str) -
     assert float((kept[1] - nothing[1]).abs().max()) < 2**14
 
 
+@pytest.mark.parametrize("number", range(60))
+def test_inference_is_the_way_there_in_any_chunks(number: int) -> None:
+    """Without a buffer gates are kept nowhere, and a state's lowest bits are rounded: now and then a gate with them."""
+    of, responses, options = case(number)
+    options.pop("chunk")
+
+    def through(chunk: int) -> list[Tensor]:
+        y, finals = rt.scan(of.cell, of.x, of.state, weights=of.weights, responses=responses, chunk=chunk, **options)
+        return [y, *finals]
+
+    trained = differentiate(rt.scan, of, responses=responses, **options)
+    with torch.no_grad():
+        found = [through(chunk) for chunk in (3, 7, 1000)]
+    for other in found[1:]:
+        assert all(map(torch.equal, other, found[0]))
+    for inferred, wanted in zip(found[0], (trained.y, *trained.finals), strict=True):
+        assert float((inferred - wanted).abs().max()) < 2**-7 * max(1.0, float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("number", range(30))
+def test_inference_with_and_without_room_for_c(number: int) -> None:
+    of, responses, options = case(number)
+    options.pop("chunk")
+    found = []
+    for recorded in (True, False):
+        kernel = kernel_of(of, responses, **options)
+        room, counts = kernel.room(of.x, recorded=recorded), counts_of(of)
+        kernel.forward(room, counts, kernel.heads(of.x.shape[1], of.x.shape[0], None), 0, Keep.NOTHING)
+        found.append((room.y, counts))
+    assert all(map(torch.equal, *found))
+
+
 # Memory
 
 

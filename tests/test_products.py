@@ -45,16 +45,16 @@ def test_projections_are_torchs(positions: int, inputs: int, outputs: int, layou
 def test_packed_weights_give_the_same_bits(positions: int, inputs: int, outputs: int) -> None:
     products, x, bias = NativeProducts(), normal(positions, inputs), normal(outputs)
     weight = normal(outputs, inputs, seed=1)
-    packed = products.packed(weight)
+    packed = products.pack(weight)
     assert packed is not None
     assert torch.equal(products.linear(x, weight, bias, packed=packed), products.linear(x, weight, bias))
     assert torch.equal(products.linear(x, torch.zeros_like(weight), packed=packed), products.linear(x, weight))
 
 
 def test_only_small_weights_are_packed() -> None:
-    assert NativeProducts().packed(torch.zeros(1, SMALL // 4)) is not None
-    assert NativeProducts().packed(torch.zeros(1, SMALL // 4 + 1)) is None
-    assert Products().packed(torch.zeros(1, 1)) is None
+    assert NativeProducts().pack(torch.zeros(1, SMALL // 4)) is not None
+    assert NativeProducts().pack(torch.zeros(1, SMALL // 4 + 1)) is None
+    assert Products().pack(torch.zeros(1, 1)) is None
 
 
 @layouts

@@ -1,6 +1,7 @@
 """LinearCrossEntropy beside F.cross_entropy on all logits at once."""
 
 import copy
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -150,6 +151,19 @@ def test_when_all_targets_are_ignored_nothing_is_lost_or_learnt() -> None:
     loss = head(y, targets)
     assert loss.item() == 0 and head.total_weight(targets) == 0
     assert all(float(g.abs().sum()) == 0 for g in torch.autograd.grad(loss, tensors_of(head, y)))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_ignored_targets_may_have_forbidden_classes(smoothing: float) -> None:
+    """What stands at their place is class 0, whose logit may be anything."""
+    head = rt.LinearCrossEntropy(FEATURES, CLASSES, label_smoothing=smoothing, ignore_index=0)
+    assert head.bias is not None
+    head.bias.data[0] = -math.inf if not smoothing else -1e4
+    y, targets = torch.randn(5, FEATURES, requires_grad=True), torch.tensor([1, 2, 0, 3, 4])
+    loss, wanted = head(y, targets), all_at_once(head, y, targets)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    got, expected = (torch.autograd.grad(value, tensors_of(head, y)) for value in (loss, wanted))
+    assert max(map(apart, got, expected)) < 1e-5
 
 
 def test_no_positions_at_all_lose_nothing() -> None:

@@ -54,6 +54,26 @@ def test_chunks_fill_their_budget_evenly() -> None:
     assert evened_out(100, 0) == 4
 
 
+def test_chunks_are_evened_out_on_each_side_of_where_gates_are_kept() -> None:
+    assert recall.spans(0, 38, 24) == [slice(0, 19), slice(19, 38)]
+    assert recall.spans(38, 70, 24) == [slice(38, 54), slice(54, 70)]
+    assert recall.spans(5, 5, 3) == []
+    for steps in range(1, 40):
+        for most in range(1, 12):
+            chunks = recall.spans(3, 3 + steps, most)
+            assert [step for one in chunks for step in range(one.start, one.stop)] == [*range(3, 3 + steps)]
+            assert len(chunks) == -(-steps // most) and max(one.stop - one.start for one in chunks) <= most
+
+
+def test_chunks_of_wide_layers_take_more_bytes_and_not_without_end() -> None:
+    def gates(units: int, *, train: bool) -> int:
+        return 4 * 12 * units * 20 * recall.chunk_steps(20, 12 * units, train)
+
+    assert gates(64, train=True) <= recall.BUDGET < gates(550, train=True) <= recall.WIDE
+    assert gates(550, train=False) <= recall.BUDGET
+    assert recall.chunk_steps(20, 12 * 10**6, True) == 4
+
+
 @cells
 def test_a_lstm_keeps_words_of_c_and_a_gru_none(kind: str) -> None:
     of = problem(kind, 200)

@@ -250,6 +250,19 @@ def test_the_sequence_is_an_operator_as_torch_wants_it(kind: str, train: bool, r
 
 
 @cells
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_its_way_back_is_one_too(kind: str, ragged: bool, dtype: torch.dtype, kept: None) -> None:
+    x, h, c, *others = operands(kind, train=True, ragged=ragged)
+    given = [one.detach() if isinstance(one, Tensor) else one for one in (x, h.to(dtype), c, *others)]
+    given[2] = None if c is None else given[2].to(dtype)
+    y, final, *known = torch.ops.revtune.sequence(*given)
+    wanted = [one is not None for one in given[:10]]
+    arguments = (torch.randn_like(y), torch.randn_like(final), y, final, *known, wanted, *given)
+    torch.library.opcheck(torch.ops.revtune.sequence_backward.default, arguments)
+
+
+@cells
 def test_the_chunks_operators_change_what_their_schemas_say(kind: str) -> None:
     of = problem(kind, 5)
     weights = Weights(of.weights, {}, frozenset(), 4, kind, native=True)

@@ -85,10 +85,10 @@ struct Variant {
   void (*sigmoid)(const float* x, float* y, int64_t n);
   void (*tanh)(const float* x, float* y, int64_t n);
   uint64_t (*digest)(const Bits* bits, int64_t n, uint64_t first);
+  void (*pack_product)(const float* weight, int64_t outputs, int64_t inputs, float* packed);
   // Columns [begin, end) of y or x, or rows of a weight.
   void (*project)(const Matrix<const float>& x, const float* weight, const float* packed, const float* bias,
                   const Matrix<float>& y, int64_t begin, int64_t end);
-  void (*pack_product)(const float* weight, int64_t outputs, int64_t inputs, float* packed);
   void (*project_back)(const Matrix<const float>& d, const float* weight, const Matrix<float>& x, int64_t begin,
                        int64_t end);
   void (*add_outer)(const Matrix<const float>& d, const Matrix<const float>& v, const Matrix<float>& into,

@@ -153,7 +153,7 @@ inline void recall(
   });
 }
 
-inline std::tuple<int64_t, bool> recall_cells(
+inline bool recall_cells(
     const Tensor& gates, const Tensor& counts, const Tensor& heads, const Tensor& words, const Tensor& y,
     const Tensor& y_start, const Tensor& c, const Tensor& c_start, const Maybe& lengths, int64_t first, double slope,
     bool forgetting, bool bounded) {
@@ -168,13 +168,14 @@ inline std::tuple<int64_t, bool> recall_cells(
   over_rows(shape.rows, shape.steps * shape.rows * shape.units * 64, [&](int64_t begin, int64_t end) {
     if (!variant().recall_cells(chunk, begin, end)) fine = false;
   });
-  return {standing(chunk), fine && used_up(stacks)};
+  return fine && used_up(stacks);
 }
 
 inline void gradient(
     const Tensor& gates, const Tensor& direction, const Tensor& y, const Tensor& y_start, const Maybe& c,
     const Maybe& c_start, const Tensor& weight, const Maybe& response, const Maybe& scale, const Maybe& mask1,
-    const Maybe& mask2, const Maybe& lengths, const Maybe& dy, int64_t first, double slope, bool forgetting, bool bounded) {
+    const Maybe& mask2, const Maybe& lengths, const Maybe& dy, int64_t first, double slope, bool forgetting,
+    bool bounded) {
   const Shape shape(gates, y);
   STD_TORCH_CHECK((shape.groups == 2) == (c.has_value() && c_start.has_value()), "c is RevLSTM's and needed there");
   Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting,

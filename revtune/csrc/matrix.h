@@ -1,7 +1,8 @@
 // Matmuls over whole chunks, from the same small product: M positions times a weight, forward, back, and its gradient.
 //
-// Every number is again one chain of multiply-adds in a fixed order: its bits depend on neither M nor threads. Weights
-// stay as they are; what has to be turned is turned a panel at a time, so that no copy of a weight is ever made.
+// Every number is again one chain of multiply-adds in a fixed order, one for each `panel_inputs` positions in a weight's
+// gradient: its bits depend on no threads, and those of outputs not on M. Weights stay as they are; what has to be turned
+// is turned a panel at a time, so that no copy of a weight is made, unless a small one was packed before.
 
 // lanes vectors of a row each become one of a column each.
 inline __attribute__((always_inline)) void transpose(Lanes* v) {
@@ -94,14 +95,13 @@ inline void part_of_panel(const Rows& at, int64_t rows, Span span, const float* 
 }
 
 // Columns [begin, end) of y = x P + bias, if there is one, some rows after another so that they stay near;
-// `pack(column, n, span, values)` tells where a panel of P lies for some of x's columns, having laid it out there if need
-// be.
+// `pack(column, n, span, room)` tells where a panel of P lies for some of x's columns, having laid it out if need be.
 template <class Pack>
 inline __attribute__((always_inline)) void multiply_panels(
     const Matrix<const float>& x, const Matrix<float>& y, const float* bias, int64_t begin, int64_t end,
     const Pack& pack) {
   // Whole blocks of rows for every instruction set, as many as stay near.
-  const int64_t some = 288 * std::max<int64_t>(1, panel_inputs / std::max<int64_t>(1, x.columns));
+  const int64_t some = 288 * std::clamp<int64_t>(panel_inputs / std::max<int64_t>(1, x.columns), 1, 4);
   Panel panel;
   Rows at(std::min(some, x.rows));
   for (int64_t top = 0; top < x.rows; top += some) {

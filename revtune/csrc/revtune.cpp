@@ -52,7 +52,8 @@ STABLE_TORCH_LIBRARY(revtune, m) {
       "Tensor? scale, Tensor? mask1, Tensor? mask2) -> ()");
   m.def(
       "recall_cells(Tensor gates, Tensor(a!) counts, Tensor(b!) heads, Tensor words, Tensor y, Tensor y_start, "
-      "Tensor(c!) c, Tensor(d!) c_start, Tensor? lengths, int first, float slope, bool forgetting, bool bounded) -> (int, bool)");
+      "Tensor(c!) c, Tensor(d!) c_start, Tensor? lengths, int first, float slope, bool forgetting, bool bounded) "
+      "-> bool");
   m.def(
       "gradient(Tensor(a!) gates, Tensor(b!) direction, Tensor y, Tensor y_start, Tensor? c, Tensor? c_start, "
       "Tensor weight, Tensor? response, Tensor? scale, Tensor? mask1, Tensor? mask2, Tensor? lengths, Tensor? dy, "

@@ -1,4 +1,5 @@
-// All of the kernel, once for each instruction set: included by instruction_sets.h within a namespace and a target of its own.
+// All of the kernel, once for each instruction set: included by instruction_sets.h within a namespace and a target of
+// its own.
 
 #include "lanes.h"
 #include "digest.h"
@@ -28,8 +29,23 @@ inline void pack(const float* weight, int64_t blocks, int64_t units, float* pack
 }
 
 constexpr Variant make_variant(const char* name) {
-  return {name, panel_width, packed_size, pack, {forward<gru::Cell>, forward<lstm::Cell>},
-          {rewind<gru::Cell>, rewind<lstm::Cell>}, {recall<gru::Cell>, recall<lstm::Cell>}, lstm::recall_cells,
-          {gradient<gru::Cell>, gradient<lstm::Cell>}, sigmoid_of, tanh_of, digest, project, pack_product, project_back, add_outer,
-          most_rows};
+  return {
+      .name = name,
+      .panel = panel_width,
+      .packed_size = packed_size,
+      .pack = pack,
+      .forward = {forward<gru::Cell>, forward<lstm::Cell>},
+      .rewind = {rewind<gru::Cell>, rewind<lstm::Cell>},
+      .recall = {recall<gru::Cell>, recall<lstm::Cell>},
+      .recall_cells = lstm::recall_cells,
+      .gradient = {gradient<gru::Cell>, gradient<lstm::Cell>},
+      .sigmoid = sigmoid_of,
+      .tanh = tanh_of,
+      .digest = digest,
+      .pack_product = pack_product,
+      .project = project,
+      .project_back = project_back,
+      .add_outer = add_outer,
+      .most_rows = most_rows,
+  };
 }
