@@ -210,6 +210,18 @@ def test_a_model_compiles_as_one_graph(rev: Rev, options: dict[str, Any]) -> Non
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_model_compiles_by_inductor() -> None:
+    torch.manual_seed(0)
+    model, x = Tagger(rt.RevGRU(5, 8)), torch.randn(6, 3, 4)
+    wanted = results(model, list(model.parameters()), x)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True)
+    for given, expected in zip(results(compiled, list(model.parameters()), x), wanted, strict=True):
+        assert relative(given, expected) < 1e-5
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_model_takes_other_lengths_and_evaluates() -> None:
     torch.manual_seed(0)
     model = Tagger(rt.RevLSTM(5, 8))
