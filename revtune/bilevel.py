@@ -110,7 +110,7 @@ def delta(problem: Problem, batch: Any, scale: Callable[[Tensor], Tensor]) -> Te
     with frozen(added), problem.hypers.bound(Pass(raw.shape[0], None, now, statistics=True)), problem.autocast():
         loss = problem.loss(problem.predict(problem.model, still), still, now)
     scale(finite(loss, "training")).backward()
-    with frozen(base):
+    with frozen(base), statistics_kept(problem.model, always=True):
         _responses(problem, batch, raw, problem.hypers.departure(raw), scale)
     return loss.detach()
 
@@ -226,16 +226,18 @@ def frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Running statistics are as before if the block fails."""
+def statistics_kept(model: nn.Module, *, always: bool = False) -> Iterator[None]:
+    """Running statistics are as before if the block fails, or always."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
     held = [(b, b.clone()) for module in norms for b in module._buffers.values() if b is not None]
+    failed = True
     try:
         yield
-    except Exception:
-        for statistic, before in held:
-            statistic.copy_(before)
-        raise
+        failed = False
+    finally:
+        if failed or always:
+            for statistic, before in held:
+                statistic.copy_(before)
 
 
 @contextlib.contextmanager

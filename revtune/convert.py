@@ -6,9 +6,7 @@ Modules are converted where they stand (see `response`), all or none. What is le
 from __future__ import annotations
 
 import copy
-import inspect
-import re
-import tokenize
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from revtune.bypasses import unanswered, why_not
 from revtune.hyper import Rate
 from revtune.hyperparameters import Hyperparameters
 from revtune.noise import BATCH_RATE, RATE
@@ -39,6 +38,7 @@ from revtune.response_norm import (
 from revtune.response_rnn import ResponseGRU, ResponseLSTM
 
 START = 0.05  # of rates that are 0, where no gradient would reach them
+STARTS = f" (it was 0, and starts at {START})"
 LAYERS: dict[type[nn.Module], type[Responding]] = {
     kind.plain: kind
     for kind in (
@@ -73,6 +73,7 @@ class _Plan:
 
     steps: list[Callable[[Hyperparameters], None]] = field(default_factory=list)
     rates: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     told: Conversion = field(default_factory=Conversion)
 
 
@@ -113,11 +114,12 @@ def self_tuning(
     for name, module in net.named_modules():
         if isinstance(module, Tuned) and module.hypers is not hypers:
             raise ValueError(f"{name or 'the network'} reads other hyperparameters; give self_tuning the same")
+    _check_parameters(net)
     plan = _planned(net, hypers, batch_dim)
     if hypers is None:
         if not plan.rates:
             raise ValueError("the network has no nn.Dropout to tune; name what to tune by Hyperparameters(...)")
-        hypers = Hyperparameters(**{name: Rate(rate or START) for name, rate in plan.rates.items()})
+        hypers = Hyperparameters(**{name: _started(name, rate) for name, rate in plan.rates.items()})
     if not any(what.startswith("Response") for what in plan.told.replaced.values()):
         raise ValueError(f"no layer of the network can respond to hyperparameters: {plan.told.left or 'it has none'}")
     like = next(net.parameters())
@@ -126,9 +128,26 @@ def self_tuning(
         step(hypers)
     _house(net, hypers)
     net.__dict__.update(hypers=hypers, conversion=plan.told)
+    for sentence in plan.warnings:
+        warnings.warn(sentence, stacklevel=2)
     if verbose:
         print(plan.told)
     return net
+
+
+def _check_parameters(net: nn.Module) -> None:
+    for name, parameter in net.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(f"{name} has no shape yet: run a batch through the network before it is converted")
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{name} must be float32 or float64, got {parameter.dtype}; Tuner takes autocast= instead")
+
+
+def _started(name: str, rate: float) -> Rate:
+    try:
+        return Rate(rate or START)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be tuned from where it is: {error}") from None
 
 
 def _house(net: nn.Module, hypers: Hyperparameters) -> None:
@@ -147,12 +166,15 @@ def _planned(net: nn.Module, hypers: Hyperparameters | None, batch_dim: int) -> 
             continue
         if isinstance(module, CLOSED):
             closed[name] = plan.told.left[name] = f"{type(module).__name__} reads the weights of its layers directly"
+            plan.warnings.append(f"{name}: {closed[name]}, so they have no response")
         elif type(module) in DROPOUTS:
             _plan_dropout(plan, name or "dropout", module, hypers, batch_dim)
         elif type(module) in LAYERS:
             _plan_layer(plan, name, module, shared, hypers, batch_dim)
-        elif why := _why_not(module):
+        elif not isinstance(module, Hyperparameters) and (why := why_not(module)):
             plan.told.left[name or "the network itself"] = why
+            if unanswered(module):
+                plan.warnings.append(f"{name or 'the network itself'}: {why}")
     return plan
 
 
@@ -166,7 +188,7 @@ def _plan_dropout(plan: _Plan, name: str, module: nn.Module, hypers: Hyperparame
         plan.rates[tuned] = rate
     else:
         RATE.check_tuned(name, tuned, hypers)
-    starts = " (it was 0, and starts at 0.05)" if hypers is None and not rate else ""
+    starts = STARTS if hypers is None and not rate else ""
     plan.told.replaced[name] = f"{type(module).__name__}, its rate tuned{starts}"
 
     def convert(hypers: Hyperparameters) -> None:
@@ -191,7 +213,13 @@ def _plan_layer(
         plan.told.left[name or "the network itself"] = why
         return
     rates = _plan_rates(plan, name, module, hypers) if isinstance(module, nn.LSTM | nn.GRU) else {}
-    also = f", its {' and '.join(rates)} tuned" if rates and hypers is not None else ""
+    if isinstance(module, nn.RNNBase) and batch_dim == 0 and not module.batch_first and name:
+        plan.warnings.append(
+            f"{name} takes time first, and batch_dim=0 says that other layers have examples first; where they do not, "
+            "give self_tuning batch_dim=1"
+        )
+    also = f", its {' and '.join(rates)} tuned" if rates else ""
+    also += STARTS if hypers is None and rates and not module.dropout else ""
     plan.told.replaced[name or "the network itself"] = f"{kind.__name__}{also}"
 
     def convert(hypers: Hyperparameters) -> None:
@@ -231,32 +259,6 @@ def _shared(net: nn.Module) -> set[int]:
 def _tied(module: nn.Module, shared: set[int]) -> str | None:
     tied = any(id(p) in shared for p in module._parameters.values() if p is not None)
     return "its weight is tied to another module's" if tied and not isinstance(module, nn.Embedding) else None
-
-
-def _why_not(module: nn.Module) -> str | None:
-    """Why a module that is no layer of ours is worth naming; None if it is not."""
-    kind = type(module).__name__
-    own = sum(p.numel() for p in module._parameters.values() if p is not None)
-    if "Dropout" in kind and isinstance(module, nn.modules.dropout._DropoutNd):
-        return f"{kind} has no tuned form; its rate stays {module.p}"
-    if own:
-        return f"{kind} has no response, so its {own:,} weights are trained as they are; see register_response"
-    if type(module).__module__.startswith("torch.nn"):
-        return None
-    return _bypasses(module)
-
-
-def _bypasses(module: nn.Module) -> str | None:
-    """What a module's forward does that no conversion of its children can reach."""
-    try:
-        source = inspect.getsource(type(module).forward)
-    except (OSError, TypeError, SyntaxError, tokenize.TokenError):  # its source is not to be had
-        return None
-    if found := re.search(r"\b(?:F|functional|torch)\.(\w*dropout\w*)\(", source):
-        return f"its forward calls {found[1]} as a function, whose rate stays its own; nn.Dropout would be tuned"
-    if found := re.search(r"self\.(\w+)\.(?:weight|bias)\b", source):
-        return f"its forward reads the weights of {found[1]} directly, past its response"
-    return None
 
 
 def register_response(layer: type[nn.Module], *, unit_dim: int = -1) -> type[nn.Module]:
@@ -323,6 +325,10 @@ def frozen(model: nn.Module) -> nn.Module:
     for name in ("hypers", "conversion"):
         plain.__dict__.pop(name, None)
         plain._modules.pop(name, None)
+    for module in plain.modules():
+        for name, child in module._modules.items():
+            if isinstance(child, Hyperparameters):
+                module._modules[name] = None
     return plain
 
 

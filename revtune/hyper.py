@@ -208,8 +208,9 @@ class Integer(Hyper):
     def check(self) -> None:
         """As in `Hyper`."""
         for name in ("initial", "low", "high"):
-            if getattr(self, name) != int(getattr(self, name)):
-                raise ValueError(f"Integer: {name} must be an integer, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not _number(value) or value != int(value):
+                raise ValueError(f"Integer: {name} must be an integer, got {value!r}")
         if self.low >= self.high:
             raise ValueError(f"Integer: low must be less than high, got low={self.low}, high={self.high}")
         if not self.low <= self.initial <= self.high:
@@ -228,7 +229,7 @@ class Integer(Hyper):
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _logit(share: float) -> float:

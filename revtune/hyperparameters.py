@@ -33,7 +33,13 @@ OPTIMIZER = (
     "beta2",
     "eps",
     "clip",
+    "clip_norm",
+    "grad_clip",
+    "lr_decay",
+    "nesterov",
     "optimizer_decay",
+    "optimizer_weight_decay",
+    "batch_size",
 )
 
 
@@ -110,7 +116,7 @@ class Hyperparameters(nn.Module):
             if not isinstance(spec, Hyper):
                 kinds = "Rate, Between, Positive or Integer"
                 raise ValueError(f"hyperparameter {name!r} must be a {kinds}, got {type(spec).__name__} {spec!r}")
-            if name in OPTIMIZER:
+            if name.lower() in OPTIMIZER:
                 raise ValueError(
                     f"hyperparameter {name!r} cannot be tuned: it belongs to the optimizer, and the training loss does "
                     "not depend on it, so weights have no response to it"

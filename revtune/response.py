@@ -53,7 +53,8 @@ class Responding(nn.Module):
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
         """Why a plain layer of this kind cannot respond; None if it can."""
-        return None
+        computed = [name for name in ("weight", "bias") if name not in module._parameters and hasattr(module, name)]
+        return f"its {computed[0]} is no parameter of its own, but computed from others" if computed else None
 
     @property
     def hypers(self) -> Hyperparameters:
@@ -245,7 +246,8 @@ class ResponseEmbedding(Responding, nn.Embedding):
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
         """As in `Responding`."""
-        return "max_norm changes its weights in place" if getattr(module, "max_norm", None) is not None else None
+        changed = getattr(module, "max_norm", None) is not None
+        return "max_norm changes its weights in place" if changed else super().refuses(module)
 
     def units(self) -> int:
         """The width of a row."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,7 @@ class Stream:
 
 
 _END = object()
+NO_HELD_OUT = "the validation data hold no batch"
 
 
 class Streams:
@@ -64,6 +65,16 @@ class Streams:
 
     def __init__(self) -> None:
         self._train, self._valid = Stream(), Stream()
+
+    def check(self, train: Iterable[Any], valid: Iterable[Any]) -> None:
+        """Refuse data that tell beforehand that they are empty.
+
+        Raises:
+            ValueError: they do.
+        """
+        for data, sentence in ((train, "the training data hold no batch"), (valid, NO_HELD_OUT)):
+            if isinstance(data, Sized) and len(data) == 0:
+                raise ValueError(sentence)
 
     def once(self, data: Iterable[Any]) -> Iterator[Any]:
         """The batches of a pass, from where a saved one stood on."""
@@ -84,7 +95,7 @@ class Streams:
                 self._valid.open(data)
             if (batch := self._valid.next()) is not _END:
                 return batch
-        raise ValueError("the validation data hold no batch")
+        raise ValueError(f"{NO_HELD_OUT}, or could be gone through only once, as a generator")
 
     def state_dict(self) -> dict[str, Any]:
         """Where both stand."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +23,16 @@ from revtune.history import History
 from revtune.hyperparameters import Hyperparameters
 from revtune.streams import Streams
 from revtune.trees import mapped
-from revtune.tuner_checks import batch_size, check_devices, check_settings, check_state, checked, of_first
+from revtune.tuner_checks import (
+    batch_size,
+    check_devices,
+    check_method,
+    check_settings,
+    check_state,
+    checked,
+    checked_hyper,
+    of_first,
+)  # fmt: skip
 
 Factory = Callable[[list[dict[str, Any]]], Optimizer]
 GRADIENTS = {"stn": bilevel.stn, "delta": bilevel.delta}
@@ -42,8 +52,8 @@ class Tuner:
         predict: `predict(model, batch)` gives the prediction; `model(batch[0])` by default. With `carry`,
             `predict(model, batch, state)` gives the prediction and the next state.
         hyper_optimizer: likewise of hyperparameters and scales; Adam at 0.01 by default.
-        warmup: training steps before the first validation step.
-        ratio: training steps to each validation step.
+        warmup: training batches before the first validation step.
+        ratio: training batches to each validation step.
         entropy: weight of the perturbations' entropy in the validation loss, which tunes scales.
         clip: largest norm of the gradients of weights, and of those of responses; None for no limit.
         accumulate: training batches whose gradients are added up for one update.
@@ -58,8 +68,8 @@ class Tuner:
         history: every validation step's losses, values and scales.
 
     Raises:
-        ValueError: the model is not self-tuning; the optimizer holds other parameters or decays responses; a number
-            is out of its range.
+        ValueError: the model is not self-tuning, or has learnt by the other method; an optimizer holds other
+            parameters, or decays responses or hyperparameters; a number is out of its range.
 
     Example:
         >>> net = self_tuning(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3)))
@@ -104,6 +114,7 @@ class Tuner:
             "accumulate": accumulate, "autocast": autocast, "size": size, "seed": seed,
         })  # fmt: skip
         check_devices(model, hypers)
+        check_method(model, hypers, method)
         hypers.centred = method == "delta"
         self.model, self.hypers, self.method = model, hypers, method
         self.warmup, self.ratio, self.entropy, self.clip = warmup, ratio, entropy, clip
@@ -118,7 +129,8 @@ class Tuner:
         base, added = self.problem.parameters()
         self.groups = [base, added]
         self.optimizer = checked(optimizer([{"params": base}, {"params": added, "weight_decay": 0.0}]), base, added)
-        self.hyper_optimizer = hyper_optimizer([{"params": [hypers.raw]}, {"params": [hypers.spread]}])
+        own = [hypers.raw, hypers.spread]
+        self.hyper_optimizer = checked_hyper(hyper_optimizer([{"params": [one]} for one in own]), own)
         self.history, self.streams = History(), Streams()
         self.steps = self.valid_steps = 0
         self._started = time.perf_counter()
@@ -127,7 +139,8 @@ class Tuner:
         """A training step, and a validation step if one is due; the losses of both, None where there was none.
 
         Raises:
-            NonFiniteError: a loss or a gradient is NaN or infinite; weights and hyperparameters are as before the step.
+            NonFiniteError: a loss or a gradient is NaN or infinite; what that level moves is as before, and so is all
+                else, but for the training step that comes before a validation step.
             ValueError: a validation step is due and `held_out` is None.
         """
         if self.due and held_out is None:
@@ -179,6 +192,8 @@ class Tuner:
                 "a step must not run inside torch.autocast, which would keep cast weights past their update; give "
                 "Tuner autocast="
             )
+        if self.hypers.centred != (self.method == "delta"):
+            raise ValueError(f"the network now holds responses of the other method than this tuner's, {self.method!r}")
         if self._carried is not None:
             self._carried.level = level
 
@@ -231,7 +246,11 @@ class Tuner:
         unread = [name for name in self.hypers.names if name not in self.hypers.read]
         if self.steps == 1 and unread:
             names = ", ".join(map(repr, unread))
-            warnings.warn(f"nobody read hyperparameter {names} in a training step, so nothing tunes it", stacklevel=3)
+            warnings.warn(
+                f"nobody read hyperparameter {names} in a training step, so nothing tunes it: a module or the training "
+                "loss must use its value, which no optimizer and no evaluation can do for it",
+                stacklevel=3,
+            )
 
     def values(self) -> dict[str, float]:
         """Current values of the hyperparameters, in user units."""
@@ -244,19 +263,24 @@ class Tuner:
         goes on where it was saved.
 
         Raises:
-            ValueError: there are no held-out batches.
+            ValueError: there are no training batches, or no held-out batches.
         """
+        self.streams.check(train, valid)
         for batch in self.streams.once(train):
             yield batch, self.streams.again(valid) if self.due else None
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, in tensors, numbers and words, for `torch.load(weights_only=True)`."""
+        """All that the next step depends on, in tensors, numbers and words, for `torch.load(weights_only=True)`.
+
+        Of random numbers these are torch's; a data pipeline that draws by `random` or NumPy keeps its own.
+        """
         scaler = {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
         return scaler | {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "hyper_optimizer": self.hyper_optimizer.state_dict(), "generator": self.generator.get_state(),
             "random": random_states(self.hypers.raw.device), "states": dict(self.states),
             "streams": self.streams.state_dict(), "history": list(self.history.records), "method": self.method,
+            "optimizers": self._kinds(), "gradients": self._added_up(),
             "steps": self.steps, "valid_steps": self.valid_steps, "seconds": time.perf_counter() - self._started,
         }  # fmt: skip
 
@@ -266,7 +290,15 @@ class Tuner:
         Raises:
             ValueError: it is of another method or network; nothing has been loaded then.
         """
-        check_state(state, self.state_dict())
+        before = copy.deepcopy(self.state_dict())
+        check_state(state, before)
+        try:
+            self._load(copy.deepcopy(state))  # optimizers would go on in the tensors of the one that it is from
+        except Exception:
+            self._load(before)
+            raise
+
+    def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.hyper_optimizer.load_state_dict(state["hyper_optimizer"])
@@ -278,5 +310,17 @@ class Tuner:
             self._carried.states = dict(state["states"])
         self.history.records = list(state["history"])
         self.streams.load_state_dict(state["streams"])
+        for parameter, grad in zip([p for group in self.groups for p in group], state["gradients"], strict=False):
+            parameter.grad = None if grad is None else grad.to(parameter, copy=True)
         self.steps, self.valid_steps = state["steps"], state["valid_steps"]
         self._started = time.perf_counter() - state["seconds"]
+
+    def _kinds(self) -> list[str]:
+        """What the optimizers of both levels are."""
+        return [type(one).__name__ for one in (self.optimizer, self.hyper_optimizer)]
+
+    def _added_up(self) -> list[Tensor | None]:
+        """Gradients that wait for more batches before the next update."""
+        if self.steps % self.accumulate == 0:
+            return []
+        return [p.grad for group in self.groups for p in group]

@@ -115,6 +115,43 @@ def checked(optimizer: Optimizer, base: list[nn.Parameter], added: list[nn.Param
     return optimizer
 
 
+def checked_hyper(optimizer: Optimizer, own: list[nn.Parameter]) -> Optimizer:
+    """An optimizer of hyperparameters, if it holds just these and does not pull them anywhere.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"hyper_optimizer must make a torch.optim.Optimizer, it made a {type(optimizer).__name__}")
+    if {id(p) for group in optimizer.param_groups for p in group["params"]} != {id(p) for p in own}:
+        raise ValueError("hyper_optimizer must make its optimizer from the groups it is handed, it holds others")
+    decays = {group["weight_decay"] for group in optimizer.param_groups if group.get("weight_decay")}
+    if decays:
+        raise ValueError(
+            f"hyper_optimizer decays hyperparameters by weight_decay={max(decays)}, which pulls rates to one half; it "
+            "must be 0"
+        )
+    return optimizer
+
+
+def check_method(model: nn.Module, hypers: Hyperparameters, method: str) -> None:
+    """Refuse a network whose responses were learnt by the other method, which would now mean something else.
+
+    Raises:
+        ValueError: it is one.
+    """
+    learnt = any(
+        bool((p != 0).any())
+        for name, p in model.named_parameters()
+        if name.rpartition(".")[2].startswith(("response_scale", "response_shift"))
+    )
+    if learnt and hypers.centred != (method == "delta"):
+        other = "delta" if hypers.centred else "stn"
+        raise ValueError(
+            f"the network's responses were learnt by method {other!r}, so the method must be that again, got {method!r}"
+        )
+
+
 def check_state(state: dict[str, Any], own: dict[str, Any]) -> None:
     """Refuse a saved state that is none of this tuner's, before anything is loaded.
 
@@ -126,6 +163,9 @@ def check_state(state: dict[str, Any], own: dict[str, Any]) -> None:
         raise ValueError(f"the saved state is none of a Tuner: {lacks}")
     if state["method"] != own["method"]:
         raise ValueError(f"the saved state is of method {state['method']!r}, this tuner's is {own['method']!r}")
+    if state["optimizers"] != own["optimizers"]:
+        kinds = f"{' and '.join(state['optimizers'])}, this tuner's are {' and '.join(own['optimizers'])}"
+        raise ValueError(f"the saved state is of optimizers {kinds}")
     saved, mine = state["model"], own["model"]
     if differing := saved.keys() ^ mine.keys():
         name = min(differing)

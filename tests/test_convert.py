@@ -122,12 +122,16 @@ def test_a_dropout_is_tuned_by_the_hyperparameter_of_its_name() -> None:
 
 
 def test_what_is_left_alone_is_named_with_its_reason() -> None:
-    net: Any = self_tuning(nn.ModuleDict({
+    mixed = nn.ModuleDict({
         "tied": Tied(), "functional": Functional(), "reading": Reading(), "odd": nn.Bilinear(2, 2, 2),
         "attention": nn.TransformerEncoderLayer(4, 2, 8), "alpha": nn.AlphaDropout(0.3),
         "clipped": nn.Embedding(3, 3, max_norm=1.0), "whole": nn.LayerNorm((3, 3)),
         "bare": nn.BatchNorm1d(3, affine=False),
-    }))  # fmt: skip
+    })  # fmt: skip
+    with pytest.warns(UserWarning) as warned:
+        net: Any = self_tuning(mixed)
+    told = [str(one.message).partition(":")[0] for one in warned]
+    assert told == ["functional", "odd", "attention"]
     left = net.conversion.left
     assert left["tied.readout"] == "its weight is tied to another module's"
     assert left["attention"] == "TransformerEncoderLayer reads the weights of its layers directly"
@@ -152,6 +156,58 @@ def test_dropout_as_a_function_is_named() -> None:
 
     net: Any = self_tuning(Net())
     assert "calls dropout as a function" in net.conversion.left["the network itself"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_weights_that_are_computed_do_not_respond(norm: Any) -> None:
+    net: Any = self_tuning(nn.Sequential(norm(nn.Linear(4, 4)), nn.Dropout(0.1), nn.Linear(4, 2)))
+    assert "its weight is no parameter of its own" in net.conversion.left["0"] and "2" in net.conversion.replaced
+
+
+def test_time_first_layers_in_a_network_of_examples_first_are_told() -> None:
+    def layers(**options: Any) -> nn.ModuleDict:
+        return nn.ModuleDict({"lstm": nn.LSTM(6, 8, **options), "drop": nn.Dropout(0.1), "out": nn.Linear(8, 2)})
+
+    with pytest.warns(UserWarning, match="lstm takes time first, and batch_dim=0 says"):
+        self_tuning(layers())
+    self_tuning(layers(batch_first=True))
+    self_tuning(layers(), batch_dim=1)
+
+
+def test_a_tuned_rate_between_layers_is_told() -> None:
+    net: Any = self_tuning(nn.ModuleDict({"lstm": nn.LSTM(6, 8, 2, batch_first=True)}))
+    assert net.conversion.replaced["lstm"] == "ResponseLSTM, its dropout tuned (it was 0, and starts at 0.05)"
+
+
+@pytest.mark.parametrize(
+    ("net", "told"),
+    [
+        (nn.Sequential(nn.Linear(2, 2), nn.Dropout(1.0)), "1 cannot be tuned from where it is: Rate"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)).bfloat16(), "0.weight must be float32 or float64"),
+        (nn.Sequential(nn.LazyLinear(2), nn.Dropout(0.1)), "0.weight has no shape yet"),
+    ],
+)
+def test_networks_that_cannot_be_converted_are_told_by_the_module(net: nn.Module, told: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        self_tuning(net)
+    assert told in str(refused.value)
+
+
+def test_frozen_networks_hold_no_hyperparameters_anywhere() -> None:
+    class Keeper(nn.Module):
+        def __init__(self, hypers: Hyperparameters) -> None:
+            super().__init__()
+            self.hyper, self.body = hypers, nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.body(x)
+            return y
+
+    hypers = Hyperparameters(**{"body.1": Rate(0.1)})
+    plain = frozen(self_tuning(Keeper(hypers), hypers))
+    assert sorted(plain.state_dict()) == ["body.0.bias", "body.0.weight"]
+    assert not any(type(module).__module__.startswith("revtune") for module in plain.modules())
 
 
 @pytest.mark.parametrize("centred", [True, False])

@@ -60,3 +60,14 @@ def test_what_cannot_be_is_refused_with_its_value(make: Callable[[], Any], told:
 
 def test_a_fixed_scale_may_be_any() -> None:
     assert Rate(0.1, scale=3.0, tune_scale=False).scale == 3.0
+
+
+@pytest.mark.parametrize("high", [float("inf"), None, "4", True])
+def test_bounds_that_are_no_integers_are_named(high: Any) -> None:
+    with pytest.raises(ValueError, match="Integer: high must be an integer, got"):
+        Integer(1, 0, high)
+
+
+def test_booleans_are_no_values() -> None:
+    with pytest.raises(ValueError, match="Positive: the initial value must be a finite number, got True"):
+        Positive(True)

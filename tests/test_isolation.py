@@ -10,6 +10,8 @@ from torch.nn import functional as F
 import revtune as rt
 from revtune.response import Responding
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*Plain has no response:UserWarning")  # nor is it to have one
+
 CLASSES, TOKENS, ROWS, WIDTH = 3, 7, 6, 4
 
 

@@ -25,6 +25,19 @@ def test_a_pass_has_every_batch_once_and_the_next_begins_anew() -> None:
     assert sorted(sum(numbers(streams.once(data)), [])) == list(range(10))
 
 
+def test_empty_data_are_refused_before_anything_is_learnt() -> None:
+    streams = Streams()
+    with pytest.raises(ValueError, match="the training data hold no batch"):
+        streams.check([], [1])
+    with pytest.raises(ValueError, match="the validation data hold no batch"):
+        streams.check([1], [])
+    streams.check(iter([]), shuffled())
+    once = iter([1])
+    assert streams.again(once) == 1
+    with pytest.raises(ValueError, match="or could be gone through only once, as a generator"):
+        streams.again(once)
+
+
 def test_held_out_batches_go_round_and_round() -> None:
     streams = Streams()
     assert [streams.again([1, 2, 3]) for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]

@@ -154,6 +154,51 @@ def test_gradients_of_several_batches_are_one_update() -> None:
         torch.testing.assert_close(value, found[1][name], msg=name)
 
 
+@methods
+def test_gradients_that_wait_for_their_update_are_saved(method: str) -> None:
+    parts = [data(8, seed).tensors for seed in range(4)]
+    whole, begun, other = (tuner(method, accumulate=2, warmup=9, seed=seed) for seed in (0, 0, 5))
+    torch.manual_seed(1)
+    for part in parts:
+        whole.train_step(part)
+    torch.manual_seed(1)
+    for part in parts[:3]:
+        begun.train_step(part)
+    other.load_state_dict(begun.state_dict())
+    other.train_step(parts[3])
+    assert all(torch.equal(value, everything(other)[name]) for name, value in everything(whole).items())
+
+
+def test_a_schedule_of_the_users_own_moves_the_learning_rate() -> None:
+    of = tuner("stn", warmup=9)
+    schedule = torch.optim.lr_scheduler.StepLR(of.optimizer, 1, 0.0)
+    of.train_step(data(8).tensors)
+    schedule.step()
+    of.optimizer.state.clear()  # momentum goes on by itself
+    before = everything(of)
+    of.train_step(data(8).tensors)
+    assert all(torch.equal(value, before[name]) for name, value in everything(of).items())
+
+
+@methods
+def test_a_scaler_that_overflows_takes_no_step_and_is_saved(method: str) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    of, batch = tuner(method, scaler=scaler, warmup=9), data(8).tensors
+    of.train_step(batch)
+    before = everything(of)
+    hook = of.model.get_parameter("last.weight").register_hook(lambda grad: grad * float("inf"))
+    of.train_step(batch)
+    hook.remove()
+    assert scaler.get_scale() == 4.0
+    assert all(torch.equal(value, before[name]) for name, value in everything(of).items())
+    other = tuner(method, scaler=torch.amp.GradScaler("cpu", init_scale=2.0), warmup=9, seed=5)
+    other.load_state_dict(of.state_dict())
+    for one in (of, other):
+        torch.manual_seed(1)
+        one.train_step(batch)
+    assert all(torch.equal(value, everything(other)[name]) for name, value in everything(of).items())
+
+
 def test_weights_and_responses_are_clipped_each_by_itself() -> None:
     of = tuner(clip=1e-3, optimizer=lambda params: torch.optim.SGD(params, 1.0), warmup=9)
     before = [torch.cat([p.detach().flatten().clone() for p in group]) for group in of.groups]

@@ -38,6 +38,61 @@ def everything(of: rt.Tuner) -> list[Tensor]:
     return [one.clone() for one in of.model.state_dict().values() if isinstance(one, Tensor)]
 
 
+HYPER_OPTIMIZERS: list[tuple[Any, str]] = [
+    (lambda params: torch.optim.SGD([torch.zeros(1)], 0.1), "must make its optimizer from the groups it is handed"),
+    (lambda params: None, "must make a torch.optim.Optimizer, it made a NoneType"),
+    (lambda params: torch.optim.AdamW(params, 0.1), "decays hyperparameters by weight_decay=0.01"),
+]
+
+
+@pytest.mark.parametrize(("factory", "told"), HYPER_OPTIMIZERS)
+def test_optimizers_of_hyperparameters_that_cannot_work_are_refused(factory: Any, told: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        tuner(hyper_optimizer=factory)
+    assert told in str(refused.value)
+
+
+def test_responses_learnt_by_the_other_method_are_refused() -> None:
+    model = net()
+    tuner(model, method="stn").train_step(BATCH)
+    with pytest.raises(ValueError, match="responses were learnt by method 'stn'"):
+        tuner(model, method="delta")
+    tuner(model, method="stn")
+    of = tuner(method="delta")
+    of.model.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match="holds responses of the other method"):
+        of.train_step(BATCH)
+
+
+@METHODS
+def test_statistics_of_layers_that_do_not_respond_move_once_a_step(method: str) -> None:
+    plain = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, affine=False), nn.Dropout(0.2), nn.Linear(8, 3))
+    of = tuner(rt.self_tuning(plain), method=method)
+    of.train_step(BATCH)
+    assert int(plain.get_buffer("1.num_batches_tracked")) == 1
+    of.valid_step(BATCH)
+    assert int(plain.get_buffer("1.num_batches_tracked")) == 1
+
+
+@pytest.mark.parametrize("what", ["kinds", "groups", "units"])
+def test_a_state_that_does_not_fit_changes_nothing(what: str) -> None:
+    factories: dict[str, Any] = {
+        "kinds": lambda params: torch.optim.Adam(params, 0.1),
+        "groups": lambda params: torch.optim.SGD([{"params": [p]} for group in params for p in group["params"]], 0.1),
+        "units": lambda params: torch.optim.SGD(params, 0.1),
+    }
+    other = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
+    saved = tuner(rt.self_tuning(other) if what == "units" else None, optimizer=factories[what])
+    saved.train_step(BATCH)
+    of = tuner()
+    of.train_step(BATCH)
+    before, steps, values = everything(of), of.steps, of.values()
+    with pytest.raises(ValueError):
+        of.load_state_dict(saved.state_dict())
+    assert all(map(torch.equal, everything(of), before)) and of.steps == steps and of.values() == values
+    of.train_step(BATCH)
+
+
 LOSSES: list[tuple[str, Callable[..., Any], str]] = [
     (
         "train_loss",
