@@ -1,4 +1,4 @@
-"""Hyperparameters over training steps, a panel for each."""
+"""Hyperparameters over training steps, a panel for each, and one for all scales that moved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def draw(records: list[dict[str, Any]], path: str | Path | None) -> Any:
     from matplotlib.figure import Figure
 
     names = list(records[0]["values"])
-    panels = 1 + len(names)
+    moved = [name for name in names if len({record["scales"][name] for record in records}) > 1]
+    panels = 1 + len(names) + bool(moved)
     columns = min(COLUMNS, panels)
     rows = -(-panels // columns)
     figure = Figure(figsize=(WIDE * columns, HIGH * rows), layout="constrained")
@@ -24,6 +25,12 @@ def draw(records: list[dict[str, Any]], path: str | Path | None) -> Any:
     for axis, name in zip(axes[1:], names, strict=False):
         axis.plot(steps, [record["values"][name] for record in records], color="#0072b2", linewidth=1.5)
         axis.set_title(name, fontsize=9)
+    if moved:
+        axis = axes[panels - 1]
+        for name in moved:
+            axis.plot(steps, [record["scales"][name] for record in records], linewidth=1, label=name)
+        axis.set_title("perturbation scales", fontsize=9)
+        axis.legend(fontsize=6)
     for axis in axes[:panels]:
         axis.set_xlabel("training step", fontsize=8)
         axis.tick_params(labelsize=7)
