@@ -16,10 +16,13 @@ inline __attribute__((always_inline)) void each_flag(uint8_t* flags, int64_t n, 
   }
 }
 
-inline void multiply_turn(double* __restrict h, const float* __restrict zi, double* __restrict s, int64_t n,
-                          const uint8_t* __restrict full) {
+// A head that has no room for what a forget integer adds to it.
+inline __attribute__((always_inline)) bool is_full(double head, double z) { return head >= z * 1048576.0; }
+
+// No bytes in here: the compiler would take as many units at a time as fit a vector of them.
+inline void multiply_turn(double* __restrict h, const float* __restrict zi, double* __restrict s, int64_t n) {
   for (int64_t i = 0; i < n; i++) {
-    const double z = zi[i], head = full[i] ? __builtin_floor(s[i] * (1.0 / 65536.0)) : s[i];
+    const double z = zi[i], head = is_full(s[i], z) ? __builtin_floor(s[i] * (1.0 / 65536.0)) : s[i];
     const double q = __builtin_floor(h[i] * (1.0 / 1024.0));
     const double a = head * 1024.0 + (h[i] - q * 1024.0);
     s[i] = __builtin_floor(a / z);
@@ -32,20 +35,20 @@ inline void multiply(double* h, const float* zi, double* s, int64_t units, int64
                      uint8_t* flags) {
   for (int64_t first = 0; first < units; first += width) {
     const int64_t n = std::min(width, units - first);
-    for (int64_t i = 0; i < n; i++) flags[i] = s[i] >= (double)zi[first + i] * 1048576.0;
-    if (stack) each_flag(flags, n, [&](int64_t i) { stack->push_back((uint16_t)(int64_t)s[i]); });
-    multiply_turn(h + first, zi + first, s, n, flags);
+    if (stack) {
+      for (int64_t i = 0; i < n; i++) flags[i] = is_full(s[i], zi[first + i]);
+      each_flag(flags, n, [&](int64_t i) { stack->push_back((uint16_t)(int64_t)s[i]); });
+    }
+    multiply_turn(h + first, zi + first, s, n);
   }
 }
 
-inline void divide_turn(double* __restrict h, const float* __restrict zi, double* __restrict s, int64_t n,
-                        uint8_t* __restrict low) {
+inline void divide_turn(double* __restrict h, const float* __restrict zi, double* __restrict s, int64_t n) {
   for (int64_t i = 0; i < n; i++) {
     const double z = zi[i], q = __builtin_floor(h[i] / z);
     const double a = s[i] * z + (h[i] - q * z);
     s[i] = __builtin_floor(a * (1.0 / 1024.0));
     h[i] = q * 1024.0 + (a - s[i] * 1024.0);
-    low[i] = s[i] < head_start;
   }
 }
 
@@ -54,9 +57,9 @@ inline bool divide(double* h, const float* zi, double* s, int64_t units, int64_t
   const int64_t last = (units - 1) / width * width;
   for (int64_t first = last; first >= 0; first -= width) {
     const int64_t n = std::min(width, units - first);
-    divide_turn(h + first, zi + first, s, n, flags);
+    divide_turn(h + first, zi + first, s, n);
     int64_t wanted = 0;
-    for (int64_t i = 0; i < n; i++) wanted += flags[i];
+    for (int64_t i = 0; i < n; i++) wanted += flags[i] = s[i] < head_start;
     if (wanted > (int64_t)stack.size()) return false;
     const uint16_t* word = stack.data() + (stack.size() - wanted);
     each_flag(flags, n, [&](int64_t i) { s[i] = s[i] * 65536.0 + *word++; });
