@@ -30,7 +30,7 @@ BUDGET = 4 * 2**20
 """Bytes that a chunk's gates may take; outputs and their gradients, which are there anyway, are of that order."""
 WIDE = 4 * BUDGET
 """Bytes that those of a wide layer may take, so that its chunks are long enough."""
-KEPT = 8 * 2**20
+KEPT = 16 * 2**20
 """Bytes of the last steps' gates that are kept, whatever the length: they need not be evaluated again."""
 NEAR = 3 * 2**19
 """Bytes of a chunk's gates that stay in a core's own cache, where nothing is kept for a way back."""
