@@ -1,7 +1,7 @@
 """What the kernel's operators give back, told without running them, so that tracing can go through them.
 
-`forward`, `rewind`, `recall_cells` and `digest` answer with numbers that depend on data; they are only ever called
-inside `sequence` and by tapes, and have no fake.
+`forward`, `infer`, `rewind`, `recall_cells` and `digest` answer with numbers that depend on data; they are only ever
+called inside `sequence` and by tapes, and have no fake.
 """
 
 from __future__ import annotations

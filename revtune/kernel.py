@@ -191,6 +191,16 @@ class Kernel:
         )
         return done
 
+    def infer(self, x: Tensor, y: Tensor, counts: Tensor) -> bool:
+        """Run a whole sequence (T, B, I) without a way back, its outputs into y: whether all states stayed in range."""
+        weights = self.weights.tensors
+        packed, bias = torch.ops.revtune.pack_projection(weights["ih"]), weights.get("bias")
+        x = x if x.stride(2) == 1 else x.contiguous()
+        fine: bool = torch.ops.revtune.infer(
+            x, packed, bias, counts, y, torch.empty_like(y[0]), *self._reading(), self._lengths, *self._limit
+        )
+        return fine
+
     def rewind(
         self, room: Room, counts: Tensor, heads: Tensor, words: Tensor, first: int, slices: Tensor | None = None
     ) -> tuple[int, bool]:

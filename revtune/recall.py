@@ -114,6 +114,8 @@ class RecalledLayer:
 
     def forward(self) -> Ran:
         """Run the sequence."""
+        if not self.train and "ih" in self.weights.tensors and "ih" not in self.weights.responses:
+            return self._infer()
         counts, tally = self._counts(), new_tally()
         cut, kept = self.steps - self.kept, self.x.new_empty(self.kept, self.rows, self.cell.blocks * self.units)
         y = self.x.new_empty(self.steps, self.rows, PARTS * self.units)
@@ -130,6 +132,16 @@ class RecalledLayer:
         if self.train:
             self._report(sum(known.words for known in chunks), tally)
         return Ran(y, fixed.from_counts(self._whole(counts)), kept, self._packed(words), chunks)
+
+    def _infer(self) -> Ran:
+        """Run it at once, as nobody will go back through it."""
+        check_input(self.x, 0, self.name)
+        counts, y = self._counts(), self.x.new_empty(self.steps, self.rows, PARTS * self.units)
+        start = counts.clone()
+        if not self.kernel.infer(self.x, y, counts):
+            self._name_bad_state(slice(0, self.steps), start)
+        kept = self.x.new_empty(0, self.rows, self.cell.blocks * self.units)
+        return Ran(y, fixed.from_counts(self._whole(counts)), kept, self._packed([]), [])
 
     def backward(
         self, ran: Ran, dy: Tensor | None, dfinal: Tensor | None, *, want_dx: bool
@@ -159,15 +171,18 @@ class RecalledLayer:
 
     def _run(self, room: Room, span: slice, counts: Tensor, tally: Tensor | None) -> Tensor:
         """Run a chunk: the words it spilled."""
-        x, start = self.x[span], counts.clone()
+        start = counts.clone()
         keep = (Keep.HEADS if self.kernel.is_gru else Keep.CELLS) if self.train else Keep.NOTHING
         spilled, _, fine = self.kernel.forward(room, counts, self.heads, span.start, keep, tally)
         if not fine:
-            place = Place(unstacked(start, self.cell))
-            name_bad_state(
-                self.cell, self.weights, x, span.start, place, masks=self.masks, lengths=self.lengths, name=self.name
-            )
+            self._name_bad_state(span, start)
         return spilled
+
+    def _name_bad_state(self, span: slice, start: Tensor) -> None:
+        place, x = Place(unstacked(start, self.cell)), self.x[span]
+        name_bad_state(
+            self.cell, self.weights, x, span.start, place, masks=self.masks, lengths=self.lengths, name=self.name
+        )
 
     def _recalled(self, ran: Ran, span: slice) -> Room:
         """A chunk with its gates, kept or evaluated again."""

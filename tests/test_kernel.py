@@ -312,6 +312,38 @@ def test_inference_is_the_way_there_in_any_chunks(number: int) -> None:
         assert float((inferred - wanted).abs().max()) < 2**-7 * max(1.0, float(wanted.abs().max()))
 
 
+@pytest.mark.parametrize("number", range(60))
+def test_a_sequence_at_once_is_its_chunks(number: int) -> None:
+    """`infer` projects and runs some steps at a time, and is what `forward` without a buffer is, to the bit."""
+    of, responses, options = case(number)
+    options.pop("chunk")
+    if "ih" not in of.weights or "ih" in responses:
+        return
+    kernel, (steps, rows) = kernel_of(of, responses, **options), of.x.shape[:2]
+    room, counts = kernel.room(of.x, recorded=False), counts_of(of)
+    kernel.forward(room, counts, kernel.heads(rows, steps, None), 0, Keep.NOTHING)
+    for x in (of.x, of.x.transpose(0, 1).contiguous().transpose(0, 1), of.x.repeat_interleave(2, 2)[:, :, ::2]):
+        y, states = torch.full_like(room.y, float("nan")), counts_of(of)
+        assert kernel.infer(x, y, states)
+        assert torch.equal(y, room.y) and torch.equal(states, counts)
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_long_wide_sequences_are_inferred_some_steps_at_a_time(kind: str) -> None:
+    of = problem(kind, 300, rows=3, hidden=130, inputs=40, spread=0.1)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        y, states = of.x.new_empty(300, 3, 130), counts_of(of)
+        assert kernel_of(of).infer(of.x, y, states)
+        found.append((y, states))
+    torch.set_num_threads(1)
+    kernel, counts = kernel_of(of), counts_of(of)
+    room = kernel.room(of.x, recorded=False)
+    kernel.forward(room, counts, kernel.heads(3, 300, None), 0, Keep.NOTHING)
+    assert all(torch.equal(y, room.y) and torch.equal(states, counts) for y, states in found)
+
+
 @pytest.mark.parametrize("number", range(30))
 def test_inference_with_and_without_room_for_c(number: int) -> None:
     of, responses, options = case(number)

@@ -291,6 +291,9 @@ def test_the_chunks_operators_change_what_their_schemas_say(kind: str) -> None:
 
     check("pack", of.weights["hh"], of.cell.blocks // 2)
     limit = (1.0, True, True)
+    for bias in (None, of.weights["bias"]):
+        projected = torch.ops.revtune.pack_projection(of.weights["ih"])
+        check("infer", of.x, projected, bias, counts, room.y, room.y_start, *reading, None, *limit)
     check("forward", room.gates, counts, heads, *states, room.rh, *reading, None, 0, *limit, Keep.EVERYTHING, None)
     words, _, _ = kernel.forward(room, counts, heads, 0, Keep.EVERYTHING)
     check("recall", room.gates, room.y, room.y_start, room.rh, *reading)

@@ -69,14 +69,24 @@ struct Matrix {
   Float* row(int64_t r) const { return values + r * stride; }
 };
 
+// The inputs of a whole sequence and their weight, as `pack_projection` lays it out.
+struct Projection {
+  const float* x;
+  int64_t step, row, columns;  // how far apart steps and rows of x are, and how many numbers a row has
+  const float* packed;
+  const float* bias;           // or null
+  int64_t room;                // steps that the gates have room for
+};
+
 // A kernel compiled for one instruction set.
 struct Variant {
   const char* name;
   int64_t panel;            // outputs of the small product that stand side by side
   int64_t (*packed_size)(int64_t blocks, int64_t units);
   void (*pack)(const float* weight, int64_t blocks, int64_t units, float* packed);
-  // Each takes rows [begin, end) of a chunk. Forward and rewind tell whether all went well.
+  // Each takes rows [begin, end) of a chunk, `infer` of a whole sequence. The first three tell whether all went well.
   bool (*forward[2])(const Chunk&, Keep, int64_t begin, int64_t end);
+  bool (*infer[2])(const Chunk&, const Projection&, int64_t begin, int64_t end);
   bool (*rewind[2])(const Chunk&, int64_t begin, int64_t end);
   // Gates of the positions (step, row) [begin, end), from outputs that are known.
   void (*recall[2])(const Chunk&, int64_t begin, int64_t end);

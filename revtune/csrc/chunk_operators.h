@@ -19,17 +19,24 @@ namespace revtune {
 struct Shape {
   int64_t steps, rows, units, blocks, groups;
 
-  Shape(const Tensor& gates, const Tensor& y) {
-    STD_TORCH_CHECK(gates.dim() == 3 && y.dim() == 3, "gates and y must be (K, B, G) and (K, B, H)");
+  Shape(int64_t blocks, const Tensor& y) : blocks(blocks), groups(blocks == 3 ? 1 : 2) {
+    STD_TORCH_CHECK(y.dim() == 3, "y must be (K, B, H)");
     steps = y.size(0), rows = y.size(1), units = y.size(2) / 2;
     STD_TORCH_CHECK(steps > 0 && rows > 0 && units > 0 && y.size(2) % 2 == 0, "empty or odd y");
-    blocks = gates.size(2) / (2 * units);
+  }
+  Shape(const Tensor& gates, const Tensor& y) : Shape(blocks_of(gates, y), y) {
     STD_TORCH_CHECK((blocks == 3 || blocks == 5) && gates.size(2) == 2 * units * blocks,
-                    "gates must have 3 or 5 blocks of N columns for each half, got ", gates.size(2), " for N = ", units);
-    groups = blocks == 3 ? 1 : 2;
+                    "gates must have 3 or 5 blocks of N columns for each half, got ", gates.size(2), " for N = ",
+                    units);
   }
   int cell() const { return blocks == 3 ? 0 : 1; }
   int64_t states() const { return groups * 2 * rows * units; }
+
+ private:
+  static int64_t blocks_of(const Tensor& gates, const Tensor& y) {
+    STD_TORCH_CHECK(gates.dim() == 3 && y.dim() == 3 && y.size(2) > 0, "gates and y must be (K, B, G) and (K, B, H)");
+    return gates.size(2) / y.size(2);
+  }
 };
 
 // Rows cut over torch's threads, each taking its own for a whole chunk; a thread is worth some hundred thousand
@@ -43,26 +50,35 @@ void over_rows(int64_t rows, int64_t multiplications, const Work& work) {
   });
 }
 
-// States are writable, since some operators write them; of a lazy clone that others only read this makes a copy.
-inline Chunk chunk_of(
-    const Shape& shape, const Tensor& gates, const Tensor& y, const Tensor& y_start, const Maybe& c,
-    const Maybe& c_start, const Maybe& mask1, const Maybe& mask2, const Maybe& scale, const Maybe& lengths,
-    int64_t first, double slope, bool forgetting, bool bounded) {
+// A chunk without gates and states yet.
+inline Chunk bare_chunk(
+    const Shape& shape, const Maybe& mask1, const Maybe& mask2, const Maybe& scale, const Maybe& lengths, int64_t first,
+    double slope, bool forgetting, bool bounded) {
   const int64_t state = shape.rows * 2 * shape.units;
   Chunk chunk{};
   chunk.steps = shape.steps, chunk.rows = shape.rows, chunk.units = shape.units, chunk.groups = shape.groups;
   chunk.first = first, chunk.width = shape.units;
   chunk.slope = (float)slope, chunk.floor = (float)(1.0 - slope), chunk.forgetting = forgetting;
   chunk.share = bounded ? 1.0f : 0.0f;
+  chunk.mask[0] = readable<float>(mask1, state / 2, "mask1");
+  chunk.mask[1] = readable<float>(mask2, state / 2, "mask2");
+  chunk.scale = readable<float>(scale, state * shape.blocks, "scale");
+  chunk.lengths = readable<int64_t>(lengths, shape.rows, "lengths");
+  return chunk;
+}
+
+// States are writable, since some operators write them; of a lazy clone that others only read this makes a copy.
+inline Chunk chunk_of(
+    const Shape& shape, const Tensor& gates, const Tensor& y, const Tensor& y_start, const Maybe& c,
+    const Maybe& c_start, const Maybe& mask1, const Maybe& mask2, const Maybe& scale, const Maybe& lengths,
+    int64_t first, double slope, bool forgetting, bool bounded) {
+  const int64_t state = shape.rows * 2 * shape.units;
+  Chunk chunk = bare_chunk(shape, mask1, mask2, scale, lengths, first, slope, forgetting, bounded);
   chunk.gates = writable<float>(gates, shape.steps * state * shape.blocks, "gates");
   chunk.y = writable<float>(y, shape.steps * state, "y");
   chunk.y_start = writable<float>(y_start, state, "y_start");
   chunk.c = writable<float>(c, shape.steps * state, "c");
   chunk.c_start = writable<float>(c_start, state, "c_start");
-  chunk.mask[0] = readable<float>(mask1, state / 2, "mask1");
-  chunk.mask[1] = readable<float>(mask2, state / 2, "mask2");
-  chunk.scale = readable<float>(scale, state * shape.blocks, "scale");
-  chunk.lengths = readable<int64_t>(lengths, shape.rows, "lengths");
   return chunk;
 }
 
@@ -139,6 +155,41 @@ inline std::tuple<int64_t, bool> rewind(
     if (!variant().rewind[shape.cell()](chunk, begin, end)) fine = false;
   });
   return {standing(chunk), fine && used_up(stacks)};
+}
+
+// Steps whose gates stay in a core's own cache, and that are enough rows for a product.
+inline int64_t steps_at_once(const Shape& shape, int64_t outputs) {
+  constexpr int64_t near = 3 << 18, worth = 96;
+  const int64_t positions = std::max<int64_t>(worth, near / ((int64_t)sizeof(float) * outputs));
+  const int64_t rows = (shape.rows + torch::stable::get_num_threads() - 1) / torch::stable::get_num_threads();
+  return std::clamp<int64_t>(positions / rows, 1, shape.steps);
+}
+
+inline bool infer(
+    const Tensor& x, const Tensor& packed_input, const Maybe& bias, const Tensor& counts, const Tensor& y,
+    const Tensor& y_start, const Tensor& packed, const Maybe& response, const Maybe& scale, const Maybe& mask1,
+    const Maybe& mask2, const Maybe& lengths, double slope, bool forgetting, bool bounded) {
+  STD_TORCH_CHECK(counts.dim() == 4 && (counts.size(0) == 1 || counts.size(0) == 2), "counts must be (S, 2, B, N)");
+  const Shape shape(counts.size(0) == 1 ? 3 : 5, y);
+  const int64_t outputs = 2 * shape.blocks * shape.units, panel = variant().panel;
+  STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == shape.steps && x.size(1) == shape.rows && x.stride(2) == 1,
+                  "x must be (T, B, I) as y is, with dense rows");
+  Chunk chunk = bare_chunk(shape, mask1, mask2, scale, lengths, 0, slope, forgetting, bounded);
+  Projection in{x.const_data_ptr<float>(), x.stride(0), x.stride(1), x.size(2)};
+  in.packed = readable<float>(packed_input, (outputs + panel - 1) / panel * panel * in.columns, "packed_input");
+  in.bias = readable<float>(bias, outputs, "bias");
+  in.room = steps_at_once(shape, outputs);
+  const Tensor gates = torch::stable::new_empty(y, {in.room, shape.rows, outputs});
+  chunk.gates = gates.mutable_data_ptr<float>();
+  chunk.counts = writable<double>(counts, shape.states(), "counts");
+  chunk.y = writable<float>(y, y.numel(), "y");
+  chunk.y_start = writable<float>(y_start, shape.rows * 2 * shape.units, "y_start");
+  read_weights(chunk, shape, packed, response);
+  std::atomic<bool> fine{true};
+  over_rows(shape.rows, multiplications(shape), [&](int64_t begin, int64_t end) {
+    if (!variant().infer[shape.cell()](chunk, in, begin, end)) fine = false;
+  });
+  return fine;
 }
 
 inline void recall(

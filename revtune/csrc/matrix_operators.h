@@ -20,13 +20,28 @@ inline Tensor pack(const Tensor& weight, int64_t blocks) {
   return packed;
 }
 
+// Cut [0, count) over threads in multiples of `unit`, where the whole is worth it.
+template <class Work>
+void over_parts(int64_t count, int64_t unit, int64_t multiplications, const Work& work) {
+  const int64_t units = (count + unit - 1) / unit;
+  const int64_t worth = std::max<int64_t>(1, multiplications / 400000);
+  const int64_t threads = std::min({(int64_t)torch::stable::get_num_threads(), units, worth});
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++)
+      work(units * i / threads * unit, std::min(count, units * (i + 1) / threads * unit));
+  });
+}
+
 // A weight as products of whole chunks read it.
 inline Tensor pack_projection(const Tensor& weight) {
   STD_TORCH_CHECK(weight.dim() == 2, "weight must be (G, I)");
   const int64_t outputs = weight.size(0), inputs = weight.size(1), panel = variant().panel;
   Tensor packed = torch::stable::new_empty(weight, {(outputs + panel - 1) / panel * panel * inputs});
-  variant().pack_product(readable<float>(weight, weight.numel(), "weight"), outputs, inputs,
-                         packed.mutable_data_ptr<float>());
+  const float* values = readable<float>(weight, weight.numel(), "weight");
+  float* into = packed.mutable_data_ptr<float>();
+  over_parts(outputs, panel, outputs * inputs, [&](int64_t begin, int64_t end) {
+    variant().pack_product(values + begin * inputs, end - begin, inputs, into + begin * inputs);
+  });
   return packed;
 }
 
@@ -43,18 +58,6 @@ inline Matrix<const float> readable_matrix(const Tensor& tensor, const char* nam
 inline Matrix<float> writable_matrix(const Tensor& tensor, const char* name) {
   check_rows(tensor, name);
   return {tensor.mutable_data_ptr<float>(), tensor.size(0), tensor.size(1), tensor.stride(0)};
-}
-
-// Cut [0, count) over threads in multiples of `unit`, where the whole is worth it.
-template <class Work>
-void over_parts(int64_t count, int64_t unit, int64_t multiplications, const Work& work) {
-  const int64_t units = (count + unit - 1) / unit;
-  const int64_t worth = std::max<int64_t>(1, multiplications / 400000);
-  const int64_t threads = std::min({(int64_t)torch::stable::get_num_threads(), units, worth});
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; i++)
-      work(units * i / threads * unit, std::min(count, units * (i + 1) / threads * unit));
-  });
 }
 
 inline void project_into(const Tensor& y, const Tensor& x, const Tensor& weight, const Maybe& bias,

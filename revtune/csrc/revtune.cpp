@@ -43,6 +43,10 @@ STABLE_TORCH_LIBRARY(revtune, m) {
       "Tensor? mask1, Tensor? mask2, Tensor? lengths, int first, float slope, bool forgetting, bool bounded, int keep, "
       "Tensor(i!)? tally, int sliced=0) -> (Tensor, int, bool)");
   m.def(
+      "infer(Tensor x, Tensor packed_input, Tensor? bias, Tensor(a!) counts, Tensor(b!) y, Tensor(c!) y_start, "
+      "Tensor packed, Tensor? response, Tensor? scale, Tensor? mask1, Tensor? mask2, Tensor? lengths, float slope, "
+      "bool forgetting, bool bounded) -> bool");
+  m.def(
       "rewind(Tensor(a!) gates, Tensor(b!) counts, Tensor(c!) heads, Tensor words, Tensor(d!) y, Tensor(e!) y_start, "
       "Tensor(f!)? c, Tensor(g!)? c_start, Tensor(h!)? rh, Tensor packed, Tensor? response, Tensor? scale, "
       "Tensor? mask1, Tensor? mask2, Tensor? lengths, int first, float slope, bool forgetting, bool bounded, "
@@ -83,6 +87,7 @@ STABLE_TORCH_LIBRARY(revtune, m) {
 STABLE_TORCH_LIBRARY_IMPL(revtune, CPU, m) {
   m.impl("pack", TORCH_BOX(&revtune::pack));
   m.impl("forward", TORCH_BOX(&revtune::forward));
+  m.impl("infer", TORCH_BOX(&revtune::infer));
   m.impl("rewind", TORCH_BOX(&revtune::rewind));
   m.impl("recall", TORCH_BOX(&revtune::recall));
   m.impl("recall_cells", TORCH_BOX(&revtune::recall_cells));

@@ -12,6 +12,7 @@
 #include "gru.h"
 #include "lstm.h"
 #include "loops.h"
+#include "inference.h"
 
 inline int64_t packed_size(int64_t blocks, int64_t units) {
   return 2 * (blocks == gru::Cell::blocks ? gru::Cell::packed_size(units) : lstm::Cell::packed_size(units));
@@ -35,6 +36,7 @@ constexpr Variant make_variant(const char* name) {
       .packed_size = packed_size,
       .pack = pack,
       .forward = {forward<gru::Cell>, forward<lstm::Cell>},
+      .infer = {infer<gru::Cell>, infer<lstm::Cell>},
       .rewind = {rewind<gru::Cell>, rewind<lstm::Cell>},
       .recall = {recall<gru::Cell>, recall<lstm::Cell>},
       .recall_cells = lstm::recall_cells,
