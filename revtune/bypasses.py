@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
-import re
 import sys
+import textwrap
 import tokenize
 
 from torch import nn
 from torch.nn import functional as F
-
-CALLS = r"(?<![\w.])(?:F|functional|torch|nn\.functional|torch\.nn\.functional)\.(\w*dropout\w*)\("
 
 
 def why_not(module: nn.Module) -> str | None:
@@ -32,22 +31,55 @@ def unanswered(module: nn.Module) -> str | None:
 
 
 def bypasses(module: nn.Module) -> str | None:
-    """What a module's own code does that no conversion of its children can reach."""
-    kind = type(module)
-    try:
-        source = inspect.getsource(kind)
-    except (OSError, TypeError, SyntaxError, tokenize.TokenError):  # its source is not to be had
-        return None
-    if (found := re.search(CALLS, source)) or (found := _by_another_name(kind, source)):
-        return f"it calls {found[1]} as a function, whose rate stays its own; nn.Dropout would be tuned"
-    if found := re.search(r"self\.(\w+)\.(?:weight|bias)\b", inspect.getsource(kind.forward)):
-        return f"its forward reads the weights of {found[1]} directly, past its response"
+    """What a module's own code does, from its forward on, that no conversion of its children can reach."""
+    nodes = [node for method in _methods(type(module)) for node in ast.walk(method)]
+    names = vars(sys.modules[type(module).__module__]) if type(module).__module__ in sys.modules else {}
+    for node in nodes:
+        if isinstance(node, ast.Call) and (name := _dropout(node.func, names)):
+            return f"it calls {name} as a function, whose rate stays its own; nn.Dropout would be tuned"
+    about = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}  # such as self.first.weight.dtype
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and node.attr in ("weight", "bias") and id(node) not in about:
+            if layer := _own_layer(node.value):
+                return f"its forward reads the weights of {layer} directly, past its response"
     return None
 
 
-def _by_another_name(kind: type[nn.Module], source: str) -> re.Match[str] | None:
-    """Where a function that was imported by its name, or another one, is called."""
-    names = vars(sys.modules[kind.__module__]) if kind.__module__ in sys.modules else {}
-    dropouts = {id(one) for name, one in vars(F).items() if "dropout" in name and callable(one)}
-    there = [re.escape(name) for name, one in names.items() if id(one) in dropouts]
-    return re.search(rf"(?<![\w.])({'|'.join(there)})\(", source) if there else None
+def _methods(kind: type[nn.Module]) -> list[ast.FunctionDef]:
+    """The class's forward and the methods that it calls, directly or not, as far as their source is to be had."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):
+        return []
+    there = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    found, wanted = {}, ["forward"]
+    while wanted:
+        if (name := wanted.pop()) in there and name not in found:
+            found[name] = there[name]
+            calls = [node.func for node in ast.walk(there[name]) if isinstance(node, ast.Call)]
+            wanted += [call.attr for call in calls if isinstance(call, ast.Attribute) and _is_self(call.value)]
+    return list(found.values())
+
+
+def _dropout(function: ast.expr, names: dict[str, object]) -> str | None:
+    """The name of a dropout of torch's that an expression stands for, in a module of these names."""
+    if isinstance(function, ast.Name):
+        given = names.get(function.id)
+        known = any(given is one for name, one in vars(F).items() if "dropout" in name and callable(one))
+        return function.id if known else None
+    if isinstance(function, ast.Attribute) and "dropout" in function.attr:
+        owner = function.value
+        last = owner.attr if isinstance(owner, ast.Attribute) else owner.id if isinstance(owner, ast.Name) else ""
+        return function.attr if last in ("F", "functional", "torch") else None
+    return None
+
+
+def _own_layer(node: ast.expr) -> str | None:
+    """The child of the module that an expression such as `self.first` or `self.layers[0]` stands for."""
+    while isinstance(node, ast.Subscript) or (isinstance(node, ast.Attribute) and not _is_self(node.value)):
+        node = node.value
+    return node.attr if isinstance(node, ast.Attribute) else None
+
+
+def _is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"

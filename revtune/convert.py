@@ -209,14 +209,15 @@ def _plan_layer(
     plan: _Plan, name: str, module: nn.Module, shared: set[int], hypers: Hyperparameters | None, batch_dim: int
 ) -> None:
     kind = LAYERS[type(module)]
-    if why := (_tied(module, shared) or kind.refuses(module)):
+    if why := (_tied(module, shared) or _fixed(module) or kind.refuses(module)):
         plan.told.left[name or "the network itself"] = why
         return
     rates = _plan_rates(plan, name, module, hypers) if isinstance(module, nn.LSTM | nn.GRU) else {}
-    if isinstance(module, nn.RNNBase) and batch_dim == 0 and not module.batch_first and name:
+    if isinstance(module, nn.RNNBase) and module.batch_first == bool(batch_dim) and name:
+        its, other = ("examples", "time") if module.batch_first else ("time", "examples")
         plan.warnings.append(
-            f"{name} takes time first, and batch_dim=0 says that other layers have examples first; where they do not, "
-            "give self_tuning batch_dim=1"
+            f"{name} takes {its} first, and batch_dim={batch_dim} says that other layers have {other} first; where "
+            f"they have not, give self_tuning batch_dim={1 - batch_dim}"
         )
     also = f", its {' and '.join(rates)} tuned" if rates else ""
     also += STARTS if hypers is None and rates and not module.dropout else ""
@@ -254,6 +255,11 @@ def _shared(net: nn.Module) -> set[int]:
     """Weights that more than one module holds."""
     held = Counter(id(p) for module in net.modules() for p in module._parameters.values() if p is not None)
     return {one for one, times in held.items() if times > 1}
+
+
+def _fixed(module: nn.Module) -> str | None:
+    own = [p for p in module._parameters.values() if p is not None]
+    return "its weights are frozen" if own and not any(p.requires_grad for p in own) else None
 
 
 def _tied(module: nn.Module, shared: set[int]) -> str | None:

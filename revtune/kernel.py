@@ -195,7 +195,7 @@ class Kernel:
         """Run a whole sequence (T, B, I) without a way back, its outputs into y: whether all states stayed in range."""
         weights = self.weights.tensors
         packed, bias = torch.ops.revtune.pack_projection(weights["ih"]), weights.get("bias")
-        x = x if x.stride(2) == 1 else x.contiguous()
+        x = x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
         fine: bool = torch.ops.revtune.infer(
             x, packed, bias, counts, y, torch.empty_like(y[0]), *self._reading(), self._lengths, *self._limit
         )

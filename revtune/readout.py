@@ -95,8 +95,10 @@ class LinearCrossEntropy(nn.Module):
         if class_weights is not None and class_weights.shape != (num_classes,):
             raise ValueError(f"class_weights must be ({num_classes},), one a class, got {tuple(class_weights.shape)}")
         if class_weights is not None:
-            if not bool((class_weights >= 0).all()):
-                raise ValueError(f"class_weights must not be negative or NaN, got {float(class_weights.min())}")
+            wrong = ~((class_weights >= 0) & class_weights.isfinite())
+            if bool(wrong.any()):
+                given = float(class_weights[wrong][0])
+                raise ValueError(f"class_weights must not be negative, infinite or NaN, got {given}")
             class_weights = class_weights.to(weight)
         self.register_buffer("class_weights", class_weights)
         if tie is None:

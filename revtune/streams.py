@@ -19,6 +19,7 @@ class Stream:
         taken: batches since then.
         data: what is gone through, if it keeps its own place (`state_dict`), as a `TunedLoader` does.
         place: one that it was saved at.
+        own: the loader's own generator, and after loading the state that it was saved in.
     """
 
     began: list[Tensor] = field(default_factory=list)
@@ -26,6 +27,7 @@ class Stream:
     batches: Iterator[Any] | None = None
     data: Any = None
     place: dict[str, Any] | None = None
+    own: torch.Generator | Tensor | None = None
 
     def open(self, data: Iterable[Any]) -> None:
         """Begin a pass, or one that was saved again up to where it stood; generators stay as they are then."""
@@ -35,16 +37,19 @@ class Stream:
                 self.data.load_state_dict(self.place)
             self.place, self.batches = None, iter(data)
             return
+        saved, self.own = self.own, _generator(data)
         if not self.began:
+            if isinstance(saved, Tensor) and self.own is not None:
+                self.own.set_state(saved)
             self.began = _states(data)
             self.batches = iter(data)
             return
-        now = _states(data)
+        now = torch.get_rng_state()
         _set_states(data, self.began)
         self.batches = iter(data)
         for _ in range(self.taken):
             next(self.batches, None)
-        _set_states(data, now)
+        torch.set_rng_state(now)  # the loader's own generator has come where it stood
 
     def next(self) -> Any:
         """The next batch, or `_END`."""
@@ -80,9 +85,12 @@ class Streams:
         """The batches of a pass, from where a saved one stood on."""
         if self._train.batches is not None:  # the last pass was left before its end
             self._train = Stream()
-        self._train.open(data)
-        while (batch := self._train.next()) is not _END:
+        stream = self._train
+        stream.open(data)
+        while (batch := stream.next()) is not _END:
             yield batch
+            if self._train is not stream:
+                raise RuntimeError("a state was loaded inside a pass over batches; leave the loop and begin another")
 
     def again(self, data: Iterable[Any]) -> Any:
         """The next batch of endless passes.
@@ -104,12 +112,15 @@ class Streams:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Stand there."""
         saved = (state["train"], state["valid"])
-        self._train, self._valid = (Stream(list(s["began"]), s["taken"], place=s["place"]) for s in saved)
+        self._train, self._valid = (
+            Stream(list(s["began"]), s["taken"], place=s["place"], own=s.get("own")) for s in saved
+        )
 
 
 def _saved(stream: Stream) -> dict[str, Any]:
     place = stream.place if stream.data is None else stream.data.state_dict()
-    return {"began": stream.began, "taken": stream.taken, "place": place}
+    own = stream.own.get_state() if isinstance(stream.own, torch.Generator) else stream.own
+    return {"began": stream.began, "taken": stream.taken, "place": place, "own": own}
 
 
 def _generator(data: Iterable[Any]) -> torch.Generator | None:

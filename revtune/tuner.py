@@ -158,13 +158,14 @@ class Tuner:
         """Weights and responses one step on; the loss. As `step`."""
         self._begin("train")
         self.model.train()
+        waiting = mapped(Tensor.clone, self._added_up())
         try:
             with bilevel.statistics_kept(self.model):
                 loss = GRADIENTS[self.method](self.problem, batch, self._scaled)
                 if (self.steps + 1) % self.accumulate == 0:
                     self._update()
         except Exception:
-            self.optimizer.zero_grad()
+            self._put_back(waiting)
             raise
         self.steps += 1
         self._go_on()
@@ -280,7 +281,7 @@ class Tuner:
             "hyper_optimizer": self.hyper_optimizer.state_dict(), "generator": self.generator.get_state(),
             "random": random_states(self.hypers.raw.device), "states": dict(self.states),
             "streams": self.streams.state_dict(), "history": list(self.history.records), "method": self.method,
-            "optimizers": self._kinds(), "gradients": self._added_up(),
+            "optimizers": self._kinds(), "accumulate": self.accumulate, "gradients": self._added_up(),
             "steps": self.steps, "valid_steps": self.valid_steps, "seconds": time.perf_counter() - self._started,
         }  # fmt: skip
 
@@ -310,14 +311,19 @@ class Tuner:
             self._carried.states = dict(state["states"])
         self.history.records = list(state["history"])
         self.streams.load_state_dict(state["streams"])
-        for parameter, grad in zip([p for group in self.groups for p in group], state["gradients"], strict=False):
-            parameter.grad = None if grad is None else grad.to(parameter, copy=True)
+        self._put_back(state["gradients"])
         self.steps, self.valid_steps = state["steps"], state["valid_steps"]
         self._started = time.perf_counter() - state["seconds"]
 
     def _kinds(self) -> list[str]:
         """What the optimizers of both levels are."""
         return [type(one).__name__ for one in (self.optimizer, self.hyper_optimizer)]
+
+    def _put_back(self, gradients: list[Tensor | None]) -> None:
+        """Gradients as `_added_up` gave them."""
+        self.optimizer.zero_grad()
+        for parameter, grad in zip([p for group in self.groups for p in group], gradients, strict=False):
+            parameter.grad = None if grad is None else grad.to(parameter)
 
     def _added_up(self) -> list[Tensor | None]:
         """Gradients that wait for more batches before the next update."""

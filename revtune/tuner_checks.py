@@ -166,6 +166,9 @@ def check_state(state: dict[str, Any], own: dict[str, Any]) -> None:
     if state["optimizers"] != own["optimizers"]:
         kinds = f"{' and '.join(state['optimizers'])}, this tuner's are {' and '.join(own['optimizers'])}"
         raise ValueError(f"the saved state is of optimizers {kinds}")
+    if state["gradients"] and state["accumulate"] != own["accumulate"]:
+        waits = f"gradients that wait for accumulate={state['accumulate']}, this tuner's is {own['accumulate']}"
+        raise ValueError(f"the saved state holds {waits}; save after an update")
     saved, mine = state["model"], own["model"]
     if differing := saved.keys() ^ mine.keys():
         name = min(differing)

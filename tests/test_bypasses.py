@@ -44,13 +44,30 @@ class Reading(nn.Module):
         return x @ self.first.weight
 
 
-class Innocent(nn.Module):
+class ReadingOneOfAList(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.dropout = nn.Dropout()
+        self.layers = nn.ModuleList([nn.Linear(2, 2)])
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.dropout(x)
+        return self.read(x)
+
+    def read(self, x: Tensor) -> Tensor:
+        weight = self.layers[0].weight
+        assert isinstance(weight, Tensor)
+        return x @ weight
+
+
+class Innocent(nn.Module):
+    """It neither calls F.dropout(x, 0.5) nor reads self.first.weight past its response."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout, self.first = nn.Dropout(), nn.Linear(2, 2)
+        nn.init.zeros_(self.first.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.dropout(self.first(x.to(self.first.weight.dtype)))  # not F.dropout(x)
         return y
 
 
@@ -68,6 +85,7 @@ def test_weights_and_functional_dropout_are_told_together() -> None:
 
 def test_weights_read_past_a_layer_are_told() -> None:
     assert bypasses(Reading()) == "its forward reads the weights of first directly, past its response"
+    assert bypasses(ReadingOneOfAList()) == "its forward reads the weights of layers directly, past its response"
 
 
 def test_a_class_without_source_is_let_be() -> None:

@@ -171,8 +171,16 @@ def test_time_first_layers_in_a_network_of_examples_first_are_told() -> None:
 
     with pytest.warns(UserWarning, match="lstm takes time first, and batch_dim=0 says"):
         self_tuning(layers())
+    with pytest.warns(UserWarning, match="lstm takes examples first, and batch_dim=1 says"):
+        self_tuning(layers(batch_first=True), batch_dim=1)
     self_tuning(layers(batch_first=True))
     self_tuning(layers(), batch_dim=1)
+
+
+def test_frozen_layers_stay_as_they_are() -> None:
+    plain = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.Dropout(0.1), nn.Linear(3, 2))
+    net: Any = self_tuning(plain)
+    assert net.conversion.left["0"] == "its weights are frozen" and type(net[0]) is nn.Linear
 
 
 def test_a_tuned_rate_between_layers_is_told() -> None:

@@ -328,6 +328,13 @@ def test_a_sequence_at_once_is_its_chunks(number: int) -> None:
         assert torch.equal(y, room.y) and torch.equal(states, counts)
 
 
+def test_one_series_is_inferred_in_any_layout() -> None:
+    rnn = rt.RevGRU(1, 4)
+    x = torch.randn(1, 5, 3).movedim(0, -1)
+    with torch.no_grad():
+        assert torch.equal(rnn(x)[0], rnn(x.clone(memory_format=torch.contiguous_format))[0])
+
+
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_long_wide_sequences_are_inferred_some_steps_at_a_time(kind: str) -> None:
     of = problem(kind, 300, rows=3, hidden=130, inputs=40, spread=0.1)

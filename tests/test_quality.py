@@ -71,7 +71,7 @@ def work(study: Study, *words: str) -> int:
 
 def test_the_runs_are_those_of_the_study() -> None:
     names = [job.name for job in jobs()]
-    assert len(set(names)) == len(names) == 12 + 6 + 4
+    assert len(set(names)) == len(names) == 12 + 6 + 2 + 4
     assert {"gru-200-seed3", "revgru-200-2bits-seed1", "revlstm-200-unlimited-seed1", "lstm-650-seed1"} < set(names)
     ours = [job.reversible for job in jobs() if job.units == 200]
     assert ours == sorted(ours), "torch's layers come first"

@@ -38,6 +38,33 @@ def test_empty_data_are_refused_before_anything_is_learnt() -> None:
         streams.again(once)
 
 
+@pytest.mark.parametrize("taken", [0, 2, 5, 7])
+def test_loaders_with_generators_of_their_own_go_on_where_they_stood(taken: int) -> None:
+    def loader() -> DataLoader[Any]:
+        return shuffled(generator=torch.Generator().manual_seed(3))
+
+    def batches(streams: Streams, data: DataLoader[Any]) -> Any:
+        while True:
+            yield from streams.once(data)
+
+    whole, data = batches(Streams(), loader()), loader()
+    wanted = numbers(next(whole) for _ in range(15))
+    begun = Streams()
+    first = batches(begun, data)
+    found = numbers(next(first) for _ in range(taken))
+    other = Streams()
+    other.load_state_dict(begun.state_dict())
+    rest = batches(other, loader())
+    assert found + numbers(next(rest) for _ in range(15 - taken)) == wanted
+
+
+def test_loading_within_a_pass_is_told() -> None:
+    streams = Streams()
+    with pytest.raises(RuntimeError, match="a state was loaded inside a pass over batches"):
+        for _ in streams.once([1, 2, 3]):
+            streams.load_state_dict(streams.state_dict())
+
+
 def test_held_out_batches_go_round_and_round() -> None:
     streams = Streams()
     assert [streams.again([1, 2, 3]) for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]

@@ -169,6 +169,22 @@ def test_gradients_that_wait_for_their_update_are_saved(method: str) -> None:
     assert all(torch.equal(value, everything(other)[name]) for name, value in everything(whole).items())
 
 
+@methods
+def test_a_batch_that_fails_leaves_gradients_that_wait(method: str) -> None:
+    x, target = data(8).tensors
+    of = tuner(method, accumulate=3, warmup=9)
+    of.train_step((x, target))
+    before = [None if p.grad is None else p.grad.clone() for group in of.groups for p in group]
+    with pytest.raises(NonFiniteError):
+        of.train_step((x * float("nan"), target))
+    after = [p.grad for group in of.groups for p in group]
+    for was, grad in zip(before, after, strict=True):
+        assert (was is None) == (grad is None) and (was is None or grad is None or torch.equal(was, grad))
+    other = tuner(method, accumulate=2, warmup=9)
+    with pytest.raises(ValueError, match="gradients that wait for accumulate=3, this tuner's is 2"):
+        other.load_state_dict(of.state_dict())
+
+
 def test_a_schedule_of_the_users_own_moves_the_learning_rate() -> None:
     of = tuner("stn", warmup=9)
     schedule = torch.optim.lr_scheduler.StepLR(of.optimizer, 1, 0.0)

@@ -172,7 +172,8 @@ inline bool infer(
   STD_TORCH_CHECK(counts.dim() == 4 && (counts.size(0) == 1 || counts.size(0) == 2), "counts must be (S, 2, B, N)");
   const Shape shape(counts.size(0) == 1 ? 3 : 5, y);
   const int64_t outputs = 2 * shape.blocks * shape.units, panel = variant().panel;
-  STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == shape.steps && x.size(1) == shape.rows && x.stride(2) == 1,
+  STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == shape.steps && x.size(1) == shape.rows &&
+                      (x.stride(2) == 1 || x.size(2) == 1),
                   "x must be (T, B, I) as y is, with dense rows");
   Chunk chunk = bare_chunk(shape, mask1, mask2, scale, lengths, 0, slope, forgetting, bounded);
   Projection in{x.const_data_ptr<float>(), x.stride(0), x.stride(1), x.size(2)};
