@@ -9,7 +9,8 @@ In a seed the plain run at the starting values comes first. It learns until its 
 `patience` validations, and that many updates are a whole trial of the searchers. Last but those come the methods that
 tune in one run, which use all of their time, and a plain run at the better one's final values, which like the first
 ends where it stops improving. Time on tests, checkpoints and journals does not count, as it is no part of a method.
-Started again in its folder, a contest goes on where it stopped.
+Started again in its folder, a contest goes on where it stopped; with a larger budget too, and then a trial that the
+smaller one cut short stays cut, and the plain run at the final values is made anew where these have moved.
 """
 
 from __future__ import annotations
@@ -87,10 +88,10 @@ class Contest:
         return self.folder / f"seed-{seed}" / contestant
 
     def result(self, seed: int, contestant: Contestant) -> Facts | None:
-        """What a contestant came to, if it is through."""
+        """What a contestant came to, if it is through with all of the budget."""
         path = self.place(seed, contestant) / "result.json"
         found: Facts | None = json.loads(path.read_text()) if path.exists() else None
-        return found
+        return found if found is not None and found.get("budget", 0) >= self.options.budget else None
 
     def validations(self, seed: int, contestant: Contestant) -> list[Facts]:
         """Every validation of a contestant, in order."""
@@ -133,11 +134,14 @@ def run(name: str, options: Options[Any]) -> Path:
 def tuned(contest: Contest, task: Task, seed: int, one: Contestant, report: CompareReport) -> Facts:
     """Have STN, Delta-STN or a plain run learn; what it came to."""
     options = contest.options
-    values = final_values(contest, seed) if one == "final" else None
+    values = None
+    if one == "final":
+        values = final_values(contest, seed)
+        set_aside(contest.place(seed, one), values)
     method: Method = one if one in ("stn", "delta") else "plain"
     with contextlib.closing(Course(learner(task, method, values), contest.place(seed, one), contest.goes_on)) as course:
         course.learn(ends(one, options), report, last=False)
-        return course.result(steps=course.learner.steps, **course.clock.now())
+        return course.result(steps=course.learner.steps, budget=options.budget, **course.clock.now())
 
 
 def ends(one: Contestant, options: Options[Any]) -> Callable[[Learner, Clock], bool]:
@@ -158,7 +162,7 @@ def searched(contest: Contest, task: Task, seed: int, one: Contestant, report: C
     assert one in ("random", "grid", "tpe", "hyperband")
     with contextlib.closing(Search(task, one, contest.place(seed, one), steps, contest.goes_on)) as search:
         search.learn(options.budget, options.clock, report)
-        return search.result()
+        return search.result(budget=options.budget)
 
 
 def trial_steps(contest: Contest, seed: int) -> int:
@@ -171,6 +175,14 @@ def final_values(contest: Contest, seed: int) -> dict[str, float]:
     results = [found for one in TUNERS if (found := contest.result(seed, one)) is not None]
     values: dict[str, float] = min(results, key=lambda found: found["valid"]["loss"])["final_values"]
     return values
+
+
+def set_aside(place: Path, values: dict[str, float]) -> None:
+    """Rename the folder of a run that came to its end at other values than these, and make a new one."""
+    path = place / "result.json"
+    if path.exists() and (found := json.loads(path.read_text()))["values"] != values:
+        place.rename(place.with_name(f"{place.name}-after-{found.get('budget', 0):g}"))
+        place.mkdir()
 
 
 def refuse(options: Options[Any]) -> None:
@@ -192,7 +204,7 @@ def refuse(options: Options[Any]) -> None:
 def folder_of(name: str, options: Options[Any]) -> Path:
     """The contest's folder, its configuration in it; one that holds the same contest already is gone on with.
 
-    More seeds and contestants may be asked for than were before.
+    More seeds, contestants and seconds may be asked for than were before.
     """
     facts = {"recipe": name, **dataclasses.asdict(options)}
     facts.pop("out")
@@ -204,9 +216,12 @@ def folder_of(name: str, options: Options[Any]) -> Path:
             read_typed(type(options.study), there["study"])
         except (KeyError, TypeError, ValueError) as error:
             raise Problem(f"{path} is no configuration of a contest of this revtune: {error}") from error
-        more = ("seeds", "contestants")
+        more = ("seeds", "contestants", "budget")
         if {**there, **dict.fromkeys(more)} != {**facts, **dict.fromkeys(more)}:
             raise Problem(f"{options.out} holds a contest with other settings; give another --out")
+        if options.budget < there["budget"]:
+            raise Problem(f"{options.out} holds a contest with --budget {there['budget']:g}, which can only grow, got "
+                          f"{options.budget:g}", code=2)  # fmt: skip
         folder = options.out
     else:
         folder = options.out or next_folder("compare")

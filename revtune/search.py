@@ -154,8 +154,8 @@ class Search:
     def _weights(self, number: int) -> Path:
         return self.folder / f"trial-{number}.safetensors"
 
-    def result(self) -> dict[str, Any]:
-        """Write the figures of the best network; them.
+    def result(self, **more: Any) -> dict[str, Any]:
+        """Write the figures of the best network, with perhaps more of them; the figures.
 
         Raises:
             Problem: no trial has been validated.
@@ -169,7 +169,7 @@ class Search:
         figures = {split: learner.figures(split) for split in ("valid", "test")}
         states = [trial.state for trial in self.ended()]
         counts = {"trials": states.count(TrialState.COMPLETE), "pruned": states.count(TrialState.PRUNED)}
-        facts = {"trial": best.number, **figures, "values": learner.values(), **counts, **self.clock.now()}
+        facts = {"trial": best.number, **figures, "values": learner.values(), **counts, **self.clock.now(), **more}
         write(self.folder / "result.json", json.dumps(facts, indent=1).encode() + b"\n")
         return facts
 

@@ -139,7 +139,29 @@ def test_a_finished_contest_learns_nothing_anew(options: Options[ImageStudy], mo
     found = figures(Contest("mnist", more, run("mnist", more)))
     assert [[one["seed"] for one in row["runs"]] for row in found["rows"]] == [[1, 2], [1, 2]]
     with pytest.raises(Problem, match="holds a contest with other settings"):
-        run("mnist", dataclasses.replace(options, budget=21.0))
+        run("mnist", dataclasses.replace(options, clock="cpu"))
+    with pytest.raises(Problem, match="--budget 20, which can only grow, got 19"):
+        run("mnist", dataclasses.replace(options, budget=19.0))
+
+
+def test_a_budget_can_grow(options: Options[ImageStudy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare_table, "plot", lambda found: b"")
+    options = dataclasses.replace(options, contestants=("plain", "stn", "final", "random"))
+    run("mnist", options)
+    larger = dataclasses.replace(options, budget=40.0)
+    grown = Contest("mnist", larger, run("mnist", larger))
+    whole = Contest("mnist", larger, run("mnist", dataclasses.replace(larger, out=tmp_path / "whole")))
+    grown_results, whole_results = (
+        {one: contest.result(1, one) or {} for one in options.contestants} for contest in (grown, whole)
+    )
+    losses = [[facts["loss"] for facts in contest.validations(1, "stn")] for contest in (grown, whole)]
+    assert losses[0] == losses[1][: len(losses[0])] and len(losses[1]) - len(losses[0]) <= 1  # asked once more
+    assert grown_results["plain"]["valid"] == whole_results["plain"]["valid"]
+    assert grown_results["final"]["values"] == grown_results["stn"]["final_values"]
+    assert json.loads((grown.folder / "seed-1/final-after-20/result.json").read_text())["budget"] == 20
+    trials = [facts["trial"] for facts in grown.validations(1, "random")]
+    assert trials == sorted(trials) and grown_results["random"]["wall"] >= 40
+    assert grown_results["random"]["trials"] > 3 and grown_results["random"]["pruned"] == 2  # one at each budget's end
 
 
 def test_hyperband_prunes_and_keeps_the_best(options: Options[ImageStudy], tmp_path: Path) -> None:
