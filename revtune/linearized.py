@@ -85,16 +85,19 @@ class Recorded:
         return y
 
     def times(self, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
-        """x times what `draw` draws, the same in both passes."""
+        """x times what `draw` draws, the same in both passes; kept only where x depends on a response."""
         if self.recording:
             factor = draw()
             y = x * factor
-            self.keep(y.detach(), y._version, random_states(y.device), factor)
+            self.keep(y.detach(), y._version, random_states(y.device), factor if x.requires_grad else None)
             return y
         y, version, after, factor = self.recall()
-        set_random_states(after, y.device)
         primal, tangent = forward_ad.unpack_dual(x)
-        y = y if y._version == version else primal * factor
+        kept = y._version == version
+        if factor is None and not (kept and tangent is None):
+            factor = draw()
+        set_random_states(after, y.device)
+        y = y if kept else primal * factor
         return y if tangent is None else forward_ad.make_dual(y, tangent * factor)
 
     def keep(self, *said: Any) -> None:

@@ -78,7 +78,7 @@ class Tuned(nn.Module):
         return found if x.dim() > 1 else found[:, 0]
 
     def once(self, x: Tensor, change: Callable[[], Tensor]) -> Tensor:
-        """`change()`, which is x changed; Delta-STN's second pass does without where it can (`linearized`)."""
+        """`change()`, x changed at some cost; Delta-STN's second pass does without where it can (`linearized`)."""
         tape = self._tape
         return change() if tape is None else tape.once(x, change)
 
@@ -249,4 +249,4 @@ class TunedNoise(Tuned):
 
     def forward(self, x: Tensor) -> Tensor:
         """x, in training with noise added."""
-        return self.once(x, lambda: add_noise(x, self.along("deviation", x))) if self.training else x
+        return add_noise(x, self.along("deviation", x)) if self.training else x

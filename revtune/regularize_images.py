@@ -40,7 +40,7 @@ class TunedCutout(Tuned):
         """Images, in training with holes."""
         if not self.training:
             return x
-        return self.once(x, lambda: cutout(x, self.value("holes"), self.value("length"), fill=self.fill))
+        return cutout(x, self.value("holes"), self.value("length"), fill=self.fill)
 
 
 class TunedColourJitter(Tuned):

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from revtune import regularize
+from revtune import regularize_images
 from revtune.hyperparameters import Hyperparameters, Pass
 from revtune.linearized import Recorded
 from revtune.regularize import Tuned, TunedLockedDropout, TunedNoise
+from revtune.regularize_images import TunedColourJitter
 from tests.stored import relative
 from tests.tuned_nets import adopt, answering, at, convolutional, two
 
@@ -105,7 +106,9 @@ def test_what_was_drawn_is_taken_from_the_recording(monkeypatch: pytest.MonkeyPa
     hypers = two().double()
     first, last = TunedNoise(hypers, "b"), TunedLockedDropout(hypers, "a")
     net = nn.Sequential(
-        first, nn.Dropout(0.5), TunedNoise(hypers, "b"), adopt(nn.Linear(4, 8), hypers), nn.Dropout(0.5), last,
+        TunedLockedDropout(hypers, "a"), nn.ReLU(inplace=True),  # drawn anew: it is overwritten, and has no tangent
+        first, nn.Dropout(0.5), TunedNoise(hypers, "b"), TunedLockedDropout(hypers, "a"),
+        adopt(nn.Linear(4, 8), hypers), nn.Dropout(0.5), last,
         nn.ReLU(inplace=True), nn.Dropout(0.5), TunedNoise(hypers, 0.1), adopt(nn.Linear(8, 3), hypers),
     ).double()  # fmt: skip
     answering(net)
@@ -131,23 +134,20 @@ def test_what_was_drawn_is_taken_from_the_recording(monkeypatch: pytest.MonkeyPa
         assert torch.equal(one, other)
 
 
-def test_inputs_without_tangents_are_changed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_augmented_once(monkeypatch: pytest.MonkeyPatch) -> None:
     hypers = two()
-    net = nn.Sequential(TunedNoise(hypers, "b"), TunedNoise(hypers, "b"), adopt(nn.Linear(4, 3), hypers))
+    net = nn.Sequential(TunedColourJitter(hypers, contrast=0.5), nn.Flatten(), adopt(nn.Linear(12, 3), hypers))
     calls = list[Tensor]()
 
-    def add(x: Tensor, deviation: Tensor) -> Tensor:
+    def jitter(x: Tensor, **strengths: Any) -> Tensor:
         calls.append(x)
-        return x + deviation
+        return x + 1
 
-    monkeypatch.setattr(regularize, "add_noise", add)
-    by_hand_at(net, hypers)
-    assert len(calls) == 2
-
-
-def by_hand_at(net: nn.Module, hypers: Hyperparameters) -> None:
-    tape, d = Recorded(), torch.randn(5, 2)
+    monkeypatch.setattr(regularize_images, "colour_jitter", jitter)
+    d = torch.randn(5, 2)
+    tape, images = Recorded(), torch.rand(5, 3, 2, 2)
     with hypers.bound(Pass(5, d, d, tape=tape)):
-        net(torch.randn(5, 4))
+        net(images)
         with tape.carried():
-            net(torch.randn(5, 4))
+            net(images)
+    assert len(calls) == 1
