@@ -32,33 +32,48 @@ def unanswered(module: nn.Module) -> str | None:
 
 def bypasses(module: nn.Module) -> str | None:
     """What a module's own code does, from its forward on, that no conversion of its children can reach."""
-    nodes = [node for method in _methods(type(module)) for node in ast.walk(method)]
-    names = vars(sys.modules[type(module).__module__]) if type(module).__module__ in sys.modules else {}
-    for node in nodes:
-        if isinstance(node, ast.Call) and (name := _dropout(node.func, names)):
-            return f"it calls {name} as a function, whose rate stays its own; nn.Dropout would be tuned"
-    about = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}  # such as self.first.weight.dtype
-    for node in nodes:
-        if isinstance(node, ast.Attribute) and node.attr in ("weight", "bias") and id(node) not in about:
-            if layer := _own_layer(node.value):
-                return f"its forward reads the weights of {layer} directly, past its response"
+    for kind, method in _methods(type(module)):
+        names = vars(sys.modules[kind.__module__]) if kind.__module__ in sys.modules else {}
+        nodes = list(ast.walk(method))
+        for node in nodes:
+            if isinstance(node, ast.Call) and (name := _dropout(node.func, names)):
+                return f"it calls {name} as a function, whose rate stays its own; nn.Dropout would be tuned"
+        about = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}  # such as self.first.weight.dtype
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and node.attr in ("weight", "bias") and id(node) not in about:
+                if layer := _own_layer(node.value):
+                    return f"its forward reads the weights of {layer} directly, past its response"
     return None
 
 
-def _methods(kind: type[nn.Module]) -> list[ast.FunctionDef]:
-    """The class's forward and the methods that it calls, directly or not, as far as their source is to be had."""
+def _methods(kind: type[nn.Module]) -> list[tuple[type, ast.FunctionDef]]:
+    """The class's forward and the methods that it calls, directly or not, of classes above it too, with their class.
+
+    As far as their source is to be had; torch's own classes are let be.
+    """
+    line = [one for one in kind.__mro__ if one.__module__.partition(".")[0] not in ("torch", "builtins", "typing")]
+    there = {(i, name): method for i, one in enumerate(line) for name, method in _defined(one).items()}
+    found: dict[tuple[int, str], ast.FunctionDef] = {}
+    wanted = [(0, "forward")]
+    while wanted:
+        first, name = wanted.pop()
+        place = next((i for i in range(first, len(line)) if (i, name) in there), None)
+        if place is None or (place, name) in found:
+            continue
+        method = found[place, name] = there[place, name]
+        for call in (node.func for node in ast.walk(method) if isinstance(node, ast.Call)):
+            if isinstance(call, ast.Attribute) and (_is_self(call.value) or _is_super(call.value)):
+                wanted.append((place + 1 if _is_super(call.value) else 0, call.attr))
+    return [(line[place], method) for (place, _), method in found.items()]
+
+
+def _defined(kind: type) -> dict[str, ast.FunctionDef]:
+    """The methods in a class's source, by name."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
     except (OSError, TypeError, SyntaxError, tokenize.TokenError):
-        return []
-    there = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    found, wanted = {}, ["forward"]
-    while wanted:
-        if (name := wanted.pop()) in there and name not in found:
-            found[name] = there[name]
-            calls = [node.func for node in ast.walk(there[name]) if isinstance(node, ast.Call)]
-            wanted += [call.attr for call in calls if isinstance(call, ast.Attribute) and _is_self(call.value)]
-    return list(found.values())
+        return {}
+    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
 def _dropout(function: ast.expr, names: dict[str, object]) -> str | None:
@@ -83,3 +98,7 @@ def _own_layer(node: ast.expr) -> str | None:
 
 def _is_self(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) and node.id == "self"
+
+
+def _is_super(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super"

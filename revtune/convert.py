@@ -114,7 +114,7 @@ def self_tuning(
     for name, module in net.named_modules():
         if isinstance(module, Tuned) and module.hypers is not hypers:
             raise ValueError(f"{name or 'the network'} reads other hyperparameters; give self_tuning the same")
-    _check_parameters(net)
+    _check_modules(net)
     plan = _planned(net, hypers, batch_dim)
     if hypers is None:
         if not plan.rates:
@@ -135,7 +135,11 @@ def self_tuning(
     return net
 
 
-def _check_parameters(net: nn.Module) -> None:
+def _check_modules(net: nn.Module) -> None:
+    for name, module in net.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{name or 'the network'} is compiled by torch.jit, which fixes what it does; convert the "
+                             "module that it was made of")  # fmt: skip
     for name, parameter in net.named_parameters():
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ValueError(f"{name} has no shape yet: run a batch through the network before it is converted")

@@ -92,6 +92,8 @@ class LinearCrossEntropy(nn.Module):
             )
         self.weight = weight
         self.bias = nn.Parameter(torch.zeros(num_classes, device=weight.device, dtype=weight.dtype)) if bias else None
+        if class_weights is not None and not isinstance(class_weights, Tensor):
+            raise ValueError(f"class_weights must be a tensor ({num_classes},), got {type(class_weights).__name__}")
         if class_weights is not None and class_weights.shape != (num_classes,):
             raise ValueError(f"class_weights must be ({num_classes},), one a class, got {tuple(class_weights.shape)}")
         if class_weights is not None:

@@ -289,15 +289,15 @@ class Tuner:
         """Stand where the tuner stood whose `state_dict` this is.
 
         Raises:
-            ValueError: it is of another method or network; nothing has been loaded then.
+            ValueError: it is of another method or network, or damaged; nothing has been loaded then.
         """
         before = copy.deepcopy(self.state_dict())
         check_state(state, before)
         try:
             self._load(copy.deepcopy(state))  # optimizers would go on in the tensors of the one that it is from
-        except Exception:
+        except Exception as error:
             self._load(before)
-            raise
+            raise ValueError(f"the saved state is damaged: {error}") from error
 
     def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -161,6 +160,7 @@ def check_state(state: dict[str, Any], own: dict[str, Any]) -> None:
     if not isinstance(state, dict) or (missing := own.keys() - state.keys()):
         lacks = f"{min(missing)!r} is missing" if isinstance(state, dict) else f"got {type(state).__name__}"
         raise ValueError(f"the saved state is none of a Tuner: {lacks}")
+    check_kinds(state)
     if state["method"] != own["method"]:
         raise ValueError(f"the saved state is of method {state['method']!r}, this tuner's is {own['method']!r}")
     if state["optimizers"] != own["optimizers"]:
@@ -175,6 +175,30 @@ def check_state(state: dict[str, Any], own: dict[str, Any]) -> None:
         where = "this" if name in mine else "that"
         raise ValueError(f"the saved state is of another network: {name} is only in {where}")
     for name, one in mine.items():
-        if isinstance(one, torch.Tensor) and one.shape != saved[name].shape:
+        if isinstance(one, Tensor) and not isinstance(saved[name], Tensor):
+            raise damaged(name, "a tensor", saved[name])
+        if isinstance(one, Tensor) and one.shape != saved[name].shape:
             shapes = f"{tuple(saved[name].shape)} there and {tuple(one.shape)} here"
             raise ValueError(f"the saved state is of another network: {name} is {shapes}")
+
+
+def check_kinds(state: dict[str, Any]) -> None:
+    """Refuse a saved state whose parts are not what they must be.
+
+    Raises:
+        ValueError: names the first that is not.
+    """
+    for name in ("steps", "valid_steps", "accumulate"):
+        if type(state[name]) is not int or state[name] < 0:
+            raise damaged(name, "a count", state[name])
+    if not (_is_number(state["seconds"]) and 0 <= state["seconds"] < math.inf):
+        raise damaged("seconds", "a time", state["seconds"])
+    lists = dict.fromkeys(("history", "gradients", "optimizers"), list)
+    for name, kind in {"model": Mapping, "states": Mapping, "method": str, **lists}.items():
+        if not isinstance(state[name], kind):
+            raise damaged(name, f"a {kind.__name__.lower()}", state[name])
+
+
+def damaged(name: str, wanted: str, given: object) -> ValueError:
+    """The error for a part of a saved state that is not what it must be."""
+    return ValueError(f"the saved state is damaged: {name} must be {wanted}, got {given!r:.60}")

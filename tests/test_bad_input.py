@@ -609,6 +609,7 @@ def test_a_failed_call_leaves_no_trace() -> None:
         ({"tie": nn.Linear(8, 11)}, ("tie", "nn.Embedding", "Linear")),
         ({"tie": nn.Embedding(10, 8)}, ("tied weight", "(11, 8)", "(10, 8)")),
         ({"tie": torch.zeros(8, 11)}, ("tied weight", "(11, 8)", "(8, 11)")),
+        ({"class_weights": [1.0] * 11}, ("class_weights", "tensor (11,)", "list")),
         ({"class_weights": torch.ones(10)}, ("class_weights", "(11,)", "(10,)")),
         ({"class_weights": torch.ones(11, 1)}, ("class_weights", "(11,)", "(11, 1)")),
         ({"class_weights": -torch.ones(11)}, ("class_weights", "negative", "-1")),

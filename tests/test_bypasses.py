@@ -35,6 +35,25 @@ class WithWeights(Plainly):
         return F.dropout(self.scale * x, 0.5, self.training)
 
 
+class Above(InAHelper):
+    """The base's forward and this one's helper."""
+
+    def noisy(self, x: Tensor) -> Tensor:
+        return super().noisy(x)
+
+
+class Between(Plainly):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+class Covered(Plainly):
+    """The base's forward is not called."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
 class Reading(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -72,10 +91,10 @@ class Innocent(nn.Module):
 
 
 def test_functional_dropout_is_found_in_any_spelling() -> None:
-    for kind in (Plainly, InAHelper, ByAnotherName):
+    for kind in (Plainly, InAHelper, ByAnotherName, Above, Between):
         told = bypasses(kind())
         assert told is not None and "as a function, whose rate stays its own" in told, kind
-    assert bypasses(Innocent()) is None
+    assert bypasses(Innocent()) is None and bypasses(Covered()) is None
 
 
 def test_weights_and_functional_dropout_are_told_together() -> None:

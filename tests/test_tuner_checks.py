@@ -1,5 +1,6 @@
 """What a tuner cannot work with is named, before anything has changed."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -201,6 +202,11 @@ def test_states_of_something_else_are_named_and_nothing_is_loaded() -> None:
         ({}, "the saved state is none of a Tuner: .* is missing"),
         ([], "the saved state is none of a Tuner: got list"),
         (tuner(method="stn").state_dict(), "is of method 'stn', this tuner's is 'delta'"),
+        ({**of.state_dict(), "steps": "7"}, "damaged: steps must be a count, got '7'"),
+        ({**of.state_dict(), "seconds": float("nan")}, "damaged: seconds must be a time, got nan"),
+        ({**of.state_dict(), "history": 3}, "damaged: history must be a list, got 3"),
+        ({**of.state_dict(), "optimizer": {"state": 1}}, "the saved state is damaged: "),
+        ({**of.state_dict(), "model": dict.fromkeys(of.state_dict()["model"], 1)}, "0.weight must be a tensor, got 1"),
         (tuner(net(9)).state_dict(), r"of another network: 0.weight is \(9, 6\) there and \(8, 6\) here"),
     ]
     for state, told in wrong:
@@ -215,6 +221,14 @@ def test_states_of_something_else_are_named_and_nothing_is_loaded() -> None:
 def test_starts_without_a_signal_are_named(make: Callable[[], Hyper]) -> None:
     with pytest.raises(ValueError, match="within 1e-05 of a bound, counted from bound to bound"):
         make()
+
+
+def test_a_scripted_network_is_named() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of what users may still have
+        scripted = torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="0 is compiled by torch.jit, which fixes what it does"):
+        rt.self_tuning(nn.Sequential(scripted, nn.Dropout(0.1), nn.Linear(2, 2)))
 
 
 def test_what_is_no_network_or_no_hyperparameters_is_named() -> None:
