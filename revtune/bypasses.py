@@ -1,15 +1,25 @@
-"""What a conversion cannot reach, found by reading modules: weights without a response, functional dropout."""
+"""What a conversion cannot reach, found by reading modules: weights without a response or read past one, functional
+dropout."""
 
 from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import sys
 import textwrap
 import tokenize
 
 from torch import nn
 from torch.nn import functional as F
+
+ANY = "*"
+ATTENTION = "scaled_dot_product_attention"
+ABOUT = {
+    "dtype", "device", "shape", "ndim", "size", "dim", "numel", "nelement", "element_size", "requires_grad", "is_cuda",
+    "is_floating_point", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor",
+}  # fmt: skip
+"""What tells something about a tensor, and reads no number of it."""
 
 
 def why_not(module: nn.Module) -> str | None:
@@ -31,19 +41,32 @@ def unanswered(module: nn.Module) -> str | None:
 
 
 def bypasses(module: nn.Module) -> str | None:
-    """What a module's own code does, from its forward on, that no conversion of its children can reach."""
+    """The dropout that a module's own code calls, from its forward on, which no conversion of its children reaches."""
     for kind, method in _methods(type(module)):
         names = vars(sys.modules[kind.__module__]) if kind.__module__ in sys.modules else {}
-        nodes = list(ast.walk(method))
-        for node in nodes:
-            if isinstance(node, ast.Call) and (name := _dropout(node.func, names)):
+        for node in ast.walk(method):
+            if isinstance(node, ast.Call) and (name := _dropout(node, names)):
                 return f"it calls {name} as a function, whose rate stays its own; nn.Dropout would be tuned"
-        about = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}  # such as self.first.weight.dtype
+    return None
+
+
+def read_directly(module: nn.Module) -> set[str]:
+    """Names of children whose weights a module's own code reads itself, from its forward on, past their forwards.
+
+    Of a list of layers that is indexed by what is not a constant, the list's name.
+    """
+    if type(module).__module__.startswith("torch.nn"):
+        return set()
+    found = set[str]()
+    for _, method in _methods(type(module)):
+        own = method.args.args[0].arg if method.args.args else ""
+        nodes = list(ast.walk(method))
+        about = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and node.attr in ABOUT}
         for node in nodes:
             if isinstance(node, ast.Attribute) and node.attr in ("weight", "bias") and id(node) not in about:
-                if layer := _own_layer(node.value):
-                    return f"its forward reads the weights of {layer} directly, past its response"
-    return None
+                path = _path(node.value, own) or []
+                found.add(".".join(itertools.takewhile(lambda name: name != ANY, path)))
+    return found - {""}
 
 
 def _methods(kind: type[nn.Module]) -> list[tuple[type, ast.FunctionDef]]:
@@ -61,8 +84,9 @@ def _methods(kind: type[nn.Module]) -> list[tuple[type, ast.FunctionDef]]:
         if place is None or (place, name) in found:
             continue
         method = found[place, name] = there[place, name]
+        own = method.args.args[0].arg if method.args.args else ""
         for call in (node.func for node in ast.walk(method) if isinstance(node, ast.Call)):
-            if isinstance(call, ast.Attribute) and (_is_self(call.value) or _is_super(call.value)):
+            if isinstance(call, ast.Attribute) and (_is(call.value, own) or _is_super(call.value)):
                 wanted.append((place + 1 if _is_super(call.value) else 0, call.attr))
     return [(line[place], method) for (place, _), method in found.items()]
 
@@ -76,28 +100,40 @@ def _defined(kind: type) -> dict[str, ast.FunctionDef]:
     return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
-def _dropout(function: ast.expr, names: dict[str, object]) -> str | None:
-    """The name of a dropout of torch's that an expression stands for, in a module of these names."""
+def _dropout(call: ast.Call, names: dict[str, object]) -> str | None:
+    """The name of a dropout of torch's that is called, in a module of these names."""
+    function = call.func
     if isinstance(function, ast.Name):
         given = names.get(function.id)
-        known = any(given is one for name, one in vars(F).items() if "dropout" in name and callable(one))
-        return function.id if known else None
-    if isinstance(function, ast.Attribute) and "dropout" in function.attr:
+        known = [name for name, one in vars(F).items() if callable(one) and one is given]
+        return function.id if any(_drops(name, call) for name in known) else None
+    if isinstance(function, ast.Attribute) and _drops(function.attr, call):
         owner = function.value
         last = owner.attr if isinstance(owner, ast.Attribute) else owner.id if isinstance(owner, ast.Name) else ""
         return function.attr if last in ("F", "functional", "torch") else None
     return None
 
 
-def _own_layer(node: ast.expr) -> str | None:
-    """The child of the module that an expression such as `self.first` or `self.layers[0]` stands for."""
-    while isinstance(node, ast.Subscript) or (isinstance(node, ast.Attribute) and not _is_self(node.value)):
-        node = node.value
-    return node.attr if isinstance(node, ast.Attribute) else None
+def _drops(name: str, call: ast.Call) -> bool:
+    """Whether a call of a function of this name drops something."""
+    if name != ATTENTION:
+        return "dropout" in name
+    rates = [*call.args[4:5], *(one.value for one in call.keywords if one.arg == "dropout_p")]
+    return any(not (isinstance(rate, ast.Constant) and not rate.value) for rate in rates)
 
 
-def _is_self(node: ast.expr) -> bool:
-    return isinstance(node, ast.Name) and node.id == "self"
+def _path(node: ast.expr, own: str) -> list[str] | None:
+    """The names that lead to the child that an expression such as `self.body[0].first` stands for."""
+    if isinstance(node, ast.Attribute):
+        above = [] if _is(node.value, own) else _path(node.value, own)
+        return None if above is None else [*above, node.attr]
+    if isinstance(node, ast.Subscript) and (above := _path(node.value, own)):
+        return [*above, str(node.slice.value) if isinstance(node.slice, ast.Constant) else ANY]
+    return None
+
+
+def _is(node: ast.expr, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
 
 
 def _is_super(node: ast.expr) -> bool:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import nn
 
-from revtune.bypasses import unanswered, why_not
+from revtune.bypasses import read_directly, unanswered, why_not
 from revtune.hyper import Rate
 from revtune.hyperparameters import Hyperparameters
 from revtune.noise import BATCH_RATE, RATE
@@ -74,11 +74,17 @@ class _Plan:
     steps: list[Callable[[Hyperparameters], None]] = field(default_factory=list)
     rates: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    closed: dict[str, str] = field(default_factory=dict)
     told: Conversion = field(default_factory=Conversion)
 
 
 def self_tuning(
-    net: nn.Module, hypers: Hyperparameters | None = None, *, batch_dim: int = 0, verbose: bool = False
+    net: nn.Module,
+    hypers: Hyperparameters | None = None,
+    *,
+    batch_dim: int = 0,
+    leave: Collection[str] = (),
+    verbose: bool = False,
 ) -> nn.Module:
     """Make a network tune its own hyperparameters: a response for every layer, a tuned rate for every dropout.
 
@@ -93,10 +99,12 @@ def self_tuning(
             from its present value on, or from 0.05 if that is 0. One named `weight_drop`, or `rnn.weight_drop` for the
             module rnn alone, per="batch", drops recurrent weights of nn.LSTM and nn.GRU.
         batch_dim: which dimension of the layers' inputs are examples: 1 where time comes first.
+        leave: names of modules that stay as they are, with all inside, such as layers whose input is not of examples.
         verbose: whether to print what was done.
 
     Raises:
-        ValueError: nothing can be tuned, nothing responds, or it is self-tuning already; nothing has been changed then.
+        ValueError: nothing can be tuned, nothing responds, it is self-tuning already, or has no module of a name in
+            `leave`; nothing has been changed then.
 
     Example:
         >>> net = self_tuning(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3)))
@@ -114,8 +122,8 @@ def self_tuning(
     for name, module in net.named_modules():
         if isinstance(module, Tuned) and module.hypers is not hypers:
             raise ValueError(f"{name or 'the network'} reads other hyperparameters; give self_tuning the same")
-    _check_modules(net)
-    plan = _planned(net, hypers, batch_dim)
+    _check_modules(net, leave)
+    plan = _planned(net, hypers, batch_dim, leave)
     if hypers is None:
         if not plan.rates:
             raise ValueError("the network has no nn.Dropout to tune; name what to tune by Hyperparameters(...)")
@@ -135,7 +143,11 @@ def self_tuning(
     return net
 
 
-def _check_modules(net: nn.Module) -> None:
+def _check_modules(net: nn.Module, leave: Collection[str]) -> None:
+    if isinstance(leave, str):
+        raise ValueError(f"leave must be a list of names, got the string {leave!r}")
+    if unknown := set(leave) - {name for name, _ in net.named_modules() if name}:
+        raise ValueError(f"leave must hold names of modules, as net.named_modules() has them, got {min(unknown)!r}")
     for name, module in net.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{name or 'the network'} is compiled by torch.jit, which fixes what it does; convert the "
@@ -161,25 +173,47 @@ def _house(net: nn.Module, hypers: Hyperparameters) -> None:
         next(module for module in net.modules() if isinstance(module, Responding)).hyperparameters = hypers
 
 
-def _planned(net: nn.Module, hypers: Hyperparameters | None, batch_dim: int) -> _Plan:
+def _planned(net: nn.Module, hypers: Hyperparameters | None, batch_dim: int, leave: Collection[str]) -> _Plan:
     plan, shared = _Plan(told=Conversion(batch_dim=batch_dim)), _shared(net)
-    closed: dict[str, str] = {}
+    read = _read_by(net)
     for name, module in net.named_modules():
-        inside = next((why for prefix, why in closed.items() if name.startswith(prefix + ".")), None)
-        if inside is not None:
-            continue
-        if isinstance(module, CLOSED):
-            closed[name] = plan.told.left[name] = f"{type(module).__name__} reads the weights of its layers directly"
-            plan.warnings.append(f"{name}: {closed[name]}, so they have no response")
+        own = name or "the network itself"
+        if _inside(name, leave):
+            if name in leave:
+                plan.told.left[name] = "it was to be left alone"
         elif type(module) in DROPOUTS:
             _plan_dropout(plan, name or "dropout", module, hypers, batch_dim)
+        elif reader := _inside(name, plan.closed):
+            if isinstance(module, nn.MultiheadAttention) and module.dropout:
+                plan.told.left[name] = f"the dropout of its weights stays {module.dropout}"
+            plan.told.left.setdefault(reader, plan.closed[reader])
+        elif isinstance(module, CLOSED):
+            plan.closed[name] = f"{type(module).__name__} reads the weights of its layers directly"
+            plan.told.left[own] = plan.closed[name]
+            plan.warnings.append(f"{own}: {plan.closed[name]}, so they have no response")
+        elif type(module) in LAYERS and (reader := _inside(name, read)):
+            plan.told.left[name] = f"the forward of {read[reader]} reads its weights directly"
         elif type(module) in LAYERS:
             _plan_layer(plan, name, module, shared, hypers, batch_dim)
         elif not isinstance(module, Hyperparameters) and (why := why_not(module)):
-            plan.told.left[name or "the network itself"] = why
+            plan.told.left[own] = why
             if unanswered(module):
-                plan.warnings.append(f"{name or 'the network itself'}: {why}")
+                plan.warnings.append(f"{own}: {why}")
     return plan
+
+
+def _read_by(net: nn.Module) -> dict[str, str]:
+    """By name of a module, the class of the one above it whose forward reads its weights, or those of all inside it."""
+    return {
+        f"{name}.{path}" if name else path: type(module).__name__
+        for name, module in net.named_modules()
+        for path in read_directly(module)
+    }
+
+
+def _inside(name: str, names: Collection[str]) -> str | None:
+    """The one of some modules that is this one, or holds it."""
+    return next((one for one in names if name == one or name.startswith(f"{one}.") or not one), None)
 
 
 def _plan_dropout(plan: _Plan, name: str, module: nn.Module, hypers: Hyperparameters | None, batch_dim: int) -> None:

@@ -17,6 +17,7 @@ Shapes: B examples, n hyperparameters, U output units or channels.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -153,6 +154,7 @@ class Responding(nn.Module):
         for name in self.added:
             del self._parameters[name]
         self._modules.pop("hyperparameters", None)
+        self.__dict__.pop("_told", None)
         del self._hypers, self._name, self.batch_dim
         self.__class__ = self.plain
 
@@ -189,7 +191,8 @@ def laid(scalars: Tensor, over: Sequence[int], batch_dim: int, unit_dim: int, na
         if axis != 0 or rows % size or unit_dim == 0:
             raise ValueError(
                 f"{name}: dimension {axis} of its output {tuple(over)} must be the batch of {size} examples, or a "
-                "multiple of it; self_tuning(batch_dim=1) is for models whose first dimension is time"
+                "multiple of it; self_tuning(batch_dim=1) is for models whose first dimension is time, "
+                f"self_tuning(leave=[{name!r}]) lets this layer be"
             )
         times = rows // size
         scalars = scalars.repeat(times, 1) if batch_dim else scalars.repeat_interleave(times, 0)
@@ -238,7 +241,7 @@ class ResponseConv3d(ResponseConv, nn.Conv3d):
 
 
 class ResponseEmbedding(Responding, nn.Embedding):
-    """nn.Embedding with a response."""
+    """nn.Embedding with a response, but to numbers that are no examples' own, such as positions: there it has none."""
 
     plain = nn.Embedding
     bias = None
@@ -246,8 +249,26 @@ class ResponseEmbedding(Responding, nn.Embedding):
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
         """As in `Responding`."""
-        changed = getattr(module, "max_norm", None) is not None
-        return "max_norm changes its weights in place" if changed else super().refuses(module)
+        if getattr(module, "max_norm", None) is not None:
+            return "max_norm changes its weights in place"
+        return "its gradients are sparse" if getattr(module, "sparse", False) else super().refuses(module)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As in `Responding`."""
+        bound = self.hypers.current
+        if bound is None or bound.size == 1 or not self._of_all(x, bound.size):
+            return super().forward(x)
+        if not self.__dict__.get("_told"):
+            self.__dict__["_told"] = True
+            told = f"{self._name} was given numbers {tuple(x.shape)} that are the same for all {bound.size} examples"
+            warnings.warn(f"{told}, as positions are: it does not respond there", stacklevel=2)
+        return self.base(x)
+
+    def _of_all(self, x: Tensor, size: int) -> bool:
+        """Whether numbers are not of examples, but of all alike: one row for all, or 0, 1, 2 ..."""
+        if x.dim() > 1:
+            return x.shape[self.batch_dim] == 1
+        return len(x) % size != 0 or torch.equal(x, torch.arange(len(x), device=x.device, dtype=x.dtype))
 
     def units(self) -> int:
         """The width of a row."""

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.functional import dropout as thrown
 
-from revtune.bypasses import bypasses, why_not
+from revtune.bypasses import bypasses, read_directly, why_not
 
 
 class Plainly(nn.Module):
@@ -77,6 +77,39 @@ class ReadingOneOfAList(nn.Module):
         return x @ weight
 
 
+class ReadingAnyOfAList(ReadingOneOfAList):
+    def read(self, x: Tensor) -> Tensor:
+        for place in range(1):
+            x = x @ self.layers[place].weight  # type: ignore[operator]
+        return x
+
+
+class ByAnotherSelf(nn.Module):
+    """A readout tied by hand, in a method whose first argument has another name."""
+
+    def __init__(this) -> None:
+        super().__init__()
+        this.words = nn.Embedding(5, 2)
+
+    def forward(this, x: Tensor) -> Tensor:
+        y: Tensor = this.words(x)
+        return y @ this.words.weight.t()
+
+
+class Attending(nn.Module):
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=self.rate)
+
+
+class AttendingWithout(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=0.0)
+
+
 class Innocent(nn.Module):
     """It neither calls F.dropout(x, 0.5) nor reads self.first.weight past its response."""
 
@@ -94,6 +127,9 @@ def test_functional_dropout_is_found_in_any_spelling() -> None:
     for kind in (Plainly, InAHelper, ByAnotherName, Above, Between):
         told = bypasses(kind())
         assert told is not None and "as a function, whose rate stays its own" in told, kind
+    told = bypasses(Attending(0.1))
+    assert told is not None and "it calls scaled_dot_product_attention" in told
+    assert bypasses(AttendingWithout()) is None
     assert bypasses(Innocent()) is None and bypasses(Covered()) is None
 
 
@@ -102,9 +138,10 @@ def test_weights_and_functional_dropout_are_told_together() -> None:
     assert told is not None and "its 4 weights are trained as they are" in told and "calls dropout" in told
 
 
-def test_weights_read_past_a_layer_are_told() -> None:
-    assert bypasses(Reading()) == "its forward reads the weights of first directly, past its response"
-    assert bypasses(ReadingOneOfAList()) == "its forward reads the weights of layers directly, past its response"
+def test_layers_whose_weights_are_read_are_found() -> None:
+    assert read_directly(Reading()) == {"first"} and read_directly(ReadingOneOfAList()) == {"layers.0"}
+    assert read_directly(ReadingAnyOfAList()) == {"layers"} and read_directly(ByAnotherSelf()) == {"words"}
+    assert read_directly(Innocent()) == set() == read_directly(nn.MultiheadAttention(2, 1))
 
 
 def test_a_class_without_source_is_let_be() -> None:

@@ -140,8 +140,53 @@ def test_what_is_left_alone_is_named_with_its_reason() -> None:
     assert left["clipped"] == "max_norm changes its weights in place"
     assert left["whole"] == "it normalises over more than one dimension" and left["bare"] == "it has no affine weights"
     assert "its 4 weights" in left["functional"]
-    assert left["reading"] == "its forward reads the weights of first directly, past its response"
-    assert not any(name.startswith("attention.") for name in (*left, *net.conversion.replaced))
+    assert left["reading.first"] == "the forward of Reading reads its weights directly" and "reading" not in left
+    assert left["attention.self_attn"] == "the dropout of its weights stays 0.1"
+    inside = {name for name in net.conversion.replaced if name.startswith("attention.")}
+    assert inside == {f"attention.{name}" for name in ("dropout", "dropout1", "dropout2")}
+
+
+def test_modules_are_left_alone_on_request() -> None:
+    net: Any = self_tuning(pictures(), leave=["0", "8"])
+    assert net.conversion.left == dict.fromkeys(("0", "8"), "it was to be left alone")
+    assert type(net[0]) is nn.Conv2d and net.hypers.names == ("4",)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_a_weight_that_forward_reads_is_the_frozen_networks_too(centred: bool) -> None:
+    class ByHand(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.drop, self.out = nn.Embedding(9, 6), nn.Dropout(0.3), nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.out(self.drop(self.words(x)))
+            return found @ self.words.weight.t()
+
+    net: Any = answering(self_tuning(ByHand()))
+    net.hypers.centred = centred
+    x = torch.randint(9, (5, 4))
+    torch.testing.assert_close(frozen(net).eval()(x), net.eval()(x), atol=1e-5, rtol=1e-5)
+    assert net.conversion.left == {"words": "the forward of ByHand reads its weights directly"}
+
+
+@pytest.mark.parametrize("method", ["delta", "stn"])
+def test_dropouts_inside_torchs_transformer_layers_are_tuned(method: Any) -> None:
+    torch.manual_seed(0)
+    body = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.2, batch_first=True), 1)
+    with pytest.warns(UserWarning, match="TransformerEncoderLayer reads the weights"):
+        net: Any = self_tuning(nn.Sequential(nn.Linear(4, 8), body, nn.Linear(8, 2)))
+    assert list(net.hypers.values().values()) == [0.2] * 3
+    x, y = torch.randn(6, 5, 4), torch.randint(2, (6,))
+    tuner = Tuner(
+        net, lambda out, batch, h: F.cross_entropy(out.mean(1), batch[1], reduction="none"),
+        lambda out, batch: F.cross_entropy(out.mean(1), batch[1]), method=method,
+        optimizer=lambda groups: torch.optim.SGD(groups, 0.1), ratio=1,
+    )  # fmt: skip
+    for _ in range(3):
+        tuner.step((x, y), (x, y))
+    assert all(value != 0.2 for value in tuner.values().values())
+    torch.testing.assert_close(frozen(net).eval()(x), net.eval()(x), atol=1e-5, rtol=1e-5)
 
 
 def test_dropout_as_a_function_is_named() -> None:
@@ -285,6 +330,8 @@ def test_ones_own_layer_responds_once_it_is_registered() -> None:
         (lambda: self_tuning(nn.Sequential(nn.Dropout(0.1))), "no layer of the network can respond"),
         (lambda: self_tuning(self_tuning(pictures())), "is self-tuning already"),
         (lambda: self_tuning(pictures(), batch_dim=2), "batch_dim must be 0 or 1, got 2"),
+        (lambda: self_tuning(pictures(), leave=["body"]), "as net.named_modules() has them, got 'body'"),
+        (lambda: self_tuning(pictures(), leave="0"), "leave must be a list of names, got the string '0'"),
         (lambda: frozen(nn.Linear(2, 2)), "frozen wants a network that self_tuning converted, got Linear"),
     ],
 )

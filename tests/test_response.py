@@ -125,3 +125,17 @@ def test_the_second_weight_is_as_spread_as_the_first() -> None:
     layer: Any = adopt(nn.Linear(300, 300), two())
     assert layer.response_weight.std().item() == pytest.approx(layer.weight.std().item(), rel=0.05)
     assert len(responding(layer)) == 1 and F.relu(layer.response_weight).any()
+
+
+@pytest.mark.parametrize("rows", [4, 6, 12])
+def test_positions_are_no_examples(rows: int) -> None:
+    """An embedding of numbers that all examples share gives the same with and without hyperparameters."""
+    hypers = two()
+    layer: Any = answering(adopt(nn.Embedding(12, 3), hypers))
+    with pytest.warns(UserWarning, match=r"are the same for all 6 examples, as positions are"):
+        y = at(layer, hypers, torch.arange(rows), torch.randn(6, 2))
+    assert torch.equal(y, F.embedding(torch.arange(rows), layer.weight))
+    one_row = at(layer, hypers, torch.arange(rows)[None], torch.randn(6, 2))
+    assert torch.equal(one_row[0], y)
+    labels = at(layer, hypers, torch.tensor([1, 0, 2, 3, 4, 5]), torch.randn(6, 2))
+    assert not torch.equal(labels, F.embedding(torch.tensor([1, 0, 2, 3, 4, 5]), layer.weight))
