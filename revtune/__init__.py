@@ -17,25 +17,28 @@ encoders, readouts, their draws and gradients
 And, with nothing of the above but `errors`, self-tuning:
 
 - `hyper`, `hyperparameters`: kinds of hyperparameters, and the set that is tuned, with its perturbations
-- `response`, `response_norm`, `response_rnn`: layers whose weights answer to hyperparameters
+- `response`, `response_norm`, `response_rnn`: layers whose weights answer to hyperparameters; `response_kinds`: all of
+them, and `response_own`: those of one's own
 - `regularize`, `regularize_weights`, `regularize_images`, `augment`, `penalties`, `weight_norm`: what is tuned
 - `drawn`, `loader`: augmentation in workers by values drawn in the main process
-- `linearized`, `bilevel`: the gradients of both levels; `convert`: any network made self-tuning, and plain again
+- `linearized`, `bilevel`: the gradients of both levels; `convert`: any network made self-tuning; `freeze`: plain again
 - `tuner`: the alternation; `streams`, `history`: its batches, and what it did
 """
 
 from revtune.buffer import Buffer, default_share, ideal_bits
 from revtune.cells import Cell, Coupling, Stage, Step, forget_gate, rev_gru, rev_lstm
-from revtune.convert import frozen, register_response, self_tuning
+from revtune.convert import dropout_rates, self_tuning
 from revtune.dropout import Embedding, LockedDropout
 from revtune.encode import rewind_encode
 from revtune.errors import HyperparameterError, NonFiniteError, ReversalError, StateRangeError
+from revtune.freeze import frozen
 from revtune.hyper import Between, Integer, Positive, Rate
 from revtune.hyperparameters import Hyperparameters
 from revtune.layers import RevGRU, RevLSTM
 from revtune.meter import meter
 from revtune.readout import LinearCrossEntropy
 from revtune.regularize import TunedLockedDropout, TunedNoise
+from revtune.response_own import register_response
 from revtune.scan import Recording, record, scan, unscan
 from revtune.stream import rewind_loss
 from revtune.tuner import Tuner
@@ -68,6 +71,7 @@ __all__ = [
     "TunedNoise",
     "Tuner",
     "default_share",
+    "dropout_rates",
     "forget_gate",
     "frozen",
     "ideal_bits",

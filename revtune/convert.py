@@ -5,9 +5,7 @@ Modules are converted where they stand (see `response`), all or none. What is le
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,32 +18,12 @@ from revtune.hyper import Rate
 from revtune.hyperparameters import Hyperparameters
 from revtune.noise import BATCH_RATE, RATE
 from revtune.regularize import Tuned, TunedDropout, TunedDropout1d, TunedDropout2d, TunedDropout3d
-from revtune.response import (
-    Responding,
-    ResponseConv1d,
-    ResponseConv2d,
-    ResponseConv3d,
-    ResponseEmbedding,
-    ResponseLinear,
-)  # fmt: skip
-from revtune.response_norm import (
-    ResponseBatchNorm1d,
-    ResponseBatchNorm2d,
-    ResponseBatchNorm3d,
-    ResponseGroupNorm,
-    ResponseLayerNorm,
-)  # fmt: skip
-from revtune.response_rnn import ResponseGRU, ResponseLSTM
+from revtune.response import Responding
+from revtune.response_kinds import LAYERS, shared_weights
+from revtune.response_own import ResponseOwn
 
 START = 0.05  # of rates that are 0, where no gradient would reach them
 STARTS = f" (it was 0, and starts at {START})"
-LAYERS: dict[type[nn.Module], type[Responding]] = {
-    kind.plain: kind
-    for kind in (
-        ResponseLinear, ResponseConv1d, ResponseConv2d, ResponseConv3d, ResponseEmbedding, ResponseLayerNorm,
-        ResponseGroupNorm, ResponseBatchNorm1d, ResponseBatchNorm2d, ResponseBatchNorm3d, ResponseLSTM, ResponseGRU,
-    )
-}  # fmt: skip
 DROPOUTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Dropout: TunedDropout, nn.Dropout1d: TunedDropout1d, nn.Dropout2d: TunedDropout2d, nn.Dropout3d: TunedDropout3d
 }  # fmt: skip
@@ -148,6 +126,9 @@ def _check_modules(net: nn.Module, leave: Collection[str]) -> None:
         raise ValueError(f"leave must be a list of names, got the string {leave!r}")
     if unknown := set(leave) - {name for name, _ in net.named_modules() if name}:
         raise ValueError(f"leave must hold names of modules, as net.named_modules() has them, got {min(unknown)!r}")
+    for name in ("hypers", "conversion"):
+        if hasattr(net, name) and not isinstance(getattr(net, name), Hyperparameters):
+            raise ValueError(f"the network has a {name} of its own, whose name self_tuning needs; give it another")
     for name, module in net.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{name or 'the network'} is compiled by torch.jit, which fixes what it does; convert the "
@@ -157,6 +138,21 @@ def _check_modules(net: nn.Module, leave: Collection[str]) -> None:
             raise ValueError(f"{name} has no shape yet: run a batch through the network before it is converted")
         if parameter.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{name} must be float32 or float64, got {parameter.dtype}; Tuner takes autocast= instead")
+
+
+def dropout_rates(net: nn.Module) -> dict[str, Rate]:
+    """A `Rate` for each dropout that `self_tuning` would tune by itself, by name: for use beside others.
+
+    Args:
+        net: a network that has not been converted.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 2))
+        >>> hypers = Hyperparameters(decay=Positive(1e-4), **dropout_rates(net))
+        >>> self_tuning(net, hypers).hypers.values()
+        {'decay': 0.0001, '1': 0.2}
+    """
+    return {name: _started(name, rate) for name, rate in _planned(net, None, 0, ()).rates.items()}
 
 
 def _started(name: str, rate: float) -> Rate:
@@ -174,7 +170,7 @@ def _house(net: nn.Module, hypers: Hyperparameters) -> None:
 
 
 def _planned(net: nn.Module, hypers: Hyperparameters | None, batch_dim: int, leave: Collection[str]) -> _Plan:
-    plan, shared = _Plan(told=Conversion(batch_dim=batch_dim)), _shared(net)
+    plan, shared = _Plan(told=Conversion(batch_dim=batch_dim)), shared_weights(net)
     read = _read_by(net)
     for name, module in net.named_modules():
         own = name or "the network itself"
@@ -247,6 +243,8 @@ def _plan_layer(
     plan: _Plan, name: str, module: nn.Module, shared: set[int], hypers: Hyperparameters | None, batch_dim: int
 ) -> None:
     kind = LAYERS[type(module)]
+    if issubclass(kind, ResponseOwn) and (why := kind.refuses(module)):
+        raise ValueError(f"{name or 'the network'}, a {type(module).__name__}, cannot respond: {why}")
     if why := (_tied(module, shared) or _fixed(module) or kind.refuses(module)):
         plan.told.left[name or "the network itself"] = why
         return
@@ -289,12 +287,6 @@ def recurrent_rates(name: str, module: nn.RNNBase, hypers: Hyperparameters | Non
     return {rate: tuned for rate, tuned in found.items() if tuned}
 
 
-def _shared(net: nn.Module) -> set[int]:
-    """Weights that more than one module holds."""
-    held = Counter(id(p) for module in net.modules() for p in module._parameters.values() if p is not None)
-    return {one for one, times in held.items() if times > 1}
-
-
 def _fixed(module: nn.Module) -> str | None:
     own = [p for p in module._parameters.values() if p is not None]
     return "its weights are frozen" if own and not any(p.requires_grad for p in own) else None
@@ -303,83 +295,3 @@ def _fixed(module: nn.Module) -> str | None:
 def _tied(module: nn.Module, shared: set[int]) -> str | None:
     tied = any(id(p) in shared for p in module._parameters.values() if p is not None)
     return "its weight is tied to another module's" if tied and not isinstance(module, nn.Embedding) else None
-
-
-def register_response(layer: type[nn.Module], *, unit_dim: int = -1) -> type[nn.Module]:
-    """Let `self_tuning` convert a layer class of one's own.
-
-    Its forward must take one tensor and be linear in its parameters `weight`, whose first dimension is output units,
-    and `bias` (or None) together, as a linear map or a convolution is.
-
-    Args:
-        layer: the class.
-        unit_dim: which dimension of its output are units.
-
-    Returns:
-        The class itself, so that it can be used as a decorator.
-
-    Raises:
-        TypeError: it is no module class.
-    """
-    if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
-        raise TypeError(f"register_response wants a subclass of nn.Module, got {layer!r}")
-    members = {
-        "plain": layer,
-        "unit_dim": unit_dim,
-        "product": _by_its_forward,
-        "__doc__": f"{layer.__name__} with a response.",
-    }
-    LAYERS[layer] = type(f"Response{layer.__name__}", (Responding, layer), members)
-    return layer
-
-
-def _by_its_forward(self, x, weight, bias):  # type: ignore[no-untyped-def]
-    own = self._parameters
-    self._parameters = {**own, "weight": weight, **({"bias": bias} if "bias" in own else {})}
-    try:
-        return self.plain.forward(self, x)
-    finally:
-        self._parameters = own
-
-
-def frozen(model: nn.Module) -> nn.Module:
-    """A plain copy of a tuned network, answered at its hyperparameters' present values.
-
-    It needs nothing of revtune, and in evaluation mode gives the same outputs.
-
-    Args:
-        model: as `self_tuning` gives it, perhaps trained.
-
-    Raises:
-        ValueError: it is not self-tuning.
-    """
-    if not isinstance(getattr(model, "hypers", None), Hyperparameters):
-        raise ValueError(f"frozen wants a network that self_tuning converted, got {type(model).__name__}")
-    plain = copy.deepcopy(model)
-    hypers = plain.hypers
-    assert isinstance(hypers, Hyperparameters)
-    d = hypers.delta()
-    if d is not None:
-        _untie(plain)
-    for module in list(plain.modules()):
-        if isinstance(module, Responding):
-            module.drop() if d is None else module.fold(d[0])
-        elif isinstance(module, Tuned):
-            module.drop()
-    for name in ("hypers", "conversion"):
-        plain.__dict__.pop(name, None)
-        plain._modules.pop(name, None)
-    for module in plain.modules():
-        for name, child in module._modules.items():
-            if isinstance(child, Hyperparameters):
-                module._modules[name] = None
-    return plain
-
-
-def _untie(net: nn.Module) -> None:
-    """Give responding layers weights of their own."""
-    shared = _shared(net)
-    for module in net.modules():
-        weight = module._parameters.get("weight") if isinstance(module, Responding) else None
-        if weight is not None and id(weight) in shared:
-            module.register_parameter("weight", nn.Parameter(weight.detach().clone(), weight.requires_grad))

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from revtune import checkpoint
 from revtune.bilevel import clipped
 from revtune.constants import Constants, plain
-from revtune.convert import frozen, self_tuning
+from revtune.convert import self_tuning
 from revtune.errors import NonFiniteError
+from revtune.freeze import frozen
 from revtune.generators import random_states, set_random_states
 from revtune.hyperparameters import Hyperparameters
 from revtune.task import HyperRule, Learning, Method, Split, Task, Tuned

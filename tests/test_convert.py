@@ -2,9 +2,6 @@
 
 import copy
 import io
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,37 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from revtune.convert import LAYERS, frozen, register_response, self_tuning
+from revtune.convert import dropout_rates, self_tuning
+from revtune.freeze import frozen
 from revtune.hyper import Positive, Rate
 from revtune.hyperparameters import Hyperparameters, Pass
 from revtune.regularize import TunedNoise
 from revtune.regularize_weights import TunedWeightDrop
 from revtune.response import Responding
 from revtune.tuner import Tuner
-from tests.tuned_nets import answering
-
-
-def pictures() -> nn.Sequential:
-    """A small convolutional classifier, as someone else writes it."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Dropout2d(0.1),
-        nn.Flatten(), nn.Linear(8 * 16, 16), nn.ReLU(), nn.Dropout(0.0), nn.Linear(16, 4),
-    )  # fmt: skip
-
-
-class Tied(nn.Module):
-    """An embedding whose weights are the readout's too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words, self.hidden, self.drop = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Dropout(0.3)
-        self.readout = nn.Linear(6, 9)
-        self.readout.weight = self.words.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.readout(self.drop(torch.tanh(self.hidden(self.words(x)))))
-        return found
+from tests.tuned_nets import Tied, answering, pictures
 
 
 class Functional(nn.Module):
@@ -247,82 +222,6 @@ def test_networks_that_cannot_be_converted_are_told_by_the_module(net: nn.Module
     assert told in str(refused.value)
 
 
-def test_frozen_networks_hold_no_hyperparameters_anywhere() -> None:
-    class Keeper(nn.Module):
-        def __init__(self, hypers: Hyperparameters) -> None:
-            super().__init__()
-            self.hyper, self.body = hypers, nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1))
-
-        def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = self.body(x)
-            return y
-
-    hypers = Hyperparameters(**{"body.1": Rate(0.1)})
-    plain = frozen(self_tuning(Keeper(hypers), hypers))
-    assert sorted(plain.state_dict()) == ["body.0.bias", "body.0.weight"]
-    assert not any(type(module).__module__.startswith("revtune") for module in plain.modules())
-
-
-@pytest.mark.parametrize("centred", [True, False])
-def test_frozen_is_a_plain_network_of_the_same_outputs(centred: bool) -> None:
-    net: Any = answering(self_tuning(pictures()))
-    net.hypers.centred = centred
-    x = torch.randn(5, 3, 8, 8)
-    plain = frozen(net)
-    assert [type(module) for module in plain.modules()] == [type(module) for module in pictures().modules()]
-    assert plain.state_dict().keys() == pictures().state_dict().keys()
-    torch.testing.assert_close(plain.eval()(x), net.eval()(x), atol=1e-5, rtol=1e-5)
-    assert plain[8].p == pytest.approx(0.05) and plain[4].p == pytest.approx(0.1)  # type: ignore[index]
-    assert any(isinstance(module, Responding) for module in net.modules())
-
-
-@pytest.mark.parametrize("centred", [True, False])
-def test_a_tied_embedding_responds_and_its_readout_stays(centred: bool) -> None:
-    net: Any = answering(self_tuning(Tied()))
-    net.hypers.centred = centred
-    x = torch.randint(9, (5, 4))
-    plain: Any = frozen(net)
-    assert (plain.readout.weight is plain.words.weight) == centred
-    torch.testing.assert_close(plain.eval()(x), net.eval()(x), atol=1e-5, rtol=1e-5)
-
-
-def test_a_frozen_network_is_read_where_revtune_is_not_installed(tmp_path: Path) -> None:
-    net, x = self_tuning(pictures()).eval(), torch.randn(2, 3, 8, 8)
-    torch.save(frozen(net), tmp_path / "net.pt")
-    torch.save({"x": x, "y": net(x)}, tmp_path / "data.pt")
-    code = (
-        "import sys, torch; sys.modules['revtune'] = None\n"
-        "net, data = torch.load('net.pt', weights_only=False), torch.load('data.pt')\n"
-        "assert torch.equal(net(data['x']), data['y'])"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-
-
-def test_ones_own_layer_responds_once_it_is_registered() -> None:
-    class Doubled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight, self.bias = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return F.linear(x, 2 * self.weight, self.bias)
-
-    try:
-        register_response(Doubled)
-        layer: Any = answering(self_tuning(nn.Sequential(Doubled(), nn.Dropout(0.1))))
-    finally:
-        LAYERS.pop(Doubled, None)
-    x, d = torch.randn(5, 4), torch.randn(5, 1)
-    with layer.hypers.bound(Pass(5, d, None, training=False)):
-        y = layer.eval()(x)
-    own = layer[0]
-    second = F.linear(x, 2 * own.response_weight)
-    wanted = F.linear(x, 2 * own.weight, own.bias) + (d @ own.response_scale.T) * second + d @ own.response_shift.T
-    torch.testing.assert_close(y, wanted)
-    with pytest.raises(TypeError, match="wants a subclass of nn.Module, got 3"):
-        register_response(3)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     ("make", "told"),
     [
@@ -332,7 +231,6 @@ def test_ones_own_layer_responds_once_it_is_registered() -> None:
         (lambda: self_tuning(pictures(), batch_dim=2), "batch_dim must be 0 or 1, got 2"),
         (lambda: self_tuning(pictures(), leave=["body"]), "as net.named_modules() has them, got 'body'"),
         (lambda: self_tuning(pictures(), leave="0"), "leave must be a list of names, got the string '0'"),
-        (lambda: frozen(nn.Linear(2, 2)), "frozen wants a network that self_tuning converted, got Linear"),
     ],
 )
 def test_what_cannot_be_converted_is_refused(make: Any, told: str) -> None:
@@ -346,6 +244,18 @@ def test_a_refused_network_is_as_it_was() -> None:
     with pytest.raises(ValueError):
         self_tuning(net)
     assert type(net[0]) is nn.Linear and not hasattr(net, "hypers")
+
+
+def test_names_that_self_tuning_needs_are_refused() -> None:
+    net = nn.ModuleDict({"conversion": nn.Linear(2, 2), "drop": nn.Dropout(0.1)})
+    with pytest.raises(ValueError, match="the network has a conversion of its own"):
+        self_tuning(net)
+
+
+def test_rates_of_all_dropouts_beside_others() -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.2), nn.LSTM(8, 8, 2, batch_first=True))
+    hypers = Hyperparameters(decay=Positive(0.1), **dropout_rates(net))
+    assert self_tuning(net, hypers).hypers.values() == {"decay": 0.1, "1": 0.2, "2.dropout": 0.05}  # type: ignore[operator]
 
 
 def test_what_was_done_is_printed_on_request(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,8 @@ CORE = """
 SELF_TUNING = """
     errors hyper hyperparameters trees generators linearized response response_norm ranges noise response_steps
     response_gates response_loop response_rnn drawn loader
-    penalties weight_norm regularize regularize_weights augment regularize_images bilevel bypasses convert rated_rnn
+    penalties weight_norm regularize regularize_weights augment regularize_images bilevel bypasses response_kinds
+    response_own convert freeze rated_rnn
     streams history_plot history carried tuner_checks tuner constants
 """.split()
 LAZY = {"augment": {"kornia"}, "history_plot": {"matplotlib"}}

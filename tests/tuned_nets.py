@@ -61,3 +61,26 @@ def at(net: nn.Module, hypers: Hyperparameters, x: Tensor, d: Tensor) -> Tensor:
 def responding(net: nn.Module) -> list[Any]:
     """Its response layers."""
     return [module for module in net.modules() if isinstance(module, Responding)]
+
+
+def pictures() -> nn.Sequential:
+    """A small convolutional classifier, as someone else writes it."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Dropout2d(0.1),
+        nn.Flatten(), nn.Linear(8 * 16, 16), nn.ReLU(), nn.Dropout(0.0), nn.Linear(16, 4),
+    )  # fmt: skip
+
+
+class Tied(nn.Module):
+    """An embedding whose weights are the readout's too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.hidden, self.drop = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Dropout(0.3)
+        self.readout = nn.Linear(6, 9)
+        self.readout.weight = self.words.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.readout(self.drop(torch.tanh(self.hidden(self.words(x)))))
+        return found
