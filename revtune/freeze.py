@@ -15,7 +15,8 @@ from revtune.response_kinds import shared_weights
 def frozen(model: nn.Module) -> nn.Module:
     """A plain copy of a tuned network, answered at its hyperparameters' present values.
 
-    It needs nothing of revtune, and in evaluation mode gives the same outputs.
+    It needs nothing of revtune, and in evaluation mode gives the same outputs. A module of one's own that read
+    hyperparameters from an attribute has a dictionary of their values there.
 
     Args:
         model: as `self_tuning` gives it, perhaps trained.
@@ -41,9 +42,10 @@ def frozen(model: nn.Module) -> nn.Module:
         plain.__dict__.pop(name, None)
         plain._modules.pop(name, None)
     for module in plain.modules():
-        for name, child in module._modules.items():
+        for name, child in list(module._modules.items()):
             if isinstance(child, Hyperparameters):
-                module._modules[name] = None
+                del module._modules[name]
+                module.__dict__[name] = child.values()
     return plain
 
 

@@ -26,11 +26,12 @@ def test_frozen_networks_hold_no_hyperparameters_anywhere() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             y: Tensor = self.body(x)
-            return y
+            return y * self.hyper["body.1"]
 
     hypers = Hyperparameters(**{"body.1": Rate(0.1)})
     plain = frozen(self_tuning(Keeper(hypers), hypers))
-    assert sorted(plain.state_dict()) == ["body.0.bias", "body.0.weight"]
+    assert sorted(plain.state_dict()) == ["body.0.bias", "body.0.weight"] and plain.hyper == {"body.1": 0.1}
+    assert plain(torch.ones(2, 3)).shape == (2, 3)
     assert not any(type(module).__module__.startswith("revtune") for module in plain.modules())
 
 
