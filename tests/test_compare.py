@@ -7,42 +7,21 @@ from typing import Any
 
 import pytest
 from optuna.trial import TrialState
-from rich.console import Console
 
 from revtune import compare, compare_table
 from revtune.cli import main
 from revtune.compare import CONTESTANTS, Contest, Options, run
 from revtune.compare_plot import plot
-from revtune.compare_report import CompareReport
 from revtune.compare_table import at, curve, figures, markdown, verdicts
 from revtune.image_task import ImageStudy
 from revtune.learner import Learner
 from revtune.problem import Problem
 from revtune.recipes import find
 from revtune.search import SEARCHERS, Search, distribution, grid, sampler
-from revtune.task import Learning, Space, Tuning
-from tests.tiny_images import write_images
+from revtune.task import Space
+from tests.tiny_contests import Seconds, quiet, tiny_study
 
-LEARNING = Learning(batch=4, valid_every=2, lr=0.05, patience=1)
-TUNING = Tuning(warmup=1, ratio=1)
 SPACES = {"a": Space(0.0, 0.9), "b": Space(1e-4, 1.0, log=True), "c": Space(0, 2, whole=True)}
-
-
-class Seconds:
-    """A clock that goes a second on each time that it is read."""
-
-    def __init__(self, wall: float = 0.0, cpu: float = 0.0) -> None:
-        self.wall, self.cpu = wall, cpu
-
-    def now(self) -> dict[str, float]:
-        return {"wall": self.wall, "cpu": self.cpu}
-
-    def read(self, kind: str) -> float:
-        self.wall += 1
-        return self.wall
-
-    def stopped(self) -> Any:
-        return pytest.MonkeyPatch().context()
 
 
 @pytest.fixture
@@ -50,15 +29,8 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options[ImageStu
     for module in ("search", "tuned_run"):
         monkeypatch.setattr(f"revtune.{module}.Clock", Seconds)
     monkeypatch.setattr("revtune.history.History.plot", lambda *_: None)
-    write_images(tmp_path / "data")
-    study = ImageStudy(
-        data=tmp_path / "data", images=40, width=4, learning=LEARNING, stn=TUNING, delta=TUNING
-    )  # fmt: skip
+    study = tiny_study(tmp_path / "data")
     return Options(study=study, budget=20.0, out=tmp_path / "contest")
-
-
-def quiet() -> CompareReport:
-    return CompareReport(Console(quiet=True), "", 1.0, "wall")
 
 
 def test_all_take_part_and_are_told(options: Options[ImageStudy], capsys: pytest.CaptureFixture[str]) -> None:
