@@ -354,7 +354,8 @@ def compare(arguments: list[str]) -> None:
     name = arguments[0]
     if not recipes.is_tuned(name):
         raise Problem(f"recipe {name} tunes no hyperparameters; those that do are {known}", code=2)
-    from revtune.compare import Options, run
+    from revtune.compare import run
+    from revtune.contest import Options
 
     recipe, size = recipes.find(name), size_of(arguments)
     study, kind, about = recipe.study(size), cast(Any, Options), f"Recipe {name}. {recipe.__doc__}"

@@ -15,7 +15,7 @@ Like = dict[str, Any]
 """What it must hold at least: kinds by name, `float` for any number, or such a dictionary again."""
 
 
-def read(path: Path, like: Like) -> Facts:
+def facts_in(path: Path, like: Like) -> Facts:
     """The JSON object that a file is.
 
     Raises:
@@ -24,7 +24,7 @@ def read(path: Path, like: Like) -> Facts:
     return parsed(regular(path).read_bytes(), like, path)
 
 
-def lines(path: Path, like: Like) -> list[Facts]:
+def facts_by_line(path: Path, like: Like) -> list[Facts]:
     """The JSON objects of a file, one a line.
 
     Raises:
@@ -48,11 +48,10 @@ def parsed(content: bytes, like: Like, path: Path, line: int | None = None) -> F
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise Problem(f"{where}expected a JSON object, got {content[:40]!r} ... ({error})") from error
-    if not isinstance(found, dict):
-        raise Problem(f"{where}expected a JSON object, got {str(found)[:60]}")
-    if (name := lacking(found, like)) is not None:
-        raise Problem(f"{where}expected {name} in it, got {str(found)[:60]}")
-    return found
+    if (what := lacking(found, like)) is not None:
+        raise Problem(f"{where}expected {what}, got {str(found)[:60]}")
+    whole: Facts = found
+    return whole
 
 
 def lacking(found: Any, like: Any, name: str = "") -> str | None:
@@ -61,6 +60,6 @@ def lacking(found: Any, like: Any, name: str = "") -> str | None:
         kinds = (int, float) if like is float else (like,)
         return None if type(found) in kinds else f"{name} ({'a number' if like is float else like.__name__})"
     if not isinstance(found, dict):
-        return f"{name} (an object)"
+        return f"{name} (an object)" if name else "a JSON object"
     told = (lacking(found.get(key), kind, f"{name}.{key}" if name else key) for key, kind in like.items())
     return next((one for one in told if one is not None), None)

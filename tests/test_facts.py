@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from revtune import facts
+from revtune.facts import facts_by_line, facts_in
 from revtune.problem import Problem
 
 LIKE = {"step": int, "valid": {"loss": float}}
@@ -12,9 +12,9 @@ LIKE = {"step": int, "valid": {"loss": float}}
 
 def test_what_is_whole_is_read(tmp_path: Path) -> None:
     (tmp_path / "one").write_text('{"step": 1, "valid": {"loss": 2}}\n{"step": 2, "valid": {"loss": 1.5}}\n')
-    assert [found["step"] for found in facts.lines(tmp_path / "one", LIKE)] == [1, 2]
+    assert [found["step"] for found in facts_by_line(tmp_path / "one", LIKE)] == [1, 2]
     (tmp_path / "two").write_text('{"step": 1,\n "valid": {"loss": 2}}')
-    assert facts.read(tmp_path / "two", LIKE) == {"step": 1, "valid": {"loss": 2}}
+    assert facts_in(tmp_path / "two", LIKE) == {"step": 1, "valid": {"loss": 2}}
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,8 @@ def test_what_is_whole_is_read(tmp_path: Path) -> None:
         (b'{"step": 1, "val', r"one is damaged: expected a JSON object, got .*step.* \(Unterminated string"),
         (b"[1]", r"one is damaged: expected a JSON object, got \[1\]"),
         (b"\xff", "one is damaged: expected a JSON object, got "),
-        (b'{"step": 1}', r"one is damaged: expected valid \(an object\) in it, got {'step': 1}"),
-        (b'{"step": 1, "valid": {}}', r"one is damaged: expected valid.loss \(a number\) in it"),
+        (b'{"step": 1}', r"one is damaged: expected valid \(an object\), got {'step': 1}"),
+        (b'{"step": 1, "valid": {}}', r"one is damaged: expected valid.loss \(a number\)"),
         (b'{"step": 1, "valid": {"loss": "low"}}', r"expected valid.loss \(a number\)"),
         (b'{"step": 1.5, "valid": {"loss": 1}}', r"expected step \(int\)"),
     ],
@@ -32,10 +32,10 @@ def test_what_is_whole_is_read(tmp_path: Path) -> None:
 def test_what_is_not_is_told(content: bytes, told: str, tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(content)
     with pytest.raises(Problem, match=told):
-        facts.read(tmp_path / "one", LIKE)
+        facts_in(tmp_path / "one", LIKE)
     (tmp_path / "one").write_bytes(b'{"step": 1, "valid": {"loss": 2}}\n' + content + b"\n")
     with pytest.raises(Problem, match=told.replace("damaged:", "damaged in line 2:")):
-        facts.lines(tmp_path / "one", LIKE)
+        facts_by_line(tmp_path / "one", LIKE)
 
 
 @pytest.mark.parametrize(
@@ -44,4 +44,4 @@ def test_what_is_not_is_told(content: bytes, told: str, tmp_path: Path) -> None:
 def test_lines_that_are_not_all_there_are_told(content: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "one").write_text(content)
     with pytest.raises(Problem, match=f"one is damaged: {told}, expected a JSON object a line"):
-        facts.lines(tmp_path / "one", {})
+        facts_by_line(tmp_path / "one", {})

@@ -4,9 +4,11 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from revtune.compare_report import CompareReport
+from revtune.contest import Options
 from revtune.image_task import ImageStudy
 from revtune.task import Learning, Tuning
 from tests.tiny_images import write_images
@@ -41,6 +43,14 @@ def tiny_study(folder: Path) -> ImageStudy:
     """A study of 40 images, which it writes."""
     write_images(folder)
     return ImageStudy(data=folder, images=40, width=4, learning=LEARNING, stn=TUNING, delta=TUNING)
+
+
+def tiny_options(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Options[ImageStudy]:
+    """A contest in a folder beside its data, by such a clock, whose runs draw nothing."""
+    for module in ("search", "tuned_run"):
+        monkeypatch.setattr(f"revtune.{module}.Clock", Seconds)
+    monkeypatch.setattr("revtune.history.History.plot", lambda *_: None)
+    return Options(study=tiny_study(folder / "data"), budget=20.0, out=folder / "contest")
 
 
 def quiet() -> CompareReport:
