@@ -229,7 +229,9 @@ def test_curves_and_verdicts() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("ptb", "recipe ptb tunes no hyperparameters; those that do are cifar10, fashion"),
+        ("ptb", "recipe ptb tunes no hyperparameters; revtune compare takes cifar10, fashion, mnist, ptb_lstm"),
+        ("nosuch", "there is no recipe 'nosuch'; revtune compare takes cifar10, fashion, mnist, ptb_lstm"),
+        ("output_dropout", "in an experiment of its own, which revtune train output_dropout runs; "),
         ("mnist --seeds 0", "--seeds must be at least 1, got 0"),
         ("mnist --budget nan", "--budget must be above 0 and below 1e9, got nan"),
         ("mnist --budget 1e9", "--budget must be above 0 and below 1e9, got 1000000000.0"),
@@ -242,3 +244,10 @@ def test_curves_and_verdicts() -> None:
 def test_what_cannot_be_compared_is_told(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *words.split()]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_help_says_what_can_be_compared_and_where_options_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "mnist: MNIST: a multilayer perceptron" in told and "repeat" not in told
+    assert "revtune compare RECIPE --help lists the options" in told
