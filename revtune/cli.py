@@ -7,7 +7,6 @@
     revtune evaluate RUN                its loss on held-out data
     revtune compare RECIPE              ways of tuning hyperparameters, each with the same time
     revtune bench memory | speed        memory and time against torch's own layers
-    revtune bench tuning                what tuning costs over a plain network's step
     revtune bench tuning                time and memory of tuning against not tuning
     revtune doctor                      what this machine and installation offer
 
@@ -227,6 +226,7 @@ def resume(arguments: list[str]) -> None:
         raise Problem("--resume takes a run's folder and no other option, the run knows its own", code=2)
     run = Run(Path(arguments[1]))
     regular(run.folder / "config.json")
+    refuse_other(run.folder, "train --resume")
     if recipe := recipes.study_in(run.folder):
         recipe.resume(run.folder)
         return
@@ -263,6 +263,16 @@ def opened(folder: Path) -> Run:
     return run
 
 
+def refuse_other(folder: Path, command: str) -> None:
+    """Raise `Problem` for a folder that a command does not take, with whose it is and what takes it."""
+    from revtune import recipes
+
+    takers = recipes.takers(folder)
+    if takers and command not in takers:
+        whose, others = recipes.recipe_in(folder), ", ".join(f"revtune {taker} {folder}" for taker in takers)
+        raise Problem(f"{folder} is of recipe {whose}, and revtune {command} does not take it; these do: {others}")
+
+
 def generate(arguments: list[str]) -> None:
     """Write text with a run's best weights."""
     from revtune import sample
@@ -270,6 +280,7 @@ def generate(arguments: list[str]) -> None:
     from revtune.options import Generate
 
     options: Generate = parse(Generate, arguments, "generate")
+    refuse_other(options.run, "generate")
     if options.length < 1 or not 0 <= options.temperature < math.inf:
         raise Problem("--length must be at least 1 and --temperature at least 0", code=2)
     if options.seed not in SEEDS:
@@ -294,6 +305,7 @@ def evaluate(arguments: list[str]) -> None:
     from revtune.report import measure
 
     options: Evaluate = parse(Evaluate, arguments, "evaluate")
+    refuse_other(options.run, "evaluate")
     splits: tuple[Split, ...] = ("valid", "test") if options.split == "both" else (options.split,)
     if recipes.tuned_in(options.run):
         evaluate_tuned(options.run, splits)
@@ -329,7 +341,9 @@ def translate(arguments: list[str]) -> None:
     from revtune.translate import Options
     from revtune.translate import translate as translated
 
-    translated(parse(Options, arguments, "translate"))
+    options: Options = parse(Options, arguments, "translate")
+    refuse_other(options.run, "translate")
+    translated(options)
 
 
 def evaluate_tuned(folder: Path, splits: tuple[Split, ...]) -> None:
@@ -346,20 +360,33 @@ def compare(arguments: list[str]) -> None:
     """Compare ways of tuning on a recipe's task."""
     from revtune import recipes
 
-    known = ", ".join(name for name in recipes.names() if recipes.is_tuned(name))
+    known = [name for name in recipes.names() if recipes.is_tuned(name)]
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("revtune compare RECIPE [--help]: ways of tuning hyperparameters, each with the same time")
-        print(f"recipes: {known}")
+        print("revtune compare RECIPE [options]: ways of tuning hyperparameters, each with the same time\n")
+        print(recipes.overview(known))
+        print("\nrevtune compare RECIPE --help lists the options: --budget, --contestants, --seeds, --out and others")
         return
     name = arguments[0]
-    if not recipes.is_tuned(name):
-        raise Problem(f"recipe {name} tunes no hyperparameters; those that do are {known}", code=2)
-    from revtune.compare import Options, run
+    if name not in known:
+        raise Problem(f"{why_not(name)}; revtune compare takes {', '.join(known)}", code=2)
+    from revtune.compare import run
+    from revtune.contest import Options
 
     recipe, size = recipes.find(name), size_of(arguments)
     study, kind, about = recipe.study(size), cast(Any, Options), f"Recipe {name}. {recipe.__doc__}"
     default = Options(study=study, size=size)
     run(name, parse(kind[type(study)], arguments[1:], f"compare {name}", about=about, default=default, flat=False))
+
+
+def why_not(name: str) -> str:
+    """Why a recipe cannot be compared."""
+    from revtune import recipes
+
+    if name not in recipes.names():
+        return f"there is no recipe {name!r}"
+    if hasattr(recipes.find(name), "tunes"):
+        return f"recipe {name} tunes in an experiment of its own, which revtune train {name} runs"
+    return f"recipe {name} tunes no hyperparameters"
 
 
 def bench(arguments: list[str]) -> None:

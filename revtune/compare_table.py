@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 from statistics import median
-from typing import Any
 
 import torch
 from rich.box import SIMPLE
@@ -14,11 +13,11 @@ from rich.table import Table
 
 import revtune as rt
 from revtune import recipes
-from revtune.compare import CONTESTANTS, TUNERS, Contest, Contestant
 from revtune.compare_plot import plot
+from revtune.contest import CONTESTANTS, TUNERS, Contest, Contestant
+from revtune.facts import Facts
 from revtune.run import write
 
-Facts = dict[str, Any]
 Curve = list[tuple[float, float]]
 SHARES = (0.125, 0.25, 0.5, 1.0)
 TRIALS = 30

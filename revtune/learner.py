@@ -54,12 +54,14 @@ class Place:
         best: the lowest held-out loss, in nats, and `best_step`, when it was.
         stale: validations since then, or since the learning rate last fell.
         falls: how often it did.
+        worse: validations since the best, whatever the rate did.
     """
 
     best: float = math.inf
     best_step: int = 0
     stale: int = 0
     falls: int = 0
+    worse: int = 0
 
 
 class Learner(ABC):
@@ -137,10 +139,10 @@ class Learner(ABC):
         total, count = self._losses
         found["train_loss"], self._losses = total / max(1, count), [0.0, 0]
         if found["loss"] < place.best:
-            place.best, place.best_step, place.stale = found["loss"], self.steps, 0
+            place.best, place.best_step, place.stale, place.worse = found["loss"], self.steps, 0, 0
             self.best = mapped(lambda one: one.detach().clone(), dict(self.model.state_dict()))
             return found
-        place.stale += 1
+        place.stale, place.worse = place.stale + 1, place.worse + 1
         if self.learning.schedule == "plateau" and place.stale >= self.learning.patience:
             place.falls, place.stale = place.falls + 1, 0
         return found
@@ -148,7 +150,12 @@ class Learner(ABC):
     @property
     def stopped_improving(self) -> bool:
         """Whether `patience` validations in a row were no better."""
-        return self.place.stale >= self.learning.patience
+        return self.place.worse >= self.learning.patience
+
+    @property
+    def unvalidated(self) -> bool:
+        """Whether it has learnt since it was last validated."""
+        return self._losses[1] > 0
 
     def take_best(self) -> None:
         """Be the network at its best again."""
@@ -161,7 +168,8 @@ class Learner(ABC):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Stand where the learner of the same task stood whose `state()` this is."""
-        self.place, self.best, self._losses = Place(**state["place"]), state["best"], state["losses"]
+        place = {"worse": state["place"]["stale"], **state["place"]}  # earlier checkpoints have one count for both
+        self.place, self.best, self._losses = Place(**place), state["best"], state["losses"]
 
 
 class PlainLearner(Learner):

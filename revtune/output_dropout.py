@@ -79,10 +79,7 @@ def study(size: Size = "small") -> Study:
 def check(study: Study) -> None:
     """Raise `Problem` for a study that cannot be."""
     tuned_train.check(study)
-    tuning = study.tuning(study.method)
-    if study.learning.steps < (first := tuning.warmup + tuning.ratio):
-        raise Problem(f"--steps must be at least {first}, the first at which the rate is tuned, "
-                      f"got {study.learning.steps}", code=2)  # fmt: skip
+    tuned_train.check_tuned(study, study.method)
     for name, low in (("starts", NEAREST), ("rates", 0.0)):
         rates = getattr(study, name)
         if not rates or len(set(rates)) < len(rates) or not all(low <= rate <= 1 - NEAREST for rate in rates):

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 import revtune as rt
 from revtune.config import read_typed
+from revtune.facts import Facts, Like, facts_by_line, facts_in
 from revtune.learner import Learner, TunedLearner
 from revtune.output_dropout import (
     NAME,
@@ -44,8 +45,9 @@ from revtune.tuned_report import measure
 from revtune.tuned_run import Course
 from revtune.tuned_train import at_home
 
-Facts = dict[str, Any]
 RECIPE = "output_dropout"
+FIGURES: Like = {"loss": float, "perplexity": float}
+RESULT: Like = {"step": int, "valid": FIGURES, "test": FIGURES, "final_values": {NAME: float}}
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,11 @@ class Experiment:
     def result(self, name: str) -> Facts | None:
         """What a contestant came to, if it is through."""
         path = self.folder / name / "result.json"
-        found: Facts | None = json.loads(path.read_text()) if path.exists() else None
-        return found
+        return facts_in(path, RESULT) if path.exists() else None
 
     def history(self, name: str) -> list[Facts]:
         """All steps of a tuned contestant's rate."""
-        return [json.loads(line) for line in (self.folder / name / "history.jsonl").read_text().splitlines()]
+        return facts_by_line(self.folder / name / "history.jsonl", {"step": int, "values": {NAME: float}})
 
     def best_rate(self) -> float:
         """The fixed rate of the lowest held-out loss."""

@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,21 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Have a folder for oneself in what follows, by its file `lock`.
+
+    Raises:
+        Problem: another process has it.
+    """
+    with open(regular(folder / "lock"), "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Problem(f"another process is at work in {folder}") from error
+        yield
 
 
 def last_step(path: Path) -> int:

@@ -5,13 +5,13 @@
     trial-<n>.safetensors    the network with the lowest held-out loss of all trials
     result.json              its figures and hyperparameters, and how many trials there were
 
-All of the choosing is Optuna's. A trial's draw depends on the seed, its number and the trials before it, so that a
-search goes on from its journal as it would have; the trial that was on when it was stopped is lost.
+All of the choosing is Optuna's, and the time that it takes does not count. A trial's draw depends on the seed, its
+number and the trials before it, so that a search goes on from its journal as it would have; the trial that was on when
+it was stopped is lost.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import warnings
@@ -22,13 +22,12 @@ from typing import Any, Literal, get_args
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from revtune import checkpoint
+from revtune import checkpoint, journal
 from revtune.clock import Clock, Kind
 from revtune.errors import NonFiniteError
+from revtune.facts import parsed
 from revtune.learner import Learner, PlainLearner
 from revtune.problem import Problem
 from revtune.run import Metrics, write
@@ -56,29 +55,29 @@ class Search:
         goes_on: the command that goes on with it, for who stops it.
 
     Raises:
-        Problem: another process searches there.
+        Problem: another process searches there, or a file there is damaged.
     """
 
     def __init__(self, task: Task, searcher: Searcher, folder: Path, steps: int, goes_on: str) -> None:
         self.task, self.searcher, self.folder, self.steps, self.goes_on = task, searcher, folder, steps, goes_on
         self.spaces, path = task.spaces(), folder / "metrics.jsonl"
         self.metrics = Metrics(path, path.stat().st_size if path.exists() else 0)  # nobody else is at it
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(folder / "journal.log"))), study_name=searcher,
-            load_if_exists=True, pruner=pruner(searcher, steps // task.study.learning.valid_every),
-        )  # fmt: skip
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self.study.tell(trial.number, state=TrialState.FAIL)
-        ended = self.ended()
-        self.metrics.close()
-        self.metrics = Metrics(path, whole_lines(path, {trial.number for trial in ended}))
+        rounds = steps // task.study.learning.valid_every
+        try:
+            self.study = journal.opened(folder / "journal.log", searcher, pruner(searcher, rounds))
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                self.study.tell(trial.number, state=TrialState.FAIL)
+            ended = self.ended()
+            size = kept(path, ended)
+        finally:
+            self.metrics.close()
+        self.metrics = Metrics(path, size)
         spent = ended[-1].user_attrs if ended else {"wall": 0.0, "cpu": 0.0}
         self.clock = Clock(wall=spent["wall"], cpu=spent["cpu"])
 
     def ended(self) -> list[FrozenTrial]:
         """Trials that came to their end, whole, pruned or at the end of the budget, or failed."""
-        return [trial for trial in self.study.get_trials(deepcopy=False) if "wall" in trial.user_attrs]
+        return [one for one in self.study.get_trials(deepcopy=False) if {"wall", "cpu"} <= one.user_attrs.keys()]
 
     def best(self) -> FrozenTrial | None:
         """The one with the lowest held-out loss, if any was validated."""
@@ -99,17 +98,26 @@ class Search:
             def over() -> bool:
                 return asked.is_set() or self.clock.read(clock) >= budget
 
-            while not over() and not self._exhausted():
-                number = len(self.study.get_trials(deepcopy=False))
-                self.study.sampler = sampler(self.searcher, self.spaces, self.task.study.seed, number)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-                    trial = self.study.ask({name: distribution(space) for name, space in self.spaces.items()})
-                learner = PlainLearner(self.task, dict(trial.params))
+            while not over():
+                with self.clock.stopped():
+                    drawn = None if self._exhausted() else self._drawn()
+                if drawn is None:
+                    return
+                trial, learner = drawn
                 state = self._run(trial, learner, over, report)
                 if asked.is_set():
-                    raise Problem(f"stopped in trial {number} of {self.searcher}; {self.goes_on} goes on", code=STOPPED)
+                    told = f"stopped in trial {trial.number} of {self.searcher}"
+                    raise Problem(f"{told}; {self.goes_on} goes on", code=STOPPED)
                 self._end(trial, learner, state)
+
+    def _drawn(self) -> tuple[Trial, Learner]:
+        """The next trial, and who learns at its values."""
+        number = len(self.study.get_trials(deepcopy=False))
+        self.study.sampler = sampler(self.searcher, self.spaces, self.task.study.seed, number)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            trial = self.study.ask({name: distribution(space) for name, space in self.spaces.items()})
+        return trial, PlainLearner(self.task, dict(trial.params))
 
     def _exhausted(self) -> bool:
         return self.searcher == "grid" and len(self.ended()) >= math.prod(map(len, grid(self.spaces).values()))
@@ -130,16 +138,17 @@ class Search:
             self.metrics.add(facts | {"values": learner.values()})
             with self.clock.stopped():
                 report.valid(facts)
-            trial.report(found["loss"], learner.steps // self.task.study.learning.valid_every)
-            if learner.steps < self.steps and trial.should_prune():
-                return TrialState.PRUNED
+                trial.report(found["loss"], learner.steps // self.task.study.learning.valid_every)
+                if learner.steps < self.steps and trial.should_prune():
+                    return TrialState.PRUNED
         return TrialState.COMPLETE
 
     def _end(self, trial: Trial, learner: Learner, state: TrialState) -> None:
         """Keep the network if it is the best, then tell Optuna."""
-        spent, before = self.clock.now(), self.best()
+        spent = self.clock.now()
         with self.clock.stopped():
             self.metrics.sync()
+            before = self.best()
             better = bool(learner.best) and (before is None or learner.place.best < _loss(before))
             if better:
                 write(self._weights(trial.number), checkpoint.pack(packed(learner.best)))
@@ -160,7 +169,7 @@ class Search:
         Raises:
             Problem: no trial has been validated.
         """
-        best = self.best()
+        spent, best = self.clock.now(), self.best()
         if best is None:
             raise Problem(f"{self.folder} has no result: none of {len(self.ended())} trials was validated")
         learner = PlainLearner(self.task, dict(best.params))
@@ -169,7 +178,7 @@ class Search:
         figures = {split: learner.figures(split) for split in ("valid", "test")}
         states = [trial.state for trial in self.ended()]
         counts = {"trials": states.count(TrialState.COMPLETE), "pruned": states.count(TrialState.PRUNED)}
-        facts = {"trial": best.number, **figures, "values": learner.values(), **counts, **self.clock.now(), **more}
+        facts = {"trial": best.number, **figures, "values": learner.values(), **counts, **spent, **more}
         write(self.folder / "result.json", json.dumps(facts, indent=1).encode() + b"\n")
         return facts
 
@@ -179,11 +188,22 @@ def _loss(trial: FrozenTrial) -> float:
     return loss
 
 
-def whole_lines(path: Path, trials: set[int]) -> int:
-    """Bytes of the lines of these trials; those of a trial that did not end are the last."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    kept = itertools.takewhile(lambda line: line.endswith(b"\n") and json.loads(line)["trial"] in trials, lines)
-    return sum(map(len, kept))
+def kept(path: Path, ended: list[FrozenTrial]) -> int:
+    """Bytes of the lines of trials that came to their end; those of one that did not are the last.
+
+    Raises:
+        Problem: a line is damaged, or a trial that was validated has none.
+    """
+    numbers, seen, size = {trial.number for trial in ended}, set[int](), 0
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        trial = parsed(line, {"trial": int}, path, number)["trial"]
+        if trial not in numbers:
+            break
+        seen.add(trial)
+        size += len(line) + 1
+    if lost := {trial.number for trial in ended if "loss" in trial.user_attrs} - seen:
+        raise Problem(f"{path} is damaged: it has no line of trial {min(lost)}, whose loss is in journal.log")
+    return size
 
 
 def distribution(space: Space) -> BaseDistribution:

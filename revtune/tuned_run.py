@@ -20,6 +20,7 @@ from revtune import checkpoint
 from revtune.checkpoint import Saved
 from revtune.clock import Clock
 from revtune.errors import NonFiniteError
+from revtune.history import History
 from revtune.learner import Learner, TunedLearner
 from revtune.problem import Problem
 from revtune.run import Metrics, write
@@ -105,7 +106,7 @@ class Course:
                 if asked.is_set():
                     self.save()
                     raise Problem(f"stopped after step {self.learner.steps}; {self.goes_on} goes on", code=STOPPED)
-            if last and self.learner.steps % every:
+            if last and self.learner.unvalidated:
                 self.validate(report)
             with self.clock.stopped():
                 self.save()
@@ -124,6 +125,20 @@ class Course:
         except NonFiniteError as error:
             raise Problem(f"step {self.learner.steps + 1} failed: {error}; a lower --lr may help") from error
 
+    def whole(self) -> bool:
+        """Whether all that `result` writes is there, and figures and weights are as they were written."""
+        try:
+            told = json.loads((self.folder / "result.json").read_bytes())
+            kept = checkpoint.read(self.folder / "weights.safetensors").facts
+        except (OSError, ValueError, RecursionError, Problem):
+            return False
+        drawn = ("history.jsonl", "history.png") if self._history() else ()
+        return bool(told == kept) and all((self.folder / name).exists() for name in drawn)
+
+    def _history(self) -> History | None:
+        history = self.learner.tuner.history if isinstance(self.learner, TunedLearner) else None
+        return history if history and history.records else None
+
     def result(self, **more: Any) -> dict[str, Any]:
         """Write the best network, its figures with perhaps more of them, and the hyperparameters' history; the figures.
 
@@ -139,8 +154,8 @@ class Course:
         figures = {split: learner.figures(split) for split in ("valid", "test")}
         facts = {"step": learner.place.best_step, **figures, "values": learner.values(), "final_values": last, **more}
         write(self.folder / "weights.safetensors", checkpoint.pack(Saved(learner.weights(), facts)))
-        if isinstance(learner, TunedLearner) and learner.tuner.history.records:
-            learner.tuner.history.write(self.folder / "history.jsonl")
-            learner.tuner.history.plot(self.folder / "history.png")
+        if history := self._history():
+            history.write(self.folder / "history.jsonl")
+            history.plot(self.folder / "history.png")
         write(self.folder / "result.json", json.dumps(facts, indent=1).encode() + b"\n")
         return facts

@@ -20,7 +20,7 @@ from revtune.hyper import Hyper
 from revtune.learner import learner
 from revtune.problem import Problem
 from revtune.run import next_folder, refuse_taken, write
-from revtune.task import METHODS, Method, Size, Study, Task
+from revtune.task import METHODS, Method, Size, Study, Task, Tuning
 from revtune.tuned_report import TunedReport, measure
 from revtune.tuned_run import Course
 
@@ -45,24 +45,38 @@ class Options(Generic[S]):
 
 def check(study: Study) -> None:
     """Raise `Problem` for the first setting that no run can have."""
-    check_numbers(study, study.learning, study.stn, study.delta)
-    for tuning in (study.stn, study.delta):
+    check_numbers(study, study.learning)
+    for name in ("stn", "delta"):
+        tuning: Tuning = getattr(study, name)
+        check_numbers(tuning, prefix=f"{name}.")
         if tuning.tune_scales and tuning.scale > Hyper.max_scale:
-            raise Problem(f"--scale must be at most {Hyper.max_scale:g} where it is tuned, got {tuning.scale}", code=2)
+            most = f"{Hyper.max_scale:g} where it is tuned"
+            raise Problem(f"--{name}.scale must be at most {most}, got {tuning.scale}", code=2)
 
 
-def check_numbers(*groups: Any) -> None:
-    """Raise `Problem` for the first number in these settings that no run can have."""
+def check_numbers(*groups: Any, prefix: str = "") -> None:
+    """Raise `Problem` for the first number in these settings that no run can have; `prefix` is their options'."""
     for group in groups:
         for field in dataclasses.fields(group):
-            value = getattr(group, field.name)
+            value, option = getattr(group, field.name), f"--{prefix}{field.name.replace('_', '-')}"
             if type(value) not in (int, float):
                 continue
             wanted = "at least 0" if field.name in MAY_BE_0 else "at least 1" if type(value) is int else "above 0"
             if not (value >= 0 if field.name in MAY_BE_0 else value >= 1 if type(value) is int else value > 0):
-                raise Problem(f"--{field.name.replace('_', '-')} must be {wanted}, got {value}", code=2)
+                raise Problem(f"{option} must be {wanted}, got {value}", code=2)
             if value >= 2**31:
-                raise Problem(f"--{field.name.replace('_', '-')} must be below 2^31, got {value}", code=2)
+                raise Problem(f"{option} must be below 2^31, got {value}", code=2)
+
+
+def check_tuned(study: Study, method: Method) -> None:
+    """Raise `Problem` for a study in whose updates a method that tunes would never do so."""
+    if method == "plain":
+        return
+    tuning, steps = study.tuning(method), study.learning.steps
+    if steps < (first := tuning.warmup + tuning.ratio):
+        told = f"by --{method}.warmup {tuning.warmup} and --{method}.ratio {tuning.ratio}"
+        raise Problem(f"--steps must be at least {first}, the first at which hyperparameters are tuned {told}, "
+                      f"got {steps}", code=2)  # fmt: skip
 
 
 def start(name: str, options: Options[Any]) -> Path:
@@ -70,6 +84,7 @@ def start(name: str, options: Options[Any]) -> Path:
     refuse_taken(options.out)
     study = at_home(options.study)
     check(study)
+    check_tuned(study, options.method)
     task = recipes.find(name).task(study)
     folder = options.out or next_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,11 +130,15 @@ def resume(folder: Path) -> None:
 
 
 def go_on(task: Any, method: Method, folder: Path) -> None:
-    """Take the steps that are left, and say what the run came to."""
+    """Take the steps that are left, and say what the run came to; what it should have written and has not is written.
+
+    Raises:
+        Problem: nothing is left to do.
+    """
     torch.set_num_threads(task.study.threads)
     steps, one = task.study.learning.steps, learner(task, method)
     with contextlib.closing(Course(one, folder, f"revtune train --resume {folder}")) as course:
-        if one.steps >= steps:
+        if one.steps >= steps and course.whole():
             raise Problem(f"{folder} is finished: all {steps} steps are done")
         with TunedReport(steps, task.measure).shown() as report:
             course.learn(lambda learner, clock: learner.steps >= steps, report)
@@ -130,15 +149,19 @@ def opened(folder: Path) -> tuple[Task, nn.Module]:
     """The task of the run in a folder, and its best network, plain and ready to evaluate.
 
     Raises:
-        Problem: the run has not come to its end.
+        Problem: the run has not come to its end, or its weights are damaged.
     """
     path = folder / "weights.safetensors"
     if not path.exists():
         raise Problem(f"{folder} has no weights yet; revtune train --resume {folder} goes on with it")
     name, _, study = stored(folder)
+    try:
+        saved = checkpoint.read(path)
+    except Problem as error:
+        raise Problem(f"{error}; revtune train --resume {folder} writes it anew from the checkpoint") from error
     torch.set_num_threads(study.threads)
     task: Task = recipes.find(name).task(study)
-    hypers, saved = Constants(task.hypers()), checkpoint.read(path)
+    hypers = Constants(task.hypers())
     model = plain(task.net(hypers), hypers)
     checkpoint.load_weights(model, saved, path)
     return task, model.eval()

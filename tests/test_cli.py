@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import io
+import json
 import subprocess
 import sys
 import types
@@ -243,9 +244,31 @@ def test_a_run_without_weights_yet(by_bytes: Path, tmp_path: Path, capsys: pytes
     )
 
 
+@pytest.mark.parametrize(
+    ("facts", "command", "takers"),
+    [
+        ({"recipe": "mnist", "method": "stn"}, "generate", ["evaluate", "train --resume"]),
+        ({"recipe": "mnist", "method": "stn"}, "translate", ["evaluate", "train --resume"]),
+        ({"recipe": "mnist", "contestants": []}, "evaluate", ["compare mnist --out"]),
+        ({"recipe": "mnist", "contestants": []}, "train --resume", ["compare mnist --out"]),
+        ({"recipe": "multi30k"}, "generate", ["translate", "evaluate", "train --resume"]),
+        ({"recipe": "output_dropout"}, "evaluate", ["train --resume"]),
+        ({"recipe": "text"}, "translate", ["generate", "evaluate", "train --resume"]),
+    ],
+)
+def test_a_folder_of_another_recipe_says_whose_it_is(
+    facts: dict[str, object], command: str, takers: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    others = ", ".join(f"revtune {taker} {tmp_path}" for taker in takers)
+    told = f"{tmp_path} is of recipe {facts['recipe']}, and revtune {command} does not take it; these do: {others}"
+    assert complaint(capsys, *command.split(), tmp_path) == (1, told)
+
+
 def test_help_names_commands_recipes_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    assert "revtune train --resume RUN" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "revtune train --resume RUN" in told and told.count("revtune bench tuning") == 1
     with pytest.raises(SystemExit) as caught:
         main(["train", "ptb", "--help"])
     assert caught.value.code == 0

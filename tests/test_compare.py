@@ -7,58 +7,27 @@ from typing import Any
 
 import pytest
 from optuna.trial import TrialState
-from rich.console import Console
 
-from revtune import compare, compare_table
+from revtune import compare_table
 from revtune.cli import main
-from revtune.compare import CONTESTANTS, Contest, Options, run
+from revtune.compare import run
 from revtune.compare_plot import plot
-from revtune.compare_report import CompareReport
 from revtune.compare_table import at, curve, figures, markdown, verdicts
+from revtune.contest import CONTESTANTS, Contest, Options
 from revtune.image_task import ImageStudy
-from revtune.learner import Learner
+from revtune.learner import Learner, PlainLearner
 from revtune.problem import Problem
 from revtune.recipes import find
 from revtune.search import SEARCHERS, Search, distribution, grid, sampler
-from revtune.task import Learning, Space, Tuning
-from tests.tiny_images import write_images
+from revtune.task import Space
+from tests.tiny_contests import Seconds, quiet, tiny_options
 
-LEARNING = Learning(batch=4, valid_every=2, lr=0.05, patience=1)
-TUNING = Tuning(warmup=1, ratio=1)
 SPACES = {"a": Space(0.0, 0.9), "b": Space(1e-4, 1.0, log=True), "c": Space(0, 2, whole=True)}
-
-
-class Seconds:
-    """A clock that goes a second on each time that it is read."""
-
-    def __init__(self, wall: float = 0.0, cpu: float = 0.0) -> None:
-        self.wall, self.cpu = wall, cpu
-
-    def now(self) -> dict[str, float]:
-        return {"wall": self.wall, "cpu": self.cpu}
-
-    def read(self, kind: str) -> float:
-        self.wall += 1
-        return self.wall
-
-    def stopped(self) -> Any:
-        return pytest.MonkeyPatch().context()
 
 
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options[ImageStudy]:
-    for module in ("search", "tuned_run"):
-        monkeypatch.setattr(f"revtune.{module}.Clock", Seconds)
-    monkeypatch.setattr("revtune.history.History.plot", lambda *_: None)
-    write_images(tmp_path / "data")
-    study = ImageStudy(
-        data=tmp_path / "data", images=40, width=4, learning=LEARNING, stn=TUNING, delta=TUNING
-    )  # fmt: skip
-    return Options(study=study, budget=20.0, out=tmp_path / "contest")
-
-
-def quiet() -> CompareReport:
-    return CompareReport(Console(quiet=True), "", 1.0, "wall")
+    return tiny_options(tmp_path, monkeypatch)
 
 
 def test_all_take_part_and_are_told(options: Options[ImageStudy], capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,10 +55,41 @@ def test_trials_are_as_long_as_the_plain_run_improves(options: Options[ImageStud
     plain = contest.validations(1, "plain")
     best = min(facts["loss"] for facts in plain)
     assert plain[-2]["loss"] == best < plain[-1]["loss"]
-    steps = compare.trial_steps(contest, 1)
+    steps = (contest.terms(1, "random") or {})["steps"]
     assert steps == plain[-1]["step"]
     ends = {facts["trial"]: facts["step"] for facts in contest.validations(1, "random")}
     assert set(list(ends.values())[:-1]) == {steps}
+
+
+def test_the_plain_run_at_the_final_values_takes_as_many_updates_as_the_tuner(
+    options: Options[ImageStudy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare_table, "plot", lambda found: b"")
+    options = dataclasses.replace(options, contestants=("stn", "final"))
+    contest = Contest("mnist", options, run("mnist", options))
+    (stn, final), facts = (contest.result(1, one) or {} for one in options.contestants), contest.validations(1, "final")
+    assert final["steps"] == stn["steps"] and final["wall"] < options.budget + 2
+    assert final["valid"]["loss"] == min(one["loss"] for one in facts)
+    after = [one["step"] for one in facts if one["step"] > final["step"]]
+    assert len(after) > options.study.learning.patience  # it stopped improving, and did not end
+
+    def slow(one: Learner, learn: Any = Learner.step) -> None:
+        learn(one)
+        if isinstance(one, PlainLearner):
+            clocks[-1].wall += 1
+
+    class Noted(Seconds):
+        def __init__(self, *spent: float, **more: float) -> None:
+            super().__init__(*spent, **more)
+            clocks.append(self)
+
+    clocks: list[Seconds] = []
+    monkeypatch.setattr("revtune.tuned_run.Clock", Noted)
+    monkeypatch.setattr(Learner, "step", slow)
+    options = dataclasses.replace(options, out=tmp_path / "slow")
+    contest = Contest("mnist", options, run("mnist", options))
+    stn, final = (contest.result(1, one) or {} for one in options.contestants)
+    assert final["steps"] < stn["steps"] and final["wall"] >= options.budget
 
 
 def test_a_contest_goes_on_where_it_stopped(
@@ -158,7 +158,7 @@ def test_a_budget_can_grow(options: Options[ImageStudy], tmp_path: Path, monkeyp
     assert losses[0] == losses[1][: len(losses[0])] and len(losses[1]) - len(losses[0]) <= 1  # asked once more
     assert grown_results["plain"]["valid"] == whole_results["plain"]["valid"]
     assert grown_results["final"]["values"] == grown_results["stn"]["final_values"]
-    assert json.loads((grown.folder / "seed-1/final-after-20/result.json").read_text())["budget"] == 20
+    assert json.loads((grown.folder / "seed-1/final-aside-1/result.json").read_text())["budget"] == 20
     trials = [facts["trial"] for facts in grown.validations(1, "random")]
     assert trials == sorted(trials) and grown_results["random"]["wall"] >= 40
     assert grown_results["random"]["trials"] > 3 and grown_results["random"]["pruned"] == 2  # one at each budget's end
@@ -229,9 +229,13 @@ def test_curves_and_verdicts() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("ptb", "recipe ptb tunes no hyperparameters; those that do are cifar10, fashion"),
+        ("ptb", "recipe ptb tunes no hyperparameters; revtune compare takes cifar10, fashion, mnist, ptb_lstm"),
+        ("nosuch", "there is no recipe 'nosuch'; revtune compare takes cifar10, fashion, mnist, ptb_lstm"),
+        ("output_dropout", "in an experiment of its own, which revtune train output_dropout runs; "),
         ("mnist --seeds 0", "--seeds must be at least 1, got 0"),
-        ("mnist --budget nan", "--budget must be above 0, got nan"),
+        ("mnist --budget nan", "--budget must be above 0 and below 1e9, got nan"),
+        ("mnist --budget 1e9", "--budget must be above 0 and below 1e9, got 1000000000.0"),
+        ("mnist --stn.scale 2", "--stn.scale must be at most 1 where it is tuned, got 2.0"),
         ("mnist --contestants final plain", "final needs stn or delta"),
         ("mnist --contestants stn tpe", "searchers need plain"),
         ("mnist --lr 0", "--lr must be above 0"),
@@ -240,3 +244,10 @@ def test_curves_and_verdicts() -> None:
 def test_what_cannot_be_compared_is_told(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *words.split()]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_help_says_what_can_be_compared_and_where_options_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "mnist: MNIST: a multilayer perceptron" in told and "repeat" not in told
+    assert "revtune compare RECIPE --help lists the options" in told

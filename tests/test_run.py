@@ -18,7 +18,7 @@ from revtune.config import Config, Learning, Net, Text, check, from_json
 from revtune.data import byte_corpus
 from revtune.language import build
 from revtune.problem import Problem
-from revtune.run import Metrics, Run, create
+from revtune.run import Metrics, Run, create, held
 
 CONFIG = Config(recipe="text", text=Text(source="file", file=Path("a b")), net=Net(max_forget_bits=None))
 UNKNOWN: Any = "rnn"
@@ -163,6 +163,14 @@ def test_one_process_at_a_time_writes_metrics(tmp_path: Path) -> None:
         Metrics(tmp_path / "metrics.jsonl", 0)
     metrics.close()
     Metrics(tmp_path / "metrics.jsonl", 0).close()
+
+
+def test_one_process_at_a_time_has_a_folder(tmp_path: Path) -> None:
+    with held(tmp_path):
+        with pytest.raises(Problem, match=f"another process is at work in {tmp_path}"), held(tmp_path):
+            pass
+    with held(tmp_path):
+        pass
 
 
 def test_a_full_disk_stops_metrics_with_a_sentence(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from revtune import checkpoint, tuned_report, tuned_train
 from revtune.cli import main
 from revtune.constants import Constants, plain
 from revtune.image_parts import parts
-from revtune.learner import Learner, PlainLearner, TunedLearner, learner, learning_rate
+from revtune.learner import Learner, Place, PlainLearner, TunedLearner, learner, learning_rate
 from revtune.problem import Problem
 from revtune.recipes import find
 from revtune.states import packed, unpacked
 from revtune.task import METHODS, Learning, Method, Study, Task, Tuning
+from revtune.tuned_run import Course
 from tests.tiny_images import write_images
 
 LEARNING = Learning(steps=6, batch=4, valid_every=2, lr=0.05)
@@ -112,11 +114,31 @@ def test_a_plateau_lowers_the_rate_and_shows(tmp_path: Path) -> None:
     assert one.place.best == 0.5
 
 
+def test_a_plateau_does_not_hide_that_it_stopped_improving(tmp_path: Path) -> None:
+    task = tiny(tmp_path, learning=dataclasses.replace(LEARNING, schedule="plateau", patience=2, lr=1e-12))
+    one = PlainLearner(task)
+    losses = iter([1.0, 2.0, 2.0, 2.0, 0.5])
+    one.figures = lambda split: {"loss": next(losses)}  # type: ignore[method-assign]
+    stopped = []
+    for _ in range(5):
+        one.validate()
+        stopped.append(one.stopped_improving)
+    assert stopped == [False, False, True, True, False]
+
+
+def test_earlier_checkpoints_are_gone_on_with(tmp_path: Path) -> None:
+    one, other = learnt(tiny(tmp_path), "plain", 4), learner(tiny(tmp_path), "plain")
+    state = one.state()
+    state["place"] = {"best": 0.1, "best_step": 2, "stale": 3, "falls": 0}
+    other.restore(state)
+    assert other.place == Place(best=0.1, best_step=2, stale=3, falls=0, worse=3)
+
+
 def test_the_program_trains_stops_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_images(tmp_path / "data")
-    size = "--images 40 --width 4 --batch 4 --valid-every 2 --delta.warmup 1".split()
+    size = "--images 40 --width 4 --batch 4 --valid-every 2 --delta.warmup 1 --delta.ratio 1".split()
     told = ["--data", str(tmp_path / "data"), "--steps"]
     whole, cut = (str(tmp_path / name) for name in ("whole", "cut"))
     assert main(["train", "mnist", *size, *told, "6", "--out", whole]) == 0
@@ -142,6 +164,83 @@ def test_the_program_trains_stops_and_goes_on(
     assert "all 6 steps are done" in capsys.readouterr().err
 
 
+def contents(folder: Path) -> dict[str, Any]:
+    """All files of a run but its checkpoint, which tells the time."""
+    found: dict[str, Any] = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".safetensors"}
+    saved = checkpoint.read(folder / "weights.safetensors")
+    return {**found, "weights": checkpoint.checksum(saved.tensors, json.dumps(saved.facts))}
+
+
+@pytest.mark.parametrize("steps", [4, 5])
+@pytest.mark.parametrize("lost", ["weights.safetensors", "result.json", "history.jsonl", "history.png"])
+def test_results_that_are_lost_are_written_again(
+    lost: str, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("revtune.history.History.plot", lambda one, path: path.write_bytes(b""))
+    task = tiny(tmp_path / "data", learning=dataclasses.replace(LEARNING, steps=steps))
+    study: Any = task.study
+    folder = tuned_train.start("mnist", tuned_train.Options(study=study, out=tmp_path / "run"))
+    before = contents(folder)
+    (folder / lost).unlink()
+    assert main(["train", "--resume", str(folder)]) == 0
+    assert contents(folder) == before
+    assert main(["train", "--resume", str(folder)]) == 1
+    assert "is finished" in capsys.readouterr().err
+    (folder / lost).write_bytes((folder / lost).read_bytes()[:-9])
+    if lost.startswith("weights"):
+        assert main(["evaluate", str(folder)]) == 1
+        assert f"revtune train --resume {folder} writes it anew" in capsys.readouterr().err
+    if not lost.startswith("history"):
+        assert main(["train", "--resume", str(folder)]) == 0
+        assert contents(folder) == before
+
+
+def test_a_run_killed_before_its_results_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study: Any = tiny(tmp_path / "data").study
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    tuned_train.start("mnist", tuned_train.Options(study=study, out=folders[0]))
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Course, "result", die)
+        tuned_train.start("mnist", tuned_train.Options(study=study, out=folders[1]))
+    assert not (folders[1] / "result.json").exists()
+    tuned_train.resume(folders[1])
+    first, second = ((folder / "result.json").read_bytes() for folder in folders)
+    assert first == second
+
+
+def test_a_run_asked_to_stop_in_its_last_step_is_validated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study: Any = tiny(tmp_path / "data", learning=dataclasses.replace(LEARNING, steps=5)).study
+    update = TunedLearner.update
+
+    def interrupted(one: TunedLearner) -> float:
+        if one.steps == 4:
+            signal.raise_signal(signal.SIGINT)
+        return update(one)
+
+    with monkeypatch.context() as patch, pytest.raises(Problem, match="stopped after step 5"):
+        patch.setattr(TunedLearner, "update", interrupted)
+        tuned_train.start("mnist", tuned_train.Options(study=study, out=tmp_path / "run"))
+    tuned_train.resume(tmp_path / "run")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 5] and (tmp_path / "run/result.json").exists()
+
+
+@pytest.mark.parametrize("method", ["stn", "delta"])
+def test_a_run_too_short_to_tune_is_refused(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path / "data")
+    size = "--images 40 --width 4 --batch 4 --valid-every 2 --delta.warmup 3 --stn.warmup 3".split()
+    words = ["train", "mnist", *size, "--data", str(tmp_path / "data"), "--steps", "4", "--out", str(tmp_path / "run")]
+    assert main([*words, "--method", method]) == 2
+    told = f"--steps must be at least 5, the first at which hyperparameters are tuned by --{method}.warmup 3 and "
+    assert f"{told}--{method}.ratio 2, got 4" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main([*words, "--method", "plain"]) == 0
+
+
 def test_other_data_are_refused(tmp_path: Path) -> None:
     write_images(tmp_path)
     task = tiny(tmp_path)
@@ -162,8 +261,10 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
         ({"seed": -1}, "--seed must be at least 0, got -1"),
         ({"learning": Learning(steps=0)}, "--steps must be at least 1, got 0"),
         ({"learning": Learning(lr=0.0)}, "--lr must be above 0, got 0"),
-        ({"stn": Tuning(hyper_lr=float("nan"))}, "--hyper-lr must be above 0, got nan"),
-        ({"delta": Tuning(scale=1.5)}, "--scale must be at most 1 where it is tuned, got 1.5"),
+        ({"stn": Tuning(hyper_lr=float("nan"))}, "--stn.hyper-lr must be above 0, got nan"),
+        ({"delta": Tuning(ratio=0)}, "--delta.ratio must be at least 1, got 0"),
+        ({"delta": Tuning(scale=1.5)}, "--delta.scale must be at most 1 where it is tuned, got 1.5"),
+        ({"stn": Tuning(warmup=2**31)}, "--stn.warmup must be below 2"),
         ({"threads": 2**40}, "--threads must be below 2"),
     ],
 )

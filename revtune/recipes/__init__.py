@@ -1,7 +1,8 @@
 """Recipes: a module each, whose `recipe` function returns the typed configuration of a study.
 
 One that is more than a training run has `Options` of its own for the command line, and `run` and `resume`. One whose
-hyperparameters are tuned has `task` and `study`, as `revtune.task` tells. One that translates says `translates`.
+hyperparameters are tuned has `task` and `study`, as `revtune.task` tells. One that translates says `translates`, and
+one that tunes in an experiment of its own says `tunes`.
 """
 
 from __future__ import annotations
@@ -72,6 +73,20 @@ def study_in(folder: Path) -> ModuleType | None:
     return find(name) if name is not None and is_study(name) else None
 
 
-def overview() -> str:
-    """A paragraph on each recipe: the first line of its docstring."""
-    return "\n\n".join(f"{name}: {(find(name).__doc__ or '').splitlines()[0]}" for name in names())
+def takers(folder: Path) -> list[str]:
+    """The commands that take a folder, which follows them; none where it is no recipe's."""
+    name = recipe_in(folder)
+    if name is None:
+        return []
+    if "contestants" in json.loads((folder / "config.json").read_bytes()):
+        return [f"compare {name} --out"]
+    if translates_in(folder):
+        return ["translate", "evaluate", "train --resume"]
+    if is_tuned(name):
+        return ["evaluate", "train --resume"]
+    return ["train --resume"] if is_study(name) else ["generate", "evaluate", "train --resume"]
+
+
+def overview(chosen: list[str] | None = None) -> str:
+    """A paragraph on each recipe, or each of some: the first line of its docstring."""
+    return "\n\n".join(f"{name}: {(find(name).__doc__ or '').splitlines()[0]}" for name in chosen or names())

@@ -11,6 +11,8 @@ import tyro
 from revtune import output_dropout, output_dropout_run
 from revtune.output_dropout import Study
 
+tunes = True
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:

@@ -1,0 +1,58 @@
+"""The smallest study to contend in, a clock to do it by, and a report that nobody reads."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from revtune.compare_report import CompareReport
+from revtune.contest import Options
+from revtune.image_task import ImageStudy
+from revtune.task import Learning, Tuning
+from tests.tiny_images import write_images
+
+LEARNING = Learning(batch=4, valid_every=2, lr=0.05, patience=1)
+TUNING = Tuning(warmup=1, ratio=1)
+
+
+class Seconds:
+    """A clock that goes a second on each time that it is read, and none while it is stopped."""
+
+    running = True
+
+    def __init__(self, wall: float = 0.0, cpu: float = 0.0) -> None:
+        self.wall, self.cpu = wall, cpu
+
+    def now(self) -> dict[str, float]:
+        return {"wall": self.wall, "cpu": self.cpu}
+
+    def read(self, kind: str) -> float:
+        self.wall += 1
+        return self.wall
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        self.running = False
+        yield
+        self.running = True
+
+
+def tiny_study(folder: Path) -> ImageStudy:
+    """A study of 40 images, which it writes."""
+    write_images(folder)
+    return ImageStudy(data=folder, images=40, width=4, learning=LEARNING, stn=TUNING, delta=TUNING)
+
+
+def tiny_options(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Options[ImageStudy]:
+    """A contest in a folder beside its data, by such a clock, whose runs draw nothing."""
+    for module in ("search", "tuned_run"):
+        monkeypatch.setattr(f"revtune.{module}.Clock", Seconds)
+    monkeypatch.setattr("revtune.history.History.plot", lambda *_: None)
+    return Options(study=tiny_study(folder / "data"), budget=20.0, out=folder / "contest")
+
+
+def quiet() -> CompareReport:
+    """Says nothing."""
+    return CompareReport(Console(quiet=True), "", 1.0, "wall")
