@@ -5,15 +5,16 @@
     table.md, compare.png     to read and to see
 
 In a seed the plain run at the starting values comes first. It learns until its held-out loss has not improved for
-`patience` validations, and that many updates are a whole trial of the searchers. Then come the methods that tune in one
-run, which use all of their time, and a plain run at the better one's final values, which learns for as many updates as
-that one took, or until its time is spent, whether or not it improves. Of every run the best network by held-out loss is
-kept. Time on tests, checkpoints and journals, and on the choice of a trial's values, does not count, as it is no part
-of a method.
+`patience` validations, and that many updates are a whole trial of the searchers, whose first is at the starting values
+too. Then come the methods that tune in one run, which use all of their time, and a plain run at the better one's final
+values, which learns for as many updates as that one took, or until its time is spent, whether or not it improves; after
+the searchers another such run at the best one's values, so that what is due to long training is seen. Of every run the
+best network by held-out loss is kept. Time on tests, checkpoints and journals, and on the choice of a trial's values,
+does not count, as it is no part of a method.
 
 Started again in its folder, a contest goes on where it stopped; with a larger budget too, and then a trial that the
-smaller one cut short stays cut. A search whose trials would now be longer, or a plain run whose final values or updates
-would now be others, is set aside and begun anew.
+smaller one cut short stays cut. A search whose trials would now be longer, or a plain run whose values or updates would
+now be others, is set aside and begun anew.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from rich.console import Console
 from revtune import recipes
 from revtune.clock import Clock
 from revtune.compare_report import CompareReport
-from revtune.contest import CONTESTANTS, SEARCHERS, TUNERS, Contest, Contestant, Options
+from revtune.contest import CONTESTANTS, REPEATS, SEARCHERS, TUNERS, Contest, Contestant, Options
 from revtune.facts import Facts
 from revtune.learner import Learner, learner
 from revtune.problem import Problem
@@ -91,8 +92,8 @@ def tuned(contest: Contest, task: Task, seed: int, one: Contestant, report: Comp
 def ends(contest: Contest, seed: int, one: Contestant) -> Callable[[Learner, Clock], bool]:
     """Where a run ends: with its time, whoever it is.
 
-    The plain run at the starting values ends also where it stops improving, which is how long trials are; the one at
-    the final values with as many updates as the tuner took, and never by patience.
+    The plain run at the starting values ends also where it stops improving, which is how long trials are; those at
+    the final and the found values with as many updates as the tuner took, and never by patience.
     """
     options, terms = contest.options, contest.terms(seed, one) or {}
 
@@ -100,7 +101,7 @@ def ends(contest: Contest, seed: int, one: Contestant) -> Callable[[Learner, Clo
         spent = clock.read(options.clock) >= options.budget
         if one == "plain":
             return spent or learner.stopped_improving
-        return spent or (one == "final" and learner.steps >= terms["steps"])
+        return spent or (one in REPEATS and learner.steps >= terms["steps"])
 
     return over
 
@@ -128,5 +129,8 @@ def refuse(options: Options[Any]) -> None:
     there = set(options.contestants)
     if "final" in there and not there & set(TUNERS):
         raise Problem("--contestants final needs stn or delta, whose final values it is run at", code=2)
+    if "found" in there and not (there & set(TUNERS) and there & set(SEARCHERS)):
+        raise Problem("--contestants found needs a searcher, whose values it is run at, and stn or delta, whose number "
+                      "of updates it takes", code=2)  # fmt: skip
     if there & set(SEARCHERS) and "plain" not in there:
         raise Problem("--contestants: searchers need plain, whose length is that of their trials", code=2)

@@ -10,6 +10,7 @@ Facts = dict[str, Any]
 LOOKS = {
     "plain": ("#999999", "--"), "stn": ("#0072b2", "-"), "delta": ("#d55e00", "-"), "final": ("#333333", "--"),
     "random": ("#009e73", ":"), "grid": ("#cc79a7", ":"), "tpe": ("#e69f00", ":"), "hyperband": ("#56b4e9", ":"),
+    "found": ("#117733", "--"),
 }  # fmt: skip
 POINTS = 400
 

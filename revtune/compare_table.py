@@ -24,7 +24,7 @@ TRIALS = 30
 QUARTER = 0.25
 NAMES: dict[str, str] = {
     "plain": "plain, start", "stn": "STN", "delta": "Delta-STN", "final": "plain, tuned", "random": "random",
-    "grid": "grid", "tpe": "TPE", "hyperband": "Hyperband",
+    "grid": "grid", "tpe": "TPE", "hyperband": "Hyperband", "found": "plain, found",
 }  # fmt: skip
 
 

@@ -3,8 +3,8 @@
     config.json               the contest
     lock                      held by the process that is at work in it
     seed-<n>/<contestant>/    each contestant's folder, as `tuned_run` and `search` tell, and in it
-        terms.json            what its run depends on of others': of a search, the length of its trials; of the plain
-                              run at the final values, these and the updates that the tuner took
+        terms.json            what its run depends on of others': of a search, the length of its trials; of a plain run
+                              at the final or the found values, these and the updates that the tuner took
     seed-<n>/<contestant>-aside-<m>/    one that was begun on terms which are no longer so
 
 A result counts while its terms are those of now.
@@ -29,10 +29,12 @@ from revtune.problem import Problem
 from revtune.run import last_step, write
 from revtune.task import Size, Study
 
-Contestant = Literal["plain", "stn", "delta", "final", "random", "grid", "tpe", "hyperband"]
+Contestant = Literal["plain", "stn", "delta", "final", "random", "grid", "tpe", "hyperband", "found"]
 CONTESTANTS: tuple[Contestant, ...] = get_args(Contestant)
 TUNERS: tuple[Contestant, ...] = ("stn", "delta")
 SEARCHERS: tuple[Contestant, ...] = ("random", "grid", "tpe", "hyperband")
+REPEATS: tuple[Contestant, ...] = ("final", "found")
+"""Plain runs at the values that the better tuner ended with, and at those that the best searcher found."""
 CONFIG: Like = {"recipe": str, "study": dict, "budget": float}
 VALIDATION: Like = {"step": int, "loss": float, "wall": float, "cpu": float}
 RESULT: Like = {"budget": float, "wall": float, "cpu": float, "values": dict, "valid": {"loss": float}}
@@ -53,7 +55,7 @@ class Options(Generic[S]):
     clock: Kind = "wall"
     """Whose seconds: the wall's, or the processor's, which is fairer where other work shares the machine."""
     contestants: tuple[Contestant, ...] = CONTESTANTS
-    """Who takes part; final needs stn or delta, searchers need plain."""
+    """Who takes part; final needs stn or delta, searchers need plain, found needs one of each."""
     out: Path | None = None
     """Folder of the contest; one that holds this contest is gone on with. By default the next free runs/compare-<n>."""
     size: Size = "small"
@@ -115,13 +117,18 @@ class Contest:
         if one in SEARCHERS:
             plain, every = self.result(seed, "plain"), self.options.study.learning.valid_every
             return None if plain is None else {"steps": plain["steps"] // every * every}
-        if one != "final":
+        if one not in REPEATS:
             return {}
-        through = [found for tuner in TUNERS if (found := self.result(seed, tuner)) is not None]
-        if not through:
+        tuner, searcher = self._best(seed, TUNERS), self._best(seed, SEARCHERS)
+        if tuner is None or (one == "found" and searcher is None):
             return None
-        better = min(through, key=lambda found: float(found["valid"]["loss"]))
-        return {"values": better["final_values"], "steps": better["steps"]}
+        values = tuner["final_values"] if searcher is None or one == "final" else searcher["values"]
+        return {"values": values, "steps": tuner["steps"]}
+
+    def _best(self, seed: int, some: tuple[Contestant, ...]) -> Facts | None:
+        """The result of the best of some contestants, by held-out loss; None while none is through."""
+        through = [found for one in some if (found := self.result(seed, one)) is not None]
+        return min(through, key=lambda found: float(found["valid"]["loss"]), default=None)
 
     def begun_on(self, seed: int, one: Contestant) -> Facts:
         """The terms that a contestant's folder was begun on; a search that wrote none down, on its longest trial's."""

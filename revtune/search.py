@@ -5,9 +5,10 @@
     trial-<n>.safetensors    the network with the lowest held-out loss of all trials
     result.json              its figures and hyperparameters, and how many trials there were
 
-All of the choosing is Optuna's, and the time that it takes does not count. A trial's draw depends on the seed, its
+All of the choosing is Optuna's, and the time that it takes does not count. The first trial is at the values that all
+methods start from, as whoever searches would try them too. A trial's draw depends on the seed, its
 number and the trials before it, so that a search goes on from its journal as it would have; the trial that was on when
-it was stopped is lost.
+it was stopped is lost, unless it is the first.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from revtune import checkpoint, journal
 from revtune.clock import Clock, Kind
+from revtune.constants import Constants
 from revtune.errors import NonFiniteError
 from revtune.facts import parsed
 from revtune.learner import Learner, PlainLearner
@@ -72,6 +74,8 @@ class Search:
         finally:
             self.metrics.close()
         self.metrics = Metrics(path, size)
+        if not ended:
+            self.study.enqueue_trial(Constants(task.hypers()).values())
         spent = ended[-1].user_attrs if ended else {"wall": 0.0, "cpu": 0.0}
         self.clock = Clock(wall=spent["wall"], cpu=spent["cpu"])
 
@@ -112,7 +116,7 @@ class Search:
 
     def _drawn(self) -> tuple[Trial, Learner]:
         """The next trial, and who learns at its values."""
-        number = len(self.study.get_trials(deepcopy=False))
+        number = sum(one.state != TrialState.WAITING for one in self.study.get_trials(deepcopy=False))
         self.study.sampler = sampler(self.searcher, self.spaces, self.task.study.seed, number)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -120,7 +124,8 @@ class Search:
         return trial, PlainLearner(self.task, dict(trial.params))
 
     def _exhausted(self) -> bool:
-        return self.searcher == "grid" and len(self.ended()) >= math.prod(map(len, grid(self.spaces).values()))
+        points = math.prod(map(len, grid(self.spaces).values()))
+        return self.searcher == "grid" and len(self.ended()) >= 1 + points
 
     def _run(self, trial: Trial, learner: Learner, over: Callable[[], bool], report: Report) -> TrialState:
         """Learn until the trial is whole, over or pruned; what has become of it."""

@@ -46,6 +46,10 @@ def test_all_take_part_and_are_told(options: Options[ImageStudy], capsys: pytest
     better = min((one for one in tuners if one), key=lambda one: one["valid"]["loss"])
     final = contest.result(1, "final")
     assert final is not None and final["values"] == better["final_values"] != better["values"]
+    searchers = [contest.result(1, one) for one in SEARCHERS]
+    best, found = min((one for one in searchers if one), key=lambda one: one["valid"]["loss"]), contest.result(1, "found")
+    assert found is not None and found["values"] == best["values"]
+    assert found["steps"] == final["steps"] == better["steps"] or found["wall"] > options.budget
 
 
 def test_trials_are_as_long_as_the_plain_run_improves(options: Options[ImageStudy], monkeypatch: Any) -> None:
@@ -186,8 +190,8 @@ def test_a_grid_is_gone_through_once(options: Options[ImageStudy], tmp_path: Pat
     search = Search(task, "grid", tmp_path / "search", 2, "")
     search.learn(1000.0, "wall", quiet())
     search.close()
-    points = {tuple(trial.params.values()) for trial in search.ended()}
-    assert len(search.ended()) == len(points) == 8
+    first, *points = [tuple(trial.params.values()) for trial in search.ended()]
+    assert first == (0.05, 0.05, 0.05) and len(points) == len(set(points)) == 8
     assert {value for point in points for value in point} == {0.225, 0.675}
 
 
@@ -238,6 +242,7 @@ def test_curves_and_verdicts() -> None:
         ("mnist --stn.scale 2", "--stn.scale must be at most 1 where it is tuned, got 2.0"),
         ("mnist --contestants final plain", "final needs stn or delta"),
         ("mnist --contestants stn tpe", "searchers need plain"),
+        ("mnist --contestants plain tpe found", "found needs a searcher, whose values it is run at, and stn or delta"),
         ("mnist --lr 0", "--lr must be above 0"),
     ],
 )

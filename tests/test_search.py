@@ -8,7 +8,7 @@ import pytest
 
 from revtune.problem import Problem
 from revtune.recipes import find
-from revtune.search import Search
+from revtune.search import SEARCHERS, Search, Searcher
 from revtune.task import Task
 from tests.tiny_contests import Seconds, quiet, tiny_study
 
@@ -103,3 +103,26 @@ def test_damaged_measurements_are_told(edit: Any, told: str, task: Task, tmp_pat
     for _ in range(2):
         with pytest.raises(Problem, match=told):
             Search(task, "random", folder, 4, "")
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_the_first_trial_is_at_the_starting_values_until_it_has_ended(
+    searcher: Searcher, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search() -> Search:
+        return Search(task, searcher, tmp_path, 4, "")
+
+    start, found = {"input_drop": 0.05, "drop1": 0.05, "drop2": 0.05}, search()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Search, "_end", raise_interrupt)
+        found.learn(30.0, "wall", quiet())
+    found.close()
+    found = search()
+    found.learn(30.0, "wall", quiet())
+    found.close()
+    values = [trial.params for trial in found.ended()]
+    assert values[0] == start and start not in values[1:]
+
+
+def raise_interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
