@@ -138,6 +138,9 @@ def test_the_program_runs_and_resumes_it(tmp_path: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert "replayed: " not in capsys.readouterr().out
+    (tmp_path / "run/fixed-0.3/result.json").write_text("{")
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 1
+    assert "fixed-0.3/result.json is damaged: expected a JSON object" in capsys.readouterr().err
     assert main(["train", "output_dropout", "--steps", "3"]) == 2
     assert "--steps must be at least " in capsys.readouterr().err
     (tmp_path / "run/config.json").write_text('{"recipe": "output_dropout", "study": {"rates": ["a"]}}')
