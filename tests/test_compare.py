@@ -47,7 +47,8 @@ def test_all_take_part_and_are_told(options: Options[ImageStudy], capsys: pytest
     final = contest.result(1, "final")
     assert final is not None and final["values"] == better["final_values"] != better["values"]
     searchers = [contest.result(1, one) for one in SEARCHERS]
-    best, found = min((one for one in searchers if one), key=lambda one: one["valid"]["loss"]), contest.result(1, "found")
+    best = min((one for one in searchers if one), key=lambda one: one["valid"]["loss"])
+    found = contest.result(1, "found")
     assert found is not None and found["values"] == best["values"]
     assert found["steps"] == final["steps"] == better["steps"] or found["wall"] > options.budget
 
