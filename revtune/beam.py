@@ -1,15 +1,18 @@
 """Translations of a batch of sentences: beam search, and greedy as a beam of one.
 
-A beam keeps the `width` most probable beginnings of a sentence. Ended ones are ranked by log-probability over
-length ** penalty; a sentence is done when no beginning can still beat the worst of its `width` best ended ones.
+A beam keeps the `width` most probable beginnings of a sentence. Of those that end the best has the highest
+log-probability over length ** penalty; a sentence is done when no beginning can still beat it, and the model then
+computes nothing more for it. A beginning is a word and the beginning before it, so that what many have in common is
+kept once, and what none of them has any more not at all.
 
-Shapes: B sentences, W width, V words, S source steps.
+Shapes: B sentences, R of them that are not done, W width, V words, S source steps, T words of a translation.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,18 +51,19 @@ def search(
         longest: most words of a translation; by default twice the source's and ten.
     """
     memory, state = model.remembered(source, lengths)
-    rows = len(lengths)
     memory = Memory(*(one.repeat_interleave(width, 0) for one in memory))
-    state = moved(state, torch.arange(rows).repeat_interleave(width))
-    most = [2 * int(length) + 10 for length in lengths] if longest is None else [longest] * rows
-    beams = Beams(rows, width, penalty, most, start)
-    for step in range(max(most)):
-        logp, attention, state = model.step(beams.last(), state, memory)
-        origin = beams.extend(logp, attention, final=step + 1 == max(most))
-        if origin is None:
-            break
+    state = moved(state, torch.arange(len(lengths)).repeat_interleave(width))
+    most = [2 * int(length) + 10 if longest is None else longest for length in lengths]
+    beams = [Beam(width, penalty, one, start) for one in most]
+    going = [beam for beam in beams if not beam.done]
+    while going:
+        words = torch.tensor([one.word for beam in going for one in beam.beginnings])
+        logp, attention, state = model.step(words, state, memory)
+        going, origin = extended(going, logp, attention)
         state = moved(state, origin)
-    return beams.best()
+        if len(origin) < len(words):
+            memory = Memory(*(one.index_select(0, origin) for one in memory))
+    return [beam.best(len(source)) for beam in beams]
 
 
 def moved(state: State, rows: Tensor) -> State:
@@ -69,89 +73,112 @@ def moved(state: State, rows: Tensor) -> State:
     return tuple(one.index_select(1, rows) for one in state)
 
 
-class Beams:
-    """The beginnings that are kept of every sentence, and the translations that have ended.
+class Beginning(NamedTuple):
+    """What a translation may begin with: a word after another beginning, and the attention (S,) that it came of."""
+
+    word: int
+    before: Beginning | None = None
+    attention: Tensor | None = None
+
+
+class Step(NamedTuple):
+    """A word to go on by from the beginning at a place, 0 to W - 1, and the log-probability that it comes to."""
+
+    place: int
+    word: int
+    score: float
+
+
+class Beam:
+    """The beginnings of a sentence's translation that are kept, and the best that has ended.
 
     Args:
-        rows: B.
         width: W.
         penalty: exponent of the length.
-        most: most words of each sentence's translation.
+        most: most words of the translation.
         start: the word that begins and ends.
+
+    Attributes:
+        beginnings, scores: W of them and their log-probabilities, best first; minus infinity where there are fewer.
+        done: whether it goes no further.
     """
 
-    def __init__(self, rows: int, width: int, penalty: float, most: list[int], start: int) -> None:
-        self.rows, self.width, self.penalty, self.most, self.start = rows, width, penalty, most, start
-        self._scores = torch.full((rows, width), -math.inf)
-        self._scores[:, 0] = 0.0
-        self._words = torch.full((rows * width, 1), start)
-        self._attention: list[Tensor] = []
-        self._ended: list[list[Translation]] = [[] for _ in range(rows)]
-        self._done = torch.zeros(rows, dtype=torch.bool)
+    def __init__(self, width: int, penalty: float, most: int, start: int) -> None:
+        self.width, self.penalty, self.most, self.start = width, penalty, most, start
+        self.beginnings, self.scores = [Beginning(start)] * width, [0.0] + [-math.inf] * (width - 1)
+        self.done = most < 1
+        self._length = 0
+        self._best = -math.inf, Beginning(start)
 
-    def last(self) -> Tensor:
-        """The last word of every beginning, (B * W,)."""
-        return self._words[:, -1]
+    def extend(self, steps: list[Step], attention: Tensor) -> list[int]:
+        """Go on by the best of 2 W steps, best first, the W beginnings attending so, (W, S); the places gone on from.
 
-    def extend(self, logp: Tensor, attention: Tensor, *, final: bool) -> Tensor | None:
-        """Go on by the most probable words; which beginnings they go on from, (B * W,), or None when all are done."""
-        words = logp.shape[1]
-        total = self._scores.unsqueeze(-1) + logp.view(self.rows, self.width, words)
-        best, index = total.flatten(1).topk(2 * self.width, 1)
-        beam, word = index.div(words, rounding_mode="floor"), index % words
-        origin = torch.zeros(self.rows, self.width, dtype=torch.long)
-        chosen = torch.full((self.rows, self.width), self.start)
-        scores = torch.full((self.rows, self.width), -math.inf)
-        for row in (~self._done).nonzero().flatten().tolist():
-            kept = 0
-            for rank in range(2 * self.width):
-                score, place = best[row, rank].item(), row * self.width + int(beam[row, rank])
-                if score == -math.inf or kept == self.width:
-                    break
-                if int(word[row, rank]) == self.start:
-                    if rank < self.width:
-                        self._end(row, place, score, attention)
-                    continue
-                origin[row, kept], chosen[row, kept], scores[row, kept] = place, word[row, rank], score
-                kept += 1
-        length = self._words.shape[1]
-        self._words = torch.cat([self._words[origin.flatten()], chosen.view(-1, 1)], 1)
-        self._attention = [one[origin.flatten()] for one in [*self._attention, attention]]
-        self._scores = scores
-        for row in (~self._done).nonzero().flatten().tolist():
-            if final or length >= self.most[row]:
-                self._stop(row)
+        An end counts if fewer than W words to go on by are more probable.
+        """
+        self._length += 1
+        kept: list[Step] = []
+        for step in steps:
+            if step.score == -math.inf or len(kept) == self.width:
+                break
+            if step.word != self.start:
+                kept.append(step)
             else:
-                self._done[row] = self._settled(row, length)
-        return None if bool(self._done.all()) else origin.flatten()
+                self._end(step.score, self.beginnings[step.place])
+        self._keep(kept, attention)
+        if self._length >= self.most and self._best[0] == -math.inf:
+            self._end(self.scores[0], self.beginnings[0])
+        self.done = not kept or self._length >= self.most or self._settled()
+        return [step.place for step in kept] + [0] * (self.width - len(kept))
 
-    def _end(self, row: int, place: int, score: float, attention: Tensor) -> None:
-        """Keep a translation that ends here."""
-        words = self._words[place, 1:].tolist()
-        seen = torch.stack([one[place] for one in [*self._attention, attention]])[:-1]
-        self._ended[row].append(Translation(words, score / self._over(len(words) + 1), seen))
+    def _keep(self, kept: list[Step], attention: Tensor) -> None:
+        seen = {place: attention[place].clone() for place in {step.place for step in kept}}
+        lacking = self.width - len(kept)
+        grown = [Beginning(step.word, self.beginnings[step.place], seen[step.place]) for step in kept]
+        self.beginnings = grown + [Beginning(self.start)] * lacking
+        self.scores = [step.score for step in kept] + [-math.inf] * lacking
 
-    def _stop(self, row: int) -> None:
-        """A sentence may not grow any more: its best beginning counts if nothing has ended."""
-        self._done[row] = True
-        if not self._ended[row] and self._scores[row, 0] > -math.inf:
-            place = row * self.width
-            words = self._words[place, 1:].tolist()
-            seen = torch.stack([one[place] for one in self._attention])
-            self._ended[row].append(Translation(words, self._scores[row, 0].item() / self._over(len(words)), seen))
+    def _end(self, score: float, beginning: Beginning) -> None:
+        """Keep a translation that ends here, if it is the best so far."""
+        score /= self._over(self._length)
+        if score > self._best[0]:
+            self._best = score, beginning
 
-    def _settled(self, row: int, length: int) -> bool:
-        """Whether no beginning can still become one of the `width` best."""
-        ended = sorted((one.score for one in self._ended[row]), reverse=True)
-        if len(ended) < self.width:
-            return False
-        most = self._over(self.most[row] + 1) if self.penalty > 0 else 1.0
-        return self._scores[row, 0].item() / most < ended[self.width - 1]
+    def _settled(self) -> bool:
+        """Whether no beginning can still become the best."""
+        most = self._over(self.most + 1) if self.penalty > 0 else 1.0
+        return self.scores[0] / most < self._best[0]
 
     def _over(self, length: int) -> float:
         return float(length**self.penalty)
 
-    def best(self) -> list[Translation]:
-        """The best translation of each sentence; one of no words where there is none."""
-        empty = Translation([], -math.inf, torch.zeros(0, 0))
-        return [max(ended, key=lambda one: one.score, default=empty) for ended in self._ended]
+    def best(self, positions: int) -> Translation:
+        """The best translation, of so many source positions; one of no words where there is none."""
+        score, one = self._best
+        words, attention = list[int](), list[Tensor]()
+        while one.before is not None and one.attention is not None:
+            words.append(one.word)
+            attention.append(one.attention)
+            one = one.before
+        return Translation(words[::-1], score, torch.stack(attention[::-1]) if words else torch.zeros(0, positions))
+
+
+def extended(beams: list[Beam], logp: Tensor, attention: Tensor) -> tuple[list[Beam], Tensor]:
+    """Go on by the most probable words of each beginning.
+
+    Args:
+        beams: R of them, none done.
+        logp, attention: of the words after each beginning (R * W, V), and of each to the source (R * W, S).
+
+    Returns:
+        The beams that are not done yet, and which rows their beginnings go on from.
+    """
+    width, words, origin = beams[0].width, logp.shape[1], list[int]()
+    scores = torch.tensor([beam.scores for beam in beams], dtype=logp.dtype)
+    total = scores.unsqueeze(-1) + logp.view(len(beams), width, words)
+    best, index = (one.tolist() for one in total.flatten(1).topk(2 * width, 1))
+    for number, beam in enumerate(beams):
+        steps = [Step(one // words, one % words, score) for one, score in zip(index[number], best[number], strict=True)]
+        first = number * width
+        places = beam.extend(steps, attention[first : first + width])
+        origin += [first + place for place in places] if not beam.done else []
+    return [beam for beam in beams if not beam.done], torch.tensor(origin, dtype=torch.long)

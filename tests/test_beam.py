@@ -110,6 +110,76 @@ class Stubborn(Translator):
         return logp, torch.ones(len(words), memory.keys.shape[1]), state
 
 
+class Table(Stubborn):
+    """Word after word by a table (V, V) of log-probabilities, and no more than that."""
+
+    def __init__(self, logp: Tensor) -> None:
+        super().__init__()
+        self.logp, self.rows = logp, list[int]()
+
+    def step(self, words: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor, State]:
+        """What the table says, attention that tells step and words, and how many rows were asked."""
+        self.rows.append(len(words))
+        assert isinstance(state, Tensor) and len(memory.keys) == state.shape[1] == len(words)
+        seen = (10 * len(self.rows) + words).float()
+        return self.logp[words], seen[:, None].expand(-1, memory.keys.shape[1]), state
+
+
+def plain_search(logp: list[list[float]], width: int, penalty: float, longest: int) -> tuple[float, list[int]]:
+    """A beam that is searched to its end, sentence by sentence, with all words of each beginning written out."""
+    beginnings, ended = [(0.0, [START])], list[tuple[float, list[int]]]()
+    for length in range(1, longest + 1):
+        every = [(score + logp[words[-1]][word], [*words, word])
+                 for score, words in beginnings for word in range(len(logp))]  # fmt: skip
+        best = sorted(every, reverse=True)[: 2 * width]
+        ended += [(score / length**penalty, words[1:-1]) for score, words in best[:width] if words[-1] == START]
+        beginnings = [one for one in best if one[1][-1] != START][:width]
+    return max(ended, default=(beginnings[0][0] / longest**penalty, beginnings[0][1][1:]))
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("penalty", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("longest", [3, 12])
+def test_it_finds_what_a_search_to_the_end_finds(width: int, penalty: float, longest: int) -> None:
+    for seed in range(20):
+        torch.manual_seed(seed)
+        logp = (2 * torch.randn(9, 9)).log_softmax(-1)
+        source = padded([[1]])
+        one = search(Table(logp), *source, start=START, width=width, penalty=penalty, longest=longest)[0]
+        score, words = plain_search(logp.tolist(), width, penalty, longest)
+        assert one.words == words and one.score == pytest.approx(score, abs=1e-5)
+        came_of = [10 * step + before for step, before in enumerate([START, *words][: len(words)], 1)]
+        assert one.attention[:, 0].tolist() == came_of
+
+
+def probabilities(rows: dict[int, dict[int, float]]) -> Tensor:
+    """A table of log-probabilities from probabilities; of what is not told they are tiny."""
+    found = torch.full((WORDS, WORDS), 1e-9)
+    for before, after in rows.items():
+        for word, probability in after.items():
+            found[before, word] = probability
+    return found.log()
+
+
+def test_a_search_goes_on_while_a_longer_translation_may_be_better() -> None:
+    model = Table(probabilities({START: {START: 0.5, 1: 0.45}, 1: {2: 1.0}, 2: {START: 1.0}}))
+    found = search(model, *padded([[1]]), start=START, width=1)[0]
+    assert found.words == [1, 2], "the first to end is not the best"
+
+
+def test_an_end_that_is_not_among_the_best_is_none() -> None:
+    model = Table(probabilities({START: {1: 0.55, START: 0.4}, 1: {2: 1.0}, 2: {START: 0.01, 2: 0.01}}))
+    found = search(model, *padded([[1]]), start=START, width=1)[0]
+    assert found.words and found.score < math.log(0.4), "the end would have scored best"
+
+
+def test_nothing_is_computed_for_sentences_that_are_done() -> None:
+    model = Table(probabilities({START: {1: 0.99}, 1: {1: 0.99}}))
+    found = search(model, *padded([[1] * size for size in (1, 5, 3)]), start=START, width=2)
+    assert [len(one.words) for one in found] == [12, 20, 16]
+    assert model.rows == [6] * 12 + [4] * 4 + [2] * 4
+
+
 def test_what_never_ends_is_cut(model: Translator) -> None:
     found: list[Translation] = search(Stubborn(), *padded(SOURCES), start=START, width=2)
     assert [one.words for one in found] == [[2] * (2 * len(sentence) + 10) for sentence in SOURCES]
