@@ -81,21 +81,21 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def work(label: str, wanted: Sequence[J], done: Callable[[J], object], train: Callable[[J], None]) -> None:
-    """Train one after another what is not done yet; one that fails leaves the next its turn.
+    """Train one after another what is not done yet; one that fails, or cannot be told, leaves the next its turn.
 
     Raises:
         Problem: when a run was stopped, at once, or when any failed, at the end.
     """
     failed = []
     for job in wanted:
-        if not done(job):
-            print(f"== {job.name}: {' '.join(job.command())}", flush=True)
-            try:
+        try:
+            if not done(job):
+                print(f"== {job.name}: {' '.join(job.command())}", flush=True)
                 train(job)
-            except Problem as problem:
-                if problem.code == STOPPED or problem.code < 0:
-                    raise
-                failed.append(str(problem))
-                print(f"{label}: {problem}", file=sys.stderr)
+        except Problem as problem:
+            if problem.code == STOPPED or problem.code < 0:
+                raise
+            failed.append(str(problem))
+            print(f"{label}: {problem}", file=sys.stderr)
     if failed:
         raise Problem(f"{len(failed)} of {len(wanted)} runs failed: {'; '.join(failed)}")

@@ -12,6 +12,7 @@ when it ends its memory is measured, and a small file in --results is made; the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -116,35 +117,66 @@ class Place:
         """The figures of a run that is done, else None.
 
         Raises:
-            Problem: when they are those of another recipe.
+            Problem: when they are those of another recipe, or damaged.
         """
         path = self.file(job)
         if not path.exists():
             return None
-        found: Figures = json.loads(path.read_text(encoding="utf-8"))
-        if read_typed(Study, found["study"]) != job.study():
-            raise Problem(f"{path} is of another recipe, `{found['command']}`; move it away to train this one")
+        try:
+            found: Figures = json.loads(path.read_text(encoding="utf-8"))
+            theirs, command = read_typed(Study, found["study"]), found["command"]
+            if lacking := {"bytes", "words"} - found.keys():
+                raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            told = f"{path} is damaged or of an earlier version: {error}"
+            raise Problem(f"{told}; move it away to train this one") from error
+        if theirs != job.study():
+            raise Problem(f"{path} is of another recipe, `{command}`; move it away to train this one")
         return found
 
+    def done(self, job: Job) -> bool:
+        """Whether nothing is left to do for a run, its memory measured too; raises as `kept`."""
+        found = self.kept(job)
+        return found is not None and "error" not in found["bytes"]
+
     def standing(self, job: Job) -> str:
-        """done, begun at a step, or missing."""
-        if self.kept(job):
-            return "done"
+        """done, begun at a step, missing, or why its figures cannot be used."""
+        try:
+            if found := self.kept(job):
+                failed = found["bytes"].get("error")
+                return f"done, but its memory could not be measured: {failed}" if failed else "done"
+        except Problem as problem:
+            return str(problem)
         steps = [line["step"] for line in measured(self.run(job) / "metrics.jsonl")]
         return f"at step {steps[-1]} of {job.study().learning.steps}" if steps else "missing"
 
     def write_table(self) -> None:
-        """Make the README of the results from what is kept."""
-        done = {job: found for job in jobs() if (found := self.kept(job))}
+        """Make the README of the results from what is kept and can be used."""
+        done: dict[Job, Figures] = {}
+        for job in jobs():
+            with contextlib.suppress(Problem):
+                done |= {job: found} if (found := self.kept(job)) else {}
         write(self.results / "README.md", readme(done).encode())
+
+    def unusable(self) -> Iterator[str]:
+        """What is wrong with figures that are there."""
+        for job in jobs():
+            try:
+                self.kept(job)
+            except Problem as problem:
+                yield str(problem)
 
 
 def train(place: Place, job: Job) -> None:
     """Train a run from where it stands to its end, measure its memory, and keep its figures.
 
     Raises:
-        Problem: when the folder holds a run of another recipe, or the program gives up or is stopped.
+        Problem: when the folder holds a run of another recipe, the program gives up or is stopped, or its memory cannot
+            be measured.
     """
+    if found := place.kept(job):
+        keep(place, job, found)
+        return
     folder = place.run(job)
     begun = (folder / "config.json").exists()
     if begun and at_home(stored(folder)[1]) != job.study():
@@ -153,7 +185,7 @@ def train(place: Place, job: Job) -> None:
         words = ["train", "--resume", str(folder)] if begun else [*job.command()[1:], "--out", str(folder)]
         if code := call([sys.executable, "-m", "revtune", *words]):
             raise Problem(f"{job.name} ended with exit code {code}", code=code)
-    keep(place, job)
+    keep(place, job, figures(folder, job))
 
 
 def at_home(study: Study) -> Study:
@@ -161,24 +193,33 @@ def at_home(study: Study) -> Study:
     return replace(study, text=replace(study.text, data=None))
 
 
-def keep(place: Place, job: Job) -> None:
-    """Write the figures of a finished run and the table."""
-    folder = place.run(job)
+def keep(place: Place, job: Job, found: Figures) -> None:
+    """Measure the memory of a finished run, and write its figures and the table.
+
+    Raises:
+        Problem: it cannot be measured; all else is kept.
+    """
+    needed = translation_memory.measured(Sizes(net=job.study().net, **found["words"]))
+    write(place.file(job), json.dumps({**found, "bytes": needed}, indent=1).encode() + b"\n")
+    place.write_table()
+    if "error" in needed:
+        raise Problem(f"the memory of {job.name} could not be measured: {needed['error']}")
+
+
+def figures(folder: Path, job: Job) -> Figures:
+    """All figures of a finished run but its memory."""
     result: Figures = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     lines = measured(folder / "metrics.jsonl")
     words: Figures = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
-    source, target = (len(words[side]["words"]) for side in ("source", "target"))
-    facts = {
+    return {
         "name": job.name, "command": " ".join(job.command()),
         "backend": backend() if job.reversible else "torch's layer",
         "torch": importlib.metadata.version("torch"), "sacrebleu": importlib.metadata.version("sacrebleu"),
-        "bytes": translation_memory.measured(Sizes(net=job.study().net, source_words=source, target_words=target)),
+        "words": {f"{side}_words": len(words[side]["words"]) for side in ("source", "target")},
         "updates": job.study().learning.steps, "validations": [[one["step"], round(one["loss"], 4)] for one in lines],
         **{name: value for name, value in result.items() if name not in ("values", "final_values")},
         "study": json.loads(json.dumps(dataclasses.asdict(job.study()), default=str)),
     }  # fmt: skip
-    write(place.file(job), json.dumps(facts, indent=1).encode() + b"\n")
-    place.write_table()
 
 
 def readme(done: dict[Job, Figures]) -> str:
@@ -203,7 +244,8 @@ MEMORY = """Memory of a training step of 64 sentences of 26 words, in MB, measur
 encoder by itself and the decoder by itself take at one time beside weights and gradients, and what the encoder holds
 once it has gone forward; in brackets how many times less than torch's layer. Then bits a unit, state and word that the
 buffers take, and that gates forgot; then how many times fewer bits than the states of torch's layer, all else left out,
-as the papers count: its padding left out, with batches of like length, and with batches as they come, as in the papers.
+as the papers count: padding of states and slices left out, with batches of like length, and with batches as they come,
+as in the papers.
 """
 
 
@@ -261,9 +303,11 @@ def work(place: Place, wanted: list[Job]) -> None:
         Problem: as `jobs.work`.
     """
     place.results.mkdir(parents=True, exist_ok=True)
+    for told in place.unusable():
+        print(f"translation: left out: {told}", file=sys.stderr)
     with alone(place.runs):
         try:
-            queue.work("translation", wanted, place.kept, lambda job: train(place, job))
+            queue.work("translation", wanted, place.done, lambda job: train(place, job))
         finally:
             place.write_table()
 

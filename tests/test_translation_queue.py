@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ SIDE = {"positions": {"live": 10, "padded": 12, "unsorted": 20}}
 OURS = {"stored": 0.9, "forgotten": 0.8, "saved": {"live": 10.0, "padded": 12.0, "unsorted": 20.0}}
 BYTES = {"gru": {"held": 20e6, "step": 170e6, "encoder": 25e6, "decoder": 160e6}}
 BYTES["revgru"] = {name: one / 10 for name, one in BYTES["gru"].items()}
+BYTES |= {"lstm": BYTES["gru"], "revlstm": BYTES["revgru"]}
 
 
 class Program:
@@ -108,6 +110,44 @@ def test_another_recipe_is_refused(place: Place, program: Program) -> None:
     place.file(job).write_text(json.dumps(facts))
     with pytest.raises(Problem, match="of another recipe"):
         place.kept(job)
+
+
+@pytest.mark.parametrize("damage", ["another", "half", "earlier"])
+def test_figures_that_cannot_be_used_are_told_and_the_others_go_on(
+    damage: str, place: Place, program: Program, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Job(model="gru")
+    assert work(place, "--only", job.name) == 0
+    facts, path = json.loads(place.file(job).read_text()), place.file(job)
+    if damage == "another":
+        facts["study"]["learning"]["lr"] = 1.0
+    elif damage == "earlier":
+        del facts["words"]
+    path.write_text(json.dumps(facts)[: None if damage != "half" else -9])
+    capsys.readouterr()
+    assert work(place, "--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(jobs()) and f"{path} is " in lines[0] and "move it away" in lines[0]
+    assert work(place, "--only", "revgru-emb-slice20-3bits") == 0
+    assert f"translation: left out: {path} is " in capsys.readouterr().err
+    assert "| RevGRU |" in (place.results / "README.md").read_text()
+    assert work(place) == 1 and len(program.commands) == 8, "all others were trained"
+
+
+def test_memory_that_could_not_be_measured_is_measured_again(
+    place: Place, program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(translation_memory, "measured", lambda job: {"error": "exit 1: no memory"})
+        assert work(place, "--only", "gru-full") == 1
+    assert "the memory of gru-full could not be measured: exit 1: no memory" in capsys.readouterr().err
+    assert "| nn.GRU | full |  | failed |" in (place.results / "README.md").read_text()
+    assert work(place, "--list") == 0
+    assert "done, but its memory could not be measured: exit 1" in capsys.readouterr().out.splitlines()[0]
+    shutil.rmtree(place.runs)
+    assert work(place, "--only", "gru-full") == 0 and len(program.commands) == 1, "it is not trained again"
+    kept = place.kept(Job(model="gru"))
+    assert kept is not None and kept["bytes"] == BYTES["gru"] and kept["bleu"] == 34.5
 
 
 def test_a_wrong_name_is_told(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
