@@ -34,7 +34,7 @@ def stored(task: Translation, model: Translator, batches: int = BATCHES) -> Fact
         gates forgot, over all units, those sliced among them, which need none; `positions`, how many there are in all
         of the training text: `live` of words, `padded` in batches of like length, `unsorted` in batches as they come;
         and `saved`, how many times fewer bits are kept than by torch's layer, whose positions are counted in each of
-        these ways, ours being live.
+        these ways, and so are those of our slices, which are padded too; our buffers take bits of words alone.
     """
     positions = counted(task.pairs, task.study.learning.batch, task.study.seed)
     if not isinstance(model, RewindingTranslator):
@@ -65,8 +65,8 @@ def buffered(task: Translation, model: RewindingTranslator, batches: int) -> dic
 def saved(net: Net, side: str, stored: float, positions: dict[str, int]) -> dict[str, float]:
     """How many times fewer bits than torch's layer's states, whose positions are counted in different ways."""
     kept = kept_units(net) if side == "encoder" else 0
-    ours = positions["live"] * (stored * states(net) + FLOAT * kept)
-    return {name: FLOAT * states(net) * count / ours for name, count in positions.items()}
+    buffer = positions["live"] * stored * states(net)
+    return {name: FLOAT * states(net) * count / (buffer + FLOAT * kept * count) for name, count in positions.items()}
 
 
 def states(net: Net) -> int:

@@ -29,7 +29,8 @@ def test_positions_are_those_of_the_training_text(task: Translation, tmp_path: P
 
 def test_a_slice_is_counted_in_floats() -> None:
     positions = {"live": 10, "padded": 20}
-    assert saved(NET, "encoder", 1.0, positions) == {"live": 8 * 32 / (8 + 2 * 32), "padded": 2 * 8 * 32 / (8 + 2 * 32)}
+    found, states = saved(NET, "encoder", 1.0, positions), 8 * 32
+    assert found == {"live": 10 * states / (10 * 8 + 10 * 2 * 32), "padded": 20 * states / (10 * 8 + 20 * 2 * 32)}
     assert saved(NET, "decoder", 1.0, positions)["live"] == 32
     assert kept_units(Net(hidden=8, attend="full")) == 8 and kept_units(Net(hidden=8, attend="emb")) == 0
 
@@ -40,3 +41,9 @@ def test_what_a_buffer_takes_is_counted_for_reversible_layers_alone(task: Transl
         assert 0 < found[side]["forgotten"] < found[side]["stored"]
     ordinary = Translation(Study(text=task.study.text, net=Net(model="gru", embedding=8, hidden=8, attend="full")))
     assert all(set(one) == {"positions"} for one in stored(ordinary, ordinary.net(), batches=2).values())
+
+
+def test_a_slice_is_kept_at_padded_positions_too(task: Translation) -> None:
+    some = task.train_batch(0)
+    annotations, _ = task.net().encoded(some.source, some.source_lengths)
+    assert annotations.shape[:2] == some.source.shape and int(some.source_lengths.sum()) < some.source.numel()
