@@ -14,6 +14,9 @@ from revtune.data import UNKNOWN, Words
 from revtune.pairs import Lexicon
 from revtune.translator import Translator
 
+POSITIONS = 16_384
+"""Most source positions, padding among them, that are translated together."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
@@ -24,7 +27,7 @@ class Decoding:
     penalty: float = 1.0
     """Exponent of the length that log-probabilities are divided by."""
     batch: int = 64
-    """Sentences translated together."""
+    """Sentences translated together, fewer where they are very long."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,7 @@ class Interpreter:
         """The translation of each; of an empty one the empty one."""
         ids = [self.source.encode(sentence) for sentence in sentences]
         found: list[Translated] = [Translated("", [], [], torch.zeros(0, 0)) for _ in sentences]
-        numbers = sorted((one for one in range(len(ids)) if ids[one]), key=lambda one: len(ids[one]))
-        for first in range(0, len(numbers), self.how.batch):
-            some = numbers[first : first + self.how.batch]
+        for some in batches([len(one) for one in ids], self.how.batch):
             source, lengths = padded([ids[one] for one in some])
             done = search(
                 self.model, source, lengths, start=self.target.start, width=self.how.beam, penalty=self.how.penalty
@@ -88,3 +89,14 @@ class Interpreter:
     @staticmethod
     def _piece(lexicon: Lexicon, token: int) -> str:
         return lexicon.words[token] if isinstance(lexicon, Words) else lexicon.text([token])
+
+
+def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """The numbers of the sentences that are not empty, shortest first, so many together within `POSITIONS`."""
+    found: list[list[int]] = []
+    for one in sorted((one for one in range(len(lengths)) if lengths[one]), key=lambda one: lengths[one]):
+        if found and len(found[-1]) < size and (len(found[-1]) + 1) * lengths[one] <= POSITIONS:
+            found[-1].append(one)
+        else:
+            found.append([one])
+    return found

@@ -90,6 +90,21 @@ def test_dropout_acts_in_training_alone() -> None:
     assert len(losses) == 3 and len({translator.loss(given).item() for _ in range(3)}) == 1
 
 
+@pytest.mark.parametrize("model", ["revgru", "gru"])
+def test_what_is_attended_to_is_dropped_sentence_by_sentence(model: str) -> None:
+    rates, found = (0.0, 0.5), []
+    for rate in rates:
+        _, given = made(model, "emb")
+        net = Net(model=model, embedding=6, hidden=8, attend="emb+slice:3", dropout=0.0, slice_dropout=rate)  # type: ignore[arg-type]
+        translator = build(net, *WORDS)
+        found.append({translator.loss(given).item() for _ in range(4)})
+    assert [len(losses) for losses in found] == [1, 4]
+    mask, annotations = translator.mask(given.source), torch.ones(S, B, 3)
+    assert mask is not None and mask.shape == (B, 6 + 3) and set(mask.unique().tolist()) == {0.0, 2.0}
+    whole, dropped = (translator.keys(given.source, one, slice(None), annotations) for one in (None, mask))
+    torch.testing.assert_close(dropped, whole * mask[:, None])
+
+
 def test_what_is_attended_to_is_read() -> None:
     of = partial(Over.of, hidden=8)
     assert of("emb") == (True, 0) and of("slice:4") == (False, 4) and of("emb+slice:1") == (True, 1)
