@@ -323,12 +323,12 @@ def evaluate(arguments: list[str]) -> None:
 def evaluate_translation(folder: Path, splits: tuple[Split, ...]) -> None:
     """Print the perplexity of a translator, and its BLEU on the test sentences."""
     from revtune.translating import Decoding
-    from revtune.translation import Translation
+    from revtune.translation_data import task_of
     from revtune.translation_run import opened, scored
     from revtune.tuned_report import measure
 
     learned = opened(folder)
-    task, model = Translation(learned.study), learned.model
+    task, model = task_of(folder, learned.study), learned.model
     for split in splits:
         print(f"{split}: {measure(task.measure, task.evaluate(model, split))}")
     if "test" in splits:

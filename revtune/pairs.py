@@ -6,32 +6,52 @@ import gzip
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from revtune.data import END, UNKNOWN, Words
+from revtune.moses import Form, Language, shaped
 from revtune.problem import Problem
 from revtune.sources import ask_hub, decode, read
 from revtune.subwords import Subwords
 
-Language = Literal["en", "de"]
 Unit = Literal["word", "subword"]
 Split = Literal["train", "valid", "test"]
+Name = Literal["multi30k", "iwslt14"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+
+class Layout(NamedTuple):
+    """Where the files of a data set are, what their text looks like, and what to know of it."""
+
+    files: str
+    form: Form
+    note: str = ""
+
+
 TOK = {"train": "train", "valid": "val", "test": "test_2016_flickr"}
-FILES: dict[str, dict[Unit, tuple[str, ...]]] = {
+SAMPLE = (
+    "the training text is the sample in iwslt14-de-en-small, {pairs:,} pairs where IWSLT 2014 has about 160,000; "
+    "its scores do not compare with those of the whole"
+)
+IWSLT14 = (
+    Layout("iwslt14.tokenized.de-en/{split}.{language}", "iwslt14"),
+    Layout("iwslt14-de-en-small/{small}.{language}", "iwslt14", SAMPLE),
+)
+FILES: dict[Name, dict[Unit, tuple[Layout, ...]]] = {
     "multi30k": {
-        "word": ("multi30k/tok/{tok}.lc.norm.tok.{language}",),
-        "subword": ("multi30k/raw/{tok}.{language}.gz", "multi30k/raw/{tok}.{language}"),
+        "word": (Layout("multi30k/tok/{tok}.lc.norm.tok.{language}", "multi30k"),),
+        "subword": (
+            Layout("multi30k/raw/{tok}.{language}.gz", "plain"), Layout("multi30k/raw/{tok}.{language}", "plain")
+        ),
     },
-    "iwslt14": {
-        unit: ("iwslt14.tokenized.de-en/{split}.{language}", "iwslt14-de-en-small/{small}.{language}")
-        for unit in ("word", "subword")
-    },
-}
+    "iwslt14": {"word": IWSLT14, "subword": IWSLT14},
+}  # fmt: skip
 HUB = {"multi30k": "bentrevett/multi30k", "iwslt14": "bbaaaa/iwslt14-de-en"}
+HUB_NOTES = {"iwslt14": "the text is the hub's, tokenized here; BLEU may not compare with that of the published files"}
+MARK = "\ufeff"
 Lexicon = Words | Subwords
 
 
@@ -41,6 +61,21 @@ class Lines:
 
     source: list[str]
     target: list[str]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The text of all splits as it was found.
+
+    Attributes:
+        splits: it.
+        form: what it looks like, and so what is to be done to sentences of others.
+        note: what whoever reads its scores should know, if anything.
+    """
+
+    splits: dict[Split, Lines]
+    form: Form
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +110,7 @@ class Pairs:
         return sha.hexdigest()
 
 
-def lines_of(name: str, unit: Unit, source: Language, target: Language, folder: Path | None) -> dict[Split, Lines]:
+def texts(name: Name, unit: Unit, source: Language, target: Language, folder: Path | None) -> Texts:
     """The text of all splits, from the folder in a standard layout, else from the hub.
 
     Raises:
@@ -85,14 +120,15 @@ def lines_of(name: str, unit: Unit, source: Language, target: Language, folder: 
     for layout in FILES[name][unit] if folder is not None else ():
         assert folder is not None
         paths = {
-            (split, language): folder / layout.format(
+            (split, language): folder / layout.files.format(
                 split=split, tok=TOK[split], small="train-sample" if split == "train" else split, language=language
             )
             for split in SPLITS
             for language in (source, target)
         }  # fmt: skip
         if all(path.exists() for path in paths.values()):
-            return {split: together(paths[split, source], paths[split, target]) for split in SPLITS}
+            splits = {split: together(paths[split, source], paths[split, target]) for split in SPLITS}
+            return Texts(splits, layout.form, layout.note.format(pairs=len(splits["train"].source)))
     return from_hub(name, unit, source, target, folder)
 
 
@@ -121,29 +157,21 @@ def text_lines(path: Path) -> list[str]:
             content = gzip.decompress(content)
         except (OSError, EOFError) as error:
             raise Problem(f"{path} is damaged or no gzip file: {error}") from error
-    lines = decode(content, str(path)).split("\n")
+    lines = decode(content, str(path), advice="").removeprefix(MARK).split("\n")
     return [line.strip() for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 
-def from_hub(name: str, unit: Unit, source: Language, target: Language, folder: Path | None) -> dict[Split, Lines]:
-    """The text of all splits through the `datasets` library, lower-cased and tokenized for words."""
-    first = FILES[name][unit][0].format(split="train", tok="train", small="train-sample", language=source)
+def from_hub(name: Name, unit: Unit, source: Language, target: Language, folder: Path | None) -> Texts:
+    """The text of all splits through the `datasets` library, shaped like that of the files where words are learnt."""
+    first = FILES[name][unit][0].files.format(split="train", tok="train", small="train-sample", language=source)
     looked = f"{first} is not in {folder}" if folder else "no --data or REVTUNE_DATA is given"
     found = ask_hub(name, HUB[name], None, None, looked)
-    shape = moses if unit == "word" else str.strip
+    form: Form = name if unit == "word" else "plain"
     splits: dict[Split, Lines] = {}
     for split, there in zip(SPLITS, ("train", "validation", "test"), strict=True):
         rows = [row.get("translation", row) for row in found[there]]
-        splits[split] = Lines(*([shape(row[language]) for row in rows] for language in (source, target)))
-    return splits
-
-
-def moses(text: str) -> str:
-    """A sentence in lower case, its tokens apart."""
-    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
-
-    tokens: str = Tokenizer13a()(text.lower())
-    return tokens
+        splits[split] = Lines(*([shaped(row[side], form, side) for row in rows] for side in (source, target)))
+    return Texts(splits, form, HUB_NOTES.get(name, "") if unit == "word" else "")
 
 
 def words_of(text: Iterable[str], *, most: int, fewest: int) -> Words:
@@ -154,9 +182,9 @@ def words_of(text: Iterable[str], *, most: int, fewest: int) -> Words:
     """
     counts = Counter(word for line in text for word in line.split())
     words = [word for word, count in counts.most_common(most) if count >= fewest]
-    if not words:
+    if not set(words) - {END, UNKNOWN}:
         raise Problem(f"the vocabulary is empty: no word of the training text comes up {fewest} times")
-    return Words(words + [mark for mark in (END, UNKNOWN) if mark not in counts])
+    return Words(words + [mark for mark in (END, UNKNOWN) if mark not in words])
 
 
 def sentences(lines: Lines, source: Lexicon, target: Lexicon, longest: int | None) -> Sentences:
@@ -174,27 +202,28 @@ def sentences(lines: Lines, source: Lexicon, target: Lexicon, longest: int | Non
     return Sentences(pairs, Lines([a for a, _ in kept], [b for _, b in kept]), empty, long)
 
 
-def pairs(splits: dict[Split, Lines], *, unit: Unit, most: int, fewest: int, longest: int) -> Pairs:
-    """Vocabularies of the training text, and all splits in them; of the test nothing is left out.
+def vocabularies(train: Lines, unit: Unit, *, most: int, fewest: int) -> tuple[Lexicon, Lexicon]:
+    """The vocabularies of a training text.
 
     Raises:
-        Problem: no pair is left to train or to validate on.
+        Problem: one would be empty, or `most` is too few.
     """
-    train = splits["train"]
-    if unit == "word":
-        source, target = (words_of(side, most=most, fewest=fewest) for side in (train.source, train.target))
-        lexicons: Sequence[Lexicon] = (source, target)
-    else:
-        lexicons = [Subwords.of(side, most) for side in (train.source, train.target)]
-    found = {
-        split: sentences(splits[split], lexicons[0], lexicons[1], None if split == "test" else longest)
-        for split in SPLITS
-    }
+    learn = words_of if unit == "word" else Subwords.of
+    return learn(train.source, most=most, fewest=fewest), learn(train.target, most=most, fewest=fewest)
+
+
+def pairs(splits: dict[Split, Lines], lexicons: tuple[Lexicon, Lexicon], *, longest: int) -> Pairs:
+    """All splits in two vocabularies; of the test nothing is left out.
+
+    Raises:
+        Problem: no pair is left to train, validate or test on.
+    """
+    found = {split: sentences(splits[split], *lexicons, None if split == "test" else longest) for split in SPLITS}
     for split in SPLITS:
         if not found[split].pairs:
             gone = f"{found[split].empty} have an empty side, {found[split].long} are beyond {longest} words"
             raise Problem(f"no sentence pair of the {split} text can be used: {gone}")
-    return Pairs(lexicons[0], lexicons[1], found)
+    return Pairs(*lexicons, found)
 
 
 def lexicon(facts: dict[str, Any]) -> Lexicon:

@@ -143,14 +143,14 @@ def read(path: Path) -> bytes:
         raise Problem(f"cannot read {path}: {error.strerror}") from error
 
 
-def decode(content: bytes, name: str) -> str:
+def decode(content: bytes, name: str, *, advice: str = "; --unit byte reads any file") -> str:
     """Bytes as UTF-8 text.
 
     Raises:
-        Problem: when they are none, with the place of the first wrong byte.
+        Problem: when they are none, with the place of the first wrong byte and the advice.
     """
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         where = f"byte {error.object[error.start]:#04x} at {error.start}"
-        raise Problem(f"{name} is no UTF-8 text: {where}; --unit byte reads any file") from error
+        raise Problem(f"{name} is no UTF-8 text: {where}{advice}") from error

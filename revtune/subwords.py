@@ -34,11 +34,11 @@ class Subwords:
         self.start: int = start
 
     @classmethod
-    def of(cls, lines: Iterable[str], most: int) -> Subwords:
-        """At most so many, learnt from a training text.
+    def of(cls, lines: Iterable[str], *, most: int, fewest: int = 1) -> Subwords:
+        """At most so many, learnt from a training text; two are joined if they come up together `fewest` times.
 
         Raises:
-            Problem: the text is empty.
+            Problem: the text is empty, or its characters alone are more.
         """
         from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -47,10 +47,15 @@ class Subwords:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         tokenizer.decoder = decoders.Metaspace()
         marks = [END, UNKNOWN]
-        trainer = trainers.BpeTrainer(vocab_size=most, special_tokens=marks, show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=most, min_frequency=fewest, special_tokens=marks, show_progress=False
+        )
         tokenizer.train_from_iterator(lines, trainer)
-        if tokenizer.get_vocab_size() <= len(marks):
+        if (size := tokenizer.get_vocab_size()) <= len(marks):
             raise Problem("the vocabulary is empty: the training text has no words")
+        if size > most:
+            needed = f"the characters of the training text and {len(marks)} marks"
+            raise Problem(f"--vocabulary must be at least {size}, {needed}, got {most}", code=2)
         return cls(tokenizer.to_str())
 
     def __len__(self) -> int:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import tyro
 
-from revtune.pairs import Lexicon, text_lines
+from revtune.answers import Answers
+from revtune.pairs import MARK, Lexicon, text_lines
 from revtune.problem import Problem
 from revtune.run import write
 from revtune.subwords import Subwords
 from revtune.translating import Decoding, Interpreter, Translated
-from revtune.translation_run import opened
+from revtune.translation_run import Learned, opened
 
 AT_ONCE = 640
 """Lines of a file that are translated together."""
+MOST_DRAWN = 200
+"""Words of a sentence, or of its translation, beyond which a picture of its attention shows nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,9 @@ class Options:
     file: Path | None = None
     """Sentences to translate; without it, lines typed or piped in."""
     out: Path | None = None
-    """File for the translations; without it they are printed."""
+    """File for the translations, written as they come; without it they are printed."""
+    tokenized: bool = False
+    """The sentences are lower-cased and tokenized already, as in the files that were learnt from."""
     decoding: Annotated[Decoding, tyro.conf.arg(name="")] = field(default_factory=Decoding)
     plot: Path | None = None
     """PNG that the attention of the first sentence goes to."""
@@ -42,7 +48,24 @@ def translate(options: Options) -> None:
     Raises:
         Problem: options that cannot be, a file that is no text, or a place that cannot be written to.
     """
-    how = options.decoding
+    check(options.decoding)
+    learned = opened(options.run)
+    reader = Reader(learned, options.decoding, tokenized=options.tokenized)
+    lines = text_lines(options.file) if options.file else None
+    plot, typed = options.plot, lines is None and sys.stdin.isatty()
+    with Answers(options.out, printed=options.out is None or typed) as answers:
+        for some in groups(lines, typed):
+            found = reader(some, answers.given)
+            answers.add([one.text for one in found])
+            if plot is not None and (first := next((one for one in found if one.target), None)):
+                draw(first, plot)
+                plot = None
+    if plot is not None:
+        print("revtune: no plot: no sentence was translated to any words", file=sys.stderr)
+
+
+def check(how: Decoding) -> None:
+    """Raise `Problem` for the first setting that cannot be."""
     for name, value, right in (
         ("beam", how.beam, how.beam >= 1), ("penalty", how.penalty, 0 <= how.penalty < 100),
         ("batch", how.batch, how.batch >= 1),
@@ -50,53 +73,53 @@ def translate(options: Options) -> None:
         if not right:
             wanted = "from 0 to below 100" if name == "penalty" else "at least 1"
             raise Problem(f"--{name} must be {wanted}, got {value}", code=2)
-    learned = opened(options.run)
-    interpreter = Interpreter(learned.model, learned.source, learned.target, how)
-    longest, told = learned.study.text.longest, list[str]()
-    plot = options.plot
-    for translated in found(interpreter, options.file, longest):
-        if plot is not None and translated.target:
-            draw(translated, plot)
-            plot = None
-        if options.out is None:
-            print(translated.text, flush=True)
-        told.append(translated.text)
-    if options.out is not None:
-        write(options.out, "".join(line + "\n" for line in told).encode())
 
 
-def found(interpreter: Interpreter, file: Path | None, longest: int) -> Iterator[Translated]:
-    """Translations of a file's lines, some at once, or of lines as they come."""
-    if file is None:
-        typed = sys.stdin.isatty()
-        if typed:
-            print("a sentence a line; end with Ctrl-D", file=sys.stderr)
-        for before, line in enumerate(sys.stdin):
-            yield from told_of(interpreter, [line.strip()], longest, before)
+def groups(lines: list[str] | None, typed: bool) -> Iterator[list[str]]:
+    """Lines that are translated together: some of a file's, or each as it comes."""
+    if lines is not None:
+        yield from (lines[first : first + AT_ONCE] for first in range(0, len(lines), AT_ONCE))
         return
-    lines = text_lines(file)
-    for first in range(0, len(lines), AT_ONCE):
-        yield from told_of(interpreter, lines[first : first + AT_ONCE], longest, first)
+    if typed:
+        print("a sentence a line; end with Ctrl-D", file=sys.stderr)
+    with contextlib.suppress(AttributeError, ValueError):
+        cast(Any, sys.stdin).reconfigure(errors="replace")
+    for number, line in enumerate(sys.stdin):
+        yield [(line if number else line.removeprefix(MARK)).strip()]
 
 
-def told_of(interpreter: Interpreter, lines: list[str], longest: int, before: int = 0) -> list[Translated]:
-    """Translations of lines, with a word on each that is unlike what was learnt."""
-    for number, line in enumerate(lines, before + 1):
-        if note := unlike(interpreter.source, line, longest):
-            print(f"revtune: line {number}: {note}", file=sys.stderr)
-    return interpreter(lines)
+class Reader:
+    """Translates lines, with a word on each that is unlike what was learnt.
+
+    Args:
+        learned: a run.
+        how: as in `Interpreter`.
+        tokenized: whether lines are as those that were learnt, or raw.
+    """
+
+    def __init__(self, learned: Learned, how: Decoding, *, tokenized: bool = False) -> None:
+        self.learned, self.tokenized = learned, tokenized
+        self.interpreter = Interpreter(learned.model, learned.known.source, learned.known.target, how)
+
+    def __call__(self, lines: list[str], before: int = 0) -> list[Translated]:
+        """The translations of lines that come after so many others."""
+        read = lines if self.tokenized else [self.learned.shaped(line) for line in lines]
+        for number, line in enumerate(read, before + 1):
+            if note := unlike(self.learned.known.source, line, self.learned.study.text.longest):
+                print(f"revtune: line {number}: {note}", file=sys.stderr)
+        return self.interpreter(read)
 
 
 def unlike(lexicon: Lexicon, line: str, longest: int) -> str | None:
     """What sets a line apart from those that were learnt."""
-    if not line:
+    if not (size := len(lexicon.encode(line))):
         return "it is empty and stays so"
-    notes = []
-    if (size := len(lexicon.encode(line))) > longest:
-        notes.append(f"its {size} words are more than the {longest} of the longest sentence learnt")
+    notes, subwords = [], isinstance(lexicon, Subwords)
+    if size > longest:
+        kind = "sub-words" if subwords else "words"
+        notes.append(f"its {size} {kind} are more than the {longest} of the longest sentence learnt")
     if unknown := lexicon.unknown(line):
-        kind = "characters" if isinstance(lexicon, Subwords) else "words"
-        notes.append(f"unknown {kind}: {' '.join(unknown)}")
+        notes.append(f"unknown {'characters' if subwords else 'words'}: {' '.join(unknown)}")
     return "; ".join(notes) or None
 
 
@@ -104,4 +127,7 @@ def draw(translated: Translated, path: Path) -> None:
     """The attention of a sentence as a picture."""
     from revtune.attention_plot import plot
 
+    if (words := max(len(translated.source), len(translated.target))) > MOST_DRAWN:
+        print(f"revtune: no plot: {words} words are more than the {MOST_DRAWN} that can be read", file=sys.stderr)
+        return
     write(path, plot(translated.source, translated.target, translated.attention))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -16,28 +16,27 @@ from revtune.buckets import batch, by_length, order
 from revtune.errors import NonFiniteError
 from revtune.generators import random_states, set_random_states
 from revtune.learner import Learner, weight_optimizer
-from revtune.pairs import Language, Pairs, Split, Unit, lines_of, pairs
+from revtune.moses import Language
+from revtune.pairs import Lexicon, Name, Pairs, Split, Unit, pairs, texts, vocabularies
 from revtune.task import Learning
 from revtune.translator import Batch, Net, Translator, build
-
-Source = Literal["multi30k", "iwslt14"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
     """Which sentence pairs."""
 
-    name: Annotated[Source, tyro.conf.Fixed] = "multi30k"
+    name: Annotated[Name, tyro.conf.Fixed] = "multi30k"
     source: Language = "en"
     """Language to translate from."""
     target: Language = "de"
     """Language to translate to."""
     unit: Unit = "word"
-    """Words as the files have them, or sub-words learnt from the raw text."""
+    """Words as the files have them, or sub-words learnt from the raw text; of iwslt14 from tokenized text too."""
     vocabulary: int = 50_000
     """Most words, or sub-words, of each language."""
     fewest: int = 2
-    """How often a word must come up to be one of the vocabulary."""
+    """How often a word must come up to be one of the vocabulary, or two sub-words together to be joined."""
     longest: int = 50
     """Words of the longest sentence that is learnt."""
     data: Path | None = None
@@ -62,19 +61,24 @@ class Translation:
 
     Args:
         study: its settings.
+        lexicons: the vocabularies of source and target; by default those of the training text.
 
     Attributes:
         pairs: vocabularies and splits.
+        form: what the text looks like.
+        note: what to know of it, if anything.
         measure: the name of the figure that people quote.
     """
 
     measure = "perplexity"
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, lexicons: tuple[Lexicon, Lexicon] | None = None) -> None:
         text = study.text
-        lines = lines_of(text.name, text.unit, text.source, text.target, text.data)
-        self.study = study
-        self.pairs: Pairs = pairs(lines, unit=text.unit, most=text.vocabulary, fewest=text.fewest, longest=text.longest)
+        found = texts(text.name, text.unit, text.source, text.target, text.data)
+        if lexicons is None:
+            lexicons = vocabularies(found.splits["train"], text.unit, most=text.vocabulary, fewest=text.fewest)
+        self.study, self.form, self.note = study, found.form, found.note
+        self.pairs: Pairs = pairs(found.splits, lexicons, longest=text.longest)
         self._order: tuple[int, list[list[int]]] | None = None
 
     def digest(self) -> str:
@@ -172,7 +176,7 @@ class TranslationLearner(Learner):
         set_random_states(state["random"])
 
 
-def recipe(name: Source, *, full: bool, layers: int = 1, hidden: int = 300, sliced: int = 20) -> Study:
+def recipe(name: Name, *, full: bool, layers: int = 1, hidden: int = 300, sliced: int = 20) -> Study:
     """Two cores in an hour, by Adam; in full the papers' settings, by SGD for 80 epochs."""
     base = Study(
         text=Text(name=name), net=Net(layers=layers, hidden=hidden, embedding=hidden, attend=f"emb+slice:{sliced}")

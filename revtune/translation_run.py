@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +17,13 @@ import tyro
 from revtune import checkpoint
 from revtune.bleu import bleu
 from revtune.config import read_typed
-from revtune.pairs import Lexicon, lexicon
+from revtune.moses import shaped
 from revtune.problem import Problem
 from revtune.run import next_folder, refuse_taken, write
 from revtune.translating import Decoding, Interpreter
 from revtune.translation import Study, Translation, TranslationLearner
 from revtune.translation_bits import stored as stored_bits
+from revtune.translation_data import Known, facts, known, task_of
 from revtune.translator import Over, Translator, build
 from revtune.tuned_report import TunedReport, measure
 from revtune.tuned_run import Course
@@ -45,27 +48,38 @@ def start(name: str, options: Options) -> Path:
     study = dataclasses.replace(options.study, text=dataclasses.replace(text, data=text.data and text.data.absolute()))
     check(study)
     task = Translation(study)
+    learner = TranslationLearner(task)
     folder = options.out or next_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
+    for note in notes(task):
+        print(note)
+    told = {"recipe": name, "study": dataclasses.asdict(study)}
+    write(folder / "vocabulary.json", json.dumps(facts(task)).encode())
+    write(folder / "config.json", json.dumps(told, indent=2, default=str).encode() + b"\n")
+    go_on(learner, folder)
+    return folder
+
+
+def notes(task: Translation) -> Iterator[str]:
+    """What to know of the data before a run begins."""
+    if task.note:
+        yield f"{task.study.text.name}: {task.note}"
     for split, there in task.pairs.splits.items():
         if there.empty or there.long:
-            print(f"{split}: left out {there.empty} pairs with an empty side and {there.long} beyond --longest")
-    known = {"source": task.pairs.source.facts(), "target": task.pairs.target.facts()}
-    write(folder / "vocabulary.json", json.dumps(known).encode())
-    facts = {"recipe": name, "study": dataclasses.asdict(study)}
-    write(folder / "config.json", json.dumps(facts, indent=2, default=str).encode() + b"\n")
-    go_on(task, folder)
-    return folder
+            yield f"{split}: left out {there.empty} pairs with an empty side and {there.long} beyond --longest"
 
 
 def check(study: Study) -> None:
     """Raise `Problem` for the first setting that no run can have."""
     from revtune.config import _every
 
+    for group, names in ((study.text, "vocabulary fewest longest"), (study.net, "embedding hidden layers")):
+        _every(group, names, lambda value: value >= 1, "at least 1")
+        _every(group, names, lambda value: value < 2**31, "below 2^31")
     Over.of(study.net.attend, study.net.hidden)
-    _every(study.net, "embedding hidden layers", lambda value: value >= 1, "at least 1")
     _every(study.net, "dropout slice_dropout", lambda value: 0 <= value < 1, "a rate from 0 to below 1")
-    _every(study.text, "vocabulary fewest longest", lambda value: value >= 1, "at least 1")
+    limit = "above 0, or None for no limit"
+    _every(study.net, "max_forget_bits", lambda value: value is None or 0 < value < math.inf, limit)
     if study.net.model in ("revgru", "revlstm"):
         _every(study.net, "hidden", lambda value: value % 2 == 0, "even, to be split in halves")
     if study.text.source == study.text.target:
@@ -81,9 +95,8 @@ def stored(folder: Path) -> tuple[str, Study]:
     """
     path = folder / "config.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        study = read_typed(Study, facts["study"])
-        name = facts["recipe"]
+        there = json.loads(path.read_text(encoding="utf-8"))
+        name, study = there["recipe"], read_typed(Study, there["study"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise Problem(f"{path} is no configuration of a translation run: {error}") from error
     check(study)
@@ -91,21 +104,21 @@ def stored(folder: Path) -> tuple[str, Study]:
 
 
 def resume(folder: Path) -> None:
-    """Go on with the run in a folder.
+    """Go on with the run in a folder; what it should have written and has not is written.
 
     Raises:
         Problem: nothing is left to do.
     """
-    go_on(Translation(stored(folder)[1]), folder)
+    go_on(TranslationLearner(task_of(folder, stored(folder)[1])), folder)
 
 
-def go_on(task: Translation, folder: Path) -> None:
+def go_on(learner: TranslationLearner, folder: Path) -> None:
     """Take the steps that are left, and say what the run came to."""
+    task, steps = learner.translation, learner.learning.steps
     torch.set_num_threads(task.study.threads)
-    steps, learner = task.study.learning.steps, TranslationLearner(task)
     with contextlib.closing(Course(learner, folder, f"revtune train --resume {folder}")) as course:
-        if (folder / "result.json").exists():
-            raise Problem(f"{folder} is finished: all {learner.steps} steps are done")
+        if learner.steps >= steps and course.whole():
+            raise Problem(f"{folder} is finished: all {steps} steps are done")
         with TunedReport(steps, task.measure).shown() as report:
             course.learn(lambda learner, clock: learner.steps >= steps, report)
         spent = course.clock.now()
@@ -119,22 +132,25 @@ def go_on(task: Translation, folder: Path) -> None:
 
 def scored(task: Translation, model: Translator, how: Decoding) -> dict[str, Any]:
     """BLEU of the test sentences, by beam search and greedy."""
-    lines, facts = task.pairs.splits["test"].lines, dict[str, Any]()
+    lines, figures = task.pairs.splits["test"].lines, dict[str, Any]()
     for name, one in (("bleu", how), ("greedy_bleu", dataclasses.replace(how, beam=1))):
         interpreter = Interpreter(model, task.pairs.source, task.pairs.target, one)
         found = [translated.text for translated in interpreter(lines.source)]
-        facts[name], facts["signature"] = bleu(found, lines.target, task.study.text.unit)
-    return facts
+        figures[name], figures["signature"] = bleu(found, lines.target, task.form)
+    return figures
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A run that can be used: its settings, vocabularies, and best translator, in evaluation mode."""
+    """A run that can be used: its settings, what it knows of its data, and its translator, in evaluation mode."""
 
     study: Study
-    source: Lexicon
-    target: Lexicon
+    known: Known
     model: Translator
+
+    def shaped(self, text: str) -> str:
+        """A raw sentence of the source language as those that were learnt from are."""
+        return shaped(text, self.known.form, self.study.text.source)
 
 
 def opened(folder: Path) -> Learned:
@@ -143,16 +159,15 @@ def opened(folder: Path) -> Learned:
     Raises:
         Problem: it has not come to its end, or a file of it is damaged.
     """
-    path, words = folder / "weights.safetensors", folder / "vocabulary.json"
-    _, study = stored(folder)
+    path, (_, study) = folder / "weights.safetensors", stored(folder)
     if not path.exists():
         raise Problem(f"{folder} has no weights yet; revtune train --resume {folder} goes on with it")
+    there = known(folder, study)
     try:
-        facts = json.loads(words.read_text(encoding="utf-8"))
-        source, target = lexicon(facts["source"]), lexicon(facts["target"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise Problem(f"{words} holds no vocabularies: {error}") from error
+        saved = checkpoint.read(path)
+    except Problem as error:
+        raise Problem(f"{error}; revtune train --resume {folder} writes it anew from the checkpoint") from error
     torch.set_num_threads(study.threads)
-    model = build(study.net, len(source), len(target))
-    checkpoint.load_weights(model, checkpoint.read(path), path)
-    return Learned(study, source, target, model.eval())
+    model = build(study.net, len(there.source), len(there.target))
+    checkpoint.load_weights(model, saved, path)
+    return Learned(study, there, model.eval())

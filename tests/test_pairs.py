@@ -1,12 +1,26 @@
 """Sentence pairs: read from standard files, what cannot be used is left out or named."""
 
+import contextlib
 import gzip
 from pathlib import Path
 
 import pytest
 
 from revtune.data import END, UNKNOWN
-from revtune.pairs import Lines, lexicon, lines_of, moses, pairs, sentences, text_lines, together, words_of
+from revtune.pairs import (
+    SPLITS,
+    Lines,
+    Split,
+    Unit,
+    lexicon,
+    pairs,
+    sentences,
+    text_lines,
+    texts,
+    together,
+    vocabularies,
+    words_of,
+)
 from revtune.problem import Problem
 from revtune.subwords import Subwords
 from tests.tiny_pairs import translated, write_pairs
@@ -14,11 +28,13 @@ from tests.tiny_pairs import translated, write_pairs
 
 def test_standard_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_pairs(tmp_path, train=30, held_out=5)
-    found = lines_of("multi30k", "word", "en", "de", folder)
-    assert [len(found[split].source) for split in ("train", "valid", "test")] == [30, 5, 5]
-    assert all(translated(a) == b for a, b in zip(found["train"].source, found["train"].target, strict=True))
+    found = texts("multi30k", "word", "en", "de", folder)
+    assert [len(found.splits[split].source) for split in SPLITS] == [30, 5, 5]
+    train = found.splits["train"]
+    assert all(translated(a) == b for a, b in zip(train.source, train.target, strict=True))
+    assert found.form == "multi30k" and not found.note
     monkeypatch.setenv("REVTUNE_DATA", str(folder))
-    assert lines_of("multi30k", "word", "en", "de", None) == found
+    assert texts("multi30k", "word", "en", "de", None) == found
 
 
 def test_raw_files_are_packed_or_not(tmp_path: Path) -> None:
@@ -27,12 +43,43 @@ def test_raw_files_are_packed_or_not(tmp_path: Path) -> None:
     for split in ("train", "val", "test_2016_flickr"):
         for language in ("en", "de"):
             (place / f"{split}.{language}.gz").write_bytes(gzip.compress(f"A {language}.\n".encode()))
-    packed = lines_of("multi30k", "subword", "de", "en", tmp_path)
-    assert packed["train"] == Lines(["A de."], ["A en."])
+    packed = texts("multi30k", "subword", "de", "en", tmp_path)
+    assert packed.splits["train"] == Lines(["A de."], ["A en."]) and packed.form == "plain"
     for path in list(place.iterdir()):
         path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
         path.unlink()
-    assert lines_of("multi30k", "subword", "de", "en", tmp_path) == packed
+    assert texts("multi30k", "subword", "de", "en", tmp_path) == packed
+
+
+@pytest.mark.parametrize("unit", ["word", "subword"])
+def test_a_sample_that_stands_in_is_told(unit: Unit, tmp_path: Path) -> None:
+    names = {"iwslt14-de-en-small": ("train-sample", "valid", "test"), "iwslt14.tokenized.de-en": SPLITS}
+    for number, (folder, splits) in enumerate(names.items()):
+        (tmp_path / folder).mkdir()
+        for split in splits:
+            for language in ("en", "de"):
+                (tmp_path / folder / f"{split}.{language}").write_text("a &apos;s .\n")
+        found = texts("iwslt14", unit, "de", "en", tmp_path)
+        assert found.form == "iwslt14" and bool(found.note) == (number == 0)
+        assert number or "iwslt14-de-en-small, 1 pairs where IWSLT 2014 has about 160,000" in found.note
+
+
+@pytest.mark.parametrize(("unit", "form", "text"), [
+    ("word", "multi30k", "two dogs &amp; the man &apos;s ball ."), ("subword", "plain", "Two dogs & the man’s ball."),
+])  # fmt: skip
+def test_text_of_the_hub_is_shaped_like_the_files(
+    unit: Unit, form: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"en": "Two dogs & the man’s ball. ", "de": "Zwei."}]
+    monkeypatch.setattr("revtune.pairs.ask_hub", lambda *_: dict.fromkeys(("train", "validation", "test"), rows))
+    monkeypatch.delenv("REVTUNE_DATA", raising=False)
+    found = texts("multi30k", unit, "en", "de", None)
+    assert found.splits["test"].source == [text] and found.form == form
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_word(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbfone two\r\nthree\r\n")
+    assert text_lines(tmp_path / "a") == ["one two", "three"]
 
 
 def test_sides_of_different_length_are_named(tmp_path: Path) -> None:
@@ -69,23 +116,39 @@ def test_a_vocabulary_holds_the_frequent_words_and_both_marks() -> None:
         words_of(["a b a", "c a b"], most=2, fewest=4)
 
 
+@pytest.mark.parametrize(("text", "most"), [("a a <unk> b", 9), ("a a b <eos> c", 9), ("<unk> <unk> a a", 1)])
+def test_marks_in_the_text_are_the_vocabulary_s(text: str, most: int) -> None:
+    for fewest in (1, 2):
+        with contextlib.suppress(Problem):
+            words = words_of([text], most=most, fewest=fewest)
+            assert {END, UNKNOWN} <= set(words.words) and len(set(words.words)) == len(words)
+            assert lexicon(words.facts()).encode("zzz") == [words.index[UNKNOWN]]
+    with pytest.raises(Problem, match="the vocabulary is empty"):
+        words_of([f"{END} {UNKNOWN}"], most=9, fewest=1)
+
+
+def every(source: str, target: str) -> dict[Split, Lines]:
+    """The same sentence in all splits."""
+    return {split: Lines([source], [target]) for split in SPLITS}
+
+
 def test_nothing_left_to_learn_is_named() -> None:
-    lines = {split: Lines(["a a a"], ["b"]) for split in ("train", "valid", "test")}
+    lines = every("a a a", "b")
     with pytest.raises(Problem, match="no sentence pair of the train text can be used: 0 have an empty side, 1 are"):
-        pairs(lines, unit="word", most=9, fewest=1, longest=2)  # type: ignore[arg-type]
+        pairs(lines, vocabularies(lines["train"], "word", most=9, fewest=1), longest=2)
 
 
 def test_the_digest_tells_other_data() -> None:
-    def digest(*words: str) -> str:
-        lines = {split: Lines(list(words), list(words)) for split in ("train", "valid", "test")}
-        return pairs(lines, unit="word", most=9, fewest=1, longest=9).digest()  # type: ignore[arg-type]
+    def digest(source: str, target: str) -> str:
+        lines = every(source, target)
+        return pairs(lines, vocabularies(lines["train"], "word", most=9, fewest=1), longest=9).digest()
 
     assert digest("a b", "b") == digest("a b", "b") != digest("b", "a b")
 
 
 def test_sub_words_go_there_and_back() -> None:
     text = ["Ein Mann fährt Fahrrad.", "Eine Frau fährt Auto.", "Ein Hund läuft."]
-    found = Subwords.of(text, 60)
+    found = Subwords.of(text, most=60)
     assert len(found) <= 60
     assert [found.text(found.encode(line)) for line in text] == [line.lower() for line in text]
     again = lexicon(found.facts())
@@ -96,10 +159,18 @@ def test_sub_words_go_there_and_back() -> None:
 
 def test_sub_words_of_nothing_are_refused() -> None:
     with pytest.raises(Problem, match="the vocabulary is empty"):
-        Subwords.of(["", ""], 60)
+        Subwords.of(["", ""], most=60)
     with pytest.raises(ValueError, match="no tokenizer"):
         Subwords("{}")
 
 
-def test_raw_text_becomes_words() -> None:
-    assert moses("Two men, one Dog.") == "two men , one dog ."
+def test_fewer_sub_words_than_characters_are_refused() -> None:
+    told = "--vocabulary must be at least 7, the characters of the training text and 2 marks, got 5"
+    with pytest.raises(Problem, match=told):
+        Subwords.of(["ab ab", "cd"], most=5)
+    assert len(Subwords.of(["ab ab", "cd"], most=7)) == 7
+
+
+def test_sub_words_are_joined_that_come_up_together_often_enough() -> None:
+    found = [Subwords.of(["ab ab cd"], most=60, fewest=fewest).encode("ab cd") for fewest in (1, 2, 3)]
+    assert [len(tokens) for tokens in found] == [2, 4, 6]

@@ -1,14 +1,21 @@
 """Translation runs: they learn, stop and go on bit for bit, are used without their data, and say what is wrong."""
 
+import io
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from revtune import checkpoint
+from revtune import checkpoint, translation_run
 from revtune.cli import main
-from tests.tiny_pairs import translated, write_pairs
+from revtune.states import unpacked
+from revtune.translating import Interpreter, Translated
+from revtune.translation import Translation
+from tests.tiny_pairs import translated, write_pairs, write_raw
 
 SMALL = ["--embedding", "16", "--hidden", "16", "--attend", "emb+slice:4", "--dropout", "0", "--slice-dropout", "0"]
 
@@ -39,26 +46,84 @@ def test_it_learns_to_translate(run: Path) -> None:
 
 
 def test_it_translates_a_file_without_its_data(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "in").write_text("the dog sees a ball .\n\nthe zorg has a tree .\n")
+    (tmp_path / "in").write_text("\ufeffThe dog sees a ball.\n\nthe zorg has a tree .\n")
     place = ["--file", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--plot", str(tmp_path / "a.png")]
     assert main(["translate", str(run), *place]) == 0
     lines = (tmp_path / "out").read_text().split("\n")
     assert lines[0] == translated("the dog sees a ball .") and lines[1] == "" and len(lines) == 4
     told = capsys.readouterr().err
+    assert "line 1" not in told
     assert "line 2: it is empty and stays so" in told and "line 3: unknown words: zorg" in told
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_it_translates_what_is_typed(
-    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_text_that_is_tokenized_is_taken_as_it_is(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import io
+    (tmp_path / "in").write_text("the dog &apos;s ball .\n")
+    for words, unknown in (([], "&amp; apos ; s"), (["--tokenized"], "&apos;s")):
+        assert main(["translate", str(run), "--file", str(tmp_path / "in"), *words]) == 0
+        assert f"line 1: unknown words: {unknown}\n" in capsys.readouterr().err
 
-    monkeypatch.setattr("sys.stdin", io.StringIO("the man has a bike .\n" + "the dog " * 30 + "\n"))
-    assert main(["translate", str(run), "--beam", "1"]) == 0
-    told = capsys.readouterr()
-    assert told.out.split("\n")[0] == translated("the man has a bike .")
-    assert "line 2: its 60 words are more than the 50 of the longest sentence learnt" in told.err
+
+class Typed(io.StringIO):
+    """Lines that somebody types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_it_translates_what_is_typed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "\ufeffThe man has a bike.\n" + "the dog " * 30 + "\n"
+    for stdin in (io.StringIO, Typed):
+        monkeypatch.setattr("sys.stdin", stdin(lines))
+        assert main(["translate", str(run), "--beam", "1"]) == 0
+        told = capsys.readouterr()
+        assert told.out.split("\n")[0] == translated("the man has a bike .")
+        assert "line 2: its 60 words are more than the 50 of the longest sentence learnt" in told.err
+        monkeypatch.setattr("sys.stdin", stdin(lines))
+        assert main(["translate", str(run), "--beam", "1", "--out", str(tmp_path / "out")]) == 0
+        assert (tmp_path / "out").read_text() == told.out
+        assert capsys.readouterr().out == (told.out if stdin is Typed else "")
+
+
+def test_what_is_translated_stays_when_it_is_stopped(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines, out, whole = ["the dog sees a ball ."] * 5, tmp_path / "out", Interpreter.__call__
+    (tmp_path / "in").write_text("\n".join(lines))
+
+    def stopped(one: Interpreter, some: Sequence[str]) -> list[Translated]:
+        if out.read_text().count("\n") == 4:
+            raise KeyboardInterrupt
+        return whole(one, some)
+
+    monkeypatch.setattr("revtune.translate.AT_ONCE", 2)
+    monkeypatch.setattr(Interpreter, "__call__", stopped)
+    assert main(["translate", str(run), "--file", str(tmp_path / "in"), "--out", str(out)]) == 130
+    assert out.read_text() == (translated(lines[0]) + "\n") * 4
+    assert f"stopped; {out} has the first 4 translations" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_to_is_told(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").write_text("the dog sees a ball .\n")
+    for out, told in ((tmp_path, "Is a directory"), (tmp_path / "no" / "out", "No such file"),
+                      (Path("/dev/full"), "No space left on device; it has 0 translations")):
+        assert main(["translate", str(run), "--file", str(tmp_path / "in"), "--out", str(out)]) == 1
+        assert f"cannot write {out}: {told}" in capsys.readouterr().err
+
+
+def test_attention_that_nobody_could_read_is_not_drawn(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").write_text("the dog " * 101)
+    words = ["--file", str(tmp_path / "in"), "--plot", str(tmp_path / "a.png"), "--beam", "1"]
+    assert main(["translate", str(run), *words]) == 0
+    assert "no plot: " in capsys.readouterr().err and not (tmp_path / "a.png").exists()
 
 
 def test_it_is_evaluated(
@@ -69,6 +134,82 @@ def test_it_is_evaluated(
     told = capsys.readouterr().out
     result = json.loads((run / "result.json").read_text())
     assert f"perplexity {result['test']['perplexity']:.2f}" in told and f"BLEU {result['bleu']:.2f}" in told
+
+
+def elsewhere(run: Path, folder: Path, data: Path, **changes: Any) -> Path:
+    """A copy of a run whose data are in another folder."""
+    shutil.copytree(run, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["study"]["text"]["data"] = str(data)
+    config["study"]["learning"] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_other_data_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = write_pairs(tmp_path / "other", train=150)
+    copy = elsewhere(run, tmp_path / "run", other, steps=200)
+    for words in (["evaluate", str(copy)], ["train", "--resume", str(copy)]):
+        assert main(words) == 1
+        assert f"the data are not those that {copy} was trained on: their digest differs" in capsys.readouterr().err
+    (copy / "checkpoint.safetensors").unlink()
+    assert main(["train", "--resume", str(copy)]) == 1
+    assert "their digest differs" in capsys.readouterr().err
+    assert main(["translate", str(copy), "--file", str(tmp_path / "other/multi30k/tok/val.lc.norm.tok.en")]) == 0
+
+
+def test_a_run_of_an_earlier_version_is_evaluated_with_a_word(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = elsewhere(run, tmp_path / "run", data)
+    facts = json.loads((copy / "vocabulary.json").read_text())
+    (copy / "vocabulary.json").write_text(json.dumps({side: facts[side] for side in ("source", "target")}))
+    assert main(["evaluate", str(copy), "--split", "valid"]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("valid: loss 0.") and "whether these are the same is not known" in told.err
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"source": 3, "target": 4}', "half", "form"])
+def test_damaged_vocabularies_are_told(
+    damage: str, run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = elsewhere(run, tmp_path / "run", data) / "vocabulary.json"
+    text = path.read_text()
+    other = {"half": text[:100], "form": text.replace('"form": "multi30k"', '"form": "x"')}
+    path.write_text(other.get(damage, damage))
+    for words in (["translate"], ["evaluate"], ["train", "--resume"]):
+        assert main([*words, str(path.parent)]) == 1
+        assert f"{path} holds no vocabularies: " in capsys.readouterr().err
+
+
+def test_sub_words_learn_from_raw_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, folder = write_raw(write_pairs(tmp_path)), tmp_path / "run"
+    told = ["--data", str(data), "--unit", "subword", "--vocabulary"]
+    assert main(["train", "multi30k", *told, "5", "--out", str(folder)]) == 2
+    assert "--vocabulary must be at least 2" in capsys.readouterr().err and not folder.exists()
+    few = ["--steps", "2", "--valid-every", "2", "--batch", "200"]
+    assert main(["train", "multi30k", *told, "60", *few, *SMALL, "--out", str(folder)]) == 0
+    assert "tok:13a" in json.loads((folder / "result.json").read_text())["signature"]
+    assert main(["evaluate", str(folder), "--split", "valid"]) == 0
+    (tmp_path / "in").write_text("The dog sees 9 balls.\n" + "the dog " * 60)
+    capsys.readouterr()
+    assert main(["translate", str(folder), "--file", str(tmp_path / "in")]) == 0
+    told_of = capsys.readouterr().err
+    assert "line 1: unknown characters: 9" in told_of and "sub-words are more than the 50" in told_of
+
+
+def test_a_sample_that_stands_in_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "iwslt14-de-en-small").mkdir()
+    files = write_pairs(tmp_path / "pairs") / "multi30k" / "tok"
+    for ours, theirs in (("train-sample", "train"), ("valid", "val"), ("test", "test_2016_flickr")):
+        for language in ("en", "de"):
+            shutil.copy(files / f"{theirs}.lc.norm.tok.{language}", tmp_path / f"iwslt14-de-en-small/{ours}.{language}")
+    told = ["--unit", "subword", "--vocabulary", "60", "--steps", "2", "--batch", "200", "--layers", "1"]
+    words = ["train", "iwslt14", "--data", str(tmp_path), "--out", str(tmp_path / "run"), *SMALL, *told]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("iwslt14: the training text is the sample in iwslt14-de-en-small, 200 pairs where")
+    assert "tok:none" in json.loads((tmp_path / "run/result.json").read_text())["signature"], "text is tokenized"
 
 
 @pytest.mark.parametrize("model", ["revlstm", "gru"])
@@ -106,6 +247,10 @@ def test_it_goes_on_bit_for_bit(model: str, data: Path, tmp_path: Path, monkeypa
         (["--fewest", "1000000"], "the vocabulary is empty"),
         (["--longest", "1"], "no sentence pair of the train text can be used"),
         (["--lr", "0"], "--lr must be above 0"),
+        *[(["--max-forget-bits", bits], "--max-forget-bits must be above 0, or None for no limit, got")
+          for bits in ("0", "-1", "nan", "inf")],
+        (["--hidden", "0"], "--hidden must be at least 1, got 0"),
+        (["--vocabulary", str(2**31)], "--vocabulary must be below 2^31"),
     ],
 )
 def test_what_cannot_be_is_named(
@@ -114,6 +259,57 @@ def test_what_cannot_be_is_named(
     assert main(["train", "multi30k", "--data", str(data), "--out", str(tmp_path / "r"), *words]) in (1, 2)
     assert told in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
+
+
+def test_a_run_without_room_leaves_no_folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Translation) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Translation, "net", full)
+    assert main(["train", "multi30k", "--data", str(data), "--out", str(tmp_path / "r"), *SMALL]) == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_run_killed_at_its_scores_is_validated_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step is none of those that are validated in any case."""
+    folder, kept = tmp_path / "run", translation_run.scored
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    told = ["--data", str(data), "--steps", "5", "--valid-every", "2", "--lr", "1e-9", "--batch", "200"]
+    monkeypatch.setattr(translation_run, "scored", die)
+    assert main(["train", "multi30k", "--out", str(folder), *SMALL, *told, "--patience", "9"]) == 130
+    place = unpacked(checkpoint.read(folder / "checkpoint.safetensors"))["place"]
+    assert main(["train", "--resume", str(folder)]) == 130
+    monkeypatch.setattr(translation_run, "scored", kept)
+    assert main(["train", "--resume", str(folder)]) == 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 5] and all(line["train_loss"] > 1 for line in lines)
+    assert unpacked(checkpoint.read(folder / "checkpoint.safetensors"))["place"] == place
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "result.json"])
+def test_results_that_are_lost_are_written_anew(
+    name: str, run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    copy, first = elsewhere(run, tmp_path / "run", data), json.loads((run / "result.json").read_text())
+    monkeypatch.setattr(translation_run, "stored_bits", lambda *_: first["bits"])
+    for damage in (Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-9])):
+        damage(copy / name)
+        if name.startswith("weights"):
+            assert main(["translate", str(copy)]) == 1
+            assert f"revtune train --resume {copy}" in capsys.readouterr().err
+        assert main(["train", "--resume", str(copy)]) == 0
+        second = json.loads((copy / "result.json").read_text())
+        assert {**first, "wall": 0, "cpu": 0} == {**second, "wall": 0, "cpu": 0}
+        one, other = (checkpoint.read(folder / "weights.safetensors").tensors for folder in (run, copy))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert main(["train", "--resume", str(copy)]) == 1
+    assert "is finished: all 160 steps are done" in capsys.readouterr().err
 
 
 def test_a_run_that_is_through_or_begun_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

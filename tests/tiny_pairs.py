@@ -28,3 +28,13 @@ def write_pairs(folder: Path, train: int = 200, held_out: int = 20) -> Path:
         (place / f"{name}.lc.norm.tok.en").write_text("".join(line + "\n" for line in lines))
         (place / f"{name}.lc.norm.tok.de").write_text("".join(translated(line) + "\n" for line in lines))
     return folder
+
+
+def write_raw(folder: Path) -> Path:
+    """The same sentences as people write them, beside the tokenized ones; the folder."""
+    (folder / "multi30k" / "raw").mkdir()
+    for path in (folder / "multi30k" / "tok").iterdir():
+        lines = [line.replace(" .", ".").capitalize() for line in path.read_text().splitlines()]
+        name = path.name.replace(".lc.norm.tok", "")
+        (folder / "multi30k" / "raw" / name).write_text("".join(line + "\n" for line in lines))
+    return folder

@@ -1,0 +1,60 @@
+"""What a translation run keeps of its data in vocabulary.json: vocabularies, what sentences look like, and a digest."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from revtune.moses import Form
+from revtune.pairs import FILES, Lexicon, lexicon
+from revtune.problem import Problem
+from revtune.translation import Study, Translation
+
+
+class Known(NamedTuple):
+    """What a run knows of its data without them; the digest is None in runs of an earlier version."""
+
+    source: Lexicon
+    target: Lexicon
+    form: Form
+    digest: str | None
+
+
+def facts(task: Translation) -> dict[str, Any]:
+    """What `known` reads, ready for JSON."""
+    sides = {"source": task.pairs.source.facts(), "target": task.pairs.target.facts()}
+    return {**sides, "form": task.form, "digest": task.digest()}
+
+
+def known(folder: Path, study: Study) -> Known:
+    """What the run in a folder knows.
+
+    Raises:
+        Problem: its file is damaged or not there.
+    """
+    path = folder / "vocabulary.json"
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        form = there.get("form", FILES[study.text.name][study.text.unit][0].form)
+        if form not in get_args(Form):
+            raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
+        return Known(lexicon(there["source"]), lexicon(there["target"]), form, there.get("digest"))
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise Problem(f"{path} holds no vocabularies: {error}") from error
+
+
+def task_of(folder: Path, study: Study) -> Translation:
+    """The data of the run in a folder, in its own vocabularies.
+
+    Raises:
+        Problem: they are not those that it was trained on.
+    """
+    there = known(folder, study)
+    task = Translation(study, (there.source, there.target))
+    if there.digest is None:
+        print(f"revtune: {folder} has no digest of its data; whether these are the same is not known", file=sys.stderr)
+    elif there.digest != task.digest():
+        raise Problem(f"the data are not those that {folder} was trained on: their digest differs")
+    return task
