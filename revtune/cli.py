@@ -24,7 +24,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from revtune.errors import BackendError, NonFiniteError, ReversalError, SettingError, StateRangeError
 from revtune.problem import Problem
@@ -163,9 +163,23 @@ def study_options(name: str, arguments: list[str]) -> Any:
     from revtune import recipes
 
     recipe = recipes.find(name)
-    default = recipe.Options(study=recipe.recipe(full="--full" in arguments))
+    chosen = translator_of(arguments) if hasattr(recipe, "translates") else {}
+    default = recipe.Options(study=recipe.recipe(full="--full" in arguments, **chosen))
     about = f"Recipe {name}. {recipe.__doc__}"
     return parse(recipe.Options, arguments, f"train {name}", about=about, default=default, flat=False)
+
+
+def translator_of(arguments: list[str]) -> dict[str, str]:
+    """The values of `--model` and `--unit`, which decide what a translator's other defaults are."""
+    from revtune.config import Model
+    from revtune.pairs import Unit
+
+    given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    known = {"model": get_args(Model), "unit": get_args(Unit)}
+    for option in known:
+        given.add_argument(f"--{option}", nargs="?")
+    told = vars(given.parse_known_args(arguments)[0])
+    return {option: told[option] for option, values in known.items() if told[option] in values}
 
 
 def tuned(name: str, arguments: list[str]) -> None:

@@ -28,7 +28,7 @@ from revtune.tuner import Tuner
 
 Groups = list[dict[str, Any]]
 LOWEST = 0.05
-FALL = 4
+FALL = 4.0
 HYPER_RULES: dict[HyperRule, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop
 }  # fmt: skip
@@ -75,9 +75,11 @@ class Learner(ABC):
         place: how well it does.
         best: the network's state at the lowest held-out loss.
         rates: learning rates of the optimizer's groups, in the schedule's.
+        fall: what a plateau divides the learning rate by.
     """
 
     rates: tuple[float, ...] = (1.0,)
+    fall: float = FALL
     model: nn.Module
     optimizer: torch.optim.Optimizer
     learning: Learning
@@ -116,7 +118,7 @@ class Learner(ABC):
 
     def set_rate(self) -> None:
         """Give the optimizer the learning rate of this step."""
-        rate = learning_rate(self.learning, self.steps, self.place.falls)
+        rate = learning_rate(self.learning, self.steps, self.place.falls, self.fall)
         for group, times in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = times * rate
 
@@ -238,7 +240,7 @@ class PlainLearner(Learner):
         self.optimizer.load_state_dict(state["optimizer"])
         self._carried, self._done = state["carried"], state["steps"]
         self.hypers.put(state["values"])
-        set_random_states(state["random"])
+        set_random_states(state["random"], next(self.model.parameters()).device)
 
 
 class TunedLearner(Learner):
@@ -308,10 +310,10 @@ def weight_optimizer(learning: Learning) -> Callable[[Groups], torch.optim.Optim
     return lambda groups: torch.optim.SGD(groups, learning.lr, momentum=learning.momentum)
 
 
-def learning_rate(learning: Learning, step: int, falls: int) -> float:
-    """The learning rate of a step, from 0 on, after `falls` plateaus."""
+def learning_rate(learning: Learning, step: int, falls: int, fall: float = FALL) -> float:
+    """The learning rate of a step, from 0 on, after `falls` plateaus that each divide it by `fall`."""
     if learning.schedule == "plateau":
-        return learning.lr / FALL**falls
+        return learning.lr / fall**falls
     if learning.schedule == "constant":
         return learning.lr
     done = min(1.0, step / learning.steps)

@@ -15,11 +15,17 @@ from revtune import checkpoint
 from revtune.buckets import batch, by_length, order
 from revtune.errors import NonFiniteError
 from revtune.generators import random_states, set_random_states
-from revtune.learner import Learner, weight_optimizer
+from revtune.learner import FALL, Learner, weight_optimizer
 from revtune.moses import Language
 from revtune.pairs import Lexicon, Name, Pairs, Split, Unit, pairs, texts, vocabularies
-from revtune.task import Learning
-from revtune.translator import Batch, Net, Translator, build
+from revtune.task import Learning as AnyLearning
+from revtune.task import Schedule
+from revtune.translator import Batch, Model, Net, Translator, build
+
+PAPERS_RATES: dict[Model, float] = {"gru": 0.2, "revgru": 0.2, "revlstm": 0.5, "lstm": 1.0}
+MOST: dict[Unit, int] = {"word": 50_000, "subword": 8_000}
+PAPERS_EPOCH = 454
+"""Updates of a pass over Multi30K, 64 pairs each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +39,24 @@ class Text:
     """Language to translate to."""
     unit: Unit = "word"
     """Words as the files have them, or sub-words learnt from the raw text; of iwslt14 from tokenized text too."""
-    vocabulary: int = 50_000
-    """Most words, or sub-words, of each language."""
+    vocabulary: int = MOST["word"]
+    """Most words, or sub-words, of each language; by default 50,000 words or 8,000 sub-words."""
     fewest: int = 2
     """How often a word must come up to be one of the vocabulary, or two sub-words together to be joined."""
     longest: int = 50
     """Words of the longest sentence that is learnt."""
     data: Path | None = None
     """Folder with data sets by name; default: the environment's REVTUNE_DATA, then the hub."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning(AnyLearning):
+    """How a translator learns."""
+
+    schedule: Schedule = "constant"
+    """cosine falls to a twentieth over the run; plateau divides by --fall when validation stops improving."""
+    fall: float = FALL
+    """What a plateau divides the learning rate by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +144,7 @@ class TranslationLearner(Learner):
     def __init__(self, task: Translation) -> None:
         super().__init__(task)
         torch.manual_seed(task.study.seed)
-        self.translation, self.model = task, task.net()
+        self.translation, self.model, self.fall = task, task.net(), task.study.learning.fall
         self.optimizer = weight_optimizer(self.learning)([{"params": list(self.model.parameters())}])
         self._done = 0
 
@@ -173,18 +189,28 @@ class TranslationLearner(Learner):
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._done = state["steps"]
-        set_random_states(state["random"])
+        set_random_states(state["random"], next(self.model.parameters()).device)
 
 
-def recipe(name: Name, *, full: bool, layers: int = 1, hidden: int = 300, sliced: int = 20) -> Study:
-    """Two cores in an hour, by Adam; in full the papers' settings, by SGD for 80 epochs."""
+def recipe(
+    name: Name, *, full: bool, layers: int = 1, hidden: int = 300, sliced: int = 20, model: Model = "revgru",
+    unit: Unit = "word",
+) -> Study:  # fmt: skip
+    """Two cores in an hour, by Adam; in full the papers' settings, by SGD for 80 epochs of Multi30K.
+
+    The papers' learning rate depends on the model, and is halved when the held-out perplexity is no better.
+    """
     base = Study(
-        text=Text(name=name), net=Net(layers=layers, hidden=hidden, embedding=hidden, attend=f"emb+slice:{sliced}")
+        text=Text(name=name, unit=unit, vocabulary=MOST[unit]),
+        net=Net(model=model, layers=layers, hidden=hidden, embedding=hidden, attend=f"emb+slice:{sliced}"),
     )
     adam = Learning(
         steps=9_000, batch=64, optimizer="adam", lr=2e-3, schedule="plateau", patience=2, clip=1.0, valid_every=227
     )
     if not full:
         return replace(base, learning=adam)
-    sgd = replace(adam, steps=36_240, optimizer="sgd", lr=0.2, momentum=0.0, patience=1, clip=5.0, valid_every=453)
+    sgd = Learning(
+        steps=80 * PAPERS_EPOCH, batch=64, optimizer="sgd", lr=PAPERS_RATES[model], momentum=0.0, schedule="plateau",
+        fall=2.0, patience=1, clip=5.0, valid_every=PAPERS_EPOCH,
+    )  # fmt: skip
     return replace(base, text=replace(base.text, fewest=1), learning=sgd)

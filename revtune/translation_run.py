@@ -85,6 +85,7 @@ def check(study: Study) -> None:
     if study.text.source == study.text.target:
         raise Problem(f"--source and --target must differ, got {study.text.source} for both", code=2)
     check_numbers(study, study.learning)
+    _every(study.learning, "fall", lambda value: value > 1, "above 1")
 
 
 def stored(folder: Path) -> tuple[str, Study]:

@@ -247,6 +247,7 @@ def test_it_goes_on_bit_for_bit(model: str, data: Path, tmp_path: Path, monkeypa
         (["--fewest", "1000000"], "the vocabulary is empty"),
         (["--longest", "1"], "no sentence pair of the train text can be used"),
         (["--lr", "0"], "--lr must be above 0"),
+        (["--fall", "1"], "--fall must be above 1, got 1"),
         *[(["--max-forget-bits", bits], "--max-forget-bits must be above 0, or None for no limit, got")
           for bits in ("0", "-1", "nan", "inf")],
         (["--hidden", "0"], "--hidden must be at least 1, got 0"),

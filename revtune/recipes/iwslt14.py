@@ -13,16 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from revtune import translation, translation_run
+from revtune.pairs import Unit
 from revtune.translation import Study
 from revtune.translation_run import Options as Options
+from revtune.translator import Model
 
 translates = True
 
 
-def recipe(*, full: bool = False) -> Study:
+def recipe(*, full: bool = False, model: Model = "revgru", unit: Unit = "word") -> Study:
     """Two layers of 300 units, in full of 600, that attend to embeddings and a slice."""
     hidden = 600 if full else 300
-    study = translation.recipe("iwslt14", full=full, layers=2, hidden=hidden, sliced=hidden // 10)
+    study = translation.recipe(
+        "iwslt14", full=full, layers=2, hidden=hidden, sliced=hidden // 10, model=model, unit=unit
+    )
     return replace(study, text=replace(study.text, source="de", target="en"))
 
 

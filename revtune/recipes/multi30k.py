@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from revtune import translation, translation_run
+from revtune.pairs import Unit
 from revtune.translation import Study
 from revtune.translation_run import Options as Options
+from revtune.translator import Model
 
 translates = True
 
 
-def recipe(*, full: bool = False) -> Study:
+def recipe(*, full: bool = False, model: Model = "revgru", unit: Unit = "word") -> Study:
     """One layer of 300 units that attends to embeddings and a slice of 20 units."""
-    return translation.recipe("multi30k", full=full)
+    return translation.recipe("multi30k", full=full, model=model, unit=unit)
 
 
 def run(options: Options) -> None:
