@@ -73,7 +73,8 @@ class Pass:
         size: B.
         delta: what responses are linear in, shape (B, n); None where every response is zero.
         raw: perturbed l for those who read values, shape (B, n); None on validation, where reading is an error.
-        training: whether regularizers act and running statistics move.
+        training: whether it is of a training step.
+        statistics: whether running statistics move, those of modules in training mode.
         tape: None for an ordinary pass. Else responses add nothing to the network's values: a pass with a recording
             tape keeps what each would have added, and one under forward differentiation carries it as a tangent.
     """
@@ -186,7 +187,7 @@ class Hyperparameters(nn.Module):
     @torch.no_grad()
     def cap(self) -> None:
         """Bring tuned scales back below their caps."""
-        most = [softplus_inverse(spec.max_scale) for spec in self.specs.values()]
+        most = [softplus_inverse(s.max_scale) if s.tune_scale else math.inf for s in self.specs.values()]
         self.spread.clamp_(max=torch.tensor(most, dtype=self.spread.dtype, device=self.spread.device))
 
     @contextlib.contextmanager

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from revtune.hyperparameters import Pass
+from revtune.response import ADDED
 from tests.tuned_nets import adopt, answering, at, responding, two
 
 LAYERS: list[tuple[Any, Any]] = [
@@ -59,8 +60,18 @@ def test_plain_weights_load_and_tuned_ones_too(make: Any, draw: Any) -> None:
     layer, other = (answering(adopt(make(), two()), seed) for seed in (1, 2))
     layer.load_state_dict(weights)
     assert all(torch.equal(layer.state_dict()[name], value) for name, value in weights.items())
+    assert not any(value.any() for name, value in layer.named_parameters() if name.startswith(ADDED[1:]))
+    answering(layer, 1)
     other.load_state_dict(layer.state_dict())
     assert all(torch.equal(other.state_dict()[name], value) for name, value in layer.state_dict().items())
+
+
+def test_weights_without_a_layers_own_leave_its_response() -> None:
+    net = answering(adopt(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)), two()))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    net.load_state_dict({name: value for name, value in before.items() if name in ("0.weight", "0.bias")}, strict=False)
+    assert not net.get_parameter("0.response_scale").any() and not net.get_parameter("0.response_shift").any()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items() if name[0] == "1")
 
 
 def test_a_response_has_the_gradient_of_its_equation() -> None:
