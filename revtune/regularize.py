@@ -97,10 +97,6 @@ class Tuned(nn.Module):
         current = self.hypers.values()
         return {key: current[value] if isinstance(value, str) else value for key, value in self._values.items()}
 
-    def fix(self) -> None:
-        """Keep the current values from now on, as numbers."""
-        self._values = dict(self.now())
-
     def drop(self) -> None:
         """Become a plain torch module that is equal in evaluation."""
         for name in ("_hypers", "_values", "batch_dim"):
@@ -194,7 +190,7 @@ class TunedDropout3d(Dropping, nn.Dropout3d):
 
 
 class TunedLockedDropout(Tuned):
-    """Locked dropout at a tuned rate: one mask for all steps of a sequence (`noise.locked_dropout`).
+    """Locked dropout at a tuned rate: one mask for all steps of a sequence.
 
     Args:
         hypers: where the name is looked up.
@@ -226,7 +222,7 @@ class TunedLockedDropout(Tuned):
 
 
 class TunedNoise(Tuned):
-    """Normal noise of a tuned standard deviation, for inputs (`noise.input_noise`).
+    """Normal noise of a tuned standard deviation, for inputs.
 
     Args:
         hypers: where the name is looked up.
