@@ -27,6 +27,7 @@ from revtune.generators import random_states, set_random_states
 from revtune.hyperparameters import Hyperparameters, Pass, Values
 from revtune.linearized import Recorded
 from revtune.response import ADDED
+from revtune.response_norm import ResponseBatchNorm
 from revtune.trees import mapped, tensors
 
 Predict = Callable[[nn.Module, Any], Any]
@@ -242,8 +243,11 @@ def statistics_kept(model: nn.Module, *, always: bool = False) -> Iterator[None]
 
 @contextlib.contextmanager
 def resting(model: nn.Module) -> Iterator[None]:
-    """All modules are in evaluation mode until the block ends."""
-    before = [module for module in model.modules() if module.training]
+    """All modules are in evaluation mode until the block ends, but batch normalisations that respond stay as they are.
+
+    They go by the batch where they do in training: responses were learnt so.
+    """
+    before = [module for module in model.modules() if module.training and not isinstance(module, ResponseBatchNorm)]
     for module in before:
         module.training = False
     try:

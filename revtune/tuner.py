@@ -157,7 +157,6 @@ class Tuner:
     def train_step(self, batch: Any) -> float:
         """Weights and responses one step on; the loss. As `step`."""
         self._begin("train")
-        self.model.train()
         waiting = mapped(Tensor.clone, self._added_up())
         try:
             with bilevel.statistics_kept(self.model):
@@ -197,6 +196,7 @@ class Tuner:
             raise ValueError(f"the network now holds responses of the other method than this tuner's, {self.method!r}")
         if self._carried is not None:
             self._carried.level = level
+        self.model.train()  # a module that is to stay in evaluation mode sees to that in its own `train`
 
     def _update(self) -> None:
         if self.scaler is not None:

@@ -42,8 +42,17 @@ class Recurrent(nn.Module):
         return h
 
 
+def resting_norms() -> nn.Module:
+    """The convolutional net, its batch normalisation going by running statistics."""
+    net: Any = convolutional()
+    nn.init.normal_(net[1].running_mean)
+    net[1].eval()
+    return net
+
+
 NETS: list[tuple[Any, Any]] = [
     (convolutional, lambda: torch.randn(5, 3, 6, 6, dtype=torch.float64)),
+    (resting_norms, lambda: torch.randn(5, 3, 6, 6, dtype=torch.float64)),
     (lambda: Recurrent().double(), lambda: torch.randint(9, (5, 6))),
 ]
 

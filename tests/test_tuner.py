@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from revtune.convert import self_tuning
+from revtune.convert import frozen, self_tuning
 from revtune.errors import NonFiniteError
 from revtune.hyper import Positive, Rate
 from revtune.hyperparameters import Hyperparameters
@@ -354,6 +354,42 @@ def normed(method: Any) -> Tuner:
     for _ in range(4):
         of.step(data(8).tensors, data(8).tensors)
     return of
+
+
+class Kept(nn.Sequential):
+    """Its batch normalisation stays in evaluation mode, as in fine-tuning."""
+
+    def train(self, mode: bool = True) -> "Kept":
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+@methods
+def test_a_norm_that_is_kept_in_evaluation_mode_goes_by_its_statistics_on_both_levels(method: Any) -> None:
+    torch.manual_seed(0)
+    net = self_tuning(Kept(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 3)))
+    statistics: Any = net.get_buffer("1.running_mean").normal_().clone()
+    of = Tuner(net, lambda out, batch, h: F.cross_entropy(out, batch[1], reduction="none"), valid_loss, method=method,
+               optimizer=lambda params: torch.optim.Adam(params, 0.1))  # fmt: skip
+    with torch.no_grad():
+        of.hypers.spread.fill_(-40.0)
+    x, y = data(8).tensors
+    wanted = F.cross_entropy(frozen(net).eval()(x), y).item()
+    assert of.valid_step((x, y)) == pytest.approx(wanted, rel=1e-5)
+    for _ in range(3):
+        of.step((x, y), (x, y))
+    assert torch.equal(net.get_buffer("1.running_mean"), statistics) and net.get_parameter("1.weight").std() > 0
+    of.step((x[:1], y[:1]), (x[:1], y[:1]))
+
+
+def test_a_validation_step_is_the_same_after_an_evaluation() -> None:
+    found = []
+    for rests in (False, True):
+        of = normed("delta")
+        of.model.train(not rests)
+        found.append(of.valid_step(data(8).tensors))
+    assert found[0] == found[1]
 
 
 def state_of(of: Tuner) -> list[Tensor]:
