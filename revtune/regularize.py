@@ -80,12 +80,12 @@ class Tuned(nn.Module):
     def once(self, x: Tensor, change: Callable[[], Tensor]) -> Tensor:
         """`change()`, x changed at some cost; Delta-STN's second pass does without where it can (`linearized`)."""
         tape = self._tape
-        return change() if tape is None else tape.once(x, change)
+        return change() if tape is None else tape.once(self, x, change)
 
     def times(self, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """`x * draw()`; Delta-STN's second pass takes what was drawn in the first."""
         tape = self._tape
-        return x * draw() if tape is None else tape.times(x, draw)
+        return x * draw() if tape is None else tape.times(self, x, draw)
 
     @property
     def _tape(self) -> Recorded | None:

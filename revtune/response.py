@@ -129,8 +129,8 @@ class Responding(nn.Module):
     def _linearized(self, x: Tensor, d: Tensor, tape: Recorded) -> Tensor:
         if tape.recording:
             y = self.base(x)
-            return tape.add(y, self.change(x.detach(), y, d))
-        known, change = tape.next()
+            return tape.add(self, y, self.change(x.detach(), y, d))
+        known, change = tape.next(self)
         y = self.base(forward_ad.unpack_dual(x).primal) if known is None else known
         carried = self.carry(x)
         return forward_ad.make_dual(y, change if carried is None else change + carried)

@@ -306,7 +306,7 @@ class Tuner:
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
-        set_random_states(state["random"])
+        set_random_states(state["random"], self.hypers.raw.device)
         if self._carried is not None:
             self._carried.states = dict(state["states"])
         self.history.records = list(state["history"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from revtune.bilevel import Problem, delta, held_out, stn
@@ -339,7 +340,8 @@ def test_the_linearisation_sees_the_same_masks() -> None:
     nn.init.zeros_(net[1].response_shift)
     raw = hypers.perturbed(10).detach()
     torch.manual_seed(3)
-    _, linear = linearized(problem(net, hypers), batch, raw, d := raw - hypers.raw.detach())
+    with forward_ad.dual_level():
+        _, linear = linearized(problem(net, hypers), batch, raw, d := raw - hypers.raw.detach())
     torch.manual_seed(3)
     with hypers.bound(Pass(10, d, raw)):
         assert torch.allclose(net(batch[0]), linear, atol=1e-5)

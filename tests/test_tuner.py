@@ -116,6 +116,14 @@ def test_a_saved_run_goes_on_to_the_bit(method: str, stop: int, tmp_path: Path) 
     assert all(one["values"] == two["values"] and one["valid"] == two["valid"] for one, two in pairs)
 
 
+def test_a_loaded_state_puts_back_the_generators_of_the_networks_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("revtune.tuner.set_random_states", lambda states, device=None: seen.append(device))
+    of = tuner()
+    of.load_state_dict(of.state_dict())
+    assert seen == [torch.device("cpu")]
+
+
 @methods
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_a_step_that_fails_leaves_the_last_good_state(method: str, bad: str) -> None:
