@@ -17,7 +17,8 @@ SELF_TUNING = """
     errors hyper hyperparameters trees generators linearized forward_mode response response_norm ranges noise
     response_steps response_gates response_loop response_rnn drawn loader
     penalties weight_norm regularize regularize_weights augment regularize_images bilevel bypasses convert rated_rnn
-    streams history_plot history carried tuner_checks tuner constants
+    streams history_plot history carried optimizer_checks state_checks tuner_checks tuner
+    constants
 """.split()
 LAZY = {"augment": {"kornia"}, "history_plot": {"matplotlib"}}
 

@@ -1,6 +1,7 @@
 """The alternation: who steps when, what is saved and resumed to the bit, what is refused, that values are tuned."""
 
 import gc
+import sys
 import warnings
 import weakref
 from collections.abc import Callable
@@ -178,6 +179,22 @@ def test_gradients_that_wait_for_their_update_are_saved(method: str) -> None:
 
 
 @methods
+def test_gradients_of_others_are_no_part_of_an_update(method: str) -> None:
+    """As a loop that learns before leaves them, or a backward of the user's own between steps."""
+    found = []
+    for others in (False, True):
+        of = tuner(method, accumulate=2, warmup=9)
+        for i in range(4):
+            if others and i % 2 == 0:
+                for p in of.model.parameters():
+                    p.grad = torch.ones_like(p)
+            torch.manual_seed(i)
+            of.train_step(data(8, i).tensors)
+        found.append(everything(of))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+@methods
 def test_a_batch_that_fails_leaves_gradients_that_wait(method: str) -> None:
     x, target = data(8).tensors
     of = tuner(method, accumulate=3, warmup=9)
@@ -343,11 +360,20 @@ def test_the_history_is_kept_as_json_lines_and_drawn(tmp_path: Path) -> None:
         of.history.plot()
     for both in of.batches(train, valid):
         of.step(*both)
+    assert len(of.history) == 4
     of.history.write(tmp_path / "history.jsonl")
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 4
     of.history.plot(tmp_path / "history.png")
     assert (tmp_path / "history.png").read_bytes()[:4] == b"\x89PNG"
     assert of.history.column("noise")[-1] == of.values()["noise"]
+
+
+def test_a_plot_without_matplotlib_tells_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = tuner(ratio=1)
+    of.step(data(8).tensors, data(8).tensors)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"needs matplotlib, .* pip install 'revtune\[program\]'"):
+        of.history.plot()
 
 
 # Bad steps, garbage
