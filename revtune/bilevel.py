@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,18 +21,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from revtune.drawn import Drawn
 from revtune.errors import NonFiniteError
+from revtune.forward_mode import without_formula
 from revtune.generators import random_states, set_random_states
 from revtune.hyperparameters import Hyperparameters, Pass, Values
-from revtune.linearized import Recorded
+from revtune.linearized import Recorded, tangent_of
 from revtune.response import ADDED
+from revtune.response_norm import ResponseBatchNorm
 from revtune.trees import mapped, tensors
 
 Predict = Callable[[nn.Module, Any], Any]
 TrainLoss = Callable[[Any, Any, Values], Tensor]
 ValidLoss = Callable[[Any, Any], Tensor]
+UNSEEN = (
+    "the training loss reads tensors of the network that are not in its prediction, but in an attribute or a hook, by "
+    "which Delta-STN teaches responses nothing: let predict return them too, or use method=\"stn\""
+)
 
 
 @dataclass(frozen=True)
@@ -97,9 +105,10 @@ def stn(problem: Problem, batch: Any, scale: Callable[[Tensor], Tensor]) -> Tens
     """
     _, batch, raw = problem.perturbed(batch)
     d = problem.hypers.departure(raw)
-    with problem.hypers.bound(Pass(raw.shape[0], d, raw, statistics=True)), problem.autocast():
-        loss = problem.loss(problem.predict(problem.model, batch), batch, raw)
-    scale(finite(loss, "training")).backward()
+    with problem.hypers.bound(Pass(raw.shape[0], d, raw, statistics=True)):
+        with problem.autocast():
+            loss = problem.loss(problem.predict(problem.model, batch), batch, raw)
+        scale(finite(loss, "training")).backward()  # in the pass, as what is checkpointed runs again
     return loss.detach()
 
 
@@ -107,37 +116,55 @@ def delta(problem: Problem, batch: Any, scale: Callable[[Tensor], Tensor]) -> Te
     """As `stn`, by the steps of Delta-STN; the loss at the current hyperparameters."""
     (still, batch, raw), (base, added) = problem.perturbed(batch), problem.parameters()
     now = problem.hypers.raw.detach().expand(raw.shape[0], -1)
-    with frozen(added), problem.hypers.bound(Pass(raw.shape[0], None, now, statistics=True)), problem.autocast():
-        loss = problem.loss(problem.predict(problem.model, still), still, now)
-    scale(finite(loss, "training")).backward()
+    with frozen(added), problem.hypers.bound(Pass(raw.shape[0], None, now, statistics=True)):
+        with problem.autocast():
+            loss = problem.loss(problem.predict(problem.model, still), still, now)
+        scale(finite(loss, "training")).backward()
     with frozen(base), statistics_kept(problem.model, always=True):
         _responses(problem, batch, raw, problem.hypers.departure(raw), scale)
     return loss.detach()
 
 
 def _responses(problem: Problem, batch: Any, raw: Tensor, d: Tensor, scale: Callable[[Tensor], Tensor]) -> None:
-    out, linear = linearized(problem, batch, raw, d)
-    with problem.hypers.bound(Pass(raw.shape[0], d, raw)), problem.autocast():
-        loss = problem.loss(linear, batch, raw)
-    scale(finite(loss, "responses' training")).backward()
-    pairs = [(y, at.grad) for y, at in zip(tensors(out), tensors(linear), strict=True) if y.requires_grad]
-    told = [(y, grad) for y, grad in pairs if grad is not None]
-    if told:
-        torch.autograd.backward([y for y, _ in told], [grad for _, grad in told])
+    with sdpa_kernel(SDPBackend.MATH):  # the one with a forward-mode formula, and with one mask in both passes
+        with forward_ad.dual_level():
+            out, linear = linearized(problem, batch, raw, d)
+            with problem.hypers.bound(Pass(raw.shape[0], d, raw)), problem.autocast():
+                loss = problem.loss(linear, batch, raw)
+            if tangent_of(loss) is not None:
+                warnings.warn(UNSEEN, stacklevel=2)
+        scale(finite(loss, "responses' training")).backward()
+        pairs = [(y, at.grad) for y, at in zip(tensors(out), tensors(linear), strict=True) if y.requires_grad]
+        told = [(y, grad) for y, grad in pairs if grad is not None]
+        if told:
+            with problem.hypers.bound(Pass(raw.shape[0], d, raw, tape=Recorded(0))):
+                torch.autograd.backward([y for y, _ in told], [grad for _, grad in told])
 
 
 def linearized(problem: Problem, batch: Any, raw: Tensor, d: Tensor) -> tuple[Any, Any]:
     """A prediction at d = 0, with its graph, and the prediction linear in d, a leaf that wants its gradient.
 
-    Random masks are the same in both passes: torch's generators are put back between them.
+    Random masks are the same in both passes: torch's generators are put back between them. It is to be called inside
+    `forward_ad.dual_level()`.
+
+    Raises:
+        TypeError: the prediction holds no tensor of floating-point numbers that could be found.
+        ValueError: the passes took different layers.
+        NotImplementedError: an operation has no forward-mode formula.
     """
-    tape = Recorded()
-    bound, states = Pass(raw.shape[0], d, raw, tape=tape), random_states(problem.hypers.raw.device)
+    tape, device = Recorded(), problem.hypers.raw.device
+    bound, states = Pass(raw.shape[0], d, raw, tape=tape), random_states(device)
     with problem.hypers.bound(bound), problem.autocast():
         out = problem.predict(problem.model, batch)
-    set_random_states(states)
-    with tape.carried(), problem.hypers.bound(bound), problem.autocast():
-        linear = mapped(_linear, problem.predict(problem.model, batch))
+    if not tensors(out):
+        kinds = "a tensor, or tuples, lists, dictionaries or dataclasses that hold some"
+        raise TypeError(f"a prediction must be {kinds} of floating-point numbers, got {type(out).__name__}")
+    set_random_states(states, device)
+    try:
+        with tape.carried(), problem.hypers.bound(bound), problem.autocast():
+            linear = mapped(_linear, problem.predict(problem.model, batch))
+    except NotImplementedError as error:
+        raise without_formula(error, problem.model) from error
     return out, mapped(lambda y: y.requires_grad_() if y.is_floating_point() else y, linear)
 
 
@@ -242,8 +269,11 @@ def statistics_kept(model: nn.Module, *, always: bool = False) -> Iterator[None]
 
 @contextlib.contextmanager
 def resting(model: nn.Module) -> Iterator[None]:
-    """All modules are in evaluation mode until the block ends."""
-    before = [module for module in model.modules() if module.training]
+    """All modules are in evaluation mode until the block ends, but batch normalisations that respond stay as they are.
+
+    They go by the batch where they do in training: responses were learnt so.
+    """
+    before = [module for module in model.modules() if module.training and not isinstance(module, ResponseBatchNorm)]
     for module in before:
         module.training = False
     try:

@@ -17,6 +17,9 @@ class History:
         """Take down one more."""
         self.records.append(record)
 
+    def __len__(self) -> int:
+        return len(self.records)
+
     def write(self, path: str | Path) -> None:
         """Write all records, one JSON object a line."""
         Path(path).write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")

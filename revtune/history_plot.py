@@ -9,9 +9,16 @@ WIDE, HIGH, COLUMNS = 3.2, 2.2, 3
 
 
 def draw(records: list[dict[str, Any]], path: str | Path | None) -> Any:
-    """The figure of a history's records, written to `path` if one is given."""
-    from matplotlib.figure import Figure
+    """The figure of a history's records, written to `path` if one is given.
 
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        needs = "history.plot needs matplotlib, which is not installed: pip install 'revtune[program]'"
+        raise ImportError(needs) from error
     names = list(records[0]["values"])
     moved = [name for name in names if len({record["scales"][name] for record in records}) > 1]
     panels = 1 + len(names) + bool(moved)

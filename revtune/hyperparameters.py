@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import CheckpointFunction
 
 from revtune.errors import HyperparameterError
 from revtune.hyper import Hyper, Integer, softplus_inverse
@@ -73,7 +75,8 @@ class Pass:
         size: B.
         delta: what responses are linear in, shape (B, n); None where every response is zero.
         raw: perturbed l for those who read values, shape (B, n); None on validation, where reading is an error.
-        training: whether regularizers act and running statistics move.
+        training: whether it is of a training step.
+        statistics: whether running statistics move, those of modules in training mode.
         tape: None for an ordinary pass. Else responses add nothing to the network's values: a pass with a recording
             tape keeps what each would have added, and one under forward differentiation carries it as a tangent.
     """
@@ -186,7 +189,7 @@ class Hyperparameters(nn.Module):
     @torch.no_grad()
     def cap(self) -> None:
         """Bring tuned scales back below their caps."""
-        most = [softplus_inverse(spec.max_scale) for spec in self.specs.values()]
+        most = [softplus_inverse(s.max_scale) if s.tune_scale else math.inf for s in self.specs.values()]
         self.spread.clamp_(max=torch.tensor(most, dtype=self.spread.dtype, device=self.spread.device))
 
     @contextlib.contextmanager
@@ -220,8 +223,17 @@ class Hyperparameters(nn.Module):
         return Values(self, self._pass.raw)[name]
 
     def delta(self) -> Tensor | None:
-        """What responses are linear in now, (B, n), or (1, n) outside a pass; None where they are zero."""
+        """What responses are linear in now, (B, n), or (1, n) outside a pass; None where they are zero.
+
+        Raises:
+            ValueError: inside a pass, it is asked for within a reentrant checkpoint, which would cut its gradient off.
+        """
         if self._pass is not None:
+            if self._pass.tape is None and not torch.is_grad_enabled() and _reentrant():
+                raise ValueError(
+                    "torch.utils.checkpoint must be called with use_reentrant=False here: hyperparameters have no "
+                    "gradient through a reentrant one"
+                )
             return self._pass.delta
         return None if self.centred else self.departure(self.raw.detach()[None])
 
@@ -261,6 +273,11 @@ class Hyperparameters(nn.Module):
     def extra_repr(self) -> str:
         """Names and current values."""
         return ", ".join(f"{name}={value}" for name, value in self.values().items())
+
+
+def _reentrant() -> bool:
+    """Whether this is called by code in a reentrant checkpoint."""
+    return any(frame.f_code is CheckpointFunction.forward.__code__ for frame, _ in traceback.walk_stack(None))
 
 
 def _short(value: float) -> float:

@@ -115,8 +115,7 @@ class Kernel:
         self._masks = [masks[part].contiguous() if part in masks else None for part in cell.states[0]]
         self._lengths = None if lengths is None else lengths.long().contiguous()
         self._memory: dict[str, Tensor] = {}
-        self._packed = torch.ops.revtune.pack(self._hh, self.blocks)
-        self._packed_extra = None if self._extra is None else torch.ops.revtune.pack(self._extra, self.blocks)
+        self._packs: tuple[Tensor, Tensor | None] | None = None
 
     @property
     def is_gru(self) -> bool:
@@ -161,9 +160,21 @@ class Kernel:
         gates = self.weights.project(x, out)
         return gates if gates.data_ptr() == out.data_ptr() else out.copy_(gates)
 
+    def packs(self) -> tuple[Tensor, Tensor | None]:
+        """Recurrent weights laid out as the kernel reads them, from the first chunk on."""
+        if self._packs is None:
+            extra = None if self._extra is None else torch.ops.revtune.pack(self._extra, self.blocks)
+            self._packs = torch.ops.revtune.pack(self._hh, self.blocks), extra
+        return self._packs
+
     def forget_rooms(self) -> None:
         """Let go of the memory that the next chunk would use again; rooms that are held stay as they are."""
         self._memory = {}
+
+    def rest(self) -> None:
+        """Let go of all that can be made anew."""
+        self.forget_rooms()
+        self._packs = None
 
     def _shared(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Memory that is used again by the next chunk, which is no longer as a rule."""
@@ -249,7 +260,7 @@ class Kernel:
         return room.gates
 
     def _reading(self) -> list[Tensor | None]:
-        return [self._packed, self._packed_extra, self._scale, *self._masks]
+        return [*self.packs(), self._scale, *self._masks]
 
     def _add_products(self, room: Room, half: int) -> None:
         """The gradient of the rows of `hh` that a half's gates use."""

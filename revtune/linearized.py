@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
@@ -47,51 +47,61 @@ class Change(NamedTuple):
 
 
 class Recorded:
-    """What response layers and regularizers said in one pass, in their order, for the pass that carries it."""
+    """What response layers and regularizers said in one pass, in their order, for the pass that carries it.
 
-    def __init__(self) -> None:
+    Args:
+        most: how much of it is kept; 0 where checkpointed code runs again in the backward pass.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
         self.recording = True
-        self._said = deque[tuple[Any, ...]]()
+        self._said = deque[tuple[nn.Module, tuple[Any, ...]]](maxlen=most)
 
-    def add(self, y: Tensor, change: Change) -> Tensor:
+    def add(self, owner: nn.Module, y: Tensor, change: Change) -> Tensor:
         """Keep a layer's plain output and what its response would add; y with the gradient of their sum."""
         found: Tensor = _Unanswered.apply(y, *change)
-        self.keep(found.detach(), found._version, change.detached())
+        self.keep(owner, found.detach(), found._version, change.detached())
         return found
 
     @contextlib.contextmanager
     def carried(self) -> Iterator[None]:
-        """The pass that carries what was recorded runs in here: without a graph, under forward differentiation."""
+        """The pass that carries what was recorded runs in here, inside a level of forward differentiation.
+
+        Raises:
+            ValueError: it took other layers than the one that was recorded.
+        """
         self.recording = False
-        with torch.no_grad(), forward_ad.dual_level(), _Packing(), warnings.catch_warnings():
+        with torch.no_grad(), _Packing(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)  # torch's own
             yield
+        if self._said:
+            raise _astray(None, self._said[0][0])
 
-    def next(self) -> tuple[Tensor | None, Tensor]:
-        """What the layer whose turn it is said; its output is None where it has since been overwritten in place."""
-        y, version, change = self.recall()
+    def next(self, owner: nn.Module) -> tuple[Tensor | None, Tensor]:
+        """What a layer said; its output is None where it has since been overwritten in place."""
+        y, version, change = self.recall(owner)
         return (y if y._version == version else None), change.value()
 
-    def once(self, x: Tensor, run: Callable[[], Tensor]) -> Tensor:
+    def once(self, owner: nn.Module, x: Tensor, run: Callable[[], Tensor]) -> Tensor:
         """What `run` makes of x and of numbers it draws; the pass that carries runs it only where x has a tangent."""
         if self.recording:
             y = run()
-            self.keep(y.detach(), y._version, random_states(y.device))
+            self.keep(owner, y.detach(), y._version, random_states(y.device))
             return y
-        y, version, after = self.recall()
+        y, version, after = self.recall(owner)
         if y._version != version or tangent_of(x) is not None:
             return run()
         set_random_states(after, y.device)
         return y
 
-    def times(self, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+    def times(self, owner: nn.Module, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """x times what `draw` draws, the same in both passes; kept only where x depends on a response."""
         if self.recording:
             factor = draw()
             y = x * factor
-            self.keep(y.detach(), y._version, random_states(y.device), factor if x.requires_grad else None)
+            self.keep(owner, y.detach(), y._version, random_states(y.device), factor if x.requires_grad else None)
             return y
-        y, version, after, factor = self.recall()
+        y, version, after, factor = self.recall(owner)
         primal, tangent = forward_ad.unpack_dual(x)
         kept = y._version == version
         if factor is None and not (kept and tangent is None):
@@ -100,13 +110,31 @@ class Recorded:
         y = y if kept else primal * factor
         return y if tangent is None else forward_ad.make_dual(y, tangent * factor)
 
-    def keep(self, *said: Any) -> None:
+    def keep(self, owner: nn.Module, *said: Any) -> None:
         """Keep whatever a layer says."""
-        self._said.append(said)
+        self._said.append((owner, said))
 
-    def recall(self) -> tuple[Any, ...]:
-        """What was said next, which is let go."""
-        return self._said.popleft()
+    def recall(self, owner: nn.Module) -> tuple[Any, ...]:
+        """What a layer, whose turn it must be, said; it is let go.
+
+        Raises:
+            ValueError: it is another's turn, or nobody's.
+        """
+        first, said = self._said.popleft() if self._said else (None, ())
+        if first is not owner:
+            raise _astray(owner, first)
+        return said
+
+
+def _astray(second: nn.Module | None, first: nn.Module | None) -> ValueError:
+    """The error for passes that took different layers at one point, None where one had ended."""
+    took, had = (
+        "ended" if one is None else f"came to {getattr(one, '_name', type(one).__name__)}" for one in (second, first)
+    )
+    return ValueError(
+        f"Delta-STN goes through the network twice, and the second pass {took} where the first {had}: what is chosen "
+        "at random must be drawn by torch's own generators, not by random or NumPy; or use method=\"stn\""
+    )
 
 
 class _Packing(TorchFunctionMode):

@@ -79,7 +79,7 @@ class NativeTape(Tape):
         return other
 
     def pause(self) -> None:
-        self.kernel.forget_rooms()
+        self.kernel.rest()
 
     def restart(self, place: Place) -> None:
         self._counts = stacked(place.counts, self.cell)

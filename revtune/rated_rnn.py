@@ -1,6 +1,6 @@
 """nn.LSTM and nn.GRU whose dropout rates are numbers read anew at each pass: what a network at fixed values uses.
 
-Recurrent weights are dropped as `noise.weight_drop` does, one mask a batch, and torch's own layer does the rest.
+Recurrent weights are dropped by one mask a batch, and torch's own layer does the rest.
 """
 
 from __future__ import annotations

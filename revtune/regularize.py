@@ -80,12 +80,12 @@ class Tuned(nn.Module):
     def once(self, x: Tensor, change: Callable[[], Tensor]) -> Tensor:
         """`change()`, x changed at some cost; Delta-STN's second pass does without where it can (`linearized`)."""
         tape = self._tape
-        return change() if tape is None else tape.once(x, change)
+        return change() if tape is None else tape.once(self, x, change)
 
     def times(self, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """`x * draw()`; Delta-STN's second pass takes what was drawn in the first."""
         tape = self._tape
-        return x * draw() if tape is None else tape.times(x, draw)
+        return x * draw() if tape is None else tape.times(self, x, draw)
 
     @property
     def _tape(self) -> Recorded | None:
@@ -96,10 +96,6 @@ class Tuned(nn.Module):
         """Current values of all strengths."""
         current = self.hypers.values()
         return {key: current[value] if isinstance(value, str) else value for key, value in self._values.items()}
-
-    def fix(self) -> None:
-        """Keep the current values from now on, as numbers."""
-        self._values = dict(self.now())
 
     def drop(self) -> None:
         """Become a plain torch module that is equal in evaluation."""
@@ -194,7 +190,7 @@ class TunedDropout3d(Dropping, nn.Dropout3d):
 
 
 class TunedLockedDropout(Tuned):
-    """Locked dropout at a tuned rate: one mask for all steps of a sequence (`noise.locked_dropout`).
+    """Locked dropout at a tuned rate: one mask for all steps of a sequence.
 
     Args:
         hypers: where the name is looked up.
@@ -226,7 +222,7 @@ class TunedLockedDropout(Tuned):
 
 
 class TunedNoise(Tuned):
-    """Normal noise of a tuned standard deviation, for inputs (`noise.input_noise`).
+    """Normal noise of a tuned standard deviation, for inputs.
 
     Args:
         hypers: where the name is looked up.

@@ -15,7 +15,7 @@ from revtune.response import Responding
 
 
 class TunedEmbeddingDropout(Tuned):
-    """An embedding that drops words at a tuned rate, wherever they stand in a batch (`noise.embedding_dropout`).
+    """An embedding that drops words at a tuned rate, wherever they stand in a batch.
 
     Args:
         embedding: an nn.Embedding; its response, if it gets one, is dropped with it.
@@ -50,7 +50,7 @@ class TunedEmbeddingDropout(Tuned):
 
 
 class TunedWeightDrop(Tuned):
-    """A module whose weight loses single entries at a tuned rate: drop-connect (`noise.weight_drop`).
+    """A module whose weight loses single entries at a tuned rate: drop-connect.
 
     What is dropped is the weight that an example's hyperparameters give, W0 and W1 by the same mask.
 
@@ -59,7 +59,7 @@ class TunedWeightDrop(Tuned):
             weights itself.
         hypers: where the name is looked up.
         p: the name of a hyperparameter with per="batch", or a rate.
-        weight: the name of the module's weight.
+        weight: the name of the weight, such as "0.weight" of an nn.Sequential.
 
     Raises:
         ValueError: it wraps a recurrent module, or one without such a weight; there is no such hyperparameter, or it is
@@ -81,6 +81,10 @@ class TunedWeightDrop(Tuned):
         if weight not in dict(module.named_parameters()):
             has = ", ".join(dict(module.named_parameters())) or "none"
             raise ValueError(f"TunedWeightDrop: {type(module).__name__} has no parameter {weight!r}; it has {has}")
+        owner = module.get_submodule(weight.rpartition(".")[0])
+        if isinstance(owner, nn.RNNBase):
+            told = f"TunedWeightDrop cannot drop {weight!r} of {type(owner).__name__}"
+            raise ValueError(f"{told}: its response layer drops weights itself")
         super().__init__(hypers, p=p)
         self.module, self._weight = module, weight
 
@@ -91,9 +95,10 @@ class TunedWeightDrop(Tuned):
         whole = self.module.get_parameter(self._weight)
         mask = drop_mask(whole.shape, self.value("p"), whole)
         dropped = {self._weight: whole * mask}
-        second = getattr(self.module, "response_weight", None)
-        if isinstance(self.module, Responding) and self._weight == "weight" and second is not None:
-            dropped["response_weight"] = second * mask
+        path, _, name = self._weight.rpartition(".")
+        owner = self.module.get_submodule(path)
+        if isinstance(owner, Responding) and name == "weight" and owner.response_weight is not None:
+            dropped[f"{path}.response_weight" if path else "response_weight"] = owner.response_weight * mask
         return functional_call(self.module, dropped, args, kwargs)
 
     def drop(self) -> None:

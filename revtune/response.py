@@ -129,8 +129,8 @@ class Responding(nn.Module):
     def _linearized(self, x: Tensor, d: Tensor, tape: Recorded) -> Tensor:
         if tape.recording:
             y = self.base(x)
-            return tape.add(y, self.change(x.detach(), y, d))
-        known, change = tape.next()
+            return tape.add(self, y, self.change(x.detach(), y, d))
+        known, change = tape.next(self)
         y = self.base(forward_ad.unpack_dual(x).primal) if known is None else known
         carried = self.carry(x)
         return forward_ad.make_dual(y, change if carried is None else change + carried)
@@ -163,9 +163,11 @@ class Responding(nn.Module):
         return scale.reshape(-1, *[1] * (weight.dim() - 1))
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        own = {prefix + name: value for name in self.added if (value := self._parameters[name]) is not None}
-        if not own.keys() & state.keys():
-            state |= own
+        own = {name: value for name in self.added if (value := self._parameters[name]) is not None}
+        if not any(prefix + name in state for name in own):
+            plain = any(prefix + name in state for name in self._parameters)
+            for name, value in own.items():
+                state[prefix + name] = torch.zeros_like(value) if plain and name.startswith(ADDED[1:]) else value
         super()._load_from_state_dict(state, prefix, *rest)
 
 

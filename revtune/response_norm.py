@@ -99,7 +99,8 @@ class ResponseGroupNorm(ResponseNorm, nn.GroupNorm):
 class ResponseBatchNorm(ResponseNorm, nn.modules.batchnorm._BatchNorm):
     """A batch normalisation with a response.
 
-    Inside a pass it normalises by the batch, and its running statistics move only in a pass that says so.
+    In training mode it normalises by the batch, in a validation pass too, and its running statistics move, inside a
+    pass only in one that says so. In evaluation mode it goes by its running statistics, in every pass.
     """
 
     unit_dim = 1
@@ -107,17 +108,15 @@ class ResponseBatchNorm(ResponseNorm, nn.modules.batchnorm._BatchNorm):
     def normalized(self, x: Tensor) -> Tensor:
         """As in `ResponseNorm`."""
         self._check_input_dim(x)
-        bound = self.hypers.current
-        by_batch = bound is not None or self.training or self.running_mean is None
-        if not by_batch:
+        if not self.training and self.running_mean is not None:
             return F.batch_norm(x, self.running_mean, self.running_var, None, None, False, 0.0, self.eps)
         if x.numel() <= x.shape[1]:
             raise ValueError(
                 f"{self._name}: a batch's own statistics want more than 1 value per channel, on validation steps too, "
                 f"got input {tuple(x.shape)}"
             )
-        moves = bound.statistics if bound is not None else self.training
-        if not moves or self.running_mean is None:
+        bound = self.hypers.current
+        if self.running_mean is None or not (bound is None or bound.statistics):
             return F.batch_norm(x, None, None, None, None, True, 0.0, self.eps)
         return F.batch_norm(x, self.running_mean, self.running_var, None, None, True, self._share(), self.eps)
 

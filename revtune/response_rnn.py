@@ -185,7 +185,7 @@ class ResponseRNN(Responding, nn.RNNBase):
             return looped(self.cell, steps, fed.add_(change), *state, response, states)
         run: list[Tensor] = []
         found = looped(self.cell, steps, unchanged(fed, change), *state, response, states, run)
-        tape.keep(change.detach(), run)
+        tape.keep(self, change.detach(), run)
         return found
 
     def _fed_change(self, d: Tensor, suffix: str, x: Tensor, steps: Steps) -> Tensor:
@@ -202,21 +202,21 @@ class ResponseRNN(Responding, nn.RNNBase):
         """y and last states at d = 0, recorded, or with the tangents of the recording (see `linearized`)."""
         if tape.recording:
             y, finals = self._stacked(partial(self._direction, d, tape), x, states, steps, rate)
-            tape.keep(*(one.detach().clone() for one in (y, *finals)))
+            tape.keep(self, *(one.detach().clone() for one in (y, *finals)))
             return y, finals
         firsts = [forward_ad.unpack_dual(state) for state in states]
         dstates = [torch.zeros_like(first.primal) if first.tangent is None else first.tangent for first in firsts]
         dy, dfinals = self._stacked(
             partial(self._carried, tape), forward_ad.unpack_dual(x).tangent, dstates, steps, rate
         )
-        pairs = zip(tape.recall(), (dy, *dfinals), strict=True)
+        pairs = zip(tape.recall(self), (dy, *dfinals), strict=True)
         y, *finals = (forward_ad.make_dual(one, tangent) for one, tangent in pairs)
         return y, finals
 
     def _carried(
         self, tape: Recorded, suffix: str, dx: Tensor | None, dstates: Sequence[Tensor], steps: Steps
     ) -> tuple[Tensor, ...]:
-        change, run = tape.recall()
+        change, run = tape.recall(self)
         fed = change if dx is None else change + F.linear(dx, self._own("weight_ih", suffix))
         return tangents(self.cell, steps, run, fed, self._recurrent(suffix)[0], dstates)
 

@@ -63,6 +63,7 @@ class Stream:
 
 _END = object()
 NO_HELD_OUT = "the validation data hold no batch"
+ONCE = ", or could be gone through only once, as a generator"
 
 
 class Streams:
@@ -78,19 +79,27 @@ class Streams:
             ValueError: they do.
         """
         for data, sentence in ((train, "the training data hold no batch"), (valid, NO_HELD_OUT)):
-            if isinstance(data, Sized) and len(data) == 0:
+            if _length(data) == 0:
                 raise ValueError(sentence)
 
     def once(self, data: Iterable[Any]) -> Iterator[Any]:
-        """The batches of a pass, from where a saved one stood on."""
+        """The batches of a pass, from where a saved one stood on.
+
+        Raises:
+            ValueError: there is none.
+        """
         if self._train.batches is not None:  # the last pass was left before its end
             self._train = Stream()
         stream = self._train
         stream.open(data)
+        begins = stream.taken == 0
         while (batch := stream.next()) is not _END:
             yield batch
             if self._train is not stream:
                 raise RuntimeError("a state was loaded inside a pass over batches; leave the loop and begin another")
+            begins = False
+        if begins:
+            raise ValueError(f"the training data hold no batch{ONCE}")
 
     def again(self, data: Iterable[Any]) -> Any:
         """The next batch of endless passes.
@@ -103,7 +112,7 @@ class Streams:
                 self._valid.open(data)
             if (batch := self._valid.next()) is not _END:
                 return batch
-        raise ValueError(f"{NO_HELD_OUT}, or could be gone through only once, as a generator")
+        raise ValueError(f"{NO_HELD_OUT}{ONCE}")
 
     def state_dict(self) -> dict[str, Any]:
         """Where both stand."""
@@ -115,6 +124,14 @@ class Streams:
         self._train, self._valid = (
             Stream(list(s["began"]), s["taken"], place=s["place"], own=s.get("own")) for s in saved
         )
+
+
+def _length(data: Iterable[Any]) -> int | None:
+    """How many batches there are, if the data can tell: a loader of an iterable dataset has a length that it cannot."""
+    try:
+        return len(data) if isinstance(data, Sized) else None
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def _saved(stream: Stream) -> dict[str, Any]:

@@ -155,8 +155,11 @@ class TranslationLearner(Learner):
 
     def update(self) -> float:
         """As in `Learner`."""
+        return self.learn(self.translation.train_batch(self._done))
+
+    def learn(self, some: Batch) -> float:
+        """Update the weights by a batch; the mean loss in nats a word."""
         self.model.train()
-        some = self.translation.train_batch(self._done)
         loss = self.model.loss(some) / int(some.lengths.sum())
         self.optimizer.zero_grad()
         loss.backward()

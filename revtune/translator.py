@@ -52,6 +52,8 @@ class Net:
     """Of embeddings (one mask a sentence), between layers, and of what the softmax reads."""
     slice_dropout: float = 0.4
     """Of what is attended to, one mask a sentence."""
+    loss_in_blocks: bool = False
+    """Whether torch's layers have logits and loss made block by block, as reversible ones always have."""
 
 
 class Over(NamedTuple):
@@ -219,8 +221,11 @@ class StoringTranslator(Translator):
         y, _ = self.decoder(self.decode(batch.inputs), state)
         out, _ = self.attention(y.transpose(0, 1), keys, batch.source_lengths)
         live = running(batch.lengths, 0, len(batch.inputs))
-        logits = F.linear(self.drop(out.transpose(0, 1)[live]), self.readout.weight, self.readout.bias)
-        return F.cross_entropy(logits, batch.targets[live], reduction="sum")
+        features, targets = self.drop(out.transpose(0, 1)[live]), batch.targets[live]
+        if self.net.loss_in_blocks:
+            loss: Tensor = self.readout(features, targets)
+            return loss
+        return F.cross_entropy(F.linear(features, self.readout.weight, self.readout.bias), targets, reduction="sum")
 
 
 def every_output(layers: nn.Module, x: Tensor, lengths: Tensor) -> tuple[Tensor, State]:

@@ -1,7 +1,8 @@
-"""Tensors in whatever a model returns: tuples, named tuples, lists and dictionaries of them, nested."""
+"""Tensors in whatever a model returns: tuples, named tuples, lists, dictionaries and dataclasses of them, nested."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,10 @@ def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
         return type(tree)(mapped(function, one) for one in tree)
     if isinstance(tree, dict):
         return type(tree)((key, mapped(function, one)) for key, one in tree.items())
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        own = {one.name: getattr(tree, one.name) for one in dataclasses.fields(tree) if one.init}
+        found = {name: mapped(function, value) for name, value in own.items()}
+        return tree if all(found[name] is own[name] for name in own) else dataclasses.replace(tree, **found)
     return tree
 
 

@@ -21,16 +21,17 @@ from revtune.errors import NonFiniteError
 from revtune.generators import random_states, set_random_states
 from revtune.history import History
 from revtune.hyperparameters import Hyperparameters
+from revtune.optimizer_checks import check_decay, check_hyper_decay, checked, checked_hyper
+from revtune.state_checks import check_loaded, check_state
 from revtune.streams import Streams
 from revtune.trees import mapped
 from revtune.tuner_checks import (
     batch_size,
     check_devices,
+    check_dtypes,
     check_method,
+    check_predict,
     check_settings,
-    check_state,
-    checked,
-    checked_hyper,
     of_first,
 )  # fmt: skip
 
@@ -69,7 +70,8 @@ class Tuner:
 
     Raises:
         ValueError: the model is not self-tuning, or has learnt by the other method; an optimizer holds other
-            parameters, or decays responses or hyperparameters; a number is out of its range.
+            parameters, decays responses or hyperparameters, or needs a closure; `predict` does not take what it will be
+            given; the network is of low precision; a number is out of its range.
 
     Example:
         >>> net = self_tuning(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3)))
@@ -113,7 +115,9 @@ class Tuner:
             "hyper_optimizer": hyper_optimizer, "warmup": warmup, "ratio": ratio, "entropy": entropy, "clip": clip,
             "accumulate": accumulate, "autocast": autocast, "size": size, "seed": seed,
         })  # fmt: skip
+        check_predict(predict, model, carry)
         check_devices(model, hypers)
+        check_dtypes(model, hypers)
         check_method(model, hypers, method)
         hypers.centred = method == "delta"
         self.model, self.hypers, self.method = model, hypers, method
@@ -128,11 +132,13 @@ class Tuner:
         )  # fmt: skip
         base, added = self.problem.parameters()
         self.groups = [base, added]
-        self.optimizer = checked(optimizer([{"params": base}, {"params": added, "weight_decay": 0.0}]), base, added)
+        groups: list[dict[str, Any]] = [{"params": base}, {"params": added, "weight_decay": 0.0}]
+        self.optimizer = checked(optimizer(groups), base, added, hypers)
         own = [hypers.raw, hypers.spread]
         self.hyper_optimizer = checked_hyper(hyper_optimizer([{"params": [one]} for one in own]), own)
         self.history, self.streams = History(), Streams()
         self.steps = self.valid_steps = 0
+        hypers.read.clear()
         self._started = time.perf_counter()
 
     def step(self, batch: Any, held_out: Any = None) -> tuple[float, float | None]:
@@ -140,7 +146,7 @@ class Tuner:
 
         Raises:
             NonFiniteError: a loss or a gradient is NaN or infinite; what that level moves is as before, and so is all
-                else, but for the training step that comes before a validation step.
+                else, but for generators of random numbers, and the training step that comes before a validation step.
             ValueError: a validation step is due and `held_out` is None.
         """
         if self.due and held_out is None:
@@ -157,8 +163,9 @@ class Tuner:
     def train_step(self, batch: Any) -> float:
         """Weights and responses one step on; the loss. As `step`."""
         self._begin("train")
-        self.model.train()
         waiting = mapped(Tensor.clone, self._added_up())
+        if not waiting:
+            self.optimizer.zero_grad()  # of what is no step of this tuner's
         try:
             with bilevel.statistics_kept(self.model):
                 loss = GRADIENTS[self.method](self.problem, batch, self._scaled)
@@ -195,8 +202,13 @@ class Tuner:
             )
         if self.hypers.centred != (self.method == "delta"):
             raise ValueError(f"the network now holds responses of the other method than this tuner's, {self.method!r}")
+        if level == "train":
+            check_decay(self.optimizer, self.groups[1])
+        else:
+            check_hyper_decay(self.hyper_optimizer)
         if self._carried is not None:
             self._carried.level = level
+        self.model.train()  # a module that is to stay in evaluation mode sees to that in its own `train`
 
     def _update(self) -> None:
         if self.scaler is not None:
@@ -264,7 +276,7 @@ class Tuner:
         goes on where it was saved.
 
         Raises:
-            ValueError: there are no training batches, or no held-out batches.
+            ValueError: there are no training batches, or no held-out batches, as from a generator gone through before.
         """
         self.streams.check(train, valid)
         for batch in self.streams.once(train):
@@ -276,9 +288,10 @@ class Tuner:
         Of random numbers these are torch's; a data pipeline that draws by `random` or NumPy keeps its own.
         """
         scaler = {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
+        optimizers = [one.state_dict() for one in (self.optimizer, self.hyper_optimizer)]
         return scaler | {
-            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "hyper_optimizer": self.hyper_optimizer.state_dict(), "generator": self.generator.get_state(),
+            "model": self.model.state_dict(), "optimizer": optimizers[0], "hyper_optimizer": optimizers[1],
+            "held": [len(one["state"]) for one in optimizers], "generator": self.generator.get_state(),
             "random": random_states(self.hypers.raw.device), "states": dict(self.states),
             "streams": self.streams.state_dict(), "history": list(self.history.records), "method": self.method,
             "optimizers": self._kinds(), "accumulate": self.accumulate, "gradients": self._added_up(),
@@ -295,6 +308,7 @@ class Tuner:
         check_state(state, before)
         try:
             self._load(copy.deepcopy(state))  # optimizers would go on in the tensors of the one that it is from
+            check_loaded(self.hypers, self.optimizer, self.hyper_optimizer)
         except Exception as error:
             self._load(before)
             raise ValueError(f"the saved state is damaged: {error}") from error
@@ -306,9 +320,9 @@ class Tuner:
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
-        set_random_states(state["random"])
+        set_random_states(state["random"], self.hypers.raw.device)
         if self._carried is not None:
-            self._carried.states = dict(state["states"])
+            self._carried.stand(state["states"])
         self.history.records = list(state["history"])
         self.streams.load_state_dict(state["streams"])
         self._put_back(state["gradients"])

@@ -1,15 +1,18 @@
-"""What a `Tuner` accepts: settings, optimizers, batches and saved states, each refused with a sentence of its own."""
+"""What a `Tuner` accepts: settings, networks and batches, each refused with a sentence of its own."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from revtune.hyperparameters import Hyperparameters
+from revtune.response import Responding
 from revtune.trees import tensors
 
 INTEGERS = {"warmup": 0, "ratio": 1, "accumulate": 1, "seed": None}
@@ -32,6 +35,9 @@ def check_settings(settings: dict[str, Any]) -> None:
     for name in CALLED:
         if not (callable(settings[name]) or (settings[name] is None and name in ("predict", "size"))):
             raise ValueError(f"{name} must be a function, got {settings[name]!r:.60}")
+    if hasattr(type(settings["autocast"]), "__enter__"):
+        made = f"lambda: {type(settings['autocast']).__name__}(...)"
+        raise ValueError(f"autocast must be a function that makes a context, such as {made}, got the context itself")
     for name, least in INTEGERS.items():
         value = settings[name]
         if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
@@ -46,6 +52,51 @@ def check_settings(settings: dict[str, Any]) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_predict(predict: Callable[..., Any] | None, model: nn.Module, carry: bool) -> None:
+    """Refuse a prediction that does not take what it will be given.
+
+    Raises:
+        ValueError: says what that is.
+    """
+    if predict is not None and not _takes(predict, 2 + carry):
+        wanted = "a model, a batch and, with carry=True, a state" if carry else "a model and a batch"
+        raise ValueError(f"predict must take {wanted}, got one that takes {inspect.signature(predict)}")
+    if predict is None and carry and not _takes(model.forward, 2):
+        takes = inspect.signature(model.forward)
+        raise ValueError(f"with carry=True the network must take an input and a state, it takes {takes}; give predict=")
+
+
+def _takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether so many arguments can be given by their places, as far as this can be told."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
+
+
+def check_dtypes(model: nn.Module, hypers: Hyperparameters) -> None:
+    """Refuse a network of low precision, or one that responds in another precision than its hyperparameters have.
+
+    Raises:
+        ValueError: names the first parameter.
+    """
+    for name, parameter in [*model.named_parameters(), ("what holds the hyperparameters", hypers.raw)]:
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{name} must be float32 or float64, got {parameter.dtype}; give Tuner autocast= instead")
+    for name, module in model.named_modules():
+        for own, parameter in module.named_parameters(recurse=False) if isinstance(module, Responding) else ():
+            if parameter.dtype != hypers.raw.dtype:
+                raise ValueError(
+                    f"{name}.{own} is {parameter.dtype} and hyperparameters are {hypers.raw.dtype}: what responds must "
+                    f"be of one dtype with them; self_tuning(leave=[{name!r}]) lets this layer be"
+                )
 
 
 def check_devices(model: nn.Module, hypers: Hyperparameters) -> None:
@@ -89,50 +140,6 @@ def of_first(model: nn.Module, batch: Any, *state: Any) -> Any:
     return model(batch[0], *state)
 
 
-def checked(optimizer: Optimizer, base: list[nn.Parameter], added: list[nn.Parameter]) -> Optimizer:
-    """An optimizer, if it holds just these parameters and lets responses be.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if not isinstance(optimizer, Optimizer):
-        raise ValueError(f"optimizer must make a torch.optim.Optimizer, it made a {type(optimizer).__name__}")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    wanted = {id(p) for p in [*base, *added]}
-    if held != wanted:
-        raise ValueError(
-            f"the optimizer must hold the model's {len(wanted)} parameters, but it lacks {len(wanted - held)} of them "
-            f"and holds {len(held - wanted)} others; give a factory that makes it from the groups it is handed"
-        )
-    responses = {id(p) for p in added}
-    for group in optimizer.param_groups:
-        if group.get("weight_decay") and any(id(p) in responses for p in group["params"]):
-            raise ValueError(
-                f"the optimizer decays responses by weight_decay={group['weight_decay']}, which pulls them to 0; keep "
-                "the parameter groups apart as they were handed over"
-            )
-    return optimizer
-
-
-def checked_hyper(optimizer: Optimizer, own: list[nn.Parameter]) -> Optimizer:
-    """An optimizer of hyperparameters, if it holds just these and does not pull them anywhere.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if not isinstance(optimizer, Optimizer):
-        raise ValueError(f"hyper_optimizer must make a torch.optim.Optimizer, it made a {type(optimizer).__name__}")
-    if {id(p) for group in optimizer.param_groups for p in group["params"]} != {id(p) for p in own}:
-        raise ValueError("hyper_optimizer must make its optimizer from the groups it is handed, it holds others")
-    decays = {group["weight_decay"] for group in optimizer.param_groups if group.get("weight_decay")}
-    if decays:
-        raise ValueError(
-            f"hyper_optimizer decays hyperparameters by weight_decay={max(decays)}, which pulls rates to one half; it "
-            "must be 0"
-        )
-    return optimizer
-
-
 def check_method(model: nn.Module, hypers: Hyperparameters, method: str) -> None:
     """Refuse a network whose responses were learnt by the other method, which would now mean something else.
 
@@ -149,56 +156,3 @@ def check_method(model: nn.Module, hypers: Hyperparameters, method: str) -> None
         raise ValueError(
             f"the network's responses were learnt by method {other!r}, so the method must be that again, got {method!r}"
         )
-
-
-def check_state(state: dict[str, Any], own: dict[str, Any]) -> None:
-    """Refuse a saved state that is none of this tuner's, before anything is loaded.
-
-    Raises:
-        ValueError: names what is missing or differs.
-    """
-    if not isinstance(state, dict) or (missing := own.keys() - state.keys()):
-        lacks = f"{min(missing)!r} is missing" if isinstance(state, dict) else f"got {type(state).__name__}"
-        raise ValueError(f"the saved state is none of a Tuner: {lacks}")
-    check_kinds(state)
-    if state["method"] != own["method"]:
-        raise ValueError(f"the saved state is of method {state['method']!r}, this tuner's is {own['method']!r}")
-    if state["optimizers"] != own["optimizers"]:
-        kinds = f"{' and '.join(state['optimizers'])}, this tuner's are {' and '.join(own['optimizers'])}"
-        raise ValueError(f"the saved state is of optimizers {kinds}")
-    if state["gradients"] and state["accumulate"] != own["accumulate"]:
-        waits = f"gradients that wait for accumulate={state['accumulate']}, this tuner's is {own['accumulate']}"
-        raise ValueError(f"the saved state holds {waits}; save after an update")
-    saved, mine = state["model"], own["model"]
-    if differing := saved.keys() ^ mine.keys():
-        name = min(differing)
-        where = "this" if name in mine else "that"
-        raise ValueError(f"the saved state is of another network: {name} is only in {where}")
-    for name, one in mine.items():
-        if isinstance(one, Tensor) and not isinstance(saved[name], Tensor):
-            raise damaged(name, "a tensor", saved[name])
-        if isinstance(one, Tensor) and one.shape != saved[name].shape:
-            shapes = f"{tuple(saved[name].shape)} there and {tuple(one.shape)} here"
-            raise ValueError(f"the saved state is of another network: {name} is {shapes}")
-
-
-def check_kinds(state: dict[str, Any]) -> None:
-    """Refuse a saved state whose parts are not what they must be.
-
-    Raises:
-        ValueError: names the first that is not.
-    """
-    for name in ("steps", "valid_steps", "accumulate"):
-        if type(state[name]) is not int or state[name] < 0:
-            raise damaged(name, "a count", state[name])
-    if not (_is_number(state["seconds"]) and 0 <= state["seconds"] < math.inf):
-        raise damaged("seconds", "a time", state["seconds"])
-    lists = dict.fromkeys(("history", "gradients", "optimizers"), list)
-    for name, kind in {"model": Mapping, "states": Mapping, "method": str, **lists}.items():
-        if not isinstance(state[name], kind):
-            raise damaged(name, f"a {kind.__name__.lower()}", state[name])
-
-
-def damaged(name: str, wanted: str, given: object) -> ValueError:
-    """The error for a part of a saved state that is not what it must be."""
-    return ValueError(f"the saved state is damaged: {name} must be {wanted}, got {given!r:.60}")

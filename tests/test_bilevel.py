@@ -1,17 +1,22 @@
-"""Gradients of both levels: nothing moves that must not, and bad losses are named."""
+"""Gradients of both levels: nothing moves that must not, and what Delta-STN cannot go through is named."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from revtune import bilevel
 from revtune.bilevel import Problem
 from revtune.errors import HyperparameterError, NonFiniteError
 from revtune.hyper import Positive, Rate
 from revtune.hyperparameters import Hyperparameters, Pass
+from revtune.regularize import TunedDropout
 from tests.tuned_nets import adopt, answering, convolutional
 
 GRADIENTS = {"delta": bilevel.delta, "stn": bilevel.stn}
@@ -136,3 +141,225 @@ def test_a_validation_loss_that_reads_a_hyperparameter_is_refused() -> None:
 def test_a_loss_that_is_no_tensor_is_refused() -> None:
     with pytest.raises(TypeError, match="the training loss must be a tensor of floating-point numbers, got float"):
         bilevel.mean_of(1.0, "training")  # type: ignore[arg-type]
+
+
+# What Delta-STN goes through, and what it cannot
+
+
+def small(net: nn.Module, method: str, predict: Callable[..., Any] | None = None, loss: Any = None) -> Problem:
+    """A network on rows of 4 numbers that answers, and its losses."""
+    hypers = Hyperparameters(a=Rate(0.3), b=Positive(0.1)).double()
+    hypers.centred = method == "delta"
+    answering(adopt(net.double(), hypers))
+    for module in net.modules():
+        if type(module) is nn.Dropout and module.p:
+            module.__class__ = TunedDropout
+            module.adopt(hypers, "a")  # type: ignore[operator]
+    return Problem(
+        net, hypers, predict or (lambda net, batch: net(batch[0])),
+        loss or (lambda out, batch, h: (out**2).flatten(1).sum(1) * (1 + h.b)),
+        lambda out, batch: (out**2).mean(), lambda batch: len(batch[0]),
+    )  # fmt: skip
+
+
+def row(*shape: int) -> tuple[Tensor]:
+    return (torch.randn(*(shape or (5, 4)), generator=torch.Generator().manual_seed(1), dtype=torch.float64),)
+
+
+def gradients(problem: Problem, method: str, batch: Any) -> list[Tensor]:
+    """Of all weights by a training step, and of hyperparameters by a validation step."""
+    torch.manual_seed(3)
+    GRADIENTS[method](problem, batch, unscaled)
+    grads = [p.grad for group in problem.parameters() for p in group if p.grad is not None]
+    return [*grads, *bilevel.held_out(problem, batch, 0.0)[1].values()]
+
+
+class Deep(nn.Module):
+    """Two layers around a block that is perhaps checkpointed."""
+
+    def __init__(self, reentrant: bool | None = None) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.first, self.last, self.reentrant = nn.Linear(4, 6), nn.Linear(6, 3), reentrant
+        self.block = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6), nn.ReLU(inplace=True), nn.Dropout(), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y: Tensor = self.last(
+            self.block(x) if self.reentrant is None else checkpoint(self.block, x, use_reentrant=self.reentrant)
+        )
+        return y
+
+
+@methods
+def test_checkpointed_code_has_the_gradients_that_it_has_otherwise(method: str) -> None:
+    plain, checkpointed = (gradients(small(Deep(how), method), method, row()) for how in (None, False))
+    assert len(plain) > 10 and all(map(torch.equal, plain, checkpointed))
+
+
+@methods
+def test_reentrant_checkpoints_are_refused_on_both_levels(method: str) -> None:
+    problem = small(Deep(True), method)
+    for step in (lambda: GRADIENTS[method](problem, row(), unscaled), lambda: bilevel.held_out(problem, row(), 0.0)):
+        with pytest.raises(ValueError, match="must be called with use_reentrant=False"):
+            step()
+    problem.model(*row())
+
+
+class Attending(nn.Module):
+    """Attention between two linear layers, and torch's own."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 12), nn.Linear(4, 3)
+        self.torchs = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.first(x).unflatten(-1, (3, 2, 2)).movedim(2, 0).transpose(2, 3)
+        y = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        out: Tensor = self.last(self.torchs(y.transpose(1, 2).flatten(2)))
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # of the reference
+def test_attention_has_the_linear_predictions_gradient() -> None:
+    problem, (x,) = small(Attending(), "delta"), row(5, 3, 4)
+    hypers, own = problem.hypers, dict(problem.model.named_parameters())
+    raw = hypers.raw.detach() + torch.randn(5, 2, dtype=torch.float64)
+    d = hypers.departure(raw)
+    bilevel._responses(problem, (x,), raw, d, unscaled)
+    weights = {name: p.detach() for name, p in own.items() if "response" in name}
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        def run(d: Tensor) -> Tensor:
+            with hypers.bound(Pass(len(d), d, None)):
+                found: Tensor = torch.func.functional_call(problem.model, weights, (x,))
+            return found
+
+        value, along, *_ = torch.func.jvp(run, (torch.zeros_like(d),), (d,))
+        return problem.loss(value + along, (x,), raw)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        wanted = torch.func.grad(loss)(weights)
+    for name, grad in wanted.items():
+        assert grad.any()
+        torch.testing.assert_close(own[name].grad, grad, rtol=1e-9, atol=1e-12)
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * 3 * ctx.saved_tensors[0] ** 2
+
+
+class Cubed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = Cube.apply(x)
+        return y
+
+
+class Fused(nn.Module):
+    """What torch says of its own operations that have no formula."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            raise NotImplementedError("Trying to use forward AD with fused_op that does not support it because ...")
+        return x
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        (Cubed(), r'^Cube of 1 \(Cubed\) cannot be differentiated forward, .* use method="stn", or give it a jvp$'),
+        (Fused(), r'^fused_op of 1 \(Fused\) cannot be differentiated forward, .* use method="stn"$'),
+    ],
+)
+def test_operations_without_a_forward_mode_formula_are_named(module: nn.Module, told: str) -> None:
+    problem = small(nn.Sequential(nn.Linear(4, 6), module, nn.Linear(6, 3)), "delta")
+    with pytest.raises(NotImplementedError, match=told):
+        bilevel.delta(problem, row(), unscaled)
+    bilevel.stn(small(nn.Sequential(nn.Linear(4, 6), module), "stn"), row(), unscaled)
+
+
+@dataclasses.dataclass
+class Output:
+    logits: Tensor
+    hidden: Tensor | None = None
+
+
+def test_a_dataclass_is_a_prediction_and_what_holds_no_tensor_is_none() -> None:
+    def loss(out: Any, batch: Any, h: Any) -> Tensor:
+        found: Tensor = (out.logits**2).sum(1) * (1 + h.b)
+        return found
+
+    plain = gradients(small(Deep(), "delta"), "delta", row())
+    other = dataclasses.replace(
+        small(Deep(), "delta", lambda net, batch: Output(net(batch[0])), loss),
+        valid_loss=lambda out, batch: (out.logits**2).mean(),
+    )
+    assert all(map(torch.equal, plain, gradients(other, "delta", row())))
+    hidden = type("Hidden", (), {})
+
+    def predict(net: nn.Module, batch: Any) -> Any:
+        found = hidden()
+        found.logits = net(batch[0])
+        return found
+
+    with pytest.raises(TypeError, match="a prediction must be a tensor, or tuples, lists, .* got Hidden"):
+        bilevel.delta(small(Deep(), "delta", predict, loss), row(), unscaled)
+    bilevel.stn(small(Deep(), "stn", predict, loss), row(), unscaled)
+
+
+@methods
+def test_a_loss_that_reads_past_the_prediction_is_told(method: str) -> None:
+    net: Any = Deep()
+    net.first.register_forward_hook(lambda module, args, out: setattr(net, "kept", out))
+    read = small(net, method, loss=lambda out, batch, h: (out**2).sum(1) + (net.kept**2).sum(1) * h.b)
+    if method == "stn":
+        bilevel.stn(read, row(), unscaled)
+        return
+    with pytest.warns(UserWarning, match="reads tensors of the network that are not in its prediction"):
+        bilevel.delta(read, row(), unscaled)
+    detached = lambda out, batch, h: (out**2).sum(1) + (net.kept.detach() ** 2).sum(1) * h.b  # noqa: E731
+    bilevel.delta(dataclasses.replace(read, train_loss=detached), row(), unscaled)
+
+
+class Chosen(nn.Module):
+    """Layers chosen by something that is not put back between passes."""
+
+    def __init__(self, *choices: list[int]) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.layers, self.choices = nn.ModuleList(nn.Linear(4, 4) for _ in range(2)), list(choices)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for chosen in self.choices.pop(0):
+            x = self.layers[chosen](x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ([0], [1], "the second pass came to layers.1 where the first came to layers.0: what is chosen at random must"),
+        ([0, 1], [0], "the second pass ended where the first came to layers.1"),
+        ([0], [0, 1], "the second pass came to layers.1 where the first ended"),
+    ],
+)
+def test_passes_that_take_different_layers_are_told(first: list[int], second: list[int], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        bilevel.delta(small(Chosen([0], first, second), "delta"), row(), unscaled)
+    bilevel.delta(small(Chosen([0], first, first), "delta"), row(), unscaled)
+
+
+def test_generators_of_the_networks_device_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(bilevel, "set_random_states", lambda states, device=None: seen.append(device))
+    bilevel.delta(small(Deep(), "delta"), row(), unscaled)
+    assert seen == [torch.device("cpu")]

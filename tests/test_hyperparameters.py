@@ -62,6 +62,14 @@ def test_scales_are_brought_back_below_their_caps() -> None:
     assert hypers.scales() == {"drop": 1.0, "word": 1.0, "holes": 1.0}
 
 
+def test_scales_that_are_not_tuned_have_no_cap() -> None:
+    hypers = Hyperparameters(a=Rate(0.1, scale=3.0, tune_scale=False), b=Rate(0.1))
+    with torch.no_grad():
+        hypers.spread[1] += 10
+    hypers.cap()
+    assert hypers.scales() == {"a": 3.0, "b": 1.0}
+
+
 def test_a_training_pass_reads_perturbed_values_and_a_validation_pass_none() -> None:
     hypers = three()
     raw = hypers.perturbed(4).detach()

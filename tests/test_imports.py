@@ -14,11 +14,11 @@ CORE = """
 """.split()
 
 SELF_TUNING = """
-    errors hyper hyperparameters trees generators linearized response response_norm ranges noise response_steps
-    response_gates response_loop response_rnn drawn loader
+    errors hyper hyperparameters trees generators linearized forward_mode response response_norm ranges noise
+    response_steps response_gates response_loop response_rnn drawn loader
     penalties weight_norm regularize regularize_weights augment regularize_images bilevel bypasses response_kinds
     response_own convert freeze rated_rnn
-    streams history_plot history carried tuner_checks tuner constants
+    streams history_plot history carried optimizer_checks state_checks tuner_checks tuner constants
 """.split()
 LAZY = {"augment": {"kornia"}, "history_plot": {"matplotlib"}}
 

@@ -22,7 +22,7 @@ def by_hand(net: nn.Module, hypers: Hyperparameters, x: Tensor, d: Tensor) -> tu
     bound = Pass(len(d), d, None, tape=tape)
     with hypers.bound(bound):
         y = net(x)
-    with tape.carried(), hypers.bound(bound):
+    with forward_ad.dual_level(), tape.carried(), hypers.bound(bound):
         tangent = forward_ad.unpack_dual(net(x)).tangent
     assert tangent is not None
     return y, tangent
@@ -42,8 +42,17 @@ class Recurrent(nn.Module):
         return h
 
 
+def resting_norms() -> nn.Module:
+    """The convolutional net, its batch normalisation going by running statistics."""
+    net: Any = convolutional()
+    nn.init.normal_(net[1].running_mean)
+    net[1].eval()
+    return net
+
+
 NETS: list[tuple[Any, Any]] = [
     (convolutional, lambda: torch.randn(5, 3, 6, 6, dtype=torch.float64)),
+    (resting_norms, lambda: torch.randn(5, 3, 6, 6, dtype=torch.float64)),
     (lambda: Recurrent().double(), lambda: torch.randint(9, (5, 6))),
 ]
 
@@ -121,7 +130,7 @@ def test_what_was_drawn_is_taken_from_the_recording(monkeypatch: pytest.MonkeyPa
             y = net(x)
             end = torch.get_rng_state()
             torch.manual_seed(3)
-            with tape.carried():
+            with forward_ad.dual_level(), tape.carried():
                 primal, tangent = forward_ad.unpack_dual(net(x))
         assert torch.equal(torch.get_rng_state(), end)
         assert torch.equal(y, primal)
@@ -148,6 +157,6 @@ def test_images_are_augmented_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tape, images = Recorded(), torch.rand(5, 3, 2, 2)
     with hypers.bound(Pass(5, d, d, tape=tape)):
         net(images)
-        with tape.carried():
+        with forward_ad.dual_level(), tape.carried():
             net(images)
     assert len(calls) == 1

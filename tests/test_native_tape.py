@@ -144,7 +144,7 @@ def test_changed_weights_are_refused(kind: str, name: str) -> None:
     of = problem(kind, 12)
     recording, tape = recorded(of, chunk=6)
     of.weights[name][-1, ...] += 0.5
-    tape.kernel._packed = torch.ops.revtune.pack(of.weights["hh"], of.cell.blocks // 2)
+    tape.kernel._packs = torch.ops.revtune.pack(of.weights["hh"], of.cell.blocks // 2), None
     with pytest.raises(rt.ReversalError):
         rt.unscan(recording)
 

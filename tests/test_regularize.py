@@ -9,21 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from revtune.bilevel import Problem, delta, held_out, stn
 from revtune.errors import HyperparameterError
 from revtune.hyper import Between, Integer, Positive, Rate
 from revtune.hyperparameters import Hyperparameters, Pass
-from revtune.noise import (
-    drop_mask,
-    dropout,
-    embedding_dropout,
-    feature_dropout,
-    input_noise,
-    locked_dropout,
-    weight_drop,
-)
+from revtune.noise import drop_mask
 from revtune.regularize import (
     Dropping,
     Tuned,
@@ -47,7 +40,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("name", ["ranges", "noise", "penalties", "weight_norm", "regularize", "regularize_weights"])
+@pytest.mark.parametrize("name", ["ranges", "penalties", "weight_norm", "regularize", "regularize_weights"])
 def test_examples_run(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"revtune.{name}"), extraglobs=globals())
     assert result.attempted and not result.failed
@@ -69,11 +62,20 @@ def logits(*rates: float) -> Tensor:
     return torch.tensor(rates).logit()[:, None]
 
 
+def dropped(x: Tensor, *rates: float, kind: type[Dropping] = TunedDropout, batch_dim: int = 0) -> Tensor:
+    """An input after a pass at these rates of its examples."""
+    hypers = Hyperparameters(drop=Rate(0.3))
+    module = adopted(kind.plain(), kind, hypers, batch_dim)
+    with hypers.bound(in_pass(hypers, len(rates), logits(*rates))):
+        y: Tensor = module(x)
+    return y
+
+
 @pytest.mark.parametrize("batch_dim", [0, 1])
 def test_each_example_is_dropped_at_its_own_rate(batch_dim: int) -> None:
     rates = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0])
-    x = torch.full((5, 40_000), 2.0).transpose(0, batch_dim)
-    y = dropout(x, rates, batch_dim=batch_dim).transpose(0, batch_dim)
+    x = torch.full((5, 40_000), 2.0)[..., None].transpose(0, batch_dim)
+    y = dropped(x, *rates.tolist(), batch_dim=batch_dim).transpose(0, batch_dim)[..., 0]
     assert torch.allclose((y == 0).float().mean(1), rates, atol=0.01)
     kept = torch.where(y == 0, 2 / (1 - rates[:, None]), y)
     assert torch.allclose(kept[:4], (2 / (1 - rates[:4]))[:, None].expand(-1, 40_000))
@@ -82,83 +84,66 @@ def test_each_example_is_dropped_at_its_own_rate(batch_dim: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_rates_near_1_give_no_infinity(dtype: torch.dtype) -> None:
-    rates = torch.tensor([1.0, 1 - 1e-7, 1 - 1e-4, 0.999])
     x = torch.ones(4, 100_000, dtype=dtype, requires_grad=True)
-    y = dropout(x, rates)
+    y = dropped(x, 1.0, 1 - 1e-7, 1 - 1e-4, 0.999)
     (grad,) = torch.autograd.grad(y.sum(), x)
     assert y.dtype == dtype and y.isfinite().all() and grad.isfinite().all() and not y[0].any()
 
 
 def test_a_number_a_0d_tensor_and_one_for_each_are_the_same() -> None:
-    x, found = torch.rand(3, 50), []
-    for p in (0.4, torch.tensor(0.4), torch.full((3,), 0.4)):
+    raw = torch.tensor([[-0.4]])
+    hypers = Hyperparameters(each=Rate(0.3), all=Rate(0.3, per="batch"))
+    x, found = torch.rand(3, 5, 50), []
+    for p in (raw.sigmoid().item(), "all", "each"):
         torch.manual_seed(1)
-        found.append(dropout(x, p))
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
-    assert dropout(x, 0.4, training=False) is x and torch.equal(dropout(x, 0.0), x)
+        with hypers.bound(in_pass(hypers, 3, raw.expand(3, 2))):
+            found.append(TunedLockedDropout(hypers, p)(x))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]) and not torch.equal(found[0], x)
+    assert torch.equal(TunedLockedDropout(hypers, 0.0)(x), x)
 
 
 def test_no_gradient_reaches_a_value() -> None:
-    p = torch.full((3,), 0.4, requires_grad=True)
-    x = torch.rand(3, 5, 7)
-    for y in (dropout(x, p), feature_dropout(x, p), locked_dropout(x, p), input_noise(x, p)):
-        assert not y.requires_grad
+    hypers = all_hypers()
+    with hypers.bound(Pass(3, None, hypers.perturbed(3))):
+        for module, x in modules(hypers):
+            assert not module.requires_grad_(False)(x).requires_grad, module
 
 
-def test_feature_dropout_drops_whole_channels() -> None:
-    rates = torch.tensor([0.2, 0.8])
-    y = feature_dropout(torch.ones(2, 4000, 3, 2), rates)
-    assert torch.equal(y, y[:, :, :1, :1].expand_as(y))
-    assert torch.allclose((y == 0).float().mean((1, 2, 3)), rates, atol=0.03)
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_dropout_of_channels_drops_whole_ones(kind: type[Dropping]) -> None:
+    y = dropped(torch.ones(2, 4000, *[2] * ((kind.dims or 0) - 2)), 0.2, 0.8, kind=kind).flatten(2)
+    assert torch.equal(y, y[:, :, :1].expand_as(y))
+    assert torch.allclose((y == 0).float().mean((1, 2)), torch.tensor([0.2, 0.8]), atol=0.03)
 
 
 @pytest.mark.parametrize("batch_dim", [0, 1])
 def test_locked_dropout_has_one_mask_for_all_steps(batch_dim: int) -> None:
-    rates = torch.tensor([0.2, 0.5, 0.8])
-    shape = (3, 7, 4000) if batch_dim == 0 else (7, 3, 4000)
-    y = locked_dropout(torch.ones(shape), rates, batch_dim=batch_dim).movedim(batch_dim, 0)
+    hypers, rates = Hyperparameters(drop=Rate(0.3)), (0.2, 0.5, 0.8)
+    x = torch.ones((3, 7, 4000) if batch_dim == 0 else (7, 3, 4000))
+    with hypers.bound(in_pass(hypers, 3, logits(*rates))):
+        y = TunedLockedDropout(hypers, "drop", batch_dim=batch_dim)(x).movedim(batch_dim, 0)
     assert torch.equal(y, y[:, :1].expand_as(y)) and not torch.equal(y[0], y[1])
-    assert torch.allclose((y[:, 0] == 0).float().mean(1), rates, atol=0.03)
+    assert torch.allclose((y[:, 0] == 0).float().mean(1), torch.tensor(rates), atol=0.03)
 
 
 def test_embedding_dropout_drops_a_word_wherever_it_stands() -> None:
-    ids = torch.randint(2000, (4, 3000))
-    y = embedding_dropout(torch.ones(4, 3000, 5), ids, 2000, torch.tensor(0.3))
+    ids, words = torch.randint(2000, (4, 3000)), nn.Embedding(2000, 5)
+    nn.init.ones_(words.weight)
+    y = TunedEmbeddingDropout(words, Hyperparameters(drop=Rate(0.3, per="batch")), "drop")(ids).detach()
     assert torch.equal(y, y[..., :1].expand_as(y))
     by_word = torch.zeros(2000).index_put((ids,), y[..., 0])
     assert torch.equal(by_word[ids], y[..., 0])
     assert (by_word[ids.unique()] == 0).float().mean().item() == pytest.approx(0.3, abs=0.04)
 
 
-def test_weight_drop_and_input_noise_have_their_strengths() -> None:
-    assert (weight_drop(torch.ones(200, 200), 0.3) == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)
-    deviations = torch.tensor([0.0, 0.5, 2.0])
-    noise = input_noise(torch.full((3, 40_000), 7.0), deviations) - 7
+def test_weight_drop_and_noise_have_their_strengths() -> None:
+    layer = nn.Linear(200, 200, bias=False)
+    found = TunedWeightDrop(layer, Hyperparameters(drop=Rate(0.3, per="batch")), "drop")(torch.eye(200))
+    assert (found == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)
+    hypers, deviations = Hyperparameters(noise=Between(0.5, 0.0, 4.0)), torch.tensor([0.0, 0.5, 2.0])
+    with hypers.bound(in_pass(hypers, 3, (deviations / 4).logit()[:, None])):
+        noise = TunedNoise(hypers, "noise")(torch.full((3, 40_000), 7.0)) - 7
     assert torch.allclose(noise.std(1), deviations, rtol=0.02) and not noise[0].any()
-
-
-BAD: list[tuple[Callable[[], Tensor], str]] = [
-    (lambda: dropout(torch.ones(2, 3), 1.5), r"p must lie in 0\.\.1, got 1\.5"),
-    (lambda: dropout(torch.ones(2, 3), torch.tensor([0.1, -0.5])), r"p must lie in 0\.\.1, got -0\.5"),
-    (lambda: dropout(torch.ones(2, 3), float("nan")), r"p must lie in 0\.\.1, got nan"),
-    (lambda: dropout(torch.ones(2, 3), torch.ones(3)), r"p must .* dimension 0 of \(2, 3\), got shape \(3,\)"),
-    (lambda: dropout(torch.ones(2, 3), torch.ones(2, 3)), r"p must be one number .*, got shape \(2, 3\)"),
-    (lambda: feature_dropout(torch.ones(2), 0.1), r"feature_dropout wants \(B, C, \.\.\.\), got \(2,\)"),
-    (lambda: locked_dropout(torch.ones(2, 3), 0.1), r"locked_dropout wants \(B, T, H\), got \(2, 3\)"),
-    (lambda: locked_dropout(torch.ones(2, 3, 4), 0.1, batch_dim=2), r"locked_dropout: batch_dim must be 0 or 1, got 2"),
-    (lambda: weight_drop(torch.ones(2, 3), torch.ones(2)), r"p must be one number, got shape \(2,\)"),
-    (
-        lambda: embedding_dropout(torch.ones(2, 3), torch.ones(3, dtype=torch.long), 4, 0.1),
-        r"rows must be of shape \(\*\(3,\), E\) to belong to ids, got \(2, 3\)",
-    ),
-    (lambda: input_noise(torch.ones(2, 3), -1.0), r"deviation must be at least 0, got -1"),
-]
-
-
-@pytest.mark.parametrize(("call", "told"), BAD)
-def test_bad_input_is_named(call: Callable[[], Tensor], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        call()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -263,17 +248,6 @@ def test_dropped_modules_are_torchs_own_and_equal_in_evaluation() -> None:
         assert torch.equal(module(x), before) and "hypers" not in str(module.__dict__)
 
 
-def test_a_fixed_module_keeps_the_value() -> None:
-    hypers = all_hypers()
-    noise = TunedNoise(hypers, "noise")
-    noise.fix()
-    with torch.no_grad():
-        hypers.raw.add_(3)
-    assert noise.now() == {"deviation": 0.5} and repr(noise) == "TunedNoise(deviation=0.5)"
-    with hypers.bound(Pass(3, None, None, training=False)):
-        assert noise(torch.zeros(3, 10_000)).std().item() == pytest.approx(0.5, abs=0.02)
-
-
 def test_a_copy_reads_its_own_hyperparameters() -> None:
     hypers = all_hypers()
     net = nn.ModuleList([hypers, TunedNoise(hypers, "noise")])
@@ -294,18 +268,20 @@ def test_the_mask_of_words_falls_on_the_response_too() -> None:
     assert torch.equal(ratio[0], ratio[1]) and set(ratio.round(decimals=4).unique().tolist()) == {0.0, 2.0}
 
 
-def dropped_linear() -> tuple[Hyperparameters, TunedWeightDrop, Any]:
+def dropped_linear(nested: bool) -> tuple[Hyperparameters, TunedWeightDrop, Any]:
     hypers = Hyperparameters(words=Rate(0.5, per="batch"))
     inner: Any = nn.Linear(6, 4)
-    module = TunedWeightDrop(inner, hypers, "words")
+    module = TunedWeightDrop(nn.Sequential(inner), hypers, "words", weight="0.weight") if nested else None
+    module = module or TunedWeightDrop(inner, hypers, "words")
     inner.__class__ = ResponseLinear
     inner.adopt(hypers, "inner", 0)
     nn.init.normal_(inner.response_scale)
     return hypers, module, inner
 
 
-def test_weight_drop_masks_both_weights_alike() -> None:
-    hypers, module, inner = dropped_linear()
+@pytest.mark.parametrize("nested", [False, True])
+def test_weight_drop_masks_both_weights_alike(nested: bool) -> None:
+    hypers, module, inner = dropped_linear(nested)
     d = torch.randn(3, 1)
     with hypers.bound(Pass(3, d, torch.zeros(3, 1))):
         torch.manual_seed(5)
@@ -364,7 +340,8 @@ def test_the_linearisation_sees_the_same_masks() -> None:
     nn.init.zeros_(net[1].response_shift)
     raw = hypers.perturbed(10).detach()
     torch.manual_seed(3)
-    _, linear = linearized(problem(net, hypers), batch, raw, d := raw - hypers.raw.detach())
+    with forward_ad.dual_level():
+        _, linear = linearized(problem(net, hypers), batch, raw, d := raw - hypers.raw.detach())
     torch.manual_seed(3)
     with hypers.bound(Pass(10, d, raw)):
         assert torch.allclose(net(batch[0]), linear, atol=1e-5)
@@ -377,9 +354,16 @@ REFUSED: list[tuple[Callable[[Hyperparameters], object], str]] = [
         r"TunedLockedDropout: p must lie in 0\.\.1, but .* Positive from 0 to inf",
     ),
     (lambda h: TunedLockedDropout(h, 1.5), r"TunedLockedDropout: p must lie in 0\.\.1, got 1\.5"),
+    (lambda h: TunedLockedDropout(h, -0.5), r"TunedLockedDropout: p must lie in 0\.\.1, got -0\.5"),
+    (lambda h: TunedLockedDropout(h, float("nan")), r"TunedLockedDropout: p must lie in 0\.\.1, got nan"),
+    (lambda h: TunedNoise(h, -1.0), "TunedNoise: deviation must be at least 0, got -1"),
     (lambda h: TunedNoise(h, "shift"), "TunedNoise: deviation must be at least 0, but .* a Between from -1 to 1"),
     (lambda h: TunedWeightDrop(nn.Linear(2, 2), h, "drop"), r'hyperparameter \'drop\' must have per="batch"'),
     (lambda h: TunedWeightDrop(nn.LSTM(2, 2), h, "words"), "cannot wrap LSTM: its response layer drops"),
+    (
+        lambda h: TunedWeightDrop(nn.Sequential(nn.LSTM(2, 2)), h, "words", weight="0.weight_hh_l0"),
+        "cannot drop '0.weight_hh_l0' of LSTM: its response layer drops weights itself",
+    ),
     (lambda h: TunedWeightDrop(nn.ReLU(), h, "words"), "ReLU has no parameter 'weight'; it has none"),
     (lambda h: TunedWeightDrop(nn.Linear(2, 2), h, "words", weight="w"), "no parameter 'w'; it has weight, bias"),
     (lambda h: TunedEmbeddingDropout(nn.Linear(2, 2), h, "words"), "wraps an nn.Embedding, got Linear"),  # type: ignore[arg-type]
@@ -403,3 +387,7 @@ def test_shapes_that_a_module_cannot_take_are_named() -> None:
             adopted(nn.Dropout2d(), TunedDropout2d, hypers)(torch.ones(2, 3, 4))
         with pytest.raises(ValueError, match=r"TunedLockedDropout wants \(B, T, H\), got \(2, 3\)"):
             TunedLockedDropout(hypers, "drop")(torch.ones(2, 3))
+        with pytest.raises(ValueError, match="TunedLockedDropout: batch_dim must be 0 or 1, got 2"):
+            TunedLockedDropout(hypers, "drop", batch_dim=2)(torch.ones(2, 3, 4))
+        with pytest.raises(ValueError, match=r"TunedNoise: dimension 0 .* must be the batch of 2 examples"):
+            TunedNoise(hypers, "drop")(torch.ones(3, 5))

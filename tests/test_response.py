@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from revtune.hyperparameters import Pass
+from revtune.response import ADDED
 from tests.tuned_nets import adopt, answering, at, responding, two
 
 LAYERS: list[tuple[Any, Any]] = [
@@ -31,8 +32,7 @@ def test_a_converted_layer_is_the_layer_it_was(make: Any, draw: Any) -> None:
     hypers = two()
     layer = adopt(copy.deepcopy(plain), hypers)
     assert isinstance(layer, type(plain)) and torch.equal(layer(x), plain(x))
-    if not isinstance(plain, nn.BatchNorm1d):  # which goes by the batch inside a pass
-        torch.testing.assert_close(at(layer, hypers, x, torch.randn(6, 2)), plain(x))
+    torch.testing.assert_close(at(layer, hypers, x, torch.randn(6, 2)), plain(x))
     assert plain.state_dict().keys() <= layer.state_dict().keys()
 
 
@@ -42,14 +42,12 @@ def test_every_example_is_answered_at_its_own_hyperparameters(make: Any, draw: A
     torch.manual_seed(0)
     hypers, x, d = two(), draw(), torch.randn(6, 2)
     plain = make()
-    if isinstance(plain, nn.BatchNorm1d):
-        pytest.skip("what the batch is normalised by depends on all rows")
     layer = answering(adopt(plain, hypers))
     y = at(layer, hypers, x, d)
     for row in range(6):
         folded: Any = copy.deepcopy(layer)
         folded.fold(d[row])
-        assert type(folded) is type(make())
+        assert type(folded) is type(make()) and folded.training == layer.training
         torch.testing.assert_close(folded(x[row : row + 1]), y[row : row + 1], atol=1e-5, rtol=1e-5)
 
 
@@ -59,8 +57,18 @@ def test_plain_weights_load_and_tuned_ones_too(make: Any, draw: Any) -> None:
     layer, other = (answering(adopt(make(), two()), seed) for seed in (1, 2))
     layer.load_state_dict(weights)
     assert all(torch.equal(layer.state_dict()[name], value) for name, value in weights.items())
+    assert not any(value.any() for name, value in layer.named_parameters() if name.startswith(ADDED[1:]))
+    answering(layer, 1)
     other.load_state_dict(layer.state_dict())
     assert all(torch.equal(other.state_dict()[name], value) for name, value in layer.state_dict().items())
+
+
+def test_weights_without_a_layers_own_leave_its_response() -> None:
+    net = answering(adopt(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)), two()))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    net.load_state_dict({name: value for name, value in before.items() if name in ("0.weight", "0.bias")}, strict=False)
+    assert not net.get_parameter("0.response_scale").any() and not net.get_parameter("0.response_shift").any()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items() if name[0] == "1")
 
 
 def test_a_response_has_the_gradient_of_its_equation() -> None:

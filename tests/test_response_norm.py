@@ -44,6 +44,19 @@ def test_evaluation_outside_a_pass_goes_by_the_running_statistics() -> None:
     torch.testing.assert_close(layer(x), x / (1 + 1e-5) ** 0.5)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_in_evaluation_mode_a_pass_goes_by_the_running_statistics_and_moves_none(training: bool) -> None:
+    hypers, x, d = two(), torch.randn(8, 2) + 3, torch.zeros(8, 2)
+    layer: Any = adopt(nn.BatchNorm1d(2), hypers).eval()
+    layer.running_mean.fill_(0.5)
+    before, plain = layer.running_mean.clone(), nn.BatchNorm1d(2).eval()
+    plain.load_state_dict({name: value for name, value in layer.state_dict().items() if "response" not in name})
+    with hypers.bound(Pass(8, d, d if training else None, training=training, statistics=training)):
+        torch.testing.assert_close(layer(x), plain(x))
+        torch.testing.assert_close(layer(x[:1].expand(8, 2)), plain(x[:1].expand(8, 2)))
+    assert torch.equal(layer.running_mean, before) and layer.num_batches_tracked == 0
+
+
 def test_a_batch_of_one_is_refused_as_torch_does() -> None:
     hypers = two()
     layer = adopt(nn.BatchNorm1d(2), hypers)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import jvp
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence, unpack_sequence
 
@@ -339,7 +340,8 @@ def test_its_linearisation_and_the_gradient_are_those_of_jvp(kind: Kind, options
     model = Encoder(kind, {**options, "dropout": 0.0}, form)
     rows, summary = sequences(form), torch.randn(B, 2, dtype=torch.float64)
     d = torch.randn(B, N, dtype=torch.float64)
-    out, linear = linearized(problem_of(model), (rows, summary), d, d)
+    with forward_ad.dual_level():
+        out, linear = linearized(problem_of(model), (rows, summary), d, d)
     found = [*apart(linear[0], model.rnn.batch_first), *tensors(linear[1])]
     own = {name: p for name, p in model.named_parameters()}
     at_zero, change, *_ = jvp(lambda d: model.slow(own, rows, summary, d), (torch.zeros_like(d),), (d,))
@@ -359,7 +361,8 @@ def test_both_passes_of_a_linearisation_drop_the_same(kind: Kind) -> None:
     model.rnn._tuned_weight_drop = lambda: torch.tensor(0.5)
     batch, d = (sequences(model.form), torch.randn(B, 2).double()), torch.randn(B, N, dtype=torch.float64)
     torch.manual_seed(3)
-    out, linear = linearized(problem_of(model), batch, d, d)
+    with forward_ad.dual_level():
+        out, linear = linearized(problem_of(model), batch, d, d)
     after = torch.rand(1)
 
     def at(step: float) -> list[Tensor]:
@@ -394,7 +397,8 @@ def test_a_tagger_that_packs_its_embeddings_is_linearised(kind: Kind) -> None:
     """torch's packing knows no tangents itself."""
     model = Tagger(kind, two().double())
     batch, d = (torch.randn(B, T, F).double(), torch.tensor([3, 1, 5, 3])), torch.randn(B, N).double()
-    out, linear = linearized(problem_of(model), batch, d, d)
+    with forward_ad.dual_level():
+        out, linear = linearized(problem_of(model), batch, d, d)
     near, other = (in_pass(model, step * d, *batch) for step in (1e-6, -1e-6))
     close(linear.detach(), (out + (near - other) / 2e-6).detach(), 1e-8)
 

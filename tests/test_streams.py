@@ -1,10 +1,11 @@
 """Batches of both levels: every one once a pass, held-out ones round and round, the same again after a resume."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from revtune.streams import Streams
 
@@ -32,10 +33,40 @@ def test_empty_data_are_refused_before_anything_is_learnt() -> None:
     with pytest.raises(ValueError, match="the validation data hold no batch"):
         streams.check([1], [])
     streams.check(iter([]), shuffled())
+    with pytest.raises(ValueError, match="the training data hold no batch, or could be gone through only once"):
+        next(streams.once(iter([])))
     once = iter([1])
     assert streams.again(once) == 1
     with pytest.raises(ValueError, match="or could be gone through only once, as a generator"):
         streams.again(once)
+
+
+def test_a_generator_that_was_gone_through_is_told_in_the_next_pass() -> None:
+    streams, data = Streams(), (one for one in range(3))
+    assert list(streams.once(data)) == [0, 1, 2]
+    with pytest.raises(ValueError, match="the training data hold no batch, or could be gone through only once"):
+        list(streams.once(data))
+
+
+class Numbers(IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(6))
+
+
+def test_loaders_that_cannot_tell_their_length_are_gone_through() -> None:
+    streams, data = Streams(), DataLoader(Numbers(), 2)
+    streams.check(data, data)
+    assert numbers(streams.once(data)) == numbers(streams.once(data)) == [[0, 1], [2, 3], [4, 5]]
+    assert streams.again(data).tolist() == [0, 1]
+
+
+def test_a_pass_that_was_saved_at_its_end_has_no_batch_left() -> None:
+    streams, data = Streams(), [1, 2]
+    passing = streams.once(data)
+    assert [next(passing), next(passing)] == data
+    other = Streams()
+    other.load_state_dict(streams.state_dict())
+    assert list(other.once(data)) == [] and list(other.once(data)) == data
 
 
 @pytest.mark.parametrize("taken", [0, 2, 5, 7])

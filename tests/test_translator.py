@@ -1,5 +1,6 @@
 """Translators: reversible ones compute what storing ones would, whatever is attended to, in ragged batches."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -69,6 +70,19 @@ def test_step_by_step_it_gives_the_loss(model: str, attend: str) -> None:
             total -= logp[torch.arange(B), given.targets[t]][given.lengths > t].sum().item()
             torch.testing.assert_close(weights.sum(1), torch.ones(B))
     assert total == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("model", ["gru", "lstm"])
+def test_loss_in_blocks_is_the_loss(model: str) -> None:
+    translator, given = made(model, "full")
+    translator.eval()
+    found = []
+    for blocks in (False, True):
+        translator.net = replace(translator.net, loss_in_blocks=blocks)
+        loss = translator.loss(given)
+        found.append([loss.detach(), *torch.autograd.grad(loss, list(translator.parameters()))])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 def test_padding_does_not_matter() -> None:

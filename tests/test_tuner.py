@@ -1,6 +1,7 @@
 """The alternation: who steps when, what is saved and resumed to the bit, what is refused, that values are tuned."""
 
 import gc
+import sys
 import warnings
 import weakref
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from revtune.convert import self_tuning
 from revtune.errors import NonFiniteError
+from revtune.freeze import frozen
 from revtune.hyper import Positive, Rate
 from revtune.hyperparameters import Hyperparameters
 from revtune.trees import tensors
@@ -116,6 +118,14 @@ def test_a_saved_run_goes_on_to_the_bit(method: str, stop: int, tmp_path: Path) 
     assert all(one["values"] == two["values"] and one["valid"] == two["valid"] for one, two in pairs)
 
 
+def test_a_loaded_state_puts_back_the_generators_of_the_networks_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("revtune.tuner.set_random_states", lambda states, device=None: seen.append(device))
+    of = tuner()
+    of.load_state_dict(of.state_dict())
+    assert seen == [torch.device("cpu")]
+
+
 @methods
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_a_step_that_fails_leaves_the_last_good_state(method: str, bad: str) -> None:
@@ -167,6 +177,22 @@ def test_gradients_that_wait_for_their_update_are_saved(method: str) -> None:
     other.load_state_dict(begun.state_dict())
     other.train_step(parts[3])
     assert all(torch.equal(value, everything(other)[name]) for name, value in everything(whole).items())
+
+
+@methods
+def test_gradients_of_others_are_no_part_of_an_update(method: str) -> None:
+    """As a loop that learns before leaves them, or a backward of the user's own between steps."""
+    found = []
+    for others in (False, True):
+        of = tuner(method, accumulate=2, warmup=9)
+        for i in range(4):
+            if others and i % 2 == 0:
+                for p in of.model.parameters():
+                    p.grad = torch.ones_like(p)
+            torch.manual_seed(i)
+            of.train_step(data(8, i).tensors)
+        found.append(everything(of))
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 @methods
@@ -335,11 +361,20 @@ def test_the_history_is_kept_as_json_lines_and_drawn(tmp_path: Path) -> None:
         of.history.plot()
     for both in of.batches(train, valid):
         of.step(*both)
+    assert len(of.history) == 4
     of.history.write(tmp_path / "history.jsonl")
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 4
     of.history.plot(tmp_path / "history.png")
     assert (tmp_path / "history.png").read_bytes()[:4] == b"\x89PNG"
     assert of.history.column("noise")[-1] == of.values()["noise"]
+
+
+def test_a_plot_without_matplotlib_tells_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = tuner(ratio=1)
+    of.step(data(8).tensors, data(8).tensors)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"needs matplotlib, .* pip install 'revtune\[program\]'"):
+        of.history.plot()
 
 
 # Bad steps, garbage
@@ -354,6 +389,42 @@ def normed(method: Any) -> Tuner:
     for _ in range(4):
         of.step(data(8).tensors, data(8).tensors)
     return of
+
+
+class Kept(nn.Sequential):
+    """Its batch normalisation stays in evaluation mode, as in fine-tuning."""
+
+    def train(self, mode: bool = True) -> "Kept":
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+@methods
+def test_a_norm_that_is_kept_in_evaluation_mode_goes_by_its_statistics_on_both_levels(method: Any) -> None:
+    torch.manual_seed(0)
+    net = self_tuning(Kept(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 3)))
+    statistics: Any = net.get_buffer("1.running_mean").normal_().clone()
+    of = Tuner(net, lambda out, batch, h: F.cross_entropy(out, batch[1], reduction="none"), valid_loss, method=method,
+               optimizer=lambda params: torch.optim.Adam(params, 0.1))  # fmt: skip
+    with torch.no_grad():
+        of.hypers.spread.fill_(-40.0)
+    x, y = data(8).tensors
+    wanted = F.cross_entropy(frozen(net).eval()(x), y).item()
+    assert of.valid_step((x, y)) == pytest.approx(wanted, rel=1e-5)
+    for _ in range(3):
+        of.step((x, y), (x, y))
+    assert torch.equal(net.get_buffer("1.running_mean"), statistics) and net.get_parameter("1.weight").std() > 0
+    of.step((x[:1], y[:1]), (x[:1], y[:1]))
+
+
+def test_a_validation_step_is_the_same_after_an_evaluation() -> None:
+    found = []
+    for rests in (False, True):
+        of = normed("delta")
+        of.model.train(not rests)
+        found.append(of.valid_step(data(8).tensors))
+    assert found[0] == found[1]
 
 
 def state_of(of: Tuner) -> list[Tensor]:

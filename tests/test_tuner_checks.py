@@ -7,50 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import revtune as rt
 from revtune.hyper import Hyper
+from revtune.hyperparameters import Hyperparameters
+from tests.small_tuner import BATCH, everything, net, train_loss, tuner
 
 METHODS = pytest.mark.parametrize("method", ["delta", "stn"])
-BATCH = (torch.randn(8, 6), torch.randint(3, (8,)))
-
-
-def net(width: int = 8) -> nn.Module:
-    return rt.self_tuning(
-        nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.Dropout(0.2), nn.Linear(width, 3))
-    )
-
-
-def train_loss(out: Tensor, batch: Any, h: Any) -> Tensor:
-    return F.cross_entropy(out, batch[1], reduction="none")
-
-
-def tuner(model: nn.Module | None = None, **options: Any) -> rt.Tuner:
-    given: dict[str, Any] = {
-        "train_loss": train_loss, "valid_loss": lambda out, batch: F.cross_entropy(out, batch[1]),
-        "optimizer": lambda params: torch.optim.SGD(params, 0.1), **options,
-    }  # fmt: skip
-    return rt.Tuner(net() if model is None else model, **given)
-
-
-def everything(of: rt.Tuner) -> list[Tensor]:
-    """Weights, statistics and hyperparameters."""
-    return [one.clone() for one in of.model.state_dict().values() if isinstance(one, Tensor)]
-
-
-HYPER_OPTIMIZERS: list[tuple[Any, str]] = [
-    (lambda params: torch.optim.SGD([torch.zeros(1)], 0.1), "must make its optimizer from the groups it is handed"),
-    (lambda params: None, "must make a torch.optim.Optimizer, it made a NoneType"),
-    (lambda params: torch.optim.AdamW(params, 0.1), "decays hyperparameters by weight_decay=0.01"),
-]
-
-
-@pytest.mark.parametrize(("factory", "told"), HYPER_OPTIMIZERS)
-def test_optimizers_of_hyperparameters_that_cannot_work_are_refused(factory: Any, told: str) -> None:
-    with pytest.raises(ValueError) as refused:
-        tuner(hyper_optimizer=factory)
-    assert told in str(refused.value)
 
 
 def test_responses_learnt_by_the_other_method_are_refused() -> None:
@@ -73,25 +36,6 @@ def test_statistics_of_layers_that_do_not_respond_move_once_a_step(method: str) 
     assert int(plain.get_buffer("1.num_batches_tracked")) == 1
     of.valid_step(BATCH)
     assert int(plain.get_buffer("1.num_batches_tracked")) == 1
-
-
-@pytest.mark.parametrize("what", ["kinds", "groups", "units"])
-def test_a_state_that_does_not_fit_changes_nothing(what: str) -> None:
-    factories: dict[str, Any] = {
-        "kinds": lambda params: torch.optim.Adam(params, 0.1),
-        "groups": lambda params: torch.optim.SGD([{"params": [p]} for group in params for p in group["params"]], 0.1),
-        "units": lambda params: torch.optim.SGD(params, 0.1),
-    }
-    other = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3))
-    saved = tuner(rt.self_tuning(other) if what == "units" else None, optimizer=factories[what])
-    saved.train_step(BATCH)
-    of = tuner()
-    of.train_step(BATCH)
-    before, steps, values = everything(of), of.steps, of.values()
-    with pytest.raises(ValueError):
-        of.load_state_dict(saved.state_dict())
-    assert all(map(torch.equal, everything(of), before)) and of.steps == steps and of.values() == values
-    of.train_step(BATCH)
 
 
 LOSSES: list[tuple[str, Callable[..., Any], str]] = [
@@ -194,27 +138,6 @@ def test_networks_without_numbers_or_apart_from_their_hyperparameters_are_named(
         tuner(apart)
 
 
-def test_states_of_something_else_are_named_and_nothing_is_loaded() -> None:
-    of = tuner()
-    of.step(BATCH, BATCH)
-    before = everything(of)
-    wrong: list[tuple[Any, str]] = [
-        ({}, "the saved state is none of a Tuner: .* is missing"),
-        ([], "the saved state is none of a Tuner: got list"),
-        (tuner(method="stn").state_dict(), "is of method 'stn', this tuner's is 'delta'"),
-        ({**of.state_dict(), "steps": "7"}, "damaged: steps must be a count, got '7'"),
-        ({**of.state_dict(), "seconds": float("nan")}, "damaged: seconds must be a time, got nan"),
-        ({**of.state_dict(), "history": 3}, "damaged: history must be a list, got 3"),
-        ({**of.state_dict(), "optimizer": {"state": 1}}, "the saved state is damaged: "),
-        ({**of.state_dict(), "model": dict.fromkeys(of.state_dict()["model"], 1)}, "0.weight must be a tensor, got 1"),
-        (tuner(net(9)).state_dict(), r"of another network: 0.weight is \(9, 6\) there and \(8, 6\) here"),
-    ]
-    for state, told in wrong:
-        with pytest.raises(ValueError, match=told):
-            of.load_state_dict(state)
-    assert all(torch.equal(one, other) for one, other in zip(before, everything(of), strict=True))
-
-
 @pytest.mark.parametrize(
     "make", [lambda: rt.Rate(1e-12), lambda: rt.Rate(1 - 1e-9), lambda: rt.Between(1e-9, 0.0, 1.0)]
 )
@@ -236,3 +159,69 @@ def test_what_is_no_network_or_no_hyperparameters_is_named() -> None:
         rt.self_tuning("net")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"hypers must be Hyperparameters\(name=Rate\(0.05\), ...\), got dict"):
         rt.self_tuning(nn.Linear(2, 2), {"a": rt.Rate(0.1)})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_networks_made_of_low_precision_are_refused_as_by_self_tuning(low: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=f"0.weight must be float32 or float64, got {low}; give Tuner autocast="):
+        tuner(net().to(low))
+
+
+def test_layers_of_another_precision_than_the_hyperparameters_are_named() -> None:
+    model: Any = net()
+    model[3].double()
+    with pytest.raises(ValueError, match="3.weight is torch.float64 and hyperparameters are torch.float32"):
+        tuner(model)
+    tuner(net().double())
+    left: Any = rt.self_tuning(nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.1), nn.Linear(3, 3)), leave=["2"])
+    left[2].double()
+    tuner(left)
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.drop, self.last = nn.GRU(6, 8, batch_first=True), nn.Dropout(0.2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y, state = self.rnn(x[:, None], state)
+        return self.last(self.drop(y[:, 0])), state
+
+
+PREDICTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"predict": lambda model, batch: model(batch[0]), "carry": True}, r"predict must take .* a state, got one"),
+    ({"predict": lambda model: model}, r"predict must take a model and a batch, got one that takes \(model\)"),
+    ({"carry": True}, r"the network must take an input and a state, it takes \(input.*\).*; give predict="),
+    ({"autocast": torch.autocast("cpu", torch.bfloat16)}, r"such as lambda: autocast\(...\), got the context itself"),
+]
+
+
+@pytest.mark.parametrize(("options", "told"), PREDICTIONS)
+def test_what_cannot_be_called_as_it_will_be_is_named(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        tuner(**options)
+
+
+@METHODS
+def test_a_prediction_without_a_state_and_a_state_that_does_not_fit_are_named(method: str) -> None:
+    of = tuner(method=method, predict=lambda model, batch, state: model(batch[0]), carry=True)
+    with pytest.raises(ValueError, match="a prediction and the next state are wanted, two parts, got Tensor"):
+        of.step(BATCH)
+    of = tuner(rt.self_tuning(Recurrent()), method=method, carry=True, ratio=1)
+    of.step(BATCH, BATCH)
+    smaller = (BATCH[0][:5], BATCH[1][:5])
+    told = "the carried state is of 8 examples and does not fit a batch of 5: batches of a level must be of one size"
+    for step in (of.train_step, of.valid_step):
+        with pytest.raises(ValueError, match=told):
+            step(smaller)
+    of.step(BATCH, BATCH)
+
+
+def test_a_tuner_of_hyperparameters_that_another_had_begins_to_watch_anew() -> None:
+    hypers = Hyperparameters(drop=rt.Rate(0.2), decay=rt.Positive(0.1))
+    model = rt.self_tuning(nn.Sequential(nn.Linear(6, 8), nn.Dropout(), nn.Linear(8, 3)), hypers)
+    model[1].__class__ = nn.Dropout  # type: ignore[index]
+    hypers.read.add("drop")
+    decayed = lambda out, batch, h: train_loss(out, batch, h) * (1 + h.decay)  # noqa: E731
+    with pytest.warns(UserWarning, match="nobody read hyperparameter 'drop'"):
+        tuner(model, train_loss=decayed).step(BATCH)
