@@ -10,9 +10,11 @@ import pytest
 
 from benchmarks import translation
 from benchmarks.jobs import STOPPED
-from benchmarks.translation import Job, Place, jobs, main
-from revtune import cli, translation_memory
+from benchmarks.translation import Place, main
+from benchmarks.translation_jobs import Job, jobs, timed
+from revtune import cli, translation_memory, translation_speed
 from revtune.problem import Problem
+from revtune.translator import Net
 
 SIDE = {"positions": {"live": 10, "padded": 12, "unsorted": 20}}
 OURS = {"stored": 0.9, "forgotten": 0.8, "saved": {"live": 10.0, "padded": 12.0, "unsorted": 20.0}}
@@ -53,8 +55,13 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Program:
     found = Program()
     monkeypatch.setattr(translation, "call", found)
     monkeypatch.setattr(translation, "backend", lambda: "a kernel")
-    monkeypatch.setattr(translation_memory, "measured", lambda job: BYTES[job.net.model])
+    monkeypatch.setattr(translation_memory, "measured", lambda job: needed(job.net))
     return found
+
+
+def needed(net: Net) -> dict[str, float]:
+    """Bytes of a training step; in blocks half."""
+    return {name: one / (1 + net.loss_in_blocks) for name, one in BYTES[net.model].items()}
 
 
 @pytest.fixture
@@ -85,8 +92,24 @@ def test_a_run_leaves_figures_and_a_table(place: Place, program: Program) -> Non
     assert kept is not None and kept["bleu"] == 34.5 and kept["bytes"]["step"] == 17e6
     rows = (place.results / "README.md").read_text().splitlines()
     ours = [row for row in rows if row.startswith("| RevGRU")]
-    assert ours[0] == "| RevGRU | emb+slice:20 | 3 bits | 34.50 | 33.00 | 7.40 | 227 | 10 | 0.90 |"
-    assert "| 17.0 (10.0x) | 2.5 (10.0x) | 2.0 (10.0x) | 16.0 (10.0x) | 0.90, 0.80 | 10.0 / 12.0 / 20.0 |" in ours[1]
+    assert ours[0] == "| RevGRU | emb+slice:20 | 3 bits | 34.50 | 33.00 | 7.40 | 227 |  |  |"
+    less = ("17.0 (10.0x, 5.0x)", "2.5 (10.0x, 5.0x)", "2.0 (10.0x, 5.0x)", "16.0 (10.0x, 5.0x)")
+    assert " | ".join(less) + " | 0.90, 0.80 | 10.0 / 12.0 / 20.0 |" in ours[1]
+    assert "| nn.GRU, loss in blocks | full | | 85.0 | 12.5 | 10.0 | 80.0 |  |  |  |  |" in rows
+
+
+def test_times_are_taken_in_turns_and_told(
+    place: Place, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(studies: dict[str, Any]) -> dict[str, list[float]]:
+        assert list(studies) == [job.name for job in timed()] and len(studies) == 10
+        own = {"gru-full": 0.2, "gru-full-blocks": 0.1, "revgru-emb-slice20-3bits": 0.15}
+        return {name: [own.get(name, 1.0)] * 7 for name in studies}
+
+    monkeypatch.setattr(translation_speed, "timed", seconds)
+    assert work(place, "--only", "revgru-emb-slice20-3bits") == work(place, "--time") == 0
+    row = "| RevGRU | emb+slice:20 | 3 bits | 34.50 | 33.00 | 7.40 | 227 | 15 | 0.75, 1.50 |"
+    assert row in (place.results / "README.md").read_text().splitlines()
 
 
 def test_what_is_done_is_left_and_what_was_begun_goes_on(
