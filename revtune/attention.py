@@ -15,16 +15,18 @@ Shapes: B batch, K steps, N positions, S source positions, Q query width, D key 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from revtune.arguments import running
 from revtune.readout import Featured, LinearCrossEntropy
 from revtune.values import check_size
 
 Keys = Callable[..., Tensor]
-ROWS = 16
+ROWS = 32
 """Rows that are read out at a time."""
 
 
@@ -37,8 +39,9 @@ class Attention(nn.Module):
         output_size: O; that of the query by default.
 
     Shape:
-        Queries (B, K, Q), keys (B, S, D) and lengths (B,), source positions of each row, all of them by default. Gives
-        outputs (B, K, O) and weights (B, K, S), which are 0 at padding and add up to 1.
+        Queries (B, K, Q), keys (B, S, D), lengths (B,), source positions of each row, all of them by default, and a
+        mask (B, D) that a row's keys are multiplied with, by default 1. Gives outputs (B, K, O) and weights (B, K, S),
+        which are 0 at padding and add up to 1.
 
     Raises:
         ValueError: sizes that are no positive integers.
@@ -56,17 +59,44 @@ class Attention(nn.Module):
         self.score = nn.Linear(query_size, key_size, bias=False)
         self.combine = nn.Linear(key_size + query_size, self.output_size, bias=False)
 
-    def forward(self, queries: Tensor, keys: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, queries: Tensor, keys: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Outputs and weights; as in the class's description."""
-        scores = self.score(queries) @ keys.transpose(1, 2)
+        asked, padding = self.score(queries), None
         if lengths is not None:
-            padding = ~running(lengths, 0, keys.shape[1]).t()
-            scores = scores.masked_fill(padding.unsqueeze(1), -torch.inf)
-        weights = scores.softmax(-1)
-        return torch.tanh(self.combine(torch.cat([weights @ keys, queries], -1))), weights
+            padding = ~running(lengths, 0, keys.shape[1]).t().unsqueeze(1)
+        mask = None if mask is None else mask.unsqueeze(1)
+        asked = asked if mask is None else asked * mask
+        with torch.autocast(keys.device.type, enabled=False):
+            read, weights = _Attended.apply(asked.to(keys.dtype), keys, padding)
+        read = read if mask is None else read * mask
+        return torch.tanh(self.combine(torch.cat([read, queries], -1))), weights
 
     def extra_repr(self) -> str:
         return f"{self.query_size}, {self.key_size}, {self.output_size}"
+
+
+class _Attended(torch.autograd.Function):
+    """What queries (B, K, D) read of keys (B, S, D), and by what weights; the gradient of keys is made in one piece."""
+
+    @staticmethod
+    def forward(ctx: Any, asked: Tensor, keys: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+        scores = asked @ keys.transpose(1, 2)
+        weights = (scores if padding is None else scores.masked_fill_(padding, -torch.inf)).softmax(-1)
+        ctx.save_for_backward(asked, keys, weights)
+        return weights @ keys, weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dread: Tensor, dweights: Tensor) -> tuple[Tensor | None, ...]:
+        asked, keys, weights = ctx.saved_tensors
+        dweights = torch.baddbmm(dweights, dread, keys.transpose(1, 2))
+        dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True))
+        dasked = dscores @ keys if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return dasked, None, None
+        return dasked, (weights.transpose(1, 2) @ dread).baddbmm_(dscores.transpose(1, 2), asked), None
 
 
 class AttentionReadout(Featured):
@@ -81,6 +111,7 @@ class AttentionReadout(Featured):
         lengths: source positions of each row, (B,).
         head: from outputs to words.
         drop: what is done to outputs before that, such as nn.Dropout.
+        mask: what keys of each row are multiplied with, (B, D); nothing by default.
 
     Shape:
         Called with decoder outputs y (N, H), of positions in the order of their steps, targets (N, 2) as `numbered`
@@ -95,10 +126,16 @@ class AttentionReadout(Featured):
     """
 
     def __init__(
-        self, attention: nn.Module, keys: Keys, lengths: Tensor, head: LinearCrossEntropy, drop: nn.Module | None = None
+        self,
+        attention: nn.Module,
+        keys: Keys,
+        lengths: Tensor,
+        head: LinearCrossEntropy,
+        drop: nn.Module | None = None,
+        mask: Tensor | None = None,
     ) -> None:
         super().__init__(head)
-        self.attention, self.keys, self.lengths = attention, keys, lengths
+        self.attention, self.keys, self.lengths, self.mask = attention, keys, lengths, mask
         self.drop = drop or nn.Identity()
 
     def parts(self, targets: Tensor) -> list[Tensor]:
@@ -116,7 +153,8 @@ class AttentionReadout(Featured):
         row, step = row - low, step - step[0]
         queries = y.new_zeros(high - low, int(step[-1]) + 1, y.shape[1]).index_put((row, step), y)
         some = slice(low, high)
-        out, _ = self.attention(queries, self.keys(some, *context), self.lengths[some])
+        mask = None if self.mask is None else self.mask[some]
+        out, _ = self.attention(queries, self.keys(some, *context), self.lengths[some], mask)
         return self.drop(out[row, step]), tokens
 
 

@@ -147,11 +147,10 @@ class Translator(nn.Module):
         """Summed loss in nats of a batch's targets, of what `encoded` gave."""
         raise NotImplementedError
 
-    def keys(self, source: Tensor, mask: Tensor | None, rows: slice, annotations: Tensor) -> Tensor:
+    def keys(self, source: Tensor, rows: slice, annotations: Tensor) -> Tensor:
         """What some rows attend to, (R, S, D), of all sources (S, B) and annotations (S, B, k)."""
         words = [self.source(source[:, rows])] * self.over.embedding
-        found = torch.cat([*words, *[annotations[:, rows]] * (self.over.units != 0)], -1)
-        return (found if mask is None else found * mask[rows]).transpose(0, 1)
+        return torch.cat([*words, *[annotations[:, rows]] * (self.over.units != 0)], -1).transpose(0, 1)
 
     def mask(self, source: Tensor) -> Tensor | None:
         """What is dropped of what each row attends to, (B, D), at all positions alike; None for nothing."""
@@ -163,7 +162,8 @@ class Translator(nn.Module):
     def remembered(self, source: Tensor, lengths: Tensor) -> tuple[Memory, State]:
         """What the decoder attends to, and the state that it starts from."""
         annotations, state = self.encoded(source, lengths)
-        return Memory(self.keys(source, self.mask(source), slice(None), annotations), lengths), state
+        keys, mask = self.keys(source, slice(None), annotations), self.mask(source)
+        return Memory(keys if mask is None else keys * mask.unsqueeze(1), lengths), state
 
     def step(self, words: Tensor, state: State, memory: Memory) -> tuple[Tensor, Tensor, State]:
         """Log-probabilities (B, V) of the next words, attention (B, S) and the state, after these words (B,)."""
@@ -192,8 +192,8 @@ class RewindingTranslator(Translator):
     def decoded(self, batch: Batch, annotations: Tensor, state: State) -> Tensor:
         """Summed loss in nats of a batch's targets, of what `encoded` gave."""
         readout = AttentionReadout(
-            self.attention, partial(self.keys, batch.source, self.mask(batch.source)), batch.source_lengths,
-            self.readout, self.drop,
+            self.attention, partial(self.keys, batch.source), batch.source_lengths, self.readout, self.drop,
+            self.mask(batch.source),
         )  # fmt: skip
         loss, _ = rt.rewind_loss(
             self.decoder, batch.inputs, numbered(batch.targets), encode=self.decode, readout=readout, state=state,
@@ -217,9 +217,9 @@ class StoringTranslator(Translator):
 
     def decoded(self, batch: Batch, annotations: Tensor, state: State) -> Tensor:
         """Summed loss in nats of a batch's targets, of what `encoded` gave."""
-        keys = self.keys(batch.source, self.mask(batch.source), slice(None), annotations)
+        keys, mask = self.keys(batch.source, slice(None), annotations), self.mask(batch.source)
         y, _ = self.decoder(self.decode(batch.inputs), state)
-        out, _ = self.attention(y.transpose(0, 1), keys, batch.source_lengths)
+        out, _ = self.attention(y.transpose(0, 1), keys, batch.source_lengths, mask)
         live = running(batch.lengths, 0, len(batch.inputs))
         features, targets = self.drop(out.transpose(0, 1)[live]), batch.targets[live]
         if self.net.loss_in_blocks:

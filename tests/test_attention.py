@@ -30,6 +30,20 @@ def test_it_is_the_equations() -> None:
             assert not weights[b, t, lengths[b] :].any()
 
 
+def test_a_mask_is_one_on_keys() -> None:
+    attention, keys, mask = Attention(H, D).double(), torch.randn(B, S, D).double(), torch.rand(B, D).double()
+    queries, lengths = torch.randn(B, T, H).double(), torch.tensor([7, 1, 3, 6])
+    masked = attention(queries, keys, lengths, mask), attention(queries, keys * mask[:, None], lengths)
+    for one, other in zip(*masked, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_its_gradients_are_those_of_differences() -> None:
+    attention, mask, lengths = Attention(3, 4, 2).double(), torch.rand(2, 4).double(), torch.tensor([3, 2])
+    queries, keys = torch.randn(2, 3, 3).double().requires_grad_(), torch.randn(2, 3, 4).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda q, k: attention(q, k, lengths, mask), (queries, keys))
+
+
 def test_padding_has_no_part_in_it() -> None:
     attention, keys = Attention(H, D), torch.randn(B, S, D)
     queries, lengths = torch.randn(B, T, H), torch.tensor([3, 3, 2, 1])

@@ -30,7 +30,7 @@ def made(model: str, attend: str, **options: float) -> tuple[Translator, Batch]:
 def plain_loss(model: Translator, given: Batch) -> Tensor:
     """The loss of a reversible translator, its layers returning all their outputs."""
     y, state = every_output(model.encoder, model.encode(given.source), given.source_lengths)
-    keys = model.keys(given.source, None, slice(None), y[:, :, : model.over.units])
+    keys = model.keys(given.source, slice(None), y[:, :, : model.over.units])
     z, _ = model.decoder(model.decode(given.inputs), state)
     out, _ = model.attention(z.transpose(0, 1), keys, given.source_lengths)
     live = running(given.lengths, 0, T)
@@ -113,10 +113,8 @@ def test_what_is_attended_to_is_dropped_sentence_by_sentence(model: str) -> None
         translator = build(net, *WORDS)
         found.append({translator.loss(given).item() for _ in range(4)})
     assert [len(losses) for losses in found] == [1, 4]
-    mask, annotations = translator.mask(given.source), torch.ones(S, B, 3)
+    mask = translator.mask(given.source)
     assert mask is not None and mask.shape == (B, 6 + 3) and set(mask.unique().tolist()) == {0.0, 2.0}
-    whole, dropped = (translator.keys(given.source, one, slice(None), annotations) for one in (None, mask))
-    torch.testing.assert_close(dropped, whole * mask[:, None])
 
 
 def test_what_is_attended_to_is_read() -> None:
