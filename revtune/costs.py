@@ -28,8 +28,8 @@ from revtune.problem import Problem
 Record = dict[str, Any]
 WARM_UP = 2
 """Steps before those whose memory counts: optimizers make their state in the first."""
-LOOKS = 5
-"""Steps whose memory counts; where there is little of it, freed pages that stay resident blur a single one's."""
+LOOKS, PROCESSES = 5, 3
+"""Steps whose memory counts, and processes; where there is little of it, freed pages that stay resident blur one's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ def timed(job: Job) -> Iterator[Record]:
 
 
 def remembered(case: Case, threads: int) -> Record:
-    """Bytes of each step of a case, each from a worker.
+    """Bytes of each step of a case, each the median of some workers.
 
     Raises:
         Problem: one fails, with its last words.
@@ -118,10 +118,11 @@ def remembered(case: Case, threads: int) -> Record:
     needed: dict[str, int] = {}
     steps: tuple[Step, ...] = ("plain", *TUNED)
     for step in steps:
-        found = worker.outcome("revtune.costs", Job(cases=(case,), threads=threads, step=step).text())
-        if "error" in found:
-            raise Problem(f"memory of {case.label}, {step}, could not be measured: {found['error']}")
-        needed[step] = found["bytes"]
+        job = Job(cases=(case,), threads=threads, step=step).text()
+        outcomes = [worker.outcome("revtune.costs", job) for _ in range(PROCESSES)]
+        if failed := next((found["error"] for found in outcomes if "error" in found), None):
+            raise Problem(f"memory of {case.label}, {step}, could not be measured: {failed}")
+        needed[step] = median_low(found["bytes"] for found in outcomes)
     return {**dataclasses.asdict(case), "threads": threads, "bytes": needed}
 
 
