@@ -23,14 +23,14 @@ SMALL = ["--embedding", "16", "--hidden", "16", "--attend", "emb+slice:4", "--dr
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made-up pairs."""
-    return write_pairs(tmp_path_factory.mktemp("data"))
+    return write_pairs(tmp_path_factory.mktemp("data"), train=600)
 
 
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has learnt them."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    told = ["--steps", "160", "--valid-every", "40", "--batch", "20", "--lr", "0.02"]
+    told = ["--steps", "400", "--valid-every", "40", "--batch", "20", "--lr", "0.02"]
     assert main(["train", "multi30k", "--data", str(data), "--out", str(folder), *SMALL, *told]) == 0
     return folder
 
@@ -310,12 +310,12 @@ def test_results_that_are_lost_are_written_anew(
         one, other = (checkpoint.read(folder / "weights.safetensors").tensors for folder in (run, copy))
         assert all(torch.equal(one[key], other[key]) for key in one)
     assert main(["train", "--resume", str(copy)]) == 1
-    assert "is finished: all 160 steps are done" in capsys.readouterr().err
+    assert "is finished: all 400 steps are done" in capsys.readouterr().err
 
 
 def test_a_run_that_is_through_or_begun_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--resume", str(run)]) == 1
-    assert "is finished: all 160 steps are done" in capsys.readouterr().err
+    assert "is finished: all 400 steps are done" in capsys.readouterr().err
     assert main(["translate", str(tmp_path)]) == 1
     assert "is no configuration of a translation run" in capsys.readouterr().err
     assert main(["translate", str(run), "--beam", "0"]) == 2
