@@ -117,27 +117,27 @@ def heads(found: Facts) -> list[str]:
     return ["", "1/8", "1/4", "1/2", "1", "end", "test", *told, "trials"]
 
 
-def cells(found: Facts) -> list[list[str]]:
-    """The table's rows."""
+def cells(found: Facts, digits: int) -> list[list[str]]:
+    """The table's rows, losses to so many digits after the point."""
     rows = []
     for row in found["rows"]:
         budget, quoted = found["budget"], found["quoted"]
         losses = [median(at(this["curve"], share * budget) for this in row["runs"]) for share in SHARES]
-        test = [f"{middle(row, 'test', 'loss'):.4f}"]
+        test = [f"{middle(row, 'test', 'loss'):.{digits}f}"]
         test += [] if quoted == "loss" else [f"{middle(row, 'test', quoted):.4g}"]
         searcher = "trials" in row["runs"][0]
         trials = " + ".join(f"{middle(row, name):.0f}" for name in ("trials", "pruned")) if searcher else ""
-        shown = ["" if loss == float("inf") else f"{loss:.4f}" for loss in losses]
+        shown = ["" if loss == float("inf") else f"{loss:.{digits}f}" for loss in losses]
         rows.append([NAMES[row["contestant"]], *shown, f"{middle(row, found['clock']):.0f}", *test, trials])
     return rows
 
 
 def table(found: Facts) -> Table:
-    """The table for a terminal."""
+    """The table for a terminal of 80 columns."""
     drawn = Table(box=SIMPLE, padding=(0, 1, 0, 0), caption="end: seconds; trials: whole + cut short")
     for head in heads(found):
         drawn.add_column(head, justify="right" if head else "left", no_wrap=True)
-    for row in cells(found):
+    for row in cells(found, 3):
         drawn.add_row(*row)
     return drawn
 
@@ -146,7 +146,7 @@ def markdown(found: Facts) -> str:
     """The table for a page, and what it says."""
     lines = [title(found) + ".", "", "| " + " | ".join(heads(found)) + " |"]
     lines.append("|---|" + "---:|" * (len(heads(found)) - 1))
-    lines += ["| " + " | ".join(row) + " |" for row in cells(found)]
+    lines += ["| " + " | ".join(row) + " |" for row in cells(found, 4)]
     return "\n".join([*lines, "", *(f"- {line}" for line in verdicts(found))]) + "\n"
 
 

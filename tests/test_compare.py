@@ -1,12 +1,14 @@
 """Contests: who takes part, that they go on where they stopped, and what their figures say."""
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from optuna.trial import TrialState
+from rich.console import Console
 
 from revtune import compare_table
 from revtune.cli import main
@@ -221,6 +223,11 @@ def test_curves_and_verdicts() -> None:
     assert "STN reached the best searcher's held-out loss after 20% of the time" in told
     assert not any("fewer" in line for line in told)
     assert "| STN |  | 0.5000 | 0.5000 | 0.5000 | 90 | 0.5000 | 0.1 |  |" in markdown(found)
+    last = {"test": {"loss": 14.5, "perplexity": 1234.5}, "trials": 29, "pruned": 142, "wall": 420}
+    runs = [{**rows[2]["runs"][0], **last}]
+    shown = Console(file=io.StringIO(), width=80)
+    shown.print(compare_table.table({**found, "quoted": "perplexity", "rows": [{"contestant": "plain", "runs": runs}]}))
+    assert "29 + 142" in shown.file.getvalue() and "…" not in shown.file.getvalue()  # type: ignore[attr-defined]
     rows[2]["runs"][0] |= {"valid": {"loss": 0.4}, "trials": 3}
     rows[1]["runs"][0]["reached"] = None
     told = verdicts(found)
