@@ -11,7 +11,7 @@ from rich.table import Table
 from revtune.output_dropout import NAME
 
 Facts = dict[str, Any]
-HEADS = ("", "held-out", "test", "best at update", "rate at the end")
+HEADS = ("", "held-out", "test", "best at update", "last rate")
 METHODS = {"stn": "STN", "delta": "Delta-STN"}
 COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00")
 
