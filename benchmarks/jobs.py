@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from revtune.config import Model
 from revtune.problem import Problem
+from revtune.run import held
 
 Figures = dict[str, Any]
+NAMES = {"gru": "nn.GRU", "lstm": "nn.LSTM", "revgru": "RevGRU", "revlstm": "RevLSTM"}
+COUNTERPART: dict[Model, Model] = {"revgru": "gru", "revlstm": "lstm"}
 RESULTS = Path(__file__).parent / "results"
 STOPPED = 130  # the program's exit code after a checkpoint when it was asked to stop
 
@@ -28,6 +32,36 @@ class Job(Protocol):
 
     def command(self) -> list[str]:
         """What trains it, but for the folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Celled:
+    """What runs of recurrent nets share.
+
+    Args:
+        model: torch's layers or ours.
+        bits: the most that a unit may forget in one step; None for no limit. Torch's layers leave the default.
+    """
+
+    model: Model
+    bits: float | None = 3.0
+
+    @property
+    def reversible(self) -> bool:
+        """Whether it trains one of our cells."""
+        return self.model in COUNTERPART
+
+    @property
+    def limit(self) -> str:
+        """The limit in words; nothing for torch's layers."""
+        if not self.reversible:
+            return ""
+        return "none" if self.bits is None else f"{self.bits:g} bits"
+
+    @property
+    def limit_name(self) -> str:
+        """The limit in names of files."""
+        return self.limit.replace(" ", "").replace("none", "unlimited")
 
 
 J = TypeVar("J", bound=Job)
@@ -72,11 +106,7 @@ def named(jobs: Sequence[J], name: str) -> list[J]:
 def alone(folder: Path) -> Iterator[None]:
     """Hold a folder of runs, which one queue may do at a time."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "queue.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Problem(f"another queue is at work in {folder}") from error
+    with held(folder):
         yield
 
 

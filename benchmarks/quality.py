@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 from benchmarks import jobs as queue
-from benchmarks.jobs import Figures, alone, backend, call, measured
+from benchmarks.jobs import COUNTERPART, NAMES, Celled, Figures, alone, backend, call, measured
 from revtune.config import Config, Model, from_json
 from revtune.problem import Problem
 from revtune.recipes import ptb
@@ -36,44 +36,26 @@ RATE = 4e-3
 DROPOUT = 0.2
 SEEDS = (1, 2, 3)
 TOLD = ("batch", "length", "lr", "warmup", "clip", "threads", "seed")
-NAMES = {"gru": "nn.GRU", "lstm": "nn.LSTM", "revgru": "RevGRU", "revlstm": "RevLSTM"}
-COUNTERPART: dict[Model, Model] = {"revgru": "gru", "revlstm": "lstm"}
 PAUSED = 5  # medians that a step takes at least when the process was stopped in it
 CLOSE = 1.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(Celled):
     """A run of the study.
 
     Args:
-        model: as in `Net`.
         units: of embedding and hidden layer.
-        bits: the most that a unit may forget in one step; None for no limit. Torch's layers leave the default.
         seed: of weights and masks.
     """
 
-    model: Model
     units: int = 200
-    bits: float | None = 3.0
     seed: int = 1
-
-    @property
-    def reversible(self) -> bool:
-        """Whether it trains one of our cells."""
-        return self.model in COUNTERPART
-
-    @property
-    def limit(self) -> str:
-        """The limit in words; nothing for torch's layers."""
-        if not self.reversible:
-            return ""
-        return "none" if self.bits is None else f"{self.bits:g} bits"
 
     @property
     def name(self) -> str:
         """Its name in files and on the command line."""
-        parts = (self.model, str(self.units), self.limit.replace(" ", "").replace("none", "unlimited"))
+        parts = (self.model, str(self.units), self.limit_name)
         return "-".join(filter(None, (*parts, f"seed{self.seed}")))
 
     def config(self) -> Config:

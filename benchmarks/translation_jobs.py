@@ -5,48 +5,31 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, replace
 
+from benchmarks.jobs import COUNTERPART, Celled
 from revtune.recipes import multi30k
 from revtune.translation import Study
 from revtune.translator import Model
 
-COUNTERPART: dict[Model, Model] = {"revgru": "gru", "revlstm": "lstm"}
 TOLD = ("batch", "hidden", "lr", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(Celled):
     """A run of the study.
 
     Args:
-        model: as in `Net`.
         attend: what the decoder attends to; to all units with torch's layers.
-        bits: the most that a unit may forget in one step; None for no limit.
         blocks: whether torch's layer has its loss in blocks; for memory and time, as it computes the same.
     """
 
-    model: Model
     attend: str = "full"
-    bits: float | None = 3.0
     blocks: bool = False
-
-    @property
-    def reversible(self) -> bool:
-        """Whether it trains one of our cells."""
-        return self.model in COUNTERPART
-
-    @property
-    def limit(self) -> str:
-        """The limit in words; nothing for torch's layers."""
-        if not self.reversible:
-            return ""
-        return "none" if self.bits is None else f"{self.bits:g} bits"
 
     @property
     def name(self) -> str:
         """Its name in files and on the command line."""
-        limit = self.limit.replace(" ", "").replace("none", "unlimited")
         attends = self.attend.replace("+", "-").replace(":", "")
-        return "-".join(filter(None, (self.model, attends, limit, "blocks" * self.blocks)))
+        return "-".join(filter(None, (self.model, attends, self.limit_name, "blocks" * self.blocks)))
 
     @property
     def counterpart(self) -> Job:

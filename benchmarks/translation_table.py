@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from statistics import median
 
-from benchmarks.jobs import Figures
+from benchmarks.jobs import NAMES, Figures
 from benchmarks.translation_jobs import Job
 
-NAMES = {"gru": "nn.GRU", "lstm": "nn.LSTM", "revgru": "RevGRU", "revlstm": "RevLSTM"}
 MEGABYTE = 1e6
 Times = dict[str, list[float]]
 

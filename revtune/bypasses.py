@@ -1,5 +1,5 @@
-"""What a conversion cannot reach, found by reading modules: weights without a response or read past one, functional
-dropout."""
+"""What a conversion cannot reach, found by reading modules: weights without a response, read past one or shared,
+functional dropout."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import itertools
 import sys
 import textwrap
 import tokenize
+from collections import Counter
 
 from torch import nn
 from torch.nn import functional as F
@@ -27,8 +28,7 @@ def why_not(module: nn.Module) -> str | None:
     kind = type(module).__name__
     if "Dropout" in kind and isinstance(module, nn.modules.dropout._DropoutNd):
         return f"{kind} has no tuned form; its rate stays {module.p}"
-    found = [unanswered(module), None if type(module).__module__.startswith("torch.nn") else bypasses(module)]
-    return "; ".join(filter(None, found)) or None
+    return "; ".join(filter(None, [unanswered(module), bypasses(module)])) or None
 
 
 def unanswered(module: nn.Module) -> str | None:
@@ -38,6 +38,12 @@ def unanswered(module: nn.Module) -> str | None:
         return None
     kind = type(module).__name__
     return f"{kind} has no response, so its {own:,} weights are trained as they are; see register_response"
+
+
+def shared_weights(net: nn.Module) -> set[int]:
+    """Weights that more than one module holds."""
+    held = Counter(id(p) for module in net.modules() for p in module._parameters.values() if p is not None)
+    return {one for one, times in held.items() if times > 1}
 
 
 def bypasses(module: nn.Module) -> str | None:
@@ -55,8 +61,6 @@ def read_directly(module: nn.Module) -> set[str]:
 
     Of a list of layers that is indexed by what is not a constant, the list's name.
     """
-    if type(module).__module__.startswith("torch.nn"):
-        return set()
     found = set[str]()
     for _, method in _methods(type(module)):
         own = method.args.args[0].arg if method.args.args else ""

@@ -85,17 +85,17 @@ def tuned(contest: Contest, task: Task, seed: int, one: Contestant, report: Comp
     method: Method = one if one in ("stn", "delta") else "plain"
     learns = learner(task, method, terms.get("values"))
     with contextlib.closing(Course(learns, contest.place(seed, one), contest.goes_on)) as course:
-        course.learn(ends(contest, seed, one), report, last=False)
+        course.learn(ends(contest, one, terms), report, last=False)
         return course.result(steps=course.learner.steps, budget=budget, **course.clock.now())
 
 
-def ends(contest: Contest, seed: int, one: Contestant) -> Callable[[Learner, Clock], bool]:
+def ends(contest: Contest, one: Contestant, terms: Facts) -> Callable[[Learner, Clock], bool]:
     """Where a run ends: with its time, whoever it is.
 
     The plain run at the starting values ends also where it stops improving, which is how long trials are; those at
     the final and the found values with as many updates as the tuner took, and never by patience.
     """
-    options, terms = contest.options, contest.terms(seed, one) or {}
+    options = contest.options
 
     def over(learner: Learner, clock: Clock) -> bool:
         spent = clock.read(options.clock) >= options.budget

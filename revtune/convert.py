@@ -13,13 +13,13 @@ from functools import partial
 import torch
 from torch import nn
 
-from revtune.bypasses import read_directly, unanswered, why_not
+from revtune.bypasses import read_directly, shared_weights, unanswered, why_not
 from revtune.hyper import Rate
 from revtune.hyperparameters import Hyperparameters
 from revtune.noise import BATCH_RATE, RATE
 from revtune.regularize import Tuned, TunedDropout, TunedDropout1d, TunedDropout2d, TunedDropout3d
 from revtune.response import Responding
-from revtune.response_kinds import LAYERS, shared_weights
+from revtune.response_kinds import LAYERS
 from revtune.response_own import ResponseOwn
 
 START = 0.05  # of rates that are 0, where no gradient would reach them
@@ -52,7 +52,6 @@ class _Plan:
     steps: list[Callable[[Hyperparameters], None]] = field(default_factory=list)
     rates: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    closed: dict[str, str] = field(default_factory=dict)
     told: Conversion = field(default_factory=Conversion)
 
 
@@ -171,7 +170,7 @@ def _house(net: nn.Module, hypers: Hyperparameters) -> None:
 
 def _planned(net: nn.Module, hypers: Hyperparameters | None, batch_dim: int, leave: Collection[str]) -> _Plan:
     plan, shared = _Plan(told=Conversion(batch_dim=batch_dim)), shared_weights(net)
-    read = _read_by(net)
+    read, closed = _read_by(net), set[str]()
     for name, module in net.named_modules():
         own = name or "the network itself"
         if _inside(name, leave):
@@ -179,14 +178,13 @@ def _planned(net: nn.Module, hypers: Hyperparameters | None, batch_dim: int, lea
                 plan.told.left[name] = "it was to be left alone"
         elif type(module) in DROPOUTS:
             _plan_dropout(plan, name or "dropout", module, hypers, batch_dim)
-        elif reader := _inside(name, plan.closed):
+        elif _inside(name, closed) is not None:
             if isinstance(module, nn.MultiheadAttention) and module.dropout:
                 plan.told.left[name] = f"the dropout of its weights stays {module.dropout}"
-            plan.told.left.setdefault(reader, plan.closed[reader])
         elif isinstance(module, CLOSED):
-            plan.closed[name] = f"{type(module).__name__} reads the weights of its layers directly"
-            plan.told.left[own] = plan.closed[name]
-            plan.warnings.append(f"{own}: {plan.closed[name]}, so they have no response")
+            closed.add(name)
+            plan.told.left[own] = f"{type(module).__name__} reads the weights of its layers directly"
+            plan.warnings.append(f"{own}: {plan.told.left[own]}, so they have no response")
         elif type(module) in LAYERS and (reader := _inside(name, read)):
             plan.told.left[name] = f"the forward of {read[reader]} reads its weights directly"
         elif type(module) in LAYERS:

@@ -6,10 +6,10 @@ import copy
 
 from torch import nn
 
+from revtune.bypasses import shared_weights
 from revtune.hyperparameters import Hyperparameters
 from revtune.regularize import Tuned
 from revtune.response import Responding
-from revtune.response_kinds import shared_weights
 
 
 def frozen(model: nn.Module) -> nn.Module:

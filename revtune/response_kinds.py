@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from torch import nn
 
 from revtune.response import (
@@ -30,9 +28,3 @@ LAYERS: dict[type[nn.Module], type[Responding]] = {
         ResponseGroupNorm, ResponseBatchNorm1d, ResponseBatchNorm2d, ResponseBatchNorm3d, ResponseLSTM, ResponseGRU,
     )
 }  # fmt: skip
-
-
-def shared_weights(net: nn.Module) -> set[int]:
-    """Weights that more than one module holds."""
-    held = Counter(id(p) for module in net.modules() for p in module._parameters.values() if p is not None)
-    return {one for one, times in held.items() if times > 1}

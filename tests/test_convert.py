@@ -227,6 +227,7 @@ def test_networks_that_cannot_be_converted_are_told_by_the_module(net: nn.Module
     [
         (lambda: self_tuning(nn.Linear(2, 2)), "has no nn.Dropout to tune"),
         (lambda: self_tuning(nn.Sequential(nn.Dropout(0.1))), "no layer of the network can respond"),
+        (lambda: self_tuning(nn.TransformerEncoderLayer(4, 2, 8)), "no layer of the network can respond"),
         (lambda: self_tuning(self_tuning(pictures())), "is self-tuning already"),
         (lambda: self_tuning(pictures(), batch_dim=2), "batch_dim must be 0 or 1, got 2"),
         (lambda: self_tuning(pictures(), leave=["body"]), "as net.named_modules() has them, got 'body'"),
