@@ -31,12 +31,12 @@ from rich.console import Console
 from revtune import recipes
 from revtune.clock import Clock
 from revtune.compare_report import CompareReport
-from revtune.contest import CONTESTANTS, REPEATS, SEARCHERS, TUNERS, Contest, Contestant, Options
+from revtune.contest import CONTESTANTS, REPEATS, TUNERS, Contest, Contestant, Options
 from revtune.facts import Facts
 from revtune.learner import Learner, learner
 from revtune.problem import Problem
 from revtune.run import held, next_folder
-from revtune.task import Method, Task
+from revtune.task import SEARCHERS, Method, Task
 from revtune.tuned_run import Course
 from revtune.tuned_train import at_home, check
 

@@ -27,12 +27,11 @@ from revtune.config import read_typed
 from revtune.facts import Facts, Like, facts_by_line, facts_in, lacking
 from revtune.problem import Problem
 from revtune.run import last_step, write
-from revtune.task import Size, Study
+from revtune.task import SEARCHERS, Size, Study
 
 Contestant = Literal["plain", "stn", "delta", "final", "random", "grid", "tpe", "hyperband", "found"]
 CONTESTANTS: tuple[Contestant, ...] = get_args(Contestant)
 TUNERS: tuple[Contestant, ...] = ("stn", "delta")
-SEARCHERS: tuple[Contestant, ...] = ("random", "grid", "tpe", "hyperband")
 REPEATS: tuple[Contestant, ...] = ("final", "found")
 """Plain runs at the values that the better tuner ended with, and at those that the best searcher found."""
 CONFIG: Like = {"recipe": str, "study": dict, "budget": float}

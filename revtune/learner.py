@@ -151,8 +151,9 @@ class Learner(ABC):
 
     @property
     def stopped_improving(self) -> bool:
-        """Whether `patience` validations in a row were no better."""
-        return self.place.worse >= self.learning.patience
+        """Whether `patience` validations in a row were no better, on a plateau as many again after the rate fell."""
+        times = 2 if self.learning.schedule == "plateau" else 1
+        return self.place.worse >= times * self.learning.patience
 
     @property
     def unvalidated(self) -> bool:

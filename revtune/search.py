@@ -18,7 +18,7 @@ import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
@@ -34,12 +34,10 @@ from revtune.learner import Learner, PlainLearner
 from revtune.problem import Problem
 from revtune.run import Metrics, write
 from revtune.states import packed, unpacked
-from revtune.task import Space, Task
+from revtune.task import SEARCHERS, Searcher, Space, Task
 from revtune.train import STOPPED, asked_to_stop
 from revtune.tuned_run import Report
 
-Searcher = Literal["random", "grid", "tpe", "hyperband"]
-SEARCHERS: tuple[Searcher, ...] = get_args(Searcher)
 GRID_POINTS = 100
 """A grid has at least so many points, and at least two values of each hyperparameter."""
 REDUCTION, ROUNDS = 3, 9

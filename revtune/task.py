@@ -22,7 +22,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import tyro
 from torch import Tensor, nn
@@ -32,12 +32,14 @@ from revtune.hyperparameters import Hyperparameters
 
 Tuned = Literal["delta", "stn"]
 Method = Literal["delta", "stn", "plain"]
+Searcher = Literal["random", "grid", "tpe", "hyperband"]
 Rule = Literal["sgd", "adam"]
 HyperRule = Literal["adam", "rmsprop"]
 Schedule = Literal["constant", "cosine", "plateau"]
 Split = Literal["valid", "test"]
 Size = Literal["small", "paper"]
 METHODS: tuple[Method, ...] = ("delta", "stn", "plain")
+SEARCHERS: tuple[Searcher, ...] = get_args(Searcher)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,8 @@ class Learning:
     schedule: Schedule = "constant"
     """cosine falls to a twentieth over the run; plateau divides by 4 when validation stops improving."""
     patience: int = 5
-    """Validations in a row without a better one before a plateau, and before a plain run counts as finished."""
+    """Validations in a row without a better one before a plateau, and before a plain run counts as finished; with
+    plateaus that takes twice as many, half of them at the lower rate."""
     clip: float | None = None
     """Largest norm of the weights' gradient, and of the responses'."""
     valid_every: int = 100

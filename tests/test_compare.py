@@ -20,8 +20,8 @@ from revtune.image_task import ImageStudy
 from revtune.learner import Learner, PlainLearner
 from revtune.problem import Problem
 from revtune.recipes import find
-from revtune.search import SEARCHERS, Search, distribution, grid, sampler
-from revtune.task import Space
+from revtune.search import Search, distribution, grid, sampler
+from revtune.task import SEARCHERS, Space
 from tests.tiny_contests import Seconds, quiet, tiny_options
 
 SPACES = {"a": Space(0.0, 0.9), "b": Space(1e-4, 1.0, log=True), "c": Space(0, 2, whole=True)}

@@ -8,8 +8,8 @@ import pytest
 
 from revtune.problem import Problem
 from revtune.recipes import find
-from revtune.search import SEARCHERS, Search, Searcher
-from revtune.task import Task
+from revtune.search import Search
+from revtune.task import SEARCHERS, Searcher, Task
 from tests.tiny_contests import Seconds, quiet, tiny_study
 
 

@@ -114,16 +114,16 @@ def test_a_plateau_lowers_the_rate_and_shows(tmp_path: Path) -> None:
     assert one.place.best == 0.5
 
 
-def test_a_plateau_does_not_hide_that_it_stopped_improving(tmp_path: Path) -> None:
+def test_a_plateau_gives_the_lower_rate_its_time_and_does_not_hide_that_it_stopped_improving(tmp_path: Path) -> None:
     task = tiny(tmp_path, learning=dataclasses.replace(LEARNING, schedule="plateau", patience=2, lr=1e-12))
     one = PlainLearner(task)
-    losses = iter([1.0, 2.0, 2.0, 2.0, 0.5])
+    losses = iter([1.0, 2.0, 2.0, 2.0, 2.0, 0.5])
     one.figures = lambda split: {"loss": next(losses)}  # type: ignore[method-assign]
     stopped = []
-    for _ in range(5):
+    for _ in range(6):
         one.validate()
         stopped.append(one.stopped_improving)
-    assert stopped == [False, False, True, True, False]
+    assert stopped == [False, False, False, False, True, False]
 
 
 def test_earlier_checkpoints_are_gone_on_with(tmp_path: Path) -> None:
