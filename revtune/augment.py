@@ -37,15 +37,20 @@ def cutout(x: Tensor, holes: Value, length: Value, *, fill: float = 0.0) -> Tens
         >>> bool((y[0] == 1).all()), bool((y[1] == 0).any())
         (True, True)
     """
-    batch, _, height, width = image_shape("cutout", x)
     COUNT.check("holes", holes)
     COUNT.check("length", length)
+    return x.masked_fill(holes_in(x, holes, length), fill)
+
+
+def holes_in(x: Tensor, holes: Value, length: Value) -> Tensor:
+    """Where `cutout` has holes this time, (B, 1, H, W); how many and how long is taken as it is."""
+    batch, _, height, width = image_shape("cutout", x)
     counts, sides = (_each(name, value, x).long() for name, value in (("holes", holes), ("length", length)))
     most = int(counts.max()) if batch else 0
     spans = [_spans(sides, most, size, x.device) for size in (height, width)]
     there = torch.arange(most, device=x.device) < counts[:, None]
     rows, columns = (span.transpose(1, 2).float() for span in (spans[0] & there[:, :, None], spans[1]))
-    return x.masked_fill(((rows @ columns.transpose(1, 2)) > 0)[:, None], fill)
+    return ((rows @ columns.transpose(1, 2)) > 0)[:, None]
 
 
 def _spans(sides: Tensor, most: int, size: int, device: torch.device) -> Tensor:

@@ -94,6 +94,16 @@ class Recorded:
         set_random_states(after, y.device)
         return y
 
+    def drawn(self, owner: nn.Module, draw: Callable[[], Tensor]) -> Tensor:
+        """What `draw` draws, small enough to be kept; the pass that carries takes it from the recording."""
+        if self.recording:
+            found = draw()
+            self.keep(owner, found, random_states(found.device))
+            return found
+        found, after = self.recall(owner)
+        set_random_states(after, found.device)
+        return found
+
     def times(self, owner: nn.Module, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """x times what `draw` draws, the same in both passes; kept only where x depends on a response."""
         if self.recording:

@@ -87,6 +87,11 @@ class Tuned(nn.Module):
         tape = self._tape
         return x * draw() if tape is None else tape.times(self, x, draw)
 
+    def drawn(self, draw: Callable[[], Tensor]) -> Tensor:
+        """`draw()`, which is small; Delta-STN's second pass takes what was drawn in the first."""
+        tape = self._tape
+        return draw() if tape is None else tape.drawn(self, draw)
+
     @property
     def _tape(self) -> Recorded | None:
         bound = self.hypers.current

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from revtune.augment import ANGLE, COUNT, HUE, SHARE, SHEAR, STRENGTH, affine, colour_jitter, cutout
+from revtune.augment import ANGLE, COUNT, HUE, SHARE, SHEAR, STRENGTH, affine, colour_jitter, holes_in
 from revtune.hyperparameters import Hyperparameters
 from revtune.regularize import Tuned
 
@@ -40,7 +40,8 @@ class TunedCutout(Tuned):
         """Images, in training with holes."""
         if not self.training:
             return x
-        return cutout(x, self.value("holes"), self.value("length"), fill=self.fill)
+        holes = self.drawn(lambda: holes_in(x, self.value("holes"), self.value("length")))
+        return x.masked_fill(holes, self.fill)
 
 
 class TunedColourJitter(Tuned):

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from revtune import regularize_images
+from revtune.augment import holes_in
 from revtune.hyperparameters import Hyperparameters, Pass
 from revtune.linearized import Recorded
 from revtune.regularize import Tuned, TunedLockedDropout, TunedNoise
-from revtune.regularize_images import TunedColourJitter
+from revtune.regularize_images import TunedColourJitter, TunedCutout
 from tests.stored import relative
 from tests.tuned_nets import adopt, answering, at, convolutional, two
 
@@ -160,3 +161,28 @@ def test_images_are_augmented_once(monkeypatch: pytest.MonkeyPatch) -> None:
         with forward_ad.dual_level(), tape.carried():
             net(images)
     assert len(calls) == 1
+
+
+def test_holes_are_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And lie where they lay, though others draw before and after, and the generator ends where it did."""
+    hypers = two()
+    cutout, after = TunedCutout(hypers, 2, 2), nn.Dropout(0.5)
+    net = nn.Sequential(TunedNoise(hypers, 0.1), cutout, after, nn.Flatten(), adopt(nn.Linear(48, 3), hypers))
+    calls, seen = list[Tensor](), list[Tensor]()
+
+    def holes(x: Tensor, *strengths: Any) -> Tensor:
+        calls.append(x)
+        return holes_in(x, *strengths)
+
+    monkeypatch.setattr(regularize_images, "holes_in", holes)
+    after.register_forward_hook(lambda module, given, y: seen.append(y.clone()))
+    d, tape, images = torch.randn(5, 2), Recorded(), torch.rand(5, 3, 4, 4)
+    with hypers.bound(Pass(5, d, d, tape=tape)):
+        torch.manual_seed(3)
+        net(images)
+        end = torch.get_rng_state()
+        torch.manual_seed(3)
+        with forward_ad.dual_level(), tape.carried():
+            net(images)
+    assert len(calls) == 1 and torch.equal(torch.get_rng_state(), end)
+    assert torch.equal(*seen) and not seen[0].all()
