@@ -85,6 +85,7 @@ def tuned(contest: Contest, task: Task, seed: int, one: Contestant, report: Comp
     method: Method = one if one in ("stn", "delta") else "plain"
     learns = learner(task, method, terms.get("values"))
     with contextlib.closing(Course(learns, contest.place(seed, one), contest.goes_on)) as course:
+        report.best = course.learner.place.best
         course.learn(ends(contest, one, terms), report, last=False)
         return course.result(steps=course.learner.steps, budget=budget, **course.clock.now())
 
@@ -113,6 +114,8 @@ def searched(contest: Contest, task: Task, seed: int, one: Contestant, report: C
     options, terms = contest.options, contest.terms(seed, one)
     assert terms is not None and one in ("random", "grid", "tpe", "hyperband")
     with contextlib.closing(Search(task, one, contest.place(seed, one), terms["steps"], contest.goes_on)) as search:
+        if before := search.best():
+            report.best = before.user_attrs["loss"]
         search.learn(options.budget, options.clock, report)
         return search.result(budget=options.budget)
 

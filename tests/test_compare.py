@@ -14,6 +14,7 @@ from revtune import compare_table
 from revtune.cli import main
 from revtune.compare import run
 from revtune.compare_plot import plot
+from revtune.compare_report import CompareReport
 from revtune.compare_table import at, curve, figures, markdown, verdicts
 from revtune.contest import CONTESTANTS, Contest, Options
 from revtune.image_task import ImageStudy
@@ -153,6 +154,10 @@ def test_a_finished_contest_learns_nothing_anew(options: Options[ImageStudy], mo
 
 def test_a_budget_can_grow(options: Options[ImageStudy], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare_table, "plot", lambda found: b"")
+    told = list[bool]()
+    monkeypatch.setattr(
+        CompareReport, "through", lambda report, facts: told.append(report.best == facts["valid"]["loss"])
+    )
     options = dataclasses.replace(options, contestants=("plain", "stn", "final", "random"))
     run("mnist", options)
     larger = dataclasses.replace(options, budget=40.0)
@@ -169,6 +174,7 @@ def test_a_budget_can_grow(options: Options[ImageStudy], tmp_path: Path, monkeyp
     trials = [facts["trial"] for facts in grown.validations(1, "random")]
     assert trials == sorted(trials) and grown_results["random"]["wall"] >= 40
     assert grown_results["random"]["trials"] > 3 and grown_results["random"]["pruned"] == 2  # one at each budget's end
+    assert len(told) > 8 and all(told)  # the best of all, also where a run was gone on with
 
 
 def test_hyperband_prunes_and_keeps_the_best(options: Options[ImageStudy], tmp_path: Path) -> None:
