@@ -138,6 +138,10 @@ class AttentionReadout(Featured):
         self.attention, self.keys, self.lengths, self.mask = attention, keys, lengths, mask
         self.drop = drop or nn.Identity()
 
+    def classes(self, targets: Tensor) -> Tensor:
+        """As in `Featured`."""
+        return targets[..., 0]
+
     def parts(self, targets: Tensor) -> list[Tensor]:
         """As in `Featured`: positions by their rows, some at a time."""
         rows = targets[:, 1] % len(self.lengths)

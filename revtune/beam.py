@@ -144,7 +144,9 @@ class Beam:
             self._best = score, beginning
 
     def _settled(self) -> bool:
-        """Whether no beginning can still become the best."""
+        """Whether no beginning can still become the best, or, in a greedy search, a translation has ended."""
+        if self.width == 1:
+            return self._best[0] > -math.inf
         most = self._over(self.most + 1) if self.penalty > 0 else 1.0
         return self.scores[0] / most < self._best[0]
 

@@ -4,7 +4,7 @@
     revtune train --resume RUN          go on with a run that was stopped
     revtune generate RUN                write text with what a run has learned
     revtune translate RUN               sentences of a file, or typed in, with a translator that has been learnt
-    revtune evaluate RUN                its loss on held-out data
+    revtune evaluate RUN                its loss on held-out data, and BLEU if it translates
     revtune compare RECIPE              ways of tuning hyperparameters, each with the same time
     revtune bench memory | speed        memory and time against torch's own layers
     revtune bench tuning                time and memory of tuning against not tuning

@@ -50,7 +50,7 @@ FILES: dict[Name, dict[Unit, tuple[Layout, ...]]] = {
     "iwslt14": {"word": IWSLT14, "subword": IWSLT14},
 }  # fmt: skip
 HUB = {"multi30k": "bentrevett/multi30k", "iwslt14": "bbaaaa/iwslt14-de-en"}
-HUB_NOTES = {"iwslt14": "the text is the hub's, tokenized here; BLEU may not compare with that of the published files"}
+HUB_NOTES = {"iwslt14": "the text is the hub's, which is raw; BLEU may not compare with that of the published files"}
 MARK = "\ufeff"
 Lexicon = Words | Subwords
 
@@ -171,7 +171,7 @@ def from_hub(name: Name, unit: Unit, source: Language, target: Language, folder:
     for split, there in zip(SPLITS, ("train", "validation", "test"), strict=True):
         rows = [row.get("translation", row) for row in found[there]]
         splits[split] = Lines(*([shaped(row[side], form, side) for row in rows] for side in (source, target)))
-    return Texts(splits, form, HUB_NOTES.get(name, "") if unit == "word" else "")
+    return Texts(splits, form, HUB_NOTES.get(name, ""))
 
 
 def words_of(text: Iterable[str], *, most: int, fewest: int) -> Words:

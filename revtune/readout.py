@@ -266,6 +266,14 @@ class Featured(ABC):
     def features(self, y: Tensor, targets: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, E) and classes (N,) of outputs (N, H), their targets (N, ...) and the context."""
 
+    def classes(self, targets: Tensor) -> Tensor:
+        """The classes (...) in targets, which are nothing else by default."""
+        return targets
+
+    def total_weight(self, targets: Tensor) -> float:
+        """As of the head."""
+        return self.head.total_weight(self.classes(targets))
+
     def parts(self, targets: Tensor) -> list[Tensor]:
         """The numbers of the positions whose features are made together, part by part; by default of all."""
         return [torch.arange(len(targets), device=targets.device)]

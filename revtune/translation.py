@@ -38,13 +38,13 @@ class Text:
     target: Language = "de"
     """Language to translate to."""
     unit: Unit = "word"
-    """Words as the files have them, or sub-words learnt from the raw text; of iwslt14 from tokenized text too."""
+    """Words as the files have them, or sub-words, learnt from raw text, for iwslt14 from its tokenized files."""
     vocabulary: int = MOST["word"]
     """Most words, or sub-words, of each language; by default 50,000 words or 8,000 sub-words."""
     fewest: int = 2
     """How often a word must come up to be one of the vocabulary, or two sub-words together to be joined."""
     longest: int = 50
-    """Words of the longest sentence that is learnt."""
+    """Words, or sub-words, of the longest sentence that is learnt, or validated on."""
     data: Path | None = None
     """Folder with data sets by name; default: the environment's REVTUNE_DATA, then the hub."""
 
@@ -55,6 +55,10 @@ class Learning(AnyLearning):
 
     schedule: Schedule = "constant"
     """cosine falls to a twentieth over the run; plateau divides by --fall when validation stops improving."""
+    patience: int = 5
+    """Validations in a row without a better one before the learning rate falls; a run never ends early."""
+    clip: float | None = None
+    """Largest norm of the gradient."""
     fall: float = FALL
     """What a plateau divides the learning rate by."""
 

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +45,7 @@ class Options:
 def start(name: str, options: Options) -> Path:
     """A new run of a recipe, from its first step to its last; its folder."""
     refuse_taken(options.out)
+    import_module("sacrebleu")  # better missed now than when all is learnt
     text = options.study.text
     study = dataclasses.replace(options.study, text=dataclasses.replace(text, data=text.data and text.data.absolute()))
     check(study)
@@ -110,6 +112,7 @@ def resume(folder: Path) -> None:
     Raises:
         Problem: nothing is left to do.
     """
+    import_module("sacrebleu")
     go_on(TranslationLearner(task_of(folder, stored(folder)[1])), folder)
 
 

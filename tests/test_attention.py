@@ -81,6 +81,22 @@ def test_as_a_readout_it_streams(lengths: Tensor | None, monkeypatch: pytest.Mon
         torch.testing.assert_close(one, other, rtol=10 * most, atol=most)
 
 
+@pytest.mark.parametrize("lengths", [None, torch.tensor([13, 2, 1, 9])])
+def test_a_mean_counts_as_the_head_does(lengths: Tensor | None) -> None:
+    """Left-out classes and class weights too, as if the head were the readout."""
+    rnn, attention, weights = rt.RevGRU(E, H), Attention(H, D), torch.rand(V) + 0.5
+    head = rt.LinearCrossEntropy(H, V, ignore_index=0, class_weights=weights)
+    x, kept, tokens = torch.randn(T, B, E), torch.randn(S, B, D), torch.randint(V, (T, B))
+    sources = torch.full((B,), S)
+    readout = AttentionReadout(attention, lambda rows, keys: keys[:, rows].transpose(0, 1), sources, head)
+    told = {"readout": readout, "lengths": lengths, "context": [kept]}
+    mean, _ = rt.rewind_loss(rnn, x, numbered(tokens), **told)
+    total, _ = rt.rewind_loss(rnn, x, numbered(tokens), **told, reduction="sum")
+    live = torch.arange(T)[:, None] < (torch.full((B,), T) if lengths is None else lengths)
+    counted = weights[tokens[live & (tokens != 0)]].sum()
+    assert mean.item() == pytest.approx(total.item() / counted.item(), rel=1e-5)
+
+
 def test_the_graph_of_what_is_attended_to_runs_once() -> None:
     runs = []
     kept = torch.randn(S, B, D, requires_grad=True)

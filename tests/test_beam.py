@@ -163,8 +163,9 @@ def probabilities(rows: dict[int, dict[int, float]]) -> Tensor:
 
 def test_a_search_goes_on_while_a_longer_translation_may_be_better() -> None:
     model = Table(probabilities({START: {START: 0.5, 1: 0.45}, 1: {2: 1.0}, 2: {START: 1.0}}))
-    found = search(model, *padded([[1]]), start=START, width=1)[0]
+    found = search(model, *padded([[1]]), start=START, width=2)[0]
     assert found.words == [1, 2], "the first to end is not the best"
+    assert search(model, *padded([[1]]), start=START, width=1)[0].words == [], "what is greedy ends at the first end"
 
 
 def test_an_end_that_is_not_among_the_best_is_none() -> None:

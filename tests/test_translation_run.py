@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,18 @@ def test_a_run_without_room_leaves_no_folder(data: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(Translation, "net", full)
     assert main(["train", "multi30k", "--data", str(data), "--out", str(tmp_path / "r"), *SMALL]) == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_what_scores_need_is_missed_before_all_is_learnt(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    shutil.copytree(run, tmp_path / "begun")
+    new = ["multi30k", "--data", str(data), "--out", str(tmp_path / "r"), *SMALL]
+    for words in (new, ["--resume", str(tmp_path / "begun")]):
+        assert main(["train", *words]) == 1
+        assert "pip install 'revtune[translate]'" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
 
 
