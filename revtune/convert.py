@@ -17,7 +17,15 @@ from revtune.bypasses import read_directly, shared_weights, unanswered, why_not
 from revtune.hyper import Rate
 from revtune.hyperparameters import Hyperparameters
 from revtune.noise import BATCH_RATE, RATE
-from revtune.regularize import Tuned, TunedDropout, TunedDropout1d, TunedDropout2d, TunedDropout3d
+from revtune.regularize import (
+    Tuned,
+    TunedDropout,
+    TunedDropout1d,
+    TunedDropout2d,
+    TunedDropout3d,
+    TunedLockedDropout,
+    TunedNoise,
+)  # fmt: skip
 from revtune.response import Responding
 from revtune.response_kinds import LAYERS
 from revtune.response_own import ResponseOwn
@@ -189,6 +197,9 @@ def _planned(net: nn.Module, hypers: Hyperparameters | None, batch_dim: int, lea
             plan.told.left[name] = f"the forward of {read[reader]} reads its weights directly"
         elif type(module) in LAYERS:
             _plan_layer(plan, name, module, shared, hypers, batch_dim)
+        elif isinstance(module, TunedNoise | TunedLockedDropout) and module.batch_dim != batch_dim:
+            own_dim = f"{own} has batch_dim={module.batch_dim} and the network batch_dim={batch_dim}"
+            plan.warnings.append(f"{own_dim}; if its inputs are as those of the layers, give it that too")
         elif not isinstance(module, Hyperparameters) and (why := why_not(module)):
             plan.told.left[own] = why
             if unanswered(module):

@@ -40,7 +40,6 @@ def frozen(model: nn.Module) -> nn.Module:
             module.drop()
     for name in ("hypers", "conversion"):
         plain.__dict__.pop(name, None)
-        plain._modules.pop(name, None)
     for module in plain.modules():
         for name, child in list(module._modules.items()):
             if isinstance(child, Hyperparameters):

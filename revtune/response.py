@@ -176,7 +176,9 @@ def lay_along(scalars: Tensor, y: Tensor, batch_dim: int, unit_dim: int, name: s
     return laid(scalars, y.shape, batch_dim, unit_dim, name).to(y.dtype)
 
 
-def laid(scalars: Tensor, over: Sequence[int], batch_dim: int, unit_dim: int, name: str) -> Tensor:
+def laid(
+    scalars: Tensor, over: Sequence[int], batch_dim: int, unit_dim: int, name: str, advice: str | None = None
+) -> Tensor:
     """Scalars (B, U) to broadcast over a shape, whose dimensions `batch_dim` and `unit_dim` are examples and units.
 
     Where time or patches have been flattened into the examples, B-fold many rows are told apart by `batch_dim`: 0 for
@@ -191,10 +193,10 @@ def laid(scalars: Tensor, over: Sequence[int], batch_dim: int, unit_dim: int, na
     rows = over[axis]
     if size not in (1, rows):
         if axis != 0 or rows % size or unit_dim == 0:
+            models = "self_tuning(batch_dim=1) is for models whose first dimension is time"
             raise ValueError(
                 f"{name}: dimension {axis} of its output {tuple(over)} must be the batch of {size} examples, or a "
-                "multiple of it; self_tuning(batch_dim=1) is for models whose first dimension is time, "
-                f"self_tuning(leave=[{name!r}]) lets this layer be"
+                f"multiple of it; {advice or f'{models}, self_tuning(leave=[{name!r}]) lets this layer be'}"
             )
         times = rows // size
         scalars = scalars.repeat(times, 1) if batch_dim else scalars.repeat_interleave(times, 0)

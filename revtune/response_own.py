@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from revtune.linearized import Change
+from revtune.linearized import Change, tangent_of
 from revtune.response import Responding
 from revtune.response_kinds import LAYERS
 
@@ -36,6 +37,13 @@ class ResponseOwn(Responding):
             found: Tensor = self.plain.forward(self, x)
         finally:
             self._parameters = own
+        return found
+
+    def carry(self, x: Tensor) -> Tensor | None:
+        """As in `Responding`, by differentiating: in its input the layer need not be linear."""
+        if tangent_of(x) is None:
+            return None
+        found: Tensor | None = forward_ad.unpack_dual(self.base(x)).tangent
         return found
 
     def change(self, x: Tensor, y: Tensor, d: Tensor) -> Change:
@@ -70,7 +78,8 @@ def register_response(layer: type[nn.Module], *, unit_dim: int = -1) -> type[nn.
     """Let `self_tuning` convert a layer class of one's own.
 
     Its forward must take one tensor and be linear in its parameters `weight`, whose first dimension is output units,
-    and `bias` (or None) together, as a linear map or a convolution is; that is checked in the first step.
+    and `bias` (or None) together, as a linear map or a convolution is; that is checked in the first step. Of its input
+    it may be any function that can be differentiated.
 
     Args:
         layer: the class.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -163,8 +164,18 @@ def opened(folder: Path) -> tuple[Task, nn.Module]:
     task: Task = recipes.find(name).task(study)
     hypers = Constants(task.hypers())
     model = plain(task.net(hypers), hypers)
+    untie(model, saved.tensors.keys())
     checkpoint.load_weights(model, saved, path)
     return task, model.eval()
+
+
+def untie(model: nn.Module, names: Collection[str]) -> None:
+    """Give parameters that stand in two places one in each, where both are named, as STN leaves them when frozen."""
+    own = dict(model.named_parameters())
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        if name in names and name not in own:
+            place, _, last = name.rpartition(".")
+            model.get_submodule(place).register_parameter(last, nn.Parameter(parameter.detach().clone()))
 
 
 def told(quoted: str, result: dict[str, Any], folder: Path) -> str:

@@ -311,7 +311,7 @@ class Tuner:
             check_loaded(self.hypers, self.optimizer, self.hyper_optimizer)
         except Exception as error:
             self._load(before)
-            raise ValueError(f"the saved state is damaged: {error}") from error
+            raise ValueError(f"the saved state does not fit, or is damaged: {error}") from error
 
     def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])

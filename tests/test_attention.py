@@ -1,5 +1,7 @@
 """Attention as its equations say; as a readout it streams, with the gradients of one that runs at once."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -89,9 +91,8 @@ def test_a_mean_counts_as_the_head_does(lengths: Tensor | None) -> None:
     x, kept, tokens = torch.randn(T, B, E), torch.randn(S, B, D), torch.randint(V, (T, B))
     sources = torch.full((B,), S)
     readout = AttentionReadout(attention, lambda rows, keys: keys[:, rows].transpose(0, 1), sources, head)
-    told = {"readout": readout, "lengths": lengths, "context": [kept]}
-    mean, _ = rt.rewind_loss(rnn, x, numbered(tokens), **told)
-    total, _ = rt.rewind_loss(rnn, x, numbered(tokens), **told, reduction="sum")
+    run = partial(rt.rewind_loss, rnn, x, numbered(tokens), readout=readout, lengths=lengths, context=[kept])
+    (mean, _), (total, _) = run(), run(reduction="sum")
     live = torch.arange(T)[:, None] < (torch.full((B,), T) if lengths is None else lengths)
     counted = weights[tokens[live & (tokens != 0)]].sum()
     assert mean.item() == pytest.approx(total.item() / counted.item(), rel=1e-5)

@@ -13,7 +13,7 @@ from revtune.convert import dropout_rates, self_tuning
 from revtune.freeze import frozen
 from revtune.hyper import Positive, Rate
 from revtune.hyperparameters import Hyperparameters, Pass
-from revtune.regularize import TunedNoise
+from revtune.regularize import TunedLockedDropout, TunedNoise
 from revtune.regularize_weights import TunedWeightDrop
 from revtune.response import Responding
 from revtune.tuner import Tuner
@@ -195,6 +195,15 @@ def test_time_first_layers_in_a_network_of_examples_first_are_told() -> None:
         self_tuning(layers(batch_first=True), batch_dim=1)
     self_tuning(layers(batch_first=True))
     self_tuning(layers(), batch_dim=1)
+
+
+@pytest.mark.parametrize("kind", [TunedNoise, TunedLockedDropout])
+def test_regularizers_of_another_first_dimension_are_told(kind: Any) -> None:
+    hypers = Hyperparameters(rate=Rate(0.1))
+    net = nn.Sequential(kind(hypers, "rate"), nn.Linear(4, 2))
+    with pytest.warns(UserWarning, match="0 has batch_dim=0 and the network batch_dim=1; if its inputs"):
+        self_tuning(net, hypers, batch_dim=1)
+    self_tuning(nn.Sequential(kind(hypers, "rate", batch_dim=1), nn.Linear(4, 2)), hypers, batch_dim=1)
 
 
 def test_frozen_layers_stay_as_they_are() -> None:

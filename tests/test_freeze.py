@@ -18,19 +18,21 @@ from revtune.response import Responding
 from tests.tuned_nets import Tied, answering, pictures
 
 
-def test_frozen_networks_hold_no_hyperparameters_anywhere() -> None:
+@pytest.mark.parametrize("kept_as", ["hyper", "hypers"])
+def test_frozen_networks_hold_no_hyperparameters_anywhere(kept_as: str) -> None:
     class Keeper(nn.Module):
         def __init__(self, hypers: Hyperparameters) -> None:
             super().__init__()
-            self.hyper, self.body = hypers, nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1))
+            setattr(self, kept_as, hypers)
+            self.body = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.1))
 
         def forward(self, x: Tensor) -> Tensor:
             y: Tensor = self.body(x)
-            return y * self.hyper["body.1"]
+            return y * getattr(self, kept_as)["body.1"]
 
     hypers = Hyperparameters(**{"body.1": Rate(0.1)})
     plain = frozen(self_tuning(Keeper(hypers), hypers))
-    assert sorted(plain.state_dict()) == ["body.0.bias", "body.0.weight"] and plain.hyper == {"body.1": 0.1}
+    assert sorted(plain.state_dict()) == ["body.0.bias", "body.0.weight"] and getattr(plain, kept_as) == {"body.1": 0.1}
     assert plain(torch.ones(2, 3)).shape == (2, 3)
     assert not any(type(module).__module__.startswith("revtune") for module in plain.modules())
 

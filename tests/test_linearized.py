@@ -13,6 +13,7 @@ from revtune.hyperparameters import Hyperparameters, Pass
 from revtune.linearized import Recorded
 from revtune.regularize import Tuned, TunedLockedDropout, TunedNoise
 from revtune.regularize_images import TunedColourJitter, TunedCutout
+from revtune.response_own import register_response
 from tests.stored import relative
 from tests.tuned_nets import adopt, answering, at, convolutional, two
 
@@ -51,9 +52,23 @@ def resting_norms() -> nn.Module:
     return net
 
 
+@register_response
+class Squashed(nn.Linear):
+    """A layer that is linear in its parameters alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x.tanh() * x, self.weight, self.bias)
+
+
+def squashed() -> nn.Module:
+    """Two of them behind another."""
+    return nn.Sequential(nn.Linear(4, 5), Squashed(5, 6), Squashed(6, 3, bias=False)).double()
+
+
 NETS: list[tuple[Any, Any]] = [
     (convolutional, lambda: torch.randn(5, 3, 6, 6, dtype=torch.float64)),
     (resting_norms, lambda: torch.randn(5, 3, 6, 6, dtype=torch.float64)),
+    (squashed, lambda: torch.randn(5, 4, dtype=torch.float64)),
     (lambda: Recurrent().double(), lambda: torch.randint(9, (5, 6))),
 ]
 

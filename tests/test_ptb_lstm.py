@@ -197,12 +197,15 @@ def test_the_program_trains_evaluates_and_compares(
 ) -> None:
     sizes = "--words 440 --width 4 --length 5 --batch 4 --valid-every 2 --steps 4 --delta.warmup 1".split()
     words = [*sizes, "--data", str(tmp_path), "--out"]
-    assert main(["train", "ptb_lstm", *words, str(tmp_path / "run")]) == 0
-    assert main(["evaluate", str(tmp_path / "run")]) == 0
-    told = capsys.readouterr().out
-    result = json.loads((tmp_path / "run/result.json").read_text())
-    for split in ("valid", "test"):
-        assert f"\n{split}: loss {result[split]['loss']:.4f}, perplexity {result[split]['perplexity']:.2f}\n" in told
+    for method in ("delta", "stn"):
+        run = tmp_path / method
+        assert main(["train", "ptb_lstm", "--method", method, "--stn.warmup", "1", *words, str(run)]) == 0
+        assert main(["evaluate", str(run)]) == 0
+        told = capsys.readouterr().out
+        result = json.loads((run / "result.json").read_text())
+        for split in ("valid", "test"):
+            figures = result[split]
+            assert f"\n{split}: loss {figures['loss']:.4f}, perplexity {figures['perplexity']:.2f}\n" in told
     monkeypatch.setattr(compare_table, "plot", lambda found: b"")
     who = ["--contestants", "plain", "stn", "delta", "final", "random", "--budget", "0.5", "--clock", "cpu"]
     assert main(["compare", "ptb_lstm", *words, str(tmp_path / "contest"), *who]) == 0

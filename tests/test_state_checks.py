@@ -85,7 +85,7 @@ def test_states_of_optimizers_that_cannot_go_on_are_refused(damage: Any, told: s
     state, before = copy.deepcopy(of.state_dict()), everything(of)
     of.load_state_dict(state)
     damage(state, level)
-    with pytest.raises(ValueError, match=f"the saved state is damaged: .*{told}"):
+    with pytest.raises(ValueError, match=f"the saved state .*damaged: .*{told}"):
         of.load_state_dict(state)
     assert all(map(torch.equal, before, everything(of)))
     of.step(BATCH, BATCH)
@@ -96,7 +96,7 @@ def test_hyperparameters_that_are_no_numbers_are_not_loaded(name: str) -> None:
     of = adam()
     state = copy.deepcopy(of.state_dict())
     next(value for key, value in state["model"].items() if key.endswith(name)).fill_(float("nan"))
-    with pytest.raises(ValueError, match="the saved state is damaged: hyperparameter '2' is no finite number"):
+    with pytest.raises(ValueError, match="is damaged: hyperparameter '2' is no finite number"):
         of.load_state_dict(state)
     assert of.hypers.raw.isfinite().all() and of.hypers.spread.isfinite().all()
 

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from revtune.hyper import Positive, Rate
 from revtune.hyperparameters import Hyperparameters, Pass
 from revtune.response import ADDED, Responding, ResponseConv2d, ResponseEmbedding, ResponseLinear
+from revtune.response_kinds import LAYERS
 from revtune.response_norm import ResponseBatchNorm1d, ResponseBatchNorm2d, ResponseGroupNorm, ResponseLayerNorm
+from revtune.response_own import ResponseOwn
 
 KINDS: tuple[Any, ...] = (
     ResponseLinear, ResponseConv2d, ResponseEmbedding, ResponseBatchNorm1d, ResponseBatchNorm2d, ResponseGroupNorm,
@@ -23,7 +25,8 @@ def two() -> Hyperparameters:
 
 def adopt(net: nn.Module, hypers: Hyperparameters, batch_dim: int = 0) -> nn.Module:
     """Convert every layer of a network that can respond."""
-    by_plain = {kind.plain: kind for kind in KINDS}
+    own = {plain: kind for plain, kind in LAYERS.items() if issubclass(kind, ResponseOwn)}
+    by_plain = {kind.plain: kind for kind in KINDS} | own
     for name, module in list(net.named_modules()):
         if type(module) in by_plain:
             found: Any = module
