@@ -101,6 +101,8 @@ def register_response(layer: type[nn.Module], *, unit_dim: int = -1) -> type[nn.
     if not (isinstance(layer, type) and issubclass(layer, nn.Module)):
         raise TypeError(f"register_response wants a subclass of nn.Module, got {layer!r}")
     told = f"{layer.__name__} with a response."
-    members: dict[str, Any] = {"plain": layer, "unit_dim": unit_dim, "__doc__": told}
+    members: dict[str, Any] = {
+        "plain": layer, "unit_dim": unit_dim, "__doc__": told, "__module__": layer.__module__
+    }  # fmt: skip
     LAYERS[layer] = type(f"Response{layer.__name__}", (ResponseOwn, layer), members)
     return layer
