@@ -32,7 +32,7 @@ class Tuned(nn.Module):
     Attributes:
         limits: what each value may be.
         plain: the class of torch that it becomes where it is tuned no more.
-        told: who is told `batch_dim`; by default the class itself.
+        advice: what may help where it was given rows that are not the examples'; `name` is its class.
 
     Raises:
         ValueError: there is no such hyperparameter, or it or the number can be outside the limits.
@@ -48,7 +48,7 @@ class Tuned(nn.Module):
 
     limits: ClassVar[dict[str, Range]] = {}
     plain: ClassVar[type[nn.Module]] = nn.Identity
-    told: ClassVar[str] = ""
+    advice: ClassVar[str] = "{name}(..., batch_dim=1) is for inputs whose first dimension is time"
 
     def __init__(self, hypers: Hyperparameters, *, batch_dim: int = 0, **values: float | str) -> None:
         super().__init__()
@@ -76,9 +76,7 @@ class Tuned(nn.Module):
         if not isinstance(value, Tensor) or value.dim() == 0:
             return value
         over = x.shape if x.dim() > 1 else (*x.shape, 1)
-        name = type(self).__name__
-        advice = f"{self.told or name}(..., batch_dim=1) is for inputs whose first dimension is time"
-        found = laid(value[:, None], over, self.batch_dim, unit_dim, name, advice)
+        found = laid(value[:, None], over, self.batch_dim, unit_dim, type(self).__name__, self.advice)
         return found if x.dim() > 1 else found[:, 0]
 
     def once(self, x: Tensor, change: Callable[[], Tensor]) -> Tensor:
@@ -125,7 +123,7 @@ class Dropping(Tuned):
     """
 
     limits = {"p": RATE}
-    told = "self_tuning"
+    advice = "self_tuning(..., batch_dim=1) is for inputs whose first dimension is time"
     dims: ClassVar[int | None] = None
     p: float
     inplace: bool

@@ -31,6 +31,11 @@ from revtune.linearized import Change, Recorded, tangent_of
 
 Layer = TypeVar("Layer", bound=nn.Module)
 ADDED = ("response_weight", "response_scale", "response_shift")
+ROWS = (
+    "self_tuning(batch_dim=1) is for models whose first dimension is time, self_tuning(leave=[{name!r}]) lets this "
+    "layer be"
+)
+"""What may help a layer that was given rows that are not the examples'."""
 
 
 class Responding(nn.Module):
@@ -177,7 +182,7 @@ def lay_along(scalars: Tensor, y: Tensor, batch_dim: int, unit_dim: int, name: s
 
 
 def laid(
-    scalars: Tensor, over: Sequence[int], batch_dim: int, unit_dim: int, name: str, advice: str | None = None
+    scalars: Tensor, over: Sequence[int], batch_dim: int, unit_dim: int, name: str, advice: str = ROWS
 ) -> Tensor:
     """Scalars (B, U) to broadcast over a shape, whose dimensions `batch_dim` and `unit_dim` are examples and units.
 
@@ -193,10 +198,9 @@ def laid(
     rows = over[axis]
     if size not in (1, rows):
         if axis != 0 or rows % size or unit_dim == 0:
-            models = "self_tuning(batch_dim=1) is for models whose first dimension is time"
             raise ValueError(
                 f"{name}: dimension {axis} of its output {tuple(over)} must be the batch of {size} examples, or a "
-                f"multiple of it; {advice or f'{models}, self_tuning(leave=[{name!r}]) lets this layer be'}"
+                f"multiple of it; {advice.format(name=name)}"
             )
         times = rows // size
         scalars = scalars.repeat(times, 1) if batch_dim else scalars.repeat_interleave(times, 0)

@@ -188,7 +188,8 @@ def test_examples_whose_steps_were_flattened_keep_their_rates() -> None:
             share = (y == 0).float().mean((1 - batch_dim, 2))
             assert torch.allclose(share, torch.tensor([0.05, 0.95]), atol=0.02)
             assert module(torch.ones(2)).shape == (2,)
-            with pytest.raises(ValueError, match=r"TunedDropout: dimension 0 .* self_tuning\(\.\.\., batch_dim=1\)"):
+            told = "TunedDropout: dimension 0 .* must be the batch of 2 examples"
+            with pytest.raises(ValueError, match=rf"{told}.*; self_tuning\(\.\.\., batch_dim=1\) is for inputs"):
                 module(torch.ones(3, 5))
 
 
@@ -389,5 +390,6 @@ def test_shapes_that_a_module_cannot_take_are_named() -> None:
             TunedLockedDropout(hypers, "drop")(torch.ones(2, 3))
         with pytest.raises(ValueError, match="TunedLockedDropout: batch_dim must be 0 or 1, got 2"):
             TunedLockedDropout(hypers, "drop", batch_dim=2)(torch.ones(2, 3, 4))
-        with pytest.raises(ValueError, match=r"TunedNoise: dimension 0 .* of 2 .* TunedNoise\(\.\.\., batch_dim=1\)"):
+        told = "TunedNoise: dimension 0 .* must be the batch of 2 examples"
+        with pytest.raises(ValueError, match=rf"{told}.*; TunedNoise\(\.\.\., batch_dim=1\) is for inputs"):
             TunedNoise(hypers, "drop")(torch.ones(3, 5))
