@@ -119,7 +119,7 @@ def test_what_is_done_is_left_and_what_was_begun_goes_on(
     assert work(place) == STOPPED and len(program.commands) == 1
     capsys.readouterr()
     assert work(place, "--list") == 0
-    assert "at step 227 of 9000" in capsys.readouterr().out.splitlines()[0]
+    assert "at step 227 of 6000" in capsys.readouterr().out.splitlines()[0]
     program.code = 0
     assert work(place, "--only", "gru-full") == 0 and "--resume" in program.commands[-1]
     assert work(place, "--only", "gru-full") == 0 and len(program.commands) == 2
