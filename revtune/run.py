@@ -30,6 +30,8 @@ from revtune.language import LanguageModel, build
 from revtune.problem import Problem
 
 RUNS = Path("runs")
+LEARNT = ("checkpoint.safetensors", "weights.safetensors", "result.json")
+"""What a run has once it has learnt something."""
 
 
 @dataclass(frozen=True)
@@ -123,28 +125,46 @@ class Run:
 
 
 def create(config: Config, corpus: Corpus, out: Path | None) -> Run:
-    """A folder for a new run: `out`, or the next free `runs/<recipe>-<n>`, with its configuration and vocabulary.
+    """A folder for a new run, as `claimed`, with its configuration and vocabulary.
 
     Raises:
-        Problem: when `out` holds a run already or cannot be made.
+        Problem: as `claimed`.
     """
-    refuse_taken(out)
-    try:
-        folder = next_folder(config.recipe) if out is None else _made(out)
-    except OSError as error:
-        raise Problem(f"cannot make the folder {out or RUNS}: {error.strerror}") from error
-    write(folder / "vocabulary.json", json.dumps({**corpus.vocabulary.facts(), "digest": corpus.digest()}).encode())
-    write(folder / "config.json", config.json().encode())
+    with claimed(config.recipe, out) as folder:
+        known = {**corpus.vocabulary.facts(), "digest": corpus.digest()}
+        write(folder / "vocabulary.json", json.dumps(known).encode())
+        write(folder / "config.json", config.json().encode())
     return Run(folder)
 
 
+@contextlib.contextmanager
+def claimed(recipe: str, out: Path | None) -> Iterator[Path]:
+    """A folder for a new run: `out`, or the next free `runs/<recipe>-<n>`; nobody else writes settings there meanwhile.
+
+    Raises:
+        Problem: it holds a run already, cannot be made, or another process begins one there.
+    """
+    try:
+        folder = next_folder(recipe) if out is None else _made(out)
+    except OSError as error:
+        raise Problem(f"cannot make the folder {out or RUNS}: {error.strerror}") from error
+    with held(folder):
+        refuse_taken(folder)
+        yield folder
+
+
 def refuse_taken(out: Path | None) -> None:
-    """Raise `Problem` when a folder for a new run holds a run already."""
-    if out is not None and (out / "config.json").exists():
+    """Raise `Problem` when a folder for a new run holds a run already, or what is left of one."""
+    if out is None:
+        return
+    if (out / "config.json").exists():
         raise Problem(f"{out} already holds a run; revtune train --resume {out} goes on with it")
+    if left := next((name for name in LEARNT if (out / name).exists()), None):
+        raise Problem(f"{out} holds {left} of a run whose config.json is not there; put it back, or give another --out")
 
 
 def next_folder(recipe: str) -> Path:
+    """The next free `runs/<recipe>-<n>`, made."""
     for number in itertools.count(1):
         with contextlib.suppress(FileExistsError):
             folder = RUNS / f"{recipe}-{number}"
@@ -200,9 +220,14 @@ def held(folder: Path) -> Iterator[None]:
     """Have a folder for oneself in what follows, by its file `lock`.
 
     Raises:
-        Problem: another process has it.
+        Problem: another process has it, or it cannot be written to.
     """
-    with open(regular(folder / "lock"), "ab") as file:
+    path = regular(folder / "lock")
+    try:
+        opened = open(path, "ab")
+    except OSError as error:
+        raise Problem(f"cannot write {path}: {error.strerror}") from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -20,7 +20,7 @@ from revtune.bleu import bleu
 from revtune.config import read_typed
 from revtune.moses import shaped
 from revtune.problem import Problem
-from revtune.run import next_folder, refuse_taken, write
+from revtune.run import claimed, refuse_taken, write
 from revtune.translating import Decoding, Interpreter
 from revtune.translation import Study, Translation, TranslationLearner
 from revtune.translation_bits import stored as stored_bits
@@ -51,13 +51,12 @@ def start(name: str, options: Options) -> Path:
     check(study)
     task = Translation(study)
     learner = TranslationLearner(task)
-    folder = options.out or next_folder(name)
-    folder.mkdir(parents=True, exist_ok=True)
     for note in notes(task):
         print(note)
     told = {"recipe": name, "study": dataclasses.asdict(study)}
-    write(folder / "vocabulary.json", json.dumps(facts(task)).encode())
-    write(folder / "config.json", json.dumps(told, indent=2, default=str).encode() + b"\n")
+    with claimed(name, options.out) as folder:
+        write(folder / "vocabulary.json", json.dumps(facts(task)).encode())
+        write(folder / "config.json", json.dumps(told, indent=2, default=str).encode() + b"\n")
     go_on(learner, folder)
     return folder
 

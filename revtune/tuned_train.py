@@ -20,7 +20,7 @@ from revtune.constants import Constants, plain
 from revtune.hyper import Hyper
 from revtune.learner import learner
 from revtune.problem import Problem
-from revtune.run import next_folder, refuse_taken, write
+from revtune.run import claimed, refuse_taken, write
 from revtune.task import METHODS, Method, Size, Study, Task, Tuning
 from revtune.tuned_report import TunedReport, measure
 from revtune.tuned_run import Course
@@ -87,10 +87,9 @@ def start(name: str, options: Options[Any]) -> Path:
     check(study)
     check_tuned(study, options.method)
     task = recipes.find(name).task(study)
-    folder = options.out or next_folder(name)
-    folder.mkdir(parents=True, exist_ok=True)
     facts = {"recipe": name, "size": options.size, "method": options.method, "study": dataclasses.asdict(study)}
-    write(folder / "config.json", json.dumps(facts, indent=2, default=str).encode() + b"\n")
+    with claimed(name, options.out) as folder:
+        write(folder / "config.json", json.dumps(facts, indent=2, default=str).encode() + b"\n")
     go_on(task, options.method, folder)
     return folder
 

@@ -18,7 +18,7 @@ from revtune.config import Config, Learning, Net, Text, check, from_json
 from revtune.data import byte_corpus
 from revtune.language import build
 from revtune.problem import Problem
-from revtune.run import Metrics, Run, create, held
+from revtune.run import Metrics, Run, claimed, create, held
 
 CONFIG = Config(recipe="text", text=Text(source="file", file=Path("a b")), net=Net(max_forget_bits=None))
 UNKNOWN: Any = "rnn"
@@ -94,6 +94,23 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path) -> None:
     create(CONFIG, CORPUS, tmp_path)
     with pytest.raises(Problem, match=r"already holds a run; revtune train --resume .* goes on with it"):
         create(CONFIG, CORPUS, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "weights.safetensors", "result.json"])
+def test_a_folder_with_what_is_left_of_a_run_is_refused(name: str, tmp_path: Path) -> None:
+    """Or a new run would go on with the other's state."""
+    (tmp_path / name).touch()
+    with pytest.raises(Problem, match=rf"holds {name} of a run whose config\.json is not there; put it back, or"):
+        create(CONFIG, CORPUS, tmp_path)
+
+
+def test_a_folder_in_which_another_process_begins_is_refused(tmp_path: Path) -> None:
+    with claimed("text", tmp_path / "new") as folder:
+        assert folder == tmp_path / "new"
+        with pytest.raises(Problem, match=f"another process is at work in {folder}"):
+            create(CONFIG, CORPUS, folder)
+        assert [path.name for path in folder.iterdir()] == ["lock"]
+    create(CONFIG, CORPUS, folder)
 
 
 def test_an_out_that_is_a_file_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from revtune import checkpoint, translation_run
 from revtune.cli import main
 from revtune.states import unpacked
 from revtune.translating import Interpreter, Translated
-from revtune.translation import Translation
+from revtune.translation import Study, Translation
 from tests.tiny_pairs import translated, write_pairs, write_raw
 
 SMALL = ["--embedding", "16", "--hidden", "16", "--attend", "emb+slice:4", "--dropout", "0", "--slice-dropout", "0"]
@@ -44,6 +44,23 @@ def test_it_learns_to_translate(run: Path) -> None:
         found = result["bits"][side]
         assert 0 < found["forgotten"] < found["stored"] < 3 + 1
         assert found["positions"]["live"] <= found["positions"]["padded"] <= found["positions"]["unsorted"]
+
+
+def test_of_two_new_runs_in_a_folder_the_later_changes_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other begins while this one reads its data."""
+    folder = tmp_path / "run"
+
+    def slow(study: Study) -> Translation:
+        folder.mkdir()
+        (folder / "config.json").write_text("the other's")
+        return Translation(study)
+
+    monkeypatch.setattr(translation_run, "Translation", slow)
+    assert main(["train", "multi30k", "--data", str(data), "--out", str(folder), *SMALL]) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    assert (folder / "config.json").read_text() == "the other's" and not (folder / "vocabulary.json").exists()
 
 
 def test_it_translates_a_file_without_its_data(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
