@@ -10,6 +10,7 @@ history.jsonl, .png      every step of the hyperparameters
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -56,8 +57,21 @@ class Course:
         self.path = folder / "checkpoint.safetensors"
         if self.path.exists():
             size, digest = self._restore(checkpoint.read(self.path))
+        elif found := self._had_checkpoint():
+            raise Problem(f"{self.path} is not there, but {found}; put it back, or begin anew in another folder")
         self.metrics = Metrics(folder / "metrics.jsonl", size, digest)
         self._saved = time.monotonic()
+
+    def _had_checkpoint(self) -> str | None:
+        """What shows that a folder without a checkpoint once had one, if anything."""
+        for name in ("result.json", "weights.safetensors"):
+            if (self.folder / name).exists():
+                return f"{name} is"
+        path, late = self.folder / "metrics.jsonl", list[int]()
+        for line in path.read_bytes().splitlines() if path.exists() else []:
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                late += [there["step"]] if (there := json.loads(line))["wall"] > SAVE_SECONDS else []
+        return f"{path.name} knows of step {late[-1]}" if len(late) > 1 else None  # saved after the first of them
 
     def _restore(self, saved: Saved) -> tuple[int, str]:
         try:

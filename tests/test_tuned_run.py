@@ -195,6 +195,36 @@ def test_results_that_are_lost_are_written_again(
         assert contents(folder) == before
 
 
+def test_a_run_whose_checkpoint_is_gone_is_not_begun_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it learnt would be written over."""
+    study: Any = tiny(tmp_path / "data").study
+    folder = tuned_train.start("mnist", tuned_train.Options(study=study, out=tmp_path / "run"))
+    (folder / "checkpoint.safetensors").unlink()
+    for gone, shown in ((None, "result.json is"), ("result.json", "weights.safetensors is")):
+        if gone:
+            (folder / gone).unlink()
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert main(["train", "--resume", str(folder)]) == 1
+        assert f"checkpoint.safetensors is not there, but {shown}; put it back" in capsys.readouterr().err
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(("seconds", "refused"), [((9, 21, 30), True), ((9, 19, 21), False)])
+def test_measurements_show_that_there_was_a_checkpoint(
+    seconds: tuple[int, ...], refused: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One is written after the first of them that comes after 20 seconds; a run killed before begins anew."""
+    study: Any = tiny(tmp_path / "data").study
+    folder = tuned_train.start("mnist", tuned_train.Options(study=study, out=tmp_path / "run"))
+    for name in ("checkpoint.safetensors", "result.json", "weights.safetensors"):
+        (folder / name).unlink()
+    lines = [json.dumps({"step": 2 * number, "wall": wall}) for number, wall in enumerate(seconds, 1)]
+    (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 8, "wa']))
+    assert main(["train", "--resume", str(folder)]) == int(refused)
+    if refused:
+        assert "is not there, but metrics.jsonl knows of step 6" in capsys.readouterr().err
+
+
 def test_a_run_killed_before_its_results_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study: Any = tiny(tmp_path / "data").study
     folders = [tmp_path / name for name in ("whole", "killed")]
