@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from revtune.arguments import running
+from revtune.arguments import check_lengths, running
+from revtune.checks import check_tensor
 from revtune.readout import Featured, LinearCrossEntropy
 from revtune.values import check_size
 
@@ -44,7 +45,8 @@ class Attention(nn.Module):
         which are 0 at padding and add up to 1.
 
     Raises:
-        ValueError: sizes that are no positive integers.
+        ValueError: sizes that are no positive integers; queries, keys or lengths of other shapes than these, or a
+            length outside 1..S.
 
     Example:
         >>> out, weights = Attention(8, 6)(torch.randn(2, 3, 8), torch.randn(2, 5, 6), torch.tensor([5, 2]))
@@ -63,6 +65,7 @@ class Attention(nn.Module):
         self, queries: Tensor, keys: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Outputs and weights; as in the class's description."""
+        self._check(queries, keys, lengths)
         asked, padding = self.score(queries), None
         if lengths is not None:
             padding = ~running(lengths, 0, keys.shape[1]).t().unsqueeze(1)
@@ -72,6 +75,15 @@ class Attention(nn.Module):
             read, weights = _Attended.apply(asked.to(keys.dtype), keys, padding)
         read = read if mask is None else read * mask
         return torch.tanh(self.combine(torch.cat([read, queries], -1))), weights
+
+    def _check(self, queries: Tensor, keys: Tensor, lengths: Tensor | None) -> None:
+        for name, given, size in (("queries", queries, self.query_size), ("keys", keys, self.key_size)):
+            check_tensor(f"Attention: {name}", given)
+            if given.dim() != 3 or given.shape[2] != size:
+                raise ValueError(f"Attention: {name} must be (B, steps, {size}), got {tuple(given.shape)}")
+        if len(queries) != len(keys):
+            raise ValueError(f"Attention: queries and keys must be of as many rows, got {len(queries)} and {len(keys)}")
+        check_lengths(lengths, keys.shape[1], len(keys), keys.device)
 
     def extra_repr(self) -> str:
         return f"{self.query_size}, {self.key_size}, {self.output_size}"
@@ -114,8 +126,12 @@ class AttentionReadout(Featured):
         mask: what keys of each row are multiplied with, (B, D); nothing by default.
 
     Shape:
-        Called with decoder outputs y (N, H), of positions in the order of their steps, targets (N, 2) as `numbered`
+        Called with decoder outputs y (N, H), of positions in the order of their steps, targets (N, 3) as `numbered`
         gives them, and the context.
+
+    Raises:
+        ValueError: lengths that are no integers (B,), or of another batch than the targets; targets that are not
+            numbered; keys that do not fit the attention.
 
     Example:
         >>> attention, head = Attention(8, 6), LinearCrossEntropy(8, 10)
@@ -135,24 +151,33 @@ class AttentionReadout(Featured):
         mask: Tensor | None = None,
     ) -> None:
         super().__init__(head)
+        if not isinstance(lengths, Tensor) or lengths.dim() != 1 or lengths.dtype not in (torch.int64, torch.int32):
+            given = f"{lengths.dtype} {tuple(lengths.shape)}" if isinstance(lengths, Tensor) else type(lengths).__name__
+            raise ValueError(f"AttentionReadout: lengths must be integers (B,), one a row of the source, got {given}")
         self.attention, self.keys, self.lengths, self.mask = attention, keys, lengths, mask
         self.drop = drop or nn.Identity()
 
     def classes(self, targets: Tensor) -> Tensor:
         """As in `Featured`."""
+        if targets.dim() < 2 or targets.shape[-1] != 3:
+            given = tuple(targets.shape)
+            raise ValueError(f"AttentionReadout: targets must be (..., 3), as `numbered` gives them, got {given}")
         return targets[..., 0]
 
     def parts(self, targets: Tensor) -> list[Tensor]:
         """As in `Featured`: positions by their rows, some at a time."""
-        rows = targets[:, 1] % len(self.lengths)
+        self.classes(targets)
+        rows, begun = targets[:, 1], int((targets[:, 2] == 0).sum())
+        if len(targets) and (int(rows.max()) >= len(self.lengths) or begun not in (0, len(self.lengths))):
+            there = max(begun, int(rows.max()) + 1)
+            raise ValueError(f"AttentionReadout: lengths must be of the batch's {there} rows, got {len(self.lengths)}")
         groups = rows.div(ROWS, rounding_mode="floor")
         found = [(groups == group).nonzero()[:, 0] for group in range(-(-len(self.lengths) // ROWS))]
         return [part for part in found if len(part)]
 
     def features(self, y: Tensor, targets: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         """As in `Featured`."""
-        tokens, numbers = targets.unbind(-1)
-        row, step = numbers % len(self.lengths), numbers.div(len(self.lengths), rounding_mode="floor")
+        tokens, row, step = targets.unbind(-1)
         low, high = int(row.min()), int(row.max()) + 1
         row, step = row - low, step - step[0]
         queries = y.new_zeros(high - low, int(step[-1]) + 1, y.shape[1]).index_put((row, step), y)
@@ -163,5 +188,6 @@ class AttentionReadout(Featured):
 
 
 def numbered(tokens: Tensor) -> Tensor:
-    """Target tokens (T, B) with the numbers of their positions, (T, B, 2), which `AttentionReadout` takes."""
-    return torch.stack([tokens, torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)], -1)
+    """Target tokens (T, B), each with its row and step, (T, B, 3), which `AttentionReadout` takes."""
+    steps, rows = (torch.arange(size, device=tokens.device) for size in tokens.shape)
+    return torch.stack([tokens, rows.expand(tokens.shape), steps.unsqueeze(1).expand(tokens.shape)], -1)

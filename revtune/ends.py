@@ -155,6 +155,7 @@ class ReadoutPass:
             some = y[part].requires_grad_()
             with torch.enable_grad(), opened(self._sinks), self._autocast.again():
                 features, classes = readout.features(some.clone(), targets[part], *self._given())
+                features = head.cast(features)
             loss, cotangent = head.loss_and_gradient(features, classes, self._sinks)
             total += loss
             dy[part] = self._back(features, cotangent, some)

@@ -115,9 +115,7 @@ class LinearCrossEntropy(nn.Module):
 
     def forward(self, y: Tensor, targets: Tensor) -> Tensor:
         """The summed loss. Its gradients are computed with it; inside `rewind_loss` they go into sinks instead."""
-        if torch.is_autocast_enabled(self.weight.device.type):
-            y = y.to(self.weight.dtype)
-        y, targets = self._positions(y, targets)
+        y, targets = self._positions(self.cast(y), targets)
         with torch.autocast(self.weight.device.type, enabled=False):
             if not torch.is_grad_enabled():
                 return self._blocks(y, targets, None, None, None)[0].to(y.dtype)
@@ -134,6 +132,10 @@ class LinearCrossEntropy(nn.Module):
         self._check_targets(targets)
         counted = targets[targets != self.ignore_index]
         return float(counted.numel() if self.class_weights is None else self.class_weights[counted].sum())
+
+    def cast(self, y: Tensor) -> Tensor:
+        """y in the weight's dtype, in which logits are computed under autocast too."""
+        return y.to(self.weight.dtype) if torch.is_autocast_enabled(self.weight.device.type) else y
 
     def loss_and_gradient(
         self, y: Tensor, targets: Tensor, into: Sinks, *, want_dy: bool = True

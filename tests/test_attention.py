@@ -1,6 +1,7 @@
 """Attention as its equations say; as a readout it streams, with the gradients of one that runs at once."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +112,62 @@ def test_the_graph_of_what_is_attended_to_runs_once() -> None:
     )  # fmt: skip
     loss.backward()
     assert len(runs) == 1 and kept.grad is not None
+
+
+def test_under_autocast_it_learns_what_it_evaluates() -> None:
+    """Features come in bfloat16 there; the loss is taken in the head's own dtype, with gradients and without."""
+    rnn, attention, head = rt.RevGRU(E, H), Attention(H, D), rt.LinearCrossEntropy(H, V)
+    kept, sources, tokens = torch.randn(S, B, D, requires_grad=True), torch.full((B,), S), torch.randint(V, (T, B))
+    readout = AttentionReadout(attention, lambda rows, keys: keys[:, rows].transpose(0, 1), sources, head)
+    run = partial(rt.rewind_loss, rnn, torch.randn(T, B, E), numbered(tokens), readout=readout, context=[kept])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = run()
+        loss.backward()
+        with torch.no_grad():
+            again, _ = run()
+    assert loss.item() == pytest.approx(again.item(), rel=1e-3)
+    assert kept.grad is not None and bool(kept.grad.isfinite().all()) and bool(kept.grad.any())
+
+
+@pytest.mark.parametrize(("queries", "keys", "lengths", "told"), [
+    ((B, T, H + 1), (B, S, D), None, r"queries must be \(B, steps, 8\), got \(4, 13, 9\)"),
+    ((B, T, H), (S, B, D + 1), None, r"keys must be \(B, steps, 5\), got \(7, 4, 6\)"),
+    ((B, T, H), (S, B, D), None, "queries and keys must be of as many rows, got 4 and 7"),
+    ((B, T, H), (B, S, D), [S, 1, 0, 2], r"lengths must lie in 1\.\.7, the steps of the input, got 0 in row 2"),
+    ((B, T, H), (B, S, D), [S, 1, 8, 2], r"lengths must lie in 1\.\.7, the steps of the input, got 8 in row 2"),
+    ((B, T, H), (B, S, D), [S], "lengths must be 4 integers, one a row"),
+])  # fmt: skip
+def test_what_does_not_fit_is_told(
+    queries: tuple[int, ...], keys: tuple[int, ...], lengths: list[int] | None, told: str
+) -> None:
+    """Silently wrong or NaN otherwise."""
+    with pytest.raises(ValueError, match=told):
+        Attention(H, D)(torch.randn(queries), torch.randn(keys), None if lengths is None else torch.tensor(lengths))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(("lengths", "plain", "told"), [
+    ([S] * 2, False, "lengths must be of the batch's 4 rows, got 2"),
+    ([S] * 6, False, "lengths must be of the batch's 4 rows, got 6"),
+    ([S] * 4, True, r"targets must be \(\.\.\., 3\), as `numbered` gives them, got \(52,\)"),
+    ([S] * 3 + [S + 20], False, r"lengths must lie in 1\.\.7, the steps of the input, got 27 in row 3"),
+])  # fmt: skip
+def test_a_readout_of_another_batch_is_told(lengths: list[int], plain: bool, told: str, grad: bool) -> None:
+    tokens, head = torch.randint(V, (T, B)), rt.LinearCrossEntropy(H, V)
+    kept, targets = torch.randn(S, B, D), tokens if plain else numbered(tokens)
+
+    def keys(rows: slice, kept: Tensor) -> Tensor:
+        return kept[:, rows].transpose(0, 1)
+
+    readout = AttentionReadout(Attention(H, D), keys, torch.tensor(lengths), head)
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=told):
+        rt.rewind_loss(rt.RevGRU(E, H), torch.randn(T, B, E), targets, readout=readout, context=[kept])
+
+
+@pytest.mark.parametrize("lengths", [None, [3, 4], torch.ones(2), torch.ones(2, 2, dtype=torch.long)])
+def test_a_readout_s_lengths_are_integers_one_a_row(lengths: Any) -> None:
+    with pytest.raises(ValueError, match=r"AttentionReadout: lengths must be integers \(B,\), one a row of the source"):
+        AttentionReadout(Attention(H, D), lambda rows: torch.randn(2, S, D), lengths, rt.LinearCrossEntropy(H, V))
 
 
 @pytest.mark.parametrize(("sizes", "told"), [((0, 3), "query_size"), ((3, -1), "key_size"), ((3, 3, 0), "output_size")])
