@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from revtune.data import END, UNKNOWN, Words
+from revtune.data import END, UNKNOWN, Words, vocabulary
 from revtune.moses import Form, Language, shaped
 from revtune.problem import Problem
 from revtune.sources import ask_hub, decode, read
@@ -107,6 +108,7 @@ class Pairs:
         sha = hashlib.sha256(repr((self.source.facts(), self.target.facts())).encode())
         for split in SPLITS:
             sha.update(repr(self.splits[split].pairs).encode())
+        sha.update(repr(self.splits["test"].lines).encode())  # words that the vocabularies lack count in BLEU
         return sha.hexdigest()
 
 
@@ -117,6 +119,7 @@ def texts(name: Name, unit: Unit, source: Language, target: Language, folder: Pa
         Problem: it is in neither place, is no text, or the two languages have different numbers of lines.
     """
     folder = folder or (Path(os.environ["REVTUNE_DATA"]) if os.environ.get("REVTUNE_DATA") else None)
+    missing: list[Path] = []
     for layout in FILES[name][unit] if folder is not None else ():
         assert folder is not None
         paths = {
@@ -126,9 +129,14 @@ def texts(name: Name, unit: Unit, source: Language, target: Language, folder: Pa
             for split in SPLITS
             for language in (source, target)
         }  # fmt: skip
-        if all(path.exists() for path in paths.values()):
+        lacking = [path for path in paths.values() if not path.exists()]
+        if not lacking:
             splits = {split: together(paths[split, source], paths[split, target]) for split in SPLITS}
             return Texts(splits, layout.form, layout.note.format(pairs=len(splits["train"].source)))
+        if len(lacking) < len(paths) and not missing:
+            missing = lacking
+    if missing:
+        raise Problem(f"{missing[0]} is not there, though files beside it are")
     return from_hub(name, unit, source, target, folder)
 
 
@@ -155,7 +163,7 @@ def text_lines(path: Path) -> list[str]:
     if path.suffix == ".gz":
         try:
             content = gzip.decompress(content)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise Problem(f"{path} is damaged or no gzip file: {error}") from error
     lines = decode(content, str(path), advice="").removeprefix(MARK).split("\n")
     return [line.strip() for line in (lines[:-1] if lines[-1] == "" else lines)]
@@ -208,8 +216,13 @@ def vocabularies(train: Lines, unit: Unit, *, most: int, fewest: int) -> tuple[L
     Raises:
         Problem: one would be empty, or `most` is too few.
     """
-    learn = words_of if unit == "word" else Subwords.of
-    return learn(train.source, most=most, fewest=fewest), learn(train.target, most=most, fewest=fewest)
+    learn, found = words_of if unit == "word" else Subwords.of, list[Lexicon]()
+    for side, text in (("source", train.source), ("target", train.target)):
+        try:
+            found.append(learn(text, most=most, fewest=fewest))
+        except Problem as problem:
+            raise Problem(f"{side} language: {problem}", code=problem.code) from problem
+    return found[0], found[1]
 
 
 def pairs(splits: dict[Split, Lines], lexicons: tuple[Lexicon, Lexicon], *, longest: int) -> Pairs:
@@ -234,7 +247,6 @@ def lexicon(facts: dict[str, Any]) -> Lexicon:
     """
     if facts["unit"] == "subword":
         return Subwords(facts["tokenizer"])
-    words = facts["words"]
-    if facts["unit"] != "word" or not {END, UNKNOWN} <= set(words) or len(set(words)) < len(words):
-        raise ValueError(f"words must be distinct, {END} and {UNKNOWN} among them")
-    return Words(words)
+    if facts["unit"] != "word" or not isinstance(words := vocabulary(facts), Words):
+        raise ValueError(f"unit must be word or subword, got {facts['unit']!r}")
+    return words

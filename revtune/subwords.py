@@ -31,6 +31,9 @@ class Subwords:
         start = self._tokenizer.token_to_id(END)
         if start is None:
             raise ValueError(f"the tokenizer lacks {END}")
+        numbers = self._tokenizer.get_vocab().values()
+        if set(numbers) != set(range(len(numbers))):
+            raise ValueError(f"the tokenizer's {len(numbers)} sub-words must be numbered from 0 on, got {max(numbers)}")
         self.start: int = start
 
     @classmethod

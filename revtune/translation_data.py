@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -26,6 +27,11 @@ def facts(task: Translation) -> dict[str, Any]:
     """What `known` reads, ready for JSON."""
     sides = {"source": task.pairs.source.facts(), "target": task.pairs.target.facts()}
     return {**sides, "form": task.form, "digest": task.digest()}
+
+
+def fingerprint(source: Lexicon, target: Lexicon, form: Form) -> str:
+    """What tells vocabularies, and what sentences look like, from others; weights belong to one."""
+    return hashlib.sha256(repr((source.facts(), target.facts(), form)).encode()).hexdigest()
 
 
 def known(folder: Path, study: Study) -> Known:
@@ -56,5 +62,6 @@ def task_of(folder: Path, study: Study) -> Translation:
     if there.digest is None:
         print(f"revtune: {folder} has no digest of its data; whether these are the same is not known", file=sys.stderr)
     elif there.digest != task.digest():
-        raise Problem(f"the data are not those that {folder} was trained on: their digest differs")
+        told = f"the data, or {folder / 'vocabulary.json'}, are not those that {folder} was trained on"
+        raise Problem(f"{told}: their digest differs")
     return task

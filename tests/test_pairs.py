@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,15 @@ def test_raw_files_are_packed_or_not(tmp_path: Path) -> None:
     assert texts("multi30k", "subword", "de", "en", tmp_path) == packed
 
 
+def test_of_files_that_are_there_in_part_the_missing_one_is_named(tmp_path: Path) -> None:
+    """Other text than the user's is not learnt from in their place."""
+    write_pairs(tmp_path)
+    missing = tmp_path / "multi30k/tok/test_2016_flickr.lc.norm.tok.de"
+    missing.unlink()
+    with pytest.raises(Problem, match=f"{missing} is not there, though files beside it are"):
+        texts("multi30k", "word", "en", "de", tmp_path)
+
+
 @pytest.mark.parametrize("unit", ["word", "subword"])
 def test_a_sample_that_stands_in_is_told(unit: Unit, tmp_path: Path) -> None:
     names = {"iwslt14-de-en-small": ("train-sample", "valid", "test"), "iwslt14.tokenized.de-en": SPLITS}
@@ -92,7 +102,11 @@ def test_sides_of_different_length_are_named(tmp_path: Path) -> None:
 def test_what_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\xff\xfe")
     (tmp_path / "b.gz").write_bytes(b"no gzip")
-    for name, told in (("a", "no UTF-8 text"), ("b.gz", "damaged or no gzip file"), ("c", "cannot read")):
+    packed = bytearray(gzip.compress(bytes(range(32, 127)) * 9))
+    packed[14:18] = b"\xff" * 4
+    (tmp_path / "d.gz").write_bytes(packed)
+    damaged = "damaged or no gzip file"
+    for name, told in (("a", "no UTF-8 text"), ("b.gz", damaged), ("c", "cannot read"), ("d.gz", damaged)):
         with pytest.raises(Problem, match=told):
             text_lines(tmp_path / name)
 
@@ -144,6 +158,32 @@ def test_the_digest_tells_other_data() -> None:
         return pairs(lines, vocabularies(lines["train"], "word", most=9, fewest=1), longest=9).digest()
 
     assert digest("a b", "b") == digest("a b", "b") != digest("b", "a b")
+
+
+def test_the_digest_tells_other_unknown_words_of_the_test() -> None:
+    """BLEU is of the words as they are."""
+    lines = every("a b", "b")
+    known = vocabularies(lines["train"], "word", most=9, fewest=1)
+    found = {pairs({**lines, "test": Lines(["a b"], [word])}, known, longest=9).digest() for word in ("c", "d")}
+    assert len(found) == 2
+
+
+def test_an_empty_vocabulary_s_side_is_named() -> None:
+    for side, lines in (("source", Lines(["a"], ["b b"])), ("target", Lines(["a a"], ["b"]))):
+        with pytest.raises(Problem, match=f"{side} language: the vocabulary is empty"):
+            vocabularies(lines, "word", most=9, fewest=2)
+
+
+def test_damaged_vocabularies_are_none() -> None:
+    tokenizer = json.loads(Subwords.of(["ab cd"], most=60).facts()["tokenizer"])
+    tokenizer["model"]["vocab"]["d"] = 99
+    for facts, told in (
+        ({"unit": "word", "words": [0, END, UNKNOWN]}, "words must be a list of strings"),
+        ({"unit": "byte"}, "unit must be word or subword, got 'byte'"),
+        ({"unit": "subword", "tokenizer": json.dumps(tokenizer)}, "must be numbered from 0 on, got 99"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            lexicon(facts)
 
 
 def test_sub_words_go_there_and_back() -> None:
