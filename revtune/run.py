@@ -32,6 +32,8 @@ from revtune.problem import Problem
 RUNS = Path("runs")
 LEARNT = ("checkpoint.safetensors", "weights.safetensors", "result.json")
 """What a run has once it has learnt something."""
+OWN = (*LEARNT, "config.json", "vocabulary.json", "metrics.jsonl", "lock")
+"""What is a run's, and no place for anything else."""
 
 
 @dataclass(frozen=True)

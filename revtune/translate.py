@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,17 +13,22 @@ from typing import Annotated, Any, cast
 import tyro
 
 from revtune.answers import Answers
+from revtune.drafts import check_place
 from revtune.pairs import MARK, Lexicon, text_lines
 from revtune.problem import Problem
-from revtune.run import write
+from revtune.run import OWN, write
 from revtune.subwords import Subwords
 from revtune.translating import Decoding, Interpreter, Translated
 from revtune.translation_run import Learned, opened
 
+MOST_TOLD = 500
+"""Characters of a line's unknown words that are told."""
 AT_ONCE = 640
 """Lines of a file that are translated together."""
 MOST_DRAWN = 200
 """Words of a sentence, or of its translation, beyond which a picture of its attention shows nothing."""
+MOST_READ = 1_000
+"""Words, or sub-words, of a line that are translated at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,7 @@ class Options:
     file: Path | None = None
     """Sentences to translate; without it, lines typed or piped in."""
     out: Path | None = None
-    """File for the translations, written as they come; without it they are printed."""
+    """File for the translations, written over, as they come; without it they are printed."""
     tokenized: bool = False
     """The sentences are lower-cased and tokenized already, as in the files that were learnt from."""
     decoding: Annotated[Decoding, tyro.conf.arg(name="")] = field(default_factory=Decoding)
@@ -49,9 +55,12 @@ def translate(options: Options) -> None:
         Problem: options that cannot be, a file that is no text, or a place that cannot be written to.
     """
     check(options.decoding)
+    check_places(options)
     learned = opened(options.run)
     reader = Reader(learned, options.decoding, tokenized=options.tokenized)
     lines = text_lines(options.file) if options.file else None
+    if lines is None and sys.stdin is None:
+        raise Problem("nothing to translate: standard input is closed; give --file", code=2)
     plot, typed = options.plot, lines is None and sys.stdin.isatty()
     with Answers(options.out, printed=options.out is None or typed) as answers:
         for some in groups(lines, typed):
@@ -66,13 +75,26 @@ def translate(options: Options) -> None:
 
 def check(how: Decoding) -> None:
     """Raise `Problem` for the first setting that cannot be."""
-    for name, value, right in (
-        ("beam", how.beam, how.beam >= 1), ("penalty", how.penalty, 0 <= how.penalty < 100),
-        ("batch", how.batch, how.batch >= 1),
+    for name, value, least, most in (
+        ("beam", how.beam, 1, 1_000), ("penalty", how.penalty, 0, 10), ("batch", how.batch, 1, 100_000)
     ):  # fmt: skip
-        if not right:
-            wanted = "from 0 to below 100" if name == "penalty" else "at least 1"
-            raise Problem(f"--{name} must be {wanted}, got {value}", code=2)
+        if not least <= value <= most:
+            raise Problem(f"--{name} must be from {least} to {most}, got {value}", code=2)
+
+
+def check_places(options: Options) -> None:
+    """Raise `Problem` when something would be written over what is read, learnt or written besides, or is no place."""
+    taken = {os.path.realpath(options.run / name): f"is {name} of the run" for name in OWN}
+    taken |= {os.path.realpath(options.file): "is what --file reads"} if options.file else {}
+    for name, place in (("out", options.out), ("plot", options.plot)):
+        if place is not None:
+            if what := taken.get(path := os.path.realpath(place)):
+                raise Problem(f"--{name} must be a file of its own, but {place} {what}", code=2)
+            taken[path] = f"is what --{name} goes to"
+    if (plot := options.plot) is not None:
+        check_place(plot)
+        if not plot.parent.is_dir():
+            raise Problem(f"cannot write {plot}: there is no folder {plot.parent}")
 
 
 def groups(lines: list[str] | None, typed: bool) -> Iterator[list[str]]:
@@ -98,16 +120,22 @@ class Reader:
     """
 
     def __init__(self, learned: Learned, how: Decoding, *, tokenized: bool = False) -> None:
-        self.learned, self.tokenized = learned, tokenized
-        self.interpreter = Interpreter(learned.model, learned.known.source, learned.known.target, how)
+        self.learned, self.tokenized, self.longest = learned, tokenized, learned.study.text.longest
+        sides = learned.known.source, learned.known.target
+        self.interpreter = Interpreter(learned.model, *sides, how, most_read(self.longest))
 
     def __call__(self, lines: list[str], before: int = 0) -> list[Translated]:
         """The translations of lines that come after so many others."""
         read = lines if self.tokenized else [self.learned.shaped(line) for line in lines]
         for number, line in enumerate(read, before + 1):
-            if note := unlike(self.learned.known.source, line, self.learned.study.text.longest):
+            if note := unlike(self.learned.known.source, line, self.longest):
                 print(f"revtune: line {number}: {note}", file=sys.stderr)
         return self.interpreter(read)
+
+
+def most_read(longest: int) -> int:
+    """How many words of a line are translated, where so many were learnt: enough for any sentence."""
+    return max(MOST_READ, longest)
 
 
 def unlike(lexicon: Lexicon, line: str, longest: int) -> str | None:
@@ -118,9 +146,16 @@ def unlike(lexicon: Lexicon, line: str, longest: int) -> str | None:
     if size > longest:
         kind = "sub-words" if subwords else "words"
         notes.append(f"its {size} {kind} are more than the {longest} of the longest sentence learnt")
+        if size > (most := most_read(longest)):
+            notes.append(f"only its first {most} are translated")
     if unknown := lexicon.unknown(line):
-        notes.append(f"unknown {'characters' if subwords else 'words'}: {' '.join(unknown)}")
+        notes.append(f"unknown {'characters' if subwords else 'words'}: {shortened(' '.join(unknown))}")
     return "; ".join(notes) or None
+
+
+def shortened(text: str) -> str:
+    """The start of a text that would flood a terminal."""
+    return text if len(text) <= MOST_TOLD else f"{text[:MOST_TOLD]}... ({len(text):,} characters)"
 
 
 def draw(translated: Translated, path: Path) -> None:

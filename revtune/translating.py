@@ -53,14 +53,18 @@ class Interpreter:
         model: in evaluation mode.
         source, target: vocabularies.
         how: beam and penalty.
+        longest: tokens of a sentence beyond which the rest of it is left out; None for no limit. Time and memory grow
+            with the square of a sentence's length.
     """
 
-    def __init__(self, model: Translator, source: Lexicon, target: Lexicon, how: Decoding) -> None:
-        self.model, self.source, self.target, self.how = model, source, target, how
+    def __init__(
+        self, model: Translator, source: Lexicon, target: Lexicon, how: Decoding, longest: int | None = None
+    ) -> None:
+        self.model, self.source, self.target, self.how, self.longest = model, source, target, how, longest
 
     def __call__(self, sentences: Sequence[str]) -> list[Translated]:
         """The translation of each; of an empty one the empty one."""
-        ids = [self.source.encode(sentence) for sentence in sentences]
+        ids = [self.source.encode(sentence)[: self.longest] for sentence in sentences]
         found: list[Translated] = [Translated("", [], [], torch.zeros(0, 0)) for _ in sentences]
         for some in batches([len(one) for one in ids], self.how.batch):
             source, lengths = padded([ids[one] for one in some])
@@ -78,7 +82,7 @@ class Interpreter:
             pieces = [self._piece(self.target, one) for one in translation.words]
             assert not isinstance(self.target, Words)
             return Translated(self.target.text(translation.words), tokens, pieces, seen)
-        read = sentence.split()
+        read = sentence.split()[: len(ids)]
         unknown = self.target.index[UNKNOWN]
         words = [
             read[int(seen[place].argmax())] if word == unknown else self.target.words[word]

@@ -24,7 +24,7 @@ from revtune.run import claimed, refuse_taken, write
 from revtune.translating import Decoding, Interpreter
 from revtune.translation import Study, Translation, TranslationLearner
 from revtune.translation_bits import stored as stored_bits
-from revtune.translation_data import Known, facts, known, task_of
+from revtune.translation_data import Known, facts, fingerprint, known, task_of
 from revtune.translator import Over, Translator, build
 from revtune.tuned_report import TunedReport, measure
 from revtune.tuned_run import Course
@@ -93,9 +93,11 @@ def stored(folder: Path) -> tuple[str, Study]:
     """Recipe and settings of the run in a folder.
 
     Raises:
-        Problem: its configuration is not of this version.
+        Problem: it holds none, or its configuration is not of this version.
     """
     path = folder / "config.json"
+    if not path.exists():
+        raise Problem(f"{folder} holds no run: config.json is not there")
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
         name, study = there["recipe"], read_typed(Study, there["study"])
@@ -127,7 +129,9 @@ def go_on(learner: TranslationLearner, folder: Path) -> None:
         spent = course.clock.now()
         learner.take_best()
         scores = scored(task, learner.model.eval(), Decoding())
-        result = course.result(**spent, **scores, epoch=task.epoch, bits=stored_bits(task, learner.model))
+        mark = fingerprint(task.pairs.source, task.pairs.target, task.form)
+        bits = stored_bits(task, learner.model)
+        result = course.result(**spent, **scores, epoch=task.epoch, bits=bits, vocabularies=mark)
     print(f"\nbest held-out {measure(task.measure, result['valid'])}, at step {result['step']}")
     print(f"test BLEU {result['bleu']:.2f} by beam, {result['greedy_bleu']:.2f} greedy ({result['signature']})")
     print(f"the run is in {folder}; next:\n  revtune translate {folder}")
@@ -170,6 +174,8 @@ def opened(folder: Path) -> Learned:
         saved = checkpoint.read(path)
     except Problem as error:
         raise Problem(f"{error}; revtune train --resume {folder} writes it anew from the checkpoint") from error
+    if saved.facts.get("vocabularies", mark := fingerprint(there.source, there.target, there.form)) != mark:
+        raise Problem(f"{folder / 'vocabulary.json'} has been changed: {path} was not learnt with it; put it back")
     torch.set_num_threads(study.threads)
     model = build(study.net, len(there.source), len(there.target))
     checkpoint.load_weights(model, saved, path)

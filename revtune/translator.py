@@ -73,7 +73,7 @@ class Over(NamedTuple):
             return cls(text == "emb", 0 if text == "emb" else None)
         words, sliced = text.startswith("emb+"), text.removeprefix("emb+")
         kind, _, number = sliced.partition(":")
-        units = int(number) if number.isdecimal() else 0
+        units = int(number) if number.isdecimal() and len(number) < 10 else 0
         if kind != "slice" or not 1 <= units <= hidden // 2:
             known = f"emb, slice:K, emb+slice:K (K from 1 to {hidden // 2}) or full"
             raise Problem(f"--attend must be {known}, got {text}", code=2)

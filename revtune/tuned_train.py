@@ -15,7 +15,7 @@ import tyro
 from torch import nn
 
 from revtune import checkpoint, recipes
-from revtune.config import read_typed
+from revtune.config import MOST_THREADS, read_typed
 from revtune.constants import Constants, plain
 from revtune.hyper import Hyper
 from revtune.learner import learner
@@ -67,6 +67,8 @@ def check_numbers(*groups: Any, prefix: str = "") -> None:
                 raise Problem(f"{option} must be {wanted}, got {value}", code=2)
             if value >= 2**31:
                 raise Problem(f"{option} must be below 2^31, got {value}", code=2)
+            if field.name == "threads" and value > MOST_THREADS:
+                raise Problem(f"{option} must be at most {MOST_THREADS}, got {value}", code=2)
 
 
 def check_tuned(study: Study, method: Method) -> None:
@@ -103,9 +105,11 @@ def stored(folder: Path) -> tuple[str, Method, Study]:
     """Recipe, method and settings of the run in a folder.
 
     Raises:
-        Problem: its configuration is not of this version.
+        Problem: it holds none, or its configuration is not of this version.
     """
     path = folder / "config.json"
+    if not path.exists():
+        raise Problem(f"{folder} holds no run: config.json is not there")
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         method = facts["method"]

@@ -125,6 +125,52 @@ def test_what_is_translated_stays_when_it_is_stopped(
     assert f"stopped; {out} has the first 4 translations" in capsys.readouterr().err
 
 
+def test_what_is_read_or_learnt_is_not_written_over(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor a picture over the translations, nor over what is no file."""
+    source, other = tmp_path / "in", tmp_path / "other"
+    source.write_text("the dog sees a ball .\n")
+    (tmp_path / "link").symlink_to(source)
+    weights, kept = run / "weights.safetensors", (run / "weights.safetensors").read_bytes()
+    for given, code, told in (
+        (["--out", source], 2, f"--out must be a file of its own, but {source} is what --file reads"),
+        (["--plot", tmp_path / "link"], 2, f"{tmp_path / 'link'} is what --file reads"),
+        (["--out", weights], 2, f"{weights} is weights.safetensors of the run"),
+        (["--out", other, "--plot", other], 2, f"--plot must be a file of its own, but {other} is what --out goes to"),
+        (["--plot", "/dev/null"], 1, "cannot write /dev/null: it is no regular file"),
+        (["--plot", "."], 1, "cannot write .: it is no regular file"),
+        (["--plot", tmp_path / "no" / "a.png"], 1, f"there is no folder {tmp_path / 'no'}"),
+    ):
+        assert main(["translate", str(run), "--file", str(source), *map(str, given)]) == code
+        assert told in capsys.readouterr().err
+    assert source.read_text() == "the dog sees a ball .\n" and not other.exists() and weights.read_bytes() == kept
+    assert not Path("/dev/null").is_file()
+
+
+def test_a_closed_standard_input_is_told(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["translate", str(run)]) == 2
+    assert "nothing to translate: standard input is closed; give --file" in capsys.readouterr().err
+
+
+def test_of_a_line_too_long_to_be_a_sentence_the_beginning_is_translated(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file without line ends takes no time and memory without end."""
+    monkeypatch.setattr("revtune.translate.MOST_READ", 60)
+    words = "the dog sees a ball and a tree .".split() * 20
+    for name, size in (("long", 180), ("cut", 60)):
+        (tmp_path / name).write_text(" ".join(words[:size]) + "\n")
+        place = ["--file", str(tmp_path / name), "--out", str(tmp_path / f"{name}.out")]
+        assert main(["translate", str(run), "--tokenized", *place]) == 0
+    told = capsys.readouterr().err
+    assert "line 1: its 180 words are more than the 50 of the longest sentence learnt; only its first 60" in told
+    assert (tmp_path / "long.out").read_text() == (tmp_path / "cut.out").read_text()
+
+
 def test_a_place_that_cannot_be_written_to_is_told(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,7 +215,8 @@ def test_other_data_are_refused(run: Path, tmp_path: Path, capsys: pytest.Captur
     copy = elsewhere(run, tmp_path / "run", other, steps=200)
     for words in (["evaluate", str(copy)], ["train", "--resume", str(copy)]):
         assert main(words) == 1
-        assert f"the data are not those that {copy} was trained on: their digest differs" in capsys.readouterr().err
+        told = f"the data, or {copy / 'vocabulary.json'}, are not those that {copy} was trained on"
+        assert f"{told}: their digest differs" in capsys.readouterr().err
     (copy / "checkpoint.safetensors").unlink()
     assert main(["train", "--resume", str(copy)]) == 1
     assert "their digest differs" in capsys.readouterr().err
@@ -198,6 +245,18 @@ def test_damaged_vocabularies_are_told(
     for words in (["translate"], ["evaluate"], ["train", "--resume"]):
         assert main([*words, str(path.parent)]) == 1
         assert f"{path} holds no vocabularies: " in capsys.readouterr().err
+
+
+def test_vocabularies_of_another_order_are_told(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The weights would translate to wrong words."""
+    path = elsewhere(run, tmp_path / "run", data) / "vocabulary.json"
+    facts = json.loads(path.read_text())
+    facts["target"]["words"].reverse()
+    path.write_text(json.dumps(facts))
+    assert main(["translate", str(path.parent)]) == 1
+    assert f"{path} has been changed: {path.parent / 'weights.safetensors'} was not" in capsys.readouterr().err
 
 
 def test_sub_words_learn_from_raw_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -347,8 +406,14 @@ def test_a_run_that_is_through_or_begun_is_told(run: Path, tmp_path: Path, capsy
     assert main(["train", "--resume", str(run)]) == 1
     assert "is finished: all 400 steps are done" in capsys.readouterr().err
     assert main(["translate", str(tmp_path)]) == 1
-    assert "is no configuration of a translation run" in capsys.readouterr().err
-    assert main(["translate", str(run), "--beam", "0"]) == 2
-    assert "--beam must be at least 1, got 0" in capsys.readouterr().err
+    assert f"{tmp_path} holds no run: config.json is not there" in capsys.readouterr().err
+    for given, told in (
+        (["--beam", "0"], "--beam must be from 1 to 1000, got 0"),
+        (["--beam", "1" + "0" * 22], "--beam must be from 1 to 1000"),
+        (["--penalty", "99"], "--penalty must be from 0 to 10, got 99"),
+        (["--penalty", "nan"], "--penalty must be from 0 to 10, got nan"),
+    ):
+        assert main(["translate", str(run), *given]) == 2
+        assert told in capsys.readouterr().err
     assert main(["translate", str(run), "--file", str(tmp_path / "none")]) == 1
     assert "cannot read" in capsys.readouterr().err
