@@ -45,7 +45,7 @@ class Used(LayerUse):
 
     Attributes:
         peak_bytes: the most memory in use during the block above what was in use when it began: allocated bytes on
-            CUDA, resident anonymous memory on Linux. None where the system does not tell.
+            CUDA, resident anonymous memory on Linux. None where the system does not tell, or it was not asked.
         layers: what each layer stored, by its name.
     """
 
@@ -76,14 +76,16 @@ class Used(LayerUse):
 
 
 @contextmanager
-def meter() -> Iterator[Used]:
+def meter(*, peak: bool = True) -> Iterator[Used]:
     """Measure a block: peak memory, stored and ideal bits, bits a unit and step, for each layer.
+
+    Args:
+        peak: whether to measure memory, which takes a few tenths of a second where much is alive; bits take little.
 
     The peak is that of the current CUDA device once CUDA is in use, whose peak statistics are reset; else of the
     process. Bits add up over the calls in the block; with `checkpoint_every`, over its segments, of which one at a time
     is kept. The last chunk keeps its gates instead of spilling, so a net and sequence small enough to be one chunk show
-    0 bits; so does, on the kernel, a RevGRU that returns all its outputs, which tell every state. Metering counts
-    ideal bits, which takes a little time.
+    0 bits; so does, on the kernel, a RevGRU that returns all its outputs, which tell every state.
 
     Example:
         >>> rnn = RevGRU(8, 16, output="last")
@@ -97,7 +99,7 @@ def meter() -> Iterator[Used]:
     if used._outer:
         used._outer.look()
     token = metering.listener.set(used)
-    used._gauge = _gauge()
+    used._gauge = _gauge() if peak else None
     try:
         yield used
     finally:

@@ -115,13 +115,8 @@ class Trainer:
         return self.place
 
     def _tell(self, tell: Callable[[dict[str, Any]], None], facts: dict[str, Any], run: Run) -> None:
-        try:
+        with telling(self.place.step, f"revtune train --resume {run.folder}"):
             tell(facts)
-        except (OSError, SystemExit) as error:  # rich makes a SystemExit of a broken pipe
-            reason = error.strerror if isinstance(error, OSError) else "Broken pipe"
-            why = f"as the output takes no more ({reason})"
-            goes_on = f"revtune train --resume {run.folder} goes on"
-            raise Problem(f"stopped after step {self.place.step}, {why}; {goes_on}") from error
 
     def _check_finite(self) -> None:
         for name, tensor in checkpoint.weights(self.model).items():
@@ -309,6 +304,21 @@ def random_states(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states
+
+
+@contextlib.contextmanager
+def telling(step: int, goes_on: str) -> Iterator[None]:
+    """Print how a run does after a step; `goes_on` is the command for who stops it.
+
+    Raises:
+        Problem: the output takes no more.
+    """
+    try:
+        yield
+    except (OSError, SystemExit) as error:  # rich makes a SystemExit of a broken pipe
+        reason = error.strerror if isinstance(error, OSError) else "Broken pipe"
+        why = f"as the output takes no more ({reason})"
+        raise Problem(f"stopped after step {step}, {why}; {goes_on} goes on") from error
 
 
 @contextlib.contextmanager

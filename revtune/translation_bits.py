@@ -52,9 +52,9 @@ def buffered(task: Translation, model: RewindingTranslator, batches: int) -> dic
     model.train()
     for number in range(batches):
         some = task.train_batch(number)
-        with rt.meter() as encoder:
+        with rt.meter(peak=False) as encoder:
             _, state = model.encoded(some.source, some.source_lengths)
-        with rt.meter() as decoder:  # to the end, as an encoder: `rewind_loss` keeps the last chunk's gates instead
+        with rt.meter(peak=False) as decoder:  # as an encoder: `rewind_loss` keeps the last chunk's gates instead
             rt.rewind_encode(model.decoder, some.inputs, encode=model.decode, state=state, lengths=some.lengths)
         for side, used, lengths in (("encoder", encoder, some.source_lengths), ("decoder", decoder, some.lengths)):
             found = used.stored_bits, used.ideal_bits, int(lengths.sum()) * states(model.net)

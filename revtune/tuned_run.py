@@ -26,7 +26,7 @@ from revtune.learner import Learner, TunedLearner
 from revtune.problem import Problem
 from revtune.run import Metrics, write
 from revtune.states import packed, unpacked
-from revtune.train import STOPPED, asked_to_stop
+from revtune.train import STOPPED, asked_to_stop, telling
 
 SAVE_SECONDS = 20.0
 Over = Callable[[Learner, Clock], bool]
@@ -130,7 +130,7 @@ class Course:
         found = self._ask(self.learner.validate)
         facts = {"step": self.learner.steps, **self.clock.now(), **found, "values": self.learner.values()}
         self.metrics.add(facts)
-        with self.clock.stopped():
+        with self.clock.stopped(), telling(self.learner.steps, self.goes_on):
             report.valid(facts)
 
     def _ask(self, action: Callable[[], Any]) -> Any:

@@ -152,6 +152,18 @@ def test_where_the_system_does_not_tell_the_peak_is_none(monkeypatch: pytest.Mon
     assert used.peak_bytes is None
 
 
+def test_bits_alone_are_counted_without_a_look_at_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    rnn, x = rt.RevLSTM(5, 8), torch.randn(120, 3, 5)
+    with rt.meter() as whole:
+        with rt.meter(peak=False) as used:
+            rnn(x)
+    assert used.peak_bytes is None and whole.peak_bytes is not None
+    assert used.stored_bits == whole.stored_bits > 0 and used.ideal_bits == whole.ideal_bits
+    monkeypatch.setattr(meters, "_gauge", lambda: pytest.fail("memory was looked at"))
+    with rt.meter(peak=False):
+        pass
+
+
 def test_a_block_that_fails_ends_its_metering() -> None:
     with pytest.raises(KeyError), rt.meter():
         assert metering.active()

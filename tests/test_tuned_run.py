@@ -195,6 +195,23 @@ def test_results_that_are_lost_are_written_again(
         assert contents(folder) == before
 
 
+@pytest.mark.parametrize(("error", "why"), [(OSError(28, "No space left"), "No space left"), (SystemExit(1), "Broken")])
+def test_an_output_that_takes_no_more_stops_the_run_with_a_sentence(
+    error: BaseException, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(report: Any, facts: dict[str, Any]) -> None:
+        raise error
+
+    study: Any = tiny(tmp_path / "data").study
+    options = tuned_train.Options(study=study, out=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("revtune.tuned_report.TunedReport.valid", full)
+        told = rf"stopped after step 2, as the output takes no more \({why}.*\); revtune train --resume .*run goes on"
+        with pytest.raises(Problem, match=told):
+            tuned_train.start("mnist", options)
+    tuned_train.resume(tmp_path / "run")
+
+
 def test_a_run_whose_checkpoint_is_gone_is_not_begun_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What it learnt would be written over."""
     study: Any = tiny(tmp_path / "data").study
