@@ -105,7 +105,7 @@ def groups(lines: list[str] | None, typed: bool) -> Iterator[list[str]]:
     if typed:
         print("a sentence a line; end with Ctrl-D", file=sys.stderr)
     with contextlib.suppress(AttributeError, ValueError):
-        cast(Any, sys.stdin).reconfigure(errors="replace")
+        cast(Any, sys.stdin).reconfigure(errors="replace", newline="\n")  # lines end as in files
     for number, line in enumerate(sys.stdin):
         yield [(line if number else line.removeprefix(MARK)).strip()]
 

@@ -126,7 +126,7 @@ class Translation:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
-        """Mean loss in nats a word, the ends counted, and its exponential."""
+        """Mean loss in nats a word, the ends counted, and its exponential, no more than e^99."""
         assert isinstance(model, Translator)
         there, total, words = self.pairs.splits[split].pairs, 0.0, 0
         for numbers in by_length(there, self.study.learning.batch):

@@ -29,6 +29,8 @@ from revtune.states import packed, unpacked
 from revtune.train import STOPPED, asked_to_stop, telling
 
 SAVE_SECONDS = 20.0
+TOLD = 200
+"""Characters of torch's word on a state that does not fit."""
 Over = Callable[[Learner, Clock], bool]
 
 
@@ -82,7 +84,8 @@ class Course:
             self.clock = Clock(wall=facts["wall"], cpu=facts["cpu"])
             kept: tuple[int, str] = facts["metrics"], facts["metrics_sha256"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise Problem(f"{self.path} is no checkpoint of this run: {error}") from error
+            told = " ".join(str(error).split())[:TOLD]
+            raise Problem(f"{self.path} is no checkpoint of this run: {told}") from error
         return kept
 
     def save(self) -> None:
