@@ -19,27 +19,37 @@ def running(lengths: Tensor, first: int, last: int) -> Tensor:
     return torch.arange(first, last, device=lengths.device).unsqueeze(1) < lengths
 
 
-def check_lengths(lengths: Tensor | None, steps: int, rows: int, device: torch.device) -> None:
-    """Refuse lengths that are not one of 1..T for each row.
+def check_lengths(
+    lengths: Tensor | None, steps: int, rows: int, device: torch.device,
+    names: tuple[str, str] = ("lengths", "the steps of the input"),
+) -> None:  # fmt: skip
+    """Refuse lengths that are not one of 1..T for each row; their range goes unchecked while a graph is compiled.
+
+    Args:
+        lengths: none for all steps.
+        steps, rows: T, B.
+        device: of the input.
+        names: of lengths, and of what T counts.
 
     Raises:
         ValueError: wrong shape, dtype, device or range.
     """
+    name, counted = names
     if lengths is None:
         return
     if not isinstance(lengths, Tensor):
-        raise ValueError(f"lengths must be a tensor of {rows} integers, one a row, got {type(lengths).__name__}")
+        raise ValueError(f"{name} must be a tensor of {rows} integers, one a row, got {type(lengths).__name__}")
     if lengths.shape != (rows,) or lengths.dtype not in (torch.int64, torch.int32):
         raise ValueError(
-            f"lengths must be {rows} integers, one a row, got {lengths.dtype} of shape {tuple(lengths.shape)}"
+            f"{name} must be {rows} integers, one a row, got {lengths.dtype} of shape {tuple(lengths.shape)}"
         )
     if lengths.device != device:
-        raise ValueError(f"lengths are on {lengths.device}, the input on {device}")
+        raise ValueError(f"{name} are on {lengths.device}, the input on {device}")
+    if torch.compiler.is_compiling() or not rows:
+        return
     if not (1 <= int(lengths.min()) and int(lengths.max()) <= steps):
         bad = int(((lengths < 1) | (lengths > steps)).nonzero()[0])
-        raise ValueError(
-            f"lengths must lie in 1..{steps}, the steps of the input, got {int(lengths[bad])} in row {bad}"
-        )
+        raise ValueError(f"{name} must lie in 1..{steps}, {counted}, got {int(lengths[bad])} in row {bad}")
 
 
 def check_kinds(

@@ -27,6 +27,7 @@ from revtune.readout import Featured, LinearCrossEntropy
 from revtune.values import check_size
 
 Keys = Callable[..., Tensor]
+LENGTHS = ("source lengths", "the positions of the keys")
 ROWS = 32
 """Rows that are read out at a time."""
 
@@ -83,7 +84,7 @@ class Attention(nn.Module):
                 raise ValueError(f"Attention: {name} must be (B, steps, {size}), got {tuple(given.shape)}")
         if len(queries) != len(keys):
             raise ValueError(f"Attention: queries and keys must be of as many rows, got {len(queries)} and {len(keys)}")
-        check_lengths(lengths, keys.shape[1], len(keys), keys.device)
+        check_lengths(lengths, keys.shape[1], len(keys), keys.device, LENGTHS)
 
     def extra_repr(self) -> str:
         return f"{self.query_size}, {self.key_size}, {self.output_size}"
@@ -159,18 +160,31 @@ class AttentionReadout(Featured):
 
     def classes(self, targets: Tensor) -> Tensor:
         """As in `Featured`."""
+        self._check_numbered(targets)
+        return targets[..., 0]
+
+    @staticmethod
+    def _check_numbered(targets: Tensor) -> None:
         if targets.dim() < 2 or targets.shape[-1] != 3:
             given = tuple(targets.shape)
             raise ValueError(f"AttentionReadout: targets must be (..., 3), as `numbered` gives them, got {given}")
-        return targets[..., 0]
+
+    def _check(self, targets: Tensor) -> None:
+        """Refuse targets that are not numbered or not time first, and lengths of another batch than theirs."""
+        self._check_numbered(targets)
+        if not len(targets):
+            return
+        rows, steps, count = targets[:, 1], targets[:, 2], len(self.lengths)
+        if bool((steps[1:] < steps[:-1]).any()):
+            raise ValueError("AttentionReadout: targets must be numbered time first, (T, B), but their steps fall")
+        highest, begun = int(rows.max()) + 1, int((steps == 0).sum())
+        if highest > count or begun == highest < count:
+            raise ValueError(f"AttentionReadout: lengths must be of the batch's {highest} rows, got {count}")
 
     def parts(self, targets: Tensor) -> list[Tensor]:
         """As in `Featured`: positions by their rows, some at a time."""
-        self.classes(targets)
-        rows, begun = targets[:, 1], int((targets[:, 2] == 0).sum())
-        if len(targets) and (int(rows.max()) >= len(self.lengths) or begun not in (0, len(self.lengths))):
-            there = max(begun, int(rows.max()) + 1)
-            raise ValueError(f"AttentionReadout: lengths must be of the batch's {there} rows, got {len(self.lengths)}")
+        self._check(targets)
+        rows = targets[:, 1]
         groups = rows.div(ROWS, rounding_mode="floor")
         found = [(groups == group).nonzero()[:, 0] for group in range(-(-len(self.lengths) // ROWS))]
         return [part for part in found if len(part)]
@@ -183,7 +197,9 @@ class AttentionReadout(Featured):
         queries = y.new_zeros(high - low, int(step[-1]) + 1, y.shape[1]).index_put((row, step), y)
         some = slice(low, high)
         mask = None if self.mask is None else self.mask[some]
-        out, _ = self.attention(queries, self.keys(some, *context), self.lengths[some], mask)
+        keys = self.keys(some, *context)
+        check_lengths(self.lengths, keys.shape[1], len(self.lengths), keys.device, LENGTHS)
+        out, _ = self.attention(queries, keys, self.lengths[some], mask)
         return self.drop(out[row, step]), tokens
 
 

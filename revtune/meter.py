@@ -58,11 +58,18 @@ class Used(LayerUse):
         """Take the peak so far into account, here and in the meters around this one, whose gauges it resets."""
         if self._gauge:
             self.peak_bytes = max(self._gauge.peak(), self.peak_bytes or 0)
-        outer = self._outer
+        outer = self.above()
         if outer and self._gauge and outer._gauge:
             outer.peak_bytes = max(
                 (self.peak_bytes or 0) + self._gauge.before - outer._gauge.before, outer.peak_bytes or 0
             )
+
+    def above(self) -> Used | None:
+        """The nearest meter around this one that measures memory."""
+        outer = self._outer
+        while outer and not outer._gauge:
+            outer = outer._outer
+        return outer
 
     def hear(self, usages: list[Usage]) -> None:
         """Add what layers store now, here and in the meter around this one."""
@@ -96,8 +103,8 @@ def meter(*, peak: bool = True) -> Iterator[Used]:
     """
     outer = metering.listener.get()
     used = Used(_outer=outer if isinstance(outer, Used) else None)
-    if used._outer:
-        used._outer.look()
+    if above := used.above():
+        above.look()
     token = metering.listener.set(used)
     used._gauge = _gauge() if peak else None
     try:

@@ -5,6 +5,7 @@
     metrics.jsonl            a line of measurements a step and a validation
     weights.safetensors      the model with the lowest validation loss
     checkpoint.safetensors   everything that the next step depends on
+    lock                     had by who begins the run
 
 A file is written beside its place and renamed into it, so that at any moment a whole one is there.
 """
@@ -30,9 +31,9 @@ from revtune.language import LanguageModel, build
 from revtune.problem import Problem
 
 RUNS = Path("runs")
-LEARNT = ("checkpoint.safetensors", "weights.safetensors", "result.json")
+LEARNT = ("checkpoint.safetensors", "weights.safetensors", "result.json", "metrics.jsonl")
 """What a run has once it has learnt something."""
-OWN = (*LEARNT, "config.json", "vocabulary.json", "metrics.jsonl", "lock")
+OWN = (*LEARNT, "config.json", "vocabulary.json", "lock")
 """What is a run's, and no place for anything else."""
 
 

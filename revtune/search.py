@@ -35,7 +35,7 @@ from revtune.problem import Problem
 from revtune.run import Metrics, write
 from revtune.states import packed, unpacked
 from revtune.task import SEARCHERS, Searcher, Space, Task
-from revtune.train import STOPPED, asked_to_stop
+from revtune.train import STOPPED, asked_to_stop, telling
 from revtune.tuned_run import Report
 
 GRID_POINTS = 100
@@ -140,7 +140,8 @@ class Search:
             facts = {"trial": trial.number, "step": learner.steps, **self.clock.now(), **found}
             self.metrics.add(facts | {"values": learner.values()})
             with self.clock.stopped():
-                report.valid(facts)
+                with telling(learner.steps, self.goes_on):
+                    report.valid(facts)
                 trial.report(found["loss"], learner.steps // self.task.study.learning.valid_every)
                 if learner.steps < self.steps and trial.should_prune():
                     return TrialState.PRUNED

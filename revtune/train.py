@@ -130,7 +130,7 @@ class Trainer:
         length = segment_length(self.learning, place.step)
         rate = learning_rate(self.learning, place.step, length=length, falls=place.falls)
         inputs, targets = segment(self.rows, place.position, length)
-        metered = rt.meter() if place.step % METER_EVERY == 0 else contextlib.nullcontext()
+        metered = rt.meter(peak=False) if place.step % METER_EVERY == 0 else contextlib.nullcontext()
         try:
             with metered as used:
                 loss, norm = self.update(inputs, targets, rate)

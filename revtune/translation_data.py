@@ -15,23 +15,26 @@ from revtune.translation import Study, Translation
 
 
 class Known(NamedTuple):
-    """What a run knows of its data without them; the digest is None in runs of an earlier version."""
+    """What a run knows of its data without them; digests are None in runs of an earlier version.
+
+    Attributes:
+        source, target, form: vocabularies, and what sentences look like.
+        digest, test: of pairs as token ids, and of the test's text.
+        mark: what tells the first three, as the file has them, from others; weights belong to one.
+    """
 
     source: Lexicon
     target: Lexicon
     form: Form
     digest: str | None
+    test: str | None
+    mark: str
 
 
 def facts(task: Translation) -> dict[str, Any]:
     """What `known` reads, ready for JSON."""
     sides = {"source": task.pairs.source.facts(), "target": task.pairs.target.facts()}
-    return {**sides, "form": task.form, "digest": task.digest()}
-
-
-def fingerprint(source: Lexicon, target: Lexicon, form: Form) -> str:
-    """What tells vocabularies, and what sentences look like, from others; weights belong to one."""
-    return hashlib.sha256(repr((source.facts(), target.facts(), form)).encode()).hexdigest()
+    return {**sides, "form": task.form, "digest": task.digest(), "test": task.pairs.test_digest()}
 
 
 def known(folder: Path, study: Study) -> Known:
@@ -46,7 +49,9 @@ def known(folder: Path, study: Study) -> Known:
         form = there.get("form", FILES[study.text.name][study.text.unit][0].form)
         if form not in get_args(Form):
             raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
-        return Known(lexicon(there["source"]), lexicon(there["target"]), form, there.get("digest"))
+        mark = hashlib.sha256(json.dumps([there["source"], there["target"], form]).encode()).hexdigest()
+        sides = lexicon(there["source"]), lexicon(there["target"])
+        return Known(*sides, form, there.get("digest"), there.get("test"), mark)
     except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise Problem(f"{path} holds no vocabularies: {error}") from error
 
@@ -61,7 +66,7 @@ def task_of(folder: Path, study: Study) -> Translation:
     task = Translation(study, (there.source, there.target))
     if there.digest is None:
         print(f"revtune: {folder} has no digest of its data; whether these are the same is not known", file=sys.stderr)
-    elif there.digest != task.digest():
+    elif there.digest != task.digest() or there.test not in (None, task.pairs.test_digest()):
         told = f"the data, or {folder / 'vocabulary.json'}, are not those that {folder} was trained on"
         raise Problem(f"{told}: their digest differs")
     return task

@@ -24,7 +24,7 @@ from revtune.run import claimed, refuse_taken, write
 from revtune.translating import Decoding, Interpreter
 from revtune.translation import Study, Translation, TranslationLearner
 from revtune.translation_bits import stored as stored_bits
-from revtune.translation_data import Known, facts, fingerprint, known, task_of
+from revtune.translation_data import Known, facts, known, task_of
 from revtune.translator import Over, Translator, build
 from revtune.tuned_report import TunedReport, measure
 from revtune.tuned_run import Course
@@ -39,7 +39,7 @@ class Options:
     out: Path | None = None
     """Folder of the run; by default the next free runs/<recipe>-<n>."""
     full: bool = False
-    """The settings of the papers, hours instead of one."""
+    """The settings of the papers, many hours instead of half of one."""
 
 
 def start(name: str, options: Options) -> Path:
@@ -129,7 +129,7 @@ def go_on(learner: TranslationLearner, folder: Path) -> None:
         spent = course.clock.now()
         learner.take_best()
         scores = scored(task, learner.model.eval(), Decoding())
-        mark = fingerprint(task.pairs.source, task.pairs.target, task.form)
+        mark = known(folder, task.study).mark
         bits = stored_bits(task, learner.model)
         result = course.result(**spent, **scores, epoch=task.epoch, bits=bits, vocabularies=mark)
     print(f"\nbest held-out {measure(task.measure, result['valid'])}, at step {result['step']}")
@@ -174,7 +174,7 @@ def opened(folder: Path) -> Learned:
         saved = checkpoint.read(path)
     except Problem as error:
         raise Problem(f"{error}; revtune train --resume {folder} writes it anew from the checkpoint") from error
-    if saved.facts.get("vocabularies", mark := fingerprint(there.source, there.target, there.form)) != mark:
+    if saved.facts.get("vocabularies", there.mark) != there.mark:
         raise Problem(f"{folder / 'vocabulary.json'} has been changed: {path} was not learnt with it; put it back")
     torch.set_num_threads(study.threads)
     model = build(study.net, len(there.source), len(there.target))

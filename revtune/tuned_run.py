@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from revtune import checkpoint
 from revtune.checkpoint import Saved
 from revtune.clock import Clock
+from revtune.data import regular
 from revtune.errors import NonFiniteError
 from revtune.history import History
 from revtune.learner import Learner, TunedLearner
@@ -50,7 +51,8 @@ class Course:
         goes_on: the command that goes on with it, for who stops it.
 
     Raises:
-        Problem: the folder's checkpoint is damaged or another task's, or another process learns there.
+        Problem: the folder's checkpoint is damaged or another task's, or not there though it once was; or another
+            process learns there.
     """
 
     def __init__(self, learner: Learner, folder: Path, goes_on: str) -> None:
@@ -60,7 +62,7 @@ class Course:
         if self.path.exists():
             size, digest = self._restore(checkpoint.read(self.path))
         elif found := self._had_checkpoint():
-            raise Problem(f"{self.path} is not there, but {found}; put it back, or begin anew in another folder")
+            raise Problem(f"{self.path} is not there, but {found}; put it back, or move {folder} away to begin anew")
         self.metrics = Metrics(folder / "metrics.jsonl", size, digest)
         self._saved = time.monotonic()
 
@@ -70,9 +72,11 @@ class Course:
             if (self.folder / name).exists():
                 return f"{name} is"
         path, late = self.folder / "metrics.jsonl", list[int]()
-        for line in path.read_bytes().splitlines() if path.exists() else []:
+        for line in regular(path).read_bytes().splitlines() if path.exists() else []:
             with contextlib.suppress(KeyError, TypeError, ValueError):
-                late += [there["step"]] if (there := json.loads(line))["wall"] > SAVE_SECONDS else []
+                facts = json.loads(line)
+                if facts["wall"] > SAVE_SECONDS:
+                    late.append(facts["step"])
         return f"{path.name} knows of step {late[-1]}" if len(late) > 1 else None  # saved after the first of them
 
     def _restore(self, saved: Saved) -> tuple[int, str]:

@@ -105,11 +105,9 @@ def stored(folder: Path) -> tuple[str, Method, Study]:
     """Recipe, method and settings of the run in a folder.
 
     Raises:
-        Problem: it holds none, or its configuration is not of this version.
+        Problem: its configuration is not of this version.
     """
     path = folder / "config.json"
-    if not path.exists():
-        raise Problem(f"{folder} holds no run: config.json is not there")
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         method = facts["method"]

@@ -133,8 +133,8 @@ def test_under_autocast_it_learns_what_it_evaluates() -> None:
     ((B, T, H + 1), (B, S, D), None, r"queries must be \(B, steps, 8\), got \(4, 13, 9\)"),
     ((B, T, H), (S, B, D + 1), None, r"keys must be \(B, steps, 5\), got \(7, 4, 6\)"),
     ((B, T, H), (S, B, D), None, "queries and keys must be of as many rows, got 4 and 7"),
-    ((B, T, H), (B, S, D), [S, 1, 0, 2], r"lengths must lie in 1\.\.7, the steps of the input, got 0 in row 2"),
-    ((B, T, H), (B, S, D), [S, 1, 8, 2], r"lengths must lie in 1\.\.7, the steps of the input, got 8 in row 2"),
+    ((B, T, H), (B, S, D), [S, 1, 0, 2], r"source lengths must lie in 1\.\.7, the positions of the keys, got 0"),
+    ((B, T, H), (B, S, D), [S, 1, 8, 2], r"source lengths must lie in 1\.\.7, the positions of the keys, got 8"),
     ((B, T, H), (B, S, D), [S], "lengths must be 4 integers, one a row"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_told(
@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_told(
     ([S] * 2, False, "lengths must be of the batch's 4 rows, got 2"),
     ([S] * 6, False, "lengths must be of the batch's 4 rows, got 6"),
     ([S] * 4, True, r"targets must be \(\.\.\., 3\), as `numbered` gives them, got \(52,\)"),
-    ([S] * 3 + [S + 20], False, r"lengths must lie in 1\.\.7, the steps of the input, got 27 in row 3"),
+    ([S] * 3 + [S + 20], False, r"source lengths must lie in 1\.\.7, the positions of the keys, got 27 in row 3"),
 ])  # fmt: skip
 def test_a_readout_of_another_batch_is_told(lengths: list[int], plain: bool, told: str, grad: bool) -> None:
     tokens, head = torch.randint(V, (T, B)), rt.LinearCrossEntropy(H, V)
@@ -162,6 +162,34 @@ def test_a_readout_of_another_batch_is_told(lengths: list[int], plain: bool, tol
     readout = AttentionReadout(Attention(H, D), keys, torch.tensor(lengths), head)
     with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=told):
         rt.rewind_loss(rt.RevGRU(E, H), torch.randn(T, B, E), targets, readout=readout, context=[kept])
+
+
+def test_targets_numbered_rows_first_are_told() -> None:
+    """As many rows as steps would be read silently the wrong way."""
+    head, tokens = rt.LinearCrossEntropy(H, V), torch.randint(V, (B, B))
+    readout = AttentionReadout(Attention(H, D), lambda rows: torch.randn(B, S, D), torch.full((B,), S), head)
+    with pytest.raises(ValueError, match=r"targets must be numbered time first, \(T, B\), but their steps fall"):
+        rt.rewind_loss(rt.RevGRU(E, H, batch_first=True), torch.randn(B, B, E), numbered(tokens), readout=readout)
+
+
+def test_some_positions_can_be_read_out_by_themselves() -> None:
+    """Those of a mask, for which not every row has begun."""
+    torch.manual_seed(1)
+    head, tokens, keys = rt.LinearCrossEntropy(H, V), torch.randint(V, (T, B)), torch.randn(B, S, D)
+    readout = AttentionReadout(Attention(H, D), lambda rows: keys[rows], torch.full((B,), S), head)
+    y, live = torch.randn(T, B, H), torch.rand(T, B) > 0.5
+    live[0, 0] = False
+    apart = [readout(y[t, b][None], numbered(tokens)[t, b][None]) for t, b in live.nonzero().tolist()]
+    assert readout(y[live], numbered(tokens)[live]).item() == pytest.approx(sum(one.item() for one in apart), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
+def test_it_compiles_whole() -> None:
+    attention, keys, lengths = Attention(H, D), torch.randn(B, S, D), torch.tensor([7, 1, 3, 6])
+    compiled = torch.compile(attention, fullgraph=True, backend="eager")
+    queries = torch.randn(B, T, H)
+    for one, other in zip(compiled(queries, keys, lengths), attention(queries, keys, lengths), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("lengths", [None, [3, 4], torch.ones(2), torch.ones(2, 2, dtype=torch.long)])

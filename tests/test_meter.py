@@ -164,6 +164,14 @@ def test_bits_alone_are_counted_without_a_look_at_memory(monkeypatch: pytest.Mon
         pass
 
 
+def test_a_meter_of_bits_between_two_others_hides_no_peak() -> None:
+    with rt.meter() as whole, rt.meter(peak=False):
+        mapped(200_000_000)
+        with rt.meter():
+            pass
+    assert whole.peak_bytes is not None and whole.peak_bytes > 190_000_000
+
+
 def test_a_block_that_fails_ends_its_metering() -> None:
     with pytest.raises(KeyError), rt.meter():
         assert metering.active()

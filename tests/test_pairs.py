@@ -24,7 +24,7 @@ from revtune.pairs import (
 )
 from revtune.problem import Problem
 from revtune.subwords import Subwords
-from tests.tiny_pairs import translated, write_pairs
+from tests.tiny_pairs import translated, write_pairs, write_raw
 
 
 def test_standard_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +59,27 @@ def test_of_files_that_are_there_in_part_the_missing_one_is_named(tmp_path: Path
     missing.unlink()
     with pytest.raises(Problem, match=f"{missing} is not there, though files beside it are"):
         texts("multi30k", "word", "en", "de", tmp_path)
+
+
+def test_of_two_layouts_in_part_the_one_that_lacks_least_is_told(tmp_path: Path) -> None:
+    write_raw(write_pairs(tmp_path))
+    (tmp_path / "multi30k/raw/train.en.gz").touch()
+    missing = tmp_path / "multi30k/raw/test_2016_flickr.de"
+    missing.unlink()
+    with pytest.raises(Problem, match=f"{missing} is not there, though files beside it are"):
+        texts("multi30k", "subword", "en", "de", tmp_path)
+
+
+def test_a_sample_does_not_stand_in_for_what_is_there_in_part(tmp_path: Path) -> None:
+    sample = "train-sample", "valid", "test"
+    for folder, splits in (("iwslt14-de-en-small", sample), ("iwslt14.tokenized.de-en", SPLITS)):
+        (tmp_path / folder).mkdir()
+        for path in (tmp_path / folder / f"{split}.{side}" for split in splits for side in ("en", "de")):
+            path.write_text("a .\n")
+    missing = tmp_path / "iwslt14.tokenized.de-en/valid.de"
+    missing.unlink()
+    with pytest.raises(Problem, match=f"{missing} is not there, though files beside it are"):
+        texts("iwslt14", "word", "de", "en", tmp_path)
 
 
 @pytest.mark.parametrize("unit", ["word", "subword"])
@@ -164,7 +185,7 @@ def test_the_digest_tells_other_unknown_words_of_the_test() -> None:
     """BLEU is of the words as they are."""
     lines = every("a b", "b")
     known = vocabularies(lines["train"], "word", most=9, fewest=1)
-    found = {pairs({**lines, "test": Lines(["a b"], [word])}, known, longest=9).digest() for word in ("c", "d")}
+    found = {pairs({**lines, "test": Lines(["a b"], [word])}, known, longest=9).test_digest() for word in ("c", "d")}
     assert len(found) == 2
 
 

@@ -126,7 +126,7 @@ def test_what_is_translated_stays_when_it_is_stopped(
 
 
 def test_what_is_read_or_learnt_is_not_written_over(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nor a picture over the translations, nor over what is no file."""
     source, other = tmp_path / "in", tmp_path / "other"
@@ -144,6 +144,11 @@ def test_what_is_read_or_learnt_is_not_written_over(
     ):
         assert main(["translate", str(run), "--file", str(source), *map(str, given)]) == code
         assert told in capsys.readouterr().err
+    (tmp_path / "hard").hardlink_to(source)
+    with source.open() as typed:
+        monkeypatch.setattr(sys, "stdin", typed)
+        assert main(["translate", str(run), "--out", str(tmp_path / "hard")]) == 2
+    assert f"but {tmp_path / 'hard'} is what is read" in capsys.readouterr().err
     assert source.read_text() == "the dog sees a ball .\n" and not other.exists() and weights.read_bytes() == kept
     assert not Path("/dev/null").is_file()
 
