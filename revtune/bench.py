@@ -24,9 +24,10 @@ import torch
 import revtune as rt
 from revtune import native, worker
 from revtune.contestants import Contestant, Net, Shape, chunk_of
-from revtune.drafts import check_place, drafts
+from revtune.drafts import drafts
 from revtune.machine import processors
 from revtune.meter import ResidentGauge
+from revtune.places import check_place
 from revtune.problem import Problem
 from revtune.worker import ALLOCATOR
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from revtune.places import check_place
 from revtune.problem import Problem
 
 
@@ -28,12 +29,6 @@ def drafts(*places: Path) -> Iterator[list[Path]]:
             raise Problem(f"figures and plots would all go to {place}; give --out and --plot different names", code=2)
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(draft(place)) for place in places]
-
-
-def check_place(place: Path) -> None:
-    """Raise `Problem` when something other than a file is there."""
-    if place.exists() and not place.is_file():
-        raise Problem(f"cannot write {place}: it is no regular file")
 
 
 @contextlib.contextmanager

@@ -25,9 +25,10 @@ import torch
 import revtune as rt
 from revtune import native, worker
 from revtune.contestants import Contestant, backend_seen
-from revtune.drafts import check_place, drafts
+from revtune.drafts import drafts
 from revtune.entrants import Run, entrants
 from revtune.machine import processor, processors
+from revtune.places import check_place
 from revtune.problem import Problem
 from revtune.speed_cases import PAIRS, Case, plan
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ from typing import Annotated, Any, cast
 import tyro
 
 from revtune.answers import Answers
-from revtune.drafts import check_place
 from revtune.pairs import MARK, Lexicon, text_lines
+from revtune.places import Taken, check_apart, check_place
 from revtune.problem import Problem
 from revtune.run import OWN, write
 from revtune.subwords import Subwords
@@ -84,28 +83,15 @@ def check(how: Decoding) -> None:
 
 def check_places(options: Options) -> None:
     """Raise `Problem` when something would be written over what is read, learnt or written besides, or is no place."""
-    taken: list[tuple[Path | int, str]] = [(options.run / name, f"is {name} of the run") for name in OWN]
+    taken: list[Taken] = [(options.run / name, f"is {name} of the run") for name in OWN]
     taken += [(options.file, "is what --file reads")] if options.file else []
     with contextlib.suppress(AttributeError, OSError, ValueError):  # not all that stands in for it has a number
         taken += [(sys.stdin.fileno(), "is what is read")] if not options.file else []
-    for name, place in (("out", options.out), ("plot", options.plot)):
-        if place is not None:
-            if what := next((what for other, what in taken if same(place, other)), None):
-                raise Problem(f"--{name} must be a file of its own, but {place} {what}", code=2)
-            taken.append((place, f"is what --{name} goes to"))
+    check_apart({"out": options.out, "plot": options.plot}, taken)
     if (plot := options.plot) is not None:
         check_place(plot)
         if not plot.parent.is_dir():
             raise Problem(f"cannot write {plot}: there is no folder {plot.parent}")
-
-
-def same(place: Path, other: Path | int) -> bool:
-    """Whether two places, or a place and an open file, are the same regular file, or would be."""
-    if isinstance(other, Path) and os.path.realpath(place) == os.path.realpath(other):
-        return True
-    with contextlib.suppress(OSError):
-        return place.is_file() and os.path.samestat(place.stat(), os.stat(other))
-    return False
 
 
 def groups(lines: list[str] | None, typed: bool) -> Iterator[list[str]]:
