@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from revtune.drawn import Drawn
 from revtune.errors import NonFiniteError
-from revtune.forward_mode import without_formula
+from revtune.forward_mode import second_pass, without_formula
 from revtune.generators import random_states, set_random_states
 from revtune.hyperparameters import Hyperparameters, Pass, Values
 from revtune.linearized import Recorded, tangent_of
@@ -127,7 +127,7 @@ def delta(problem: Problem, batch: Any, scale: Callable[[Tensor], Tensor]) -> Te
 
 def _responses(problem: Problem, batch: Any, raw: Tensor, d: Tensor, scale: Callable[[Tensor], Tensor]) -> None:
     with sdpa_kernel(SDPBackend.MATH):  # the one with a forward-mode formula, and with one mask in both passes
-        with forward_ad.dual_level():
+        with second_pass():
             out, linear = linearized(problem, batch, raw, d)
             with problem.hypers.bound(Pass(raw.shape[0], d, raw)), problem.autocast():
                 loss = problem.loss(linear, batch, raw)
@@ -145,7 +145,7 @@ def linearized(problem: Problem, batch: Any, raw: Tensor, d: Tensor) -> tuple[An
     """A prediction at d = 0, with its graph, and the prediction linear in d, a leaf that wants its gradient.
 
     Random masks are the same in both passes: torch's generators are put back between them. It is to be called inside
-    `forward_ad.dual_level()`.
+    `second_pass()`.
 
     Raises:
         TypeError: the prediction holds no tensor of floating-point numbers that could be found.

@@ -1,11 +1,33 @@
-"""What is said of an operation without a forward-mode formula, which Delta-STN's second pass wants of all."""
+"""What is said of operations that Delta-STN's second pass, in forward mode, cannot go through."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import traceback
+from collections.abc import Iterator
 
 from torch import nn
+from torch.autograd import forward_ad
+
+
+@contextlib.contextmanager
+def second_pass() -> Iterator[None]:
+    """`forward_ad.dual_level()`, in which nobody else may use forward mode.
+
+    Raises:
+        RuntimeError: somebody does.
+    """
+    try:
+        with forward_ad.dual_level():
+            yield
+    except RuntimeError as error:
+        if "Nested forward mode" not in str(error):
+            raise
+        raise RuntimeError(
+            "the network or its training loss differentiates forward itself, as torch.func.jvp does, which cannot be "
+            "nested in Delta-STN's second pass; use torch.autograd.grad there, or method=\"stn\""
+        ) from error
 
 
 def without_formula(error: NotImplementedError, model: nn.Module) -> NotImplementedError:

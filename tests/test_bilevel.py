@@ -287,6 +287,19 @@ def test_operations_without_a_forward_mode_formula_are_named(module: nn.Module, 
     bilevel.stn(small(nn.Sequential(nn.Linear(4, 6), module), "stn"), row(), unscaled)
 
 
+def test_forward_mode_in_a_training_loss_is_named() -> None:
+    """torch cannot nest it; under STN it is an ordinary operation."""
+
+    def loss(out: Tensor, batch: Any, h: Any) -> Tensor:
+        slope: Tensor = torch.func.jvp(lambda y: (y**2).sum(1), (out,), (torch.ones_like(out),))[1]
+        return slope**2 * (1 + h.b)
+
+    told = r"differentiates forward itself, as torch\.func\.jvp does, .* use torch\.autograd\.grad there, or method="
+    with pytest.raises(RuntimeError, match=told):
+        bilevel.delta(small(nn.Linear(4, 3), "delta", loss=loss), row(), unscaled)
+    bilevel.stn(small(nn.Linear(4, 3), "stn", loss=loss), row(), unscaled)
+
+
 @dataclasses.dataclass
 class Output:
     logits: Tensor
