@@ -30,13 +30,13 @@ ABOUT = """# Translation, Multi30K from English to German
     python -m benchmarks.translation
     python -m benchmarks.translation --time
 
-One layer of 300 units each, the same recipe, data order and budget for all; a JSON for each run has its command,
-settings and figures. The first command trains what is missing and goes on with what was begun. What is tested is the
-network with the lowest perplexity on the validation text, the one told here; BLEU is of the test of 2016, by beam
-search and greedy, sacrebleu's signature being in the JSON. Reversible models always have their loss in blocks of
-positions, so they are compared with torch's layers twice: with all logits at once, as these are written as a rule, and
-with that same loss in blocks. Seconds of an epoch are the second command's: medians of updates on the same batches, all
-contestants in turns; ratios are medians of a round's, to the one and to the other.
+One layer of 300 units each, the same recipe, data order and budget for all, one seed; a JSON for each run has its
+command, settings and figures. The first command trains what is missing and goes on with what was begun. What is
+tested is the network with the lowest perplexity on the validation text, the one told here; BLEU is of the test of
+2016, by beam search and greedy, sacrebleu's signature being in the JSON. Reversible models always have their loss in
+blocks of positions, so they are compared with torch's layers twice: with all logits at once, as these are written as
+a rule, and with that same loss in blocks. Seconds of an epoch are the second command's: medians of updates on the
+same batches, all contestants in turns; ratios are medians of a round's, to the one and to the other.
 
 """
 MEMORY = """Memory of a training step of 64 sentences of 26 words, in MB, measured: the most that the whole step, the
