@@ -29,7 +29,9 @@ Record = dict[str, Any]
 WARM_UP = 2
 """Steps before those whose memory counts: optimizers make their state in the first."""
 LOOKS, PROCESSES = 5, 3
-"""Steps whose memory counts, and processes; where there is little of it, freed pages that stay resident blur one's."""
+"""Steps whose memory counts, and processes."""
+LITTLE, MORE_PROCESSES = 4_000_000, 6
+"""Bytes below which freed pages that stay resident blur a tenth of them, and how many processes more are asked then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,8 @@ def remembered(case: Case, threads: int) -> Record:
     for step in steps:
         job = Job(cases=(case,), threads=threads, step=step).text()
         outcomes = [worker.outcome("revtune.costs", job) for _ in range(PROCESSES)]
+        if all(found.get("bytes", LITTLE) < LITTLE for found in outcomes):
+            outcomes += [worker.outcome("revtune.costs", job) for _ in range(MORE_PROCESSES)]
         if failed := next((found["error"] for found in outcomes if "error" in found), None):
             raise Problem(f"memory of {case.label}, {step}, could not be measured: {failed}")
         needed[step] = median_low(found["bytes"] for found in outcomes)

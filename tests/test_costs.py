@@ -118,6 +118,16 @@ def test_a_worker_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         remembered(broken, 1)
 
 
+@pytest.mark.parametrize(("size", "asked"), [(costs.LITTLE - 10, 9), (costs.LITTLE + 10, 3)])
+def test_little_memory_is_the_median_of_more_processes(
+    size: int, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter(range(5 * asked))
+    monkeypatch.setattr(worker, "outcome", lambda module, job: {"bytes": size + next(told) % asked})
+    needed = remembered(WIDE, 1)["bytes"]
+    assert set(needed.values()) == {size + asked // 2} and next(told, None) is None
+
+
 def test_jobs_survive_the_command_line() -> None:
     job = Job(cases=SMALL, threads=2, rounds=9, turn=0.01, step="Delta-STN")
     assert Job.of(job.text()) == job
