@@ -86,13 +86,13 @@ class Used(LayerUse):
 def meter(*, peak: bool = True) -> Iterator[Used]:
     """Measure a block: peak memory, stored and ideal bits, bits a unit and step, for each layer.
 
-    Args:
-        peak: whether to measure memory, which takes a few tenths of a second where much is alive; bits take little.
-
     The peak is that of the current CUDA device once CUDA is in use, whose peak statistics are reset; else of the
     process. Bits add up over the calls in the block; with `checkpoint_every`, over its segments, of which one at a time
     is kept. The last chunk keeps its gates instead of spilling, so a net and sequence small enough to be one chunk show
     0 bits; so does, on the kernel, a RevGRU that returns all its outputs, which tell every state.
+
+    Args:
+        peak: whether to measure memory, which takes a few tenths of a second where much is alive; bits take little.
 
     Example:
         >>> rnn = RevGRU(8, 16, output="last")

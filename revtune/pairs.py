@@ -122,8 +122,7 @@ def texts(name: Name, unit: Unit, source: Language, target: Language, folder: Pa
         Problem: it is in neither place, or in part, is no text, or the languages have different numbers of lines.
     """
     folder = folder or (Path(os.environ["REVTUNE_DATA"]) if os.environ.get("REVTUNE_DATA") else None)
-    missing: list[Path] = []
-    told = "{} is not there, though files beside it are"
+    partly: list[list[Path]] = []
     for layout in FILES[name][unit] if folder is not None else ():
         assert folder is not None
         paths = {
@@ -134,15 +133,13 @@ def texts(name: Name, unit: Unit, source: Language, target: Language, folder: Pa
             for language in (source, target)
         }  # fmt: skip
         lacking = [path for path in paths.values() if not path.exists()]
-        if missing and layout.note and not lacking:
-            raise Problem(told.format(missing[0]))
-        if not lacking:
+        if not lacking and not (partly and layout.note):  # what has a note stands in for nothing there in part
             splits = {split: together(paths[split, source], paths[split, target]) for split in SPLITS}
             return Texts(splits, layout.form, layout.note.format(pairs=len(splits["train"].source)))
-        if len(lacking) < min(len(paths), len(missing) or len(paths)):
-            missing = lacking
-    if missing:
-        raise Problem(told.format(missing[0]))
+        if 0 < len(lacking) < len(paths):
+            partly.append(lacking)
+    if partly:
+        raise Problem(f"{min(partly, key=len)[0]} is not there, though files beside it are")
     return from_hub(name, unit, source, target, folder)
 
 

@@ -64,9 +64,7 @@ class Run:
         Raises:
             Problem: when the folder holds no run.
         """
-        path = self.folder / "config.json"
-        if not path.exists():
-            raise Problem(f"{self.folder} holds no run: config.json is not there")
+        path = config_of(self.folder)
         return from_json(_text(path), path)
 
     def corpus_facts(self) -> dict[str, Any]:
@@ -125,6 +123,18 @@ class Run:
         """Raise `Problem` when the data are not those that the run learned from."""
         if corpus.digest() != self.corpus_facts().get("digest"):
             raise Problem(f"the data are not those that {self.folder} was trained on: their digest differs")
+
+
+def config_of(folder: Path) -> Path:
+    """The file with the settings of the run in a folder.
+
+    Raises:
+        Problem: the folder holds no run.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        raise Problem(f"{folder} holds no run: config.json is not there")
+    return path
 
 
 def create(config: Config, corpus: Corpus, out: Path | None) -> Run:

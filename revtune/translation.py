@@ -203,7 +203,7 @@ def recipe(
     name: Name, *, full: bool, layers: int = 1, hidden: int = 300, sliced: int = 20, model: Model = "revgru",
     unit: Unit = "word",
 ) -> Study:  # fmt: skip
-    """Half an hour of one core, by Adam; in full the papers' settings, by SGD for 80 epochs of Multi30K.
+    """Half an hour of one core for one layer, by Adam; in full the papers' settings, by SGD for 80 epochs of Multi30K.
 
     The papers' learning rate depends on the model, and is halved when the held-out perplexity is no better.
     """

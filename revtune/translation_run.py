@@ -20,7 +20,7 @@ from revtune.bleu import bleu
 from revtune.config import read_typed
 from revtune.moses import shaped
 from revtune.problem import Problem
-from revtune.run import claimed, refuse_taken, write
+from revtune.run import claimed, config_of, refuse_taken, write
 from revtune.translating import Decoding, Interpreter
 from revtune.translation import Study, Translation, TranslationLearner
 from revtune.translation_bits import stored as stored_bits
@@ -95,9 +95,7 @@ def stored(folder: Path) -> tuple[str, Study]:
     Raises:
         Problem: it holds none, or its configuration is not of this version.
     """
-    path = folder / "config.json"
-    if not path.exists():
-        raise Problem(f"{folder} holds no run: config.json is not there")
+    path = config_of(folder)
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
         name, study = there["recipe"], read_typed(Study, there["study"])
