@@ -12,7 +12,7 @@ READY := .venv/ready
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 WATCHED := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1 -DREVTUNE_SANITIZED
-WATCHED_TESTS := $(foreach t,native native_tape kernel encode products recall sequence functions,tests/test_$(t).py)
+WATCHED_TESTS := tests/reversible/kernel tests/reversible/streams/test_encode.py
 WATCHERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 
 .PHONY: demo test wheel sanitize clean
@@ -30,7 +30,7 @@ test: $(READY)
 wheel: $(READY)
 	rm -rf build/wheel build/kernel
 	unset REVTUNE_CXXFLAGS; REVTUNE_LIBRARY=$$($(BIN)/python -c \
-		'from pathlib import Path; from revtune import native; print(native.ship(Path("build/kernel").resolve()))') && \
+		'from pathlib import Path; from revtune.reversible.kernel import backend; print(backend.ship(Path("build/kernel").resolve()))') && \
 		export REVTUNE_LIBRARY && $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 sanitize: $(READY)

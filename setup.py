@@ -23,7 +23,7 @@ class CopyKernel(build_py):
 
     def run(self) -> None:
         super().run()
-        shutil.copy(str(LIBRARY), Path(self.build_lib, "revtune"))
+        shutil.copy(str(LIBRARY), Path(self.build_lib, "revtune", "reversible", "kernel"))
 
 
 class AnyPython(bdist_wheel):

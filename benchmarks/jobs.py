@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from revtune.config import Model
-from revtune.problem import Problem
-from revtune.run import held
+from revtune.program.errors import Problem
+from revtune.program.files import held
+from revtune.program.language.config import Model
 
 Figures = dict[str, Any]
 NAMES = {"gru": "nn.GRU", "lstm": "nn.LSTM", "revgru": "RevGRU", "revlstm": "RevLSTM"}

@@ -24,10 +24,11 @@ from statistics import fmean, median
 
 from benchmarks import jobs as queue
 from benchmarks.jobs import COUNTERPART, NAMES, Celled, Figures, alone, backend, call, measured
-from revtune.config import Config, Model, from_json
-from revtune.problem import Problem
-from revtune.recipes import ptb
-from revtune.run import Run, write
+from revtune.program.errors import Problem
+from revtune.program.files import write
+from revtune.program.language.config import Config, Model, from_json
+from revtune.program.language.run import Run
+from revtune.program.recipes import ptb
 
 RESULTS = queue.RESULTS / "quality"
 EPOCH = 664

@@ -23,16 +23,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import jobs as queue
+from benchmarks import translation_memory, translation_speed
 from benchmarks.jobs import Figures, alone, backend, call, measured
 from benchmarks.translation_jobs import Job, jobs, timed
+from benchmarks.translation_memory import Job as Sizes
 from benchmarks.translation_table import Times, readme
-from revtune import translation_memory, translation_speed
-from revtune.config import read_typed
-from revtune.problem import Problem
-from revtune.run import write
-from revtune.translation import Study
-from revtune.translation_memory import Job as Sizes
-from revtune.translation_run import stored
+from revtune.program.errors import Problem
+from revtune.program.files import write
+from revtune.program.translation.run import stored
+from revtune.program.translation.task import Study
+from revtune.program.typed import read_typed
 
 RESULTS = queue.RESULTS / "translation"
 TIMES = "times.json"

@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass, replace
 
 from benchmarks.jobs import COUNTERPART, Celled
-from revtune.recipes import multi30k
-from revtune.translation import Study
-from revtune.translator import Model
+from revtune.program.recipes import multi30k
+from revtune.program.translation.task import Study
+from revtune.program.translation.translator import Model
 
 TOLD = ("batch", "hidden", "lr", "steps")
 

@@ -25,24 +25,26 @@ them, and `response_own`: those of one's own
 - `tuner`: the alternation; `streams`, `history`: its batches, and what it did
 """
 
-from revtune.buffer import Buffer, default_share, ideal_bits
-from revtune.cells import Cell, Coupling, Stage, Step, forget_gate, rev_gru, rev_lstm
-from revtune.convert import dropout_rates, self_tuning
-from revtune.dropout import Embedding, LockedDropout
-from revtune.encode import rewind_encode
 from revtune.errors import HyperparameterError, NonFiniteError, ReversalError, StateRangeError
-from revtune.freeze import frozen
-from revtune.hyper import Between, Integer, Positive, Rate
-from revtune.hyperparameters import Hyperparameters
-from revtune.layers import RevGRU, RevLSTM
-from revtune.meter import meter
-from revtune.readout import LinearCrossEntropy
-from revtune.regularize import TunedLockedDropout, TunedNoise
-from revtune.response_own import register_response
-from revtune.scan import Recording, record, scan, unscan
-from revtune.stream import rewind_loss
-from revtune.tuner import Tuner
-from revtune.weight_norm import weight_norm2
+from revtune.reversible.cells.buffer import Buffer, default_share, ideal_bits
+from revtune.reversible.cells.cell import Cell, Coupling, Stage, Step, forget_gate
+from revtune.reversible.cells.gru import rev_gru
+from revtune.reversible.cells.lstm import rev_lstm
+from revtune.reversible.layers.modules import RevGRU, RevLSTM
+from revtune.reversible.layers.scan import Recording, record, scan, unscan
+from revtune.reversible.meter import meter
+from revtune.reversible.streams.dropout import Embedding, LockedDropout
+from revtune.reversible.streams.encode import rewind_encode
+from revtune.reversible.streams.readout import LinearCrossEntropy
+from revtune.reversible.streams.stream import rewind_loss
+from revtune.tuning.conversion.convert import dropout_rates, self_tuning
+from revtune.tuning.conversion.freeze import frozen
+from revtune.tuning.hypers.hyperparameters import Hyperparameters
+from revtune.tuning.hypers.kinds import Between, Integer, Positive, Rate
+from revtune.tuning.regularizers.dropouts import TunedLockedDropout, TunedNoise
+from revtune.tuning.responses.registered import register_response
+from revtune.tuning.responses.weight_norm import weight_norm2
+from revtune.tuning.tuner.tuner import Tuner
 
 __version__ = "0.1.0"
 

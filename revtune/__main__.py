@@ -1,7 +1,9 @@
 """`python -m revtune` is the program `revtune`."""
 
+from __future__ import annotations
+
 import sys
 
-from revtune.cli import main
+from revtune.program.cli.main import main
 
 sys.exit(main())

@@ -1,5 +1,7 @@
 """What can go wrong, by name."""
 
+from __future__ import annotations
+
 
 class ReversalError(RuntimeError):
     """Rewinding did not come back to the recorded state: no gradient is given rather than a wrong one."""

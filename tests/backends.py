@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from revtune import native
-from revtune.kernel import chosen
+from revtune.reversible.kernel import backend as native
+from revtune.reversible.kernel.backend import chosen
 from tests.stored import Problem
 
 on_both = pytest.mark.parametrize("backend", ["reference", "native"], indirect=True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from revtune import native
+from revtune.reversible.kernel import backend as native
 
 torch.set_num_threads(1)
 native.find()

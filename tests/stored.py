@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from examples.min_gru import min_gru
-from revtune import Buffer, Cell, Step, default_share, fixed, rev_gru, rev_lstm
+from revtune import Buffer, Cell, Step, default_share, rev_gru, rev_lstm
+from revtune.reversible.cells import fixed
 
 State = tuple[Tensor, ...]
 Weights = dict[str, Tensor]

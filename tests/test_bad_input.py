@@ -1,7 +1,6 @@
 """Whatever does not fit gives one error that names the thing, what was expected and what was given."""
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import revtune as rt
 from tests.backends import on_both
+from tests.chunking import set_chunk_steps
 
 Rev = type[rt.RevGRU] | type[rt.RevLSTM]
 both = pytest.mark.parametrize("rev", [rt.RevGRU, rt.RevLSTM])
@@ -24,8 +24,7 @@ NAN, INF = float("nan"), float("inf")
 @pytest.fixture(autouse=True)
 def _two_steps_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    for module in ("revtune.scan", "revtune.rewind", "revtune.sequence", "revtune.stream"):
-        monkeypatch.setattr(import_module(module), "chunk_steps", lambda *_: 2)
+    set_chunk_steps(monkeypatch, 2)
 
 
 def refused(kind: type[Exception], *words: str) -> Any:

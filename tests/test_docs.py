@@ -16,15 +16,16 @@ import revtune
 
 REFERS = {"RevLSTM": "RevGRU", "record": "scan"}
 ROOT = Path(__file__).parent.parent
-CORE = ["attention", "buffer", "cells", "dropout", "encode", "fixed", "layers", "meter", "readout", "scan", "stream"]
-TUNING = ["constants", "convert", "hyper", "hyperparameters", "tuner", "weight_norm"]
+LIBRARY = (path for wing in ("reversible", "tuning") for path in (ROOT / "revtune" / wing).rglob("*.py"))
+EXAMPLES = sorted(path for path in LIBRARY if ">>> " in path.read_text())
 
 
-@pytest.mark.parametrize("name", CORE + TUNING)
-def test_examples_run(name: str) -> None:
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_run(path: Path) -> None:
     torch.manual_seed(0)
-    module = importlib.import_module(f"revtune.{name}")
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     names = {key: getattr(revtune, key) for key in revtune.__all__} | {"torch": torch, "nn": nn, "F": nn.functional}
+    names["__name__"] = "__example__"  # what an example defines is no class of the module's own
     result = doctest.testmod(module, extraglobs=names)
     assert result.attempted and not result.failed
 

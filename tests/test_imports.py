@@ -1,59 +1,115 @@
-"""The house rules on imports: the core needs torch alone, and each of its modules only those before it."""
+"""The rules of the house: who may import whom. CONTRIBUTING.md draws it."""
 
 import ast
 import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import revtune
 
-CORE = """
-    errors values fixed buffer cells checks patience compiling native fakes products weights moments metering tape
-    reference kernel native_tape sinks dropout stack environment arguments transforms operands recall sequence
-    layer_inputs rewind scan rnn layers readout replay outside ends stream_checks stream encode attention
-    meter
-""".split()
-
-SELF_TUNING = """
-    errors hyper hyperparameters trees generators linearized forward_mode response response_norm ranges noise
-    response_steps response_gates response_loop response_rnn drawn loader
-    penalties weight_norm regularize regularize_weights augment regularize_images bilevel bypasses response_kinds
-    response_own convert freeze rated_rnn
-    streams history_plot history carried optimizer_checks state_checks tuner_checks tuner constants
-""".split()
-LAZY = {"augment": {"kornia"}, "history_plot": {"matplotlib"}}
-
-
-def imports(module: Path) -> set[str]:
-    """What a module imports when it runs, `revtune.x` as `x` behind a dot."""
-    tree = ast.parse(module.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = []
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"revtune.{name.name}" for name in node.names} if node.module == "revtune" else {node.module}
-    return {name.removeprefix("revtune") if name.startswith("revtune") else name.split(".")[0] for name in found}
+HOUSE = Path(revtune.__file__).parent
+FLOORS = {
+    "reversible": ["arguments transforms meter", "cells", "kernel", "layers", "streams"],
+    "tuning": ["random_states trees hypers", "noise", "responses", "regularizers", "conversion tuner"],
+    "program": [
+        "errors machine figures", "files typed", "data runs", "language tasks", "translation", "recipes",
+        "studies bench", "cli",
+    ],
+}  # fmt: skip
+"""The rooms of each wing from the ground up: a room imports rooms of lower floors alone."""
+WINGS = {"reversible": {"errors"}, "tuning": {"errors"}, "joint": {"errors", "reversible", "tuning"}}
+"""What a wing of the library imports of the house besides itself."""
+LAZY = {
+    "revtune.tuning.regularizers.augment": {"kornia"},
+    "revtune.tuning.tuner.history": {"matplotlib"},
+}
+"""Packages of extras that the library imports when they are asked for."""
 
 
-def test_the_core_imports_torch_and_what_comes_before() -> None:
-    package = Path(revtune.__file__).parent
-    allowed = {"torch", *sys.stdlib_module_names}
-    for name in CORE:
-        assert imports(package / f"{name}.py") <= allowed, name
-        allowed.add(f".{name}")
+def dotted(path: Path) -> str:
+    """The name of the module in a file."""
+    return ".".join(("revtune", *path.relative_to(HOUSE).with_suffix("").parts)).removesuffix(".__init__")
 
 
-def test_self_tuning_imports_torch_what_comes_before_and_nothing_of_the_recurrent_half() -> None:
-    package = Path(revtune.__file__).parent
-    allowed = {"torch", *sys.stdlib_module_names}
-    for name in SELF_TUNING:
-        assert imports(package / f"{name}.py") <= allowed | LAZY.get(name, set()), name
-        allowed.add(f".{name}")
+MODULES = {dotted(path): path for path in sorted(HOUSE.rglob("*.py"))}
 
 
-def test_the_face_imports_both_halves_alone() -> None:
-    allowed = {f".{name}" for name in CORE + SELF_TUNING}
-    assert imports(Path(revtune.__file__)) <= allowed
+@cache
+def imports(module: str) -> frozenset[str]:
+    """The modules that one imports, wherever in it, but for annotations alone."""
+    return frozenset(found(ast.parse(MODULES[module].read_text(encoding="utf-8"))))
+
+
+def found(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    if isinstance(node, ast.Import):
+        yield from (name.name for name in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.module and not node.level, "imports are absolute"
+        names = [f"{node.module}.{name.name}" for name in node.names]
+        yield from (name if name in MODULES else node.module for name in names)
+    for child in ast.iter_child_nodes(node):
+        yield from found(child)
+
+
+def within(module: str) -> set[str]:
+    """What a module imports of the house."""
+    return {name for name in imports(module) if name.partition(".")[0] == "revtune"}
+
+
+def wing_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def room_of(module: str) -> str:
+    return (module.split(".")[2:] or [""])[0]
+
+
+def test_the_library_needs_torch_alone() -> None:
+    for module in MODULES:
+        if wing_of(module) not in ("program", "__main__"):
+            outside = {name.partition(".")[0] for name in imports(module)} - {"torch", "revtune"}
+            assert outside - sys.stdlib_module_names <= LAZY.get(module, set()), module
+
+
+def test_the_halves_never_meet_outside_joint() -> None:
+    for module in MODULES:
+        wing = wing_of(module)
+        if wing in WINGS:
+            assert {wing_of(name) for name in within(module)} <= WINGS[wing] | {wing}, module
+
+
+def test_nothing_imports_the_program_but_its_start() -> None:
+    outside = {module for module in MODULES if wing_of(module) != "program"}
+    assert {module for module in outside if any(map(is_program, within(module)))} == {"revtune.__main__"}
+
+
+def is_program(module: str) -> bool:
+    return wing_of(module) == "program"
+
+
+@pytest.mark.parametrize("wing", FLOORS)
+def test_a_room_imports_rooms_of_lower_floors_alone(wing: str) -> None:
+    floor = {room: number for number, rooms in enumerate(FLOORS[wing]) for room in rooms.split()}
+    own = [module for module in MODULES if wing_of(module) == wing and room_of(module)]
+    assert {room_of(module) for module in own} == set(floor), "a room without a floor, or a floor without its room"
+    for module in own:
+        below = {room_of(name) for name in within(module) if wing_of(name) == wing} - {room_of(module)}
+        assert all(floor[room] < floor[room_of(module)] for room in below), f"{module} imports from {below}"
+
+
+def test_no_circle() -> None:
+    """Nor one that an import in a function hides."""
+    order = TopologicalSorter({module: within(module) for module in MODULES})
+    assert set(order.static_order()) == set(MODULES)
+
+
+def test_doors_of_rooms_do_nothing() -> None:
+    """So that no function hides a module of its name; the face and the list of recipes are more than doors."""
+    doors = [module for module, path in MODULES.items() if path.name == "__init__.py"]
+    assert {door for door in doors if imports(door)} == {"revtune", "revtune.program.recipes"}

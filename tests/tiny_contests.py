@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from revtune.compare_report import CompareReport
-from revtune.contest import Options
-from revtune.image_task import ImageStudy
-from revtune.task import Learning, Tuning
+from revtune.program.studies.compare.contest import Options
+from revtune.program.studies.compare.live import CompareReport
+from revtune.program.tasks.image_task import ImageStudy
+from revtune.program.tasks.task import Learning, Tuning
 from tests.tiny_images import write_images
 
 LEARNING = Learning(batch=4, valid_every=2, lr=0.05, patience=1)
@@ -47,9 +47,9 @@ def tiny_study(folder: Path) -> ImageStudy:
 
 def tiny_options(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Options[ImageStudy]:
     """A contest in a folder beside its data, by such a clock, whose runs draw nothing."""
-    for module in ("search", "tuned_run"):
-        monkeypatch.setattr(f"revtune.{module}.Clock", Seconds)
-    monkeypatch.setattr("revtune.history.History.plot", lambda *_: None)
+    for module in ("studies.compare.search", "tasks.loop"):
+        monkeypatch.setattr(f"revtune.program.{module}.Clock", Seconds)
+    monkeypatch.setattr("revtune.tuning.tuner.history.History.plot", lambda *_: None)
     return Options(study=tiny_study(folder / "data"), budget=20.0, out=folder / "contest")
 
 

@@ -5,12 +5,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revtune.hyper import Positive, Rate
-from revtune.hyperparameters import Hyperparameters, Pass
-from revtune.response import ADDED, Responding, ResponseConv2d, ResponseEmbedding, ResponseLinear
-from revtune.response_kinds import LAYERS
-from revtune.response_norm import ResponseBatchNorm1d, ResponseBatchNorm2d, ResponseGroupNorm, ResponseLayerNorm
-from revtune.response_own import ResponseOwn
+from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass
+from revtune.tuning.hypers.kinds import Positive, Rate
+from revtune.tuning.responses.layers import ResponseConv2d, ResponseEmbedding, ResponseLinear
+from revtune.tuning.responses.normalisation import (
+    ResponseBatchNorm1d,
+    ResponseBatchNorm2d,
+    ResponseGroupNorm,
+    ResponseLayerNorm,
+)
+from revtune.tuning.responses.registered import LAYERS, ResponseOwn
+from revtune.tuning.responses.responding import ADDED, Responding
 
 KINDS: tuple[Any, ...] = (
     ResponseLinear, ResponseConv2d, ResponseEmbedding, ResponseBatchNorm1d, ResponseBatchNorm2d, ResponseGroupNorm,

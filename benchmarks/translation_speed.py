@@ -1,0 +1,41 @@
+"""Time of a translator's training updates: contestants take turns on the same sentence pairs, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+
+from revtune.program.bench.measuring import turns
+from revtune.program.translation.learner import TranslationLearner
+from revtune.program.translation.task import Study, Translation
+
+ROUNDS = 7
+
+
+BATCHES = 8
+
+
+def timed(studies: Mapping[str, Study], *, rounds: int = ROUNDS, batches: int = BATCHES) -> dict[str, list[float]]:
+    """Seconds of an update by contestant and round: means over batches that stand evenly in a pass over the data.
+
+    Args:
+        studies: settings by contestant, of one recipe, data and seed.
+        rounds: every other one goes backwards through the contestants, after one that does not count.
+        batches: whose updates are timed.
+    """
+    learners = {name: TranslationLearner(Translation(study)) for name, study in studies.items()}
+    runs: dict[str, Callable[[], object]] = {name: partial(learn, one, batches) for name, one in learners.items()}
+    for study in studies.values():
+        torch.set_num_threads(study.threads)
+    for run in runs.values():
+        run()
+    return {name: [one / batches for one in seconds] for name, seconds in turns(runs, rounds).items()}
+
+
+def learn(learner: TranslationLearner, batches: int) -> None:
+    """Update the weights by batches that stand evenly in a pass."""
+    epoch = learner.translation.epoch
+    for place in range(batches):
+        learner.learn(learner.translation.train_batch(place * epoch // batches))

@@ -1,0 +1,1 @@
+"""The program `revtune`; the library imports nothing of it."""

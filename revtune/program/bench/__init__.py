@@ -1,0 +1,1 @@
+"""What `revtune bench` measures: memory, speed, and what tuning costs."""

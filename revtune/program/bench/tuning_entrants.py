@@ -1,0 +1,73 @@
+"""Who competes in a case of `revtune bench tuning`, each as a function that takes one step on a batch in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from revtune.program import recipes
+from revtune.program.bench.tuning_cases import TUNED, Case, Step
+from revtune.program.data.image_parts import Parts
+from revtune.program.data.text import END, UNKNOWN, Corpus, Words
+from revtune.program.tasks.plain_learner import PlainLearner
+from revtune.program.tasks.task import Task
+from revtune.program.tasks.tuned_learner import TunedLearner
+
+Run = Callable[[], object]
+
+
+SHAPES = {"mnist": (1, 28, 28), "fashion": (1, 28, 28), "cifar10": (3, 32, 32)}
+
+
+CLASSES = 10
+
+
+def entrants(case: Case) -> dict[str, Run]:
+    """The competitors by name, a plain step first."""
+    steps: tuple[Step, ...] = ("plain", *TUNED)
+    return {step: entrant(case, step) for step in steps}
+
+
+def entrant(case: Case, step: Step) -> Run:
+    """One competitor: a step of a learner of its own, with its update, beginning and ending without gradients."""
+    task = task_of(case)
+    batch = task.train_batch(0)
+    if step == "plain":
+        plain = PlainLearner(task)
+
+        def learn() -> None:
+            plain.learn(batch)
+            plain.optimizer.zero_grad()
+
+        return learn
+    tuner = TunedLearner(task, "stn" if step.startswith("STN") else "delta").tuner
+    return lambda: tuner.valid_step(batch) if step.endswith("validation") else tuner.train_step(batch)
+
+
+def task_of(case: Case) -> Task:
+    """The recipe's task at these sizes, on random data."""
+    recipe: Any = recipes.find(case.net)
+    study = recipe.study("paper" if case.net == "ptb_lstm" else "small")
+    study = dataclasses.replace(study, width=case.width, learning=dataclasses.replace(study.learning, batch=case.batch))
+    if case.net == "ptb_lstm":
+        study = dataclasses.replace(study, length=case.steps)
+    task: Task = recipe.task(study, random_words(case) if case.net == "ptb_lstm" else random_images(case))
+    return task
+
+
+def random_images(case: Case) -> Parts:
+    """A batch of images of random pixels and classes."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (case.batch, *SHAPES[case.net]), dtype=torch.uint8, generator=generator)
+    part = pixels, torch.randint(CLASSES, (case.batch,), generator=generator)
+    return Parts(part, part, part)
+
+
+def random_words(case: Case) -> Corpus:
+    """A batch of random words."""
+    words = torch.randint(case.tokens, (case.batch * (case.steps + 1),), generator=torch.Generator().manual_seed(0))
+    vocabulary = Words([*map(str, range(case.tokens - 2)), END, UNKNOWN])
+    return Corpus(vocabulary, words, words, words)

@@ -1,0 +1,30 @@
+"""`revtune bench`."""
+
+from __future__ import annotations
+
+import importlib
+
+from revtune.program.cli.options import parse
+from revtune.program.errors import Problem
+
+
+def bench(arguments: list[str]) -> None:
+    """Run a measurement by name."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        print("revtune bench memory [--help]: memory of whole training steps against torch's own layers")
+        print("revtune bench speed [--help]: time of bare layers and whole training steps against torch's own layers")
+        print("revtune bench tuning [--help]: time and memory of steps that tune against those of the plain network")
+        return
+    if not arguments or arguments[0] not in BENCHES:
+        known, given = " or ".join(BENCHES), arguments[0] if arguments else "nothing"
+        raise Problem(f"revtune bench measures {known}, got {given}", code=2)
+    module = importlib.import_module(BENCHES[arguments[0]])
+    parse(getattr(module, arguments[0]), arguments[1:], f"bench {arguments[0]}")
+
+
+BENCHES = {
+    "memory": "revtune.program.bench.memory",
+    "speed": "revtune.program.bench.speed",
+    "tuning": "revtune.program.bench.tuning",
+}
+"""What is measured, and the module whose function of that name does it."""

@@ -1,0 +1,119 @@
+"""Raw text as published files have it: punctuation, tokens and lower case, as the scripts of Moses make them.
+
+`normalize-punctuation.perl` and `tokenizer.perl` (Koehn et al. 2007) for English and German, rules in their order, of
+their abbreviations the common ones. All 31,014 English lines of Multi30K's raw files come out as in its tokenized ones,
+and so do all 31,014 German ones: `tests/test_moses.py` compares them where the data are. Of IWSLT 2014 there are no raw
+files to compare.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import Literal
+
+Language = Literal["en", "de"]
+
+
+Form = Literal["multi30k", "iwslt14", "plain"]
+"""Whose files a text looks like; plain text looks like itself."""
+
+
+Rules = tuple[tuple[str, str], ...]
+
+
+LETTER, NO_LETTER, HARD = r"([^\W\d_])", r"([\W\d_])", "\u00a0"
+
+
+NORMAL: Rules = (
+    (r"\(", " ("), (r"\)", ") "), (r" +", " "), (r"\) ([.!:?;,])", r")\1"), (r"\( ", "("), (r" \)", ")"),
+    (r"(\d) %", r"\1%"), (r" ([:;])", r"\1"), (r"`", "'"), (r"''", ' " '), (r"[„“”]", '"'), (r"–", "-"),
+    (r"—", " - "), (r" +", " "), (r"´", "'"), (r"([A-Za-z])[‘’](?=[A-Za-z])", r"\1'"), (r"[‘‚’]|''", '"'),
+    (r"…", "..."), (f"[ {HARD}]«{HARD}?", ' "'), (f"«{HARD}?", '"'), (f"{HARD}?»[ {HARD}]", '" '), (f"{HARD}?»", '"'),
+    (f"{HARD}([%:?!;])", r"\1"), (f",{HARD}", ", "), (r" +", " "),
+)  # fmt: skip
+
+
+QUOTES: dict[Language, Rules] = {
+    "en": ((r'"([,.]+)', r'\1"'), (rf"(\d){HARD}(\d)", r"\1.\2")),
+    "de": ((r',"', '",'), (r'(\.+)"(?!<)', r'"\1'), (rf"(\d){HARD}(\d)", r"\1,\2")),
+}
+
+
+DOT = "\u0298"  # a letter, as what the script puts in the place of dots in a row is of letters
+
+
+APART: Rules = (
+    (r"\s+", " "), (r"[\x00-\x1f]", ""), (r"^ +| +$", ""), (r"([^\w\s.'`,-]|_)", r" \1 "),
+    (rf"({DOT}+)(?=[^{DOT}])", r"\1 "), (r"([^\d]),", r"\1 , "), (r",([^\d])", r" , \1"), (r"(\d),$", r"\1 ,"),
+)  # fmt: skip
+
+
+APOSTROPHES: dict[Language, Rules] = {
+    "en": (
+        (f"{NO_LETTER}'{NO_LETTER}", r"\1 ' \2"), (f"([\\W_])'{LETTER}", r"\1 ' \2"),
+        (f"{LETTER}'{NO_LETTER}", r"\1 ' \2"), (f"{LETTER}'{LETTER}", r"\1 '\2"), (r"(\d)'s", r"\1 's"),
+    ),
+    "de": (("'", " ' "),),
+}  # fmt: skip
+
+
+ESCAPES = {"|": "&#124;", "<": "&lt;", ">": "&gt;", "'": "&apos;", '"': "&quot;", "[": "&#91;", "]": "&#93;"}
+
+
+LETTERS = set("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+KEPT: dict[Language, set[str]] = {
+    "en": LETTERS | set(
+        "Adm Brig Bros Capt Cmdr Col Comdr Corp Cpl Dr Gen Gov Hon Hr Insp Lt Maj Messrs Mme Mr Mrs Ms Msgr Op Ph Prof "
+        "Rep Reps Rev Sen Sens Sgt Sr St Supt v vs i.e rev e.g".split()
+    ),
+    "de": LETTERS | {letter.lower() for letter in LETTERS} | {str(number) for number in range(1, 100)} | set(
+        "Adm Brig Capt Col Corp Dr Gen Gov Hon Lt Maj Mr Mrs Ms Op Ph Prof Rep Rev Sen Sgt Sr St Mio Mrd bzw v vs usw "
+        "d.h z.B u.a etc MwSt ggf d.J D.h m.E vgl z.T sogen ff u.E u.s.w sog u.ä Std evtl Zt Chr u.U o.ä Ltd z.Zt sen "
+        "jun dgl dergl Co zzt usf bzgl No Nos Art Nr pp ca Ca II III IV VI VII VIII IX XI XII".split()
+    ),
+}  # fmt: skip
+"""Abbreviations that keep their dot before anything; before a word in lower case all do."""
+
+
+NUMBERED = {"No", "Nos", "Art", "Nr", "pp"}
+"""English ones that keep it before a number."""
+
+
+def shaped(text: str, form: Form, language: Language) -> str:
+    """A raw sentence as those of a form are."""
+    if form == "multi30k":
+        return tokenized(normalized(text.lower(), language), language)
+    return tokenized(text, language).lower() if form == "iwslt14" else text.strip()
+
+
+def normalized(text: str, language: Language) -> str:
+    """A text whose quotation marks, dashes and spaces are plain ones."""
+    return applied(QUOTES[language], applied(NORMAL, text))
+
+
+def tokenized(text: str, language: Language) -> str:
+    """The tokens of a text, a space between them, marks that Moses reads itself escaped."""
+    dots = re.sub(r"\.\.+", lambda found: " " + DOT * len(found[0]), text)
+    words = applied(APOSTROPHES[language], applied(APART, dots)).split()
+    found = " ".join(ended(word, after, language) for word, after in pairwise([*words, ""]))
+    found = re.sub(r"\.'$", " . '", found).replace(DOT, ".").replace("&", "&amp;")
+    return "".join(ESCAPES.get(letter, letter) for letter in found)
+
+
+def ended(word: str, after: str, language: Language) -> str:
+    """A word, its last dot apart unless it is that of an abbreviation; `after` is the next one, "" at the end."""
+    before = word[:-1]
+    if not before or not word.endswith("."):
+        return word
+    kept = "." in before and re.search(LETTER, before) or before in KEPT[language] or after[:1].islower()
+    return word if kept or before in NUMBERED and after[:1].isdecimal() else f"{before} ."
+
+
+def applied(rules: Rules, text: str) -> str:
+    """A text after replacements, one after another."""
+    for pattern, put in rules:
+        text = re.sub(pattern, put, text)
+    return text

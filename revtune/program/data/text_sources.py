@@ -1,0 +1,130 @@
+"""Where text comes from: this Python's standard library, a file, or a data set by name in a folder or on the hub."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from revtune.program.data.hub import _no_answer, ask_hub, decode, read
+from revtune.program.data.text import FILES, SPLITS, Corpus, Unit, byte_corpus, split_words, word_corpus
+from revtune.program.errors import Problem
+
+Source = Literal["stdlib", "ptb", "wikitext2", "file"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """What is read."""
+
+    source: Annotated[Source, tyro.conf.Suppress] = "stdlib"
+    unit: Unit = "byte"
+    """What one token is."""
+    file: Path | None = None
+    """The text of recipe `text`: 90% of it is for training, 5% for validation, 5% for the test."""
+    data: Path | None = None
+    """Folder with data sets by name, as in ptb/ptb.train.txt; default: the environment's REVTUNE_DATA, then the hub."""
+    max_words: int = 50_000
+    """Word level: keep this many of the most frequent words of the training text; the others become <unk>."""
+
+
+HUB = {
+    "ptb": ("ptb-text-only/ptb_text_only", None, "refs/convert/parquet", "sentence"),
+    "wikitext2": ("Salesforce/wikitext", "wikitext-2-v1", None, "text"),
+}
+
+
+SKIPPED = {
+    "__pycache__", "dist-packages", "encodings", "ensurepip", "idle_test", "idlelib", "lib2to3", "pydoc_data",
+    "site-packages", "test", "tests", "turtledemo",
+}  # fmt: skip
+
+
+FEWEST_BYTES = 1_000
+
+
+def load(text: Text) -> Corpus:
+    """The corpus that a configuration asks for.
+
+    Raises:
+        Problem: when a text is missing, unreadable, too short or no text.
+    """
+    if text.source == "stdlib":
+        train, valid, test = stdlib()
+    elif text.source == "file":
+        train, valid, test = file_parts(text.file)
+    else:
+        train, valid, test = named(text.source, text.data)
+    if text.unit == "byte":
+        return byte_corpus(train, valid, test)
+    name = str(text.file or text.source)
+    return word_corpus(*(split_words(decode(part, name)) for part in (train, valid, test)), most=text.max_words)
+
+
+def stdlib(folder: Path | None = None) -> tuple[bytes, bytes, bytes]:
+    """The Python source of the standard library; a fortieth of its files is for validation, another for the test.
+
+    A file's part follows from a checksum of its path, so it is the same on every machine with the same library.
+    """
+    folder = folder or Path(sysconfig.get_path("stdlib"))
+    parts: list[list[bytes]] = [[], [], []]
+    for path in sorted(folder.rglob("*.py")):
+        name = path.relative_to(folder)
+        if SKIPPED.isdisjoint(name.parts) and not path.name.startswith("_sysconfigdata"):
+            parts[{0: 1, 1: 2}.get(zlib.crc32(name.as_posix().encode()) % 40, 0)].append(read(path))
+    train, valid, test = (b"".join(part) for part in parts)
+    if min(len(train), len(valid), len(test)) < FEWEST_BYTES:
+        raise Problem(f"{folder} holds too little Python source to learn from: {len(train)} bytes for training")
+    return train, valid, test
+
+
+def file_parts(path: Path | None) -> tuple[bytes, bytes, bytes]:
+    """A file's text in three, 90% for training, 5% for validation and 5% for the test, cut after whole lines.
+
+    Raises:
+        Problem: when there is no file or it is unreadable, empty or too short.
+    """
+    if path is None:
+        raise Problem("recipe text learns a file of yours: give it by --file", code=2)
+    content = read(path)
+    if len(content) < FEWEST_BYTES:
+        raise Problem(f"{path} is too short to learn from: {len(content)} bytes, at least {FEWEST_BYTES} are needed")
+    first, second = (_line_end(content, len(content) * share // 100) for share in (90, 95))
+    return content[:first], content[first:second], content[second:]
+
+
+def _line_end(content: bytes, near: int) -> int:
+    end = content.rfind(b"\n", near - len(content) // 50, near) + 1
+    return end or near
+
+
+def named(name: str, folder: Path | None) -> tuple[bytes, bytes, bytes]:
+    """A data set's three texts, from the folder in its standard layout, else from the hub."""
+    folder = folder or (Path(os.environ["REVTUNE_DATA"]) if os.environ.get("REVTUNE_DATA") else None)
+    if folder is not None:
+        paths = [folder / FILES[name].format(split) for split in SPLITS]
+        if all(path.exists() for path in paths):
+            train, valid, test = (read(path) for path in paths)
+            return train, valid, test
+    return from_hub(name, folder)
+
+
+def from_hub(name: str, folder: Path | None) -> tuple[bytes, bytes, bytes]:
+    """A data set's three texts through the `datasets` library; as `ask_hub`."""
+    path, subset, revision, column = HUB[name]
+    looked = f"{FILES[name].format('train')} is not in {folder}" if folder else "no --data or REVTUNE_DATA is given"
+    found = ask_hub(name, path, subset, revision, looked)
+    try:
+        train, valid, test = (_lines(found[split][column]) for split in ("train", "validation", "test"))
+    except Exception as error:
+        raise _no_answer(name, looked, error) from error
+    return train, valid, test
+
+
+def _lines(rows: list[str]) -> bytes:
+    return "".join(row.rstrip("\n") + "\n" for row in rows).encode()

@@ -1,0 +1,1 @@
+"""Language models: configuration, model, training, evaluation, text from them."""

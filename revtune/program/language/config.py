@@ -1,0 +1,175 @@
+"""The typed configuration of a run: the text it reads, the net it trains, the way it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
+
+from revtune.program.data.text import Unit
+from revtune.program.data.text_sources import Source, Text
+from revtune.program.errors import Problem
+from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, _every, _typed
+
+Model = Literal["revgru", "revlstm", "gru", "lstm"]
+
+
+Rule = Literal["adam", "sgd"]
+
+
+Schedule = Literal["cosine", "plateau"]
+
+
+Size = Literal["small", "paper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net:
+    """The language model."""
+
+    model: Model = "revgru"
+    """Recurrent layer; gru and lstm are torch's own, which store every state."""
+    embedding: int = 64
+    """Units of a token's embedding."""
+    hidden: int = 512
+    """Units of each recurrent layer."""
+    layers: int = 1
+    """Recurrent layers."""
+    max_forget_bits: float | None = 3.0
+    """Most bits that a unit may forget in one step; None for no limit. Reversible models only."""
+    forgetting: bool = True
+    """Without it nothing is forgotten and nothing stored. Reversible models only."""
+    bounded: bool = True
+    """Whether h takes up (1 - p) of its update, which keeps it below 1, or all of it, as in the paper. RevLSTM only."""
+    tie: bool = False
+    """Use the embedding's weights in the softmax as well; embedding and hidden are then equal."""
+    dropout: float = 0.0
+    """Rate of ordinary dropout between layers."""
+    input_dropout: float = 0.0
+    """Rate of locked dropout on each layer's input: one mask a segment."""
+    hidden_dropout: float = 0.0
+    """Rate of locked dropout on the state that the gates read. Reversible models only."""
+    output_dropout: float = 0.0
+    """Rate of locked dropout on each layer's output."""
+    embedding_dropout: float = 0.0
+    """Rate at which whole words of the vocabulary are left out of a segment."""
+    weight_drop: float = 0.0
+    """Rate of dropout on the recurrent weights, one mask a segment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """How it learns."""
+
+    steps: int = 1600
+    """Weight updates in all; the run's length is counted in these, never in time."""
+    batch: int = 32
+    """Streams of text read side by side."""
+    length: int = 64
+    """Tokens of a stream in one step, the span of truncated backpropagation."""
+    length_spread: float = 0.0
+    """Standard deviation of that length in tokens; then one step in 20 is half as long and lr follows the length."""
+    optimizer: Rule = "adam"
+    """Update rule."""
+    lr: float = 8e-3
+    """Learning rate at its highest."""
+    schedule: Schedule = "cosine"
+    """cosine falls to a twentieth over the run; plateau divides by 4 when validation stops improving."""
+    warmup: int = 30
+    """Steps over which the learning rate rises from nothing."""
+    patience: int = 5
+    """Validations in a row without a better one before the learning rate falls. Schedule plateau only."""
+    clip: float = 1.0
+    """Largest norm of the gradient, all parameters together."""
+    weight_decay: float = 0.0
+    """L2 penalty of the optimizer."""
+    valid_every: int = 320
+    """Steps between validations; the best one's weights are kept."""
+    valid_batch: int = 64
+    """Streams that validation and test text are cut into; a short text into fewer."""
+    save_every: int = 25
+    """Steps between checkpoints, from which a run that was stopped or killed goes on."""
+    threads: int = 1
+    """Threads of torch; small nets gain little from more, and lose much on busy cores."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1 ..."""
+    seed: int = 1
+    """Seed of weights, masks and segment lengths."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run, whole: with the same one on the same machine the same numbers come out."""
+
+    recipe: Annotated[str, tyro.conf.Suppress]
+    size: Annotated[Size, tyro.conf.Suppress] = "small"
+    text: Text = field(default_factory=Text)
+    net: Net = field(default_factory=Net)
+    learning: Learning = field(default_factory=Learning)
+
+    def json(self) -> str:
+        """The configuration as indented JSON, paths as strings."""
+        return json.dumps(dataclasses.asdict(self), indent=2, default=str) + "\n"
+
+
+def from_json(text: str, where: Path) -> Config:
+    """The configuration that `Config.json` wrote.
+
+    Raises:
+        Problem: when the text, read from `where`, is no configuration of this version.
+    """
+    try:
+        parts: dict[str, Any] = json.loads(text)
+        for name in ("file", "data"):
+            parts["text"][name] = None if parts["text"][name] is None else Path(parts["text"][name])
+        groups = {"text": Text, "net": Net, "learning": Learning}
+        config = _typed(Config, {**parts, **{name: _typed(kind, parts[name]) for name, kind in groups.items()}})
+        check(config)
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise Problem(f"{where} is no configuration of this revtune: {error}") from error
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise `Problem` for the first value that no run can have."""
+    text, net, learning = config.text, config.net, config.learning
+    for group, name, kind in (
+        (text, "source", Source), (text, "unit", Unit), (net, "model", Model), (learning, "optimizer", Rule),
+        (learning, "schedule", Schedule),
+    ):  # fmt: skip
+        _every(group, name, get_args(kind).__contains__, f"one of {', '.join(get_args(kind))}")
+    _every(text, "max_words", lambda value: value >= 1, "at least 1")
+    _every(net, "embedding hidden layers", lambda value: value >= 1, "at least 1")
+    counts = "steps batch length patience valid_every valid_batch save_every threads"
+    _every(learning, counts, lambda value: value >= 1, "at least 1")
+    _every(learning, "lr clip", lambda value: value > 0, "above 0")
+    _every(learning, "warmup length_spread weight_decay", lambda value: value >= 0, "at least 0")
+    rates = "dropout input_dropout hidden_dropout output_dropout embedding_dropout weight_drop"
+    _every(net, rates, lambda value: 0 <= value < 1, "a rate from 0 to below 1")
+    _check_largest(text, net, learning)
+    _check_net(net)
+
+
+def _check_largest(text: Text, net: Net, learning: Learning) -> None:
+    _every(learning, "seed", SEEDS.__contains__, "from -2^63 to 2^63 - 1")
+    _every(learning, "threads", lambda value: value <= MOST_THREADS, f"at most {MOST_THREADS}")
+    counts = "steps batch length patience valid_every valid_batch save_every warmup"
+    for group, names in ((text, "max_words"), (net, "embedding hidden layers"), (learning, counts)):
+        _every(group, names, lambda value: value < 2**31, "below 2^31")
+    _every(learning, "lr clip weight_decay", lambda value: value <= LARGEST, f"at most {LARGEST:g}")
+    _every(learning, "length_spread", lambda value: value <= learning.length, f"at most --length {learning.length}")
+
+
+def _check_net(net: Net) -> None:
+    _every(net, "max_forget_bits", lambda value: value is None or 0 < value < math.inf, "above 0, or None for no limit")
+    if net.tie and net.embedding != net.hidden:
+        raise Problem(f"--tie needs --embedding equal to --hidden, got {net.embedding} and {net.hidden}", code=2)
+    if net.model in ("revgru", "revlstm"):
+        _every(net, "hidden", lambda value: value % 2 == 0, "even, to be split in halves")
+    elif net.hidden_dropout:
+        raise Problem(f"--hidden-dropout acts inside the recurrence, which torch's {net.model} keeps closed", code=2)

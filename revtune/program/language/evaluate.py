@@ -1,0 +1,29 @@
+"""Loss on held-out text."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from revtune.program.data.text import segment, streams
+from revtune.program.language.config import Learning
+from revtune.program.language.model import LanguageModel
+from revtune.program.runs.checkpoint import State
+
+
+def evaluate(model: LanguageModel, rows: Tensor, length: int) -> float:
+    """Mean loss in nats a token over streams (N, B), the state carried from one segment to the next."""
+    total = 0.0
+    state: State = None
+    model.eval()
+    with torch.no_grad():
+        for position in range(0, len(rows) - 1, length):
+            inputs, targets = segment(rows, position, length)
+            loss, state = model.loss(inputs, targets, state)
+            total += loss.item() * inputs.numel()
+    return total / ((len(rows) - 1) * rows.shape[1])
+
+
+def held_out_streams(tokens: Tensor, learning: Learning, *, name: str) -> Tensor:
+    """Held-out text (N,) cut into `valid_batch` streams, into fewer when they would be shorter than a segment."""
+    return streams(tokens, max(1, min(learning.valid_batch, len(tokens) // learning.length)), name=name)

@@ -1,0 +1,115 @@
+"""A run as it goes: a live panel on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from revtune.program.data.text import Unit
+from revtune.program.language.config import Config
+
+LINE_EVERY = 15.0
+
+
+SMOOTHING = 0.95
+
+
+def measure(unit: Unit, loss: float) -> str:
+    """A loss in nats a token as people quote it: bits a byte, or perplexity for words."""
+    return f"{loss / math.log(2):.3f} bits a byte" if unit == "byte" else f"perplexity {math.exp(min(loss, 99.0)):.1f}"
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now; at its highest where the system does not tell the present."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Report:
+    """What is told of a run: smoothed loss, speed, memory and bits stored, after each step.
+
+    Args:
+        config: of the run.
+        plain: print a line every 15 seconds instead of a live panel.
+    """
+
+    def __init__(self, config: Config, *, plain: bool | None = None) -> None:
+        self.console = Console(highlight=False)
+        self.plain = not self.console.is_terminal if plain is None else plain
+        self.steps, self.unit = config.learning.steps, config.text.unit
+        self.facts: dict[str, Any] = {}
+        self.loss = self.speed = 0.0
+        self.weight = 0.0
+        self.valid_line = ""
+        self.printed = time.monotonic()
+        self.bar = Progress(
+            BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+            console=self.console, expand=True,
+        )  # fmt: skip
+        self.task = self.bar.add_task("steps", total=self.steps)
+        self.live: Live | None = None
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[Report]:
+        """Keep the panel on the terminal while the run goes on."""
+        if self.plain:
+            yield self
+            return
+        with Live(console=self.console, get_renderable=self.panel, refresh_per_second=4) as self.live:
+            yield self
+
+    def step(self, facts: dict[str, Any]) -> None:
+        """Take in a step."""
+        self.facts.update(facts)
+        self.weight = SMOOTHING * self.weight + 1 - SMOOTHING
+        share = (1 - SMOOTHING) / self.weight
+        self.loss += share * (facts["loss"] - self.loss)
+        self.speed += share * (facts["tokens"] / facts["seconds"] - self.speed)
+        self.bar.update(self.task, completed=facts["step"])
+        if self.plain and (time.monotonic() - self.printed > LINE_EVERY or facts["step"] in (1, self.steps)):
+            self.printed = time.monotonic()
+            told = ", ".join(f"{name} {value}" for name, value in self.status())
+            self.say(f"step {facts['step']}/{self.steps}: {told}")
+
+    def valid(self, facts: dict[str, Any]) -> None:
+        """Take in a validation."""
+        self.valid_line = f"{measure(self.unit, facts['valid_loss'])} at step {facts['step']}"
+        if self.plain:
+            self.say(f"validation: {self.valid_line}")
+
+    def say(self, line: str) -> None:
+        """Print a line that stays."""
+        self.console.print(line, soft_wrap=True, markup=False)
+
+    def status(self) -> list[tuple[str, str]]:
+        """Names and values of what is going on."""
+        name = "byte" if self.unit == "byte" else "word"
+        rows = [
+            ("loss", f"{self.loss:.3f} nats"),
+            ("that is", measure(self.unit, self.loss)),
+            ("speed", f"{self.speed:,.0f} {name}s/s"),
+            ("memory now", f"{resident_bytes() / 2**20:,.0f} MiB"),
+        ]
+        if "stored_bits" in self.facts:
+            rows.append(("stored", f"{self.facts['stored_bits']:.2f} bits a unit and step"))
+        return rows
+
+    def panel(self) -> Group:
+        """The live view."""
+        table = Table.grid(padding=(0, 2))
+        rows = self.status() + ([("validation", self.valid_line)] if self.valid_line else [])
+        for name, value in rows if self.facts else []:
+            table.add_row(name, value)
+        return Group(self.bar, table)

@@ -1,0 +1,140 @@
+"""The folder of a run: what it was told, what it measured, what it learned, and where it stands.
+
+    config.json              the configuration
+    vocabulary.json          the tokens' text
+    metrics.jsonl            a line of measurements a step and a validation
+    weights.safetensors      the model with the lowest validation loss
+    checkpoint.safetensors   everything that the next step depends on
+    lock                     had by who begins the run
+
+A file is written beside its place and renamed into it, so that at any moment a whole one is there.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from revtune.program.data.text import Corpus, Vocabulary, vocabulary
+from revtune.program.data.text_sources import load
+from revtune.program.errors import Problem
+from revtune.program.files import write
+from revtune.program.language.config import Config, from_json
+from revtune.program.language.evaluate import evaluate, held_out_streams
+from revtune.program.language.model import LanguageModel, build
+from revtune.program.runs import checkpoint
+from revtune.program.runs.checkpoint import Saved
+from revtune.program.runs.folder import _text, claimed, config_of
+from revtune.program.runs.metrics import last_step
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder and the files in it."""
+
+    folder: Path
+
+    @property
+    def metrics(self) -> Path:
+        """The measurements."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def weights(self) -> Path:
+        """The best model."""
+        return self.folder / "weights.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state to go on from."""
+        return self.folder / "checkpoint.safetensors"
+
+    def config(self) -> Config:
+        """What the run was told.
+
+        Raises:
+            Problem: when the folder holds no run.
+        """
+        path = config_of(self.folder)
+        return from_json(_text(path), path)
+
+    def corpus_facts(self) -> dict[str, Any]:
+        """The vocabulary and the digest of the data that the run learned from."""
+        path = self.folder / "vocabulary.json"
+        try:
+            facts: dict[str, Any] = json.loads(_text(path))
+            vocabulary(facts)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise Problem(f"{path} holds no vocabulary: {error}") from error
+        return facts
+
+    def vocabulary(self) -> Vocabulary:
+        """The tokens of the run."""
+        return vocabulary(self.corpus_facts())
+
+    def model(self) -> LanguageModel:
+        """The best model so far, ready to evaluate.
+
+        Raises:
+            Problem: when there is none yet, or its file does not fit the configuration.
+        """
+        config = self.config()
+        if not self.weights.exists():
+            step = config.learning.valid_every
+            raise Problem(f"{self.folder} has no weights yet: its first validation is at step {step}")
+        model = build(config.net, len(self.vocabulary()))
+        checkpoint.load_weights(model, checkpoint.read(self.weights), self.weights)
+        return model.eval()
+
+    def best(self) -> dict[str, Any]:
+        """The step and the validation loss of the best model so far."""
+        return checkpoint.read(self.weights).facts
+
+    def save(self, path: Path, saved: Saved) -> None:
+        """Write tensors and facts as safetensors, whole or not at all."""
+        write(path, checkpoint.pack(saved))
+
+    def check_best(self, model: LanguageModel, step: int) -> None:
+        """Raise `Problem` when the best weights, found at `step` or replaced since, are not there or not whole."""
+        if not self.weights.exists():
+            raise Problem(f"{self.weights} is not there, but the best validation was at step {step}; put it back")
+        saved = checkpoint.read(self.weights)
+        checkpoint.fitting_weights(model, saved, self.weights)
+        there = saved.facts.get("step")
+        if type(there) is not int or there < step:
+            raise Problem(f"{self.weights} holds the weights of step {there}, but those of step {step} are the best")
+
+    def check_no_checkpoint(self, save_every: int) -> None:
+        """Raise `Problem` when measurements show that a run without a checkpoint once had one."""
+        step = last_step(self.metrics)
+        if step > save_every:
+            raise Problem(f"{self.checkpoint} is not there, but {self.metrics.name} knows of step {step}")
+
+    def check_data(self, corpus: Corpus) -> None:
+        """Raise `Problem` when the data are not those that the run learned from."""
+        if corpus.digest() != self.corpus_facts().get("digest"):
+            raise Problem(f"the data are not those that {self.folder} was trained on: their digest differs")
+
+
+def create(config: Config, corpus: Corpus, out: Path | None) -> Run:
+    """A folder for a new run, as `claimed`, with its configuration and vocabulary.
+
+    Raises:
+        Problem: as `claimed`.
+    """
+    with claimed(config.recipe, out) as folder:
+        known = {**corpus.vocabulary.facts(), "digest": corpus.digest()}
+        write(folder / "vocabulary.json", json.dumps(known).encode())
+        write(folder / "config.json", config.json().encode())
+    return Run(folder)
+
+
+def held_out_loss(run: Run, split: str) -> float:
+    """Mean loss in nats a token of a run's best model on its validation or test text."""
+    config, model = run.config(), run.model()
+    corpus = load(config.text)
+    run.check_data(corpus)
+    tokens = corpus.test if split == "test" else corpus.valid
+    return evaluate(model, held_out_streams(tokens, config.learning, name=split), config.learning.length)

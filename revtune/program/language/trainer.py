@@ -1,0 +1,306 @@
+"""Training: one step after another over the streams of a text, validated, saved, and resumed where it stood."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+import revtune as rt
+from revtune.errors import NonFiniteError, ReversalError, StateRangeError
+from revtune.program.data.text import Corpus, segment, streams
+from revtune.program.data.text_sources import load
+from revtune.program.errors import Problem
+from revtune.program.language import model as language
+from revtune.program.language.config import Config
+from revtune.program.language.evaluate import evaluate, held_out_streams
+from revtune.program.language.run import Run, create
+from revtune.program.language.schedule import learning_rate, segment_length
+from revtune.program.runs import checkpoint
+from revtune.program.runs.arithmetic import Arithmetic
+from revtune.program.runs.checkpoint import Saved, State
+from revtune.program.runs.folder import refuse_taken
+from revtune.program.runs.metrics import Metrics
+from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
+
+METER_EVERY = 10
+
+
+class Report(Protocol):
+    """Who watches a run."""
+
+    def step(self, facts: dict[str, Any]) -> None:
+        """Told after each step."""
+
+    def valid(self, facts: dict[str, Any]) -> None:
+        """Told after each validation."""
+
+
+@dataclass
+class Place:
+    """Where a run stands.
+
+    Args:
+        step: updates done.
+        position: row of the streams that the next segment begins with.
+        falls: how often the learning rate was divided on a plateau.
+        stale: validations since the last better one, or since the last fall.
+        best: lowest validation loss in nats, and `best_step`, when it was.
+    """
+
+    step: int = 0
+    position: int = 0
+    falls: int = 0
+    stale: int = 0
+    best: float | None = None
+    best_step: int = 0
+
+    def check(self, rows: int) -> None:
+        """Raise `ValueError` for the first value that no run over `rows` rows can have."""
+        bounds = {"step": 2**31, "position": rows - 2, "falls": self.step, "stale": self.step, "best_step": self.step}
+        for name, most in bounds.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value <= most:
+                raise ValueError(f"{name} must be an integer from 0 to {most}, got {value!r}")
+        if self.best is not None and (type(self.best) is not float or not math.isfinite(self.best)):
+            raise ValueError(f"best must be a finite number or null, got {self.best!r}")
+
+
+class Trainer:
+    """A model that learns a corpus as a configuration says, and everything that its next step depends on."""
+
+    def __init__(self, config: Config, corpus: Corpus) -> None:
+        self.learning, self.net = config.learning, config.net
+        self.device = usable(config.learning.device)
+        self.arithmetic = Arithmetic.here(self.device)
+        torch.set_num_threads(config.learning.threads)
+        torch.manual_seed(config.learning.seed)
+        self.model = language.build(config.net, len(corpus.vocabulary)).to(self.device)
+        self.optimizer = optimizer(self.model, config)
+        self.rows = streams(corpus.train, config.learning.batch, name="training").to(self.device)
+        self.held_out = held_out_streams(corpus.valid, config.learning, name="validation").to(self.device)
+        self.place = Place()
+        self.state: State = None
+
+    def train(self, run: Run, metrics: Metrics, report: Report) -> Place:
+        """Take the steps that are left.
+
+        Raises:
+            Problem: when it was asked to stop, after a checkpoint; when a step fails; when the disk refuses.
+        """
+        with asked_to_stop() as asked:
+            while self.place.step < self.learning.steps:
+                facts = self.step()
+                metrics.add(facts)
+                self._tell(report.step, facts, run)
+                last = self.place.step == self.learning.steps
+                if last or self.place.step % self.learning.valid_every == 0:
+                    facts = self.validate(run)
+                    metrics.add(facts)
+                    self._tell(report.valid, facts, run)
+                if last or asked.is_set() or self.place.step % self.learning.save_every == 0:
+                    self._check_finite()
+                    run.save(run.checkpoint, self.saved(metrics.sync(), metrics.digest()))
+                if asked.is_set() and not last:
+                    goes_on = f"revtune train --resume {run.folder} goes on"
+                    raise Problem(f"stopped after step {self.place.step}; {goes_on}", code=STOPPED)
+        return self.place
+
+    def _tell(self, tell: Callable[[dict[str, Any]], None], facts: dict[str, Any], run: Run) -> None:
+        with telling(self.place.step, f"revtune train --resume {run.folder}"):
+            tell(facts)
+
+    def _check_finite(self) -> None:
+        for name, tensor in checkpoint.weights(self.model).items():
+            if not tensor.isfinite().all():
+                after = f"{name} is not finite after step {self.place.step}"
+                raise Problem(f"{after}; a lower --lr may help, and the last checkpoint is intact")
+
+    def step(self) -> dict[str, Any]:
+        """One update; what there is to say about it."""
+        place, began = self.place, time.perf_counter()
+        length = segment_length(self.learning, place.step)
+        rate = learning_rate(self.learning, place.step, length=length, falls=place.falls)
+        inputs, targets = segment(self.rows, place.position, length)
+        metered = rt.meter(peak=False) if place.step % METER_EVERY == 0 else contextlib.nullcontext()
+        try:
+            with metered as used:
+                loss, norm = self.update(inputs, targets, rate)
+        except (NonFiniteError, ReversalError, StateRangeError) as error:
+            raise Problem(f"step {place.step + 1} failed: {error}") from error
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise Problem(f"step {place.step + 1} failed: loss {loss}, gradient's norm {norm}; a lower --lr may help")
+        self._advance(len(inputs))
+        facts = {"step": place.step, "loss": loss, "lr": rate, "norm": norm, "tokens": inputs.numel()}
+        facts["seconds"] = round(time.perf_counter() - began, 4)
+        if used is not None and used.unit_steps:
+            facts["stored_bits"] = round(used.bits_per_unit_step, 4)
+        return facts
+
+    def update(self, inputs: Tensor, targets: Tensor, rate: float) -> tuple[float, float]:
+        """Loss in nats a token before the update and the gradient's norm before it was clipped."""
+        self.model.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss, self.state = self.model.loss(inputs, targets, self.state)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.learning.clip)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        return loss.item(), norm.item()
+
+    def _advance(self, rows: int) -> None:
+        self.place.step += 1
+        self.place.position += rows
+        if self.place.position >= len(self.rows) - 1:
+            self.place.position, self.state = 0, None
+
+    def validate(self, run: Run) -> dict[str, Any]:
+        """The held-out loss; the best model's weights are saved, a plateau lowers the learning rate."""
+        place = self.place
+        self._check_finite()
+        try:
+            loss = evaluate(self.model, self.held_out, self.learning.length)
+        except (NonFiniteError, ReversalError, StateRangeError) as error:
+            raise Problem(f"the validation at step {place.step} failed: {error}") from error
+        if not math.isfinite(loss):
+            raise Problem(f"the validation at step {place.step} failed: loss {loss}; a lower --lr may help")
+        facts = {"step": place.step, "valid_loss": loss}
+        if place.best is None or loss < place.best:
+            place.best, place.best_step, place.stale = loss, place.step, 0
+            run.save(run.weights, Saved(checkpoint.weights(self.model), facts))
+        else:
+            place.stale += 1
+            if place.stale >= self.learning.patience:
+                place.falls, place.stale = place.falls + 1, 0
+        return facts
+
+    def saved(self, metrics_size: int, metrics_digest: str) -> Saved:
+        """All that `restore` needs, and the size and the digest of the metrics so far."""
+        parts = {
+            "model/": checkpoint.weights(self.model),
+            "optimizer/": checkpoint.optimizer_tensors(self.optimizer, self.model),
+            "state/": checkpoint.state_tensors(self.state),
+            "random/": random_states(self.device),
+        }
+        tensors = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
+        facts = {"place": dataclasses.asdict(self.place), "metrics": metrics_size, "metrics_sha256": metrics_digest}
+        return Saved(tensors, {**facts, "arithmetic": self.arithmetic.facts()})
+
+    def restore(self, saved: Saved, path: Path) -> tuple[int, str]:
+        """Stand where the trainer that made `saved` stood; the size and the digest of the metrics then.
+
+        Raises:
+            Problem: when it was a trainer of another configuration.
+        """
+        try:
+            self.place = Place(**saved.facts["place"])
+            size, digest = saved.facts["metrics"], saved.facts["metrics_sha256"]
+            random = {name: saved.tensors[f"random/{name}"] for name in random_states(self.device)}
+        except (KeyError, TypeError) as error:
+            raise Problem(f"{path} is no checkpoint of a run: {error} is missing or unknown") from error
+        try:
+            self.place.check(len(self.rows))
+        except ValueError as error:
+            raise Problem(f"{path} is no checkpoint of this run: {error}") from error
+        if type(size) is not int or size < 0 or not isinstance(digest, str):
+            raise Problem(f"{path} is no checkpoint of a run: its metrics have size {size!r} and digest {digest!r}")
+        checkpoint.load_weights(self.model, saved, path, prefix="model/")
+        checkpoint.load_optimizer(self.optimizer, self.model, saved, path, prefix="optimizer/")
+        self.state = checkpoint.state_of(saved, path, self.device, self._state_like(), prefix="state/")
+        if (self.state is None) != (self.place.position == 0):
+            beside = "without" if self.state is None else "with"
+            raise Problem(f"{path} is no checkpoint of a run: row {self.place.position} {beside} a recurrent state")
+        try:
+            torch.set_rng_state(random["cpu"])
+            if "cuda" in random:
+                torch.cuda.set_rng_state(random["cuda"], self.device)
+        except (RuntimeError, TypeError) as error:
+            raise Problem(f"{path} is no checkpoint of a run: its random states are not torch's") from error
+        return size, digest
+
+    def _state_like(self) -> tuple[Tensor, ...]:
+        """What a recurrent state of this run looks like; only its shapes and dtypes exist."""
+        dtype = torch.float64 if self.net.model in ("revgru", "revlstm") else torch.float32
+        shape = (self.net.layers, self.learning.batch, self.net.hidden)
+        parts = 2 if self.net.model in ("lstm", "revlstm") else 1
+        return tuple(torch.empty(shape, dtype=dtype, device="meta") for _ in range(parts))
+
+
+def start(config: Config, out: Path | None, report: Report) -> Run:
+    """A new run, from its first step to its last."""
+    refuse_taken(out)
+    corpus = load(config.text)
+    trainer = Trainer(config, corpus)
+    run = create(config, corpus, out)
+    with contextlib.closing(Metrics(run.metrics, 0)) as metrics:
+        trainer.train(run, metrics, report)
+    return run
+
+
+def resume(run: Run, report: Report) -> Run:
+    """The rest of a run, from its last checkpoint on, or from the start when it was stopped before the first.
+
+    Raises:
+        Problem: when nothing is left to do, the checkpoint or the data are not the run's, or the backend or the
+            instruction set is another than the checkpoint's and not asked for by name.
+    """
+    config = run.config()
+    corpus = load(config.text)
+    run.check_data(corpus)
+    trainer = Trainer(config, corpus)
+    size, digest, before = 0, None, None
+    if run.checkpoint.exists():
+        saved = checkpoint.read(run.checkpoint)
+        size, digest = trainer.restore(saved, run.checkpoint)
+        before = saved.facts.get("arithmetic")
+    else:
+        run.check_no_checkpoint(config.learning.save_every)
+    if trainer.place.best is not None:
+        run.check_best(trainer.model, trainer.place.best_step)
+    if trainer.place.step >= config.learning.steps:
+        raise Problem(f"{run.folder} is finished: all {config.learning.steps} steps are done")
+    if before is not None:
+        trainer.arithmetic.go_on(Arithmetic.of(before, run.checkpoint), run.folder)
+    with contextlib.closing(Metrics(run.metrics, size, digest)) as metrics:
+        trainer.train(run, metrics, report)
+    return run
+
+
+def optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """The update rule that a configuration asks for."""
+    kind = torch.optim.Adam if config.learning.optimizer == "adam" else torch.optim.SGD
+    return kind(model.parameters(), lr=config.learning.lr, weight_decay=config.learning.weight_decay)
+
+
+def usable(name: str) -> torch.device:
+    """A device by name.
+
+    Raises:
+        Problem: when this machine or this torch has none of that name.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (AssertionError, RuntimeError, ImportError) as error:
+        raise Problem(f"--device {name} cannot be used: {str(error).splitlines()[0]}", code=2) from error
+    if device.type not in ("cpu", "cuda"):
+        raise Problem(f"--device {name} cannot be used: a run computes on cpu or cuda", code=2)
+    return device
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's random generators that a run draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states

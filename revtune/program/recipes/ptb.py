@@ -1,0 +1,37 @@
+"""Penn Treebank, word level (Mikolov's preprocessing); --size paper for MacKay et al. 2018, section 5.1."""
+
+from __future__ import annotations
+
+from revtune.program.data.text_sources import Source, Text
+from revtune.program.language.config import Config, Learning, Net, Size
+
+
+def recipe(size: Size = "small") -> Config:
+    """One tied RevGRU layer over 10,000 words.
+
+    The paper's size learns by SGD, its rate quartered on plateaus; the small one by Adam for two epochs.
+    """
+    return paper("ptb", "ptb", epoch=664) if size == "paper" else small("ptb", "ptb", epoch=664)
+
+
+def paper(recipe: str, source: Source, *, epoch: int) -> Config:
+    """The published settings: 650 units, heavy dropout, segments of about 70 words, 20 streams; `epoch` in steps."""
+    net = Net(
+        embedding=650, hidden=650, tie=True, bounded=False, input_dropout=0.4, hidden_dropout=0.3, output_dropout=0.4,
+        embedding_dropout=0.1, weight_drop=0.5,
+    )  # fmt: skip
+    learning = Learning(
+        steps=150 * epoch, batch=20, length=70, length_spread=5.0, optimizer="sgd", lr=20.0, schedule="plateau",
+        warmup=0, patience=5, clip=0.1, weight_decay=1.2e-6, valid_every=epoch, valid_batch=10, save_every=200,
+    )  # fmt: skip
+    return Config(recipe=recipe, size="paper", text=Text(source=source, unit="word"), net=net, learning=learning)
+
+
+def small(recipe: str, source: Source, *, epoch: int) -> Config:
+    """The same kind of study on two cores: 256 units, light dropout, two epochs; `epoch` in steps."""
+    net = Net(embedding=256, hidden=256, tie=True, input_dropout=0.1, output_dropout=0.1)
+    learning = Learning(
+        steps=2 * epoch, batch=20, length=70, lr=4e-3, warmup=50, clip=0.25, valid_every=epoch // 2, valid_batch=20,
+        save_every=50,
+    )  # fmt: skip
+    return Config(recipe=recipe, text=Text(source=source, unit="word"), net=net, learning=learning)

@@ -1,0 +1,1 @@
+"""Contests of ways to tune, each with the same time."""

@@ -1,0 +1,263 @@
+"""Searches for hyperparameters by Optuna, each trial a plain run of a task: what tuning in one run is compared with.
+
+    journal.log              Optuna's own record of the trials
+    metrics.jsonl            a line a validation
+    trial-<n>.safetensors    the network with the lowest held-out loss of all trials
+    result.json              its figures and hyperparameters, and how many trials there were
+
+All of the choosing is Optuna's, and the time that it takes does not count. The first trial is at the values that all
+methods start from, as whoever searches would try them too. A trial's draw depends on the seed, its
+number and the trials before it, so that a search goes on from its journal as it would have; the trial that was on when
+it was stopped is lost, unless it is the first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from revtune.errors import NonFiniteError
+from revtune.program.errors import Problem
+from revtune.program.files import write
+from revtune.program.runs import checkpoint
+from revtune.program.runs.checkpoint import packed, unpacked
+from revtune.program.runs.clock import Clock, Kind
+from revtune.program.runs.metrics import Metrics
+from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
+from revtune.program.studies.compare import journal
+from revtune.program.studies.json_files import parsed
+from revtune.program.tasks.learner import Learner
+from revtune.program.tasks.loop import Report
+from revtune.program.tasks.plain_learner import PlainLearner
+from revtune.program.tasks.task import SEARCHERS, Searcher, Space, Task
+from revtune.tuning.hypers.constants import Constants
+
+GRID_POINTS = 100
+"""A grid has at least so many points, and at least two values of each hyperparameter."""
+
+
+REDUCTION, ROUNDS = 3, 9
+"""Hyperband's reduction factor; its shortest trials have one in so many of the validations of a whole one."""
+
+
+class Search:
+    """A search in a folder, from its last trial on.
+
+    Args:
+        task: what trials learn.
+        searcher: how values are chosen.
+        folder: where it is kept; what is there is gone on with.
+        steps: updates of a whole trial.
+        goes_on: the command that goes on with it, for who stops it.
+
+    Raises:
+        Problem: another process searches there, or a file there is damaged.
+    """
+
+    def __init__(self, task: Task, searcher: Searcher, folder: Path, steps: int, goes_on: str) -> None:
+        self.task, self.searcher, self.folder, self.steps, self.goes_on = task, searcher, folder, steps, goes_on
+        self.spaces, path = task.spaces(), folder / "metrics.jsonl"
+        self.metrics = Metrics(path, path.stat().st_size if path.exists() else 0)  # nobody else is at it
+        rounds = steps // task.study.learning.valid_every
+        try:
+            self.study = journal.opened(folder / "journal.log", searcher, pruner(searcher, rounds))
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                self.study.tell(trial.number, state=TrialState.FAIL)
+            ended = self.ended()
+            size = kept(path, ended)
+        finally:
+            self.metrics.close()
+        self.metrics = Metrics(path, size)
+        if not ended:
+            self.study.enqueue_trial(Constants(task.hypers()).values())
+        spent = ended[-1].user_attrs if ended else {"wall": 0.0, "cpu": 0.0}
+        self.clock = Clock(wall=spent["wall"], cpu=spent["cpu"])
+
+    def ended(self) -> list[FrozenTrial]:
+        """Trials that came to their end, whole, pruned or at the end of the budget, or failed."""
+        return [one for one in self.study.get_trials(deepcopy=False) if {"wall", "cpu"} <= one.user_attrs.keys()]
+
+    def best(self) -> FrozenTrial | None:
+        """The one with the lowest held-out loss, if any was validated."""
+        return min((one for one in self.ended() if "loss" in one.user_attrs), key=_loss, default=None)
+
+    def close(self) -> None:
+        """Let the folder go."""
+        self.metrics.close()
+
+    def learn(self, budget: float, clock: Kind, report: Report) -> None:
+        """Take trials until the budget is spent, in seconds of a clock, or a grid has no more points.
+
+        Raises:
+            Problem: it was asked to stop.
+        """
+        with asked_to_stop() as asked:
+
+            def over() -> bool:
+                return asked.is_set() or self.clock.read(clock) >= budget
+
+            while not over():
+                with self.clock.stopped():
+                    drawn = None if self._exhausted() else self._drawn()
+                if drawn is None:
+                    return
+                trial, learner = drawn
+                state = self._run(trial, learner, over, report)
+                if asked.is_set():
+                    told = f"stopped in trial {trial.number} of {self.searcher}"
+                    raise Problem(f"{told}; {self.goes_on} goes on", code=STOPPED)
+                self._end(trial, learner, state)
+
+    def _drawn(self) -> tuple[Trial, Learner]:
+        """The next trial, and who learns at its values."""
+        number = sum(one.state != TrialState.WAITING for one in self.study.get_trials(deepcopy=False))
+        self.study.sampler = sampler(self.searcher, self.spaces, self.task.study.seed, number)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            trial = self.study.ask({name: distribution(space) for name, space in self.spaces.items()})
+        return trial, PlainLearner(self.task, dict(trial.params))
+
+    def _exhausted(self) -> bool:
+        points = math.prod(map(len, grid(self.spaces).values()))
+        return self.searcher == "grid" and len(self.ended()) >= 1 + points
+
+    def _run(self, trial: Trial, learner: Learner, over: Callable[[], bool], report: Report) -> TrialState:
+        """Learn until the trial is whole, over or pruned; what has become of it."""
+        while learner.steps < self.steps:
+            if over():
+                return TrialState.PRUNED if learner.best else TrialState.FAIL
+            try:
+                learner.step()
+                if learner.steps % self.task.study.learning.valid_every:
+                    continue
+                found = learner.validate()
+            except NonFiniteError:
+                return TrialState.FAIL
+            facts = {"trial": trial.number, "step": learner.steps, **self.clock.now(), **found}
+            self.metrics.add(facts | {"values": learner.values()})
+            with self.clock.stopped():
+                with telling(learner.steps, self.goes_on):
+                    report.valid(facts)
+                trial.report(found["loss"], learner.steps // self.task.study.learning.valid_every)
+                if learner.steps < self.steps and trial.should_prune():
+                    return TrialState.PRUNED
+        return TrialState.COMPLETE
+
+    def _end(self, trial: Trial, learner: Learner, state: TrialState) -> None:
+        """Keep the network if it is the best, then tell Optuna."""
+        spent = self.clock.now()
+        with self.clock.stopped():
+            self.metrics.sync()
+            before = self.best()
+            better = bool(learner.best) and (before is None or learner.place.best < _loss(before))
+            if better:
+                write(self._weights(trial.number), checkpoint.pack(packed(learner.best)))
+            if learner.best:
+                trial.set_user_attr("loss", learner.place.best)
+            for name, seconds in spent.items():
+                trial.set_user_attr(name, seconds)
+            self.study.tell(trial, learner.place.best if state == TrialState.COMPLETE else None, state)
+            if better and before is not None:
+                self._weights(before.number).unlink(missing_ok=True)
+
+    def _weights(self, number: int) -> Path:
+        return self.folder / f"trial-{number}.safetensors"
+
+    def result(self, **more: Any) -> dict[str, Any]:
+        """Write the figures of the best network, with perhaps more of them; the figures.
+
+        Raises:
+            Problem: no trial has been validated.
+        """
+        spent, best = self.clock.now(), self.best()
+        if best is None:
+            raise Problem(f"{self.folder} has no result: none of {len(self.ended())} trials was validated")
+        learner = PlainLearner(self.task, dict(best.params))
+        learner.best = unpacked(checkpoint.read(self._weights(best.number)))
+        learner.take_best()
+        figures = {split: learner.figures(split) for split in ("valid", "test")}
+        states = [trial.state for trial in self.ended()]
+        counts = {"trials": states.count(TrialState.COMPLETE), "pruned": states.count(TrialState.PRUNED)}
+        facts = {"trial": best.number, **figures, "values": learner.values(), **counts, **spent, **more}
+        write(self.folder / "result.json", json.dumps(facts, indent=1).encode() + b"\n")
+        return facts
+
+
+def _loss(trial: FrozenTrial) -> float:
+    loss: float = trial.user_attrs["loss"]
+    return loss
+
+
+def kept(path: Path, ended: list[FrozenTrial]) -> int:
+    """Bytes of the lines of trials that came to their end; those of one that did not are the last.
+
+    Raises:
+        Problem: a line is damaged, or a trial that was validated has none.
+    """
+    numbers, seen, size = {trial.number for trial in ended}, set[int](), 0
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        trial = parsed(line, {"trial": int}, path, number)["trial"]
+        if trial not in numbers:
+            break
+        seen.add(trial)
+        size += len(line) + 1
+    if lost := {trial.number for trial in ended if "loss" in trial.user_attrs} - seen:
+        raise Problem(f"{path} is damaged: it has no line of trial {min(lost)}, whose loss is in journal.log")
+    return size
+
+
+def distribution(space: Space) -> BaseDistribution:
+    """A space in Optuna's terms."""
+    if space.whole:
+        return IntDistribution(int(space.low), int(space.high), log=space.log)
+    return FloatDistribution(space.low, space.high, log=space.log)
+
+
+def grid(spaces: dict[str, Space]) -> dict[str, list[float]]:
+    """Values of each hyperparameter at the middles of equal shares of its space."""
+    count = max(2, math.ceil(GRID_POINTS ** (1 / len(spaces)) - 1e-9))
+    shares = [(i + 0.5) / count for i in range(count)]
+    return {name: sorted({_at(space, share) for share in shares}) for name, space in spaces.items()}
+
+
+def _at(space: Space, share: float) -> float:
+    if space.whole:
+        return int(space.low + share * (space.high + 1 - space.low))
+    if space.log:
+        return math.exp(math.log(space.low) + share * (math.log(space.high) - math.log(space.low)))
+    return space.low + share * (space.high - space.low)
+
+
+class Grid(GridSampler):
+    """Optuna's, for trials that are asked for one by one: whoever asks knows when the grid is through."""
+
+    def after_trial(self, *args: Any) -> None:
+        """Nothing."""
+
+
+def sampler(searcher: Searcher, spaces: dict[str, Space], seed: int, number: int) -> BaseSampler:
+    """What draws the trial of a number; a grid's order is of the seed alone."""
+    draw = (1_000_003 * seed + 7_919 * SEARCHERS.index(searcher) + number) % 2**32
+    if searcher == "grid":
+        return Grid(grid(spaces), seed=seed % 2**32)
+    if searcher == "random":
+        return RandomSampler(seed=draw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return TPESampler(multivariate=True, seed=draw)
+
+
+def pruner(searcher: Searcher, rounds: int) -> optuna.pruners.BasePruner:
+    """What ends trials early, of so many validations."""
+    if searcher != "hyperband":
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.HyperbandPruner(max(1, rounds // ROUNDS), max(1, rounds), REDUCTION)

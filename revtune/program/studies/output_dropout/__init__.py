@@ -1,0 +1,1 @@
+"""The schedule experiment: one rate, tuned, fixed, moving and replayed."""

@@ -1,0 +1,241 @@
+"""The schedule experiment as it runs: contestant after contestant, each in a folder of its own, then table and plot.
+
+    config.json                  the study
+    <contestant>/                as `tuned_run` tells
+    results.json                 figures of all
+    table.md, output_dropout.png to read and to see
+
+Started again in its folder, it goes on where it stopped, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import revtune as rt
+from revtune.program.errors import Problem
+from revtune.program.files import write
+from revtune.program.runs.folder import next_folder
+from revtune.program.studies.json_files import Facts, Like, facts_by_line, facts_in
+from revtune.program.studies.output_dropout.contestants import (
+    NAME,
+    OutputDropout,
+    Schedule,
+    ScheduledLearner,
+    Study,
+    check,
+    fixed,
+    noisy,
+    replayed,
+    sinusoid,
+)
+from revtune.program.studies.output_dropout.results import markdown, plot, table, title, verdicts
+from revtune.program.tasks.learner import Learner
+from revtune.program.tasks.live import measure
+from revtune.program.tasks.loop import Course
+from revtune.program.tasks.task import at_home
+from revtune.program.tasks.tuned_learner import TunedLearner
+from revtune.program.typed import read_typed
+
+RECIPE = "output_dropout"
+
+
+FIGURES: Like = {"loss": float, "perplexity": float}
+
+
+RESULT: Like = {"step": int, "valid": FIGURES, "test": FIGURES, "final_values": {NAME: float}}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The experiment in its folder.
+
+    Attributes:
+        study: what it compares.
+        folder: where it is kept.
+    """
+
+    study: Study
+    folder: Path
+
+    def result(self, name: str) -> Facts | None:
+        """What a contestant came to, if it is through."""
+        path = self.folder / name / "result.json"
+        return facts_in(path, RESULT) if path.exists() else None
+
+    def history(self, name: str) -> list[Facts]:
+        """All steps of a tuned contestant's rate."""
+        return facts_by_line(self.folder / name / "history.jsonl", {"step": int, "values": {NAME: float}})
+
+    def best_rate(self) -> float:
+        """The fixed rate of the lowest held-out loss."""
+        results = {rate: self.result(f"fixed-{rate}") for rate in self.study.rates}
+        return min((found["valid"]["loss"], rate) for rate, found in results.items() if found is not None)[1]
+
+    def schedule(self, name: str) -> Schedule:
+        """The rates of a contestant that is not tuned; those that they depend on are through."""
+        study, first = self.study, f"tuned-{self.study.starts[0]}"
+        kind, _, rate = name.partition("-")
+        if kind == "fixed":
+            return fixed(float(rate))
+        if kind == "noisy":
+            return noisy(self.best_rate(), study.deviation, study.seed)
+        if kind == "sinusoid":
+            return sinusoid(self.best_rate(), study.amplitude, study.period)
+        schedule = replayed(study.starts[0], self.history(first))
+        return schedule if kind == "replayed" else fixed(schedule(study.learning.steps))
+
+    def learner(self, task: OutputDropout, name: str) -> Learner:
+        """What a contestant learns by."""
+        kind, _, rate = name.partition("-")
+        if kind == "tuned":
+            return TunedLearner(OutputDropout(self.study, task.corpus, float(rate)), self.study.method)
+        return ScheduledLearner(task, self.schedule(name))
+
+
+def run(study: Study, out: Path | None) -> Path:
+    """Have all contestants learn that `out` does not hold the results of, then write figures, table and plot there.
+
+    Args:
+        study: what to compare.
+        out: folder of the experiment; by default the next free `runs/output_dropout-<n>`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        Problem: the study cannot be, the folder holds another one, the data are missing, or it was asked to stop.
+    """
+    study = at_home(study)
+    check(study)
+    task, console = OutputDropout(study), Console(highlight=False)
+    experiment = Experiment(study, folder_of(study, out))
+    torch.set_num_threads(study.threads)
+    with Report(console, study).shown() as report:
+        for name in study.contestants():
+            if experiment.result(name) is None:
+                report.begins(name)
+                report.through(learned(experiment, task, name, report))
+    finish(experiment, console)
+    return experiment.folder
+
+
+def resume(folder: Path) -> Path:
+    """Go on with the experiment in a folder."""
+    return run(stored(folder), folder)
+
+
+def learned(experiment: Experiment, task: OutputDropout, name: str, report: Report) -> Facts:
+    """Have a contestant learn, or go on; what it came to."""
+    folder, steps = experiment.folder / name, experiment.study.learning.steps
+    folder.mkdir(exist_ok=True)
+    goes_on = f"revtune train --resume {experiment.folder}"
+    with contextlib.closing(Course(experiment.learner(task, name), folder, goes_on)) as course:
+        course.learn(lambda learner, clock: learner.steps >= steps, report)
+        return course.result()
+
+
+class Report:
+    """What is told on the way: a bar on a terminal, a line a contestant.
+
+    Args:
+        console: where.
+        study: how many updates there are.
+    """
+
+    def __init__(self, console: Console, study: Study) -> None:
+        self.console, self.steps, self.name = console, study.learning.steps, ""
+        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+
+    @contextlib.contextmanager
+    def shown(self) -> Any:
+        """Keep the bar on the terminal."""
+        with self.bar:
+            yield self
+
+    def begins(self, name: str) -> None:
+        """Say who learns now."""
+        self.name, self.task = name, self.bar.add_task(name, total=self.steps)
+
+    def valid(self, facts: Facts) -> None:
+        """Take in a validation."""
+        self.bar.update(self.task, completed=facts["step"])
+
+    def through(self, facts: Facts) -> None:
+        """Say what it came to."""
+        self.bar.remove_task(self.task)
+        told = f"held-out {measure('perplexity', facts['valid'])}, test {measure('perplexity', facts['test'])}"
+        rate = facts["final_values"][NAME]
+        self.console.print(f"{self.name}: {told}, rate {rate:.3g} at the end", markup=False, soft_wrap=True)
+
+
+def stored(folder: Path) -> Study:
+    """The study that a folder holds.
+
+    Raises:
+        Problem: it holds none of this version.
+    """
+    path = folder / "config.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if facts["recipe"] != RECIPE:
+            raise ValueError("it is another recipe's")
+        found = read_typed(Study, facts["study"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise Problem(f"{path} is no configuration of the {RECIPE} experiment: {error}") from error
+    check(found)
+    return found
+
+
+def folder_of(study: Study, out: Path | None) -> Path:
+    """The experiment's folder, its configuration in it; one that holds the same already is gone on with."""
+    if out is not None and (out / "config.json").exists():
+        if stored(out) != study:
+            raise Problem(f"{out} holds an experiment with other settings; give another --out")
+        return out
+    folder = out or next_folder(RECIPE)
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"recipe": RECIPE, "study": dataclasses.asdict(study)}
+    write(folder / "config.json", json.dumps(facts, indent=1, default=str).encode() + b"\n")
+    return folder
+
+
+def finish(experiment: Experiment, console: Console) -> None:
+    """Write figures, table and plot, and print the table."""
+    found = figures(experiment)
+    write(experiment.folder / "results.json", json.dumps(found, indent=1).encode() + b"\n")
+    write(experiment.folder / "table.md", markdown(found).encode())
+    write(experiment.folder / f"{RECIPE}.png", plot(found))
+    console.print(f"\n{title(found)}", markup=False, soft_wrap=True)
+    console.print(table(found))
+    for line in verdicts(found):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(f"\nFigures, table and plot are in {experiment.folder}", markup=False, soft_wrap=True)
+
+
+def figures(experiment: Experiment) -> Facts:
+    """All that is told of an experiment, as JSON has it."""
+    study, rows = experiment.study, list[Facts]()
+    for name in study.contestants():
+        result = experiment.result(name)
+        assert result is not None
+        kind, _, rate = name.partition("-")
+        row = {"contestant": name, **result}
+        if kind == "tuned":
+            steps = [(record["step"], record["values"][NAME]) for record in experiment.history(name)]
+            row["schedule"] = [(0, float(rate)), *steps]
+        rows.append(row)
+    versions = {"revtune": rt.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    facts = {"method": study.method, "updates": study.learning.steps, "best_rate": experiment.best_rate()}
+    return {**versions, **facts, "study": json.loads(json.dumps(dataclasses.asdict(study), default=str)), "rows": rows}

@@ -1,0 +1,180 @@
+"""A study of the repeat task as it runs: cells in parallel, each kept as soon as it is done, then a table and a plot.
+
+    config.json     the study
+    cells.jsonl     a line for each cell that is done
+    results.json    the table's figures and what they depend on
+    table.md        the table to read
+    repeat.png      the plot
+
+Started again in its folder, a study learns the cells that are not there yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import os
+import platform
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import revtune as rt
+from revtune.program.errors import Problem
+from revtune.program.files import write
+from revtune.program.machine import processors
+from revtune.program.runs.arithmetic import Arithmetic
+from revtune.program.runs.folder import RUNS, next_folder
+from revtune.program.runs.metrics import Metrics
+from revtune.program.studies.repeat.results import markdown, plot, summary, table, title
+from revtune.program.tasks.repeat import Cell, Study, check, from_json, learn, to_json
+
+Figures = dict[str, Any]
+
+
+def run(study: Study, out: Path | None, *, workers: int | None = None) -> Path:
+    """Learn every cell that `out` does not hold yet, then write table and plot there.
+
+    Args:
+        study: what to compare.
+        out: folder of the study; by default the next free `runs/repeat-<n>`.
+        workers: processes; by default one for each processor.
+
+    Returns:
+        The folder.
+
+    Raises:
+        Problem: when the folder holds something else, its cells were learned by another backend or instruction set that
+            the environment does not name, a process died, or the disk refuses.
+        BackendError, SettingError: when the environment asks for a backend that cannot be had.
+    """
+    check(study)
+    if workers is not None and workers < 1:
+        raise Problem(f"--workers must be at least 1, got {workers}", code=2)
+    here = Arithmetic.here(torch.device("cpu"))
+    folder, console = folder_of(study, out), Console(highlight=False)
+    path = folder / "cells.jsonl"
+    lines = whole_lines(path)
+    with contextlib.closing(Metrics(path, sum(map(len, lines)))) as kept:
+        cells: list[Figures] = [json.loads(line) for line in lines]
+        there = {(one["model"], one["steps"], one["seed"]) for one in cells}
+        missing = [cell for cell in study.cells() if dataclasses.astuple(cell) not in there]
+        if missing:
+            go_on(here, cells, path)
+        for one in watched(console, len(cells), len(missing), learned(study, missing, workers)):
+            one["arithmetic"] = here.facts()
+            kept.add(one)
+            kept.sync()
+            cells.append(one)
+        finish(study, cells, folder)
+    console.print(f"\n{title(study)}", markup=False, soft_wrap=True)
+    console.print(table(study, cells))
+    console.print(f"\nTable, figures and plot are in {folder}", markup=False, soft_wrap=True)
+    return folder
+
+
+def resume(folder: Path) -> Path:
+    """Learn what is left of the study in a folder."""
+    return run(stored(folder), folder)
+
+
+def stored(folder: Path) -> Study:
+    """The study that a folder holds.
+
+    Raises:
+        Problem: when it holds none.
+    """
+    path = folder / "config.json"
+    try:
+        return from_json(path.read_text(encoding="utf-8"), path)
+    except OSError as error:
+        raise Problem(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Problem(f"{path} is no text: {error}") from error
+
+
+def folder_of(study: Study, out: Path | None) -> Path:
+    """The study's folder, with its configuration in it; one that holds the same study already is gone on with."""
+    if out is not None and (out / "config.json").exists():
+        if stored(out) != study:
+            raise Problem(f"{out} holds a study with other settings; give another --out")
+        return out
+    try:
+        folder = next_folder("repeat") if out is None else out
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Problem(f"cannot make the folder {out or RUNS}: {error.strerror}") from error
+    write(folder / "config.json", to_json(study).encode())
+    return folder
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file that were written to their end; none when it is not there."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def go_on(here: Arithmetic, cells: list[Figures], path: Path) -> None:
+    """Compare what the cells in a file were learned by with what is here, as a run that is resumed does."""
+    before = {Arithmetic.of(one["arithmetic"], path) for one in cells if "arithmetic" in one}
+    for one in sorted(before, key=str):
+        here.go_on(one, path.parent)
+
+
+def learned(study: Study, cells: list[Cell], workers: int | None) -> Iterator[Figures]:
+    """What each cell came to, in the order in which they finish."""
+    if not cells:
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers or processors(), context, initializer=leave_with_parent)
+    try:
+        for future in as_completed([pool.submit(learn, study, cell) for cell in cells]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise Problem("a process of the study died; the cells that are done are kept, start again to go on") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def leave_with_parent() -> None:
+    """End this process when the one that started it is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def watched(console: Console, done: int, left: int, cells: Iterator[Figures]) -> Iterator[Figures]:
+    """The cells as they come, told on the way: a bar on a terminal, lines elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("repeat", total=done + left, completed=done)
+        for one in cells:
+            yield one
+            bar.advance(task)
+            if not console.is_terminal:
+                told = f"{one['model']}, length {one['steps']}, seed {one['seed']}: {one['right']:.1%} right"
+                console.print(f"{told} after {one['updates']} updates", markup=False, soft_wrap=True)
+
+
+def finish(study: Study, cells: list[Figures], folder: Path) -> None:
+    """Write figures, table and plot."""
+    versions = {"revtune": rt.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    figures = {**versions, "study": dataclasses.asdict(study), "table": summary(study, cells)}
+    write(folder / "results.json", json.dumps(figures, indent=1).encode() + b"\n")
+    write(folder / "table.md", markdown(study, cells).encode())
+    write(folder / "repeat.png", plot(study, cells))

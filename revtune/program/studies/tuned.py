@@ -1,0 +1,145 @@
+"""`revtune train` for a recipe with a task: a run by one method, or the rest of one."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic
+
+import torch
+import tyro
+from torch import nn
+
+from revtune.program import recipes
+from revtune.program.errors import Problem
+from revtune.program.files import write
+from revtune.program.runs import checkpoint
+from revtune.program.runs.folder import claimed, refuse_taken
+from revtune.program.tasks.live import TunedReport, measure
+from revtune.program.tasks.loop import Course
+from revtune.program.tasks.task import METHODS, Method, S, Size, Study, Task, at_home, check, check_tuned
+from revtune.program.tasks.tuned_learner import learner
+from revtune.program.typed import read_typed
+from revtune.tuning.conversion.plain import plain
+from revtune.tuning.hypers.constants import Constants
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Generic[S]):
+    """Learn a task, its hyperparameters tuned on the way."""
+
+    study: Annotated[S, tyro.conf.arg(name="")]
+    method: Method = "delta"
+    """Delta-STN, STN, or a plain run at the starting values."""
+    out: Path | None = None
+    """Folder of the run; by default the next free runs/<recipe>-<n>."""
+    size: Size = "small"
+    """small is made for two cores; paper has the settings of the paper that the recipe is from."""
+    resume: Path | None = None
+    """Go on with the run in this folder as it was told; no other option goes with this one."""
+
+
+def start(name: str, options: Options[Any]) -> Path:
+    """A new run of a recipe, from its first step to its last; its folder."""
+    refuse_taken(options.out)
+    study = at_home(options.study)
+    check(study)
+    check_tuned(study, options.method)
+    task = recipes.find(name).task(study)
+    facts = {"recipe": name, "size": options.size, "method": options.method, "study": dataclasses.asdict(study)}
+    with claimed(name, options.out) as folder:
+        write(folder / "config.json", json.dumps(facts, indent=2, default=str).encode() + b"\n")
+    go_on(task, options.method, folder)
+    return folder
+
+
+def stored(folder: Path) -> tuple[str, Method, Study]:
+    """Recipe, method and settings of the run in a folder.
+
+    Raises:
+        Problem: its configuration is not of this version.
+    """
+    path = folder / "config.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        method = facts["method"]
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        default = recipes.find(facts["recipe"]).study(facts["size"])
+        study = read_typed(type(default), facts["study"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise Problem(f"{path} is no configuration of this revtune: {error}") from error
+    check(study)
+    return facts["recipe"], method, study
+
+
+def resume(folder: Path) -> None:
+    """Go on with the run in a folder.
+
+    Raises:
+        Problem: nothing is left to do.
+    """
+    name, method, study = stored(folder)
+    go_on(recipes.find(name).task(study), method, folder)
+
+
+def go_on(task: Any, method: Method, folder: Path) -> None:
+    """Take the steps that are left, and say what the run came to; what it should have written and has not is written.
+
+    Raises:
+        Problem: nothing is left to do.
+    """
+    torch.set_num_threads(task.study.threads)
+    steps, one = task.study.learning.steps, learner(task, method)
+    with contextlib.closing(Course(one, folder, f"revtune train --resume {folder}")) as course:
+        if one.steps >= steps and course.whole():
+            raise Problem(f"{folder} is finished: all {steps} steps are done")
+        with TunedReport(steps, task.measure).shown() as report:
+            course.learn(lambda learner, clock: learner.steps >= steps, report)
+        print(told(task.measure, course.result(), folder))
+
+
+def opened(folder: Path) -> tuple[Task, nn.Module]:
+    """The task of the run in a folder, and its best network, plain and ready to evaluate.
+
+    Raises:
+        Problem: the run has not come to its end, or its weights are damaged.
+    """
+    path = folder / "weights.safetensors"
+    if not path.exists():
+        raise Problem(f"{folder} has no weights yet; revtune train --resume {folder} goes on with it")
+    name, _, study = stored(folder)
+    try:
+        saved = checkpoint.read(path)
+    except Problem as error:
+        raise Problem(f"{error}; revtune train --resume {folder} writes it anew from the checkpoint") from error
+    torch.set_num_threads(study.threads)
+    task: Task = recipes.find(name).task(study)
+    hypers = Constants(task.hypers())
+    model = plain(task.net(hypers), hypers)
+    untie(model, saved.tensors.keys())
+    checkpoint.load_weights(model, saved, path)
+    return task, model.eval()
+
+
+def untie(model: nn.Module, names: Collection[str]) -> None:
+    """Give parameters that stand in two places one in each, where both are named, as STN leaves them when frozen."""
+    own = dict(model.named_parameters())
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        if name in names and name not in own:
+            place, _, last = name.rpartition(".")
+            model.get_submodule(place).register_parameter(last, nn.Parameter(parameter.detach().clone()))
+
+
+def told(quoted: str, result: dict[str, Any], folder: Path) -> str:
+    """What a finished run came to."""
+    best = ", ".join(f"{name} {value:.4g}" for name, value in result["values"].items())
+    return "\n".join([
+        f"\nbest held-out {measure(quoted, result['valid'])}, at step {result['step']}: {best}",
+        f"test {measure(quoted, result['test'])}",
+        f"the run is in {folder}",
+    ])  # fmt: skip

@@ -1,0 +1,1 @@
+"""Tasks whose hyperparameters are tuned, and who learns them."""

@@ -1,0 +1,239 @@
+"""A study of tuned hyperparameters, told once: what every way of tuning them shares.
+
+STN, Delta-STN, a plain run at fixed values and a searcher's trial learn one `Task`, and none asks which it is::
+
+    hypers = Hyperparameters(**task.hypers())             tuned: what `net` reads changes, from example to example
+    hypers = Constants(task.hypers(), values)             plain: numbers; layers are torch's own (`constants.plain`)
+    net = task.net(hypers)                                not converted; `self_tuning(net, hypers)` is the tuner's part
+    batch = task.train_batch(step)                        a function of its number, so a run goes on from any step
+    out = task.predict(model, batch)                      or (out, state) = task.predict(model, batch, state)
+    losses = task.train_loss(model, out, batch, h)        (B,); h.name is a number, 0-d or (B,)
+    loss = task.valid_loss(out, task.valid_batch(number))
+    task.evaluate(model, "valid")["loss"]                 what is compared, nats over all of a split
+
+A recipe with a task has two functions: `study(size)`, the typed settings, a subclass of `Study` if it has some of its
+own, and `task(study)`, which loads the data. `learning` and `tuning` are read by who trains, not by the task.
+
+Shapes: B examples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+
+import tyro
+from torch import Tensor, nn
+
+from revtune.program.errors import Problem
+from revtune.program.typed import check_numbers
+from revtune.tuning.hypers.hyperparameters import Hyperparameters
+from revtune.tuning.hypers.kinds import Hyper
+
+
+def at_home(study: S) -> S:
+    """A study with its path made absolute, to be found from any folder later."""
+    return dataclasses.replace(study, data=study.data and study.data.absolute())
+
+
+Tuned = Literal["delta", "stn"]
+
+
+Method = Literal["delta", "stn", "plain"]
+
+
+Searcher = Literal["random", "grid", "tpe", "hyperband"]
+
+
+Rule = Literal["sgd", "adam"]
+
+
+HyperRule = Literal["adam", "rmsprop"]
+
+
+Schedule = Literal["constant", "cosine", "plateau"]
+
+
+Split = Literal["valid", "test"]
+
+
+Size = Literal["small", "paper"]
+
+
+METHODS: tuple[Method, ...] = ("delta", "stn", "plain")
+
+
+SEARCHERS: tuple[Searcher, ...] = get_args(Searcher)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """How weights learn, whatever tunes their hyperparameters."""
+
+    steps: int = 2000
+    """Updates of the weights in all."""
+    batch: int = 64
+    """Examples of an update, or streams read side by side."""
+    optimizer: Rule = "sgd"
+    """Update rule of the weights."""
+    lr: float = 0.1
+    """Their learning rate at its highest."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    schedule: Schedule = "constant"
+    """cosine falls to a twentieth over the run; plateau divides by 4 when validation stops improving."""
+    patience: int = 5
+    """Validations in a row without a better one before a plateau, and before a plain run counts as finished; with
+    plateaus that takes twice as many, half of them at the lower rate."""
+    clip: float | None = None
+    """Largest norm of the weights' gradient, and of the responses'."""
+    valid_every: int = 100
+    """Updates between validations on all held-out examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """How STN and Delta-STN tune: the other methods read nothing of it."""
+
+    warmup: int = 200
+    """Updates of the weights before the first of the hyperparameters."""
+    ratio: int = 2
+    """Updates of the weights to one of the hyperparameters."""
+    optimizer: HyperRule = "adam"
+    """Update rule of hyperparameters and scales."""
+    hyper_lr: float = 0.01
+    """Their learning rate."""
+    entropy: float = 1e-3
+    """Weight of the perturbations' entropy, which tunes their scales."""
+    tune_scales: bool = True
+    """Whether to tune the scales of perturbations, or leave them where they start."""
+    scale: float = 0.5
+    """Where scales start."""
+    response_lr: float = 1.0
+    """Learning rate of the responses, in those of the weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """The settings of a recipe with a task; the recipe's `study(size)` gives them, from the paper or for two cores."""
+
+    data: Path | None = None
+    """Folder with data sets by name; default: the environment's REVTUNE_DATA, then the hub."""
+    seed: int = 1
+    """Seed of weights, order, masks and perturbations."""
+    threads: int = 1
+    """Threads of torch; small nets gain little from more, and lose much on busy cores."""
+    learning: Annotated[Learning, tyro.conf.arg(name="")] = field(default_factory=Learning)
+    stn: Tuning = field(default_factory=Tuning)
+    delta: Tuning = field(default_factory=Tuning)
+
+    def tuning(self, method: Tuned) -> Tuning:
+        """The settings of a method that tunes."""
+        return self.stn if method == "stn" else self.delta
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where searchers look for a hyperparameter, in user units.
+
+    Args:
+        low, high: the bounds, themselves allowed.
+        log: whether factors count, not differences.
+        whole: whether it is an integer.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+
+class Task(ABC):
+    """Data, network, losses and hyperparameters of a study; data are loaded when it is made.
+
+    Attributes:
+        study: its settings.
+        carry: whether a recurrent state goes from batch to batch, as `Tuner(carry=)`; `predict` then takes and gives
+            it, and starts anew, whatever it is handed, where a batch says that a pass over the data begins.
+        batch_dim: which dimension of the layers' inputs is examples, as `self_tuning(batch_dim=)`.
+        measure: the name of the figure that people quote, one of those that `evaluate` gives.
+    """
+
+    carry: ClassVar[bool] = False
+    batch_dim: ClassVar[int] = 0
+    measure: ClassVar[str] = "loss"
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+
+    def digest(self) -> str:
+        """What tells the data from others; a run does not go on with those."""
+        return ""
+
+    @abstractmethod
+    def hypers(self) -> dict[str, Hyper]:
+        """What is tuned, by name, from its starting value on."""
+
+    @abstractmethod
+    def spaces(self) -> dict[str, Space]:
+        """Where searchers look for each."""
+
+    @abstractmethod
+    def net(self, hypers: Hyperparameters) -> nn.Module:
+        """A fresh network of plain layers, its weights by the study's seed.
+
+        An nn.Dropout is tuned by the hyperparameter of its name, as in `self_tuning`; other regularizers are `Tuned`
+        ones that read `hypers`. Reading costs a plain run nothing: it is handed `Constants`.
+        """
+
+    @abstractmethod
+    def predict(self, model: nn.Module, batch: Any, *state: Any) -> Any:
+        """The prediction; of a task that carries, the prediction and the next state (`state` is one, None at first)."""
+
+    @abstractmethod
+    def train_loss(self, model: nn.Module, out: Any, batch: Any, h: Any) -> Tensor:
+        """Losses (B,) of a training step at hyperparameters h, penalties included; their mean is learnt."""
+
+    @abstractmethod
+    def valid_loss(self, out: Any, batch: Any) -> Tensor:
+        """Losses (B,), or their mean, of a step on held-out data: no penalties."""
+
+    @abstractmethod
+    def train_batch(self, step: int) -> Any:
+        """The batch of an update, from 0 on, by the study's seed: the same whenever it is asked for."""
+
+    @abstractmethod
+    def valid_batch(self, number: int) -> Any:
+        """Likewise of a step on held-out data."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """Figures over all of a split by a model in evaluation mode: "loss" in nats, and `measure`."""
+
+
+S = TypeVar("S", bound=Study)
+
+
+def check(study: Study) -> None:
+    """Raise `Problem` for the first setting that no run can have."""
+    check_numbers(study, study.learning)
+    for name in ("stn", "delta"):
+        tuning: Tuning = getattr(study, name)
+        check_numbers(tuning, prefix=f"{name}.")
+        if tuning.tune_scales and tuning.scale > Hyper.max_scale:
+            most = f"{Hyper.max_scale:g} where it is tuned"
+            raise Problem(f"--{name}.scale must be at most {most}, got {tuning.scale}", code=2)
+
+
+def check_tuned(study: Study, method: Method) -> None:
+    """Raise `Problem` for a study in whose updates a method that tunes would never do so."""
+    if method == "plain":
+        return
+    tuning, steps = study.tuning(method), study.learning.steps
+    if steps < (first := tuning.warmup + tuning.ratio):
+        told = f"by --{method}.warmup {tuning.warmup} and --{method}.ratio {tuning.ratio}"
+        raise Problem(f"--steps must be at least {first}, the first at which hyperparameters are tuned {told}, "
+                      f"got {steps}", code=2)  # fmt: skip

@@ -1,0 +1,83 @@
+"""A self-tuning network, as it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from revtune.program.runs import checkpoint
+from revtune.program.tasks.learner import Learner, weight_optimizer
+from revtune.program.tasks.plain_learner import PlainLearner
+from revtune.program.tasks.task import HyperRule, Method, Task, Tuned
+from revtune.tuning.conversion.convert import self_tuning
+from revtune.tuning.conversion.freeze import frozen
+from revtune.tuning.hypers.hyperparameters import Hyperparameters
+from revtune.tuning.tuner.tuner import Tuner
+
+HYPER_RULES: dict[HyperRule, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop
+}  # fmt: skip
+
+
+class TunedLearner(Learner):
+    """Learns by a self-tuning network.
+
+    Args:
+        task: what is learnt.
+        method: "delta" or "stn".
+    """
+
+    def __init__(self, task: Task, method: Tuned) -> None:
+        super().__init__(task)
+        self.task = task
+        torch.manual_seed(task.study.seed)
+        tuning = task.study.tuning(method)
+        self.hypers = Hyperparameters(**{
+            name: replace(one, scale=tuning.scale, tune_scale=tuning.tune_scales)
+            for name, one in task.hypers().items()
+        })  # fmt: skip
+        self.model = self_tuning(task.net(self.hypers), self.hypers, batch_dim=task.batch_dim)
+        rule = HYPER_RULES[tuning.optimizer]
+        self.tuner = Tuner(
+            self.model, lambda out, batch, h: task.train_loss(self.model, out, batch, h), task.valid_loss,
+            optimizer=weight_optimizer(self.learning), method=method, predict=task.predict,
+            hyper_optimizer=lambda groups: rule(groups, tuning.hyper_lr), warmup=tuning.warmup, ratio=tuning.ratio,
+            entropy=tuning.entropy, clip=self.learning.clip, carry=task.carry, seed=task.study.seed,
+        )  # fmt: skip
+        self.optimizer, self.rates = self.tuner.optimizer, (1.0, tuning.response_lr)
+
+    @property
+    def steps(self) -> int:
+        """As in `Learner`."""
+        return self.tuner.steps
+
+    def update(self) -> float:
+        """As in `Learner`; a step of the hyperparameters too where one is due."""
+        held_out = self.task.valid_batch(self.tuner.valid_steps) if self.tuner.due else None
+        return self.tuner.step(self.task.train_batch(self.tuner.steps), held_out)[0]
+
+    def values(self) -> dict[str, float]:
+        """As in `Learner`."""
+        return self.tuner.values()
+
+    def weights(self) -> dict[str, Tensor]:
+        """As in `Learner`."""
+        return checkpoint.weights(frozen(self.model))
+
+    def state(self) -> dict[str, Any]:
+        """As in `Learner`."""
+        return super().state() | {"tuner": self.tuner.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """As in `Learner`."""
+        super().restore(state)
+        self.tuner.load_state_dict(state["tuner"])
+
+
+def learner(task: Task, method: Method, values: dict[str, float] | None = None) -> Learner:
+    """The learner of a method; `values` is for plain ones."""
+    return PlainLearner(task, values) if method == "plain" else TunedLearner(task, method)

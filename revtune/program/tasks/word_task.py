@@ -1,0 +1,153 @@
+"""Language models as a task: text read in order by streams, a state that goes from segment to segment, perplexity.
+
+Held-out text has streams and a state of its own. Losses are in nats a word.
+
+Shapes: T steps, B streams, V words.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from revtune.program.data import text_sources as sources
+from revtune.program.data.hub import decode
+from revtune.program.data.text import Corpus, segment, split_words, streams, word_corpus
+from revtune.program.errors import Problem
+from revtune.program.tasks.task import Split, Study, Task
+from revtune.tuning.hypers.hyperparameters import Hyperparameters
+
+HELD_OUT = 5
+
+
+Source = Literal["ptb", "wikitext2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordStudy(Study):
+    """Settings of a study on words."""
+
+    words: int | None = 20_000
+    """Words of the training text to use, from its beginning, and a fifth as many of the held-out text; None for all."""
+    vocabulary: int = 10_000
+    """So many of the most frequent words are told apart."""
+    length: int = 35
+    """Words between two updates, which gradients go back through."""
+    width: int = 100
+    """Units of each layer, and of the embedding."""
+
+
+class Segment(NamedTuple):
+    """Words (T, B), the words after them, and whether they are the first of the text."""
+
+    inputs: Tensor
+    targets: Tensor
+    first: bool
+
+
+class Out(NamedTuple):
+    """Logits (T, B, V), and outputs (T, B, H) of the last layer before and after dropout."""
+
+    logits: Tensor
+    outputs: Tensor
+    dropped: Tensor
+
+
+class WordTask(Task):
+    """A recurrent language model, as `Task` wants it.
+
+    Args:
+        study: the settings.
+        corpus: the text, as numbers; loaded by default.
+
+    Attributes:
+        source: which text, by name.
+
+    Raises:
+        Problem: the text is missing, or has not as many words.
+    """
+
+    source: ClassVar[Source]
+    carry, batch_dim = True, 1
+    measure: ClassVar[str] = "perplexity"
+    study: WordStudy
+
+    def __init__(self, study: WordStudy, corpus: Corpus | None = None) -> None:
+        super().__init__(study)
+        self.corpus = corpus or text(self.source, study)
+        parts = {"train": self.corpus.train, "valid": self.corpus.valid, "test": self.corpus.test}
+        self.rows = {name: streams(part, study.learning.batch, name=name) for name, part in parts.items()}
+
+    def digest(self) -> str:
+        """As in `Task`."""
+        return self.corpus.digest()
+
+    @abstractmethod
+    def build(self, hypers: Hyperparameters, words: int) -> nn.Module:
+        """The network, from torch's generator: `net(inputs, state)` gives `Out` and the next state."""
+
+    def net(self, hypers: Hyperparameters) -> nn.Module:
+        """As in `Task`."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.study.seed)
+            return self.build(hypers, len(self.corpus.vocabulary))
+
+    def predict(self, model: nn.Module, batch: Segment, *state: Any) -> Any:
+        """`Out` and the next state."""
+        return model(batch.inputs, None if batch.first else state[0])
+
+    def train_loss(self, model: nn.Module, out: Out, batch: Segment, h: Any) -> Tensor:
+        """Cross entropy of each stream, (B,)."""
+        losses = F.cross_entropy(out.logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
+        return losses.view(batch.targets.shape).mean(0)
+
+    def valid_loss(self, out: Out, batch: Segment) -> Tensor:
+        """Likewise, its mean."""
+        return F.cross_entropy(out.logits.flatten(0, 1), batch.targets.flatten())
+
+    def train_batch(self, step: int) -> Segment:
+        """A segment of all streams; after the last comes the first."""
+        return self._segment("train", step)
+
+    def valid_batch(self, number: int) -> Segment:
+        """Likewise of the held-out text."""
+        return self._segment("valid", number)
+
+    def _segment(self, name: str, number: int) -> Segment:
+        rows, length = self.rows[name], self.study.length
+        place = number % self._segments(name)
+        return Segment(*segment(rows, place * length, length), place == 0)
+
+    def _segments(self, name: str) -> int:
+        return math.ceil((len(self.rows[name]) - 1) / self.study.length)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """Mean cross entropy in nats, and perplexity."""
+        loss, count, state = 0.0, 0, None
+        for number in range(self._segments(split)):
+            batch = self._segment(split, number)
+            out, state = self.predict(model, batch, state)
+            loss += self.valid_loss(out, batch).item() * batch.targets.numel()
+            count += batch.targets.numel()
+        return {"loss": loss / count, "perplexity": math.exp(min(loss / count, 99.0))}
+
+
+def text(source: Source, study: WordStudy) -> Corpus:
+    """As much of a text as is asked for, its vocabulary that of the training text.
+
+    Raises:
+        Problem: it is missing, or has not as many words.
+    """
+    train, valid, test = (split_words(decode(part, source)) for part in sources.named(source, study.data))
+    if study.words is not None:
+        if study.words > len(train):
+            raise Problem(f"--words must be at most {len(train)} for {source}, got {study.words}", code=2)
+        train, valid = train[: study.words], valid[: study.words // HELD_OUT]
+    return word_corpus(train, valid, test, most=study.vocabulary)

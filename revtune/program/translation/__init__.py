@@ -1,0 +1,1 @@
+"""Translation: model, search, training run, and the command that translates."""

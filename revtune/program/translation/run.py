@@ -1,0 +1,171 @@
+"""A translation run from its first step to its BLEU, or the rest of one, and a finished one to use."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from revtune.program.data.moses import shaped
+from revtune.program.errors import Problem
+from revtune.program.files import write
+from revtune.program.runs import checkpoint
+from revtune.program.runs.folder import claimed, config_of, refuse_taken
+from revtune.program.tasks.live import TunedReport, measure
+from revtune.program.tasks.loop import Course
+from revtune.program.translation.interpreter import Decoding
+from revtune.program.translation.learner import TranslationLearner
+from revtune.program.translation.saved_vocabulary import Known, facts, known, task_of
+from revtune.program.translation.scores import scored
+from revtune.program.translation.stored_bits import stored as stored_bits
+from revtune.program.translation.task import Study, Translation
+from revtune.program.translation.translator import Over, Translator, build
+from revtune.program.typed import check_numbers, read_typed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Learn to translate."""
+
+    study: Annotated[Study, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """Folder of the run; by default the next free runs/<recipe>-<n>."""
+    full: bool = False
+    """The settings of the papers, many hours instead of half of one."""
+
+
+def start(name: str, options: Options) -> Path:
+    """A new run of a recipe, from its first step to its last; its folder."""
+    refuse_taken(options.out)
+    import_module("sacrebleu")  # better missed now than when all is learnt
+    text = options.study.text
+    study = dataclasses.replace(options.study, text=dataclasses.replace(text, data=text.data and text.data.absolute()))
+    check(study)
+    task = Translation(study)
+    learner = TranslationLearner(task)
+    for note in notes(task):
+        print(note)
+    told = {"recipe": name, "study": dataclasses.asdict(study)}
+    with claimed(name, options.out) as folder:
+        write(folder / "vocabulary.json", json.dumps(facts(task)).encode())
+        write(folder / "config.json", json.dumps(told, indent=2, default=str).encode() + b"\n")
+    go_on(learner, folder)
+    return folder
+
+
+def notes(task: Translation) -> Iterator[str]:
+    """What to know of the data before a run begins."""
+    if task.note:
+        yield f"{task.study.text.name}: {task.note}"
+    for split, there in task.pairs.splits.items():
+        if there.empty or there.long:
+            yield f"{split}: left out {there.empty} pairs with an empty side and {there.long} beyond --longest"
+
+
+def check(study: Study) -> None:
+    """Raise `Problem` for the first setting that no run can have."""
+    from revtune.program.typed import _every
+
+    for group, names in ((study.text, "vocabulary fewest longest"), (study.net, "embedding hidden layers")):
+        _every(group, names, lambda value: value >= 1, "at least 1")
+        _every(group, names, lambda value: value < 2**31, "below 2^31")
+    Over.of(study.net.attend, study.net.hidden)
+    _every(study.net, "dropout slice_dropout", lambda value: 0 <= value < 1, "a rate from 0 to below 1")
+    limit = "above 0, or None for no limit"
+    _every(study.net, "max_forget_bits", lambda value: value is None or 0 < value < math.inf, limit)
+    if study.net.model in ("revgru", "revlstm"):
+        _every(study.net, "hidden", lambda value: value % 2 == 0, "even, to be split in halves")
+    if study.text.source == study.text.target:
+        raise Problem(f"--source and --target must differ, got {study.text.source} for both", code=2)
+    check_numbers(study, study.learning)
+    _every(study.learning, "fall", lambda value: value > 1, "above 1")
+
+
+def stored(folder: Path) -> tuple[str, Study]:
+    """Recipe and settings of the run in a folder.
+
+    Raises:
+        Problem: it holds none, or its configuration is not of this version.
+    """
+    path = config_of(folder)
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        name, study = there["recipe"], read_typed(Study, there["study"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise Problem(f"{path} is no configuration of a translation run: {error}") from error
+    check(study)
+    return name, study
+
+
+def resume(folder: Path) -> None:
+    """Go on with the run in a folder; what it should have written and has not is written.
+
+    Raises:
+        Problem: nothing is left to do.
+    """
+    import_module("sacrebleu")
+    go_on(TranslationLearner(task_of(folder, stored(folder)[1])), folder)
+
+
+def go_on(learner: TranslationLearner, folder: Path) -> None:
+    """Take the steps that are left, and say what the run came to."""
+    task, steps = learner.translation, learner.learning.steps
+    torch.set_num_threads(task.study.threads)
+    with contextlib.closing(Course(learner, folder, f"revtune train --resume {folder}")) as course:
+        if learner.steps >= steps and course.whole():
+            raise Problem(f"{folder} is finished: all {steps} steps are done")
+        with TunedReport(steps, task.measure).shown() as report:
+            course.learn(lambda learner, clock: learner.steps >= steps, report)
+        spent = course.clock.now()
+        learner.take_best()
+        scores = scored(task, learner.model.eval(), Decoding())
+        mark = known(folder, task.study).mark
+        bits = stored_bits(task, learner.model)
+        result = course.result(**spent, **scores, epoch=task.epoch, bits=bits, vocabularies=mark)
+    print(f"\nbest held-out {measure(task.measure, result['valid'])}, at step {result['step']}")
+    print(f"test BLEU {result['bleu']:.2f} by beam, {result['greedy_bleu']:.2f} greedy ({result['signature']})")
+    print(f"the run is in {folder}; next:\n  revtune translate {folder}")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A run that can be used: its settings, what it knows of its data, and its translator, in evaluation mode."""
+
+    study: Study
+    known: Known
+    model: Translator
+
+    def shaped(self, text: str) -> str:
+        """A raw sentence of the source language as those that were learnt from are."""
+        return shaped(text, self.known.form, self.study.text.source)
+
+
+def opened(folder: Path) -> Learned:
+    """The run in a folder, for which no data are needed.
+
+    Raises:
+        Problem: it has not come to its end, or a file of it is damaged.
+    """
+    path, (_, study) = folder / "weights.safetensors", stored(folder)
+    if not path.exists():
+        raise Problem(f"{folder} has no weights yet; revtune train --resume {folder} goes on with it")
+    there = known(folder, study)
+    try:
+        saved = checkpoint.read(path)
+    except Problem as error:
+        raise Problem(f"{error}; revtune train --resume {folder} writes it anew from the checkpoint") from error
+    if saved.facts.get("vocabularies", there.mark) != there.mark:
+        raise Problem(f"{folder / 'vocabulary.json'} has been changed: {path} was not learnt with it; put it back")
+    torch.set_num_threads(study.threads)
+    model = build(study.net, len(there.source), len(there.target))
+    checkpoint.load_weights(model, saved, path)
+    return Learned(study, there, model.eval())

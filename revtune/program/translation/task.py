@@ -1,0 +1,159 @@
+"""Translation as a task: sentence pairs in batches of like length, a translator, and how well it does."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import nn
+
+from revtune.program.data.buckets import Batch, batch, by_length, order
+from revtune.program.data.moses import Language
+from revtune.program.data.pairs import Lexicon, Name, Pairs, Split, Unit, pairs, texts, vocabularies
+from revtune.program.tasks.learner import FALL
+from revtune.program.tasks.task import Learning as AnyLearning
+from revtune.program.tasks.task import Schedule
+from revtune.program.translation.translator import Model, Net, Translator, build
+
+PAPERS_RATES: dict[Model, float] = {"gru": 0.2, "revgru": 0.2, "revlstm": 0.5, "lstm": 1.0}
+
+
+MOST: dict[Unit, int] = {"word": 50_000, "subword": 8_000}
+
+
+PAPERS_EPOCH = 454
+"""Updates of a pass over Multi30K, 64 pairs each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Which sentence pairs."""
+
+    name: Annotated[Name, tyro.conf.Fixed] = "multi30k"
+    source: Language = "en"
+    """Language to translate from."""
+    target: Language = "de"
+    """Language to translate to."""
+    unit: Unit = "word"
+    """Words as the files have them, or sub-words, learnt from raw text, for iwslt14 from its tokenized files."""
+    vocabulary: int = MOST["word"]
+    """Most words, or sub-words, of each language; by default 50,000 words or 8,000 sub-words."""
+    fewest: int = 2
+    """How often a word must come up to be one of the vocabulary, or two sub-words together to be joined."""
+    longest: int = 50
+    """Words, or sub-words, of the longest sentence that is learnt, or validated on."""
+    data: Path | None = None
+    """Folder with data sets by name; default: the environment's REVTUNE_DATA, then the hub."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning(AnyLearning):
+    """How a translator learns."""
+
+    schedule: Schedule = "constant"
+    """cosine falls to a twentieth over the run; plateau divides by --fall when validation stops improving."""
+    patience: int = 5
+    """Validations in a row without a better one before the learning rate falls; a run never ends early."""
+    clip: float | None = None
+    """Largest norm of the gradient."""
+    fall: float = FALL
+    """What a plateau divides the learning rate by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """The settings of a translation run."""
+
+    text: Annotated[Text, tyro.conf.arg(name="")] = field(default_factory=Text)
+    net: Annotated[Net, tyro.conf.arg(name="")] = field(default_factory=Net)
+    learning: Annotated[Learning, tyro.conf.arg(name="")] = field(default_factory=Learning)
+    seed: int = 1
+    """Seed of weights, order and masks."""
+    threads: int = 1
+    """Threads of torch."""
+
+
+class Translation:
+    """Data of a study and how they are gone through.
+
+    Args:
+        study: its settings.
+        lexicons: the vocabularies of source and target; by default those of the training text.
+
+    Attributes:
+        pairs: vocabularies and splits.
+        form: what the text looks like.
+        note: what to know of it, if anything.
+        measure: the name of the figure that people quote.
+    """
+
+    measure = "perplexity"
+
+    def __init__(self, study: Study, lexicons: tuple[Lexicon, Lexicon] | None = None) -> None:
+        text = study.text
+        found = texts(text.name, text.unit, text.source, text.target, text.data)
+        if lexicons is None:
+            lexicons = vocabularies(found.splits["train"], text.unit, most=text.vocabulary, fewest=text.fewest)
+        self.study, self.form, self.note = study, found.form, found.note
+        self.pairs: Pairs = pairs(found.splits, lexicons, longest=text.longest)
+        self._order: tuple[int, list[list[int]]] | None = None
+
+    def digest(self) -> str:
+        """What tells the data from others."""
+        return self.pairs.digest()
+
+    def net(self) -> Translator:
+        """A fresh translator, its weights by the study's seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.study.seed)
+            return build(self.study.net, len(self.pairs.source), len(self.pairs.target))
+
+    @property
+    def epoch(self) -> int:
+        """Updates of a pass over the training pairs."""
+        return -(-len(self.pairs.splits["train"].pairs) // self.study.learning.batch)
+
+    def train_batch(self, step: int) -> Batch:
+        """The batch of an update, from 0 on: a function of its number and the seed."""
+        done, place = divmod(step, self.epoch)
+        there = self.pairs.splits["train"].pairs
+        if self._order is None or self._order[0] != done:
+            self._order = done, order(there, self.study.learning.batch, self.study.seed, done)
+        return batch([there[one] for one in self._order[1][place]], self.pairs.target.start)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """Mean loss in nats a word, the ends counted, and its exponential, no more than e^99."""
+        assert isinstance(model, Translator)
+        there, total, words = self.pairs.splits[split].pairs, 0.0, 0
+        for numbers in by_length(there, self.study.learning.batch):
+            some = batch([there[one] for one in numbers], self.pairs.target.start)
+            total += model.loss(some).item()
+            words += int(some.lengths.sum())
+        return {"loss": total / words, "perplexity": math.exp(min(total / words, 99.0))}
+
+
+def recipe(
+    name: Name, *, full: bool, layers: int = 1, hidden: int = 300, sliced: int = 20, model: Model = "revgru",
+    unit: Unit = "word",
+) -> Study:  # fmt: skip
+    """Half an hour of one core for one layer, by Adam; in full the papers' settings, by SGD for 80 epochs of Multi30K.
+
+    The papers' learning rate depends on the model, and is halved when the held-out perplexity is no better.
+    """
+    base = Study(
+        text=Text(name=name, unit=unit, vocabulary=MOST[unit]),
+        net=Net(model=model, layers=layers, hidden=hidden, embedding=hidden, attend=f"emb+slice:{sliced}"),
+    )
+    adam = Learning(steps=6_000, batch=64, optimizer="adam", lr=2e-3, schedule="cosine", clip=1.0, valid_every=227)
+    if not full:
+        return replace(base, learning=adam)
+    sgd = Learning(
+        steps=80 * PAPERS_EPOCH, batch=64, optimizer="sgd", lr=PAPERS_RATES[model], momentum=0.0, schedule="plateau",
+        fall=2.0, patience=1, clip=5.0, valid_every=PAPERS_EPOCH,
+    )  # fmt: skip
+    return replace(base, text=replace(base.text, fewest=1), learning=sgd)

@@ -1,0 +1,215 @@
+"""`revtune translate RUN`: a file, or lines typed in; the attention of a sentence as a plot."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, BinaryIO, cast
+
+import tyro
+
+from revtune.program.data.pairs import MARK, Lexicon, text_lines
+from revtune.program.data.subwords import Subwords
+from revtune.program.errors import Problem
+from revtune.program.files import Taken, check_apart, check_place, write
+from revtune.program.runs.folder import OWN
+from revtune.program.runs.stopping import STOPPED
+from revtune.program.translation.interpreter import Decoding, Interpreter, Translated
+from revtune.program.translation.run import Learned, opened
+
+
+class Answers:
+    """Where translations go as they come; a context that closes the file.
+
+    Args:
+        path: of a file, which has what was given before if it is stopped; None for none.
+        printed: whether they are printed.
+
+    Attributes:
+        given: how many there are.
+    """
+
+    def __init__(self, path: Path | None, *, printed: bool) -> None:
+        self.path, self.printed, self.given = path, printed, 0
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Answers:
+        if self.path is not None:
+            self._file = self._ask(self.path.open, "wb")
+        return self
+
+    def add(self, texts: list[str]) -> None:
+        """Give some more."""
+        for text in texts if self.printed else []:
+            print(text, flush=True)
+        if self._file is not None:
+            self._ask(self._file.write, "".join(text + "\n" for text in texts).encode())
+            self._ask(self._file.flush)
+        self.given += len(texts)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._file is not None:
+            self._ask(self._file.close)
+            if isinstance(error, KeyboardInterrupt):
+                raise Problem(f"stopped; {self.path} has the first {self.given} translations", code=STOPPED) from error
+
+    def _ask(self, action: Any, *given: Any) -> Any:
+        try:
+            return action(*given)
+        except OSError as error:
+            raise Problem(f"cannot write {self.path}: {error.strerror}; it has {self.given} translations") from error
+
+
+MOST_TOLD = 500
+"""Characters of a line's unknown words that are told."""
+
+
+AT_ONCE = 640
+"""Lines of a file that are translated together."""
+
+
+MOST_DRAWN = 200
+"""Words of a sentence, or of its translation, beyond which a picture of its attention shows nothing."""
+
+
+MOST_READ = 1_000
+"""Words, or sub-words, of a line that are translated at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Translate sentences, one a line, with the best weights of a run."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    file: Path | None = None
+    """Sentences to translate; without it, lines typed or piped in."""
+    out: Path | None = None
+    """File for the translations, written over, as they come; without it they are printed."""
+    tokenized: bool = False
+    """The sentences are lower-cased and tokenized already, as in the files that were learnt from."""
+    decoding: Annotated[Decoding, tyro.conf.arg(name="")] = field(default_factory=Decoding)
+    plot: Path | None = None
+    """PNG that the attention of the first sentence goes to."""
+
+
+def translate(options: Options) -> None:
+    """Translate, line by line; empty lines stay empty.
+
+    Raises:
+        Problem: options that cannot be, a file that is no text, or a place that cannot be written to.
+    """
+    check(options.decoding)
+    check_places(options)
+    learned = opened(options.run)
+    reader = Reader(learned, options.decoding, tokenized=options.tokenized)
+    lines = text_lines(options.file) if options.file else None
+    if lines is None and sys.stdin is None:
+        raise Problem("nothing to translate: standard input is closed; give --file", code=2)
+    plot, typed = options.plot, lines is None and sys.stdin.isatty()
+    with Answers(options.out, printed=options.out is None or typed) as answers:
+        for some in groups(lines, typed):
+            found = reader(some, answers.given)
+            answers.add([one.text for one in found])
+            if plot is not None and (first := next((one for one in found if one.target), None)):
+                draw(first, plot)
+                plot = None
+    if plot is not None:
+        print("revtune: no plot: no sentence was translated to any words", file=sys.stderr)
+
+
+def check(how: Decoding) -> None:
+    """Raise `Problem` for the first setting that cannot be."""
+    for name, value, least, most in (
+        ("beam", how.beam, 1, 1_000), ("penalty", how.penalty, 0, 10), ("batch", how.batch, 1, 100_000)
+    ):  # fmt: skip
+        if not least <= value <= most:
+            raise Problem(f"--{name} must be from {least} to {most}, got {value}", code=2)
+
+
+def check_places(options: Options) -> None:
+    """Raise `Problem` when something would be written over what is read, learnt or written besides, or is no place."""
+    taken: list[Taken] = [(options.run / name, f"is {name} of the run") for name in OWN]
+    taken += [(options.file, "is what --file reads")] if options.file else []
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # not all that stands in for it has a number
+        taken += [(sys.stdin.fileno(), "is what is read")] if not options.file else []
+    check_apart({"out": options.out, "plot": options.plot}, taken)
+    if (plot := options.plot) is not None:
+        check_place(plot)
+        if not plot.parent.is_dir():
+            raise Problem(f"cannot write {plot}: there is no folder {plot.parent}")
+
+
+def groups(lines: list[str] | None, typed: bool) -> Iterator[list[str]]:
+    """Lines that are translated together: some of a file's, or each as it comes."""
+    if lines is not None:
+        yield from (lines[first : first + AT_ONCE] for first in range(0, len(lines), AT_ONCE))
+        return
+    if typed:
+        print("a sentence a line; end with Ctrl-D", file=sys.stderr)
+    with contextlib.suppress(AttributeError, ValueError):
+        cast(Any, sys.stdin).reconfigure(errors="replace", newline="\n")  # lines end as in files
+    for number, line in enumerate(sys.stdin):
+        yield [(line if number else line.removeprefix(MARK)).strip()]
+
+
+class Reader:
+    """Translates lines, with a word on each that is unlike what was learnt.
+
+    Args:
+        learned: a run.
+        how: as in `Interpreter`.
+        tokenized: whether lines are as those that were learnt, or raw.
+    """
+
+    def __init__(self, learned: Learned, how: Decoding, *, tokenized: bool = False) -> None:
+        self.learned, self.tokenized, self.longest = learned, tokenized, learned.study.text.longest
+        sides = learned.known.source, learned.known.target
+        self.interpreter = Interpreter(learned.model, *sides, how, most_read(self.longest))
+
+    def __call__(self, lines: list[str], before: int = 0) -> list[Translated]:
+        """The translations of lines that come after so many others."""
+        read = lines if self.tokenized else [self.learned.shaped(line) for line in lines]
+        for number, line in enumerate(read, before + 1):
+            if note := unlike(self.learned.known.source, line, self.longest):
+                print(f"revtune: line {number}: {note}", file=sys.stderr)
+        return self.interpreter(read)
+
+
+def most_read(longest: int) -> int:
+    """How many words of a line are translated, where so many were learnt: enough for any sentence."""
+    return max(MOST_READ, longest)
+
+
+def unlike(lexicon: Lexicon, line: str, longest: int) -> str | None:
+    """What sets a line apart from those that were learnt."""
+    if not (size := len(lexicon.encode(line))):
+        return "it is empty and stays so"
+    notes, subwords = [], isinstance(lexicon, Subwords)
+    if size > longest:
+        kind = "sub-words" if subwords else "words"
+        notes.append(f"its {size} {kind} are more than the {longest} of the longest sentence learnt")
+        if size > (most := most_read(longest)):
+            notes.append(f"only its first {most} are translated")
+    if unknown := lexicon.unknown(line):
+        notes.append(f"unknown {'characters' if subwords else 'words'}: {shortened(' '.join(unknown))}")
+    return "; ".join(notes) or None
+
+
+def shortened(text: str) -> str:
+    """The start of a text that would flood a terminal."""
+    return text if len(text) <= MOST_TOLD else f"{text[:MOST_TOLD]}... ({len(text):,} characters)"
+
+
+def draw(translated: Translated, path: Path) -> None:
+    """The attention of a sentence as a picture."""
+    from revtune.program.translation.attention_plot import plot
+
+    if (words := max(len(translated.source), len(translated.target))) > MOST_DRAWN:
+        print(f"revtune: no plot: {words} words are more than the {MOST_DRAWN} that can be read", file=sys.stderr)
+        return
+    write(path, plot(translated.source, translated.target, translated.attention))

@@ -1,0 +1,216 @@
+"""The information buffer: what multiplying by a forget gate would lose, kept so that it can be divided back.
+
+Multiplying a count h by zi/1024 must be undone exactly. The ten low bits of h are pushed onto an integer s, and a
+digit in base zi is popped from s in their place (Maclaurin, Duvenaud, Adams 2015; MacKay et al. 2018, section 3.2).
+The net growth of s is log2(1024/zi) = -log2 z bits, which is what was forgotten: an asymmetric numeral system whose
+message is the state.
+
+s, the *head*, is kept in [2^14, 2^30) and starts at 2^14. When a multiplication would overflow it, its low 16 bits are
+spilled to a stack first; after a division s < 2^14 is true exactly when a word was spilled there, so no flags are
+stored::
+
+    multiply(h, zi)                                    divide(h, zi)
+      if s >= zi * 2^20:  spill s mod 2^16; s >>= 16     q, m = floordivmod(h, zi)
+      a = s * 2^10 + (h mod 2^10)                        a = s * zi + m
+      s, m = divmod(a, zi)                               s, r = divmod(a, 2^10)
+      h = floor(h / 2^10) * zi + m                       h = q * 2^10 + r
+                                                         if s < 2^14:  s = s * 2^16 + unspill
+
+A head costs 32 bits once a sequence, so `share` units of a row use one head in turn: the parts of a cell at the same
+place, then the units j, j + heads, j + 2 heads ... of a part. docs/exactness.md proves that it inverts and counts what
+it stores.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from revtune.errors import ReversalError
+from revtune.reversible.arguments import is_size
+
+HEAD_START = 2.0**14
+
+
+DIGIT = 2.0**10
+
+
+WORD = 2.0**16
+
+
+MAX_SHARE = 16
+
+
+SHARED_STEPS = 1120
+"""From share * steps = 1120 on, heads cost under 24.3 / 1120 = 2.2% of the bits stored at one forgotten bit a step."""
+
+
+def default_share(steps: int, parts: int) -> int:
+    """How many units share one head: the least multiple of `parts`, at most 16, with share * steps >= 1120.
+
+    Sharing makes short sequences cheap and costs a little time, since the units of a head take turns; long sequences
+    need none beyond the parts of a cell, which take turns anyway.
+
+    Example:
+        >>> default_share(70, 2), default_share(1000, 2), default_share(1000, 4)
+        (16, 2, 4)
+    """
+    wanted = -(-SHARED_STEPS // max(steps, 1))
+    return max(parts, min(MAX_SHARE // parts, -(-wanted // parts)) * parts)
+
+
+def check_share(share: int, parts: int) -> None:
+    """Refuse a number of units a head that no cell of so many parts can have.
+
+    Raises:
+        ValueError: it is not a positive multiple of the parts.
+    """
+    if not is_size(share) or share % parts:
+        raise ValueError(f"share must be a positive multiple of the cell's {parts} parts, got {share!r}")
+
+
+def ideal_bits(zi: Tensor) -> float:
+    """The bits that multiplying by these forget integers loses, sum(log2(1024 / zi)): the least any buffer can store.
+
+    Example:
+        >>> ideal_bits(torch.tensor([512.0, 1024.0], dtype=torch.float64))
+        1.0
+    """
+    return float((DIGIT / zi.double()).log2().sum())
+
+
+class Buffer:
+    """An information buffer for `rows` sequences of cells whose parts are `units` wide.
+
+    Args:
+        rows: the batch size B.
+        units: the width N of one part.
+        parts: how many parts the cell has; all of them use the same heads in turn.
+        share: how many units use one head, a multiple of `parts`. Each part then has ceil(N / (share / parts)) heads.
+        device: where heads and words live.
+
+    Raises:
+        ValueError: `share` is not a positive multiple of `parts`.
+
+    Example:
+        >>> buffer, zi = Buffer(1, 3), torch.tensor([[512.0, 700.0, 1.0]], dtype=torch.float64)
+        >>> h = torch.tensor([[5e9, -7e9, 11.0]], dtype=torch.float64)
+        >>> torch.equal(buffer.divide(buffer.multiply(h, zi), zi), h)
+        True
+    """
+
+    def __init__(
+        self, rows: int, units: int, *, parts: int = 1, share: int = 1, device: torch.device | str = "cpu"
+    ) -> None:
+        check_share(share, parts)
+        self.units = units
+        turns = max(1, min(share // parts, units))
+        width = -(-units // turns)
+        self.heads = torch.full((rows, width), HEAD_START, dtype=torch.float64, device=device)
+        self._turns = [slice(first, min(first + width, units)) for first in range(0, units, width)]
+        self._sealed: list[Tensor] = []
+        self._open: list[Tensor] = []
+        self._top: Tensor | None = None
+        self._words = 0
+
+    @property
+    def words(self) -> int:
+        """How many words are spilled."""
+        return self._words
+
+    @property
+    def stored_bits(self) -> int:
+        """What is stored now: 16 bits a spilled word, 32 bits a head."""
+        return 16 * self.words + 32 * self.heads.numel()
+
+    def copy(self) -> Buffer:
+        """A buffer that goes its own way from here; the words spilled so far are shared, not copied."""
+        other = copy.copy(self)
+        other.heads = self.heads.clone()
+        other._sealed, other._open = list(self._sealed), list(self._open)
+        return other
+
+    def multiply(self, h: Tensor, zi: Tensor) -> Tensor:
+        """h * zi / 1024, up to the last ten bits of the count, with the lost bits pushed.
+
+        Args:
+            h: counts, float64 whole numbers, |h| < 2^52, shape (B, N), or the first units of a part.
+            zi: forget integers 1..1024, float64, shape (B, N).
+
+        Returns:
+            The new counts, float64, shape (B, N).
+        """
+        q = torch.floor(h * (1 / DIGIT))
+        r = torch.sub(h, q, alpha=DIGIT)
+        limit = zi * 2.0**20
+        for units in self._turns:
+            z = zi[:, units]
+            s = self.heads[:, : z.shape[1]]
+            full = s >= limit[:, units]
+            spilled = s.masked_select(full)
+            if spilled.numel():
+                self._open.append(spilled)
+                self._words += spilled.numel()
+                s.masked_scatter_(full, torch.floor(spilled * (1 / WORD)))
+            a = torch.add(r[:, units], s, alpha=DIGIT)
+            torch.floor(a / z, out=s)
+            torch.addcmul(a, s, z, value=-1, out=r[:, units])
+        return torch.addcmul(r, q, zi, out=r)
+
+    def divide(self, h: Tensor, zi: Tensor) -> Tensor:
+        """Undo the last `multiply` that used these forget integers; shapes and units as there.
+
+        Raises:
+            ReversalError: more words are wanted than were spilled: h, zi or the order of calls is not what it was.
+        """
+        q = torch.floor(h / zi)
+        m = torch.addcmul(h, q, zi, value=-1)
+        for units in reversed(self._turns):
+            z = zi[:, units]
+            s = self.heads[:, : z.shape[1]]
+            a = torch.addcmul(m[:, units], s, z)
+            torch.floor(a * (1 / DIGIT), out=s)
+            torch.sub(a, s, alpha=DIGIT, out=m[:, units])
+            low = s < HEAD_START
+            emptied = s.masked_select(low)
+            if emptied.numel():
+                s.masked_scatter_(low, emptied.mul_(WORD).add_(self._unspill(emptied.numel())))
+        return m.add_(q, alpha=DIGIT)
+
+    def seal(self) -> None:
+        """Pack the words spilled since the last call into one tensor of 16-bit words."""
+        if self._open:
+            words = torch.cat(self._open).remainder_(WORD).sub_(WORD / 2).to(torch.int16)
+            self._open = []
+            if self._top is not None and self._top.numel():
+                self._sealed.append((self._top - WORD / 2).to(torch.int16))
+            self._top = None
+            self._sealed.append(words)
+
+    def discard(self) -> None:
+        """Forget the words spilled since the last `seal`, for a pass that will not be rewound."""
+        self._words -= sum(words.numel() for words in self._open)
+        self._open = []
+
+    def _unspill(self, count: int) -> Tensor:
+        """Take the last `count` words off the stack, oldest first."""
+        if count > self.words:
+            raise ReversalError(f"the information buffer ran empty: {count} words wanted, {self.words} left")
+        self.seal()
+        taken: list[Tensor] = []
+        while count:
+            top = self._load()
+            keep = max(0, top.numel() - count)
+            taken.append(top[keep:])
+            self._top = top[:keep]
+            self._words -= top.numel() - keep
+            count -= top.numel() - keep
+        return taken[0] if len(taken) == 1 else torch.cat(taken[::-1])
+
+    def _load(self) -> Tensor:
+        """The words on top of the stack, unpacked."""
+        if self._top is None or not self._top.numel():
+            self._top = self._sealed.pop().double().add_(WORD / 2)
+        return self._top

@@ -1,0 +1,81 @@
+"""Finite numbers, and states within the range in which fixed-point arithmetic is exact."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from revtune.errors import NonFiniteError, StateRangeError
+from revtune.reversible.cells import fixed
+
+LARGEST_COUNT = fixed.STATE_RANGE * fixed.STATE_ONE
+
+
+def check_finite(value: Tensor, what: str) -> None:
+    """Refuse NaN and infinities.
+
+    Raises:
+        NonFiniteError: names `what`, where it is not finite and what it holds there.
+    """
+    if value.numel() == 0:
+        return
+    place = _first_bad(value.detach())
+    if place is not None:
+        raise NonFiniteError(f"{what} is not finite: {float(value[place])} at index {place}")
+
+
+def check_input(x: Tensor, first: int, name: str) -> None:
+    """Refuse a chunk of inputs (K, B, I), of which the first is step `first`, that is not finite.
+
+    Raises:
+        NonFiniteError: names layer, step and row.
+    """
+    place = _first_bad(x)
+    if place is not None:
+        k, row, feature = place
+        value = float(x[k, row, feature])
+        raise NonFiniteError(
+            f"{name}: input is not finite: {value} at step {first + k}, batch row {row}, feature {feature}; "
+            "padding, too, must be finite"
+        )
+
+
+def check_state(state: Tensor, what: str) -> None:
+    """Refuse a state (real values) that is not finite or not below 2^20.
+
+    Raises:
+        NonFiniteError, StateRangeError: name `what` and the value.
+    """
+    check_finite(state, what)
+    peak = float(state.detach().abs().amax()) if state.numel() else 0.0
+    if peak >= fixed.STATE_RANGE:
+        raise StateRangeError(f"{what} holds {peak:g}, outside the exact range |h| < 2^20 = {fixed.STATE_RANGE:.0f}")
+
+
+def name_bad_count(counts: Tensor, part: str, step: int, name: str) -> None:
+    """Raise for the first count (B, N) that is not finite or out of range, if there is one.
+
+    Raises:
+        NonFiniteError, StateRangeError: name layer, part, unit, row and step.
+    """
+    bad = ~(counts.abs() < LARGEST_COUNT)
+    if not bool(bad.any()):
+        return
+    row, unit = (int(i) for i in bad.nonzero()[0])
+    value = fixed.from_counts(counts[row, unit])
+    where = f"{name}: state {part}, unit {unit}, batch row {row}, step {step}"
+    if not bool(value.isfinite()):
+        raise NonFiniteError(
+            f"{where} is {float(value)}: a gate or an update is not finite; are the weights too large?"
+        )
+    raise StateRangeError(f"{where} is {float(value):g}, outside the exact range |h| < 2^20 = {fixed.STATE_RANGE:.0f}")
+
+
+def _first_bad(value: Tensor) -> tuple[int, ...] | None:
+    """Where a tensor first is NaN or infinite."""
+    low, high = torch.aminmax(value)
+    if math.isfinite(float(low)) and math.isfinite(float(high)):
+        return None
+    return tuple(int(i) for i in (~value.isfinite()).nonzero()[0])

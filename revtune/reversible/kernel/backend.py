@@ -1,0 +1,259 @@
+"""Which backend runs, the C++ kernel or plain torch, and why.
+
+REVTUNE_BACKEND says what is wanted: `auto`, the default, takes the kernel if there is one; `native` needs it;
+`reference` leaves it alone. The kernel comes from the wheel, from the cache, or from a C++ compiler, once a process.
+REVTUNE_ISA names an instruction set for it; without, it takes the widest one that the processor has.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from revtune.errors import BackendError, SettingError
+from revtune.reversible.cells.cell import Cell
+from revtune.reversible.kernel import build as compiling
+
+NAMES = frozenset(("ih", "bias", "hh"))
+
+
+SOURCE = Path(__file__).with_name("csrc")
+
+
+BACKENDS = ("auto", "native", "reference")
+
+
+INSTRUCTION_SETS = ("avx512", "avx2", "plain")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of looking for the kernel: the loaded library and its origin, or why there is none."""
+
+    library: Path | None = None
+    origin: str = ""
+    reason: str = ""
+
+
+_lock = threading.Lock()
+
+
+_found: Found | None = None
+
+
+_told = False
+
+
+_waiting: list[Callable[[], None]] = []
+
+
+@torch.compiler.assume_constant_result
+def load() -> bool:
+    """Whether the operators torch.ops.revtune.* are there and to be used; the first call may compile them.
+
+    Raises:
+        BackendError: if REVTUNE_BACKEND is `native` and the kernel cannot be had, or if it can be had and does not have
+            the instruction set that REVTUNE_ISA names.
+        SettingError: if REVTUNE_BACKEND is none of the three, or REVTUNE_ISA names no instruction set.
+    """
+    global _told
+    wanted = backend()
+    if wanted == "reference":
+        return False
+    found = find()
+    if found.library:
+        return True
+    if wanted == "native":
+        raise BackendError(f"REVTUNE_BACKEND is native, but {found.reason}")
+    with _lock:
+        told, _told = _told, True
+    if not told:
+        print(f"revtune: plain torch runs, slower: {first_line(found.reason)}; see revtune doctor", file=sys.stderr)
+    return False
+
+
+@torch.compiler.assume_constant_result
+def insist() -> bool:
+    """Load the kernel even where REVTUNE_BACKEND would leave it alone.
+
+    Raises:
+        BackendError: it cannot be had.
+    """
+    found = find()
+    if not found.library:
+        raise BackendError(f'backend="native" cannot be had: {found.reason}')
+    return True
+
+
+def backend() -> str:
+    """What REVTUNE_BACKEND asks for."""
+    wanted = os.environ.get("REVTUNE_BACKEND") or "auto"
+    if wanted not in BACKENDS:
+        raise SettingError(f"REVTUNE_BACKEND must be one of {', '.join(BACKENDS)}, got {wanted!r}")
+    return wanted
+
+
+def wanted_instructions() -> str:
+    """The instruction set that REVTUNE_ISA asks for; empty when it asks for none."""
+    wanted = os.environ.get("REVTUNE_ISA") or ""
+    if wanted and wanted not in INSTRUCTION_SETS:
+        raise SettingError(f"REVTUNE_ISA must be one of {', '.join(INSTRUCTION_SETS)}, got {wanted!r}")
+    return wanted
+
+
+def when_loaded(then: Callable[[], None]) -> None:
+    """Call `then` once the operators are there, now or later."""
+    with _lock:
+        if _found is None or not _found.library:
+            _waiting.append(then)
+            return
+    then()
+
+
+def find() -> Found:
+    """Load the kernel, once a process, or find out why it cannot be.
+
+    Raises:
+        BackendError, SettingError: for the instruction set that REVTUNE_ISA names, as in `load`.
+    """
+    global _found
+    if _found is None:
+        with _lock:
+            if _found is None:
+                wanted = wanted_instructions()
+                found = attempt()
+                if found.library:
+                    check_instructions(wanted)
+                while found.library and _waiting:
+                    _waiting[-1]()
+                    _waiting.pop()
+                _found = found
+    return _found
+
+
+def check_instructions(wanted: str) -> None:
+    """Have the loaded kernel choose its instruction set, and raise `BackendError` when it is not the wanted one."""
+    if wanted and (there := instructions()) != wanted:
+        raise BackendError(f"REVTUNE_ISA asks for {wanted}, which this processor or compiler lacks; {there} can be had")
+
+
+def attempt() -> Found:
+    """Load the first library that loads; where those in the cache do not, one is compiled in their place."""
+    reasons = []
+    try:
+        for origin, library in libraries():
+            try:
+                load_library(library)
+                return Found(library, origin)
+            except OSError as error:
+                reasons.append(f"{library} does not load: {error.__cause__ or error}")
+    except (BackendError, OSError, UnicodeDecodeError) as error:
+        reasons.append(str(error))
+    return Found(reason="; ".join(reasons))
+
+
+def load_library(library: Path) -> None:
+    """Have torch load a library.
+
+    Raises:
+        OSError: it does not load, or it is none of ours.
+    """
+    torch.ops.load_library(library)
+    if not hasattr(torch.ops.revtune, "instruction_set"):
+        raise OSError("it has no operators of revtune")
+
+
+def libraries() -> Iterator[tuple[str, Path]]:
+    """Each library that may serve with its origin: from the wheel, from the cache, compiled now.
+
+    Whoever asks for the next one says that the last did not load.
+    """
+    if sys.platform == "win32":
+        raise BackendError("there is no kernel for Windows")
+    shipped = Path(__file__).with_name(shipped_name())
+    if shipped.is_file():
+        yield "from the wheel", shipped
+    command = compiling.compiler()
+    key = compiling.build_key(SOURCE, command)
+    broken = []
+    for library in compiling.cached(key):
+        yield "from the cache", library
+        broken.append(library)
+    if any(map(compiling.given_up, broken)):
+        raise BackendError(f"it was compiled again, in vain; without {broken[0].parent} that is tried once more")
+    library = compiling.build(SOURCE, command, key, broken=broken)
+    yield f"compiled by {Path(command[0]).name}", library
+    compiling.give_up(library)
+
+
+def shipped_name() -> str:
+    """The file name of a wheel's library: it holds the digest of its source, so that no other source's is loaded."""
+    return f"kernel-{compiling.source_key(SOURCE)}.so"
+
+
+def explain() -> str:
+    """Which backend runs and why, in a line."""
+    wanted = backend()
+    if wanted == "reference":
+        return "reference (plain torch): REVTUNE_BACKEND asks for it"
+    found = find()
+    if found.library:
+        return f"native ({instructions()}, {found.origin}, {found.library})"
+    if wanted == "native":
+        return f"none, as REVTUNE_BACKEND is native, but {first_line(found.reason)}"
+    return f"reference (plain torch): {first_line(found.reason)}"
+
+
+def instructions() -> str:
+    """The instruction set that the loaded kernel chose on this machine."""
+    chosen: str = torch.ops.revtune.instruction_set()
+    return chosen
+
+
+def first_line(text: str) -> str:
+    """A message's first line."""
+    return text.partition("\n")[0]
+
+
+def ship(folder: Path) -> Path:
+    """Compile the kernel for a wheel, into a folder under the name that a wheel's library has."""
+    command = compiling.compiler()
+    library = compiling.build(SOURCE, command, compiling.build_key(SOURCE, command))
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(library, folder / shipped_name()))
+
+
+def chosen(backend: str, cell: Cell, like: Tensor, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> bool:
+    """Whether the kernel is to run this layer.
+
+    Args:
+        backend: "auto", "native" or "reference".
+        cell, weights, masks: of the layer.
+        like: any tensor with the device and dtype of its input.
+
+    Raises:
+        BackendError: the kernel is asked for and cannot be had.
+        ValueError: it is asked for and does not have this cell, dtype, device or mask; there is no such backend.
+    """
+    if backend not in ("auto", "native", "reference"):
+        raise ValueError(f'backend must be "auto", "native" or "reference", got {backend!r}')
+    if backend == "reference":
+        return False
+    here = like.device.type == "cpu" and like.dtype == torch.float32
+    fits = cell.native is not None and here and set(weights) <= NAMES and "hh" in weights
+    if fits and set(masks) <= set(cell.states[0]):
+        return load() or (backend == "native" and insist())
+    if backend == "native":
+        raise ValueError(
+            f'backend="native" runs RevGRU and RevLSTM in float32 on the CPU, with masks on h alone; got {cell.name}, '
+            f"{like.dtype} on {like.device}, weights {tuple(weights)}, masks {tuple(masks)}"
+        )
+    return False

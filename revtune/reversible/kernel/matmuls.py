@@ -1,0 +1,81 @@
+"""The matmuls over whole chunks: torch's, and those of the native kernel.
+
+The kernel's have one fixed order of summation, so that their bits depend on neither the number of rows nor threads,
+make no copy of a weight unless asked for it, and are as fast as the libraries' at the sizes of recurrent nets.
+
+Shapes: N positions, I inputs, G outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SMALL = 2**20
+"""Bytes of a weight up to which a copy of it is worth the time that it saves."""
+
+
+class Products:
+    """torch's matmuls, on any device and in any dtype."""
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        out: Tensor | None = None,
+        packed: Tensor | None = None,
+    ) -> Tensor:
+        """`x W^T + b` for x (..., I), W (G, I), b (G,); `out` (..., G), dense, and `packed`, W packed, may be used."""
+        return F.linear(x, weight, bias)
+
+    def pack(self, weight: Tensor) -> Tensor | None:
+        """A weight laid out for `linear`, where that is of use: it is small, and read again and again."""
+        return None
+
+    def back(self, grad: Tensor, weight: Tensor) -> Tensor:
+        """`d W` for d (..., G), W (G, I)."""
+        return grad @ weight
+
+    def add_outer(self, into: Tensor, grad: Tensor, value: Tensor) -> None:
+        """Add `d^T v` to W (G, I), for d (N, G) and v (N, I)."""
+        into.addmm_(grad.t(), value)
+
+
+class NativeProducts(Products):
+    """The kernel's matmuls: float32, CPU, no gradient of their own."""
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        out: Tensor | None = None,
+        packed: Tensor | None = None,
+    ) -> Tensor:
+        if out is None:
+            out = x.new_empty(*x.shape[:-1], weight.shape[0])
+        torch.ops.revtune.project_into(out.view(-1, weight.shape[0]), _rows(x), weight.contiguous(), bias, packed)
+        return out
+
+    def pack(self, weight: Tensor) -> Tensor | None:
+        if weight.nbytes > SMALL:
+            return None
+        laid_out: Tensor = torch.ops.revtune.pack_projection(weight.contiguous())
+        return laid_out
+
+    def back(self, grad: Tensor, weight: Tensor) -> Tensor:
+        product: Tensor = torch.ops.revtune.project_back(_rows(grad), weight.contiguous())
+        return product.view(*grad.shape[:-1], weight.shape[1])
+
+    def add_outer(self, into: Tensor, grad: Tensor, value: Tensor) -> None:
+        torch.ops.revtune.add_outer(into, _rows(grad), _rows(value))
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(..., F) as (N, F) with dense rows."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()

@@ -1,0 +1,337 @@
+"""The reference tape: a cell's equations in plain torch, on any device, in float32 or float64.
+
+Gradients are autograd's, stage by stage and step by step, over exactly recomputed values (moments.py): whoever writes
+a cell writes its forward equations only.
+
+Shapes: K steps of a chunk, B batch, I input, N units of a part, H output.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from revtune.errors import ReversalError, StateRangeError
+from revtune.reversible import meter as metering
+from revtune.reversible.cells import fixed
+from revtune.reversible.cells.buffer import Buffer, default_share, ideal_bits
+from revtune.reversible.cells.cell import Cell, Rows, Step
+from revtune.reversible.cells.state_range import LARGEST_COUNT, check_input, name_bad_count
+from revtune.reversible.kernel.checksum import checksum
+from revtune.reversible.kernel.stage_graph import Moment, RecordingStep
+from revtune.reversible.kernel.tape import Place, Tape, span
+from revtune.reversible.kernel.weights import Weights
+from revtune.reversible.meter import Usage
+
+Multiply = Callable[[Tensor, Tensor], Tensor]
+
+
+_KEEP_ALL = float(fixed.FORGET_ONE)
+
+
+class ReferenceTape(Tape):
+    """A tape in plain torch."""
+
+    buffer: Buffer
+
+    def _prepare(self, steps: int, share: int | None) -> None:
+        self._shortest = int(self.lengths.min()) if self.lengths is not None else steps
+        self._share = default_share(steps, len(self.cell.parts)) if share is None else share
+        self._columns = _stage_columns(self.cell, self.units)
+        self._counts: dict[str, Tensor] = {}
+        self._floats: dict[str, Tensor] = {}
+        self._reads: dict[str, Tensor] = {}
+        self._moments: list[list[Moment]] = []
+
+    @property
+    def floats_per_step(self) -> int:
+        """Its input, four a gate (projection, value, gradients), four a coupling."""
+        couplings = sum(len(stage.couplings) for stage in self.cell.stages)
+        inputs = self.weights.tensors["ih"].shape[1] if "ih" in self.weights.tensors else 0
+        return inputs + self.units * 4 * (self.cell.blocks + couplings)
+
+    @property
+    def counts(self) -> dict[str, Tensor]:
+        return self._counts
+
+    def copy(self) -> ReferenceTape:
+        other = copy.copy(self)
+        other.buffer, other.weights = self.buffer.copy(), self.weights.fresh()
+        for name in ("_counts", "_floats", "_reads", "_moments", "_checks", "direction"):
+            setattr(other, name, getattr(self, name).copy())
+        return other
+
+    def pause(self) -> None:
+        self._moments = []
+
+    def restart(self, place: Place) -> None:
+        parts = self.cell.parts
+        device = place.counts[parts[0]].device
+        self.buffer = Buffer(self.rows, self.units, parts=len(parts), share=self._share, device=device)
+        if place.heads is not None:
+            self.buffer.heads.copy_(place.heads)
+        self._checks: list[int] = []
+        self._ideal, self._spilled = 0.0, 0
+        self._peak = torch.zeros((), dtype=torch.float64, device=device)
+        for part in parts:
+            self._set(part, place.counts[part])
+
+    def standing(self) -> Place:
+        return Place(dict(self.counts), self.buffer.heads.clone())
+
+    def forward(self, x: Tensor, first: int) -> Tensor:
+        self._checks.append(self._checksum())
+        y = self._advance(x, first, self._metered_multiply if metering.active() else self.buffer.multiply)
+        self.buffer.seal()
+        self._spilled += self._unit_steps(x, first)
+        return y
+
+    def preview(self, x: Tensor, first: int) -> Tensor:
+        y = self._advance(x, first, self.buffer.multiply)
+        self.buffer.discard()
+        return y
+
+    def infer(self, x: Tensor, first: int) -> Tensor:
+        return self._advance(x, first, _multiply_only)
+
+    def record(self, x: Tensor, first: int) -> Tensor:
+        start, projected, y = self.standing(), self._project(x, first), self._outputs(x)
+        self._moments = []
+        for k, row in enumerate(projected):
+            self._moments.append([self._record(row, i, first + k, first=k == 0) for i in range(len(self.cell.stages))])
+            self._watch()
+            self._write(y[k])
+        self._inspect(x, first, start)
+        self._keep_slices(y, first)
+        self.buffer.discard()
+        self.final = self.standing()
+        assert start.heads is not None
+        self.buffer.heads.copy_(start.heads)
+        for part, count in start.counts.items():
+            self._set(part, count)
+        return y
+
+    def rewind(self, x: Tensor, first: int) -> Tensor:
+        projected, y = self._project(x, first), self._outputs(x)
+        self._moments = []
+        try:
+            for k in reversed(range(x.shape[0])):
+                self._write(y[k])
+                stages = reversed(range(len(self.cell.stages)))
+                self._moments.append([self._undo(projected[k], i, first + k) for i in stages][::-1])
+        except ReversalError as error:
+            raise ReversalError(self._explain(x, first, str(error))) from None
+        self._moments.reverse()
+        if self._checksum() != self._checks.pop():
+            raise ReversalError(self._explain(x, first, "the state differs from the one recorded before these steps"))
+        return y
+
+    def gradient(self, x: Tensor, dy: Tensor | None, *, keep: bool = False) -> Tensor:
+        dx = x.new_zeros(*x.shape[:2], self.cell.blocks * self.units)
+        products: dict[tuple[str, Rows], tuple[list[Tensor], list[Tensor]]] = {}
+        for part in self.cell.parts:
+            self.direction.setdefault(part, torch.zeros_like(self._floats[part]))
+        for k in reversed(range(x.shape[0])):
+            if dy is not None:
+                self._add_output_gradient(dy[k])
+            for moment, columns in zip(reversed(self._moments[k]), reversed(self._columns), strict=True):
+                grad, read, found = moment.gradient(self.direction, self.masks, keep=keep)
+                if grad is not None:
+                    dx[k, :, columns] = grad
+                for name, piece in read.items():
+                    self.weights.add(name, piece)
+                for name, rows, value, piece in found:
+                    values, grads = products.setdefault((name, rows), ([], []))
+                    values.append(value)
+                    grads.append(piece)
+            if not keep:
+                self._moments[k] = []
+        self.weights.add_products(products)
+        self.weights.add_projection(x, dx)
+        return self.weights.project_back(dx)
+
+    def usage(self) -> Usage:
+        stored = self.buffer.stored_bits if self._spilled else 0
+        return Usage(self.name, stored, self._ideal, self._spilled)
+
+    def _record(self, row: Tensor, index: int, step: int, *, first: bool) -> Moment:
+        moment, live = self._moment(row, index, step)
+        for place, part in enumerate(self.cell.stages[index].changes):
+            z, u = moment.update(place)
+            if first and z is not None:
+                self._check_gate(z, part)
+            moment.moved(place, self._floats[part])
+            self._couple(part, z, u, live, self.buffer.multiply)
+        if first:
+            moment.check_closed()
+        return moment
+
+    def _undo(self, row: Tensor, index: int, step: int) -> Moment:
+        moment, live = self._moment(row, index, step)
+        for place, part in reversed(list(enumerate(self.cell.stages[index].changes))):
+            z, u = moment.update(place)
+            h = self.counts[part] - _masked(fixed.to_counts(u), live, 0.0)
+            if z is not None:
+                h = self._divide(part, h, _masked(fixed.forget_integer(z), live, _KEEP_ALL))
+            if kept := self._sliced(part):
+                h[:, :kept] = fixed.to_counts(self.slices[step])
+            self._set(part, h)
+            moment.moved(place, self._floats[part])
+        return moment
+
+    def _moment(self, row: Tensor, index: int, step: int) -> tuple[Moment, Tensor | None]:
+        live = self._live(step)
+        reading = RecordingStep(row[:, self._columns[index]], self._reads, self.weights.tensors, self.weights.responses)
+        return Moment(self.cell.stages[index], reading, live), live
+
+    def step(self, x: Tensor, first: int) -> None:
+        """Run a chunk without a buffer and without a look at where that leads."""
+        self._run(x, first, _multiply_only)
+
+    def _advance(self, x: Tensor, first: int, multiply: Multiply) -> Tensor:
+        start = Place(dict(self.counts))
+        y = self._run(x, first, multiply)
+        self._inspect(x, first, start)
+        return y
+
+    def _run(self, x: Tensor, first: int, multiply: Multiply) -> Tensor:
+        projected, y = self._project(x, first), self._outputs(x)
+        for k, row in enumerate(projected):
+            live = self._live(first + k)
+            for stage, columns in zip(self.cell.stages, self._columns, strict=True):
+                step = Step(row[:, columns], self._reads, self.weights.tensors, self.weights.responses)
+                step.forbidden = stage.changes
+                gates = stage.gates(step)
+                for coupling in stage.couplings:
+                    step.forbidden = (coupling.part,)
+                    z, u = coupling.update(step, *gates)
+                    if k == 0 and z is not None:
+                        self._check_gate(z, coupling.part)
+                    self._couple(coupling.part, z, u, live, multiply)
+            self._watch()
+            self._write(y[k])
+        return self._keep_slices(y, first)
+
+    def _couple(self, part: str, z: Tensor | None, u: Tensor, live: Tensor | None, multiply: Multiply) -> None:
+        h = self.counts[part]
+        kept = self._sliced(part)
+        if z is not None:
+            zi = _masked(fixed.forget_integer(z), live, _KEEP_ALL)
+            rest = multiply(h[:, kept:], zi[:, kept:])
+            h = torch.cat([_multiply_only(h[:, :kept], zi[:, :kept]), rest], -1) if kept else rest
+        h = h + _masked(fixed.to_counts(u), live, 0.0)
+        if kept:
+            h[:, :kept] = fixed.to_counts(fixed.from_counts(h[:, :kept], self.dtype))
+        self._set(part, h)
+
+    def _divide(self, part: str, h: Tensor, zi: Tensor) -> Tensor:
+        """h before it was multiplied by forget integers, but for what is sliced."""
+        kept = self._sliced(part)
+        rest = self.buffer.divide(h[:, kept:], zi[:, kept:])
+        return torch.cat([h[:, :kept], rest], -1) if kept else rest
+
+    def _sliced(self, part: str) -> int:
+        """How many first units of a part are sliced."""
+        return self.sliced if part == self.cell.parts[0] else 0
+
+    def _metered_multiply(self, h: Tensor, zi: Tensor) -> Tensor:
+        self._ideal += ideal_bits(zi)
+        return self.buffer.multiply(h, zi)
+
+    def _set(self, part: str, count: Tensor) -> None:
+        self._counts[part] = count
+        self._floats[part] = fixed.from_counts(count, self.dtype)
+        self._reads[part] = self._floats[part] * self.masks[part] if part in self.masks else self._floats[part]
+
+    def _live(self, step: int) -> Tensor | None:
+        """Which rows still run at this step, (B, 1); None when all do."""
+        return None if self.lengths is None or step < self._shortest else (self.lengths > step).unsqueeze(-1)
+
+    def _project(self, x: Tensor, first: int) -> Tensor:
+        check_input(x, first, self.name)
+        return self.weights.project(x)
+
+    def _outputs(self, x: Tensor) -> Tensor:
+        return x.new_empty(*x.shape[:2], self.units * len(self.cell.states[0]), dtype=self.dtype)
+
+    def _write(self, y: Tensor) -> None:
+        torch.cat([self._floats[part] for part in self.cell.states[0]], -1, out=y)
+
+    def _add_output_gradient(self, dy: Tensor) -> None:
+        for part, columns in zip(self.cell.states[0], dy.split(self.units, -1), strict=True):
+            self.direction[part] = self.direction[part] + columns
+
+    def _checksum(self) -> int:
+        return checksum(self.buffer.words, (*self.counts.values(), self.buffer.heads))
+
+    def _check_gate(self, z: Tensor, part: str) -> None:
+        if not fixed.is_rounded(z):
+            raise ValueError(
+                f"{self.name}: the multiplier of part {part!r} must be a multiple of 1/1024 in [1/1024, 1]; "
+                "make it with forget_gate"
+            )
+
+    def _watch(self) -> None:
+        if not self.cell.bounded:
+            for count in self.counts.values():
+                torch.maximum(self._peak, count.abs().amax(), out=self._peak)
+
+    def _inspect(self, x: Tensor, first: int, start: Place) -> None:
+        """Find states out of range and non-finite numbers, once a chunk; NaN fails the comparison too."""
+        peak = self._peak
+        for count in self.counts.values():
+            peak = torch.maximum(peak, count.abs().amax())
+        if not bool(peak < LARGEST_COUNT):
+            name_bad_state(
+                self.cell, self.weights, x, first, start, masks=self.masks, lengths=self.lengths, name=self.name
+            )
+
+
+def name_bad_state(
+    cell: Cell,
+    weights: Weights,
+    x: Tensor,
+    first: int,
+    start: Place,
+    *,
+    masks: Mapping[str, Tensor],
+    lengths: Tensor | None,
+    name: str,
+) -> NoReturn:
+    """Run a chunk (K, B, I) again from its start, step by step, to say where the state went wrong.
+
+    Raises:
+        NonFiniteError, StateRangeError: name layer, part, unit, row and step.
+    """
+    scout = ReferenceTape(
+        replace(cell, bounded=True), weights.fresh(), Place(start.counts), steps=first + x.shape[0], dtype=x.dtype,
+        masks=masks, lengths=lengths, name=name,
+    )  # fmt: skip
+    for k in range(x.shape[0]):
+        scout.step(x[k : k + 1], first + k)
+        for part, count in scout.counts.items():
+            name_bad_count(count, part, first + k, name)
+    raise StateRangeError(f"{name}: a state left the exact range |h| < 2^20 in steps {span(x, first)}")
+
+
+def _multiply_only(h: Tensor, zi: Tensor) -> Tensor:
+    """h * zi / 1024 to the nearest count, with nothing kept of what that loses."""
+    return (h * zi).mul_(1 / _KEEP_ALL).round_()
+
+
+def _stage_columns(cell: Cell, units: int) -> list[slice]:
+    """Which columns of the projected input each stage reads."""
+    columns, first = [], 0
+    for stage in cell.stages:
+        columns.append(slice(first * units, (first + stage.blocks) * units))
+        first += stage.blocks
+    return columns
+
+
+def _masked(value: Tensor, live: Tensor | None, otherwise: float) -> Tensor:
+    return value if live is None else torch.where(live, value, otherwise)

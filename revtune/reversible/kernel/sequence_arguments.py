@@ -1,0 +1,106 @@
+"""What a sequence is run with: the arguments of torch.ops.revtune.sequence by name, and the tensors among them.
+
+Shapes: T time, B batch, I input, H hidden, N = H / 2.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from torch import Tensor
+
+from revtune.reversible.cells.cell import Response
+
+DIFFERENTIABLE = ("x", "h", "c", "ih", "bias", "hh", "ih_v", "ih_s", "hh_v", "hh_s")
+"""The operands that gradients flow to, which come first."""
+
+
+_TENSORS: Final = 13
+"""How many operands are tensors; what is none comes after them."""
+
+
+_READ_AGAIN = {
+    "h": "first state h", "c": "first state c", "ih": "weight 'ih'", "bias": "weight 'bias'", "hh": "weight 'hh'",
+    "ih_v": "weight 'ih.V'", "ih_s": "weight 'ih.s'", "hh_v": "weight 'hh.V'", "hh_s": "weight 'hh.s'",
+    "mask1": "mask of h1", "mask2": "mask of h2", "lengths": "lengths",
+}  # fmt: skip
+"""What errors call the tensors but x that the way back reads."""
+
+
+class Operands(NamedTuple):
+    """What a sequence is run with: the operator's arguments, names and order as in its schema.
+
+    Attributes:
+        x: inputs, (T, B, I).
+        h, c: first states, (B, H); c of a RevLSTM.
+        ih, bias, hh: weights.
+        ih_v, ih_s, hh_v, hh_s: pairs (V, s) of responses.
+        mask1, mask2: locked masks (B, N) on h1 and h2 as the gates read them.
+        lengths: steps of each row, (B,).
+        chunk: steps of a chunk.
+        share: units that share a head.
+        bits: the limit on forgetting.
+        forgetting: whether the cell forgets at all.
+        bounded: whether a RevLSTM's h takes up (1 - p) of its update.
+        train: whether there may be a way back.
+        name: what errors call this layer.
+    """
+
+    x: Tensor
+    h: Tensor
+    c: Tensor | None
+    ih: Tensor | None
+    bias: Tensor | None
+    hh: Tensor
+    ih_v: Tensor | None
+    ih_s: Tensor | None
+    hh_v: Tensor | None
+    hh_s: Tensor | None
+    mask1: Tensor | None
+    mask2: Tensor | None
+    lengths: Tensor | None
+    chunk: int
+    share: int | None
+    bits: float | None
+    forgetting: bool
+    bounded: bool
+    train: bool
+    name: str
+
+    @property
+    def state(self) -> tuple[Tensor, ...]:
+        """The first state."""
+        return (self.h,) if self.c is None else (self.h, self.c)
+
+    def differentiable(self) -> list[Tensor | None]:
+        """The tensors that gradients flow to."""
+        return [getattr(self, field) for field in DIFFERENTIABLE]
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """All tensors."""
+        return self[:_TENSORS]
+
+    def settings(self) -> tuple[Any, ...]:
+        """What is no tensor."""
+        return self[_TENSORS:]
+
+    def read_again(self) -> dict[str, Tensor]:
+        """The tensors but x that the way back reads, by what errors call them."""
+        return _present({called: getattr(self, field) for field, called in _READ_AGAIN.items()})
+
+    def weights(self) -> dict[str, Tensor]:
+        """Weights by name."""
+        return _present({"ih": self.ih, "bias": self.bias, "hh": self.hh})
+
+    def responses(self) -> dict[str, Response]:
+        """Pairs (V, s) by the name of the weight."""
+        pairs = (("ih", self.ih_v, self.ih_s), ("hh", self.hh_v, self.hh_s))
+        return {name: (v, s) for name, v, s in pairs if v is not None and s is not None}
+
+    def masks(self) -> dict[str, Tensor]:
+        """Masks by part."""
+        return _present({"h1": self.mask1, "h2": self.mask2})
+
+
+def _present(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}

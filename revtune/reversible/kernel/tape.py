@@ -1,0 +1,242 @@
+"""One layer in one direction, in motion: states on the grid, what rewinding needs, and the gradient of a rewound chunk.
+
+A tape runs chunk by chunk. Forward it keeps its present state, the information buffer and one checksum a chunk;
+backward it rewinds a chunk, which recomputes every gate, and runs the gradient of that chunk with the recomputed
+values:
+
+- `forward` pushes what is forgotten; `preview` is the same arithmetic with the words dropped; `infer` has no buffer.
+- `record` runs the last chunk once, keeping its gates, so that the turn-around neither spills nor rewinds.
+- `rewind` undoes a chunk that `forward` ran; `gradient` consumes the chunk that `record` or `rewind` left.
+
+There are two: reference.py is plain torch, for any cell and device; native_tape.py runs the C++ kernel,
+for RevGRU and RevLSTM in float32 on a CPU.
+
+Shapes: K steps of a chunk, B batch, I input, N units of a part, H output.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from revtune.reversible.cells import fixed
+from revtune.reversible.cells.cell import Cell, Response, State
+from revtune.reversible.kernel.weights import Weights
+from revtune.reversible.meter import Usage
+
+
+class Place(NamedTuple):
+    """Where a sequence stands: counts (B, N) by part, and the heads of the buffer, or None for new ones."""
+
+    counts: dict[str, Tensor]
+    heads: Tensor | None = None
+
+
+class Stored(Protocol):
+    """What any information buffer tells of itself: its heads, how many words it has spilled, and the bits of both."""
+
+    heads: Tensor
+
+    @property
+    def words(self) -> int:
+        """Words spilled."""
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits stored."""
+
+
+class Tape(ABC):
+    """A cell over time, for a batch of sequences.
+
+    Args:
+        cell: which cell.
+        weights: the layer's weights.
+        start: the state at time 0.
+        steps: how long the sequence is, which decides how many units share a head of the buffer.
+        dtype: float32 or float64, of gates and outputs.
+        masks: locked masks (B, N) on the parts as the cell reads them.
+        lengths: steps of each row, shape (B,); beyond its length a row keeps its state and forgets nothing.
+        name: what errors call this layer.
+        share: how many units share a head.
+        sliced: how many first units of the first part stand on floats of `dtype`, which are kept instead of a buffer.
+
+    Attributes:
+        direction: the gradient of the state that is being carried back, (B, N) by part.
+        final: where `record` ended.
+        buffer: the information buffer.
+        slices: the sliced units at the start and after each step, (T + 1, B, sliced).
+    """
+
+    buffer: Stored
+
+    def __init__(
+        self,
+        cell: Cell,
+        weights: Weights,
+        start: Place,
+        *,
+        steps: int,
+        dtype: torch.dtype,
+        masks: Mapping[str, Tensor] | None = None,
+        lengths: Tensor | None = None,
+        name: str = "",
+        share: int | None = None,
+        sliced: int = 0,
+    ) -> None:
+        self.cell, self.weights, self.dtype, self.name = cell, weights, dtype, name or cell.name
+        self.lengths, self.masks = lengths, dict(masks or {})
+        self.rows, self.units = start.counts[cell.parts[0]].shape
+        self.direction: dict[str, Tensor] = {}
+        self.final = start
+        first = start.counts[cell.parts[0]]
+        self.slices = first.new_empty(steps + 1 if sliced else 0, self.rows, sliced, dtype=dtype)
+        self.slices[:1] = fixed.from_counts(first[:, :sliced], dtype)
+        self._prepare(steps, share)
+        self.restart(start)
+
+    @abstractmethod
+    def _prepare(self, steps: int, share: int | None) -> None:
+        """Set up what restarts leave as it is."""
+
+    @property
+    @abstractmethod
+    def counts(self) -> dict[str, Tensor]:
+        """The present state in counts of 2^-32, (B, N) by part."""
+
+    @property
+    @abstractmethod
+    def floats_per_step(self) -> int:
+        """Floats that a recorded step of one row takes, which decides how long a chunk may be."""
+
+    @abstractmethod
+    def copy(self) -> Tape:
+        """A tape that rewinds on its own, leaving this one as it is."""
+
+    @abstractmethod
+    def pause(self) -> None:
+        """Let go of memory that only the next chunk would use again."""
+
+    @abstractmethod
+    def restart(self, place: Place) -> None:
+        """Stand at this place with nothing spilled."""
+
+    @abstractmethod
+    def standing(self) -> Place:
+        """Where this tape stands now."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, first: int) -> Tensor:
+        """Run a chunk (K, B, I), whose first step is `first`, so that it can be rewound. Returns outputs (K, B, H)."""
+
+    @abstractmethod
+    def preview(self, x: Tensor, first: int) -> Tensor:
+        """Run a chunk with `forward`'s arithmetic to the last bit, keeping nothing to rewind it."""
+
+    @abstractmethod
+    def infer(self, x: Tensor, first: int) -> Tensor:
+        """Run a chunk without a buffer. The ten lowest bits of a state, 2^-22 of it, differ from `forward`'s."""
+
+    @abstractmethod
+    def record(self, x: Tensor, first: int) -> Tensor:
+        """Run the last chunk, keep its gates, and stand again where it began; `final` is where it ended."""
+
+    @abstractmethod
+    def rewind(self, x: Tensor, first: int) -> Tensor:
+        """Undo the chunk that `forward` ran last, keeping its gates for `gradient`. Returns its outputs (K, B, H).
+
+        Raises:
+            ReversalError: the state, the heads or the depth of the buffer is not what it was before the chunk.
+        """
+
+    @abstractmethod
+    def gradient(self, x: Tensor, dy: Tensor | None, *, keep: bool = False) -> Tensor:
+        """Carry the gradient back through the chunk that `record` or `rewind` left.
+
+        Args:
+            x: the chunk's input, (K, B, I).
+            dy: gradient of its outputs, (K, B, H), or None for zero.
+            keep: whether the same chunk will be asked again.
+
+        Returns:
+            The gradient of the input, (K, B, I). That of the state before the chunk is in `direction`, those of
+            weights are added up in `weights`.
+        """
+
+    def aim(self, direction: dict[str, Tensor]) -> None:
+        """Start the way back from this gradient of the state, (B, N) by part."""
+        self.direction = direction
+
+    @abstractmethod
+    def usage(self) -> Usage:
+        """What the chunks that `forward` ran have stored."""
+
+    def state(self, place: Place | None = None) -> tuple[Tensor, ...]:
+        """A state, by default the present one, as exact float64 values, (B, H) for each of the cell's states."""
+        counts = place.counts if place else self.counts
+        return tuple(fixed.from_counts(torch.cat([counts[part] for part in group], -1)) for group in self.cell.states)
+
+    @property
+    def sliced(self) -> int:
+        """How many units are sliced."""
+        return self.slices.shape[2]
+
+    def _keep_slices(self, y: Tensor, first: int) -> Tensor:
+        """Outputs (K, B, H) of a chunk, whose sliced units are kept."""
+        if self.sliced:
+            self.slices[first + 1 : first + 1 + len(y)] = y[:, :, : self.sliced]
+        return y
+
+    def _unit_steps(self, x: Tensor, first: int) -> int:
+        """Units times steps of a chunk, padding left out."""
+        steps, rows = x.shape[:2]
+        live = steps * rows if self.lengths is None else int((self.lengths - first).clamp(0, steps).sum())
+        return live * self.units * len(self.cell.parts)
+
+    def _explain(self, x: Tensor, first: int, what: str) -> str:
+        return (
+            f"{self.name}, steps {span(x, first)}: rewinding failed, {what}. Something computed a gate "
+            "differently in the two directions: weights changed through .data between forward and backward, a cell "
+            "that is random or reads anything but its step, or a matrix product that does not repeat. "
+            "No gradient was produced."
+        )
+
+
+def span(x: Tensor, first: int) -> str:
+    """The steps of a chunk, for messages."""
+    return f"{first}..{first + x.shape[0] - 1}"
+
+
+class LayerInputs(NamedTuple):
+    """The tensors of one layer that gradients flow to."""
+
+    state: State
+    weights: Mapping[str, Tensor]
+    responses: Mapping[str, Response]
+
+    def flat(self) -> list[Tensor]:
+        """All of them, in a fixed order."""
+        pairs = [tensor for pair in self.responses.values() for tensor in pair]
+        return [*self.state, *self.weights.values(), *pairs]
+
+    def names(self) -> list[str]:
+        """Their names: `state`, the weights' own, and `name.V`, `name.s` of a response."""
+        pairs = [f"{name}.{kind}" for name in self.responses for kind in "Vs"]
+        return [*("state" for _ in self.state), *self.weights, *pairs]
+
+    def wanted(self) -> frozenset[str]:
+        """The names of those that require a gradient."""
+        return frozenset(name for name, tensor in zip(self.names(), self.flat(), strict=True) if tensor.requires_grad)
+
+    def gradients(self, tape: Tape) -> list[Tensor | None]:
+        """What the tape has added up for each, in the order of `flat`."""
+        groups = tape.cell.states
+        found: list[Tensor | None] = [
+            torch.cat([tape.direction[part] for part in group], -1).to(state.dtype) if state.requires_grad else None
+            for group, state in zip(groups, self.state, strict=True)
+        ]
+        return found + [tape.weights.gradients.pop(name, None) for name in self.names()[len(groups) :]]

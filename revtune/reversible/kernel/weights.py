@@ -1,0 +1,145 @@
+"""The weights of one layer: the input projection, and the gradients of products, one matmul a chunk each.
+
+Shapes: K steps of a chunk, B batch, I input, G gates, N units of a part.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from revtune.reversible.cells.cell import Response, Rows, block_rows
+from revtune.reversible.cells.state_range import check_finite
+from revtune.reversible.kernel.checksum import fingerprint
+from revtune.reversible.kernel.matmuls import NativeProducts, Products
+
+
+class Weights:
+    """Weights, response pairs, and what has been added up of their gradients.
+
+    Args:
+        weights: by name; `ih` (G, I) and `bias` (G,) make up the input projection and are optional.
+        responses: pairs (V, s) by the name of the weight they respond for.
+        wanted: names of weights, and `name.V`, `name.s` of responses, whose gradients are wanted.
+        units: N.
+        owner: the layer's name, for errors.
+        check: whether to look for NaN and infinities.
+        native: whether the native kernel does the products.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        responses: Mapping[str, Response],
+        wanted: frozenset[str],
+        units: int,
+        owner: str,
+        *,
+        check: bool = True,
+        native: bool = False,
+    ) -> None:
+        self._native, self._products = native, NativeProducts() if native else Products()
+        self.tensors = {name: weight.detach() for name, weight in weights.items()}
+        self.responses = {name: (v.detach(), s.detach()) for name, (v, s) in responses.items()}
+        self.wanted, self._units = wanted, units
+        self.gradients: dict[str, Tensor] = {}
+        self._packed: Tensor | None = None
+        if native:
+            self.tensors = {name: weight.contiguous() for name, weight in self.tensors.items()}
+            self.responses = {name: (v.contiguous(), s.contiguous()) for name, (v, s) in self.responses.items()}
+        for name, tensor in self._all() if check else ():
+            check_finite(tensor, f"{owner}: weight {name!r}")
+
+    def fresh(self) -> Weights:
+        """The same weights with no gradients yet."""
+        other = copy.copy(self)
+        other.gradients = {}
+        return other
+
+    def fingerprints(self) -> list[tuple[str, int]]:
+        """The name and fingerprint of every tensor."""
+        return [(name, self.fingerprint(tensor)) for name, tensor in self._all()]
+
+    def fingerprint(self, tensor: Tensor) -> int:
+        """A number that a change of any tensor's bits almost surely changes; the kernel's is faster."""
+        if self._native:
+            number: int = torch.ops.revtune.digest([tensor.detach().contiguous()])
+            return number
+        return fingerprint(tensor)
+
+    def project(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """The input projection (K, B, G) of a chunk (K, B, I), perhaps in `out`; without `ih` the input itself."""
+        if "ih" not in self.tensors:
+            return x
+        weight, bias = self.tensors["ih"], self.tensors.get("bias")
+        projected = self._products.linear(x, weight, bias, out=out, packed=self._packed)
+        if "ih" in self.responses:
+            extra, scale = self.responses["ih"]
+            projected = projected + scale * self._products.linear(x, extra)
+        return projected
+
+    def pack_projection(self) -> None:
+        """Lay `ih` out, if that is worth its memory, for a sequence of many chunks."""
+        if "ih" in self.tensors:
+            self._packed = self._products.pack(self.tensors["ih"])
+
+    def add_projection(self, x: Tensor, dx: Tensor) -> None:
+        """Add the gradients of `ih` and `bias` from that of the projection, (K, B, G)."""
+        if "ih" not in self.tensors:
+            return
+        self.add_product("ih", slice(0, dx.shape[-1]), x.flatten(0, 1), dx.flatten(0, 1), x.shape[0])
+        if "bias" in self.wanted:
+            self._sink("bias", self.tensors["bias"]).add_(dx.sum((0, 1)))
+
+    def project_back(self, dx: Tensor) -> Tensor:
+        """From the projection's gradient (K, B, G) to the input's (K, B, I)."""
+        if "ih" not in self.tensors:
+            return dx
+        back = self._products.back(dx, self.tensors["ih"])
+        if "ih" in self.responses:
+            extra, scale = self.responses["ih"]
+            back = back + self._products.back(dx * scale, extra)
+        return back
+
+    def add(self, name: str, grad: Tensor) -> None:
+        """Add the gradient of a weight that was read as it is."""
+        if name in self.wanted:
+            self._sink(name, self.tensors[name]).add_(grad)
+
+    def add_products(self, products: dict[tuple[str, Rows], tuple[list[Tensor], list[Tensor]]]) -> None:
+        """Add the gradients of a chunk's products, given at each step the value (B, columns) and the result's gradient.
+
+        The lists are used up as they are read.
+        """
+        while products:
+            (name, rows), (values, grads) = products.popitem()
+            chosen = block_rows(self.tensors[name], rows, self._units)
+            self.add_product(name, chosen, torch.cat(values), torch.cat(grads), len(values))
+
+    def add_product(self, name: str, rows: slice, value: Tensor, grad: Tensor, steps: int) -> None:
+        """Add the gradients of a product over a chunk, from its values (K B, columns) and its results' (K B, rows)."""
+        if name in self.wanted:
+            self._products.add_outer(self._sink(name, self.tensors[name])[rows], grad, value)
+        if name not in self.responses:
+            return
+        extra, scale = self.responses[name]
+        scale = scale[:, rows]
+        if f"{name}.V" in self.wanted:
+            self._products.add_outer(self._sink(f"{name}.V", extra)[rows], grad * scale.repeat(steps, 1), value)
+        if f"{name}.s" in self.wanted:
+            by_step = (grad * self._products.linear(value, extra[rows])).view(steps, *scale.shape)
+            self._sink(f"{name}.s", self.responses[name][1])[:, rows].add_(by_step.sum(0))
+
+    def _sink(self, name: str, like: Tensor) -> Tensor:
+        if name not in self.gradients:
+            self.gradients[name] = torch.zeros_like(like, memory_format=torch.contiguous_format)
+        return self.gradients[name]
+
+    def _all(self) -> Iterable[tuple[str, Tensor]]:
+        yield from self.tensors.items()
+        for name, (extra, scale) in self.responses.items():
+            yield f"{name}.V", extra
+            yield f"{name}.s", scale

@@ -1,0 +1,140 @@
+"""What `scan` accepts: shapes, dtypes, names and lengths, each refused with a sentence of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from revtune.reversible.arguments import check_lengths, check_like, check_tensor, is_size
+from revtune.reversible.cells.cell import Cell, Response, State
+
+
+def check_kinds(
+    cell: Cell,
+    x: Tensor,
+    state: State | None,
+    weights: Mapping[str, Tensor],
+    responses: Mapping[str, Response],
+    masks: Mapping[str, Tensor],
+) -> None:
+    """Refuse what is no dense tensor where one is wanted, or no mapping of them."""
+    name, count = cell.name, len(cell.states)
+    check_tensor(f"{name}: x", x)
+    for kind, mapping in (("weights", weights), ("responses", responses), ("masks", masks)):
+        if not isinstance(mapping, Mapping):
+            raise ValueError(f"{name}: {kind} must be a dict by name, got {type(mapping).__name__}")
+    for key, weight in weights.items():
+        check_tensor(f"{name}: weight {key!r}", weight)
+    for part, mask in masks.items():
+        check_tensor(f"{name}: mask {part!r}", mask)
+    for key, pair in responses.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f"{name}: the response of {key!r} must be a pair (V, s), got {type(pair).__name__}")
+        for one, tensor in zip("Vs", pair, strict=True):
+            check_tensor(f"{name}: {one} of the response of {key!r}", tensor)
+    if state is not None and not isinstance(state, tuple | list):
+        raise ValueError(f"{name}: state must be a tuple of {count} tensors (B, H), got {type(state).__name__}")
+    for tensor in state or ():
+        check_tensor(f"{name}: a state", tensor)
+
+
+def first_state(cell: Cell, x: Tensor, state: State | None, weights: Mapping[str, Tensor], hidden: int | None) -> State:
+    """The state given, or zeros."""
+    if x.dim() != 3 or 0 in x.shape[:2]:
+        raise ValueError(f"{cell.name}: x must be (T, B, I) with T >= 1 and B >= 1, got {tuple(x.shape)}")
+    if state is not None:
+        if len(state) != len(cell.states):
+            raise ValueError(f"{cell.name}: state must be {len(cell.states)} tensors (B, H), got {len(state)}")
+        return state
+    columns = weights["ih"].shape[0] if "ih" in weights else x.shape[-1]
+    units = hidden // len(cell.states[0]) if hidden else columns // max(cell.blocks, 1)
+    return tuple(x.new_zeros(x.shape[1], units * len(group)) for group in cell.states)
+
+
+def check_arguments(
+    cell: Cell,
+    x: Tensor,
+    state: State,
+    weights: Mapping[str, Tensor],
+    responses: Mapping[str, Response],
+    masks: Mapping[str, Tensor],
+    lengths: Tensor | None,
+    chunk: int | None,
+) -> None:
+    """Refuse arguments that do not fit together, each with a sentence of its own."""
+    name, (steps, rows) = cell.name, x.shape[:2]
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{name}: x must be float32 or float64 to rewind exactly, got {x.dtype}")
+    if chunk is not None and not is_size(chunk):
+        raise ValueError(f"{name}: chunk must be a positive number of steps, got {chunk!r}")
+    check_lengths(lengths, steps, rows, x.device)
+    units = state[0].shape[-1] // len(cell.states[0])
+    if "ih" in weights:
+        units = weights["ih"].shape[0] // cell.blocks
+    for tensor, group in zip(state, cell.states, strict=True):
+        if tensor.shape != (rows, units * len(group)):
+            raise ValueError(f"{name}: a state must be {(rows, units * len(group))}, got {tuple(tensor.shape)}")
+        if tensor.dtype not in (x.dtype, torch.float64):
+            raise ValueError(f"{name}: a state must be {x.dtype} like x, or float64, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name}: a state is on {tensor.device}, x on {x.device}")
+    _check_weights(cell, x, weights, units)
+    _check_responses(cell, x, weights, responses)
+    if "bias" in weights and "ih" not in weights:
+        raise ValueError(f"{name}: weight 'bias' is that of the input projection and needs weight 'ih'")
+    for part, mask in masks.items():
+        if mask.requires_grad or mask.dtype != x.dtype:
+            raise ValueError(
+                f"{name}: mask {part!r} must be {x.dtype} like x and require no gradient, got {mask.dtype}"
+            )
+        check_like(f"{name}: mask {part!r}", mask, x.dtype, x.device, "x")
+        if part not in cell.parts or mask.shape != (rows, units):
+            raise ValueError(
+                f"{name}: masks must be ({rows}, {units}) for one of {cell.parts}, got {part!r} {tuple(mask.shape)}"
+            )
+
+
+def _check_weights(cell: Cell, x: Tensor, weights: Mapping[str, Tensor], units: int) -> None:
+    columns = cell.blocks * units
+    for key, weight in weights.items():
+        if weight.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"{cell.name}: weight {key!r} must be float32 or float64 to rewind exactly, got {weight.dtype}"
+            )
+        if weight.dtype != x.dtype or weight.device != x.device:
+            wanted, got = f"{weight.dtype} on {weight.device}", f"{x.dtype} on {x.device}"
+            raise ValueError(f"{cell.name}: x must be {wanted} like weight {key!r}, got {got}")
+    if "ih" in weights:
+        shape = tuple(weights["ih"].shape)
+        if len(shape) != 2 or shape[0] != columns:
+            raise ValueError(f"{cell.name}: weight 'ih' must be (G, I) with G a multiple of {cell.blocks}, got {shape}")
+        if shape[1] != x.shape[-1]:
+            raise ValueError(
+                f"{cell.name}: x must have {shape[1]} features, the columns of weight 'ih', got {x.shape[-1]}"
+            )
+    if cell.native is not None and "hh" in weights and weights["hh"].shape != (columns, units):
+        shape = tuple(weights["hh"].shape)
+        raise ValueError(f"{cell.name}: weight 'hh' must be {(columns, units)} for this cell, got {shape}")
+    if "bias" in weights and weights["bias"].shape != (columns,):
+        given = tuple(weights["bias"].shape)
+        raise ValueError(f"{cell.name}: weight 'bias' must be ({columns},), got {given}")
+    if "ih" not in weights and x.shape[-1] != columns:
+        raise ValueError(
+            f"{cell.name}: without weight 'ih' x must have {columns} features, blocks times units, got {x.shape[-1]}"
+        )
+
+
+def _check_responses(cell: Cell, x: Tensor, weights: Mapping[str, Tensor], responses: Mapping[str, Response]) -> None:
+    for key, (extra, scale) in responses.items():
+        if key == "bias":
+            raise ValueError(f"{cell.name}: weight 'bias' takes no response; responses belong to products")
+        if key not in weights:
+            raise ValueError(f"{cell.name}: a response names {key!r}, which is none of the weights {tuple(weights)}")
+        shapes = (tuple(weights[key].shape), (x.shape[1], weights[key].shape[0]))
+        if (tuple(extra.shape), tuple(scale.shape)) != shapes:
+            given = (tuple(extra.shape), tuple(scale.shape))
+            raise ValueError(f"{cell.name}: the response (V, s) of {key!r} must have shapes {shapes}, got {given}")
+        for one, tensor in (("V", extra), ("s", scale)):
+            check_like(f"{cell.name}: {one} of the response of {key!r}", tensor, x.dtype, x.device, "x")

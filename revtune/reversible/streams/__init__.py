@@ -1,0 +1,1 @@
+"""Whole training steps, chunk by chunk: encoder, recurrent stack, readout and loss."""

@@ -1,0 +1,211 @@
+"""Attention of a decoder to an encoder's positions (Luong et al. 2015, "general"), also as the readout of a stream.
+
+For a query q, the decoder's output at one step, and keys k_s, one a source position::
+
+    a_s = softmax over s of (W q) . k_s           padding left out
+    out = tanh(V [sum_s a_s k_s; q])
+
+Nothing is fed back to the decoder, so queries of many steps are answered together, and `rewind_loss` does it chunk by
+chunk: the decoder's attention, softmax and loss are its readout. Keys are made anew for each chunk, so that what they
+are made of is all that is stored: words, whose embeddings cost nothing, and the encoder's annotations.
+
+Shapes: B batch, K steps, N positions, S source positions, Q query width, D key width, O output width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from revtune.reversible.arguments import check_lengths, check_size, check_tensor, running
+from revtune.reversible.streams.readout import Featured, LinearCrossEntropy
+
+Keys = Callable[..., Tensor]
+
+
+LENGTHS = ("source lengths", "the positions of the keys")
+
+
+ROWS = 32
+"""Rows that are read out at a time."""
+
+
+class Attention(nn.Module):
+    """General attention (Luong et al. 2015, equations 5 to 8), without input feeding.
+
+    Args:
+        query_size: Q.
+        key_size: D.
+        output_size: O; that of the query by default.
+
+    Shape:
+        Queries (B, K, Q), keys (B, S, D), lengths (B,), source positions of each row, all of them by default, and a
+        mask (B, D) that a row's keys are multiplied with, by default 1. Gives outputs (B, K, O) and weights (B, K, S),
+        which are 0 at padding and add up to 1.
+
+    Raises:
+        ValueError: sizes that are no positive integers; queries, keys or lengths of other shapes than these, or a
+            length outside 1..S.
+
+    Example:
+        >>> out, weights = Attention(8, 6)(torch.randn(2, 3, 8), torch.randn(2, 5, 6), torch.tensor([5, 2]))
+        >>> out.shape, weights.shape, bool((weights[1, :, 2:] == 0).all())
+        (torch.Size([2, 3, 8]), torch.Size([2, 3, 5]), True)
+    """
+
+    def __init__(self, query_size: int, key_size: int, output_size: int | None = None) -> None:
+        super().__init__()
+        self.query_size, self.key_size = check_size("query_size", query_size), check_size("key_size", key_size)
+        self.output_size = query_size if output_size is None else check_size("output_size", output_size)
+        self.score = nn.Linear(query_size, key_size, bias=False)
+        self.combine = nn.Linear(key_size + query_size, self.output_size, bias=False)
+
+    def forward(
+        self, queries: Tensor, keys: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs and weights; as in the class's description."""
+        self._check(queries, keys, lengths)
+        asked, padding = self.score(queries), None
+        if lengths is not None:
+            padding = ~running(lengths, 0, keys.shape[1]).t().unsqueeze(1)
+        mask = None if mask is None else mask.unsqueeze(1)
+        asked = asked if mask is None else asked * mask
+        with torch.autocast(keys.device.type, enabled=False):
+            read, weights = _Attended.apply(asked.to(keys.dtype), keys, padding)
+        read = read if mask is None else read * mask
+        return torch.tanh(self.combine(torch.cat([read, queries], -1))), weights
+
+    def _check(self, queries: Tensor, keys: Tensor, lengths: Tensor | None) -> None:
+        for name, given, size in (("queries", queries, self.query_size), ("keys", keys, self.key_size)):
+            check_tensor(f"Attention: {name}", given)
+            if given.dim() != 3 or given.shape[2] != size:
+                raise ValueError(f"Attention: {name} must be (B, steps, {size}), got {tuple(given.shape)}")
+        if len(queries) != len(keys):
+            raise ValueError(f"Attention: queries and keys must be of as many rows, got {len(queries)} and {len(keys)}")
+        check_lengths(lengths, keys.shape[1], len(keys), keys.device, LENGTHS)
+
+    def extra_repr(self) -> str:
+        return f"{self.query_size}, {self.key_size}, {self.output_size}"
+
+
+class _Attended(torch.autograd.Function):
+    """What queries (B, K, D) read of keys (B, S, D), and by what weights; the gradient of keys is made in one piece."""
+
+    @staticmethod
+    def forward(ctx: Any, asked: Tensor, keys: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+        scores = asked @ keys.transpose(1, 2)
+        weights = (scores if padding is None else scores.masked_fill_(padding, -torch.inf)).softmax(-1)
+        ctx.save_for_backward(asked, keys, weights)
+        return weights @ keys, weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dread: Tensor, dweights: Tensor) -> tuple[Tensor | None, ...]:
+        asked, keys, weights = ctx.saved_tensors
+        dweights = torch.baddbmm(dweights, dread, keys.transpose(1, 2))
+        dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True))
+        dasked = dscores @ keys if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return dasked, None, None
+        return dasked, (weights.transpose(1, 2) @ dread).baddbmm_(dscores.transpose(1, 2), asked), None
+
+
+class AttentionReadout(Featured):
+    """The readout of a decoder that attends, for `rewind_loss`; made anew for each batch.
+
+    Rows are read out some at a time, so that the keys of few of them are there at once.
+
+    Args:
+        attention: general attention.
+        keys: `keys(rows, *context)` gives keys (R, S, D) of some rows, a slice of the batch, from the context that
+            `rewind_loss` is given; called once a chunk for each.
+        lengths: source positions of each row, (B,).
+        head: from outputs to words.
+        drop: what is done to outputs before that, such as nn.Dropout.
+        mask: what keys of each row are multiplied with, (B, D); nothing by default.
+
+    Shape:
+        Called with decoder outputs y (N, H), of positions in the order of their steps, targets (N, 3) as `numbered`
+        gives them, and the context.
+
+    Raises:
+        ValueError: lengths that are no integers (B,), or of another batch than the targets; targets that are not
+            numbered; keys that do not fit the attention.
+
+    Example:
+        >>> attention, head = Attention(8, 6), LinearCrossEntropy(8, 10)
+        >>> annotations, lengths = torch.randn(5, 2, 6), torch.tensor([5, 3])
+        >>> readout = AttentionReadout(attention, lambda rows, kept: kept[:, rows].transpose(0, 1), lengths, head)
+        >>> targets = numbered(torch.randint(10, (4, 2)))
+        >>> loss, _ = rewind_loss(RevGRU(8, 8), torch.randn(4, 2, 8), targets, readout=readout, context=[annotations])
+    """
+
+    def __init__(
+        self,
+        attention: nn.Module,
+        keys: Keys,
+        lengths: Tensor,
+        head: LinearCrossEntropy,
+        drop: nn.Module | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
+        super().__init__(head)
+        if not isinstance(lengths, Tensor) or lengths.dim() != 1 or lengths.dtype not in (torch.int64, torch.int32):
+            given = f"{lengths.dtype} {tuple(lengths.shape)}" if isinstance(lengths, Tensor) else type(lengths).__name__
+            raise ValueError(f"AttentionReadout: lengths must be integers (B,), one a row of the source, got {given}")
+        self.attention, self.keys, self.lengths, self.mask = attention, keys, lengths, mask
+        self.drop = drop or nn.Identity()
+
+    def classes(self, targets: Tensor) -> Tensor:
+        """As in `Featured`."""
+        self._check_numbered(targets)
+        return targets[..., 0]
+
+    @staticmethod
+    def _check_numbered(targets: Tensor) -> None:
+        if targets.dim() < 2 or targets.shape[-1] != 3:
+            given = tuple(targets.shape)
+            raise ValueError(f"AttentionReadout: targets must be (..., 3), as `numbered` gives them, got {given}")
+
+    def _check(self, targets: Tensor) -> None:
+        """Refuse targets that are not numbered or not time first, and lengths of another batch than theirs."""
+        self._check_numbered(targets)
+        if not len(targets):
+            return
+        rows, steps, count = targets[:, 1], targets[:, 2], len(self.lengths)
+        if bool((steps[1:] < steps[:-1]).any()):
+            raise ValueError("AttentionReadout: targets must be numbered time first, (T, B), but their steps fall")
+        highest, begun = int(rows.max()) + 1, int((steps == 0).sum())
+        if highest > count or begun == highest < count:
+            raise ValueError(f"AttentionReadout: lengths must be of the batch's {highest} rows, got {count}")
+
+    def parts(self, targets: Tensor) -> list[Tensor]:
+        """As in `Featured`: positions by their rows, some at a time."""
+        self._check(targets)
+        rows = targets[:, 1]
+        groups = rows.div(ROWS, rounding_mode="floor")
+        found = [(groups == group).nonzero()[:, 0] for group in range(-(-len(self.lengths) // ROWS))]
+        return [part for part in found if len(part)]
+
+    def features(self, y: Tensor, targets: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        """As in `Featured`."""
+        tokens, row, step = targets.unbind(-1)
+        low, high = int(row.min()), int(row.max()) + 1
+        row, step = row - low, step - step[0]
+        queries = y.new_zeros(high - low, int(step[-1]) + 1, y.shape[1]).index_put((row, step), y)
+        some = slice(low, high)
+        mask = None if self.mask is None else self.mask[some]
+        keys = self.keys(some, *context)
+        check_lengths(self.lengths, keys.shape[1], len(self.lengths), keys.device, LENGTHS)
+        out, _ = self.attention(queries, keys, self.lengths[some], mask)
+        return self.drop(out[row, step]), tokens
+
+
+def numbered(tokens: Tensor) -> Tensor:
+    """Target tokens (T, B), each with its row and step, (T, B, 3), which `AttentionReadout` takes."""
+    steps, rows = (torch.arange(size, device=tokens.device) for size in tokens.shape)
+    return torch.stack([tokens, rows.expand(tokens.shape), steps.unsqueeze(1).expand(tokens.shape)], -1)

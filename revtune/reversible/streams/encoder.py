@@ -1,0 +1,87 @@
+"""The encoder below the recurrent stack, a chunk at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from revtune.reversible.arguments import check_tensor
+from revtune.reversible.layers.masks import new_seed
+from revtune.reversible.streams.chunk_graph import Autocast, _grad, leaves, refuse_hooks
+from revtune.reversible.streams.dropout import look_up, plain_embedding
+from revtune.reversible.streams.gradient_sinks import Sinks, opened
+from revtune.reversible.streams.replay import Replay, Undrawn
+from revtune.reversible.transforms import refuse_transforms
+
+Encode = Callable[[Tensor], Tensor]
+
+
+class Encoder:
+    """Encodes chunks of the inputs; the same chunk comes out the same however often it is asked for.
+
+    Args:
+        encode: the user's encoder, or None.
+        inputs: (T, B, ...).
+        sinks: where gradients go.
+        check: turns an encoded chunk into a valid input of the stack.
+    """
+
+    def __init__(self, encode: Encode | None, inputs: Tensor, sinks: Sinks, check: Callable[[Tensor], Tensor]) -> None:
+        self._encode = encode
+        if isinstance(encode, nn.Embedding) and plain_embedding(encode):
+            self._encode = lambda ids: look_up(encode, ids)
+        self._inputs, self._sinks, self._check = inputs, sinks, check
+        self._autocast = Autocast(inputs.device)
+        if torch.is_grad_enabled():
+            refuse_hooks("encode", encode)
+        replayed = torch.is_grad_enabled() and encode is not None and not plain_embedding(encode)
+        self._seed = new_seed() if replayed else None
+        self._root: Tensor | None = None
+        self._leaf: Tensor | None = None
+
+    def run(self, first: int, last: int, *, graph: bool = False) -> Tensor:
+        """Encode steps `first` to `last`, (K, B, I); with `graph`, keep what `gradient` needs."""
+        chunk = self._inputs[first:last].detach()
+        if graph and self._inputs.requires_grad:
+            chunk.requires_grad_()
+        self._leaf = chunk
+        drawing = nullcontext() if self._seed is None else Replay(self._seed + first)
+        with drawing, torch.set_grad_enabled(graph), opened(self._sinks):
+            with self._autocast.again():
+                encoded = chunk if self._encode is None else self._encode(chunk)
+                self._root = self._check(self._shaped(encoded, chunk))
+        return self._root.detach()
+
+    @staticmethod
+    def _shaped(encoded: Tensor, chunk: Tensor) -> Tensor:
+        refuse_transforms([check_tensor("what encode returns", encoded)])
+        if encoded.dim() != 3 or encoded.shape[:2] != chunk.shape[:2]:
+            steps, rows = chunk.shape[:2]
+            raise ValueError(
+                f"encode must return (K, B, I) = ({steps}, {rows}, I) for this chunk, got {tuple(encoded.shape)}"
+            )
+        return encoded
+
+    def reached(self) -> list[Tensor]:
+        """The tensors that the gradient of the chunk that `run` kept would reach, the whole inputs for its own."""
+        assert self._root is not None
+        return [self._inputs if tensor is self._leaf else tensor for tensor in leaves(self._root)]
+
+    def gradient(self, dx: Tensor, first: int) -> None:
+        """Carry the gradient of the chunk that `run` kept into the encoder and the inputs."""
+        root, leaf = self._root, self._leaf
+        self._root = self._leaf = None
+        if root is None or leaf is None or not root.requires_grad:
+            return
+        tensors = leaves(root)
+        with nullcontext() if self._seed is None else Undrawn():
+            grads = _grad(root, tensors, dx)
+        for tensor, grad in zip(tensors, grads, strict=True):
+            if tensor is leaf:
+                if grad is not None:
+                    self._sinks.of(self._inputs)[first : first + leaf.shape[0]].add_(grad)
+            else:
+                self._sinks.add(tensor, grad)

@@ -1,0 +1,364 @@
+"""A linear readout with cross entropy that never holds all logits.
+
+Positions go through in blocks: logits, softmax in place, and the gradient by hand from the same buffer.
+
+Shapes: N positions, E features, V classes.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from revtune.reversible.arguments import check_fraction, check_size, check_tensor
+from revtune.reversible.kernel import backend as native
+from revtune.reversible.kernel.matmuls import NativeProducts, Products
+from revtune.reversible.streams import gradient_sinks as sinks
+from revtune.reversible.streams.gradient_sinks import Sinks
+from revtune.reversible.transforms import refuse_batches, refuse_transforms
+
+
+def products_for(like: Tensor) -> Products:
+    """The kernel's matmuls for tensors like this one where it is there, else torch's."""
+    if like.device.type == "cpu" and like.dtype == torch.float32 and native.load():
+        return NativeProducts()
+    return Products()
+
+
+_DENSE = torch.contiguous_format
+
+
+_BLOCK_BYTES = 3 * 2**20
+
+
+class LinearCrossEntropy(nn.Module):
+    """`F.cross_entropy(y @ W.T + b, targets, reduction="sum")` in blocks of positions.
+
+    With label smoothing e and class weights w, position by position: `-(1 - e) w_t log p_t - e / V * sum_c w_c log
+        p_c`.
+
+    Args:
+        in_features: E.
+        num_classes: V.
+        bias: whether to add a bias.
+        tie: an nn.Embedding(V, E), or a weight (V, E), whose weight this layer uses as its own.
+        ignore_index: target of positions that do not count.
+        label_smoothing: e, 0..1.
+        class_weights: w, shape (V,), not negative.
+        device, dtype: as in nn.Linear.
+
+    Shape:
+        `head(y, targets)` with y (..., E) and targets (...) of integers in 0..V-1 or `ignore_index` gives a 0-d summed
+        loss in nats; `head.logits(y)` gives (..., V).
+
+    Raises:
+        ValueError: sizes that are not positive, shapes that do not fit, targets outside the classes, a smoothing
+            outside 0..1.
+
+    Example:
+        >>> head = LinearCrossEntropy(4, 10)
+        >>> head(torch.randn(6, 4), torch.arange(6)).shape
+        torch.Size([])
+    """
+
+    bias: nn.Parameter | None
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        bias: bool = True,
+        *,
+        tie: nn.Embedding | Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("in_features", in_features)
+        check_size("num_classes", num_classes)
+        check_fraction("label_smoothing", label_smoothing)
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+            raise ValueError(f"ignore_index must be an integer, the target that does not count, got {ignore_index!r}")
+        if not isinstance(tie, nn.Embedding | Tensor | None):
+            raise ValueError(f"tie must be an nn.Embedding or its weight, got {type(tie).__name__}")
+        self.in_features, self.num_classes = in_features, num_classes
+        self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
+        weight = tie.weight if isinstance(tie, nn.Embedding) else tie
+        if weight is None:
+            weight = nn.Parameter(torch.empty(num_classes, in_features, device=device, dtype=dtype))
+        elif weight.shape != (num_classes, in_features):
+            raise ValueError(
+                f"a tied weight must be ({num_classes}, {in_features}), classes by features, got {tuple(weight.shape)}"
+            )
+        self.weight = weight
+        self.bias = nn.Parameter(torch.zeros(num_classes, device=weight.device, dtype=weight.dtype)) if bias else None
+        if class_weights is not None and not isinstance(class_weights, Tensor):
+            raise ValueError(f"class_weights must be a tensor ({num_classes},), got {type(class_weights).__name__}")
+        if class_weights is not None and class_weights.shape != (num_classes,):
+            raise ValueError(f"class_weights must be ({num_classes},), one a class, got {tuple(class_weights.shape)}")
+        if class_weights is not None:
+            wrong = ~((class_weights >= 0) & class_weights.isfinite())
+            if bool(wrong.any()):
+                given = float(class_weights[wrong][0])
+                raise ValueError(f"class_weights must not be negative, infinite or NaN, got {given}")
+            class_weights = class_weights.to(weight)
+        self.register_buffer("class_weights", class_weights)
+        if tie is None:
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform in +-1/sqrt(E), as nn.Linear; the bias is zero."""
+        bound = 1 / math.sqrt(max(self.in_features, 1))
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, y: Tensor, targets: Tensor) -> Tensor:
+        """The summed loss. Its gradients are computed with it; inside `rewind_loss` they go into sinks instead."""
+        y, targets = self._positions(self.cast(y), targets)
+        with torch.autocast(self.weight.device.type, enabled=False):
+            if not torch.is_grad_enabled():
+                return self._blocks(y, targets, None, None, None)[0].to(y.dtype)
+            kind = _Blocked if sinks.any_open() else _OnePass
+            loss: Tensor = kind.apply(self, y, targets, self.weight, self.bias)
+        return loss
+
+    def logits(self, y: Tensor) -> Tensor:
+        """Scores of all classes, (..., V)."""
+        return F.linear(y, self.weight, self.bias)
+
+    def total_weight(self, targets: Tensor) -> float:
+        """What the mean divides by: the class weights of the targets that count, or their number."""
+        self._check_targets(targets)
+        counted = targets[targets != self.ignore_index]
+        return float(counted.numel() if self.class_weights is None else self.class_weights[counted].sum())
+
+    def cast(self, y: Tensor) -> Tensor:
+        """y in the weight's dtype, in which logits are computed under autocast too."""
+        return y.to(self.weight.dtype) if torch.is_autocast_enabled(self.weight.device.type) else y
+
+    def loss_and_gradient(
+        self, y: Tensor, targets: Tensor, into: Sinks, *, want_dy: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """The summed loss and its gradient in one pass over the logits.
+
+        Args:
+            y: (N, E).
+            targets: (N,).
+            into: where the gradients of weight and bias are added.
+            want_dy: whether the gradient of y is wanted.
+
+        Returns:
+            The loss, 0-d float64, and the gradient of y, (N, E).
+        """
+        y, targets = self._positions(y.detach(), targets)
+        weight = into.of(self.weight) if self.weight.requires_grad else None
+        bias = into.of(self.bias) if self.bias is not None and self.bias.requires_grad else None
+        return self._blocks(y, targets, weight, bias, torch.empty_like(y) if want_dy else None)
+
+    def _blocks(
+        self,
+        y: Tensor,
+        targets: Tensor,
+        dweight: Tensor | None,
+        dbias: Tensor | None,
+        dy: Tensor | None,
+        scale: float = 1.0,
+    ) -> tuple[Tensor, Tensor | None]:
+        loss, work = torch.zeros((), dtype=torch.float64, device=y.device), products_for(y)
+        for block in self._slices(y.shape[0]):
+            part, grad = self._block(
+                y[block], targets[block], dweight is not None or dbias is not None or dy is not None
+            )
+            loss += part
+            if grad is None:
+                continue
+            grad = grad.mul_(scale) if scale != 1.0 else grad
+            if dweight is not None:
+                work.add_outer(dweight, grad, y[block])
+            if dbias is not None:
+                dbias.add_(grad.sum(0))
+            if dy is not None:
+                dy[block] = work.back(grad, self.weight.detach())
+            del grad
+        return loss, dy
+
+    def _block(self, y: Tensor, targets: Tensor, want_gradient: bool) -> tuple[Tensor, Tensor | None]:
+        """Loss of a block and the gradient of its logits, which takes the place of the logits."""
+        logits = products_for(y).linear(y, self.weight.detach(), None if self.bias is None else self.bias.detach())
+        counted = targets != self.ignore_index
+        chosen = torch.where(counted, targets, 0).unsqueeze(-1)
+        weight = counted.to(logits.dtype) if self.class_weights is None else self.class_weights[chosen[:, 0]] * counted
+        hit = weight * (1.0 - self.label_smoothing)
+        every = counted.to(logits.dtype) * (self.label_smoothing / self.num_classes)
+        top = logits.amax(-1, keepdim=True)
+        picked = logits.gather(-1, chosen)
+        spread = self._spread(logits) if self.label_smoothing else None
+        logse = logits.sub_(top).exp_().sum(-1, keepdim=True)
+        lse = (logse.log() + top).double()
+        losses = hit * (lse - picked.double())[:, 0]
+        if spread is not None:
+            losses = losses + every * (lse[:, 0] * self._weight_sum() - spread)
+        loss = torch.where(counted, losses, 0.0).sum()
+        if not want_gradient:
+            return loss, None
+        grad = logits.mul_((hit + every * self._weight_sum()).unsqueeze(-1) / logse)
+        grad.scatter_add_(-1, chosen, -hit.unsqueeze(-1))
+        if self.label_smoothing:
+            grad.sub_(every.unsqueeze(-1) * (1.0 if self.class_weights is None else self.class_weights))
+        return loss, grad
+
+    def _spread(self, logits: Tensor) -> Tensor:
+        return (logits if self.class_weights is None else logits * self.class_weights).double().sum(-1)
+
+    def _weight_sum(self) -> float:
+        return float(self.num_classes if self.class_weights is None else self.class_weights.sum())
+
+    def _slices(self, positions: int) -> Iterator[slice]:
+        """Blocks of 16 positions or more whose logits fit 3 MiB, evened out."""
+        most = max(16, _BLOCK_BYTES // (4 * self.num_classes))
+        blocks = max(1, -(-positions // most))
+        size = max(1, -(-positions // blocks))
+        return (slice(first, first + size) for first in range(0, positions, size))
+
+    def _positions(self, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        check_tensor("LinearCrossEntropy: y", y)
+        check_tensor("LinearCrossEntropy: targets", targets)
+        refuse_transforms([y, targets, self.weight])
+        if y.shape[-1] != self.in_features or y.shape[:-1] != targets.shape:
+            raise ValueError(
+                f"LinearCrossEntropy wants y (..., {self.in_features}) and targets (...), "
+                f"got {tuple(y.shape)} and {tuple(targets.shape)}"
+            )
+        if y.dtype != self.weight.dtype:
+            raise ValueError(f"LinearCrossEntropy wants y of {self.weight.dtype} like its weight, got {y.dtype}")
+        if y.device != self.weight.device:
+            raise ValueError(f"LinearCrossEntropy: y is on {y.device}, the weight on {self.weight.device}")
+        self._check_targets(targets)
+        return y.reshape(-1, self.in_features), targets.reshape(-1).long()
+
+    def _check_targets(self, targets: Tensor) -> None:
+        if targets.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"targets must be int64 or int32, got {targets.dtype}")
+        if targets.device != self.weight.device:
+            raise ValueError(f"LinearCrossEntropy: targets are on {targets.device}, the weight on {self.weight.device}")
+        wrong = (targets != self.ignore_index) & ((targets < 0) | (targets >= self.num_classes))
+        if bool(wrong.any()):
+            raise ValueError(
+                f"targets must lie in 0..{self.num_classes - 1} or be {self.ignore_index}, got {int(targets[wrong][0])}"
+            )
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, num_classes={self.num_classes}, bias={self.bias is not None}"
+
+
+class Featured(ABC):
+    """A readout that makes features of its positions, then takes their loss by a `LinearCrossEntropy`.
+
+    `rewind_loss` knows how: features and loss of a chunk are computed once.
+
+    Args:
+        head: from features to classes.
+    """
+
+    def __init__(self, head: LinearCrossEntropy) -> None:
+        self.head = head
+
+    @abstractmethod
+    def features(self, y: Tensor, targets: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, E) and classes (N,) of outputs (N, H), their targets (N, ...) and the context."""
+
+    def classes(self, targets: Tensor) -> Tensor:
+        """The classes (...) in targets, which are nothing else by default."""
+        return targets
+
+    def total_weight(self, targets: Tensor) -> float:
+        """As of the head."""
+        return self.head.total_weight(self.classes(targets))
+
+    def parts(self, targets: Tensor) -> list[Tensor]:
+        """The numbers of the positions whose features are made together, part by part; by default of all."""
+        return [torch.arange(len(targets), device=targets.device)]
+
+    def __call__(self, y: Tensor, targets: Tensor, *context: Tensor) -> Tensor:
+        """The summed loss of these positions."""
+        parts = [self.head(*self.features(y[part], targets[part], *context)) for part in self.parts(targets)]
+        return torch.stack(parts).sum()
+
+
+class _OnePass(torch.autograd.Function):
+    """The summed loss with its gradients, which backward scales and gives away."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, head: LinearCrossEntropy, y: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        _, want_y, _, want_weight, want_bias = ctx.needs_input_grad
+        dweight = torch.zeros_like(weight, memory_format=_DENSE) if want_weight else None
+        dbias = torch.zeros_like(bias) if want_bias and bias is not None else None
+        dy = torch.empty_like(y) if want_y else None
+        ctx.grads = (None, dy, None, dweight, dbias)
+        return head._blocks(y, targets, dweight, dbias, dy)[0].to(y.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_double_backward()
+        refuse_batches([grad])
+        if ctx.grads is None:
+            raise RuntimeError(
+                "LinearCrossEntropy: backward a second time; the first call needs retain_graph=True to allow it"
+            )
+        factor, grads = float(grad), ctx.grads
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            return tuple(None if one is None else one * factor for one in grads)
+        ctx.grads = None
+        return tuple(None if one is None else one.mul_(factor) for one in grads)
+
+
+def _refuse_double_backward() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError("LinearCrossEntropy does not support double backward; use create_graph=False")
+
+
+class _Blocked(torch.autograd.Function):
+    """The summed loss, whose backward computes the blocks anew and adds weight gradients to open sinks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, head: LinearCrossEntropy, y: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        ctx.head = head
+        ctx.save_for_backward(y, targets, weight, bias)
+        with torch.enable_grad():
+            ctx.sinks = (sinks.sink_of(head.weight), None if head.bias is None else sinks.sink_of(head.bias))
+        return head._blocks(y, targets, None, None, None)[0].to(y.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_double_backward()
+        refuse_batches([grad])
+        y, targets, weight, bias = ctx.saved_tensors
+        _, want_y, _, want_weight, want_bias = ctx.needs_input_grad
+        dweight, dbias = (
+            (sink if sink is not None else torch.zeros_like(tensor, memory_format=_DENSE)) if want else None
+            for sink, tensor, want in zip(ctx.sinks, (weight, bias), (want_weight, want_bias), strict=True)
+        )
+        dy = torch.empty_like(y) if want_y else None
+        ctx.head._blocks(y, targets, dweight, dbias, dy, float(grad))
+        return (
+            None,
+            dy,
+            None,
+            dweight if ctx.sinks[0] is None else None,
+            dbias if ctx.sinks[1] is None else None,
+        )

@@ -1,0 +1,1 @@
+"""Self-tuning networks; nothing in here knows of the reversible half."""

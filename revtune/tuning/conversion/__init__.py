@@ -1,0 +1,1 @@
+"""Any network made self-tuning, run at fixed values, or made plain again."""

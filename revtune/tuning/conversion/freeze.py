@@ -1,0 +1,65 @@
+"""Self-tuning networks made plain again."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from revtune.tuning.conversion.bypasses import shared_weights
+from revtune.tuning.hypers.hyperparameters import Hyperparameters
+from revtune.tuning.regularizers.tuned import Tuned
+from revtune.tuning.responses.responding import Responding
+
+
+def frozen(model: nn.Module) -> nn.Module:
+    """A plain copy of a tuned network, answered at its hyperparameters' present values.
+
+    It needs nothing of revtune, and in evaluation mode gives the same outputs. A module of one's own that read
+    hyperparameters from an attribute has a dictionary of their values there.
+
+    Args:
+        model: as `self_tuning` gives it, perhaps trained.
+
+    Raises:
+        ValueError: it is not self-tuning, or weights of a layer have since become computed ones, as by pruning.
+    """
+    if not isinstance(getattr(model, "hypers", None), Hyperparameters):
+        raise ValueError(f"frozen wants a network that self_tuning converted, got {type(model).__name__}")
+    _check(model)
+    plain = copy.deepcopy(model)
+    hypers = plain.hypers
+    assert isinstance(hypers, Hyperparameters)
+    d = hypers.delta()
+    if d is not None:
+        _untie(plain)
+    for module in list(plain.modules()):
+        if isinstance(module, Responding):
+            module.drop() if d is None else module.fold(d[0])
+        elif isinstance(module, Tuned):
+            module.drop()
+    for name in ("hypers", "conversion"):
+        plain.__dict__.pop(name, None)
+    for module in plain.modules():
+        for name, child in list(module._modules.items()):
+            if isinstance(child, Hyperparameters):
+                del module._modules[name]
+                module.__dict__[name] = child.values()
+    return plain
+
+
+def _check(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        whole = "weight" in module._parameters or isinstance(module, nn.RNNBase)
+        if isinstance(module, Responding) and not whole:
+            raise ValueError(f"{name or 'the network'} cannot be made plain: since it was converted its weight is "
+                             "computed from others, as by a parametrization")  # fmt: skip
+
+
+def _untie(net: nn.Module) -> None:
+    """Give responding layers weights of their own."""
+    shared = shared_weights(net)
+    for module in net.modules():
+        weight = module._parameters.get("weight") if isinstance(module, Responding) else None
+        if weight is not None and id(weight) in shared:
+            module.register_parameter("weight", nn.Parameter(weight.detach().clone(), weight.requires_grad))

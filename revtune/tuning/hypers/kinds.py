@@ -1,0 +1,243 @@
+"""Kinds of hyperparameters that are tuned by gradient, and their ranges.
+
+A hyperparameter lives unconstrained, as a real number l; what a user sees is a monotone function of it::
+
+    Rate       sigmoid(l)                              dropout, probabilities
+    Between    low + (high - low) * sigmoid(l)
+    Positive   softplus(l)                             penalties
+    Integer    floor(low + (high + 1 - low) * sigmoid(l))
+
+`hyperparameters` has them by name, with their current values and perturbations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Scope = Literal["example", "batch"]
+
+
+NEAREST = 1e-5
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """What all hyperparameters have in common; use `Rate`, `Between`, `Positive` or `Integer`.
+
+    Args:
+        initial: where it starts, in user units.
+        per: "example" gives every example its own perturbation, "batch" one to all.
+        scale: standard deviation of the perturbation of l, positive; where it starts if it is tuned.
+        tune_scale: whether the scale is tuned too, by the entropy reward of validation steps.
+        max_scale: what a tuned scale stays below.
+    """
+
+    initial: float
+    per: Scope = field(default="example", kw_only=True)
+    scale: float = field(default=0.5, kw_only=True)
+    tune_scale: bool = field(default=True, kw_only=True)
+    max_scale: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        kind = type(self).__name__
+        if self.per not in ("example", "batch"):
+            raise ValueError(f'{kind}: per must be "example" or "batch", got {self.per!r}')
+        for name in ("scale", "max_scale"):
+            value = getattr(self, name)
+            if not _number(value) or value <= 0:
+                raise ValueError(f"{kind}: {name} must be a positive number, got {value!r}")
+        if self.tune_scale and self.scale > self.max_scale:
+            raise ValueError(f"{kind}: scale must be at most max_scale {self.max_scale}, got {self.scale}")
+        if not _number(self.initial):
+            raise ValueError(f"{kind}: the initial value must be a finite number, got {self.initial!r}")
+        self.check()
+
+    def check(self) -> None:
+        """Raise `ValueError` for a range or an initial value that cannot be."""
+
+    def value(self, raw: Tensor) -> Tensor:
+        """User units from l."""
+        raise NotImplementedError
+
+    def raw(self) -> float:
+        """l of the initial value."""
+        raise NotImplementedError
+
+
+def check_signal(kind: str, initial: float, share: float) -> None:
+    """Refuse a start, this share of the way from bound to bound, so near one that perturbations would move nothing.
+
+    Raises:
+        ValueError: names it.
+    """
+    if not NEAREST <= share <= 1 - NEAREST:
+        near = f"within {NEAREST:g} of a bound, counted from bound to bound"
+        raise ValueError(f"{kind}: the initial value {initial!r} is {near}, where no gradient would move it")
+
+
+@dataclass(frozen=True)
+class Rate(Hyper):
+    """A probability or a share, strictly between 0 and 1: `sigmoid(l)`.
+
+    At 0 or 1 itself l would be infinite and no gradient would reach it, so neither can be started from.
+
+    Args:
+        initial: where it starts, strictly between 0 and 1; 0.05 by default.
+        per, scale, tune_scale, max_scale: how it is perturbed, as in `Hyper`.
+
+    Raises:
+        ValueError: the initial value is not strictly between 0 and 1.
+
+    Example:
+        >>> Hyperparameters(drop=Rate(0.05)).values()
+        {'drop': 0.05}
+    """
+
+    initial: float = 0.05
+
+    def check(self) -> None:
+        """As in `Hyper`."""
+        if not 0 < self.initial < 1:
+            raise ValueError(f"Rate: the initial value must be strictly between 0 and 1, got {self.initial}")
+        check_signal("Rate", self.initial, self.initial)
+
+    def value(self, raw: Tensor) -> Tensor:
+        """As in `Hyper`."""
+        return torch.sigmoid(raw)
+
+    def raw(self) -> float:
+        """As in `Hyper`."""
+        return _logit(self.initial)
+
+
+@dataclass(frozen=True)
+class Between(Hyper):
+    """A real number strictly between two bounds: `low + (high - low) * sigmoid(l)`.
+
+    Args:
+        initial: where it starts, strictly between the bounds.
+        low, high: the bounds.
+        per, scale, tune_scale, max_scale: how it is perturbed, as in `Hyper`.
+
+    Raises:
+        ValueError: the bounds are not in order, or the initial value is not strictly between them.
+
+    Example:
+        >>> Hyperparameters(hue=Between(0.1, 0.0, 0.5)).values()
+        {'hue': 0.1}
+    """
+
+    low: float
+    high: float
+
+    def check(self) -> None:
+        """As in `Hyper`."""
+        if not (_number(self.low) and _number(self.high)) or self.low >= self.high:
+            raise ValueError(f"Between: low must be less than high, got low={self.low!r}, high={self.high!r}")
+        if not self.low < self.initial < self.high:
+            bounds = f"strictly between {self.low} and {self.high}"
+            raise ValueError(f"Between: the initial value must be {bounds}, got {self.initial}")
+        check_signal("Between", self.initial, (self.initial - self.low) / (self.high - self.low))
+
+    def value(self, raw: Tensor) -> Tensor:
+        """As in `Hyper`."""
+        return self.low + (self.high - self.low) * torch.sigmoid(raw)
+
+    def raw(self) -> float:
+        """As in `Hyper`."""
+        return _logit((self.initial - self.low) / (self.high - self.low))
+
+
+@dataclass(frozen=True)
+class Positive(Hyper):
+    """A positive number: `softplus(l)`, which is exp(l) for small ones, so that they move by factors.
+
+    Args:
+        initial: where it starts, above 0.
+        per, scale, tune_scale, max_scale: how it is perturbed, as in `Hyper`.
+
+    Raises:
+        ValueError: the initial value is not positive.
+
+    Example:
+        >>> Hyperparameters(decay=Positive(1e-4)).values()
+        {'decay': 0.0001}
+    """
+
+    def check(self) -> None:
+        """As in `Hyper`."""
+        if self.initial <= 0:
+            raise ValueError(f"Positive: the initial value must be positive, got {self.initial}")
+
+    def value(self, raw: Tensor) -> Tensor:
+        """As in `Hyper`."""
+        return F.softplus(raw)
+
+    def raw(self) -> float:
+        """As in `Hyper`."""
+        return softplus_inverse(self.initial)
+
+
+@dataclass(frozen=True)
+class Integer(Hyper):
+    """An integer from low to high: `floor(low + (high + 1 - low) * sigmoid(l))`, started in the middle of its bin.
+
+    The gradient moves l past the bounds of bins only where perturbations reach over them: a scale that is small against
+    a bin leaves it where it is.
+
+    Args:
+        initial: where it starts.
+        low, high: the least and the greatest.
+        per, scale, tune_scale, max_scale: how it is perturbed, as in `Hyper`.
+
+    Raises:
+        ValueError: a bound or the initial value is no integer, or they are not in order.
+
+    Example:
+        >>> Hyperparameters(holes=Integer(1, 0, 4)).values()
+        {'holes': 1}
+    """
+
+    low: int
+    high: int
+
+    def check(self) -> None:
+        """As in `Hyper`."""
+        for name in ("initial", "low", "high"):
+            value = getattr(self, name)
+            if not _number(value) or value != int(value):
+                raise ValueError(f"Integer: {name} must be an integer, got {value!r}")
+        if self.low >= self.high:
+            raise ValueError(f"Integer: low must be less than high, got low={self.low}, high={self.high}")
+        if not self.low <= self.initial <= self.high:
+            raise ValueError(
+                f"Integer: the initial value must be from {self.low} to {self.high}, got {int(self.initial)}"
+            )
+
+    def value(self, raw: Tensor) -> Tensor:
+        """As in `Hyper`."""
+        bins = self.high + 1 - self.low
+        return torch.floor(self.low + bins * torch.sigmoid(raw)).clamp(max=self.high)
+
+    def raw(self) -> float:
+        """As in `Hyper`."""
+        return _logit((self.initial - self.low + 0.5) / (self.high + 1 - self.low))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _logit(share: float) -> float:
+    return math.log(share) - math.log1p(-share)
+
+
+def softplus_inverse(value: float) -> float:
+    """The l whose softplus is a positive value."""
+    return value + math.log(-math.expm1(-value))

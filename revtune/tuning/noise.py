@@ -1,0 +1,55 @@
+"""Noise that regularizes, as strong for each example as its tuned value says (`ranges`).
+
+Dropout multiplies with a mask that is 0 with probability p and else 1 / (1 - p), drawn by torch's own generator. The
+modules of `regularize` and `regularize_weights` differ in what shares an entry of the mask::
+
+    TunedDropout             nothing                          Srivastava et al. 2014
+    TunedDropout1d to 3d     a channel of an example          Tompson et al. 2015
+    TunedLockedDropout       a unit of an example, over time  Gal and Ghahramani 2016
+    TunedEmbeddingDropout    a word, over a batch             Gal and Ghahramani 2016
+    TunedWeightDrop          a weight, over a batch           Wan et al. 2013, Merity et al. 2018
+
+Shapes: B examples, T steps, H units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from revtune.tuning.hypers.ranges import Range, Value
+
+RATE, BATCH_RATE, DEVIATION = Range(0, 1), Range(0, 1, per_batch=True), Range(0)
+
+
+def drop_mask(shape: Sequence[int], p: Value, like: Tensor) -> Tensor:
+    """0 with probability p, else 1 / (1 - p); p broadcasts over the shape.
+
+    Where 1 - p is less than the machine epsilon of like's dtype, that stands in its place: a rate may come as near to 1
+    as it likes, and no mask is infinite.
+    """
+    exact = torch.promote_types(like.dtype, torch.float32)
+    rate = torch.as_tensor(p, dtype=exact, device=like.device).detach()
+    scale = (1 - rate).clamp(min=torch.finfo(like.dtype).eps).reciprocal()
+    return torch.rand(shape, dtype=exact, device=like.device).ge_(rate).mul_(scale).to(like.dtype)
+
+
+def time_dim(name: str, x: Tensor, batch_dim: int) -> int:
+    """Which dimension of a sequence (B, T, H) or (T, B, H) is time.
+
+    Raises:
+        ValueError: it is no sequence, or `batch_dim` is neither 0 nor 1.
+    """
+    if batch_dim not in (0, 1):
+        raise ValueError(f"{name}: batch_dim must be 0 or 1, got {batch_dim!r}")
+    if x.dim() != 3:
+        raise ValueError(f"{name} wants {('(B, T, H)', '(T, B, H)')[batch_dim]}, got {tuple(x.shape)}")
+    return 1 - batch_dim
+
+
+def add_noise(x: Tensor, deviation: Value) -> Tensor:
+    """x + deviation * e, e normal; the deviation broadcasts over x."""
+    scale = torch.as_tensor(deviation, device=x.device).detach().to(x.dtype)
+    return torch.addcmul(x, torch.randn_like(x), scale)

@@ -1,0 +1,1 @@
+"""What is tuned: dropouts, noise, augmentation and penalties at a value for each example."""

@@ -1,0 +1,159 @@
+"""Regularizers whose strengths are tuned: modules that read hyperparameters as training passes over them.
+
+In training inside a pass a module takes each example's perturbed value, in training outside one the current value. In
+evaluation it does nothing and reads nothing, as a validation loss must reach hyperparameters through responses alone.
+
+`TunedDropout` and its kin are nn.Dropout with their class changed, as response layers are; the others are written into
+a network of one's own, and given a hyperparameter's name, or a number that stays.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from revtune.tuning.hypers.hyperparameters import Hyperparameters
+from revtune.tuning.noise import DEVIATION, RATE, add_noise, drop_mask, time_dim
+from revtune.tuning.regularizers.tuned import Tuned
+
+
+class Dropping(Tuned):
+    """What the dropouts of torch share when their rate is tuned: their class is changed, and then they `adopt`.
+
+    Attributes:
+        dims: how many dimensions inputs must have of which whole channels are dropped; None drops single numbers.
+    """
+
+    limits = {"p": RATE}
+    advice = "self_tuning(..., batch_dim=1) is for inputs whose first dimension is time"
+    dims: ClassVar[int | None] = None
+    p: float
+    inplace: bool
+
+    def adopt(self, hypers: Hyperparameters, name: str, batch_dim: int = 0) -> None:
+        """Take the rate from the hyperparameter of a name; called once, when the class has just been changed.
+
+        Raises:
+            ValueError: there is no such hyperparameter, or it is no rate.
+        """
+        self._take_up(hypers, batch_dim, {"p": name})
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x, in training with a share of it dropped."""
+        if not self.training:
+            return x
+        if self.hypers.current is None:
+            self.p = self.now()["p"]
+            dropped: Tensor = self.plain.forward(self, x)
+            return dropped
+        if self.dims not in (None, x.dim()):
+            raise ValueError(f"{type(self).__name__} wants {self.dims} dimensions, (B, C, ...), got {tuple(x.shape)}")
+        return x.mul_(self._mask(x)) if self.inplace else self.times(x, lambda: self._mask(x))
+
+    def _mask(self, x: Tensor) -> Tensor:
+        """Of single numbers or of whole channels."""
+        if self.dims is None:
+            return drop_mask(x.shape, self.along("p", x), x)
+        return drop_mask([*x.shape[:2], *[1] * (x.dim() - 2)], self.along("p", x, 1), x)
+
+    def drop(self) -> None:
+        """Become plain again, at the current rate."""
+        self.p = self.now()["p"]
+        super().drop()
+
+    def extra_repr(self) -> str:
+        """The hyperparameter that the rate is."""
+        return f"{super().extra_repr()}, inplace={self.inplace}"
+
+
+class TunedDropout(Dropping, nn.Dropout):
+    """nn.Dropout at a tuned rate: `module.__class__ = TunedDropout; module.adopt(hypers, "drop", 0)`.
+
+    Example:
+        >>> module = nn.Dropout(0.3)
+        >>> module.__class__ = TunedDropout
+        >>> module.adopt(Hyperparameters(drop=Rate(0.25)), "drop")
+        >>> module.drop()
+        >>> module
+        Dropout(p=0.25, inplace=False)
+    """
+
+    plain = nn.Dropout
+
+
+class TunedDropout1d(Dropping, nn.Dropout1d):
+    """nn.Dropout1d, which drops whole channels of (B, C, L), at a tuned rate."""
+
+    plain, dims = nn.Dropout1d, 3
+
+
+class TunedDropout2d(Dropping, nn.Dropout2d):
+    """nn.Dropout2d, which drops whole channels of (B, C, H, W), at a tuned rate."""
+
+    plain, dims = nn.Dropout2d, 4
+
+
+class TunedDropout3d(Dropping, nn.Dropout3d):
+    """nn.Dropout3d, which drops whole channels of (B, C, D, H, W), at a tuned rate."""
+
+    plain, dims = nn.Dropout3d, 5
+
+
+class TunedLockedDropout(Tuned):
+    """Locked dropout at a tuned rate: one mask for all steps of a sequence.
+
+    Args:
+        hypers: where the name is looked up.
+        p: a hyperparameter's name, or a rate.
+        batch_dim: 0 for sequences (B, T, H), 1 for (T, B, H).
+
+    Raises:
+        ValueError: there is no such hyperparameter, or it is no rate; inputs are no sequences.
+
+    Example:
+        >>> drop = TunedLockedDropout(Hyperparameters(drop=Rate(0.5)), "drop", batch_dim=1)
+        >>> y = drop(torch.ones(5, 3, 4))
+        >>> torch.equal(y[0], y[4])
+        True
+    """
+
+    limits = {"p": RATE}
+
+    def __init__(self, hypers: Hyperparameters, p: float | str, *, batch_dim: int = 0) -> None:
+        super().__init__(hypers, batch_dim=batch_dim, p=p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x, in training with units dropped from whole sequences."""
+        if not self.training:
+            return x
+        shape = list(x.shape)
+        shape[time_dim(type(self).__name__, x, self.batch_dim)] = 1
+        return self.times(x, lambda: drop_mask(shape, self.along("p", x), x))
+
+
+class TunedNoise(Tuned):
+    """Normal noise of a tuned standard deviation, for inputs.
+
+    Args:
+        hypers: where the name is looked up.
+        deviation: a hyperparameter's name, or a number.
+        batch_dim: which dimension of inputs is examples.
+
+    Raises:
+        ValueError: there is no such hyperparameter, or it can be negative.
+
+    Example:
+        >>> noise = TunedNoise(Hyperparameters(noise=Between(0.1, 0.0, 0.3)), "noise")
+        >>> noise(torch.zeros(100, 100)).std().round(decimals=2)
+        tensor(0.1000)
+    """
+
+    limits = {"deviation": DEVIATION}
+
+    def __init__(self, hypers: Hyperparameters, deviation: float | str, *, batch_dim: int = 0) -> None:
+        super().__init__(hypers, batch_dim=batch_dim, deviation=deviation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x, in training with noise added."""
+        return add_noise(x, self.along("deviation", x)) if self.training else x

@@ -1,0 +1,145 @@
+"""Normalisations whose affine weights answer to hyperparameters: `y = (w + Q_w d) * x + b + Q_b d`, x normalised."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from revtune.tuning.responses.linearized import tangent_of
+from revtune.tuning.responses.responding import Responding
+
+
+class ResponseNorm(Responding):
+    """What normalisations share. Each unit is scaled as it is, so W1 is not needed."""
+
+    @classmethod
+    def refuses(cls, module: nn.Module) -> str | None:
+        """As in `Responding`."""
+        weight = getattr(module, "weight", None)
+        if weight is None:
+            return "it has no affine weights"
+        return None if weight.dim() == 1 else "it normalises over more than one dimension"
+
+    def second(self, weight: Tensor) -> None:
+        """None."""
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """x without the affine weights."""
+        raise NotImplementedError
+
+    def scaled(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """`w * x + b` by unit."""
+        weight, bias = (None if p is None else self.by_unit_of(p, x) for p in (self.weight, bias))
+        assert weight is not None
+        return x * weight if bias is None else torch.addcmul(bias, x, weight)
+
+    def by_unit_of(self, parameter: Tensor, x: Tensor) -> Tensor:
+        """A parameter (U,), shaped to be multiplied with x."""
+        shape = [1] * x.dim()
+        shape[self.unit_dim] = -1
+        return parameter.view(shape)
+
+    def base(self, x: Tensor) -> Tensor:
+        """As in `Responding`; outside a pass the plain layer's own, to the last bit."""
+        if self.hypers.current is None:
+            plain: Tensor = self.plain.forward(self, x)
+            return plain
+        return self.scaled(self.normalized(x), self.bias)
+
+    def scaled_by(self, x: Tensor) -> Tensor:
+        """As in `Responding`: x, normalised."""
+        return self.normalized(x)
+
+    def answered(self, x: Tensor, d: Tensor) -> Tensor:
+        """As in `Responding`."""
+        x = self.normalized(x)
+        y = self.scaled(x, self.bias)
+        y = torch.addcmul(y, self.along(F.linear(d, self.response_scale), y), x)
+        return y if self.response_shift is None else y + self.along(F.linear(d, self.response_shift), y)
+
+    def carry(self, x: Tensor) -> Tensor | None:
+        """As in `Responding`."""
+        if tangent_of(x) is None:
+            return None
+        tangent = tangent_of(self.normalized(x))
+        assert tangent is not None
+        return self.scaled(tangent, None)
+
+    def fold(self, d: Tensor) -> None:
+        """As in `Responding`."""
+        with torch.no_grad():
+            self.weight += self.response_scale @ d
+            if self.bias is not None and self.response_shift is not None:
+                self.bias += self.response_shift @ d
+        self.drop()
+
+
+class ResponseLayerNorm(ResponseNorm, nn.LayerNorm):
+    """nn.LayerNorm over one dimension, with a response."""
+
+    plain = nn.LayerNorm
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """As in `ResponseNorm`."""
+        return F.layer_norm(x, self.normalized_shape, None, None, self.eps)
+
+
+class ResponseGroupNorm(ResponseNorm, nn.GroupNorm):
+    """nn.GroupNorm with a response."""
+
+    plain = nn.GroupNorm
+    unit_dim = 1
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """As in `ResponseNorm`."""
+        return F.group_norm(x, self.num_groups, None, None, self.eps)
+
+
+class ResponseBatchNorm(ResponseNorm, nn.modules.batchnorm._BatchNorm):
+    """A batch normalisation with a response.
+
+    In training mode it normalises by the batch, in a validation pass too, and its running statistics move, inside a
+    pass only in one that says so. In evaluation mode it goes by its running statistics, in every pass.
+    """
+
+    unit_dim = 1
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """As in `ResponseNorm`."""
+        self._check_input_dim(x)
+        if not self.training and self.running_mean is not None:
+            return F.batch_norm(x, self.running_mean, self.running_var, None, None, False, 0.0, self.eps)
+        if x.numel() <= x.shape[1]:
+            raise ValueError(
+                f"{self._name}: a batch's own statistics want more than 1 value per channel, on validation steps too, "
+                f"got input {tuple(x.shape)}"
+            )
+        bound = self.hypers.current
+        if self.running_mean is None or not (bound is None or bound.statistics):
+            return F.batch_norm(x, None, None, None, None, True, 0.0, self.eps)
+        return F.batch_norm(x, self.running_mean, self.running_var, None, None, True, self._share(), self.eps)
+
+    def _share(self) -> float:
+        """The weight of this batch in the running statistics."""
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        return 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+
+
+class ResponseBatchNorm1d(ResponseBatchNorm, nn.BatchNorm1d):
+    """nn.BatchNorm1d with a response."""
+
+    plain = nn.BatchNorm1d
+
+
+class ResponseBatchNorm2d(ResponseBatchNorm, nn.BatchNorm2d):
+    """nn.BatchNorm2d with a response."""
+
+    plain = nn.BatchNorm2d
+
+
+class ResponseBatchNorm3d(ResponseBatchNorm, nn.BatchNorm3d):
+    """nn.BatchNorm3d with a response."""
+
+    plain = nn.BatchNorm3d

@@ -1,0 +1,1 @@
+"""The alternation of both levels: gradients, steps, batches, checks and history."""

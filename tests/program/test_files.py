@@ -1,0 +1,80 @@
+"""Files that commands write: where they may lie, and drafts that take their places when all are there."""
+
+from pathlib import Path
+
+import pytest
+
+from revtune.program.errors import Problem
+from revtune.program.files import check_apart, check_place, drafts, same
+
+
+def test_drafts_take_their_places_together_at_the_end(tmp_path: Path) -> None:
+    out, plot, neighbour = tmp_path / "a.json", tmp_path / "new/a.png", tmp_path / "a.json.partial"
+    out.write_text("old")
+    neighbour.write_text("somebody's")
+    with drafts(out, plot) as (figures, drawn):
+        figures.write_text("figures")
+        drawn.write_text("plot")
+        assert out.read_text() == "old" and not plot.exists()
+    assert (out.read_text(), plot.read_text(), neighbour.read_text()) == ("figures", "plot", "somebody's")
+    assert {*tmp_path.rglob("*.*")} == {out, plot, neighbour}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Problem])
+def test_a_failure_keeps_what_was_there_and_what_was_measured(
+    error: type[BaseException], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, plot = tmp_path / "a.json", tmp_path / "a.png"
+    out.write_text("old")
+    with pytest.raises(error), drafts(out, plot) as (figures, _):
+        figures.write_text("figures")
+        raise error("stopped")
+    assert out.read_text() == "old"
+    assert {*tmp_path.iterdir()} == {out, figures}
+    assert capsys.readouterr().err == f"revtune: what was measured so far is in {figures}\n"
+
+
+def test_places_that_cannot_be_written_are_told_first(tmp_path: Path) -> None:
+    (tmp_path / "link.json").symlink_to(tmp_path / "a.json")
+    for places, sentence in (
+        (
+            (tmp_path / "a.json", tmp_path / "b/../a.json"),
+            "figures and plots would all go to .*; give --out and --plot",
+        ),
+        ((tmp_path / "a.json", tmp_path / "link.json"), "figures and plots would all go to .*; give --out and --plot"),
+        ((tmp_path, tmp_path / "a.png"), "cannot write .*: it is no regular file"),
+        ((Path("/proc/a.json"), tmp_path / "a.png"), "cannot write /proc/a.json: No such file or directory"),
+    ):
+        with pytest.raises(Problem, match=sentence), drafts(*places):
+            raise AssertionError
+    assert [path.name for path in tmp_path.iterdir()] == ["link.json"]
+
+
+def test_the_same_file_is_known_by_any_of_its_names(tmp_path: Path) -> None:
+    one, other, link, hard = (tmp_path / name for name in ("one", "other", "link", "hard"))
+    one.touch()
+    other.touch()
+    link.symlink_to(one)
+    hard.hardlink_to(one)
+    assert same(link, one) and same(hard, one) and same(tmp_path / "new", tmp_path / "x" / ".." / "new")
+    assert not same(other, one) and not same(tmp_path / "new", one)
+    with one.open() as file:
+        assert same(hard, file.fileno()) and not same(other, file.fileno())
+    with open("/dev/null") as nothing:
+        assert not same(Path("/dev/null"), nothing.fileno()), "what is written there is not kept"
+
+
+def test_what_is_taken_is_told_by_the_option_s_name(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    check_apart({"out": one, "plot": other, "more": None}, [(tmp_path / "read", "is read")])
+    with pytest.raises(Problem, match=f"--plot must be a file of its own, but {one} is what --out goes to"):
+        check_apart({"out": one, "plot": one}, [])
+    with pytest.raises(Problem, match=f"--out must be a file of its own, but {one} is read"):
+        check_apart({"out": one}, [(one, "is read")])
+
+
+def test_only_files_are_written_over(tmp_path: Path) -> None:
+    check_place(tmp_path / "new")
+    for place in (tmp_path, Path("/dev/null")):
+        with pytest.raises(Problem, match=f"cannot write {place}: it is no regular file"):
+            check_place(place)

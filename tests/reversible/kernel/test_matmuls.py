@@ -1,0 +1,161 @@
+"""The matmuls over whole chunks: torch's numbers in any layout, and bits that depend on neither rows nor threads."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from revtune.reversible.kernel.matmuls import SMALL, NativeProducts, Products
+from revtune.reversible.streams.readout import products_for
+from tests.stored import relative
+
+BACKENDS = ("native",)
+SHAPES = [(1, 1, 1), (1, 300, 7), (3, 5, 2), (12, 33, 64), (13, 257, 65), (40, 64, 300), (300, 31, 33), (600, 130, 97)]
+"""Positions, inputs, outputs: around the widths of vectors, panels and blocks."""
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "dense": lambda t: t,
+    "transposed": lambda t: t.t().contiguous().t(),
+    "every second row": lambda t: t.repeat_interleave(2, 0)[::2],
+    "every second column": lambda t: t.repeat_interleave(2, 1)[:, ::2],
+    "columns of a wider one": lambda t: torch.cat([t, t, t], 1)[:, t.shape[1] : 2 * t.shape[1]],
+    "not aligned": lambda t: torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape),
+}
+shapes = pytest.mark.parametrize(("positions", "inputs", "outputs"), SHAPES)
+layouts = pytest.mark.parametrize("layout", LAYOUTS)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+@layouts
+@shapes
+def test_projections_are_torchs(positions: int, inputs: int, outputs: int, layout: str) -> None:
+    lay = LAYOUTS[layout]
+    x, weight, bias = normal(positions, inputs), normal(outputs, inputs, seed=1), normal(outputs)
+    exact = x.double() @ weight.double().t()
+    for products in (NativeProducts(), Products()):
+        assert relative(products.linear(lay(x), lay(weight)), exact) < 1e-6
+        assert relative(products.linear(lay(x), lay(weight), bias), exact + bias) < 1e-6
+        into = torch.full((positions, outputs), float("nan"))
+        assert relative(products.linear(lay(x), lay(weight), bias, out=into), exact + bias) < 1e-6
+
+
+@shapes
+def test_packed_weights_give_the_same_bits(positions: int, inputs: int, outputs: int) -> None:
+    products, x, bias = NativeProducts(), normal(positions, inputs), normal(outputs)
+    weight = normal(outputs, inputs, seed=1)
+    packed = products.pack(weight)
+    assert packed is not None
+    assert torch.equal(products.linear(x, weight, bias, packed=packed), products.linear(x, weight, bias))
+    assert torch.equal(products.linear(x, torch.zeros_like(weight), packed=packed), products.linear(x, weight))
+
+
+def test_only_small_weights_are_packed() -> None:
+    assert NativeProducts().pack(torch.zeros(1, SMALL // 4)) is not None
+    assert NativeProducts().pack(torch.zeros(1, SMALL // 4 + 1)) is None
+    assert Products().pack(torch.zeros(1, 1)) is None
+
+
+@layouts
+@shapes
+def test_gradients_of_inputs_are_torchs(positions: int, inputs: int, outputs: int, layout: str) -> None:
+    lay = LAYOUTS[layout]
+    grad, weight = normal(positions, outputs), normal(outputs, inputs, seed=1)
+    for products in (NativeProducts(), Products()):
+        assert relative(products.back(lay(grad), lay(weight)), grad.double() @ weight.double()) < 1e-6
+
+
+@layouts
+@shapes
+def test_gradients_of_weights_are_added(positions: int, inputs: int, outputs: int, layout: str) -> None:
+    lay = LAYOUTS[layout]
+    grad, value, start = normal(positions, outputs), normal(positions, inputs, seed=1), normal(outputs, inputs)
+    wanted = start.double() + grad.double().t() @ value.double()
+    for products in (NativeProducts(), Products()):
+        into = start.clone()
+        products.add_outer(into, lay(grad), lay(value))
+        assert relative(into, wanted) < 1e-6
+        rows = torch.cat([start, start, start])
+        products.add_outer(rows[outputs : 2 * outputs], lay(grad), lay(value))
+        assert relative(rows[outputs : 2 * outputs], wanted) < 1e-6
+        assert torch.equal(rows[:outputs], start) and torch.equal(rows[2 * outputs :], start)
+
+
+def test_a_lazy_clone_is_written_and_its_origin_is_not() -> None:
+    grad, value, start = normal(3, 5), normal(3, 7, seed=1), normal(5, 7)
+    before, into = start.clone(), torch._lazy_clone(start)
+    NativeProducts().add_outer(into, grad, value)
+    assert torch.equal(start, before) and relative(into, before + grad.t() @ value) < 1e-6
+    out = torch._lazy_clone(start)
+    assert NativeProducts().linear(normal(5, 4), normal(7, 4), out=out) is out
+    assert torch.equal(start, before) and not torch.equal(out, before)
+
+
+def test_steps_and_rows_may_stand_apart() -> None:
+    x, weight = normal(4, 3, 50), normal(7, 50)
+    for given in (x, x.transpose(0, 1), x.transpose(0, 1).contiguous().transpose(0, 1)):
+        wanted = given.double() @ weight.double().t()
+        assert relative(NativeProducts().linear(given, weight), wanted) < 1e-6
+        assert relative(NativeProducts().back(wanted.float(), weight), wanted @ weight.double()) < 1e-6
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts the number of threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(70, 33), (257, 130), (300, 600)])
+def test_bits_depend_on_neither_rows_nor_threads(inputs: int, outputs: int, threads: None) -> None:
+    products, x, weight = NativeProducts(), normal(60, inputs), normal(outputs, inputs, seed=1)
+    grad, found = normal(60, outputs, seed=2), []
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        into = torch.zeros(outputs, inputs)
+        products.add_outer(into, grad, x)
+        found.append((products.linear(x, weight), products.back(grad, weight), into))
+    for other in found[1:]:
+        assert all(map(torch.equal, other, found[0]))
+    for rows in (slice(0, 1), slice(7, 20), slice(59, 60)):
+        assert torch.equal(products.linear(x[rows], weight), found[0][0][rows])
+        assert torch.equal(products.back(grad[rows], weight), found[0][1][rows])
+
+
+def test_the_kernels_are_taken_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type(products_for(torch.zeros(1))) is NativeProducts
+    assert type(products_for(torch.zeros(1, dtype=torch.float64))) is Products
+    assert type(products_for(torch.zeros(1, device="meta"))) is Products
+    monkeypatch.setenv("REVTUNE_BACKEND", "reference")
+    assert type(products_for(torch.zeros(1))) is Products
+
+
+ZERO, DOUBLE = torch.zeros, torch.float64
+MISFITS = [
+    ("project_back", (ZERO(3, 5), ZERO(6, 4))),
+    ("project_back", (ZERO(3, 5).double(), ZERO(5, 4))),
+    ("project_back", (ZERO(3), ZERO(5, 4))),
+    ("project_into", (ZERO(3, 6), ZERO(3, 5), ZERO(6, 4), None)),
+    ("project_into", (ZERO(3, 6), ZERO(2, 5), ZERO(6, 5), None)),
+    ("project_into", (ZERO(3, 5), ZERO(3, 5), ZERO(6, 5), None)),
+    ("project_into", (ZERO(3, 6).double(), ZERO(3, 5), ZERO(6, 5), None)),
+    ("project_into", (ZERO(3, 6), ZERO(3, 5), ZERO(6, 5), ZERO(5))),
+    ("project_into", (ZERO(3, 6), ZERO(5, 3).t(), ZERO(6, 5), None)),
+    ("project_into", (ZERO(3, 6), ZERO(3, 5), ZERO(5, 6).t(), None)),
+    ("project_into", (ZERO(3, 6), ZERO(3, 5), ZERO(6, 5), None, ZERO(6 * 5))),
+    ("pack_projection", (ZERO(6),)),
+    ("pack_projection", (ZERO(6, 5, dtype=DOUBLE),)),
+    ("add_outer", (ZERO(6, 5), ZERO(3, 5), ZERO(3, 6))),
+    ("add_outer", (ZERO(6, 5), ZERO(3, 6), ZERO(4, 5))),
+    ("add_outer", (ZERO(6, 5), ZERO(3, 6), ZERO(3, 5, dtype=DOUBLE))),
+    ("add_outer", (ZERO(5, 6).t(), ZERO(3, 6), ZERO(3, 5))),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), MISFITS)
+def test_what_does_not_fit_is_refused(name: str, arguments: tuple[Tensor | None, ...]) -> None:
+    with pytest.raises(RuntimeError):
+        getattr(torch.ops.revtune, name)(*arguments)

@@ -1,0 +1,150 @@
+"""What no conversion reaches is found in a module's own code, however it is spelled there."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.functional import dropout as thrown
+
+from revtune.tuning.conversion.bypasses import bypasses, read_directly, why_not
+
+
+class Plainly(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, self.training)
+
+
+class InAHelper(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.noisy(x)
+
+    def noisy(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.dropout(x, 0.5, self.training)
+
+
+class ByAnotherName(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return thrown(x, 0.5, self.training)
+
+
+class WithWeights(Plainly):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.scale * x, 0.5, self.training)
+
+
+class Above(InAHelper):
+    """The base's forward and this one's helper."""
+
+    def noisy(self, x: Tensor) -> Tensor:
+        return super().noisy(x)
+
+
+class Between(Plainly):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+class Covered(Plainly):
+    """The base's forward is not called."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Reading(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.first.weight
+
+
+class ReadingOneOfAList(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(2, 2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(x)
+
+    def read(self, x: Tensor) -> Tensor:
+        weight = self.layers[0].weight
+        assert isinstance(weight, Tensor)
+        return x @ weight
+
+
+class ReadingAnyOfAList(ReadingOneOfAList):
+    def read(self, x: Tensor) -> Tensor:
+        for place in range(1):
+            x = x @ self.layers[place].weight  # type: ignore[operator]
+        return x
+
+
+class ByAnotherSelf(nn.Module):
+    """A readout tied by hand, in a method whose first argument has another name."""
+
+    def __init__(this) -> None:
+        super().__init__()
+        this.words = nn.Embedding(5, 2)
+
+    def forward(this, x: Tensor) -> Tensor:
+        y: Tensor = this.words(x)
+        return y @ this.words.weight.t()
+
+
+class Attending(nn.Module):
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=self.rate)
+
+
+class AttendingWithout(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=0.0)
+
+
+class Innocent(nn.Module):
+    """It neither calls F.dropout(x, 0.5) nor reads self.first.weight past its response."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout, self.first = nn.Dropout(), nn.Linear(2, 2)
+        nn.init.zeros_(self.first.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.dropout(self.first(x.to(self.first.weight.dtype)))  # not F.dropout(x)
+        return y
+
+
+def test_functional_dropout_is_found_in_any_spelling() -> None:
+    for kind in (Plainly, InAHelper, ByAnotherName, Above, Between):
+        told = bypasses(kind())
+        assert told is not None and "as a function, whose rate stays its own" in told, kind
+    told = bypasses(Attending(0.1))
+    assert told is not None and "it calls scaled_dot_product_attention" in told
+    assert bypasses(AttendingWithout()) is None
+    assert bypasses(Innocent()) is None and bypasses(Covered()) is None
+
+
+def test_weights_and_functional_dropout_are_told_together() -> None:
+    told = why_not(WithWeights())
+    assert told is not None and "its 4 weights are trained as they are" in told and "calls dropout" in told
+
+
+def test_layers_whose_weights_are_read_are_found() -> None:
+    assert read_directly(Reading()) == {"first"} and read_directly(ReadingOneOfAList()) == {"layers.0"}
+    assert read_directly(ReadingAnyOfAList()) == {"layers"} and read_directly(ByAnotherSelf()) == {"words"}
+    assert read_directly(Innocent()) == set() == read_directly(nn.MultiheadAttention(2, 1))
+
+
+def test_a_class_without_source_is_let_be() -> None:
+    made = type("Made", (nn.Module,), {"forward": lambda self, x: x})
+    assert bypasses(made()) is None
+    assert why_not(nn.ReLU()) is None

@@ -1,0 +1,378 @@
+"""Gradients of both levels: nothing moves that must not, and what Delta-STN cannot go through is named."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from revtune.errors import HyperparameterError, NonFiniteError
+from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass
+from revtune.tuning.hypers.kinds import Positive, Rate
+from revtune.tuning.regularizers.dropouts import TunedDropout
+from revtune.tuning.tuner import bilevel
+from revtune.tuning.tuner.bilevel import Problem
+from tests.tuned_nets import adopt, answering, convolutional
+
+GRADIENTS = {"delta": bilevel.delta, "stn": bilevel.stn}
+methods = pytest.mark.parametrize("method", GRADIENTS)
+
+
+def unscaled(loss: Tensor) -> Tensor:
+    return loss
+
+
+# What moves
+
+
+def classifier(method: str) -> tuple[Problem, Any]:
+    """A convolutional net with everything in it, and a batch."""
+    torch.manual_seed(0)
+    hypers = Hyperparameters(a=Rate(0.3), b=Positive(0.1)).double()
+    hypers.centred = method == "delta"
+    net = answering(adopt(convolutional(), hypers))
+    batch = (torch.randn(5, 3, 6, 6, dtype=torch.float64), torch.randint(3, (5,)))
+    problem = Problem(
+        net, hypers, lambda net, batch: net(batch[0]),
+        lambda out, batch, h: F.cross_entropy(out, batch[1], reduction="none") * (1 + h.a + h.b),
+        lambda out, batch: F.cross_entropy(out, batch[1]), lambda batch: len(batch[1]),
+    )  # fmt: skip
+    return problem, batch
+
+
+def everything(problem: Problem) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in problem.model.state_dict(keep_vars=False).items()}
+
+
+@methods
+def test_a_validation_step_moves_no_weight_no_statistic_and_no_gradient(method: str) -> None:
+    problem, batch = classifier(method)
+    GRADIENTS[method](problem, batch, unscaled)
+    before, own = everything(problem), dict(problem.model.named_parameters())
+    grads = {name: p.grad.clone() for name, p in own.items() if p.grad is not None}
+    _, found = bilevel.held_out(problem, batch, 0.0)
+    assert all(bool(grad.any()) for grad in found.values())
+    assert all(torch.equal(value, before[name]) for name, value in everything(problem).items())
+    assert grads and all(torch.equal(own[name].grad, grad) for name, grad in grads.items())  # type: ignore[arg-type]
+    assert all(p.requires_grad for p in own.values()) and problem.model.training
+    assert problem.hypers.raw.grad is None
+
+
+@methods
+def test_a_training_step_has_gradients_for_all_weights_and_for_no_hyperparameter(method: str) -> None:
+    problem, batch = classifier(method)
+    GRADIENTS[method](problem, batch, unscaled)
+    base, added = problem.parameters()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in [*base, *added])
+    assert problem.hypers.raw.grad is None and problem.hypers.spread.grad is None
+
+
+def test_delta_trains_weights_on_the_plain_loss_at_the_current_values() -> None:
+    problem, batch = classifier("delta")
+    loss = bilevel.delta(problem, batch, unscaled)
+    plain = convolutional()
+    plain.load_state_dict({name: everything(problem)[name] for name in plain.state_dict()}, strict=True)
+    plain.train()
+    wanted = F.cross_entropy(plain(batch[0]), batch[1]) * (1 + 0.3 + 0.1)
+    wanted.backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    own = dict(problem.model.named_parameters())
+    for name, p in plain.named_parameters():
+        torch.testing.assert_close(own[name].grad, p.grad, rtol=1e-6, atol=1e-9)
+
+
+def test_the_hypergradient_is_that_of_the_responded_loss() -> None:
+    """By finite differences of l, with perturbations of no width."""
+    problem, batch = classifier("delta")
+    with torch.no_grad():
+        problem.hypers.spread.fill_(-40.0)
+    now = problem.hypers.raw.detach().clone()
+    _, grads = bilevel.held_out(problem, batch, 0.0)
+    for place in range(2):
+        sides = []
+        for sign in (1, -1):
+            moved = now.repeat(5, 1)
+            moved[:, place] += sign * 1e-5
+            d = problem.hypers.departure(moved)
+            with torch.no_grad(), problem.hypers.bound(Pass(5, d, None, training=False)):
+                sides.append(F.cross_entropy(problem.model(batch[0]), batch[1]).item())
+        assert grads[problem.hypers.raw][place].item() == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-4)
+    assert torch.equal(now, problem.hypers.raw)
+
+
+def test_entropy_rewards_scale() -> None:
+    problem, batch = classifier("delta")
+    (_, without), (_, rewarded) = (seeded(problem, batch, entropy) for entropy in (0.0, 10.0))
+    assert bool((rewarded[problem.hypers.spread] < without[problem.hypers.spread]).all())
+    assert torch.equal(rewarded[problem.hypers.raw], without[problem.hypers.raw])
+
+
+def seeded(problem: Problem, batch: Any, entropy: float) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+    torch.manual_seed(3)
+    return bilevel.held_out(problem, batch, entropy)
+
+
+# Bad losses
+
+
+@methods
+def test_a_loss_that_is_not_finite_is_named_by_its_level(method: str) -> None:
+    problem, batch = classifier(method)
+    bad = (batch[0] * float("nan"), batch[1])
+    with pytest.raises(NonFiniteError, match="the training loss is nan"):
+        GRADIENTS[method](problem, bad, unscaled)
+    with pytest.raises(NonFiniteError, match="the validation loss is nan"):
+        bilevel.held_out(problem, bad, 0.0)
+
+
+def test_a_validation_loss_that_reads_a_hyperparameter_is_refused() -> None:
+    problem, batch = classifier("stn")
+    problem.model.register_forward_pre_hook(lambda *_: problem.hypers["a"] and None)
+    with pytest.raises(HyperparameterError, match="'a' is read in a validation pass"):
+        bilevel.held_out(problem, batch, 0.0)
+    assert problem.hypers.current is None and all(p.requires_grad for p in problem.model.parameters())
+
+
+def test_a_loss_that_is_no_tensor_is_refused() -> None:
+    with pytest.raises(TypeError, match="the training loss must be a tensor of floating-point numbers, got float"):
+        bilevel.mean_of(1.0, "training")  # type: ignore[arg-type]
+
+
+# What Delta-STN goes through, and what it cannot
+
+
+def small(net: nn.Module, method: str, predict: Callable[..., Any] | None = None, loss: Any = None) -> Problem:
+    """A network on rows of 4 numbers that answers, and its losses."""
+    hypers = Hyperparameters(a=Rate(0.3), b=Positive(0.1)).double()
+    hypers.centred = method == "delta"
+    answering(adopt(net.double(), hypers))
+    for module in net.modules():
+        if type(module) is nn.Dropout and module.p:
+            module.__class__ = TunedDropout
+            module.adopt(hypers, "a")  # type: ignore[operator]
+    return Problem(
+        net, hypers, predict or (lambda net, batch: net(batch[0])),
+        loss or (lambda out, batch, h: (out**2).flatten(1).sum(1) * (1 + h.b)),
+        lambda out, batch: (out**2).mean(), lambda batch: len(batch[0]),
+    )  # fmt: skip
+
+
+def row(*shape: int) -> tuple[Tensor]:
+    return (torch.randn(*(shape or (5, 4)), generator=torch.Generator().manual_seed(1), dtype=torch.float64),)
+
+
+def gradients(problem: Problem, method: str, batch: Any) -> list[Tensor]:
+    """Of all weights by a training step, and of hyperparameters by a validation step."""
+    torch.manual_seed(3)
+    GRADIENTS[method](problem, batch, unscaled)
+    grads = [p.grad for group in problem.parameters() for p in group if p.grad is not None]
+    return [*grads, *bilevel.held_out(problem, batch, 0.0)[1].values()]
+
+
+class Deep(nn.Module):
+    """Two layers around a block that is perhaps checkpointed."""
+
+    def __init__(self, reentrant: bool | None = None) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.first, self.last, self.reentrant = nn.Linear(4, 6), nn.Linear(6, 3), reentrant
+        self.block = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 6), nn.ReLU(inplace=True), nn.Dropout(), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        y: Tensor = self.last(
+            self.block(x) if self.reentrant is None else checkpoint(self.block, x, use_reentrant=self.reentrant)
+        )
+        return y
+
+
+@methods
+def test_checkpointed_code_has_the_gradients_that_it_has_otherwise(method: str) -> None:
+    plain, checkpointed = (gradients(small(Deep(how), method), method, row()) for how in (None, False))
+    assert len(plain) > 10 and all(map(torch.equal, plain, checkpointed))
+
+
+@methods
+def test_reentrant_checkpoints_are_refused_on_both_levels(method: str) -> None:
+    problem = small(Deep(True), method)
+    for step in (lambda: GRADIENTS[method](problem, row(), unscaled), lambda: bilevel.held_out(problem, row(), 0.0)):
+        with pytest.raises(ValueError, match="must be called with use_reentrant=False"):
+            step()
+    problem.model(*row())
+
+
+class Attending(nn.Module):
+    """Attention between two linear layers, and torch's own."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 12), nn.Linear(4, 3)
+        self.torchs = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.first(x).unflatten(-1, (3, 2, 2)).movedim(2, 0).transpose(2, 3)
+        y = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        out: Tensor = self.last(self.torchs(y.transpose(1, 2).flatten(2)))
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # of the reference
+def test_attention_has_the_linear_predictions_gradient() -> None:
+    problem, (x,) = small(Attending(), "delta"), row(5, 3, 4)
+    hypers, own = problem.hypers, dict(problem.model.named_parameters())
+    raw = hypers.raw.detach() + torch.randn(5, 2, dtype=torch.float64)
+    d = hypers.departure(raw)
+    bilevel._responses(problem, (x,), raw, d, unscaled)
+    weights = {name: p.detach() for name, p in own.items() if "response" in name}
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        def run(d: Tensor) -> Tensor:
+            with hypers.bound(Pass(len(d), d, None)):
+                found: Tensor = torch.func.functional_call(problem.model, weights, (x,))
+            return found
+
+        value, along, *_ = torch.func.jvp(run, (torch.zeros_like(d),), (d,))
+        return problem.loss(value + along, (x,), raw)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        wanted = torch.func.grad(loss)(weights)
+    for name, grad in wanted.items():
+        assert grad.any()
+        torch.testing.assert_close(own[name].grad, grad, rtol=1e-9, atol=1e-12)
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * 3 * ctx.saved_tensors[0] ** 2
+
+
+class Cubed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = Cube.apply(x)
+        return y
+
+
+class Fused(nn.Module):
+    """What torch says of its own operations that have no formula."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            raise NotImplementedError("Trying to use forward AD with fused_op that does not support it because ...")
+        return x
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        (Cubed(), r'^Cube of 1 \(Cubed\) cannot be differentiated forward, .* use method="stn", or give it a jvp$'),
+        (Fused(), r'^fused_op of 1 \(Fused\) cannot be differentiated forward, .* use method="stn"$'),
+    ],
+)
+def test_operations_without_a_forward_mode_formula_are_named(module: nn.Module, told: str) -> None:
+    problem = small(nn.Sequential(nn.Linear(4, 6), module, nn.Linear(6, 3)), "delta")
+    with pytest.raises(NotImplementedError, match=told):
+        bilevel.delta(problem, row(), unscaled)
+    bilevel.stn(small(nn.Sequential(nn.Linear(4, 6), module), "stn"), row(), unscaled)
+
+
+def test_forward_mode_in_a_training_loss_is_named() -> None:
+    """torch cannot nest it; under STN it is an ordinary operation."""
+
+    def loss(out: Tensor, batch: Any, h: Any) -> Tensor:
+        slope: Tensor = torch.func.jvp(lambda y: (y**2).sum(1), (out,), (torch.ones_like(out),))[1]
+        return slope**2 * (1 + h.b)
+
+    told = r"differentiates forward itself, as torch\.func\.jvp does, .* use torch\.autograd\.grad there, or method="
+    with pytest.raises(RuntimeError, match=told):
+        bilevel.delta(small(nn.Linear(4, 3), "delta", loss=loss), row(), unscaled)
+    bilevel.stn(small(nn.Linear(4, 3), "stn", loss=loss), row(), unscaled)
+
+
+@dataclasses.dataclass
+class Output:
+    logits: Tensor
+    hidden: Tensor | None = None
+
+
+def test_a_dataclass_is_a_prediction_and_what_holds_no_tensor_is_none() -> None:
+    def loss(out: Any, batch: Any, h: Any) -> Tensor:
+        found: Tensor = (out.logits**2).sum(1) * (1 + h.b)
+        return found
+
+    plain = gradients(small(Deep(), "delta"), "delta", row())
+    other = dataclasses.replace(
+        small(Deep(), "delta", lambda net, batch: Output(net(batch[0])), loss),
+        valid_loss=lambda out, batch: (out.logits**2).mean(),
+    )
+    assert all(map(torch.equal, plain, gradients(other, "delta", row())))
+    hidden = type("Hidden", (), {})
+
+    def predict(net: nn.Module, batch: Any) -> Any:
+        found = hidden()
+        found.logits = net(batch[0])
+        return found
+
+    with pytest.raises(TypeError, match="a prediction must be a tensor, or tuples, lists, .* got Hidden"):
+        bilevel.delta(small(Deep(), "delta", predict, loss), row(), unscaled)
+    bilevel.stn(small(Deep(), "stn", predict, loss), row(), unscaled)
+
+
+@methods
+def test_a_loss_that_reads_past_the_prediction_is_told(method: str) -> None:
+    net: Any = Deep()
+    net.first.register_forward_hook(lambda module, args, out: setattr(net, "kept", out))
+    read = small(net, method, loss=lambda out, batch, h: (out**2).sum(1) + (net.kept**2).sum(1) * h.b)
+    if method == "stn":
+        bilevel.stn(read, row(), unscaled)
+        return
+    with pytest.warns(UserWarning, match="reads tensors of the network that are not in its prediction"):
+        bilevel.delta(read, row(), unscaled)
+    detached = lambda out, batch, h: (out**2).sum(1) + (net.kept.detach() ** 2).sum(1) * h.b  # noqa: E731
+    bilevel.delta(dataclasses.replace(read, train_loss=detached), row(), unscaled)
+
+
+class Chosen(nn.Module):
+    """Layers chosen by something that is not put back between passes."""
+
+    def __init__(self, *choices: list[int]) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.layers, self.choices = nn.ModuleList(nn.Linear(4, 4) for _ in range(2)), list(choices)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for chosen in self.choices.pop(0):
+            x = self.layers[chosen](x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        ([0], [1], "the second pass came to layers.1 where the first came to layers.0: what is chosen at random must"),
+        ([0, 1], [0], "the second pass ended where the first came to layers.1"),
+        ([0], [0, 1], "the second pass came to layers.1 where the first ended"),
+    ],
+)
+def test_passes_that_take_different_layers_are_told(first: list[int], second: list[int], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        bilevel.delta(small(Chosen([0], first, second), "delta"), row(), unscaled)
+    bilevel.delta(small(Chosen([0], first, first), "delta"), row(), unscaled)
+
+
+def test_generators_of_the_networks_device_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(bilevel, "set_random_states", lambda states, device=None: seen.append(device))
+    bilevel.delta(small(Deep(), "delta"), row(), unscaled)
+    assert seen == [torch.device("cpu")]
