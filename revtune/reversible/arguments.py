@@ -6,46 +6,8 @@ import math
 from numbers import Real
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-
-
-def running(lengths: Tensor, first: int, last: int) -> Tensor:
-    """Which rows run at steps `first` to `last`, (last - first, B)."""
-    return torch.arange(first, last, device=lengths.device).unsqueeze(1) < lengths
-
-
-def check_lengths(
-    lengths: Tensor | None, steps: int, rows: int, device: torch.device,
-    names: tuple[str, str] = ("lengths", "the steps of the input"),
-) -> None:  # fmt: skip
-    """Refuse lengths that are not one of 1..T for each row; their range goes unchecked while a graph is compiled.
-
-    Args:
-        lengths: none for all steps.
-        steps, rows: T, B.
-        device: of the input.
-        names: of lengths, and of what T counts.
-
-    Raises:
-        ValueError: wrong shape, dtype, device or range.
-    """
-    name, counted = names
-    if lengths is None:
-        return
-    if not isinstance(lengths, Tensor):
-        raise ValueError(f"{name} must be a tensor of {rows} integers, one a row, got {type(lengths).__name__}")
-    if lengths.shape != (rows,) or lengths.dtype not in (torch.int64, torch.int32):
-        raise ValueError(
-            f"{name} must be {rows} integers, one a row, got {lengths.dtype} of shape {tuple(lengths.shape)}"
-        )
-    if lengths.device != device:
-        raise ValueError(f"{name} are on {lengths.device}, the input on {device}")
-    if torch.compiler.is_compiling() or not rows:
-        return
-    if not (1 <= int(lengths.min()) and int(lengths.max()) <= steps):
-        bad = int(((lengths < 1) | (lengths > steps)).nonzero()[0])
-        raise ValueError(f"{name} must lie in 1..{steps}, {counted}, got {int(lengths[bad])} in row {bad}")
 
 
 def is_size(value: object) -> bool:
@@ -64,19 +26,8 @@ def check_size(name: str, size: int) -> int:
     return size
 
 
-def check_flag(name: str, flag: bool) -> bool:
-    """Refuse a switch that is neither True nor False.
-
-    Raises:
-        ValueError: names the argument and the value.
-    """
-    if not isinstance(flag, bool):
-        raise ValueError(f"{name} must be True or False, got {flag!r}")
-    return flag
-
-
 def check_fraction(name: str, value: float, meaning: str = "") -> float:
-    """Refuse a number outside 0..1; `meaning`, said after a comma, is what the number is.
+    """Refuse a number outside 0..1; `meaning`, which the message adds after a comma, is what the number is.
 
     Raises:
         ValueError: names the argument and the value.
@@ -111,10 +62,15 @@ def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def hooked(module: nn.Module) -> bool:
-    """Whether somebody wants to see a module's calls or their gradients."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
+def check_flag(name: str, flag: bool) -> bool:
+    """Refuse a switch that is neither True nor False.
+
+    Raises:
+        ValueError: names the argument and the value.
+    """
+    if not isinstance(flag, bool):
+        raise ValueError(f"{name} must be True or False, got {flag!r}")
+    return flag
 
 
 def check_tensor(what: str, given: object) -> Tensor:
@@ -131,7 +87,7 @@ def check_tensor(what: str, given: object) -> Tensor:
 
 
 def check_like(what: str, given: Tensor, dtype: torch.dtype, device: torch.device, model: str) -> None:
-    """Refuse a tensor of another dtype or on another device than `model`, which has these.
+    """Refuse a tensor that has not the dtype and the device of `model`.
 
     Raises:
         ValueError: names both, what was expected and what was given.
@@ -140,8 +96,8 @@ def check_like(what: str, given: Tensor, dtype: torch.dtype, device: torch.devic
         raise ValueError(f"{what} must be {dtype} on {device} like {model}, got {given.dtype} on {given.device}")
 
 
-def check_numbers(what: str, tensor: Tensor) -> None:
-    """Refuse a tensor that stands for numbers without holding any.
+def check_materialized(what: str, tensor: Tensor) -> None:
+    """Refuse a tensor that has a shape but holds no numbers.
 
     Raises:
         ValueError: it is on the meta device, or a FakeTensor.
@@ -149,3 +105,42 @@ def check_numbers(what: str, tensor: Tensor) -> None:
     if tensor.device.type == "meta" or isinstance(tensor, FakeTensor):
         kind = "fake" if isinstance(tensor, FakeTensor) else "meta"
         raise ValueError(f"{what} must hold numbers, which exact states are made of, got a {kind} tensor")
+
+
+def check_lengths(
+    lengths: Tensor | None, steps: int, rows: int, device: torch.device,
+    names: tuple[str, str] = ("lengths", "the steps of the input"),
+) -> None:  # fmt: skip
+    """Refuse lengths that are not one of 1..T for each row; their range goes unchecked while a graph is compiled.
+
+    Args:
+        lengths: None for all steps.
+        steps, rows: T, B.
+        device: of the input.
+        names: what messages call the lengths, and what T counts.
+
+    Raises:
+        ValueError: wrong shape, dtype, device or range.
+    """
+    name, counted = names
+    if lengths is None:
+        return
+    if not isinstance(lengths, Tensor):
+        raise ValueError(f"{name} must be a tensor of {rows} integers, one a row, got {type(lengths).__name__}")
+    if lengths.shape != (rows,) or lengths.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"{name} must be {rows} integers, one a row, got {lengths.dtype} of shape {tuple(lengths.shape)}"
+        )
+    if lengths.device != device:
+        raise ValueError(f"{name} are on {lengths.device}, the input on {device}")
+    # Looking at values would break a graph that is being compiled in two
+    if torch.compiler.is_compiling() or not rows:
+        return
+    if not (1 <= int(lengths.min()) and int(lengths.max()) <= steps):
+        bad = int(((lengths < 1) | (lengths > steps)).nonzero()[0])
+        raise ValueError(f"{name} must lie in 1..{steps}, {counted}, got {int(lengths[bad])} in row {bad}")
+
+
+def running(lengths: Tensor, first: int, last: int) -> Tensor:
+    """Which rows have not ended at steps `first` to `last`, (last - first, B)."""
+    return torch.arange(first, last, device=lengths.device).unsqueeze(1) < lengths

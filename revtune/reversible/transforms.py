@@ -1,7 +1,8 @@
-"""Ways to differentiate that are not backward: forward mode, the transforms of torch.func, batches of gradients.
+"""Ways to differentiate other than one plain backward pass, and how they are refused.
 
-What rewinds checks its numbers on the way, and has a gradient but no graph of it. So it cannot go through them; the
-kernel's operator alone runs under torch.func.vmap, example by example.
+They are forward mode, the transforms of torch.func, batches of gradients, and double backward. A net that rewinds
+checks its numbers on the way, and its gradient has no graph; so none of them can go through it. The kernel's operator
+alone runs under torch.func.vmap, example by example.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from torch.autograd import forward_ad
 
 
 def refuse_transforms(tensors: Iterable[Tensor], *, batches: bool = False) -> None:
-    """Refuse tensors that carry a tangent, or that a transform of torch.func stands behind.
+    """Refuse tensors that carry a tangent, or that a transform of torch.func has wrapped.
 
     Args:
-        tensors: what is about to run.
-        batches: whether it may run under torch.func.vmap.
+        tensors: the inputs of what is about to run.
+        batches: whether that may run under torch.func.vmap.
 
     Raises:
         RuntimeError: names the transform, and what to do instead.
@@ -43,7 +44,7 @@ def refuse_transforms(tensors: Iterable[Tensor], *, batches: bool = False) -> No
 
 
 def refuse_batches(grads: Iterable[Tensor | None]) -> None:
-    """Refuse gradients of which there are several at once.
+    """Refuse a batch of gradients in the place of one.
 
     Raises:
         RuntimeError: a backward pass under `is_grads_batched`, `vectorize` or torch.func.vmap.
@@ -56,8 +57,27 @@ def refuse_batches(grads: Iterable[Tensor | None]) -> None:
         )
 
 
+def refuse_double_backward(what: str) -> None:
+    """Refuse, in a backward pass, to be differentiated once more.
+
+    Raises:
+        RuntimeError: the pass was asked for a graph of its own (create_graph=True); names `what` runs it.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{what} does not support double backward: its gradient has no graph; use create_graph=False"
+        )
+
+
+def graph_retained() -> bool:
+    """Whether the backward pass under way has retain_graph=True, so that there may be another one after it."""
+    # Private, since autograd tells its functions in no other way
+    retained: bool = torch._C._autograd._get_current_graph_task_keep_graph()
+    return retained
+
+
 def wants_gradient(tensor: Tensor) -> bool:
-    """Whether a tensor requires a gradient, outside torch.func.vmap if not within."""
+    """Whether a tensor, or under torch.func.vmap one that it wraps, requires a gradient."""
     if tensor.requires_grad or not _active():
         return tensor.requires_grad
     return any(_functorch.get_unwrapped(layer).requires_grad for layer in _layers(tensor))

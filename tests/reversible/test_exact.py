@@ -17,9 +17,9 @@ import revtune as rt
 from revtune.reversible.kernel import sequence_recall as recall
 from revtune.reversible.kernel.checksum import checksum
 from revtune.reversible.kernel.tape import LayerInputs
-from revtune.reversible.layers.layer import build_tape
+from revtune.reversible.layers.layer import LayerSettings, build_tape
 from revtune.reversible.layers.stack import Stack
-from tests.backends import on_reference
+from tests.backends import in_kernel, on_reference
 from tests.stored import KINDS, Leaves, Problem, differentiate, problem, random_loss
 
 BACKENDS = ("reference", "native")
@@ -48,7 +48,7 @@ def layers(kind: str, number: int, steps: int, bits: float | None) -> tuple[Stac
     lengths = torch.tensor([steps // 3, steps, 1])
     inputs = [LayerInputs(of.state, of.weights, {}) for of in problems]
     tapes = [
-        build_tape(of.cell, tensors, steps, of.x.dtype, lengths=lengths)
+        build_tape(of.cell, tensors, LayerSettings(kind, in_kernel(of), lengths=lengths), steps, of.x.dtype)
         for of, tensors in zip(problems, inputs, strict=True)
     ]
     return Stack(tapes), problems[0].x

@@ -13,7 +13,7 @@ import revtune as rt
 from revtune.reversible import meter as metering
 from revtune.reversible.meter import Used
 from tests.backends import on_native, on_reference
-from tests.chunking import set_budget
+from tests.chunking import set_budget, set_stack_chunk_steps
 from tests.mapped import mapped
 
 BACKENDS = ("reference", "native")
@@ -82,7 +82,7 @@ def test_layers_are_told_apart_and_add_up() -> None:
 
 @on_reference
 def test_the_last_chunk_is_not_counted_because_nothing_of_it_is_spilled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("revtune.reversible.layers.rewind"), "chunk_steps", lambda *_: 30)
+    set_stack_chunk_steps(monkeypatch, 30)
     with rt.meter() as used:
         rt.RevGRU(5, 8)(torch.randn(120, 3, 5))
     assert used.unit_steps == 90 * 3 * 8

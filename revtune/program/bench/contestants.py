@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import revtune as rt
 from revtune.reversible.layers.rnn import RevRNN
-from revtune.reversible.streams.stream import Stream, segment_steps
+from revtune.reversible.streams.stream import Batch, Stream, segment_steps
 
 CELLS: dict[str, type[nn.Module]] = {"RevGRU": rt.RevGRU, "RevLSTM": rt.RevLSTM, "nn.GRU": nn.GRU, "nn.LSTM": nn.LSTM}
 """The recurrent layers by name."""
@@ -146,7 +146,7 @@ def chunk_of(contestant: Contestant, shape: Shape) -> int:
     assert isinstance(net.rnn, RevRNN)
     segment = segment_steps(contestant.checkpoint_every, shape.steps)
     tokens = torch.zeros(shape.steps, 1, dtype=torch.long).expand(-1, shape.batch)
-    return Stream(net.rnn, tokens, tokens, net.embedding, net.readout, None, None, segment).chunk
+    return Stream(net.rnn, Batch(tokens, tokens, net.embedding, net.readout), segment).chunk
 
 
 class _Namespaces(TorchDispatchMode):

@@ -10,12 +10,17 @@ from torch import Tensor
 def spans(begin: int, end: int, most: int) -> list[slice]:
     """Chunks of at most so many steps, evened out over the steps from one to another."""
     size = evened_out(end - begin, most, fewest=1)
-    return [slice(first, min(first + size, end)) for first in range(begin, end, size)]
+    return [slice(*piece) for piece in pieces(begin, end, size)]
 
 
 def chunks(x: Tensor, steps: int) -> Iterable[tuple[int, Tensor]]:
     """The chunks of a sequence with their first steps."""
-    return ((first, x[first : first + steps]) for first in range(0, x.shape[0], steps))
+    return ((first, x[first:last]) for first, last in pieces(0, x.shape[0], steps))
+
+
+def pieces(begin: int, end: int, size: int) -> Iterable[tuple[int, int]]:
+    """The first and last steps of consecutive pieces of this size; the last piece is what remains."""
+    return ((first, min(first + size, end)) for first in range(begin, end, size))
 
 
 FEWEST_STEPS = 4

@@ -1,83 +1,80 @@
-"""One layer: its tape made, or run over a sequence whose outputs are all returned."""
+"""One layer in one direction: its tape, or its run over a sequence whose outputs are all returned."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from revtune.reversible.arguments import check_numbers
+from revtune.reversible.arguments import check_materialized
 from revtune.reversible.cells import fixed
 from revtune.reversible.cells.cell import Cell, State
 from revtune.reversible.cells.state_range import check_state
-from revtune.reversible.kernel.backend import chosen
 from revtune.reversible.kernel.native_tape import NativeTape
 from revtune.reversible.kernel.reference import ReferenceTape
 from revtune.reversible.kernel.sequence import sequence
 from revtune.reversible.kernel.tape import LayerInputs, Place, Tape
 from revtune.reversible.kernel.weights import Weights
-from revtune.reversible.layers.rewind import run
+from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.stack import Stack
 from revtune.reversible.transforms import refuse_transforms
 
 
-def run_layer(
-    cell: Cell,
-    x: Tensor,
-    inputs: LayerInputs,
-    *,
-    chunk: int | None = None,
-    masks: Mapping[str, Tensor] | None = None,
-    lengths: Tensor | None = None,
-    share: int | None = None,
-    name: str = "",
-    backend: str = "auto",
-) -> tuple[Tensor, State]:
-    """One layer whose outputs (T, B, H) are all returned, and its final state; arguments, checked, as in `scan`."""
-    if chosen(backend, cell, x, inputs.weights, masks or {}):
+class LayerSettings(NamedTuple):
+    """How a layer runs: everything but its inputs, states and weights.
+
+    Attributes:
+        name: what errors call the layer.
+        native: whether the kernel runs it; `chosen` decides, once a call.
+        masks: locked masks (B, N) by part, on the parts as the cell reads them.
+        lengths: steps of each row, (B,), or None for all.
+        chunk: steps of a chunk, or None for what the budget allows.
+        share: units that share a head of the buffer, or None for `default_share`.
+        sliced: how many first units are kept at every step, as in `Tape`.
+    """
+
+    name: str
+    native: bool = False
+    masks: Mapping[str, Tensor] = {}
+    lengths: Tensor | None = None
+    chunk: int | None = None
+    share: int | None = None
+    sliced: int = 0
+
+
+def run_layer(cell: Cell, x: Tensor, inputs: LayerInputs, settings: LayerSettings) -> tuple[Tensor, State]:
+    """Run one layer over (T, B, I): its outputs (T, B, H) and its final state, in the dtypes of the first."""
+    if settings.native:
         refuse_transforms([x, *inputs.flat()], batches=True)
         return sequence(
-            cell, x, inputs.state, inputs.weights, responses=inputs.responses, masks=masks, lengths=lengths,
-            chunk=chunk, share=share, name=name,
+            cell, x, inputs.state, inputs.weights, responses=inputs.responses, masks=settings.masks,
+            lengths=settings.lengths, chunk=settings.chunk, share=settings.share, name=settings.name,
         )  # fmt: skip
-    tape = build_tape(
-        cell, inputs, x.shape[0], x.dtype, masks=masks, lengths=lengths, share=share, name=name, backend="reference"
-    )
-    y, finals = run(Stack([tape]), x, [inputs], chunk=chunk)
+    tape = build_tape(cell, inputs, settings, x.shape[0], x.dtype)
+    y, finals = run_stack(Stack([tape]), x, [inputs], chunk=settings.chunk)
     assert y is not None
     return y, finals[0]
 
 
-def build_tape(
-    cell: Cell,
-    inputs: LayerInputs,
-    steps: int,
-    dtype: torch.dtype,
-    *,
-    masks: Mapping[str, Tensor] | None = None,
-    lengths: Tensor | None = None,
-    share: int | None = None,
-    name: str = "",
-    backend: str = "auto",
-    sliced: int = 0,
-) -> Tape:
-    """A tape that stands at the first state; arguments as in `scan` and `Tape`."""
+def build_tape(cell: Cell, inputs: LayerInputs, settings: LayerSettings, steps: int, dtype: torch.dtype) -> Tape:
+    """A tape at the first state, for a sequence of so many steps, with gates and outputs of this dtype."""
     refuse_transforms(inputs.flat())
     wanted = inputs.wanted() if torch.is_grad_enabled() else frozenset()
     counts = {}
     for group, tensor in zip(cell.states, inputs.state, strict=True):
-        check_numbers(f"{name or cell.name}: input", tensor)
-        check_state(tensor, f"{name or cell.name}: the first state")
+        check_materialized(f"{settings.name}: input", tensor)
+        check_state(tensor, f"{settings.name}: the first state")
         for part, value in zip(group, tensor.detach().chunk(len(group), -1), strict=True):
             counts[part] = fixed.to_counts(value)
-    kept = counts[cell.parts[0]][:, :sliced]
-    kept.copy_(fixed.to_counts(fixed.from_counts(kept, dtype)))
+    # Sliced units are kept as floats, so their first state has to be one
+    sliced = counts[cell.parts[0]][:, : settings.sliced]
+    sliced.copy_(fixed.to_counts(fixed.from_counts(sliced, dtype)))
     units = counts[cell.parts[0]].shape[-1]
-    native = chosen(backend, cell, inputs.state[0].new_empty(0, dtype=dtype), inputs.weights, masks or {})
-    weights = Weights(inputs.weights, inputs.responses, wanted, units, name or cell.name, native=native)
-    kind = NativeTape if native else ReferenceTape
+    weights = Weights(inputs.weights, inputs.responses, wanted, units, settings.name, native=settings.native)
+    kind = NativeTape if settings.native else ReferenceTape
     return kind(
-        cell, weights, Place(counts), steps=steps, dtype=dtype, masks=masks, lengths=lengths, name=name, share=share,
-        sliced=sliced,
+        cell, weights, Place(counts), steps=steps, dtype=dtype, masks=settings.masks, lengths=settings.lengths,
+        name=settings.name, share=settings.share, sliced=settings.sliced,
     )  # fmt: skip

@@ -10,40 +10,43 @@ import torch
 from torch import Tensor, nn
 
 
-class Sequence:
-    """The masks drawn for one sequence, from a generator of their own.
+class SequenceMasks:
+    """The locked masks of one sequence, each drawn when a module first asks for it.
 
-    Its seed is drawn before the sequence is trained on, so that a replay, which draws no masks, leaves torch's
-    generator in step.
+    In training their seed is drawn before the first chunk is encoded. A chunk that is encoded again draws no mask, so
+    it meets the same random numbers as the first time.
     """
 
     def __init__(self) -> None:
-        self.masks: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        self._masks: dict[tuple[int, tuple[int, ...]], Tensor] = {}
         self._seed = new_seed() if torch.is_grad_enabled() else None
 
-    def draw(self, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
-        """A new mask; the n-th one depends on the sequence's seed and n alone."""
-        self._seed = new_seed() if self._seed is None else self._seed
-        generator = torch.Generator(like.device).manual_seed(self._seed + len(self.masks))
-        return drop_mask(shape, p, like, generator)
+    def mask(self, owner: nn.Module, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
+        """The mask of this module and shape; the n-th one drawn depends on the sequence's seed and n alone."""
+        key = (id(owner), shape)  # the module outlives the sequence, so no other one can get its id
+        if key not in self._masks:
+            self._seed = new_seed() if self._seed is None else self._seed
+            generator = torch.Generator(like.device).manual_seed(self._seed + len(self._masks))
+            self._masks[key] = drop_mask(shape, p, like, generator)
+        return self._masks[key]
 
 
-_sequence: ContextVar[Sequence | None] = ContextVar("revtune_sequence", default=None)
+_present: ContextVar[SequenceMasks | None] = ContextVar("revtune_sequence", default=None)
 
 
 def new_seed() -> int:
-    """A seed from torch's generator for a generator of one's own."""
+    """A seed drawn from torch's generator, for a generator of one's own."""
     return int(torch.randint(2**62, ()))
 
 
 @contextmanager
-def one_sequence(sequence: Sequence | None = None) -> Iterator[None]:
-    """Within this block locked masks are drawn once and used again: a new sequence's, or those of one met before."""
-    token = _sequence.set(sequence or Sequence())
+def one_sequence(masks: SequenceMasks | None = None) -> Iterator[None]:
+    """Within this block each module has one locked mask: of a new sequence, or of one that runs again."""
+    token = _present.set(masks or SequenceMasks())
     try:
         yield
     finally:
-        _sequence.reset(token)
+        _present.reset(token)
 
 
 def drop_mask(shape: tuple[int, ...], p: float, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -53,11 +56,6 @@ def drop_mask(shape: tuple[int, ...], p: float, like: Tensor, generator: torch.G
 
 
 def locked_mask(owner: nn.Module, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
-    """The mask that `owner` uses for the present sequence."""
-    sequence = _sequence.get()
-    if sequence is None:
-        return drop_mask(shape, p, like)
-    key = (id(owner), shape)
-    if key not in sequence.masks:
-        sequence.masks[key] = sequence.draw(shape, p, like)
-    return sequence.masks[key]
+    """The mask that `owner` uses for the present sequence; outside `one_sequence` each call is a sequence."""
+    masks = _present.get()
+    return drop_mask(shape, p, like) if masks is None else masks.mask(owner, shape, p, like)

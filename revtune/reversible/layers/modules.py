@@ -9,7 +9,8 @@ import torch
 
 from revtune.reversible.cells.gru import rev_gru
 from revtune.reversible.cells.lstm import rev_lstm
-from revtune.reversible.layers.rnn import Options, RevRNN
+from revtune.reversible.layers.rnn import RevRNN
+from revtune.reversible.layers.rnn_arguments import Options
 
 
 class RevGRU(RevRNN):

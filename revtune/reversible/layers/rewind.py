@@ -1,4 +1,4 @@
-"""A stack of layers over a sequence that is here as a whole: one call forward, and a backward that rewinds.
+"""A stack of layers over a sequence that is there as a whole: one call forward, and a backward that rewinds.
 
 Shapes: T time, B batch, I input, H hidden.
 """
@@ -17,33 +17,37 @@ from revtune.reversible.cells.cell import State
 from revtune.reversible.kernel.chunks import chunks
 from revtune.reversible.kernel.environment import Environment
 from revtune.reversible.kernel.tape import LayerInputs
-from revtune.reversible.layers.stack import DEFAULT_BUDGET, Stack, chunk_steps
-from revtune.reversible.transforms import refuse_batches, refuse_transforms
+from revtune.reversible.layers.stack import Stack
+from revtune.reversible.transforms import graph_retained, refuse_batches, refuse_double_backward, refuse_transforms
+
+Fingerprints = list[tuple[str, int]]
+"""Numbers that tell whether tensors have changed, each with what errors call its tensor."""
 
 
-def run(
+def run_stack(
     stack: Stack, x: Tensor, inputs: list[LayerInputs], *, chunk: int | None = None, every: bool = True
 ) -> tuple[Tensor | None, list[State]]:
     """Run a stack over (T, B, I), recorded for backward where a gradient is wanted.
 
     Args:
         inputs: the differentiable tensors of each tape.
+        chunk: steps of a chunk; by default what the stack's budget allows.
         every: whether outputs are wanted at all; if not, no per-step output exists.
 
     Returns:
         Outputs (T, B, H) or None, and each tape's final state, in the dtype of its first.
     """
-    steps = chunk or chunk_steps(x.shape[0], x.shape[1], stack, DEFAULT_BUDGET)
+    steps = chunk or stack.chunk_steps(x.shape[0])
     tensors = [tensor for layer in inputs for tensor in layer.flat()]
     refuse_transforms([x, *tensors])
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *tensors)):
-        y, *finals = _Rewind.apply(stack, steps, every, inputs, x, *tensors)
+        y, *finals = _Rewind.apply(x, stack, steps, every, inputs, *tensors)
     else:
         y = _infer(stack, x.detach(), steps, every)
         finals = last_states(inputs, [tape.state() for tape in stack.tapes])
-    places = iter(finals)
-    grouped = [tuple(next(places) for _ in tape.cell.states) for tape in stack.tapes]
-    return (y if every else None), grouped
+    remaining = iter(finals)
+    states = [tuple(next(remaining) for _ in tape.cell.states) for tape in stack.tapes]
+    return (y if every else None), states
 
 
 class _Rewind(torch.autograd.Function):
@@ -51,9 +55,10 @@ class _Rewind(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, stack: Stack, steps: int, every: bool, inputs: list[LayerInputs], x: Tensor, *tensors: Tensor
+        ctx: Any, x: Tensor, stack: Stack, steps: int, every: bool, inputs: list[LayerInputs], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.environment = Environment.current()
+        # Most are read through the stack; saved, they let autograd refuse those that are changed in place
         ctx.save_for_backward(x, *tensors, *(mask for tape in stack.tapes for mask in tape.masks.values()))
         ctx.stack, ctx.steps, ctx.every, ctx.inputs = stack, steps, every, inputs
         ctx.fingerprints = fingerprints(stack, x)
@@ -71,12 +76,12 @@ class _Rewind(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, *dfinals: Tensor) -> tuple[Tensor | None, ...]:
         refuse_double_backward("revtune")
         refuse_batches([dy, *dfinals])
-        x = ctx.saved_tensors[0]
-        keep = torch._C._autograd._get_current_graph_task_keep_graph()
+        x, wants_dx = ctx.saved_tensors[0], ctx.needs_input_grad[0]
+        keep = graph_retained()
         stack = ctx.stack.copy() if keep else ctx.stack
         check_unchanged(ctx.fingerprints, fingerprints(stack, x))
         aim(stack, dfinals)
-        dx = torch.empty_like(x) if ctx.needs_input_grad[4] else None
+        dx = torch.empty_like(x) if wants_dx else None
         with ctx.environment.restored(x.device):
             for first, part in reversed(list(chunks(x, ctx.steps))):
                 last = first + ctx.steps >= x.shape[0]
@@ -85,30 +90,33 @@ class _Rewind(torch.autograd.Function):
                 grad = stack.gradient(dy[first : first + ctx.steps] if ctx.every else None, first, keep=last and keep)
                 if dx is not None:
                     dx[first : first + ctx.steps] = grad
-        found = [grad for tape, layer in zip(stack.tapes, ctx.inputs, strict=True) for grad in layer.gradients(tape)]
+        grads = [grad for tape, layer in zip(stack.tapes, ctx.inputs, strict=True) for grad in layer.gradients(tape)]
         if not keep:
             ctx.stack = ctx.inputs = None
-        return (None, None, None, None, dx, *found)
+        return (dx, None, None, None, None, *grads)
 
 
-def fingerprints(stack: Stack, x: Tensor, others: Iterable[Tensor] = ()) -> list[tuple[str, int]]:
-    """What must be the same in both directions, by name: input, what encodes it, weights, masks and lengths."""
-    name, number = stack.tapes[0].name, stack.tapes[0].weights.fingerprint
-    found = [(f"{name}: input", number(x))]
-    found += [(f"{name}: what encodes its input, of shape {tuple(one.shape)},", number(one)) for one in others]
+def fingerprints(stack: Stack, x: Tensor, encoder_tensors: Iterable[Tensor] = ()) -> Fingerprints:
+    """Fingerprints of all that both directions must read alike: input, its encoder, weights, masks and lengths."""
+    name, fingerprint = stack.tapes[0].name, stack.tapes[0].weights.fingerprint
+    found = [(f"{name}: input", fingerprint(x))]
+    found += [
+        (f"{name}: what encodes its input, of shape {tuple(tensor.shape)},", fingerprint(tensor))
+        for tensor in encoder_tensors
+    ]
     for tape in stack.tapes:
-        found += [(f"{tape.name}: weight {key!r}", known) for key, known in tape.weights.fingerprints()]
-        found += [(f"{tape.name}: mask {part!r}", number(mask)) for part, mask in tape.masks.items()]
+        found += [(f"{tape.name}: weight {key!r}", number) for key, number in tape.weights.fingerprints()]
+        found += [(f"{tape.name}: mask {part!r}", fingerprint(mask)) for part, mask in tape.masks.items()]
         if tape.lengths is not None:
-            found.append((f"{tape.name}: lengths", number(tape.lengths)))
+            found.append((f"{tape.name}: lengths", fingerprint(tape.lengths)))
     return found
 
 
-def check_unchanged(before: list[tuple[str, int]], now: list[tuple[str, int]]) -> None:
+def check_unchanged(before: Fingerprints, now: Fingerprints) -> None:
     """Compare fingerprints.
 
     Raises:
-        ReversalError: names the first that differs.
+        ReversalError: names the first tensor that has changed.
     """
     for (what, known), (_, number) in zip(before, now, strict=True):
         if number != known:
@@ -125,14 +133,6 @@ def aim(stack: Stack, dfinals: Iterable[Tensor]) -> None:
         for group in tape.cell.states:
             direction |= zip(group, next(grads).to(tape.dtype).chunk(len(group), -1), strict=True)
         tape.aim(direction)
-
-
-def refuse_double_backward(what: str) -> None:
-    """Raise where a graph of the way back is wanted."""
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            f"{what} does not support double backward: a rewound gradient has no graph; use create_graph=False"
-        )
 
 
 def last_states(inputs: list[LayerInputs], states: list[State]) -> list[Tensor]:

@@ -14,24 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from revtune.reversible.arguments import (
-    check_flag,
-    check_like,
-    check_numbers,
-    check_rate,
-    check_size,
-    check_tensor,
-    running,
-)
+from revtune.reversible.arguments import check_flag, check_like, check_rate, check_size, check_tensor, running
 from revtune.reversible.cells.cell import Cell, State
 from revtune.reversible.kernel.backend import chosen
 from revtune.reversible.kernel.tape import LayerInputs
-from revtune.reversible.layers.layer import build_tape, run_layer
+from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
 from revtune.reversible.layers.masks import drop_mask, new_seed
-from revtune.reversible.layers.rewind import run
-from revtune.reversible.layers.stack import Link, Locked, Noise, Stack
-
-Hx = Tensor | tuple[Tensor, ...]
+from revtune.reversible.layers.rewind import run_stack
+from revtune.reversible.layers.rnn_arguments import Hx, Options, check_input, check_states
+from revtune.reversible.layers.stack import Link, LockedMask, Stack, StepDropout
 
 
 class Assembled(NamedTuple):
@@ -39,33 +30,6 @@ class Assembled(NamedTuple):
 
     stack: Stack
     inputs: list[LayerInputs]
-
-
-class Options(NamedTuple):
-    """What the reversible layers take beyond nn.GRU's arguments."""
-
-    max_forget_bits: float | None = 3.0
-    forgetting: bool = True
-    output: str = "all"
-    backend: str = "auto"
-    input_dropout: float = 0.0
-    hidden_dropout: float = 0.0
-    output_dropout: float = 0.0
-    weight_drop: float = 0.0
-
-    def checked(self) -> Options:
-        """These options, if each is in its range.
-
-        Raises:
-            ValueError: names the option and its value.
-        """
-        if self.output not in ("all", "last"):
-            raise ValueError(f'output must be "all" or "last", got {self.output!r}')
-        if self.backend not in ("auto", "native", "reference"):
-            raise ValueError(f'backend must be "auto", "native" or "reference", got {self.backend!r}')
-        for name in ("input_dropout", "hidden_dropout", "output_dropout", "weight_drop"):
-            check_rate(name, getattr(self, name))
-        return self
 
 
 class RevRNN(nn.Module):
@@ -139,20 +103,27 @@ class RevRNN(nn.Module):
 
     def forward(self, input: Tensor | PackedSequence, hx: Hx | None = None) -> tuple[Any, Any]:
         """Run the layers; arguments and results as in the class's description."""
-        if torch.compiler.is_compiling() and self.options.output == "all" and self._native(input):
-            return self._run(input, hx)
+        # torch.compile can take in the kernel, one operator a layer; tapes run outside its graph
+        if torch.compiler.is_compiling() and self.options.output == "all":
+            if isinstance(input, Tensor) and self.runs_native():
+                return self._run(input, hx, native=True)
         return self._uncompiled(input, hx)
 
     @torch.compiler.disable
     def _uncompiled(self, input: Tensor | PackedSequence, hx: Hx | None) -> tuple[Any, Any]:
         return self._run(input, hx)
 
-    def _native(self, input: Tensor | PackedSequence) -> bool:
-        """Whether this input goes through the kernel, whose one operator torch.compile can take in."""
-        weights = {"ih": self.weight_ih_l0, "hh": self.weight_hh_l0}
-        return isinstance(input, Tensor) and chosen(self.options.backend, self.cell, self.weight_ih_l0, weights, {})
+    def runs_native(self) -> bool:
+        """Whether the kernel runs this net, all its layers and directions.
 
-    def _run(self, input: Tensor | PackedSequence, hx: Hx | None) -> tuple[Any, Any]:
+        Raises:
+            BackendError, ValueError: its options ask for the kernel, which cannot be had or cannot run it.
+        """
+        weights = {"ih": self.weight_ih_l0, "hh": self.weight_hh_l0}
+        return chosen(self.options.backend, self.cell, self.weight_ih_l0, weights, {})
+
+    def _run(self, input: Tensor | PackedSequence, hx: Hx | None, *, native: bool | None = None) -> tuple[Any, Any]:
+        """Run the layers, on the backend that is chosen already or else here, once the input is known to fit."""
         if isinstance(input, PackedSequence):
             return self._packed(input, hx)
         if check_tensor(f"{self._name}: input", input).dim() not in (2, 3):
@@ -164,8 +135,8 @@ class RevRNN(nn.Module):
         if batched and self.batch_first:
             x = x.transpose(0, 1)
         x = self.check_input(x)
-        states = self.first_states(x, hx, batched=batched)
-        y, finals = self._layers(x, states, None)
+        states = self.first_states(x.shape[1], hx, batched=batched)
+        y, finals = self._layers(x, states, None, self.runs_native() if native is None else native)
         if not batched:
             last = self.options.output == "last"
             return y.squeeze(0 if last else 1), _form(tuple(final.squeeze(1) for final in finals))
@@ -176,114 +147,73 @@ class RevRNN(nn.Module):
             given = tuple(packed.data.shape)
             raise ValueError(f"{self._name}: a PackedSequence must hold data (N, I), a row a step, got {given}")
         x, lengths = pad_packed_sequence(packed)
-        x = self.check_input(x)
-        y, finals = self._layers(x, self.first_states(x, hx, batched=True), lengths.to(x.device))
+        x, lengths = self.check_input(x), lengths.to(x.device)
+        states = self.first_states(x.shape[1], hx, batched=True)
+        y, finals = self._layers(x, states, lengths, self.runs_native())
         if self.options.output == "last":
             return y, _form(finals)
         order = (
             packed.sorted_indices if packed.sorted_indices is not None else torch.arange(x.shape[1], device=x.device)
         )
-        y = y.index_select(1, order)
-        live = running(lengths.to(x.device)[order], 0, x.shape[0])
-        data = y[live]
+        live = running(lengths[order], 0, x.shape[0])
+        data = y.index_select(1, order)[live]
         return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), _form(finals)
 
     def check_input(self, x: Tensor) -> Tensor:
-        """A time-first input of the right shape, dtype and device, float32 again under autocast.
+        """A time-first input that fits, in the parameters' dtype.
 
         Raises:
             ValueError: names what is wrong, what was expected and what was given.
         """
-        weight = self.first_weight
-        if weight.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"{self._name}: parameters must be float32 or float64 to rewind exactly, got {weight.dtype}"
-            )
-        if x.shape[-1] != self.input_size:
-            raise ValueError(f"{self._name}: input must have input_size={self.input_size} features, got {x.shape[-1]}")
-        if 0 in x.shape:
-            raise ValueError(
-                f"{self._name}: input must have at least one step and one row, got (T, B, I) = {tuple(x.shape)}"
-            )
-        if weight.device.type == "mps":
-            raise ValueError(f"{self._name}: MPS devices have no float64, which exact states need; use the CPU or CUDA")
-        if x.device != weight.device:
-            raise ValueError(f"{self._name}: input is on {x.device}, parameters on {weight.device}")
-        if x.device.type == "meta":
-            check_numbers(f"{self._name}: input", x)
-        if x.dtype != weight.dtype:
-            if not (torch.is_autocast_enabled(x.device.type) and x.is_floating_point()):
-                raise ValueError(f"{self._name}: input must be {weight.dtype} like the parameters, got {x.dtype}")
-            x = x.to(weight.dtype)
-        return x
+        return check_input(self._name, x, self.first_weight, self.input_size)
 
-    def first_states(self, x: Tensor, hx: Hx | None, *, batched: bool) -> State:
-        """The first states as (L * D, B, H) tensors: zeros, or `hx` checked. float64 states stay exact."""
-        groups = len(self.cell.states)
-        wanted = (self.num_layers * self.directions, x.shape[1], self.hidden_size)
+    def first_states(self, rows: int, hx: Hx | None, *, batched: bool) -> State:
+        """The first states of so many rows, (L * D, B, H) each: zeros, or `hx` checked."""
+        shape = (self.num_layers * self.directions, rows, self.hidden_size)
         if hx is None:
-            return tuple(x.new_zeros(wanted) for _ in range(groups))
-        given = hx if isinstance(hx, tuple | list) else (hx,)
-        if len(given) != groups or not all(isinstance(state, Tensor) for state in given):
-            raise ValueError(
-                f"{self._name}: hx must be {'(h_0, c_0)' if groups == 2 else 'the tensor h_0'}, got {hx!r:.60}"
-            )
-        for state in given:
-            check_tensor(f"{self._name}: each of hx", state)
-        states = tuple(state if batched else state.unsqueeze(1) for state in given)
-        if torch.is_autocast_enabled(x.device.type):
-            states = tuple(state if state.dtype == torch.float64 else state.to(x.dtype) for state in states)
-        for state in states:
-            if state.shape != wanted:
-                expected = wanted if batched else (wanted[0], wanted[2])
-                got = tuple(state.shape) if batched else tuple(state.squeeze(1).shape)
-                raise ValueError(f"{self._name}: each tensor of hx must be {expected}, got {got}")
-            if state.device != x.device:
-                raise ValueError(f"{self._name}: hx is on {state.device}, input on {x.device}")
-            if state.dtype not in (x.dtype, torch.float64):
-                raise ValueError(f"{self._name}: hx must be {x.dtype}, or float64 for exact states, got {state.dtype}")
-        return states
+            return tuple(self.weight_ih_l0.new_zeros(shape) for _ in self.cell.states)
+        return check_states(self._name, hx, len(self.cell.states), shape, self.weight_ih_l0, batched=batched)
 
     def assemble(
-        self, x: Tensor, states: State, lengths: Tensor | None, *, steps: int | None = None, sliced: int = 0
+        self, steps: int, rows: int, states: State, lengths: Tensor | None, *, native: bool, sliced: int = 0
     ) -> Assembled:
         """All layers of a unidirectional net as one stack, with masks drawn for this sequence.
 
         Args:
-            x: anything with the batch size, dtype and device of the input, (..., B, F).
+            steps: how many steps the buffer is for, T.
+            rows: batch size B.
             states: first states, (L, B, H) each.
             lengths: steps of each row, or None.
-            steps: how many steps the buffer is for; by default those of x.
+            native: whether the kernel runs it, as `runs_native` tells.
             sliced: how many first units of the top layer's h are sliced, as in `Tape`.
         """
         links: list[Link] = []
         inputs: list[LayerInputs] = []
+        links += self._locked(self.options.input_dropout, rows, self.input_size)
         for layer in range(self.num_layers):
-            drop = self.options.input_dropout if layer == 0 else 0.0
-            links += self._locked(drop, x, self.input_size)
             if layer and self.dropout and self.training:
-                links.append(Noise(self.dropout, new_seed()))
-            first = tuple(s[layer] for s in states)
-            top = sliced if layer + 1 == self.num_layers else 0
-            link, tensors = self._tape(layer, "", x, first, lengths, steps or x.shape[0], top)
-            links.append(link)
+                links.append(StepDropout(self.dropout, new_seed()))
+            first = tuple(state[layer] for state in states)
+            tensors, settings = self._layer(layer, "", rows, first, lengths, native)
+            settings = settings._replace(sliced=sliced if layer + 1 == self.num_layers else 0)
+            links.append(build_tape(self.cell, tensors, settings, steps, self.weight_ih_l0.dtype))
             inputs.append(tensors)
-        links += self._locked(self.options.output_dropout, x, self.hidden_size)
+        links += self._locked(self.options.output_dropout, rows, self.hidden_size)
         return Assembled(Stack(links), inputs)
 
-    def _layers(self, x: Tensor, states: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+    def _layers(self, x: Tensor, states: State, lengths: Tensor | None, native: bool) -> tuple[Tensor, State]:
         every = self.options.output == "all"
         if self.bidirectional:
-            return self._both_ways(x, states, lengths)
-        if every and self._native(x):
+            return self._both_ways(x, states, lengths, native)
+        if every and native:
             return self._one_by_one(x, states, lengths)
-        stack, inputs = self.assemble(x, states, lengths)
-        y, finals = run(stack, x, inputs, every=every)
-        stacked = tuple(torch.stack(group) for group in zip(*finals, strict=True))
+        stack, inputs = self.assemble(x.shape[0], x.shape[1], states, lengths, native=native)
+        y, finals = run_stack(stack, x, inputs, every=every)
+        stacked = _stacked(finals)
         if y is None:
             y = stacked[0][-1].to(x.dtype)
             top = stack.links[-1]
-            y = top.apply(y, 0) if isinstance(top, Locked) else y
+            y = top.apply(y, 0) if isinstance(top, LockedMask) else y
         return y, stacked
 
     def _one_by_one(self, x: Tensor, states: State, lengths: Tensor | None) -> tuple[Tensor, State]:
@@ -291,56 +221,40 @@ class RevRNN(nn.Module):
         finals: list[State] = []
         for layer in range(self.num_layers):
             x = self._dropped(x, layer)
-            x, final = self._layer(layer, "", x, tuple(s[layer] for s in states), lengths)
+            first = tuple(state[layer] for state in states)
+            x, final = run_layer(self.cell, x, *self._layer(layer, "", x.shape[1], first, lengths, True))
             finals.append(final)
-        return self._masked(x, self.options.output_dropout), tuple(
-            torch.stack(group) for group in zip(*finals, strict=True)
-        )
+        return self._masked(x, self.options.output_dropout), _stacked(finals)
 
-    def _both_ways(self, x: Tensor, states: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+    def _both_ways(self, x: Tensor, states: State, lengths: Tensor | None, native: bool) -> tuple[Tensor, State]:
         finals: list[State] = []
-        every = self.options.output == "all"
         for layer in range(self.num_layers):
             x = self._dropped(x, layer)
+            every = self.options.output == "all" or layer + 1 < self.num_layers
             outputs = []
             for way, suffix in enumerate(self._suffixes(layer)):
-                first = tuple(s[2 * layer + way] for s in states)
-                keep = every or layer + 1 < self.num_layers
-                y, final = self._direction(layer, suffix, _reversed(x, lengths) if way else x, first, lengths, keep)
+                first = tuple(state[2 * layer + way] for state in states)
+                inputs, settings = self._layer(layer, suffix, x.shape[1], first, lengths, native)
+                y, final = self._direction(_reversed(x, lengths) if way else x, inputs, settings, every)
                 finals.append(final)
-                outputs.append(_reversed(y, lengths) if way and keep else y)
+                outputs.append(_reversed(y, lengths) if way and every else y)
             x = torch.cat(outputs, -1)
-        x = self._masked(x, self.options.output_dropout)
-        return x, tuple(torch.stack(group) for group in zip(*finals, strict=True))
+        return self._masked(x, self.options.output_dropout), _stacked(finals)
 
-    def _direction(
-        self, layer: int, suffix: str, x: Tensor, state: State, lengths: Tensor | None, every: bool
-    ) -> tuple[Tensor, State]:
+    def _direction(self, x: Tensor, inputs: LayerInputs, settings: LayerSettings, every: bool) -> tuple[Tensor, State]:
         """One layer in one direction: all outputs or the last h, and the final state."""
         if every:
-            return self._layer(layer, suffix, x, state, lengths)
-        link, tensors = self._tape(layer, suffix, x, state, lengths, x.shape[0])
-        _, (final,) = run(Stack([link]), x, [tensors], every=False)
+            return run_layer(self.cell, x, inputs, settings)
+        tape = build_tape(self.cell, inputs, settings, x.shape[0], x.dtype)
+        _, (final,) = run_stack(Stack([tape]), x, [inputs], every=False)
         return final[0].to(x.dtype), final
 
-    def _layer(self, layer: int, suffix: str, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, State]:
-        inputs, masks, name = self._parts(layer, suffix, x, state)
-        return run_layer(self.cell, x, inputs, masks=masks, lengths=lengths, name=name, backend=self.options.backend)
-
-    def _tape(
-        self, layer: int, suffix: str, x: Tensor, state: State, lengths: Tensor | None, steps: int, sliced: int = 0
-    ) -> tuple[Link, LayerInputs]:
-        inputs, masks, name = self._parts(layer, suffix, x, state)
-        tape = build_tape(
-            self.cell, inputs, steps, x.dtype, masks=masks, lengths=lengths, name=name, backend=self.options.backend,
-            sliced=sliced,
-        )  # fmt: skip
-        return tape, inputs
-
-    def _parts(self, layer: int, suffix: str, x: Tensor, state: State) -> tuple[LayerInputs, dict[str, Tensor], str]:
-        """What one layer in one direction runs with: its tensors, the masks drawn for it, and its name."""
+    def _layer(
+        self, layer: int, suffix: str, rows: int, state: State, lengths: Tensor | None, native: bool
+    ) -> tuple[LayerInputs, LayerSettings]:
+        """What one layer in one direction runs with: its tensors, and its settings with the masks drawn for it."""
         suffix = suffix or self._suffixes(layer)[0]
-        found = [self._parameter(name + suffix, shape, x) for name, shape in self._shapes(layer).items()]
+        found = [self._parameter(name + suffix, shape) for name, shape in self._shapes(layer).items()]
         weights = dict(zip(("ih", "hh"), found, strict=False))
         if self.bias:
             weights["bias"] = found[2] + found[3]
@@ -348,37 +262,40 @@ class RevRNN(nn.Module):
             weights["hh"] = F.dropout(weights["hh"], self.options.weight_drop)
         masks = {}
         if self.training and self.options.hidden_dropout:
-            shape = (x.shape[-2], self.hidden_size // 2)
-            masks = {part: drop_mask(shape, self.options.hidden_dropout, x) for part in self.cell.states[0]}
+            shape = (rows, self.hidden_size // 2)
+            masks = {part: self._mask(self.options.hidden_dropout, shape) for part in self.cell.states[0]}
         name = f"{self._name} layer {layer}" + (", reverse" if suffix.endswith("_reverse") else "")
-        return LayerInputs(state, weights, {}), masks, name
+        return LayerInputs(state, weights, {}), LayerSettings(name, native, masks, lengths)
 
     @property
     def first_weight(self) -> Tensor:
         """`weight_ih_l0`, whose dtype and device are the net's."""
         return check_tensor(f"{self._name}: weight_ih_l0", self.weight_ih_l0)
 
-    def _parameter(self, name: str, shape: tuple[int, ...], x: Tensor) -> Tensor:
-        """A parameter as it is now, perhaps another than was made."""
-        what = f"{self._name}: {name}"
+    def _parameter(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A parameter as it is now: it need not be the one that was made."""
+        what, first = f"{self._name}: {name}", self.weight_ih_l0
         parameter = check_tensor(what, getattr(self, name))
         if parameter.shape != shape:
             raise ValueError(f"{what} must be {shape}, got {tuple(parameter.shape)}")
-        check_like(what, parameter, x.dtype, x.device, "the input")
+        check_like(what, parameter, first.dtype, first.device, "the input")
         return parameter
 
     def _dropped(self, x: Tensor, layer: int) -> Tensor:
-        """A layer's input (T, B, F) with what is dropped in front of it."""
+        """A layer's input (T, B, F) under the dropout in front of it."""
         if layer == 0:
             return self._masked(x, self.options.input_dropout)
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
     def _masked(self, x: Tensor, p: float) -> Tensor:
         """Outputs (T, B, F), or the last (B, F), under a locked mask."""
-        return x * drop_mask(tuple(x.shape[-2:]), p, x) if p and self.training else x
+        return x * self._mask(p, tuple(x.shape[-2:])) if p and self.training else x
 
-    def _locked(self, p: float, x: Tensor, width: int) -> list[Link]:
-        return [Locked(drop_mask((x.shape[-2], width), p, x))] if p and self.training else []
+    def _locked(self, p: float, rows: int, width: int) -> list[Link]:
+        return [LockedMask(self._mask(p, (rows, width)))] if p and self.training else []
+
+    def _mask(self, p: float, shape: tuple[int, ...]) -> Tensor:
+        return drop_mask(shape, p, self.weight_ih_l0)
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"][: self.directions]
@@ -404,6 +321,11 @@ class RevRNN(nn.Module):
 def _form(states: State) -> Hx:
     """nn.GRU's lone tensor or nn.LSTM's pair."""
     return states[0] if len(states) == 1 else states
+
+
+def _stacked(finals: list[State]) -> State:
+    """Final states of all layers and directions, (L * D, B, H) each."""
+    return tuple(torch.stack(group) for group in zip(*finals, strict=True))
 
 
 def _reversed(x: Tensor, lengths: Tensor | None) -> Tensor:

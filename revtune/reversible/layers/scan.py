@@ -18,12 +18,13 @@ from torch import Tensor
 
 from revtune.reversible import meter as metering
 from revtune.reversible.cells.cell import Cell, Response, State
+from revtune.reversible.kernel.backend import chosen
 from revtune.reversible.kernel.chunks import chunks
 from revtune.reversible.kernel.environment import Environment
-from revtune.reversible.kernel.tape import LayerInputs, Tape
-from revtune.reversible.layers.layer import build_tape, run_layer
-from revtune.reversible.layers.scan_arguments import check_arguments, check_kinds, first_state
-from revtune.reversible.layers.stack import DEFAULT_BUDGET, Stack, chunk_steps
+from revtune.reversible.kernel.tape import Tape
+from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
+from revtune.reversible.layers.scan_arguments import checked_inputs
+from revtune.reversible.layers.stack import Stack
 from revtune.reversible.transforms import refuse_transforms
 
 
@@ -36,7 +37,7 @@ class Recording(NamedTuple):
         tape: the layer, standing at the end.
         x: its inputs, (T, B, I).
         chunk: steps of a chunk.
-        environment: the settings it ran under.
+        environment: torch's settings that it ran under.
     """
 
     y: Tensor
@@ -94,10 +95,10 @@ def scan(
         >>> y.shape, h.shape
         (torch.Size([5, 2, 4]), torch.Size([2, 4]))
     """
-    inputs = _checked(cell, x, state, weights, hidden, responses, masks, lengths, chunk)
-    return run_layer(
-        cell, x, inputs, chunk=chunk, masks=masks, lengths=lengths, share=share, name=cell.name, backend=backend
-    )
+    settings = LayerSettings(cell.name, masks=masks or {}, lengths=lengths, chunk=chunk, share=share)
+    inputs = checked_inputs(cell, x, state, weights, responses or {}, hidden, settings)
+    native = chosen(backend, cell, x, weights, settings.masks)
+    return run_layer(cell, x, inputs, settings._replace(native=native))
 
 
 def record(
@@ -118,11 +119,13 @@ def record(
 
     Unlike in training every chunk spills, the last one too.
     """
-    inputs = _checked(cell, x, state, weights, hidden, responses, masks, lengths, chunk)
+    settings = LayerSettings(cell.name, masks=masks or {}, lengths=lengths, chunk=chunk, share=share)
+    inputs = checked_inputs(cell, x, state, weights, responses or {}, hidden, settings)
     refuse_transforms([x])
-    tape = build_tape(cell, inputs, x.shape[0], x.dtype, masks=masks, lengths=lengths, share=share, backend=backend)
+    native = chosen(backend, cell, x, weights, settings.masks)
+    tape = build_tape(cell, inputs, settings._replace(native=native), x.shape[0], x.dtype)
     stack, environment, x = Stack([tape]), Environment.current(), x.detach()
-    steps = chunk or chunk_steps(x.shape[0], x.shape[1], stack, DEFAULT_BUDGET)
+    steps = chunk or stack.chunk_steps(x.shape[0])
     with torch.no_grad(), environment.restored(x.device):
         y = torch.cat([tape.forward(part, first) for first, part in chunks(x, steps)])
     metering.report(stack.usages())
@@ -152,21 +155,3 @@ def unscan(recording: Recording) -> tuple[Tensor, State]:
         for first, part in reversed(list(chunks(recording.x, recording.chunk))):
             outputs.append(tape.rewind(part, first))
     return torch.cat(outputs[::-1]), tape.state()
-
-
-def _checked(
-    cell: Cell,
-    x: Tensor,
-    state: State | None,
-    weights: Mapping[str, Tensor],
-    hidden: int | None,
-    responses: Mapping[str, Response] | None,
-    masks: Mapping[str, Tensor] | None,
-    lengths: Tensor | None,
-    chunk: int | None,
-) -> LayerInputs:
-    """Checked arguments as the tensors that gradients flow to."""
-    check_kinds(cell, x, state, weights, responses or {}, masks or {})
-    inputs = LayerInputs(first_state(cell, x, state, weights, hidden), weights, responses or {})
-    check_arguments(cell, x, inputs.state, weights, inputs.responses, masks or {}, lengths, chunk)
-    return inputs

@@ -1,4 +1,7 @@
-"""What `scan` accepts: shapes, dtypes, names and lengths, each refused with a sentence of its own."""
+"""What `scan` accepts: shapes, dtypes, names and lengths, each refused with a sentence of its own.
+
+Shapes: T time, B batch, I input, H hidden, N units of a part, G gates.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,31 @@ from torch import Tensor
 
 from revtune.reversible.arguments import check_lengths, check_like, check_tensor, is_size
 from revtune.reversible.cells.cell import Cell, Response, State
+from revtune.reversible.kernel.tape import LayerInputs
+from revtune.reversible.layers.layer import LayerSettings
 
 
-def check_kinds(
+def checked_inputs(
+    cell: Cell,
+    x: Tensor,
+    state: State | None,
+    weights: Mapping[str, Tensor],
+    responses: Mapping[str, Response],
+    hidden: int | None,
+    settings: LayerSettings,
+) -> LayerInputs:
+    """The tensors that gradients flow to, the first state made where none is given.
+
+    Raises:
+        ValueError: arguments of `scan` that are no tensors or do not fit together.
+    """
+    _check_kinds(cell, x, state, weights, responses, settings.masks)
+    inputs = LayerInputs(_first_state(cell, x, state, weights, hidden), weights, responses)
+    _check_shapes(cell, x, inputs, settings)
+    return inputs
+
+
+def _check_kinds(
     cell: Cell,
     x: Tensor,
     state: State | None,
@@ -32,15 +57,17 @@ def check_kinds(
     for key, pair in responses.items():
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ValueError(f"{name}: the response of {key!r} must be a pair (V, s), got {type(pair).__name__}")
-        for one, tensor in zip("Vs", pair, strict=True):
-            check_tensor(f"{name}: {one} of the response of {key!r}", tensor)
+        for symbol, tensor in zip("Vs", pair, strict=True):
+            check_tensor(f"{name}: {symbol} of the response of {key!r}", tensor)
     if state is not None and not isinstance(state, tuple | list):
         raise ValueError(f"{name}: state must be a tuple of {count} tensors (B, H), got {type(state).__name__}")
     for tensor in state or ():
         check_tensor(f"{name}: a state", tensor)
 
 
-def first_state(cell: Cell, x: Tensor, state: State | None, weights: Mapping[str, Tensor], hidden: int | None) -> State:
+def _first_state(
+    cell: Cell, x: Tensor, state: State | None, weights: Mapping[str, Tensor], hidden: int | None
+) -> State:
     """The state given, or zeros."""
     if x.dim() != 3 or 0 in x.shape[:2]:
         raise ValueError(f"{cell.name}: x must be (T, B, I) with T >= 1 and B >= 1, got {tuple(x.shape)}")
@@ -53,23 +80,15 @@ def first_state(cell: Cell, x: Tensor, state: State | None, weights: Mapping[str
     return tuple(x.new_zeros(x.shape[1], units * len(group)) for group in cell.states)
 
 
-def check_arguments(
-    cell: Cell,
-    x: Tensor,
-    state: State,
-    weights: Mapping[str, Tensor],
-    responses: Mapping[str, Response],
-    masks: Mapping[str, Tensor],
-    lengths: Tensor | None,
-    chunk: int | None,
-) -> None:
-    """Refuse arguments that do not fit together, each with a sentence of its own."""
+def _check_shapes(cell: Cell, x: Tensor, inputs: LayerInputs, settings: LayerSettings) -> None:
+    """Refuse tensors, and settings, that do not fit together."""
     name, (steps, rows) = cell.name, x.shape[:2]
+    state, weights = inputs.state, inputs.weights
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"{name}: x must be float32 or float64 to rewind exactly, got {x.dtype}")
-    if chunk is not None and not is_size(chunk):
-        raise ValueError(f"{name}: chunk must be a positive number of steps, got {chunk!r}")
-    check_lengths(lengths, steps, rows, x.device)
+    if settings.chunk is not None and not is_size(settings.chunk):
+        raise ValueError(f"{name}: chunk must be a positive number of steps, got {settings.chunk!r}")
+    check_lengths(settings.lengths, steps, rows, x.device)
     units = state[0].shape[-1] // len(cell.states[0])
     if "ih" in weights:
         units = weights["ih"].shape[0] // cell.blocks
@@ -81,18 +100,21 @@ def check_arguments(
         if tensor.device != x.device:
             raise ValueError(f"{name}: a state is on {tensor.device}, x on {x.device}")
     _check_weights(cell, x, weights, units)
-    _check_responses(cell, x, weights, responses)
+    _check_responses(cell, x, weights, inputs.responses)
     if "bias" in weights and "ih" not in weights:
         raise ValueError(f"{name}: weight 'bias' is that of the input projection and needs weight 'ih'")
+    _check_masks(cell, x, units, settings.masks)
+
+
+def _check_masks(cell: Cell, x: Tensor, units: int, masks: Mapping[str, Tensor]) -> None:
     for part, mask in masks.items():
+        what, shape = f"{cell.name}: mask {part!r}", (x.shape[1], units)
         if mask.requires_grad or mask.dtype != x.dtype:
+            raise ValueError(f"{what} must be {x.dtype} like x and require no gradient, got {mask.dtype}")
+        check_like(what, mask, x.dtype, x.device, "x")
+        if part not in cell.parts or mask.shape != shape:
             raise ValueError(
-                f"{name}: mask {part!r} must be {x.dtype} like x and require no gradient, got {mask.dtype}"
-            )
-        check_like(f"{name}: mask {part!r}", mask, x.dtype, x.device, "x")
-        if part not in cell.parts or mask.shape != (rows, units):
-            raise ValueError(
-                f"{name}: masks must be ({rows}, {units}) for one of {cell.parts}, got {part!r} {tuple(mask.shape)}"
+                f"{cell.name}: masks must be {shape} for one of {cell.parts}, got {part!r} {tuple(mask.shape)}"
             )
 
 
@@ -104,8 +126,10 @@ def _check_weights(cell: Cell, x: Tensor, weights: Mapping[str, Tensor], units: 
                 f"{cell.name}: weight {key!r} must be float32 or float64 to rewind exactly, got {weight.dtype}"
             )
         if weight.dtype != x.dtype or weight.device != x.device:
-            wanted, got = f"{weight.dtype} on {weight.device}", f"{x.dtype} on {x.device}"
-            raise ValueError(f"{cell.name}: x must be {wanted} like weight {key!r}, got {got}")
+            raise ValueError(
+                f"{cell.name}: x must be {weight.dtype} on {weight.device} like weight {key!r}, "
+                f"got {x.dtype} on {x.device}"
+            )
     if "ih" in weights:
         shape = tuple(weights["ih"].shape)
         if len(shape) != 2 or shape[0] != columns:
@@ -136,5 +160,5 @@ def _check_responses(cell: Cell, x: Tensor, weights: Mapping[str, Tensor], respo
         if (tuple(extra.shape), tuple(scale.shape)) != shapes:
             given = (tuple(extra.shape), tuple(scale.shape))
             raise ValueError(f"{cell.name}: the response (V, s) of {key!r} must have shapes {shapes}, got {given}")
-        for one, tensor in (("V", extra), ("s", scale)):
-            check_like(f"{cell.name}: {one} of the response of {key!r}", tensor, x.dtype, x.device, "x")
+        for symbol, tensor in (("V", extra), ("s", scale)):
+            check_like(f"{cell.name}: {symbol} of the response of {key!r}", tensor, x.dtype, x.device, "x")

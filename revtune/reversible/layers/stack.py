@@ -3,11 +3,13 @@
 A stack is a chain of links. Forward a chunk passes through them bottom up; rewinding goes bottom up too, since a
 layer's rewound outputs are the next layer's inputs; gradients go top down. Only the present chunk's inputs of each
 link are kept.
+
+Shapes: K steps of a chunk, B batch, F features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,33 +20,38 @@ from revtune.reversible.layers.masks import drop_mask
 from revtune.reversible.meter import Usage
 
 DEFAULT_BUDGET = 3 * 2**20
-"""Bytes that one chunk's inputs, gates and projections may take, over all layers that move together."""
+"""Bytes that one chunk's inputs, gates and projections may take, over all layers that move together.
+
+It is of the order of a CPU's cache, where a chunk then stays from its forward pass to its gradient.
+"""
 
 
-class Locked:
-    """A mask drawn once a sequence and used at every step: locked (variational) dropout. `mask` is (B, F)."""
+class LockedMask:
+    """Locked (variational) dropout: a mask (B, F) drawn once a sequence and used at every step."""
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
 
     def apply(self, x: Tensor, first: int) -> Tensor:
-        """The masked chunk (K, B, F); its gradient is masked in the same way."""
+        """The masked chunk (K, B, F), or its masked gradient."""
         return x * self.mask
 
 
-class Noise:
-    """Dropout drawn anew at every step, replayed from one seed a chunk instead of stored masks."""
+class StepDropout:
+    """Dropout drawn anew at every step; a chunk's mask is not stored but drawn again from the chunk's seed."""
 
     def __init__(self, p: float, seed: int) -> None:
         self.p, self.seed = p, seed
 
     def apply(self, x: Tensor, first: int) -> Tensor:
-        """The masked chunk (K, B, F) that starts at step `first`; the same mask whenever it is asked for."""
+        """The masked chunk (K, B, F) that starts at step `first`, or its gradient under the same mask."""
         generator = torch.Generator(x.device).manual_seed(self.seed + first)
         return x * drop_mask(tuple(x.shape), self.p, x, generator)
 
 
-Link = Tape | Locked | Noise
+Link = Tape | LockedMask | StepDropout
+Move = Callable[[Tensor, int], Tensor]
+"""A way through a chunk, which starts at a step: `forward`, `rewind` and the like of a tape or a stack."""
 
 
 class Stack:
@@ -68,33 +75,48 @@ class Stack:
         return [tape.usage() for tape in self.tapes]
 
     def copy(self) -> Stack:
-        """A stack that rewinds on its own, leaving this one as it is."""
+        """A stack that rewinds on its own and leaves this one as it is."""
         other = Stack([link.copy() if isinstance(link, Tape) else link for link in self.links])
         other._inputs = list(self._inputs)
         return other
 
+    def chunk_steps(self, steps: int) -> int:
+        """Steps of a chunk of a sequence: what fits the budget but at least 4, evened out.
+
+        Shapes alone decide, so that both directions cut alike: matrix products repeat to the last bit only in equal
+        shapes.
+        """
+        step_bytes = sum(tape.rows * tape.floats_per_step * tape.dtype.itemsize for tape in self.tapes)
+        return evened_out(steps, DEFAULT_BUDGET // step_bytes)
+
     def forward(self, x: Tensor, first: int) -> Tensor:
-        """Run a chunk so that it can be rewound; shapes as in Tape."""
-        return self._up(x, first, "forward")
+        """Run a chunk (K, B, I), whose first step is `first`, so that it can be rewound. Returns outputs (K, B, H)."""
+        return self._up(x, first, lambda tape: tape.forward)
 
     def preview(self, x: Tensor, first: int) -> Tensor:
         """Run a chunk with `forward`'s arithmetic, keeping nothing."""
-        return self._up(x, first, "preview")
+        return self._up(x, first, lambda tape: tape.preview)
 
     def infer(self, x: Tensor, first: int) -> Tensor:
         """Run a chunk without a buffer."""
-        return self._up(x, first, "infer")
+        return self._up(x, first, lambda tape: tape.infer)
 
     def record(self, x: Tensor, first: int) -> Tensor:
         """Run the last chunk, keep its gates, and stand again where it began."""
-        return self._up(x, first, "record", keep=True)
+        return self._up(x, first, lambda tape: tape.record, keep=True)
 
     def rewind(self, x: Tensor, first: int) -> Tensor:
         """Undo the chunk that `forward` ran last, keeping what `gradient` needs."""
-        return self._up(x, first, "rewind", keep=True)
+        return self._up(x, first, lambda tape: tape.rewind, keep=True)
 
     def gradient(self, dy: Tensor | None, first: int, *, keep: bool = False) -> Tensor:
-        """Carry the gradient of the chunk's outputs (or None for zero) down to its inputs."""
+        """Carry the gradient of the chunk's outputs (or None for zero) down to its inputs.
+
+        Args:
+            dy: (K, B, H).
+            first: the chunk's first step.
+            keep: whether the same chunk will be asked again.
+        """
         grad = dy
         for link, x in zip(reversed(self.links), reversed(self._inputs), strict=True):
             if isinstance(link, Tape):
@@ -106,24 +128,12 @@ class Stack:
         assert grad is not None
         return grad
 
-    def _up(self, x: Tensor, first: int, move: str, *, keep: bool = False) -> Tensor:
+    def _up(self, x: Tensor, first: int, move: Callable[[Tape], Move], *, keep: bool = False) -> Tensor:
+        """Pass a chunk through all links, each tape by the move that `move` picks of it."""
         inputs = []
         for link in self.links:
             inputs.append(x)
-            x = getattr(link, move)(x, first) if isinstance(link, Tape) else link.apply(x, first)
+            x = move(link)(x, first) if isinstance(link, Tape) else link.apply(x, first)
         if keep:
             self._inputs = inputs
         return x
-
-
-def chunk_steps(steps: int, rows: int, stack: Stack, budget: int) -> int:
-    """How many steps a chunk has: what fits the budget but at least 4, by shapes alone, evened out over the sequence.
-
-    Args:
-        steps: length T of the sequence.
-        rows: batch size B.
-        stack: the layers that move together.
-        budget: bytes that the gates, projections and inputs of one chunk may take.
-    """
-    size = sum(tape.floats_per_step * tape.dtype.itemsize for tape in stack.tapes)
-    return evened_out(steps, budget // (rows * size))

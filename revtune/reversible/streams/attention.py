@@ -5,9 +5,9 @@ For a query q, the decoder's output at one step, and keys k_s, one a source posi
     a_s = softmax over s of (W q) . k_s           padding left out
     out = tanh(V [sum_s a_s k_s; q])
 
-Nothing is fed back to the decoder, so queries of many steps are answered together, and `rewind_loss` does it chunk by
-chunk: the decoder's attention, softmax and loss are its readout. Keys are made anew for each chunk, so that what they
-are made of is all that is stored: words, whose embeddings cost nothing, and the encoder's annotations.
+Nothing is fed back to the decoder, so queries of many steps are answered together. `rewind_loss` does so chunk by
+chunk, with the decoder's attention, softmax and loss as its readout. Keys are computed anew for each chunk, so that
+only what they are computed from is stored: words, whose embeddings cost nothing, and the encoder's annotations.
 
 Shapes: B batch, K steps, N positions, S source positions, Q query width, D key width, O output width.
 """
@@ -22,16 +22,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from revtune.reversible.arguments import check_lengths, check_size, check_tensor, running
-from revtune.reversible.streams.readout import Featured, LinearCrossEntropy
+from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntropy
 
 Keys = Callable[..., Tensor]
 
 
-LENGTHS = ("source lengths", "the positions of the keys")
+_LENGTH_NAMES = ("source lengths", "the positions of the keys")
+"""What messages call the lengths, and what these count."""
 
-
-ROWS = 32
-"""Rows that are read out at a time."""
+PART_ROWS = 32
+"""Rows that are read out at a time, whose keys are there at once."""
 
 
 class Attention(nn.Module):
@@ -67,17 +67,18 @@ class Attention(nn.Module):
     def forward(
         self, queries: Tensor, keys: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Outputs and weights; as in the class's description."""
+        """Outputs and weights; shapes as in the class's description."""
         self._check(queries, keys, lengths)
-        asked, padding = self.score(queries), None
+        projected, padding = self.score(queries), None
         if lengths is not None:
             padding = ~running(lengths, 0, keys.shape[1]).t().unsqueeze(1)
+        # m * k_s is never made: (W q) . (m * k_s) = (m * W q) . k_s, and sum_s a_s (m * k_s) = m * sum_s a_s k_s
         mask = None if mask is None else mask.unsqueeze(1)
-        asked = asked if mask is None else asked * mask
+        projected = projected if mask is None else projected * mask
         with torch.autocast(keys.device.type, enabled=False):
-            read, weights = _Attended.apply(asked.to(keys.dtype), keys, padding)
-        read = read if mask is None else read * mask
-        return torch.tanh(self.combine(torch.cat([read, queries], -1))), weights
+            context, weights = _DotAttention.apply(projected.to(keys.dtype), keys, padding)
+        context = context if mask is None else context * mask
+        return torch.tanh(self.combine(torch.cat([context, queries], -1))), weights
 
     def _check(self, queries: Tensor, keys: Tensor, lengths: Tensor | None) -> None:
         for name, given, size in (("queries", queries, self.query_size), ("keys", keys, self.key_size)):
@@ -86,38 +87,42 @@ class Attention(nn.Module):
                 raise ValueError(f"Attention: {name} must be (B, steps, {size}), got {tuple(given.shape)}")
         if len(queries) != len(keys):
             raise ValueError(f"Attention: queries and keys must be of as many rows, got {len(queries)} and {len(keys)}")
-        check_lengths(lengths, keys.shape[1], len(keys), keys.device, LENGTHS)
+        check_lengths(lengths, keys.shape[1], len(keys), keys.device, _LENGTH_NAMES)
 
     def extra_repr(self) -> str:
         return f"{self.query_size}, {self.key_size}, {self.output_size}"
 
 
-class _Attended(torch.autograd.Function):
-    """What queries (B, K, D) read of keys (B, S, D), and by what weights; the gradient of keys is made in one piece."""
+class _DotAttention(torch.autograd.Function):
+    """Context vectors and weights of queries (B, K, D) over keys (B, S, D).
+
+    By hand, since autograd would make two gradients of the keys, one of scores and one of contexts, and add them up.
+    """
 
     @staticmethod
-    def forward(ctx: Any, asked: Tensor, keys: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
-        scores = asked @ keys.transpose(1, 2)
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
+        scores = queries @ keys.transpose(1, 2)
         weights = (scores if padding is None else scores.masked_fill_(padding, -torch.inf)).softmax(-1)
-        ctx.save_for_backward(asked, keys, weights)
+        ctx.save_for_backward(queries, keys, weights)
         return weights @ keys, weights
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dread: Tensor, dweights: Tensor) -> tuple[Tensor | None, ...]:
-        asked, keys, weights = ctx.saved_tensors
-        dweights = torch.baddbmm(dweights, dread, keys.transpose(1, 2))
-        dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True))
-        dasked = dscores @ keys if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return dasked, None, None
-        return dasked, (weights.transpose(1, 2) @ dread).baddbmm_(dscores.transpose(1, 2), asked), None
+    def backward(ctx: Any, dcontext: Tensor, dweights: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, weights = ctx.saved_tensors
+        want_queries, want_keys, _ = ctx.needs_input_grad
+        dweights = torch.baddbmm(dweights, dcontext, keys.transpose(1, 2))
+        dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True))  # through the softmax
+        dqueries = dscores @ keys if want_queries else None
+        if not want_keys:
+            return dqueries, None, None
+        return dqueries, (weights.transpose(1, 2) @ dcontext).baddbmm_(dscores.transpose(1, 2), queries), None
 
 
-class AttentionReadout(Featured):
+class AttentionReadout(FeatureReadout):
     """The readout of a decoder that attends, for `rewind_loss`; made anew for each batch.
 
-    Rows are read out some at a time, so that the keys of few of them are there at once.
+    Rows are read out some at a time, so that only the keys of these are in memory.
 
     Args:
         attention: general attention.
@@ -161,7 +166,7 @@ class AttentionReadout(Featured):
         self.drop = drop or nn.Identity()
 
     def classes(self, targets: Tensor) -> Tensor:
-        """As in `Featured`."""
+        """The target tokens."""
         self._check_numbered(targets)
         return targets[..., 0]
 
@@ -179,29 +184,29 @@ class AttentionReadout(Featured):
         rows, steps, count = targets[:, 1], targets[:, 2], len(self.lengths)
         if bool((steps[1:] < steps[:-1]).any()):
             raise ValueError("AttentionReadout: targets must be numbered time first, (T, B), but their steps fall")
-        highest, begun = int(rows.max()) + 1, int((steps == 0).sum())
-        if highest > count or begun == highest < count:
-            raise ValueError(f"AttentionReadout: lengths must be of the batch's {highest} rows, got {count}")
+        known, begun = int(rows.max()) + 1, int((steps == 0).sum())
+        # Every row has a step 0, so where all known rows begin there are no more; later steps may lack rows that ended
+        if known > count or begun == known < count:
+            raise ValueError(f"AttentionReadout: lengths must be of the batch's {known} rows, got {count}")
 
     def parts(self, targets: Tensor) -> list[Tensor]:
-        """As in `Featured`: positions by their rows, some at a time."""
+        """The positions of some rows at a time."""
         self._check(targets)
-        rows = targets[:, 1]
-        groups = rows.div(ROWS, rounding_mode="floor")
-        found = [(groups == group).nonzero()[:, 0] for group in range(-(-len(self.lengths) // ROWS))]
+        groups = targets[:, 1].div(PART_ROWS, rounding_mode="floor")
+        found = [(groups == group).nonzero()[:, 0] for group in range(-(-len(self.lengths) // PART_ROWS))]
         return [part for part in found if len(part)]
 
     def features(self, y: Tensor, targets: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
-        """As in `Featured`."""
+        """What attention gives for outputs y (N, H), and the target tokens (N,)."""
         tokens, row, step = targets.unbind(-1)
         low, high = int(row.min()), int(row.max()) + 1
         row, step = row - low, step - step[0]
         queries = y.new_zeros(high - low, int(step[-1]) + 1, y.shape[1]).index_put((row, step), y)
-        some = slice(low, high)
-        mask = None if self.mask is None else self.mask[some]
-        keys = self.keys(some, *context)
-        check_lengths(self.lengths, keys.shape[1], len(self.lengths), keys.device, LENGTHS)
-        out, _ = self.attention(queries, keys, self.lengths[some], mask)
+        rows = slice(low, high)
+        mask = None if self.mask is None else self.mask[rows]
+        keys = self.keys(rows, *context)
+        check_lengths(self.lengths, keys.shape[1], len(self.lengths), keys.device, _LENGTH_NAMES)
+        out, _ = self.attention(queries, keys, self.lengths[rows], mask)
         return self.drop(out[row, step]), tokens
 
 

@@ -1,65 +1,17 @@
-"""Graphs of one chunk: the leaves that a gradient reaches, and hooks, which are silenced or refused."""
+"""The autograd graph of one chunk: what gradients reach in it, and how they are taken."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
-from types import FunctionType, MethodType
-from typing import Any
+from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-
-def refuse_hooks(name: str, function: Any) -> None:
-    """Refuse hooks, or kept gradients, of computed tensors that a function or module holds where one can see it.
-
-    Raises:
-        ValueError: names the function and the tensor's shape.
-    """
-    for tensor in held(function, set()):
-        if tensor.grad_fn is not None and (tensor._backward_hooks or tensor.retains_grad):
-            what = "a hook" if tensor._backward_hooks else "retain_grad()"
-            raise ValueError(
-                f"rewind_loss: {what} on the computed tensor {tuple(tensor.shape)} that {name} uses would see the "
-                f"gradient of each chunk by itself; put hooks on leaves, or compute the tensor inside {name}"
-            )
-
-
-def held(thing: Any, seen: set[int]) -> Iterator[Tensor]:
-    """The tensors in a module's attributes, or in a function's closure, defaults or bound arguments."""
-    if id(thing) in seen:
-        return
-    seen.add(id(thing))
-    if isinstance(thing, Tensor):
-        yield thing
-    for part in _parts(thing):
-        yield from held(part, seen)
-
-
-def _parts(thing: Any) -> list[Any]:
-    if isinstance(thing, nn.Module):
-        return [*vars(thing).values(), *thing.children()]
-    if isinstance(thing, partial):
-        return [thing.func, *thing.args, *thing.keywords.values()]
-    if isinstance(thing, MethodType):
-        return [thing.__self__, thing.__func__]
-    if isinstance(thing, FunctionType):
-        defaults = (*(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values())
-        return [*defaults, *(cell.cell_contents for cell in thing.__closure__ or () if _filled(cell))]
-    return []
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
+from revtune.reversible.streams.hooks import hooks_silenced
 
 
 class Autocast:
-    """The autocast setting of the caller, for the parts of a stream that are the caller's own."""
+    """The caller's autocast setting, for the parts of a stream that are the caller's own: encoder and readout."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device.type
@@ -78,7 +30,7 @@ def leaves(root: Tensor) -> list[Tensor]:
     seen, waiting, found = {root.grad_fn}, [root.grad_fn], []
     while waiting:
         node = waiting.pop()
-        if hasattr(node, "variable"):
+        if hasattr(node, "variable"):  # autograd's AccumulateGrad, the end of a path
             found.append(node.variable)
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
@@ -87,24 +39,11 @@ def leaves(root: Tensor) -> list[Tensor]:
     return found
 
 
-def _grad(root: Tensor, tensors: list[Tensor], cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Gradients of a chunk; graphs that the caller built outside stay usable for the next one."""
+def chunk_gradients(root: Tensor, tensors: list[Tensor], cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gradients of a chunk's `root` to these leaves, from its own gradient `cotangent`, or 1 for None."""
     if not tensors:
         return ()
     cotangent = cotangent if cotangent is None else cotangent.to(root.dtype)
-    with _hooks_silenced(tensors):
+    with hooks_silenced(tensors):
+        # The graph is kept for the parts of it that the caller built outside, which the next chunk runs through too
         return torch.autograd.grad(root, tensors, cotangent, retain_graph=True, allow_unused=True)
-
-
-@contextmanager
-def _hooks_silenced(tensors: list[Tensor]) -> Iterator[None]:
-    """Hooks of leaves are for whole gradients, which autograd gets at the hand-over, and not for those of chunks."""
-    hooks = [tensor._backward_hooks for tensor in tensors if tensor._backward_hooks]
-    kept = [dict(hook) for hook in hooks]
-    try:
-        for hook in hooks:
-            hook.clear()
-        yield
-    finally:
-        for hook, items in zip(hooks, kept, strict=True):
-            hook.update(items)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from revtune.reversible.arguments import check_rate, check_tensor, hooked
+from revtune.reversible.arguments import check_rate, check_tensor
 from revtune.reversible.layers.masks import locked_mask
-from revtune.reversible.streams import gradient_sinks as sinks
+from revtune.reversible.streams.gradient_sinks import sink_of
+from revtune.reversible.streams.hooks import hooked
 
 
 class LockedDropout(nn.Module):
@@ -20,8 +21,8 @@ class LockedDropout(nn.Module):
         p: probability of dropping, 0..1.
 
     Shape:
-        Input and output (T, B, F); the mask is (B, F). Inside `rewind_loss` a module has one mask: use one module a
-        place.
+        Input and output (T, B, F); the mask is (B, F). Inside `rewind_loss` a module has one mask, so a module of its
+        own is needed at each place.
 
     Raises:
         ValueError: p outside 0..1, or an input that is not (T, B, F).
@@ -57,7 +58,8 @@ class Embedding(nn.Embedding):
         num_embeddings, embedding_dim, padding_idx, device, dtype: as in nn.Embedding.
         dropout: probability of dropping a word of the vocabulary, 0..1.
 
-    Inside `rewind_loss` its gradient is added row by row into one accumulator; no dense gradient a chunk exists.
+    Inside `rewind_loss` its gradient is added row by row into one accumulator, so that no dense gradient of a chunk
+    exists.
 
     Raises:
         ValueError: dropout outside 0..1, or ids that are not integers or lie outside the vocabulary.
@@ -84,8 +86,7 @@ class Embedding(nn.Embedding):
     def from_pretrained(  # type: ignore[override]
         cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None, *, dropout: float = 0.0
     ) -> Embedding:
-        """An embedding whose weight is this tensor, (num_embeddings, embedding_dim); as in nn.Embedding it is frozen
-        unless `freeze` is False.
+        """An embedding whose weight is this tensor, (num_embeddings, embedding_dim), frozen unless `freeze` is False.
 
         Raises:
             ValueError: a weight that is no matrix, or dropout outside 0..1.
@@ -97,6 +98,7 @@ class Embedding(nn.Embedding):
         if check_tensor("embeddings", embeddings).dim() != 2:
             raise ValueError(f"embeddings must be (num_embeddings, embedding_dim), got {tuple(embeddings.shape)}")
         words, features = embeddings.shape
+        # On the meta device, where the weight that is put aside takes no memory
         made = cls(words, features, padding_idx, dropout=dropout, device="meta", dtype=embeddings.dtype)
         made.weight = nn.Parameter(embeddings, requires_grad=not freeze)
         return made
@@ -113,7 +115,7 @@ class Embedding(nn.Embedding):
 
 
 def plain_embedding(module: Callable[..., Tensor] | None) -> bool:
-    """Whether this is an nn.Embedding that `look_up` can stand in for."""
+    """Whether this is an nn.Embedding that `look_up` can replace."""
     return (
         type(module) is nn.Embedding
         and module.max_norm is None
@@ -122,7 +124,7 @@ def plain_embedding(module: Callable[..., Tensor] | None) -> bool:
 
 
 def look_up(embedding: nn.Embedding, ids: Tensor) -> Tensor:
-    """The rows of the embedding at these ids; into a sink, where one is open, the gradient is added in place.
+    """The rows of the embedding at these ids. Where a sink is open, the gradient is added to it in place.
 
     Raises:
         ValueError: ids that are not integers or lie outside the vocabulary.
@@ -132,11 +134,11 @@ def look_up(embedding: nn.Embedding, ids: Tensor) -> Tensor:
     if ids.device != embedding.weight.device:
         raise ValueError(f"token ids are on {ids.device}, the embedding on {embedding.weight.device}")
     if ids.numel():
-        low, high = (int(end) for end in torch.aminmax(ids))
+        low, high = (int(extreme) for extreme in torch.aminmax(ids))
         if low < 0 or high >= embedding.num_embeddings:
             wrong = low if low < 0 else high
             raise ValueError(f"token ids must lie in 0..{embedding.num_embeddings - 1}, the vocabulary, got {wrong}")
-    sink = sinks.sink_of(embedding.weight)
+    sink = sink_of(embedding.weight)
     if sink is None:
         return F.embedding(ids, embedding.weight, embedding.padding_idx)
     rows: Tensor = _LookUp.apply(ids, embedding.weight, embedding.padding_idx, sink)

@@ -1,7 +1,7 @@
-"""An encoder that rewinds: the final state of a sequence, and some units of every step for others to attend to.
+"""An encoder that rewinds: the final state of a sequence, and some units of every step for a decoder to attend to.
 
-Nothing per step is stored but the buffer and those units. They are the first of the top layer's h, stand on the grid of
-floats instead of that of 2^-32, and need no buffer: going back, a step finds them as they were kept before it.
+Nothing per step is stored but the buffer and those units. They are the first of the top layer's h, have float values
+instead of multiples of 2^-32, and need no buffer: a step that is undone finds their earlier values among those kept.
 
 Shapes: T time, B batch, I input, H hidden, L layers, k units that are kept.
 """
@@ -16,15 +16,16 @@ from torch import Tensor
 from revtune.errors import ReversalError
 from revtune.reversible import meter as metering
 from revtune.reversible.arguments import check_lengths
+from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.kernel.environment import Environment
-from revtune.reversible.layers.masks import Sequence, one_sequence
-from revtune.reversible.layers.rewind import aim, check_unchanged, fingerprints, last_states, refuse_double_backward
-from revtune.reversible.layers.rnn import Hx, RevRNN
-from revtune.reversible.layers.stack import DEFAULT_BUDGET, chunk_steps
+from revtune.reversible.layers.masks import SequenceMasks, one_sequence
+from revtune.reversible.layers.rewind import Fingerprints, aim, check_unchanged, fingerprints, last_states
+from revtune.reversible.layers.rnn import RevRNN
+from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
-from revtune.reversible.transforms import refuse_batches
+from revtune.reversible.transforms import graph_retained, refuse_batches, refuse_double_backward
 
 
 def rewind_encode(
@@ -74,20 +75,23 @@ def _rewind_encode(
         raise ValueError(f"{what}: units must be from 0 to {rnn.hidden_size // 2}, half of the net, got {units!r}")
     if rnn.options.output_dropout:
         raise ValueError(f"{what} keeps units as they are, so output_dropout must be 0; drop out the annotations")
-    with one_sequence(sequence := Sequence()), torch.autocast(inputs.device.type, enabled=False):
-        passage = Passage(rnn, inputs, encode, units, state, lengths, sequence)
-        tensors = passage.tensors() if torch.is_grad_enabled() else []
+    with one_sequence(masks := SequenceMasks()), torch.autocast(inputs.device.type, enabled=False):
+        encode_pass = EncodePass(rnn, inputs, encode, units, state, lengths, masks)
+        tensors = encode_pass.tensors() if torch.is_grad_enabled() else []
         if any(tensor.requires_grad for tensor in tensors):
-            annotations, *finals = _RewindEncode.apply(passage, *tensors)
+            annotations, *finals = _RewindEncode.apply(encode_pass, *tensors)
         else:
-            annotations, *finals = passage.infer()
-    groups = len(rnn.cell.states)
-    stacked = tuple(torch.stack(finals[group::groups]) for group in range(groups))
-    return annotations.transpose(0, 1) if rnn.batch_first else annotations, stacked[0] if groups == 1 else stacked
+            annotations, *finals = encode_pass.infer()
+    states = len(rnn.cell.states)
+    stacked = tuple(torch.stack(finals[number::states]) for number in range(states))
+    return annotations.transpose(0, 1) if rnn.batch_first else annotations, stacked[0] if states == 1 else stacked
 
 
-class Passage:
-    """One batch of sequences on its way through encoder and stack; arguments as in `rewind_encode`."""
+class EncodePass:
+    """One batch of sequences on its way through encoder and stack; arguments as in `rewind_encode`.
+
+    `masks` are the sequence's locked masks, which the way back uses again.
+    """
 
     def __init__(
         self,
@@ -97,55 +101,54 @@ class Passage:
         units: int,
         state: Hx | None,
         lengths: Tensor | None,
-        sequence: Sequence,
+        masks: SequenceMasks,
     ) -> None:
-        like = rnn.weight_ih_l0.new_empty(0, inputs.shape[1], rnn.input_size)
-        states = tuple(one.double() for one in rnn.first_states(like, state, batched=True))
-        self.inputs, self.sequence, self.sinks = inputs, sequence, Sinks()
-        self.stack, self.layers = rnn.assemble(like, states, lengths, steps=inputs.shape[0], sliced=units)
+        steps, rows = inputs.shape[:2]
+        states = tuple(first.double() for first in rnn.first_states(rows, state, batched=True))
+        self.inputs, self.masks, self.sinks = inputs, masks, Sinks()
+        self.stack, self.layers = rnn.assemble(steps, rows, states, lengths, native=rnn.runs_native(), sliced=units)
         self.encoder = Encoder(encode, inputs, self.sinks, rnn.check_input)
-        size = chunk_steps(inputs.shape[0], inputs.shape[1], self.stack, DEFAULT_BUDGET)
-        self.spans = [(first, min(first + size, len(inputs))) for first in range(0, len(inputs), size)]
+        self.spans = list(pieces(0, steps, self.stack.chunk_steps(steps)))
         self._reached: list[Tensor] = []
 
     def tensors(self) -> list[Tensor]:
-        """Those that gradients flow to: the layers', and what the encoder reads for the first chunk."""
+        """The tensors that gradients flow to: the layers', and what the encoder reads for the first chunk."""
         with torch.no_grad():
             self.encoder.run(*self.spans[0], graph=True)
         self._reached = self.encoder.reached()
-        self.sinks.drain()
+        self.sinks.drain()  # accumulators that the first chunk opened; the way back opens its own
         return [tensor for layer in self.layers for tensor in layer.flat()] + self._reached
 
     @torch.no_grad()
     def forward(self) -> list[Tensor]:
-        """Annotations and final states, to be rewound from."""
+        """Annotations and final states, from which `backward` rewinds."""
         for first, last in self.spans:
             self.stack.forward(self.encoder.run(first, last), first)
         metering.report(self.stack.usages())
-        return self._found()
+        return self._results()
 
     @torch.no_grad()
     def infer(self) -> list[Tensor]:
-        """Annotations and final states, with no buffer."""
+        """Annotations and final states, without a buffer."""
         for first, last in self.spans:
             self.stack.infer(self.encoder.run(first, last), first)
-        return self._found()
+        return self._results()
 
-    def _found(self) -> list[Tensor]:
+    def _results(self) -> list[Tensor]:
         for tape in self.stack.tapes:
-            tape.pause()
+            tape.pause()  # until backward, before which a decoder runs
         top = self.stack.tapes[-1]
         annotations = top.slices[1:] if top.sliced else top.slices.new_empty(*self.inputs.shape[:2], 0)
         return [annotations, *last_states(self.layers, [tape.state() for tape in self.stack.tapes])]
 
-    def fingerprints(self) -> list[tuple[str, int]]:
-        """What must be the same in both directions."""
+    def fingerprints(self) -> Fingerprints:
+        """Fingerprints of all that both directions must read alike."""
         inputs = self.inputs if self.inputs.is_floating_point() else self.inputs.long()
-        return fingerprints(self.stack, inputs, [one for one in self._reached if one is not self.inputs])
+        return fingerprints(self.stack, inputs, [tensor for tensor in self._reached if tensor is not self.inputs])
 
     @torch.no_grad()
     def backward(self, dannotations: Tensor, dfinals: list[Tensor], keep: bool) -> list[Tensor | None]:
-        """Rewind, and the gradients of `tensors`."""
+        """Rewind. Returns the gradients of `tensors`; `keep` says that it will be asked again."""
         stack = self.stack.copy() if keep else self.stack
         top = stack.tapes[-1]
         aim(stack, dfinals)
@@ -156,24 +159,24 @@ class Passage:
                 dy[:, :, : top.sliced] = dannotations[first:last]
             self.encoder.gradient(stack.gradient(dy, first), first)
         grads = {id(tensor): grad for tensor, grad in zip(*self.sinks.drain(), strict=True)}
-        found = [grad for tape, layer in zip(stack.tapes, self.layers, strict=True) for grad in layer.gradients(tape)]
-        found += [grads.pop(id(tensor), None) for tensor in self._reached]
+        layers = [grad for tape, layer in zip(stack.tapes, self.layers, strict=True) for grad in layer.gradients(tape)]
+        encoder = [grads.pop(id(tensor), None) for tensor in self._reached]
         if grads:
             raise ReversalError(
                 "rewind_encode: encode reads tensors for later steps that it did not read for the first"
             )
-        return found
+        return layers + encoder
 
 
 class _RewindEncode(torch.autograd.Function):
-    """A passage whose backward rewinds."""
+    """An `EncodePass` whose backward rewinds."""
 
     @staticmethod
-    def forward(ctx: Any, passage: Passage, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.environment, ctx.passage = Environment.current(), passage
-        ctx.fingerprints = passage.fingerprints()
-        with ctx.environment.restored(passage.inputs.device):
-            annotations, *finals = passage.forward()
+    def forward(ctx: Any, encode_pass: EncodePass, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.environment, ctx.encode_pass = Environment.current(), encode_pass
+        ctx.fingerprints = encode_pass.fingerprints()
+        with ctx.environment.restored(encode_pass.inputs.device):
+            annotations, *finals = encode_pass.forward()
         ctx.save_for_backward(*tensors, annotations)
         return (annotations, *finals)
 
@@ -181,16 +184,16 @@ class _RewindEncode(torch.autograd.Function):
     def backward(ctx: Any, dannotations: Tensor, *dfinals: Tensor) -> tuple[Tensor | None, ...]:
         refuse_double_backward("rewind_encode")
         refuse_batches([dannotations, *dfinals])
-        _ = ctx.saved_tensors
-        passage, keep = ctx.passage, torch._C._autograd._get_current_graph_task_keep_graph()
-        check_unchanged(ctx.fingerprints, passage.fingerprints())
-        device = passage.inputs.device
+        _ = ctx.saved_tensors  # autograd compares versions here: a tensor changed in place since then raises
+        encode_pass, keep = ctx.encode_pass, graph_retained()
+        check_unchanged(ctx.fingerprints, encode_pass.fingerprints())
+        device = encode_pass.inputs.device
         with (
-            one_sequence(passage.sequence),
+            one_sequence(encode_pass.masks),
             torch.autocast(device.type, enabled=False),
             ctx.environment.restored(device),
         ):
-            found = passage.backward(dannotations, list(dfinals), keep)
+            grads = encode_pass.backward(dannotations, list(dfinals), keep)
         if not keep:
-            ctx.passage = None
-        return (None, *found)
+            ctx.encode_pass = None
+        return (None, *grads)

@@ -10,17 +10,18 @@ from torch import Tensor, nn
 
 from revtune.reversible.arguments import check_tensor
 from revtune.reversible.layers.masks import new_seed
-from revtune.reversible.streams.chunk_graph import Autocast, _grad, leaves, refuse_hooks
+from revtune.reversible.streams.chunk_graph import Autocast, chunk_gradients, leaves
 from revtune.reversible.streams.dropout import look_up, plain_embedding
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
-from revtune.reversible.streams.replay import Replay, Undrawn
+from revtune.reversible.streams.hooks import refuse_hooks
+from revtune.reversible.streams.replay import NoDraws, Replay
 from revtune.reversible.transforms import refuse_transforms
 
 Encode = Callable[[Tensor], Tensor]
 
 
 class Encoder:
-    """Encodes chunks of the inputs; the same chunk comes out the same however often it is asked for.
+    """Encodes chunks of the inputs; a chunk comes out the same however often it is encoded.
 
     Args:
         encode: the user's encoder, or None.
@@ -37,6 +38,7 @@ class Encoder:
         self._autocast = Autocast(inputs.device)
         if torch.is_grad_enabled():
             refuse_hooks("encode", encode)
+        # A plain embedding draws nothing; to watch its operators for draws would only cost time
         replayed = torch.is_grad_enabled() and encode is not None and not plain_embedding(encode)
         self._seed = new_seed() if replayed else None
         self._root: Tensor | None = None
@@ -48,8 +50,8 @@ class Encoder:
         if graph and self._inputs.requires_grad:
             chunk.requires_grad_()
         self._leaf = chunk
-        drawing = nullcontext() if self._seed is None else Replay(self._seed + first)
-        with drawing, torch.set_grad_enabled(graph), opened(self._sinks):
+        draws = nullcontext() if self._seed is None else Replay(self._seed + first)
+        with draws, torch.set_grad_enabled(graph), opened(self._sinks):
             with self._autocast.again():
                 encoded = chunk if self._encode is None else self._encode(chunk)
                 self._root = self._check(self._shaped(encoded, chunk))
@@ -66,7 +68,7 @@ class Encoder:
         return encoded
 
     def reached(self) -> list[Tensor]:
-        """The tensors that the gradient of the chunk that `run` kept would reach, the whole inputs for its own."""
+        """The tensors that a gradient of the chunk that `run` kept reaches; for the chunk itself, the whole inputs."""
         assert self._root is not None
         return [self._inputs if tensor is self._leaf else tensor for tensor in leaves(self._root)]
 
@@ -77,8 +79,8 @@ class Encoder:
         if root is None or leaf is None or not root.requires_grad:
             return
         tensors = leaves(root)
-        with nullcontext() if self._seed is None else Undrawn():
-            grads = _grad(root, tensors, dx)
+        with nullcontext() if self._seed is None else NoDraws():
+            grads = chunk_gradients(root, tensors, dx)
         for tensor, grad in zip(tensors, grads, strict=True):
             if tensor is leaf:
                 if grad is not None:

@@ -1,7 +1,7 @@
-"""Accumulators that gradients of large weights go into directly, so that no dense gradient a chunk is made.
+"""Accumulators that gradients of large weights go into directly, so that no dense gradient of a chunk is made.
 
-`rewind_loss` opens a collection of sinks; an embedding or a readout that finds one for its weight adds its gradient
-there and gives autograd nothing. A weight that is tied has one sink.
+`rewind_loss` opens a collection of sinks. An embedding or a readout that finds one for its weight adds its gradient
+there and gives autograd nothing. A tied weight has one sink.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Sinks:
     """Gradients by tensor, added up over chunks."""
 
     def __init__(self) -> None:
-        self._grads: dict[int, tuple[Tensor, Tensor]] = {}
+        self._grads: dict[int, tuple[Tensor, Tensor]] = {}  # by id, with the tensor so that no other takes its id
 
     def of(self, tensor: Tensor) -> Tensor:
         """The accumulator of this tensor, zero at first."""
@@ -27,12 +27,12 @@ class Sinks:
         return self._grads[id(tensor)][1]
 
     def add(self, tensor: Tensor, grad: Tensor | None) -> None:
-        """Add a gradient to this tensor's accumulator; none is taken over, since autograd may give one to several."""
+        """Add a gradient, if there is one, to this tensor's accumulator."""
         if grad is not None:
-            self.of(tensor).add_(grad)
+            self.of(tensor).add_(grad)  # never kept as the accumulator: autograd may hand the same tensor to others
 
     def drain(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The tensors and their gradients, given away."""
+        """The tensors and their gradients; the sinks are empty then."""
         pairs = list(self._grads.values())
         self._grads = {}
         return [tensor for tensor, _ in pairs], [grad for _, grad in pairs]

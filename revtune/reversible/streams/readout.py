@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,10 +17,11 @@ from torch.nn import functional as F
 
 from revtune.reversible.arguments import check_fraction, check_size, check_tensor
 from revtune.reversible.kernel import backend as native
+from revtune.reversible.kernel.chunks import spans
 from revtune.reversible.kernel.matmuls import NativeProducts, Products
-from revtune.reversible.streams import gradient_sinks as sinks
-from revtune.reversible.streams.gradient_sinks import Sinks
-from revtune.reversible.transforms import refuse_batches, refuse_transforms
+from revtune.reversible.streams.gradient_sinks import Sinks, any_open, sink_of
+from revtune.reversible.streams.known_gradients import with_gradients
+from revtune.reversible.transforms import refuse_batches, refuse_double_backward, refuse_transforms
 
 
 def products_for(like: Tensor) -> Products:
@@ -31,17 +31,21 @@ def products_for(like: Tensor) -> Products:
     return Products()
 
 
-_DENSE = torch.contiguous_format
-
-
 _BLOCK_BYTES = 3 * 2**20
+"""Bytes of a block's logits, of the order of a CPU's cache: they are read and written over several times."""
+
+_FEWEST_POSITIONS = 16
+"""Positions of a block at least, however many classes there are, since every block reads the whole weight."""
 
 
 class LinearCrossEntropy(nn.Module):
     """`F.cross_entropy(y @ W.T + b, targets, reduction="sum")` in blocks of positions.
 
-    With label smoothing e and class weights w, position by position: `-(1 - e) w_t log p_t - e / V * sum_c w_c log
-        p_c`.
+    With label smoothing e and class weights w, a position of logits a and target t loses::
+
+        (1 - e) w_t (lse - a_t) + e / V * sum_c w_c (lse - a_c)         lse = log sum_c exp a_c
+
+    which is `-(1 - e) w_t log p_t - e / V * sum_c w_c log p_c` for the softmax p.
 
     Args:
         in_features: E.
@@ -124,27 +128,38 @@ class LinearCrossEntropy(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, y: Tensor, targets: Tensor) -> Tensor:
-        """The summed loss. Its gradients are computed with it; inside `rewind_loss` they go into sinks instead."""
+        """The summed loss. Its gradients are computed with it, but inside `rewind_loss` in backward, into sinks."""
         y, targets = self._positions(self.cast(y), targets)
         with torch.autocast(self.weight.device.type, enabled=False):
             if not torch.is_grad_enabled():
                 return self._blocks(y, targets, None, None, None)[0].to(y.dtype)
-            kind = _Blocked if sinks.any_open() else _OnePass
-            loss: Tensor = kind.apply(self, y, targets, self.weight, self.bias)
+            if not any_open():
+                return self._with_gradients(y, targets)
+            loss: Tensor = _LaterGradients.apply(self, y, targets, self.weight, self.bias)
         return loss
+
+    def _with_gradients(self, y: Tensor, targets: Tensor) -> Tensor:
+        """The summed loss and its gradients in one pass over the logits; backward only scales them."""
+        tensors = [tensor for tensor in (y, self.weight, self.bias) if tensor is not None and tensor.requires_grad]
+        with torch.no_grad():
+            dy = torch.empty_like(y) if y.requires_grad else None
+            dweight, dbias = (_zeros(tensor) for tensor in (self.weight, self.bias))
+            loss = self._blocks(y, targets, dweight, dbias, dy)[0].to(y.dtype)
+        grads = [grad for grad in (dy, dweight, dbias) if grad is not None]
+        return with_gradients("LinearCrossEntropy", loss, tensors, grads)
 
     def logits(self, y: Tensor) -> Tensor:
         """Scores of all classes, (..., V)."""
         return F.linear(y, self.weight, self.bias)
 
     def total_weight(self, targets: Tensor) -> float:
-        """What the mean divides by: the class weights of the targets that count, or their number."""
+        """What a mean divides by: the sum of class weights of the targets that count, or their number."""
         self._check_targets(targets)
         counted = targets[targets != self.ignore_index]
         return float(counted.numel() if self.class_weights is None else self.class_weights[counted].sum())
 
     def cast(self, y: Tensor) -> Tensor:
-        """y in the weight's dtype, in which logits are computed under autocast too."""
+        """y in the weight's dtype under autocast, which does not lower the precision of logits."""
         return y.to(self.weight.dtype) if torch.is_autocast_enabled(self.weight.device.type) else y
 
     def loss_and_gradient(
@@ -175,61 +190,67 @@ class LinearCrossEntropy(nn.Module):
         dy: Tensor | None,
         scale: float = 1.0,
     ) -> tuple[Tensor, Tensor | None]:
-        loss, work = torch.zeros((), dtype=torch.float64, device=y.device), products_for(y)
-        for block in self._slices(y.shape[0]):
-            part, grad = self._block(
-                y[block], targets[block], dweight is not None or dbias is not None or dy is not None
-            )
-            loss += part
+        """The summed loss, 0-d float64, and dy written over; `dweight` and `dbias` are added to, each if it is given.
+
+        Gradients are scaled, the loss is not.
+        """
+        loss, products = torch.zeros((), dtype=torch.float64, device=y.device), products_for(y)
+        want_gradient = any(into is not None for into in (dweight, dbias, dy))
+        most = max(_FEWEST_POSITIONS, _BLOCK_BYTES // (4 * self.num_classes))
+        for block in spans(0, y.shape[0], most):
+            block_loss, grad = self._block(y[block], targets[block], want_gradient)
+            loss += block_loss
             if grad is None:
                 continue
             grad = grad.mul_(scale) if scale != 1.0 else grad
             if dweight is not None:
-                work.add_outer(dweight, grad, y[block])
+                products.add_outer(dweight, grad, y[block])
             if dbias is not None:
                 dbias.add_(grad.sum(0))
             if dy is not None:
-                dy[block] = work.back(grad, self.weight.detach())
-            del grad
+                dy[block] = products.back(grad, self.weight.detach())
+            del grad  # before the next block makes its logits
         return loss, dy
 
     def _block(self, y: Tensor, targets: Tensor, want_gradient: bool) -> tuple[Tensor, Tensor | None]:
-        """Loss of a block and the gradient of its logits, which takes the place of the logits."""
+        """Loss of a block and the gradient of its logits, which takes the place of the logits.
+
+        In the terms of the class's description, with W = sum_c w_c and 1[c = t] one at the target::
+
+            loss      on_target (lse - a_t) + on_every (W lse - sum_c w_c a_c)
+            d / d a_c (on_target + on_every W) p_c - on_target 1[c = t] - on_every w_c
+
+        with on_target = (1 - e) w_t and on_every = e / V, both 0 where the target does not count.
+        """
         logits = products_for(y).linear(y, self.weight.detach(), None if self.bias is None else self.bias.detach())
         counted = targets != self.ignore_index
-        chosen = torch.where(counted, targets, 0).unsqueeze(-1)
-        weight = counted.to(logits.dtype) if self.class_weights is None else self.class_weights[chosen[:, 0]] * counted
-        hit = weight * (1.0 - self.label_smoothing)
-        every = counted.to(logits.dtype) * (self.label_smoothing / self.num_classes)
-        top = logits.amax(-1, keepdim=True)
-        picked = logits.gather(-1, chosen)
-        spread = self._spread(logits) if self.label_smoothing else None
-        logse = logits.sub_(top).exp_().sum(-1, keepdim=True)
-        lse = (logse.log() + top).double()
-        losses = hit * (lse - picked.double())[:, 0]
-        if spread is not None:
-            losses = losses + every * (lse[:, 0] * self._weight_sum() - spread)
+        target = torch.where(counted, targets, 0).unsqueeze(-1)
+        weight = counted.to(logits.dtype) if self.class_weights is None else self.class_weights[target[:, 0]] * counted
+        on_target = weight * (1.0 - self.label_smoothing)
+        on_every = counted.to(logits.dtype) * (self.label_smoothing / self.num_classes)
+        # All that is read of the logits themselves, before exp takes their place
+        largest = logits.amax(-1, keepdim=True)
+        target_logit = logits.gather(-1, target)  # a_t
+        weighted_logits = self._weighted_sum(logits) if self.label_smoothing else None  # sum_c w_c a_c
+        exp_sum = logits.sub_(largest).exp_().sum(-1, keepdim=True)  # sum_c exp(a_c - largest)
+        lse = (exp_sum.log() + largest).double()
+        losses = on_target * (lse - target_logit.double())[:, 0]
+        if weighted_logits is not None:
+            losses = losses + on_every * (lse[:, 0] * self._weight_sum() - weighted_logits)
         loss = torch.where(counted, losses, 0.0).sum()
         if not want_gradient:
             return loss, None
-        grad = logits.mul_((hit + every * self._weight_sum()).unsqueeze(-1) / logse)
-        grad.scatter_add_(-1, chosen, -hit.unsqueeze(-1))
+        grad = logits.mul_((on_target + on_every * self._weight_sum()).unsqueeze(-1) / exp_sum)  # p_c = exp_c / exp_sum
+        grad.scatter_add_(-1, target, -on_target.unsqueeze(-1))
         if self.label_smoothing:
-            grad.sub_(every.unsqueeze(-1) * (1.0 if self.class_weights is None else self.class_weights))
+            grad.sub_(on_every.unsqueeze(-1) * (1.0 if self.class_weights is None else self.class_weights))
         return loss, grad
 
-    def _spread(self, logits: Tensor) -> Tensor:
+    def _weighted_sum(self, logits: Tensor) -> Tensor:
         return (logits if self.class_weights is None else logits * self.class_weights).double().sum(-1)
 
     def _weight_sum(self) -> float:
         return float(self.num_classes if self.class_weights is None else self.class_weights.sum())
-
-    def _slices(self, positions: int) -> Iterator[slice]:
-        """Blocks of 16 positions or more whose logits fit 3 MiB, evened out."""
-        most = max(16, _BLOCK_BYTES // (4 * self.num_classes))
-        blocks = max(1, -(-positions // most))
-        size = max(1, -(-positions // blocks))
-        return (slice(first, first + size) for first in range(0, positions, size))
 
     def _positions(self, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         check_tensor("LinearCrossEntropy: y", y)
@@ -262,10 +283,10 @@ class LinearCrossEntropy(nn.Module):
         return f"in_features={self.in_features}, num_classes={self.num_classes}, bias={self.bias is not None}"
 
 
-class Featured(ABC):
-    """A readout that makes features of its positions, then takes their loss by a `LinearCrossEntropy`.
+class FeatureReadout(ABC):
+    """A readout that computes features of its positions, then their loss by a `LinearCrossEntropy`.
 
-    `rewind_loss` knows how: features and loss of a chunk are computed once.
+    `rewind_loss` knows such readouts, and computes features and loss of a chunk once.
 
     Args:
         head: from features to classes.
@@ -279,15 +300,15 @@ class Featured(ABC):
         """Features (N, E) and classes (N,) of outputs (N, H), their targets (N, ...) and the context."""
 
     def classes(self, targets: Tensor) -> Tensor:
-        """The classes (...) in targets, which are nothing else by default."""
+        """The classes (...) among what targets tell; by default targets are classes."""
         return targets
 
     def total_weight(self, targets: Tensor) -> float:
-        """As of the head."""
+        """What a mean divides by, as the head counts it."""
         return self.head.total_weight(self.classes(targets))
 
     def parts(self, targets: Tensor) -> list[Tensor]:
-        """The numbers of the positions whose features are made together, part by part; by default of all."""
+        """Which positions' features are computed together, part by part; by default those of all."""
         return [torch.arange(len(targets), device=targets.device)]
 
     def __call__(self, y: Tensor, targets: Tensor, *context: Tensor) -> Tensor:
@@ -296,41 +317,7 @@ class Featured(ABC):
         return torch.stack(parts).sum()
 
 
-class _OnePass(torch.autograd.Function):
-    """The summed loss with its gradients, which backward scales and gives away."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, head: LinearCrossEntropy, y: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        _, want_y, _, want_weight, want_bias = ctx.needs_input_grad
-        dweight = torch.zeros_like(weight, memory_format=_DENSE) if want_weight else None
-        dbias = torch.zeros_like(bias) if want_bias and bias is not None else None
-        dy = torch.empty_like(y) if want_y else None
-        ctx.grads = (None, dy, None, dweight, dbias)
-        return head._blocks(y, targets, dweight, dbias, dy)[0].to(y.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_double_backward()
-        refuse_batches([grad])
-        if ctx.grads is None:
-            raise RuntimeError(
-                "LinearCrossEntropy: backward a second time; the first call needs retain_graph=True to allow it"
-            )
-        factor, grads = float(grad), ctx.grads
-        if torch._C._autograd._get_current_graph_task_keep_graph():
-            return tuple(None if one is None else one * factor for one in grads)
-        ctx.grads = None
-        return tuple(None if one is None else one.mul_(factor) for one in grads)
-
-
-def _refuse_double_backward() -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError("LinearCrossEntropy does not support double backward; use create_graph=False")
-
-
-class _Blocked(torch.autograd.Function):
+class _LaterGradients(torch.autograd.Function):
     """The summed loss, whose backward computes the blocks anew and adds weight gradients to open sinks."""
 
     @staticmethod
@@ -339,18 +326,18 @@ class _Blocked(torch.autograd.Function):
     ) -> Tensor:
         ctx.head = head
         ctx.save_for_backward(y, targets, weight, bias)
-        with torch.enable_grad():
-            ctx.sinks = (sinks.sink_of(head.weight), None if head.bias is None else sinks.sink_of(head.bias))
+        with torch.enable_grad():  # without which no weight seems to want a gradient
+            ctx.sinks = (sink_of(head.weight), None if head.bias is None else sink_of(head.bias))
         return head._blocks(y, targets, None, None, None)[0].to(y.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_double_backward()
+        refuse_double_backward("LinearCrossEntropy")
         refuse_batches([grad])
         y, targets, weight, bias = ctx.saved_tensors
         _, want_y, _, want_weight, want_bias = ctx.needs_input_grad
         dweight, dbias = (
-            (sink if sink is not None else torch.zeros_like(tensor, memory_format=_DENSE)) if want else None
+            (_zeros(tensor) if sink is None else sink) if want else None
             for sink, tensor, want in zip(ctx.sinks, (weight, bias), (want_weight, want_bias), strict=True)
         )
         dy = torch.empty_like(y) if want_y else None
@@ -362,3 +349,10 @@ class _Blocked(torch.autograd.Function):
             dweight if ctx.sinks[0] is None else None,
             dbias if ctx.sinks[1] is None else None,
         )
+
+
+def _zeros(tensor: Tensor | None) -> Tensor | None:
+    """An accumulator for a tensor's gradient, dense whatever the tensor's own layout; None where none is wanted."""
+    if tensor is None or not tensor.requires_grad:
+        return None
+    return torch.zeros_like(tensor, memory_format=torch.contiguous_format)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from revtune.reversible.arguments import hooked
-from revtune.reversible.streams.chunk_graph import Autocast, _grad, leaves, refuse_hooks
+from revtune.reversible.streams.chunk_graph import Autocast, chunk_gradients, leaves
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
-from revtune.reversible.streams.readout import Featured, LinearCrossEntropy
+from revtune.reversible.streams.hooks import hooked, refuse_hooks
+from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntropy
 from revtune.reversible.transforms import refuse_transforms
 
 Readout = Callable[..., Tensor]
@@ -23,16 +23,18 @@ class ReadoutPass:
         readout: the user's readout.
         sinks: where gradients go.
         device: of the outputs.
-        context: tensors that it takes besides; their own graphs get gradients of all chunks at once.
+        context: further tensors that the readout takes. It reads copies of them, so that their own graphs are run
+            backward once, for all chunks.
     """
 
     def __init__(self, readout: Readout, sinks: Sinks, device: torch.device, context: Sequence[Tensor] = ()) -> None:
         self._readout, self._sinks = readout, sinks
-        self._context = [(one, one.detach().requires_grad_(one.requires_grad)) for one in context]
-        self._head = readout.head if isinstance(readout, Featured) else readout
-        self._by_hand = type(self._head) is LinearCrossEntropy and not hooked(self._head)
+        self._context = [(tensor, tensor.detach().requires_grad_(tensor.requires_grad)) for tensor in context]
+        head = readout.head if isinstance(readout, FeatureReadout) else readout
+        # By hand, the gradient passes over the head's forward: a subclass may have one of its own, hooks watch it
+        self._head = head if type(head) is LinearCrossEntropy and not hooked(head) else None
         self._autocast = Autocast(device)
-        if torch.is_grad_enabled() and not (self._by_hand and self._head is readout):
+        if torch.is_grad_enabled() and self._head is not readout:
             refuse_hooks("readout", readout)
 
     def loss(self, y: Tensor, targets: Tensor) -> Tensor:
@@ -45,39 +47,39 @@ class ReadoutPass:
 
     def gradient(self, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The summed loss of these positions and its gradient with respect to y, (N, H)."""
-        head = self._head if self._by_hand else None
-        if isinstance(head, LinearCrossEntropy) and head is self._readout:
-            loss, dy = head.loss_and_gradient(y, targets, self._sinks)
+        if self._head is not None and isinstance(self._readout, FeatureReadout):
+            return self._featured(self._readout, self._head, y, targets)
+        if self._head is not None:
+            loss, dy = self._head.loss_and_gradient(y, targets, self._sinks)
             assert dy is not None
             return loss, dy
-        if isinstance(head, LinearCrossEntropy) and isinstance(self._readout, Featured):
-            return self._featured(self._readout, head, y, targets)
         y = y.detach().requires_grad_()
         with torch.enable_grad(), opened(self._sinks), self._autocast.again():
+            # A clone, since a readout may change its argument in place, which autograd refuses of a leaf
             total = _scalar(self._readout(y.clone(), targets, *self._given()))
         return total.detach().double(), self._back(total, None, y)
 
     def _featured(
-        self, readout: Featured, head: LinearCrossEntropy, y: Tensor, targets: Tensor
+        self, readout: FeatureReadout, head: LinearCrossEntropy, y: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """As `gradient`, part by part, each part's features and loss computed once."""
         total, dy = torch.zeros((), dtype=torch.float64, device=y.device), torch.zeros_like(y)
         for part in readout.parts(targets):
-            some = y[part].requires_grad_()
+            y_part = y[part].requires_grad_()
             with torch.enable_grad(), opened(self._sinks), self._autocast.again():
-                features, classes = readout.features(some.clone(), targets[part], *self._given())
+                features, classes = readout.features(y_part.clone(), targets[part], *self._given())
                 features = head.cast(features)
             loss, cotangent = head.loss_and_gradient(features, classes, self._sinks)
             total += loss
-            dy[part] = self._back(features, cotangent, some)
-            del features
+            dy[part] = self._back(features, cotangent, y_part)
+            del features  # with its graph, before the next part makes one
         return total, dy
 
     def _back(self, root: Tensor, cotangent: Tensor | None, y: Tensor) -> Tensor:
-        """Carry the gradient of what was read out of y to whatever it came from; that of y."""
-        tensors, origin = leaves(root), {id(leaf): one for one, leaf in self._context}
+        """Carry the gradient of `root` to the tensors that it was computed from. Returns that of y."""
+        tensors, origin = leaves(root), {id(leaf): tensor for tensor, leaf in self._context}
         dy = torch.zeros_like(y)
-        for tensor, grad in zip(tensors, _grad(root, tensors, cotangent), strict=True):
+        for tensor, grad in zip(tensors, chunk_gradients(root, tensors, cotangent), strict=True):
             if tensor is y:
                 dy = dy if grad is None else grad
             else:

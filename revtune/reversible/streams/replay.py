@@ -1,8 +1,8 @@
-"""Random numbers of a block of code from a seed of its own, whoever draws them.
+"""Random numbers of a block of code from a seed of its own, whichever module draws them.
 
-nn.Dropout and its like draw from torch's generator, which all threads of a process share: to seed that for a block is
-to have other threads draw the block's numbers, and the block theirs. So every operator of the block that draws is
-handed a generator of the block's own, which gives the numbers that torch's would have given under the same seed.
+nn.Dropout and its like draw from torch's generator, which all threads of a process share. Were that one seeded for a
+block, other threads would draw the block's numbers, and the block theirs. So every operator of the block that draws
+gets the block's own generator, which gives the numbers that torch's would have given under the same seed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from revtune.errors import ReversalError
 
-_held = RLock()
-"""Held while torch's own generators stand in for a block's: for single operators that take no other."""
+_defaults_lock = RLock()
+"""Held while torch's own generators are lent to a block, for one operator that takes no other."""
 
 
 class Replay(TorchDispatchMode):
     """Within this block what torch draws depends on the seed alone, and torch's own generators do not move on.
 
-    What is drawn from a generator that was given stays as it is.
+    An operator that is given a generator draws from it as ever.
 
     Args:
         seed: of the block.
@@ -56,10 +56,10 @@ class Replay(TorchDispatchMode):
 
     @contextmanager
     def _lent(self, device: torch.device) -> Iterator[None]:
-        """Torch's own generators stand, for one operator, where the block's do."""
-        places = [torch.device("cpu"), device] if device.type == "cuda" else [torch.device("cpu")]
-        pairs = [(_default(place), self._generator(place)) for place in places]
-        with _held:
+        """Torch's own generators have, for one operator, the states of the block's."""
+        devices = [torch.device("cpu"), device] if device.type == "cuda" else [torch.device("cpu")]
+        pairs = [(_default(one), self._generator(one)) for one in devices]
+        with _defaults_lock:
             kept = [default.get_state() for default, _ in pairs]
             for default, own in pairs:
                 default.set_state(own.get_state())
@@ -71,14 +71,15 @@ class Replay(TorchDispatchMode):
                     default.set_state(state)
 
 
-class Undrawn(TorchDispatchMode):
-    """Within this block nothing may be drawn: it is the way back through a `Replay`, which draws nothing anew."""
+class NoDraws(TorchDispatchMode):
+    """Within this block nothing may be drawn: it is the way back through a `Replay`, whose draws are made already."""
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        drawn = _draws(func) and func.namespace == "aten" and not func._opname.endswith("backward")
-        if drawn and _by_name(func, args, kwargs).get("generator") is None:
+        # Backward operators of dropouts are marked as drawing, but read the mask that was drawn forward
+        draws = _draws(func) and func.namespace == "aten" and not func._opname.endswith("backward")
+        if draws and _by_name(func, args, kwargs).get("generator") is None:
             raise ReversalError(
                 f"encode draws random numbers while its gradient is taken ({func._opname}), as torch.utils.checkpoint "
                 "does, and they would not be those of the forward pass: rewind_loss holds one chunk at a time, so "
@@ -98,28 +99,28 @@ def _names(func: OpOverload) -> tuple[str, ...]:
 
 @cache
 def _draws(func: OpOverload) -> bool:
-    """Whether an operator draws, as far as one can see: those of other libraries may."""
+    """Whether an operator may draw, as far as its schema tells; one of another library always may."""
     seeded = "generator" in _names(func) or torch.Tag.nondeterministic_seeded in func.tags
     return seeded or func.namespace not in ("aten", "prim", "prims", "revtune")
 
 
 @cache
 def _with_generator(func: OpOverload) -> OpOverload | None:
-    """The form of an operator that takes a generator besides what it takes."""
+    """The overload of an operator that takes the same arguments and a generator."""
     if "generator" in _names(func):
         return func
-    forms = (getattr(func.overloadpacket, name) for name in func.overloadpacket.overloads())
-    wanted = {form: tuple(name for name in _names(form) if name != "generator") for form in forms}
-    return next((form for form, names in wanted.items() if names == _names(func) != _names(form)), None)
+    overloads = (getattr(func.overloadpacket, name) for name in func.overloadpacket.overloads())
+    others = {form: tuple(name for name in _names(form) if name != "generator") for form in overloads}
+    return next((form for form, names in others.items() if names == _names(func) != _names(form)), None)
 
 
 def _device(given: dict[str, Any]) -> torch.device:
     """Where an operator draws: on the device that it names, or else its tensors'."""
     if given.get("device") is not None:
-        place = torch.device(given["device"])
-        return torch.device("cuda", torch.cuda.current_device()) if str(place) == "cuda" else place
-    tensors = (one for value in given.values() for one in (value if isinstance(value, list | tuple) else [value]))
-    return next((one.device for one in tensors if isinstance(one, torch.Tensor)), torch.device("cpu"))
+        device = torch.device(given["device"])
+        return torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else device
+    values = (item for value in given.values() for item in (value if isinstance(value, list | tuple) else [value]))
+    return next((item.device for item in values if isinstance(item, torch.Tensor)), torch.device("cpu"))
 
 
 def _default(device: torch.device) -> torch.Generator:

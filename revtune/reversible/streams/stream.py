@@ -9,8 +9,8 @@ clipping and hooks work as ever.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,18 +19,29 @@ from revtune.errors import ReversalError
 from revtune.reversible import meter as metering
 from revtune.reversible.arguments import check_lengths, check_tensor, is_size, running
 from revtune.reversible.cells.cell import State
+from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.kernel.tape import Place
 from revtune.reversible.layers.masks import one_sequence
-from revtune.reversible.layers.rewind import refuse_double_backward
-from revtune.reversible.layers.rnn import Hx, RevRNN
-from revtune.reversible.layers.stack import DEFAULT_BUDGET, chunk_steps
+from revtune.reversible.layers.rnn import RevRNN
+from revtune.reversible.layers.rnn_arguments import Hx
+from revtune.reversible.layers.stack import Move
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
+from revtune.reversible.streams.known_gradients import with_gradients
 from revtune.reversible.streams.readout_pass import Readout, ReadoutPass
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
-from revtune.reversible.transforms import refuse_batches
 
-Move = Callable[[Tensor, int], Tensor]
+
+class Batch(NamedTuple):
+    """A batch of sequences with what encodes it and reads it out; as in `rewind_loss`."""
+
+    inputs: Tensor
+    targets: Tensor
+    encode: Encode | None
+    readout: Readout
+    state: Hx | None = None
+    lengths: Tensor | None = None
+    context: Sequence[Tensor] = ()
 
 
 def rewind_loss(
@@ -86,68 +97,52 @@ def rewind_loss(
         >>> loss, state = rewind_loss(rnn, tokens[:-1], tokens[1:], encode=emb, readout=head)
         >>> loss.backward()
     """
-    return _rewind_loss(rnn, inputs, targets, encode, readout, state, lengths, context, reduction, checkpoint_every)
+    batch = Batch(inputs, targets, encode, readout, state, lengths, context)
+    return _rewind_loss(rnn, batch, reduction, checkpoint_every)
 
 
 @torch.compiler.disable
-def _rewind_loss(
-    rnn: RevRNN,
-    inputs: Tensor,
-    targets: Tensor,
-    encode: Encode | None,
-    readout: Readout,
-    state: Hx | None,
-    lengths: Tensor | None,
-    context: Sequence[Tensor],
-    reduction: str,
-    checkpoint_every: int | str | None,
-) -> tuple[Tensor, Hx]:
-    inputs, targets = _checked(rnn, inputs, targets, encode, reduction)
-    check_lengths(lengths, inputs.shape[0], inputs.shape[1], inputs.device)
-    segment = segment_steps(checkpoint_every, inputs.shape[0])
-    weight = _weight(readout, targets, lengths) if reduction == "mean" else 1.0
-    for one in context:
-        check_tensor("rewind_loss: each of context", one)
-    stream = Stream(rnn, inputs, targets, encode, readout, state, lengths, segment, context)
-    with one_sequence(), torch.autocast(inputs.device.type, enabled=False):
+def _rewind_loss(rnn: RevRNN, batch: Batch, reduction: str, checkpoint_every: int | str | None) -> tuple[Tensor, Hx]:
+    batch = _checked(rnn, batch, reduction)
+    segment = segment_steps(checkpoint_every, batch.inputs.shape[0])
+    weight = _total_weight(batch) if reduction == "mean" else 1.0
+    for tensor in batch.context:
+        check_tensor("rewind_loss: each of context", tensor)
+    stream = Stream(rnn, batch, segment)
+    with one_sequence(), torch.autocast(batch.inputs.device.type, enabled=False):
         if not torch.is_grad_enabled():
             return (stream.evaluate() / weight).to(stream.dtype), stream.last_state()
         loss = (stream.train() / weight).to(stream.dtype)
-    tensors, grads = stream.gradients()
-    handed: Tensor = _HandOver.apply(loss, grads, 1.0 / weight, *tensors)
-    return handed, stream.last_state()
+    return with_gradients("rewind_loss", loss, *stream.gradients(), scale=1.0 / weight), stream.last_state()
 
 
 class Stream:
-    """One batch of sequences on its way through encoder, stack and readout; arguments as in `rewind_loss`."""
+    """One batch of sequences on its way through encoder, stack and readout.
 
-    def __init__(
-        self,
-        rnn: RevRNN,
-        inputs: Tensor,
-        targets: Tensor,
-        encode: Encode | None,
-        readout: Readout,
-        state: Hx | None,
-        lengths: Tensor | None,
-        segment: int,
-        context: Sequence[Tensor] = (),
-    ) -> None:
-        like = rnn.weight_ih_l0.new_empty(0, inputs.shape[1], rnn.input_size)
-        states = rnn.first_states(like, state, batched=True)
-        self.dtype, self.steps, self.segment = like.dtype, inputs.shape[0], segment
-        self.stack, self.layers = rnn.assemble(like, states, lengths, steps=inputs.shape[0])
-        self.chunk = chunk_steps(segment, inputs.shape[1], self.stack, DEFAULT_BUDGET)
-        self._targets, self._lengths = targets, lengths
+    Args:
+        rnn: the net.
+        batch: time first.
+        segment: how many steps lie between checkpoints.
+    """
+
+    def __init__(self, rnn: RevRNN, batch: Batch, segment: int) -> None:
+        inputs, device = batch.inputs, batch.inputs.device
+        self.dtype, self.steps, self.segment = rnn.first_weight.dtype, inputs.shape[0], segment
+        states = rnn.first_states(inputs.shape[1], batch.state, batched=True)
+        self.stack, self.layers = rnn.assemble(
+            self.steps, inputs.shape[1], states, batch.lengths, native=rnn.runs_native()
+        )
+        self.chunk = self.stack.chunk_steps(segment)
+        self._targets, self._lengths = batch.targets, batch.lengths
         self._sinks = Sinks()
-        self._encoder = Encoder(encode, inputs, self._sinks, rnn.check_input)
-        self._readout = ReadoutPass(readout, self._sinks, inputs.device, context)
-        self._loss = torch.zeros((), dtype=torch.float64, device=inputs.device)
+        self._encoder = Encoder(batch.encode, inputs, self._sinks, rnn.check_input)
+        self._readout = ReadoutPass(batch.readout, self._sinks, device, batch.context)
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._last: list[State] = []
 
     def evaluate(self) -> Tensor:
         """The summed loss, with no gradient and no buffer."""
-        for first, last in _spans(0, self.steps, self.chunk):
+        for first, last in pieces(0, self.steps, self.chunk):
             y = self.stack.infer(self._encoder.run(first, last), first)
             positions, targets = self._positions(y, first, last)
             if len(positions):
@@ -158,20 +153,20 @@ class Stream:
     @torch.no_grad()
     def train(self) -> Tensor:
         """The summed loss; its gradients are then in `gradients`."""
-        segments = list(_spans(0, self.steps, self.segment))
-        starts = [self._standing()]
+        segments = list(pieces(0, self.steps, self.segment))
+        starts = [self._places()]
         for first, last in segments[:-1]:
-            for span in _spans(first, last, self.chunk):
+            for span in pieces(first, last, self.chunk):
                 self.stack.preview(self._encoder.run(*span), span[0])
-            starts.append(self._standing())
-        ends = [*starts[1:], None]
+            starts.append(self._places())
+        ends = [*starts[1:], None]  # where the last segment ends is not known before it has run
         for (first, last), start, end in reversed(list(zip(segments, starts, ends, strict=True))):
             self._restart(start)
             self._run_segment(first, last, end)
         return self._loss
 
     def gradients(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The tensors that want a gradient, and their gradients, which are given away."""
+        """The tensors that require a gradient, and their gradients; asked once, since these are given away."""
         tensors, grads = self._sinks.drain()
         for tape, layer in zip(self.stack.tapes, self.layers, strict=True):
             for tensor, grad in zip(layer.flat(), layer.gradients(tape), strict=True):
@@ -187,28 +182,28 @@ class Stream:
 
     def _run_segment(self, first: int, last: int, end: list[Place] | None) -> None:
         """Run a segment forward, turn around at its last chunk, and rewind it with readout and gradients."""
-        spans = list(_spans(first, last, self.chunk))
+        spans = list(pieces(first, last, self.chunk))
         for span in spans[:-1]:
             self.stack.forward(self._encoder.run(*span), span[0])
-        self._pass(self.stack.record, *spans[-1], lambda: self._arrived(end, last))
+        self._pass(self.stack.record, *spans[-1], then=lambda: self._end_segment(end, last))
         for span in reversed(spans[:-1]):
             self._pass(self.stack.rewind, *span)
 
-    def _arrived(self, end: list[Place] | None, last: int) -> None:
-        """Note or check where the segment ends."""
+    def _end_segment(self, end: list[Place] | None, last: int) -> None:
+        """Note where the sequence ends, or check that this segment ends where it did the first time."""
         if end is None:
             self._last = [tape.state(tape.final) for tape in self.stack.tapes]
         else:
-            self._compare(end, last)
+            self._check_end(end, last)
         metering.report(self.stack.usages())
 
-    def _pass(self, move: Move, first: int, last: int, then: Callable[[], None] | None = None) -> None:
-        """Record or rewind a chunk, then its readout, loss and gradients."""
+    def _pass(self, move: Move, first: int, last: int, *, then: Callable[[], None] | None = None) -> None:
+        """Record or rewind a chunk, call `then`, and take the chunk's readout, loss and gradients."""
         y = move(self._encoder.run(first, last, graph=True), first)
         if then:
             then()
         dy = self._read_out(y, first, last)
-        del y
+        del y  # the stack's gradient needs memory, and no outputs
         self._encoder.gradient(self.stack.gradient(dy, first), first)
 
     def _read_out(self, y: Tensor, first: int, last: int) -> Tensor | None:
@@ -226,7 +221,7 @@ class Stream:
         return (y.flatten(0, 1), targets.flatten(0, 1)) if live is None else (y[live], targets[live])
 
     def _placed(self, grad: Tensor, y: Tensor, first: int, last: int) -> Tensor:
-        """A gradient by position as one by step and row, zero at padding."""
+        """A gradient (N, H) by position as one (K, B, H), zero at padding."""
         live = self._live(first, last)
         if live is None:
             return grad.view(y.shape)
@@ -235,65 +230,39 @@ class Stream:
         return placed
 
     def _live(self, first: int, last: int) -> Tensor | None:
-        if self._lengths is None:
-            return None
-        return running(self._lengths, first, last)
+        """Which positions are no padding, (K, B); None for all."""
+        return None if self._lengths is None else running(self._lengths, first, last)
 
-    def _standing(self) -> list[Place]:
+    def _places(self) -> list[Place]:
         return [tape.standing() for tape in self.stack.tapes]
 
     def _restart(self, starts: list[Place]) -> None:
         for tape, start in zip(self.stack.tapes, starts, strict=True):
             tape.restart(start)
 
-    def _compare(self, wanted: list[Place], step: int) -> None:
-        """A segment that runs again must end where it ended the first time."""
-        for tape, ends in zip(self.stack.tapes, wanted, strict=True):
-            again = tape.final.counts
-            if not all(torch.equal(count, again[part]) for part, count in ends.counts.items()):
+    def _check_end(self, end: list[Place], last: int) -> None:
+        for tape, place in zip(self.stack.tapes, end, strict=True):
+            counts = tape.final.counts
+            if not all(torch.equal(count, counts[part]) for part, count in place.counts.items()):
                 raise ReversalError(
-                    f"{tape.name}: running the steps before {step} again did not lead to the state recorded there: "
+                    f"{tape.name}: running the steps before {last} again did not lead to the state recorded there: "
                     "something computed a gate differently the second time"
                 )
 
 
-class _HandOver(torch.autograd.Function):
-    """A loss whose gradients are known: backward scales them and gives them away."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, grads: list[Tensor], scale: float, *tensors: Tensor) -> Tensor:
-        ctx.grads, ctx.scale = grads, scale
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_double_backward("rewind_loss")
-        refuse_batches([grad])
-        if ctx.grads is None:
-            raise RuntimeError(
-                "rewind_loss: backward a second time; the first call needs retain_graph=True to allow it"
-            )
-        factor, grads = float(grad) * ctx.scale, ctx.grads
-        if torch._C._autograd._get_current_graph_task_keep_graph():
-            return (None, None, None, *(kept * factor for kept in grads))
-        ctx.grads = None
-        return (None, None, None, *(given.mul_(factor) for given in grads))
-
-
-def _checked(
-    rnn: RevRNN, inputs: Tensor, targets: Tensor, encode: Encode | None, reduction: str
-) -> tuple[Tensor, Tensor]:
-    """Time-first inputs and targets that fit together."""
+def _checked(rnn: RevRNN, batch: Batch, reduction: str) -> Batch:
+    """The batch, time first, if all in it fits together."""
     what = "rewind_loss"
-    check_net(what, rnn, encode)
+    check_net(what, rnn, batch.encode)
     if rnn.options.output != "all":
         raise ValueError('rewind_loss reads out every step; for one target a sequence call the net with output="last"')
     if reduction not in ("mean", "sum"):
         raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
-    inputs, targets = check_tensors(what, rnn, encode is None, inputs=inputs, targets=targets)
+    inputs, targets = check_tensors(what, rnn, batch.encode is None, inputs=batch.inputs, targets=batch.targets)
     if targets.requires_grad:
         raise ValueError("rewind_loss gives no gradient to targets; pass targets.detach()")
-    return inputs, targets
+    check_lengths(batch.lengths, inputs.shape[0], inputs.shape[1], inputs.device)
+    return batch._replace(inputs=inputs, targets=targets)
 
 
 def segment_steps(checkpoint_every: int | str | None, steps: int) -> int:
@@ -301,6 +270,7 @@ def segment_steps(checkpoint_every: int | str | None, steps: int) -> int:
     if checkpoint_every is None:
         return steps
     if checkpoint_every == "auto":
+        # A kept state is 64 bits a unit, a step's buffer one: T / S states and S steps take least at S = sqrt(64 T)
         return min(steps, math.isqrt(64 * steps))
     if not is_size(checkpoint_every):
         raise ValueError(
@@ -309,21 +279,16 @@ def segment_steps(checkpoint_every: int | str | None, steps: int) -> int:
     return min(steps, int(checkpoint_every))
 
 
-def _weight(readout: Readout, targets: Tensor, lengths: Tensor | None) -> float:
+def _total_weight(batch: Batch) -> float:
     """What a mean divides by."""
-    if lengths is not None:
-        targets = targets[running(lengths, 0, targets.shape[0])]
+    if batch.lengths is None:
+        targets = batch.targets.flatten(0, 1)
     else:
-        targets = targets.flatten(0, 1)
-    total = getattr(readout, "total_weight", None)
+        targets = batch.targets[running(batch.lengths, 0, batch.targets.shape[0])]
+    total = getattr(batch.readout, "total_weight", None)
     weight = float(targets.shape[0]) if total is None else float(total(targets))
     if not weight > 0:
         raise ValueError(
             "rewind_loss: no target counts, so there is no mean loss; use reduction='sum' or leave the batch out"
         )
     return weight
-
-
-def _spans(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
-    """Consecutive spans of `size` steps, the last one what remains."""
-    return ((start, min(start + size, last)) for start in range(first, last, size))

@@ -1,4 +1,4 @@
-"""What the functions that stream accept: a net, its encoder and tensors that fit, each refused with a sentence."""
+"""What `rewind_loss` and `rewind_encode` accept: a net, its encoder and tensors, each refused with a sentence."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from revtune.reversible.arguments import check_tensor, hooked
+from revtune.reversible.arguments import check_tensor
 from revtune.reversible.layers.rnn import RevRNN
+from revtune.reversible.streams.hooks import hooked
 from revtune.reversible.transforms import refuse_transforms
 
 
@@ -15,12 +16,12 @@ def check_net(what: str, rnn: RevRNN, encode: Callable[[Tensor], Tensor] | None)
     """Refuse a net, or an encoder, whose chunks cannot be run one after another.
 
     Args:
-        what: the function that streams, for messages.
+        what: the function's name, for messages.
         rnn: the net.
         encode: its encoder, or None.
 
     Raises:
-        ValueError: it is no RevGRU or RevLSTM, goes both ways, or has a forward or hooks that would not be called.
+        ValueError: it is no RevGRU or RevLSTM, is bidirectional, or has a forward or hooks that would not be called.
     """
     if not isinstance(rnn, RevRNN):
         raise ValueError(f"{what} wants a RevGRU or RevLSTM, got {type(rnn).__name__}")
@@ -38,24 +39,24 @@ def check_net(what: str, rnn: RevRNN, encode: Callable[[Tensor], Tensor] | None)
 
 
 def check_tensors(what: str, rnn: RevRNN, featured: bool, **tensors: Tensor) -> list[Tensor]:
-    """Tensors (T, B, ...), or (B, T, ...) of a batch_first net, time first; the inputs first of all.
+    """The tensors of a batch, (T, B, ...) each; those of a batch_first net, (B, T, ...), are transposed.
 
     Args:
-        what: the function that streams, for messages.
+        what: the function's name, for messages.
         rnn: the net.
-        featured: whether the inputs must be features, as there is no encoder.
-        tensors: by name; all have the same first two dimensions.
+        featured: whether the inputs must be features, since there is no encoder.
+        tensors: by name, the inputs first; all have the same first two dimensions.
 
     Raises:
         ValueError: names what does not fit.
     """
     given: dict[str, object] = dict(tensors)
-    for name, one in given.items():
-        if not isinstance(one, Tensor):
-            kind = type(one).__name__
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
             raise ValueError(f"{what}: {name} must be a padded tensor, with lengths= where rows differ, got {kind}")
-        check_tensor(f"{what}: {name}", one)
-    found, shapes = list(tensors.values()), [tuple(one.shape) for one in tensors.values()]
+        check_tensor(f"{what}: {name}", value)
+    found, shapes = list(tensors.values()), [tuple(tensor.shape) for tensor in tensors.values()]
     if any(len(shape) < 2 or shape[:2] != shapes[0][:2] for shape in shapes):
         names, order = " and ".join(tensors), "(B, T, ...)" if rnn.batch_first else "(T, B, ...)"
         must = "must both be" if len(found) > 1 else "must be"
@@ -63,12 +64,12 @@ def check_tensors(what: str, rnn: RevRNN, featured: bool, **tensors: Tensor) -> 
     if 0 in shapes[0][:2]:
         raise ValueError(f"{what}: at least one step and one row are needed, got inputs of shape {shapes[0]}")
     device = rnn.first_weight.device
-    for name, one in tensors.items():
-        if one.device != device:
-            raise ValueError(f"{what}: {name} are on {one.device}, the net on {device}")
+    for name, tensor in tensors.items():
+        if tensor.device != device:
+            raise ValueError(f"{what}: {name} are on {tensor.device}, the net on {device}")
     refuse_transforms(found[:1])
     if featured and not found[0].is_floating_point():
         raise ValueError(
             f"{what}: inputs are {found[0].dtype}; pass encode=, such as an nn.Embedding, to turn them into features"
         )
-    return [one.transpose(0, 1) for one in found] if rnn.batch_first else found
+    return [tensor.transpose(0, 1) for tensor in found] if rnn.batch_first else found

@@ -22,7 +22,7 @@ from revtune.reversible.cells import fixed
 from revtune.reversible.layers import masks as dropout
 from revtune.reversible.layers import rnn
 from revtune.reversible.layers.rnn import RevRNN
-from revtune.reversible.layers.stack import Noise, Stack
+from revtune.reversible.layers.stack import Stack, StepDropout
 from tests.backends import close, on_reference, real
 from tests.chunking import set_chunk_steps
 
@@ -757,13 +757,13 @@ def test_noise_between_layers_is_replayed_exactly(
     chunked(4)
     rnn, x = rev(5, 8, 2, dropout=0.5, dtype=torch.float64), torch.randn(11, 3, 5, dtype=torch.float64)
     drawn: dict[int, list[Tensor]] = {}
-    apply = Noise.apply
+    apply = StepDropout.apply
 
-    def watched(noise: Noise, value: Tensor, first: int) -> Tensor:
+    def watched(noise: StepDropout, value: Tensor, first: int) -> Tensor:
         drawn.setdefault(first, []).append(apply(noise, torch.ones_like(value), first))
         return apply(noise, value, first)
 
-    monkeypatch.setattr(Noise, "apply", watched)
+    monkeypatch.setattr(StepDropout, "apply", watched)
     y, _ = rnn(x)
     got = torch.autograd.grad(y.square().sum(), list(rnn.parameters()))
     assert len(drawn) > 2 and all(torch.equal(mask, masks[0]) for masks in drawn.values() for mask in masks)

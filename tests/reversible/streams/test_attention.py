@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import revtune as rt
 from revtune.reversible.streams.attention import Attention, AttentionReadout, numbered
 from tests.backends import real
+from tests.chunking import set_stack_chunk_steps
 
 BACKENDS = ("reference", "native")
 T, S, B, V, E, H, D = 13, 7, 4, 11, 6, 8, 5
@@ -60,8 +61,8 @@ def test_padding_has_no_part_in_it() -> None:
 @pytest.mark.parametrize("lengths", [None, torch.tensor([13, 2, 1, 9])])
 def test_as_a_readout_it_streams(lengths: Tensor | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss and gradients, also of what it attends to, are those of the whole at once."""
-    monkeypatch.setattr("revtune.reversible.streams.stream.chunk_steps", lambda *_: 4)
-    monkeypatch.setattr("revtune.reversible.streams.attention.ROWS", 3)
+    set_stack_chunk_steps(monkeypatch, 4)
+    monkeypatch.setattr("revtune.reversible.streams.attention.PART_ROWS", 3)
     torch.manual_seed(2)
     rnn, attention = rt.RevGRU(E, H, dtype=real()), Attention(H, D).to(real())
     head = rt.LinearCrossEntropy(H, V, dtype=real())

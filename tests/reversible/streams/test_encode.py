@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import revtune as rt
-from revtune.reversible.layers.masks import Sequence
-from revtune.reversible.streams.encode import Passage
+from revtune.reversible.kernel.chunks import pieces
+from revtune.reversible.layers.masks import SequenceMasks
+from revtune.reversible.streams.encode import EncodePass
 from tests.backends import on_native
 
 CELLS = pytest.mark.parametrize("kind", [rt.RevGRU, rt.RevLSTM])
@@ -67,18 +68,18 @@ def test_in_float64_it_is_the_layer(kind: type, layers: int, units: int, lengths
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-def passage(kind: type, units: int, lengths: Tensor | None, **options: object) -> Passage:
-    """One on its way."""
+def encode_pass(kind: type, units: int, lengths: Tensor | None, **options: object) -> EncodePass:
+    """A batch on its way."""
     rnn, emb, tokens = parts(kind, **options)
-    return Passage(rnn, tokens, emb, units, None, lengths, Sequence())
+    return EncodePass(rnn, tokens, emb, units, None, lengths, SequenceMasks())
 
 
 @CELLS
 @pytest.mark.parametrize("options", [{}, {"num_layers": 3}, {"max_forget_bits": None}, {"forgetting": False}])
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
 def test_it_rewinds_to_the_last_bit(kind: type, options: dict, lengths: Tensor | None) -> None:
-    one = passage(kind, 5, lengths, **options)
-    one.spans = [(first, min(first + 4, T)) for first in range(0, T, 4)]
+    one = encode_pass(kind, 5, lengths, **options)
+    one.spans = list(pieces(0, T, 4))
     starts, heads, outputs = [], [], []
     with torch.no_grad():
         for span in one.spans:
@@ -97,7 +98,7 @@ def test_it_rewinds_to_the_last_bit(kind: type, options: dict, lengths: Tensor |
 def test_sliced_units_stand_on_floats_and_store_nothing(kind: type) -> None:
     stored = []
     for units in (0, 6):
-        one = passage(kind, units, None)
+        one = encode_pass(kind, units, None)
         one.forward()
         stored.append(one.stack.tapes[0].buffer.words)
         h = one.stack.tapes[0].state()[0][:, :units]

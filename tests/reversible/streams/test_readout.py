@@ -285,7 +285,7 @@ class Made(TorchDispatchMode):
 
 
 def test_a_tied_weight_has_one_gradient_for_the_whole_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("revtune.reversible.streams.stream.DEFAULT_BUDGET", 2000)
+    monkeypatch.setattr("revtune.reversible.layers.stack.DEFAULT_BUDGET", 2000)
     classes, features = 500, 8
     rnn, embedding = rt.RevGRU(features, features), nn.Embedding(classes, features)
     head = rt.LinearCrossEntropy(features, classes, tie=embedding)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import revtune as rt
-from revtune.reversible.streams.replay import Replay, Undrawn
+from revtune.reversible.streams.replay import NoDraws, Replay
+from tests.chunking import set_stack_chunk_steps
 
 X = torch.full((3, 4), 0.5)
 DRAWS: dict[str, Callable[[], Tensor]] = {
@@ -58,7 +59,7 @@ def test_a_generator_that_is_given_is_used() -> None:
         wanted = draw(torch.Generator().manual_seed(3))
         with Replay(11):
             assert torch.equal(draw(torch.Generator().manual_seed(3)), wanted)
-        with Undrawn():
+        with NoDraws():
             assert torch.equal(draw(torch.Generator().manual_seed(3)), wanted)
 
 
@@ -66,7 +67,7 @@ def test_gradients_pass_through() -> None:
     x = X.clone().requires_grad_()
     with Replay(2):
         y = F.dropout(x)
-    with Undrawn():
+    with NoDraws():
         (grad,) = torch.autograd.grad(y.sum(), x)
     assert torch.equal(grad, y.detach() / X)
 
@@ -80,7 +81,7 @@ def test_an_operator_that_fails_leaves_torchs_generator_as_it_was() -> None:
 
 def test_other_threads_draw_as_if_nothing_were_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that draws while a chunk is encoded neither sees the encoder's numbers nor disturbs them."""
-    monkeypatch.setattr("revtune.reversible.streams.stream.chunk_steps", lambda *_: 4)
+    set_stack_chunk_steps(monkeypatch, 4)
     embedding, dropout, drawn = nn.Embedding(9, 6), nn.Dropout(0.5), []
     with ThreadPoolExecutor(1) as thread:
 

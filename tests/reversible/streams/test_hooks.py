@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import revtune as rt
+from tests.chunking import set_stack_chunk_steps
 
 IDS = torch.arange(20).view(10, 2) % 7
 
@@ -17,7 +18,7 @@ IDS = torch.arange(20).view(10, 2) % 7
 @pytest.fixture(autouse=True)
 def _chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr("revtune.reversible.streams.stream.chunk_steps", lambda *_: 4)
+    set_stack_chunk_steps(monkeypatch, 4)
 
 
 def computed() -> Tensor:
