@@ -1,1 +1,4 @@
-"""What any run has: its folder, checkpoints, metrics, clock, and how it is stopped."""
+"""What every run has: a folder of its own, checkpoints, metrics, a clock, and a way to stop and resume.
+
+Begin with `folder`; `checkpoint` writes what a run resumes from bit for bit.
+"""
