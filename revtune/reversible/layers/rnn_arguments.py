@@ -27,6 +27,7 @@ class Options(NamedTuple):
     hidden_dropout: float = 0.0
     output_dropout: float = 0.0
     weight_drop: float = 0.0
+    bounded: bool = True
 
     def checked(self) -> Options:
         """These options, if each is in its range; the cell checks those on forgetting.
