@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import revtune as rt
 from revtune.reversible.kernel import sequence_recall as recall
 from revtune.reversible.kernel.checksum import checksum
-from revtune.reversible.kernel.tape import LayerInputs
+from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.layer import build_tape
 from revtune.reversible.layers.stack import Stack
 from tests.backends import on_reference
@@ -46,7 +46,7 @@ def layers(kind: str, number: int, steps: int, bits: float | None) -> tuple[Stac
     """Some layers of a cell that stand at random states, and their input; the rows are ragged."""
     problems = [problem(kind, steps, bits=bits, inputs=8 if n else 5, spread=1.0, seed=n) for n in range(number)]
     lengths = torch.tensor([steps // 3, steps, 1])
-    inputs = [LayerInputs(of.state, of.weights, {}) for of in problems]
+    inputs = [LayerTensors(of.state, of.weights, {}) for of in problems]
     tapes = [
         build_tape(of.cell, tensors, steps, of.x.dtype, lengths=lengths)
         for of, tensors in zip(problems, inputs, strict=True)

@@ -1,4 +1,4 @@
-"""How a sequence is cut into chunks."""
+"""How a sequence is cut into chunks of steps."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+FEWEST_STEPS = 4
+"""Shorter chunks would save little memory and cost time: weight gradients are one matmul a chunk."""
+
+
+def most_steps(budget: int, step_bytes: int) -> int:
+    """The most steps of a chunk, each of so many bytes, that fit a budget of bytes; no fewer than `FEWEST_STEPS`."""
+    return max(FEWEST_STEPS, budget // step_bytes)
+
+
+def evened_out(steps: int, most: int, *, fewest: int = FEWEST_STEPS) -> int:
+    """The steps of each chunk, at most `most` or `fewest`, such that the last chunk is about as long as the others."""
+    chunks = max(1, -(-steps // max(fewest, most)))
+    return max(1, -(-steps // chunks))
+
 
 def spans(begin: int, end: int, most: int) -> list[slice]:
-    """Chunks of at most so many steps, evened out over the steps from one to another."""
+    """The steps from `begin` to `end` in chunks of at most `most` steps, evened out."""
     size = evened_out(end - begin, most, fewest=1)
     return [slice(first, min(first + size, end)) for first in range(begin, end, size)]
 
 
 def chunks(x: Tensor, steps: int) -> Iterable[tuple[int, Tensor]]:
-    """The chunks of a sequence with their first steps."""
+    """The chunks of a sequence (T, ...), of so many steps each, with their first steps."""
     return ((first, x[first : first + steps]) for first in range(0, x.shape[0], steps))
-
-
-FEWEST_STEPS = 4
-"""Shorter chunks would save little memory and cost time: weight gradients are one matmul a chunk."""
-
-
-def evened_out(steps: int, most: int, *, fewest: int = FEWEST_STEPS) -> int:
-    """Steps of a chunk of at most so many, unless those are too few, evened out over the sequence."""
-    chunks = max(1, -(-steps // max(fewest, most)))
-    return max(1, -(-steps // chunks))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,20 @@ from revtune.reversible.cells.cell import Response, Rows, block_rows
 from revtune.reversible.cells.state_range import check_finite
 from revtune.reversible.kernel.checksum import fingerprint
 from revtune.reversible.kernel.matmuls import NativeProducts, Products
+
+
+class WeightRows(NamedTuple):
+    """The rows of a weight that a product used, as in `Step.product`."""
+
+    name: str
+    rows: Rows
+
+
+class ProductSteps(NamedTuple):
+    """A product at the steps of a chunk: the values given, (B, columns) each, and its results' gradients, (B, rows)."""
+
+    values: list[Tensor]
+    grads: list[Tensor]
 
 
 class Weights:
@@ -109,15 +124,12 @@ class Weights:
         if name in self.wanted:
             self._sink(name, self.tensors[name]).add_(grad)
 
-    def add_products(self, products: dict[tuple[str, Rows], tuple[list[Tensor], list[Tensor]]]) -> None:
-        """Add the gradients of a chunk's products, given at each step the value (B, columns) and the result's gradient.
-
-        The lists are used up as they are read.
-        """
+    def add_products(self, products: dict[WeightRows, ProductSteps]) -> None:
+        """Add the gradients of a chunk's products, which are used up."""
         while products:
-            (name, rows), (values, grads) = products.popitem()
-            chosen = block_rows(self.tensors[name], rows, self._units)
-            self.add_product(name, chosen, torch.cat(values), torch.cat(grads), len(values))
+            (name, rows), (values, grads) = products.popitem()  # so that each is freed once it is added
+            used = block_rows(self.tensors[name], rows, self._units)
+            self.add_product(name, used, torch.cat(values), torch.cat(grads), len(values))
 
     def add_product(self, name: str, rows: slice, value: Tensor, grad: Tensor, steps: int) -> None:
         """Add the gradients of a product over a chunk, from its values (K B, columns) and its results' (K B, rows)."""

@@ -15,7 +15,7 @@ from revtune.reversible.kernel.backend import chosen
 from revtune.reversible.kernel.native_tape import NativeTape
 from revtune.reversible.kernel.reference import ReferenceTape
 from revtune.reversible.kernel.sequence import sequence
-from revtune.reversible.kernel.tape import LayerInputs, Place, Tape
+from revtune.reversible.kernel.tape import LayerTensors, Tape, TapePosition
 from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.layers.rewind import run
 from revtune.reversible.layers.stack import Stack
@@ -25,7 +25,7 @@ from revtune.reversible.transforms import refuse_transforms
 def run_layer(
     cell: Cell,
     x: Tensor,
-    inputs: LayerInputs,
+    inputs: LayerTensors,
     *,
     chunk: int | None = None,
     masks: Mapping[str, Tensor] | None = None,
@@ -51,7 +51,7 @@ def run_layer(
 
 def build_tape(
     cell: Cell,
-    inputs: LayerInputs,
+    inputs: LayerTensors,
     steps: int,
     dtype: torch.dtype,
     *,
@@ -78,6 +78,6 @@ def build_tape(
     weights = Weights(inputs.weights, inputs.responses, wanted, units, name or cell.name, native=native)
     kind = NativeTape if native else ReferenceTape
     return kind(
-        cell, weights, Place(counts), steps=steps, dtype=dtype, masks=masks, lengths=lengths, name=name, share=share,
-        sliced=sliced,
+        cell, weights, TapePosition(counts), steps=steps, dtype=dtype, masks=masks, lengths=lengths, name=name,
+        share=share, sliced=sliced,
     )  # fmt: skip

@@ -16,13 +16,13 @@ from revtune.reversible import meter as metering
 from revtune.reversible.cells.cell import State
 from revtune.reversible.kernel.chunks import chunks
 from revtune.reversible.kernel.environment import Environment
-from revtune.reversible.kernel.tape import LayerInputs
+from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.stack import DEFAULT_BUDGET, Stack, chunk_steps
 from revtune.reversible.transforms import refuse_batches, refuse_transforms
 
 
 def run(
-    stack: Stack, x: Tensor, inputs: list[LayerInputs], *, chunk: int | None = None, every: bool = True
+    stack: Stack, x: Tensor, inputs: list[LayerTensors], *, chunk: int | None = None, every: bool = True
 ) -> tuple[Tensor | None, list[State]]:
     """Run a stack over (T, B, I), recorded for backward where a gradient is wanted.
 
@@ -51,7 +51,7 @@ class _Rewind(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, stack: Stack, steps: int, every: bool, inputs: list[LayerInputs], x: Tensor, *tensors: Tensor
+        ctx: Any, stack: Stack, steps: int, every: bool, inputs: list[LayerTensors], x: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.environment = Environment.current()
         ctx.save_for_backward(x, *tensors, *(mask for tape in stack.tapes for mask in tape.masks.values()))
@@ -135,7 +135,7 @@ def refuse_double_backward(what: str) -> None:
         )
 
 
-def last_states(inputs: list[LayerInputs], states: list[State]) -> list[Tensor]:
+def last_states(inputs: list[LayerTensors], states: list[State]) -> list[Tensor]:
     """Final states in the dtypes of the first ones."""
     return [
         final.to(first.dtype)

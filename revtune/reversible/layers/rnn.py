@@ -25,7 +25,7 @@ from revtune.reversible.arguments import (
 )
 from revtune.reversible.cells.cell import Cell, State
 from revtune.reversible.kernel.backend import chosen
-from revtune.reversible.kernel.tape import LayerInputs
+from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.layer import build_tape, run_layer
 from revtune.reversible.layers.masks import drop_mask, new_seed
 from revtune.reversible.layers.rewind import run
@@ -38,7 +38,7 @@ class Assembled(NamedTuple):
     """A stack that stands at its first state, and the tensors of each tape that gradients flow to."""
 
     stack: Stack
-    inputs: list[LayerInputs]
+    inputs: list[LayerTensors]
 
 
 class Options(NamedTuple):
@@ -257,7 +257,7 @@ class RevRNN(nn.Module):
             sliced: how many first units of the top layer's h are sliced, as in `Tape`.
         """
         links: list[Link] = []
-        inputs: list[LayerInputs] = []
+        inputs: list[LayerTensors] = []
         for layer in range(self.num_layers):
             drop = self.options.input_dropout if layer == 0 else 0.0
             links += self._locked(drop, x, self.input_size)
@@ -329,7 +329,7 @@ class RevRNN(nn.Module):
 
     def _tape(
         self, layer: int, suffix: str, x: Tensor, state: State, lengths: Tensor | None, steps: int, sliced: int = 0
-    ) -> tuple[Link, LayerInputs]:
+    ) -> tuple[Link, LayerTensors]:
         inputs, masks, name = self._parts(layer, suffix, x, state)
         tape = build_tape(
             self.cell, inputs, steps, x.dtype, masks=masks, lengths=lengths, name=name, backend=self.options.backend,
@@ -337,7 +337,7 @@ class RevRNN(nn.Module):
         )  # fmt: skip
         return tape, inputs
 
-    def _parts(self, layer: int, suffix: str, x: Tensor, state: State) -> tuple[LayerInputs, dict[str, Tensor], str]:
+    def _parts(self, layer: int, suffix: str, x: Tensor, state: State) -> tuple[LayerTensors, dict[str, Tensor], str]:
         """What one layer in one direction runs with: its tensors, the masks drawn for it, and its name."""
         suffix = suffix or self._suffixes(layer)[0]
         found = [self._parameter(name + suffix, shape, x) for name, shape in self._shapes(layer).items()]
@@ -351,7 +351,7 @@ class RevRNN(nn.Module):
             shape = (x.shape[-2], self.hidden_size // 2)
             masks = {part: drop_mask(shape, self.options.hidden_dropout, x) for part in self.cell.states[0]}
         name = f"{self._name} layer {layer}" + (", reverse" if suffix.endswith("_reverse") else "")
-        return LayerInputs(state, weights, {}), masks, name
+        return LayerTensors(state, weights, {}), masks, name
 
     @property
     def first_weight(self) -> Tensor:

@@ -20,7 +20,7 @@ from revtune.reversible import meter as metering
 from revtune.reversible.cells.cell import Cell, Response, State
 from revtune.reversible.kernel.chunks import chunks
 from revtune.reversible.kernel.environment import Environment
-from revtune.reversible.kernel.tape import LayerInputs, Tape
+from revtune.reversible.kernel.tape import LayerTensors, Tape
 from revtune.reversible.layers.layer import build_tape, run_layer
 from revtune.reversible.layers.scan_arguments import check_arguments, check_kinds, first_state
 from revtune.reversible.layers.stack import DEFAULT_BUDGET, Stack, chunk_steps
@@ -164,9 +164,9 @@ def _checked(
     masks: Mapping[str, Tensor] | None,
     lengths: Tensor | None,
     chunk: int | None,
-) -> LayerInputs:
+) -> LayerTensors:
     """Checked arguments as the tensors that gradients flow to."""
     check_kinds(cell, x, state, weights, responses or {}, masks or {})
-    inputs = LayerInputs(first_state(cell, x, state, weights, hidden), weights, responses or {})
+    inputs = LayerTensors(first_state(cell, x, state, weights, hidden), weights, responses or {})
     check_arguments(cell, x, inputs.state, weights, inputs.responses, masks or {}, lengths, chunk)
     return inputs

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from revtune.reversible.kernel.chunks import evened_out
+from revtune.reversible.kernel.chunks import evened_out, most_steps
 from revtune.reversible.kernel.tape import Tape
 from revtune.reversible.layers.masks import drop_mask
 from revtune.reversible.meter import Usage
@@ -126,4 +126,4 @@ def chunk_steps(steps: int, rows: int, stack: Stack, budget: int) -> int:
         budget: bytes that the gates, projections and inputs of one chunk may take.
     """
     size = sum(tape.floats_per_step * tape.dtype.itemsize for tape in stack.tapes)
-    return evened_out(steps, budget // (rows * size))
+    return evened_out(steps, most_steps(budget, rows * size))

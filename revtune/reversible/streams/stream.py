@@ -19,7 +19,7 @@ from revtune.errors import ReversalError
 from revtune.reversible import meter as metering
 from revtune.reversible.arguments import check_lengths, check_tensor, is_size, running
 from revtune.reversible.cells.cell import State
-from revtune.reversible.kernel.tape import Place
+from revtune.reversible.kernel.tape import TapePosition
 from revtune.reversible.layers.masks import one_sequence
 from revtune.reversible.layers.rewind import refuse_double_backward
 from revtune.reversible.layers.rnn import Hx, RevRNN
@@ -185,7 +185,7 @@ class Stream:
         stacked = tuple(torch.stack(group) for group in zip(*self._last, strict=True))
         return stacked[0] if len(stacked) == 1 else stacked
 
-    def _run_segment(self, first: int, last: int, end: list[Place] | None) -> None:
+    def _run_segment(self, first: int, last: int, end: list[TapePosition] | None) -> None:
         """Run a segment forward, turn around at its last chunk, and rewind it with readout and gradients."""
         spans = list(_spans(first, last, self.chunk))
         for span in spans[:-1]:
@@ -194,7 +194,7 @@ class Stream:
         for span in reversed(spans[:-1]):
             self._pass(self.stack.rewind, *span)
 
-    def _arrived(self, end: list[Place] | None, last: int) -> None:
+    def _arrived(self, end: list[TapePosition] | None, last: int) -> None:
         """Note or check where the segment ends."""
         if end is None:
             self._last = [tape.state(tape.final) for tape in self.stack.tapes]
@@ -239,14 +239,14 @@ class Stream:
             return None
         return running(self._lengths, first, last)
 
-    def _standing(self) -> list[Place]:
-        return [tape.standing() for tape in self.stack.tapes]
+    def _standing(self) -> list[TapePosition]:
+        return [tape.position() for tape in self.stack.tapes]
 
-    def _restart(self, starts: list[Place]) -> None:
+    def _restart(self, starts: list[TapePosition]) -> None:
         for tape, start in zip(self.stack.tapes, starts, strict=True):
             tape.restart(start)
 
-    def _compare(self, wanted: list[Place], step: int) -> None:
+    def _compare(self, wanted: list[TapePosition], step: int) -> None:
         """A segment that runs again must end where it ended the first time."""
         for tape, ends in zip(self.stack.tapes, wanted, strict=True):
             again = tape.final.counts

@@ -8,7 +8,7 @@ import torch
 import revtune as rt
 from revtune.reversible.kernel import sequence_recall as recall
 from revtune.reversible.kernel.chunks import evened_out, spans
-from revtune.reversible.kernel.sequence_arguments import Operands
+from revtune.reversible.kernel.sequence_arguments import SequenceArguments
 from revtune.reversible.kernel.sequence_recall import RecalledLayer
 from tests.stored import differentiate, problem, relative, response_pairs
 
@@ -21,11 +21,11 @@ FLOATS = 4 * 3 * 40
 """Bytes of the gates of a step of RevLSTM in a problem of usual size."""
 
 
-def operands(kind: str, steps: int, chunk: int) -> Operands:
+def operands(kind: str, steps: int, chunk: int) -> SequenceArguments:
     """A problem as what a sequence is run with."""
     of = problem(kind, steps)
     c = of.state[1] if kind == "RevLSTM" else None
-    return Operands(
+    return SequenceArguments(
         x=of.x, h=of.state[0], c=c, ih=of.weights["ih"], bias=of.weights["bias"], hh=of.weights["hh"], ih_v=None,
         ih_s=None, hh_v=None, hh_s=None, mask1=None, mask2=None, lengths=None, chunk=chunk, share=None, bits=3.0,
         forgetting=True, bounded=True, train=True, name=kind,
@@ -69,7 +69,7 @@ def test_chunks_of_wide_layers_take_more_bytes_and_not_without_end() -> None:
     def gates(units: int, *, train: bool) -> int:
         return 4 * 12 * units * 20 * recall.chunk_steps(20, 12 * units, train)
 
-    assert gates(64, train=True) <= recall.BUDGET < gates(550, train=True) <= recall.WIDE
+    assert gates(64, train=True) <= recall.BUDGET < gates(550, train=True) <= recall.WIDE_BUDGET
     assert gates(550, train=False) <= recall.BUDGET
     assert recall.chunk_steps(20, 12 * 10**6, True) == 4
 
