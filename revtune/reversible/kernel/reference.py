@@ -45,13 +45,13 @@ class ReferenceTape(Tape):
         self._share = default_share(steps, len(self.cell.parts)) if share is None else share
         self._columns = _stage_columns(self.cell, self.units)
         self._counts: dict[str, Tensor] = {}
-        self._floats: dict[str, Tensor] = {}
-        self._reads: dict[str, Tensor] = {}
-        self._graphs: list[list[StageGraph]] = []
+        self._floats: dict[str, Tensor] = {}  # the parts as floats
+        self._reads: dict[str, Tensor] = {}  # the same, masked: what the cell reads
+        self._graphs: list[list[StageGraph]] = []  # of the chunk that `record` or `rewind` left, by step and stage
 
     @property
     def floats_per_step(self) -> int:
-        """Its input, four a gate (projection, value, gradients), four a coupling."""
+        """The input, four a gate (projection, value and their gradients), and four a coupling."""
         couplings = sum(len(stage.couplings) for stage in self.cell.stages)
         inputs = self.weights.tensors["ih"].shape[1] if "ih" in self.weights.tensors else 0
         return inputs + self.units * 4 * (self.cell.blocks + couplings)
@@ -122,7 +122,7 @@ class ReferenceTape(Tape):
         self._graphs = []
         try:
             for k in reversed(range(x.shape[0])):
-                self._write(y[k])
+                self._write(y[k])  # the state after step k, before it is undone
                 stages = reversed(range(len(self.cell.stages)))
                 self._graphs.append([self._undo(projected[k], i, first + k) for i in stages][::-1])
         except ReversalError as error:
@@ -151,7 +151,7 @@ class ReferenceTape(Tape):
                     steps.values.append(product.value)
                     steps.grads.append(product.grad)
             if not keep:
-                self._graphs[k] = []
+                self._graphs[k] = []  # the step's graph is freed as soon as it has been used
         self.weights.add_products(products)
         self.weights.add_projection(x, dx)
         return self.weights.project_back(dx)
@@ -182,7 +182,7 @@ class ReferenceTape(Tape):
             if z is not None:
                 h = self._divide(part, h, _masked(fixed.forget_integer(z), live, _FORGET_NOTHING))
             if kept := self._sliced(part):
-                h[:, :kept] = fixed.to_counts(self.slices[step])
+                h[:, :kept] = fixed.to_counts(self.slices[step])  # the sliced units before this step
             self._set(part, h)
             graph.note_before(index, self._floats[part])
         return graph
@@ -229,11 +229,12 @@ class ReferenceTape(Tape):
             h = torch.cat([_multiply_only(h[:, :kept], zi[:, :kept]), rest], -1) if kept else rest
         h = h + _masked(fixed.to_counts(u), live, 0.0)
         if kept:
+            # Rounded to floats, which are what `slices` keeps.
             h[:, :kept] = fixed.to_counts(fixed.from_counts(h[:, :kept], self.dtype))
         self._set(part, h)
 
     def _divide(self, part: str, h: Tensor, zi: Tensor) -> Tensor:
-        """h before it was multiplied by forget integers, but for what is sliced."""
+        """h before it was multiplied by forget integers; sliced units are left as they are."""
         kept = self._sliced(part)
         rest = self.buffer.divide(h[:, kept:], zi[:, kept:])
         return torch.cat([h[:, :kept], rest], -1) if kept else rest
@@ -280,6 +281,7 @@ class ReferenceTape(Tape):
             )
 
     def _watch(self) -> None:
+        """Note the largest count of a step. A cell that is bounded is looked at once a chunk, in `_inspect`."""
         if not self.cell.bounded:
             for count in self.counts.values():
                 torch.maximum(self._peak, count.abs().amax(), out=self._peak)
@@ -324,7 +326,7 @@ def name_bad_state(
 
 
 def _multiply_only(h: Tensor, zi: Tensor) -> Tensor:
-    """h * zi / 1024 to the nearest count, with nothing kept of what that loses."""
+    """h * zi / 1024 to the nearest count; what the rounding loses is not kept."""
     return (h * zi).mul_(1 / _FORGET_NOTHING).round_()
 
 
