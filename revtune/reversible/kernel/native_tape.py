@@ -1,4 +1,4 @@
-"""The native tape: the C++ kernel runs its chunks; here are state, information buffer and checks between them.
+"""The native tape: the C++ kernel runs its chunks, and it keeps what outlives them: state, buffer and digests.
 
 Shapes: K steps of a chunk, B batch, I input, N units of a part, H output, S states of the cell (h, or h and c).
 """

@@ -100,7 +100,7 @@ class RecalledLayer:
         else:
             self.cell = rev_lstm(given.bits, forgetting=given.forgetting, bounded=given.bounded)
         self.masks = given.masks()
-        # Backward needs no look for NaN: forward has had one, and digests tell that nothing has changed since.
+        # Backward does not look for NaN again: digests tell that weights are what forward has looked at.
         self.weights = Weights(
             given.weights(), given.responses(), wanted, self.units, given.name, check=not wanted, native=True
         )
@@ -165,7 +165,7 @@ class RecalledLayer:
             self.weights.add_projection(self.x[span], grads)
             if dx is not None:
                 dx[span] = self.weights.project_back(grads)
-            del chunk, grads  # before the next chunk's tensors are made
+            del chunk, grads  # so that the next chunk's tensors can take their memory
         if not (self.kernel.is_gru or self._returned(counts[1], heads[1])):
             raise ReversalError(self._explain(slice(0, self.steps)))
         dstate = self._whole(direction).unbind()
@@ -241,7 +241,7 @@ class RecalledLayer:
         if not words.numel():
             return self.heads, words
         size = 4 * self.heads.numel()
-        packed = words[len(words) - size :].clone()  # where these begin, float64 numbers may not
+        packed = words[len(words) - size :].clone()  # a view as float64 must begin at a multiple of 8 bytes
         return packed.view(torch.float64).view(self.heads.shape), words[: len(words) - size]
 
     def _returned(self, counts: Tensor, heads: Tensor) -> bool:

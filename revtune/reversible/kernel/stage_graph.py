@@ -152,7 +152,7 @@ class StageGraph:
         seen = set(waiting)
         while waiting:
             node = waiting.pop()
-            # A node with a variable is a leaf that accumulates a gradient.
+            # A node with a variable accumulates the gradient of a leaf.
             if hasattr(node, "variable") and id(node.variable) not in read and node not in results:
                 shape = tuple(node.variable.shape)
                 raise ValueError(
@@ -228,7 +228,7 @@ class StageGraph:
         if not (coupling.early and coupling.edges):
             return
         leaves: list[Tensor | GradientEdge] = [self._step.leaves[part, True] for part in coupling.early]
-        found = _grad(coupling.edges, leaves, grads, keep=True)  # the graph serves the whole stage's gradient yet
+        found = _grad(coupling.edges, leaves, grads, keep=True)  # the graph is asked again, for the whole stage
         for part, grad in zip(coupling.early, found, strict=True):
             _add_read(direction, masks, part, grad)
 

@@ -240,7 +240,7 @@ def test_a_compiled_model_takes_other_lengths_and_evaluates() -> None:
 # The operators as torch wants them
 
 
-def operands(kind: str, *, train: bool, ragged: bool) -> tuple[Any, ...]:
+def arguments(kind: str, *, train: bool, ragged: bool) -> tuple[Any, ...]:
     """Arguments of torch.ops.revtune.sequence."""
     of = problem(kind, 9)
     leaves = Leaves(of, response_pairs(of))
@@ -258,14 +258,14 @@ def operands(kind: str, *, train: bool, ragged: bool) -> tuple[Any, ...]:
 @cells
 @pytest.mark.parametrize(("train", "ragged"), [(True, False), (True, True), (False, True)])
 def test_the_sequence_is_an_operator_as_torch_wants_it(kind: str, train: bool, ragged: bool, kept: None) -> None:
-    torch.library.opcheck(torch.ops.revtune.sequence.default, operands(kind, train=train, ragged=ragged))
+    torch.library.opcheck(torch.ops.revtune.sequence.default, arguments(kind, train=train, ragged=ragged))
 
 
 @cells
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_its_way_back_is_one_too(kind: str, ragged: bool, dtype: torch.dtype, kept: None) -> None:
-    x, h, c, *others = operands(kind, train=True, ragged=ragged)
+    x, h, c, *others = arguments(kind, train=True, ragged=ragged)
     given = [one.detach() if isinstance(one, Tensor) else one for one in (x, h.to(dtype), c, *others)]
     given[2] = None if c is None else given[2].to(dtype)
     y, final, *known = torch.ops.revtune.sequence(*given)

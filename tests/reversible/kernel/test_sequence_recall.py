@@ -21,8 +21,8 @@ FLOATS = 4 * 3 * 40
 """Bytes of the gates of a step of RevLSTM in a problem of usual size."""
 
 
-def operands(kind: str, steps: int, chunk: int) -> SequenceArguments:
-    """A problem as what a sequence is run with."""
+def arguments(kind: str, steps: int, chunk: int) -> SequenceArguments:
+    """A problem as arguments of the operator."""
     of = problem(kind, steps)
     c = of.state[1] if kind == "RevLSTM" else None
     return SequenceArguments(
@@ -86,7 +86,7 @@ def test_a_lstm_keeps_words_of_c_and_a_gru_none(kind: str) -> None:
 @cells
 def test_what_is_known_of_a_chunk_must_be_found_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recall, "KEPT", 0)
-    given = operands(kind, 12, 4)
+    given = arguments(kind, 12, 4)
     ran = RecalledLayer(given).forward()
     dx, grads = RecalledLayer(given).backward(ran, torch.ones_like(ran.y), None, want_dx=True)
     assert dx is not None and dx.shape == given.x.shape and len(grads) == len(given.state)
@@ -96,7 +96,7 @@ def test_what_is_known_of_a_chunk_must_be_found_again(kind: str, monkeypatch: py
 
 
 def test_changed_words_and_heads_of_c_are_refused() -> None:
-    given = operands("RevLSTM", 60, 20)
+    given = arguments("RevLSTM", 60, 20)
     ran = RecalledLayer(given).forward()
     for place in (6, ran.chunks[0].words + 7, len(ran.words) - 3):
         words = ran.words.clone()
