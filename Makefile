@@ -1,6 +1,7 @@
 # Set-up, demonstration and tests; everything is installed into .venv.
 #   make demo    train, sample, and a table of memory against nn.GRU
 #   make test    ruff, mypy and pytest, in a process for each processor
+#   make test-all   that, and the slow tests
 #   make wheel   a wheel for this platform with the compiled kernel, in dist
 #   make sanitize   the kernel's tests with its memory and its arithmetic watched
 # PYTHON=... names another interpreter, of version 3.11 or later.
@@ -11,11 +12,13 @@ BIN := .venv/bin
 READY := .venv/ready
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
+SUITE := $(BIN)/pytest -q --numprocesses auto --maxprocesses 8 --dist worksteal
+
 WATCHED := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1 -DREVTUNE_SANITIZED
 WATCHED_TESTS := tests/reversible/kernel tests/reversible/streams/test_encode.py
 WATCHERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 
-.PHONY: demo test wheel sanitize clean
+.PHONY: demo test test-all wheel sanitize clean
 
 demo: $(READY)
 	$(BIN)/revtune train --out $(DEMO)
@@ -25,7 +28,10 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/pytest -q --numprocesses auto --maxprocesses 8 --dist worksteal
+	$(SUITE) -m 'not slow'
+
+test-all: test
+	$(SUITE) -m slow
 
 wheel: $(READY)
 	rm -rf build/wheel build/kernel

@@ -1,28 +1,36 @@
 """revtune: recurrent nets that rewind instead of remembering, and networks that tune their own hyperparameters.
 
-Where things are, from numbers to training steps:
+Train a recurrent net in a fraction of the memory::
 
-- `fixed`, `buffer`: fixed-point states and the information buffer that makes forgetting reversible
-- `cells`: couplings, stages and the four cells; how to write one's own
-- `weights`, `moments`, `tape`: a layer's products, one stage at one step with its gradient, and a cell over time
-- `stack`, `scan`, `rewind`: layers together, and rewinding as one autograd function; `arguments`: what it accepts;
-`transforms`: what it cannot go through
-- `checks`, `environment`, `errors`: that it is exact, and what is said when it is not; `values`: numbers and switches
-- `rnn`, `layers`: RevGRU and RevLSTM with nn.GRU's and nn.LSTM's manners
-- `stream`: whole training steps chunk by chunk; `ends`, `readout`, `dropout`, `replay`, `outside`, `sinks`:
-encoders, readouts, their draws and gradients
-- `encode`, `attention`: an encoder that rewinds, and what a decoder reads of it
-- `meter`: memory and bits of a block of code, told by `metering`
+    import revtune as rt
 
-And, with nothing of the above but `errors`, self-tuning:
+    words, rnn, head = rt.Embedding(10_000, 300), rt.RevGRU(300, 512), rt.LinearCrossEntropy(512, 10_000)
+    loss, state = rt.rewind_loss(rnn, tokens, targets, encode=words, readout=head)
+    loss.backward()                       # exact gradients; the optimizer and the loop stay yours
 
-- `hyper`, `hyperparameters`: kinds of hyperparameters, and the set that is tuned, with its perturbations
-- `response`, `response_norm`, `response_rnn`: layers whose weights answer to hyperparameters; `response_kinds`: all of
-them, and `response_own`: those of one's own
-- `regularize`, `regularize_weights`, `regularize_images`, `augment`, `penalties`, `weight_norm`: what is tuned
-- `drawn`, `loader`: augmentation in workers by values drawn in the main process
-- `linearized`, `bilevel`: the gradients of both levels; `convert`: any network made self-tuning; `freeze`: plain again
-- `tuner`: the alternation; `streams`, `history`: its batches, and what it did
+- `RevGRU`, `RevLSTM`: nn.GRU's and nn.LSTM's arguments and shapes. They recompute their states backwards from the last.
+- `rewind_loss`: a whole training step for a loss at every step. Encoder, net and readout stream, so that no output of
+  every step exists. `Embedding`, `LinearCrossEntropy` and `LockedDropout` are made for it; any module works.
+- `rewind_encode`: a sequence's final state, and a few units of every step for a decoder to attend to.
+- `meter`: memory and stored bits of a block of code.
+
+Tune the hyperparameters of any network in one run::
+
+    net = rt.self_tuning(net)             # every nn.Dropout becomes a tuned rate
+    tuner = rt.Tuner(net, train_loss, valid_loss, optimizer=lambda params: torch.optim.Adam(params, 1e-3))
+    for batch, valid in tuner.batches(train_data, valid_data):
+        tuner.step(batch, valid)
+    plain = rt.frozen(net)                # a plain network, which needs no revtune
+
+- `self_tuning` converts a network; `Tuner` trains both levels; `frozen` makes the result plain again.
+- `Hyperparameters` says what to tune, by `Rate`, `Between`, `Positive` and `Integer`.
+- `TunedNoise`, `TunedLockedDropout`, `weight_norm2`, `revtune.penalties`, `revtune.regularize_images`,
+  `revtune.regularize_weights`, `revtune.loader`: what they regularize.
+- `register_response` lets a layer of your own answer to hyperparameters.
+
+Write a cell of your own: `Cell`, `Stage`, `Coupling`, `forget_gate`, run by `scan` and `record` (docs/own-cell.md).
+
+The code lies in two halves, `revtune.reversible` and `revtune.tuning`. The program `revtune` is `revtune.program`.
 """
 
 from revtune.errors import HyperparameterError, NonFiniteError, ReversalError, StateRangeError
@@ -89,3 +97,20 @@ __all__ = [
     "unscan",
     "weight_norm2",
 ]
+
+
+def _publish() -> None:
+    """Have public names pickle and print as `revtune.Name`, so that files outlive moves within the package."""
+    for name in __all__:
+        public = globals()[name]
+        public._module_source, public.__module__ = public.__module__, __name__
+        if "__firstlineno__" in vars(public):
+            del public.__firstlineno__  # of another file: inspect would show the same line of this one
+
+
+def __dir__() -> list[str]:
+    """Public names and the two halves; doors such as `revtune.penalties` are imported by name."""
+    return sorted([*__all__, "__version__", "reversible", "tuning"])
+
+
+_publish()

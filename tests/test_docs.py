@@ -20,14 +20,24 @@ LIBRARY = (path for wing in ("reversible", "tuning") for path in (ROOT / "revtun
 EXAMPLES = sorted(path for path in LIBRARY if ">>> " in path.read_text())
 
 
+class Finder(doctest.DocTestFinder):
+    """Finds the examples of public names too, whose `__module__` is the face."""
+
+    def _from_module(self, module: Any, thing: Any) -> bool:
+        own = getattr(thing, "__dict__", {}).get("_module_source")
+        return own == module.__name__ or super()._from_module(module, thing)  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run(path: Path) -> None:
     torch.manual_seed(0)
     module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     names = {key: getattr(revtune, key) for key in revtune.__all__} | {"torch": torch, "nn": nn, "F": nn.functional}
     names["__name__"] = "__example__"  # what an example defines is no class of the module's own
-    result = doctest.testmod(module, extraglobs=names)
-    assert result.attempted and not result.failed
+    runner = doctest.DocTestRunner()
+    for example in Finder(exclude_empty=True).find(module, extraglobs=names):
+        runner.run(example)
+    assert runner.tries and not runner.failures
 
 
 @pytest.mark.parametrize("name", sorted(revtune.__all__))

@@ -1,1 +1,5 @@
-"""Reversible recurrent nets: numbers and cells, their tapes on two backends, layers, and whole training steps."""
+"""Recurrent nets that rewind: instead of keeping every state, they recompute states backwards from the last one.
+
+From the ground up: `cells` (numbers, information buffer, couplings), `kernel` (a cell over time), `layers` (RevGRU,
+RevLSTM, `scan`), `streams` (whole training steps). Begin with `cells.cell`, then `kernel.reference`.
+"""

@@ -1,1 +1,4 @@
-"""What `revtune bench` measures: memory, speed, and what tuning costs."""
+"""What `revtune bench` measures: memory, speed, and what tuning costs, each contestant in a process or in turns.
+
+Begin with `measuring`, then `memory`, `speed` or `tuning`, a benchmark each.
+"""

@@ -1,1 +1,4 @@
-"""Where data come from: text, images and sentence pairs, from files or the hub."""
+"""Where data come from: text, images and sentence pairs, from files or the hub.
+
+Begin with `text`, `images` or `pairs`, a file a kind; `hub` asks for what is not on disk.
+"""

@@ -1,1 +1,4 @@
-"""Language models: configuration, model, training, evaluation, text from them."""
+"""Language models: settings, model, training, evaluation, and text sampled from them.
+
+Begin with `config`, then `trainer`, which is the loop; `run` is a run's folder as others use it.
+"""

@@ -1,1 +1,4 @@
-"""Translation: model, search, training run, and the command that translates."""
+"""Translation by a reversible encoder and decoder with attention.
+
+Begin with `task`, then `translator` (the model); `beam` and `interpreter` translate, `scores` computes BLEU.
+"""

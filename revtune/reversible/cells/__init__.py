@@ -1,1 +1,5 @@
-"""Numbers on the grid, the information buffer, couplings, and the four cells built from them."""
+"""One step of a cell, and what it takes to undo it exactly.
+
+Begin with `cell`: couplings, stages and the four cells' one primitive; `gru` and `lstm` are the papers' cells in it.
+`fixed` holds states as multiples of 2^-32, `buffer` the bits that forgetting would lose, `state_range` their limits.
+"""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from revtune.reversible.cells.cell import Cell
 from revtune.reversible.cells.gru import rev_gru
 from revtune.reversible.cells.lstm import rev_lstm
 from revtune.reversible.layers.rnn import Options, RevRNN
@@ -77,9 +78,13 @@ class RevGRU(RevRNN):
         options = Options(
             max_forget_bits, forgetting, output, backend, input_dropout, hidden_dropout, output_dropout, weight_drop
         ).checked()
-        cell = rev_gru(max_forget_bits, forgetting=forgetting)
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype)
-        super().__init__(cell, *sizes, options=options)
+        super().__init__(*sizes, options=options)
+
+    @staticmethod
+    def cell_of(options: Options) -> Cell:
+        """The cell that the options describe."""
+        return rev_gru(options.max_forget_bits, forgetting=options.forgetting)
 
 
 class RevLSTM(RevRNN):
@@ -135,11 +140,16 @@ class RevLSTM(RevRNN):
     ) -> None:
         _refuse_projection(proj_size)
         options = Options(
-            max_forget_bits, forgetting, output, backend, input_dropout, hidden_dropout, output_dropout, weight_drop
-        ).checked()
-        cell = rev_lstm(max_forget_bits, forgetting=forgetting, bounded=bounded)
+            max_forget_bits, forgetting, output, backend, input_dropout, hidden_dropout, output_dropout, weight_drop,
+            bounded,
+        ).checked()  # fmt: skip
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype)
-        super().__init__(cell, *sizes, options=options)
+        super().__init__(*sizes, options=options)
+
+    @staticmethod
+    def cell_of(options: Options) -> Cell:
+        """The cell that the options describe."""
+        return rev_lstm(options.max_forget_bits, forgetting=options.forgetting, bounded=options.bounded)
 
 
 def _refuse_projection(proj_size: int) -> None:

@@ -52,6 +52,7 @@ class Options(NamedTuple):
     hidden_dropout: float = 0.0
     output_dropout: float = 0.0
     weight_drop: float = 0.0
+    bounded: bool = True
 
     def checked(self) -> Options:
         """These options, if each is in its range.
@@ -77,7 +78,6 @@ class RevRNN(nn.Module):
 
     def __init__(
         self,
-        cell: Cell,
         input_size: int,
         hidden_size: int,
         num_layers: int,
@@ -103,7 +103,7 @@ class RevRNN(nn.Module):
         dtype = dtype or torch.get_default_dtype()
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-        self.cell = cell
+        self.cell = self.cell_of(options)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.bidirectional = bias, batch_first, bidirectional
         self.options = options
@@ -113,6 +113,26 @@ class RevRNN(nn.Module):
                 for name, shape in self._shapes(layer).items():
                     setattr(self, name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
+
+    @staticmethod
+    def cell_of(options: Options) -> Cell:
+        """The cell that the options describe."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: plain values, so that `torch.load(weights_only=True)` needs no name but the layer's.
+
+        The cell is built anew from the options. One that somebody put in its place is pickled as it is.
+        """
+        state = {**self.__dict__, "options": self.options._asdict()}
+        if self.cell.native == self.cell_of(self.options).native:
+            del state["cell"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up what `__getstate__` gave."""
+        options = Options(**state["options"])
+        super().__setstate__({"cell": self.cell_of(options), **state, "options": options})
 
     def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         """The shapes of a layer's parameters, alike in both directions."""
@@ -396,8 +416,6 @@ class RevRNN(nn.Module):
             for k, v in self.options._asdict().items()
             if v != Options._field_defaults[k] or k == "max_forget_bits"
         ]
-        if self.cell.native is not None and not self.cell.native.bounded:
-            shown.append("bounded=False")
         return ", ".join(shown)
 
 

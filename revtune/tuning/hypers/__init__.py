@@ -1,1 +1,4 @@
-"""Hyperparameters: their kinds, the set that is tuned, and the limits of what they set."""
+"""Hyperparameters: their kinds, the set that is tuned with its perturbations, and their ranges.
+
+Begin with `kinds`; `hyperparameters` holds current values and perturbation scales, and the pass that layers read from.
+"""

@@ -1,1 +1,4 @@
-"""The schedule experiment: one rate, tuned, fixed, moving and replayed."""
+"""The schedule experiment: one dropout rate, tuned from five starts, fixed, moving, and replayed.
+
+Begin with `experiment`; `results` draws and concludes.
+"""
