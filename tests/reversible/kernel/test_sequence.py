@@ -270,8 +270,8 @@ def test_its_way_back_is_one_too(kind: str, ragged: bool, dtype: torch.dtype, ke
     given[2] = None if c is None else given[2].to(dtype)
     y, final, *known = torch.ops.revtune.sequence(*given)
     wanted = [one is not None for one in given[:10]]
-    arguments = (torch.randn_like(y), torch.randn_like(final), y, final, *known, wanted, *given)
-    torch.library.opcheck(torch.ops.revtune.sequence_backward.default, arguments)
+    back = (torch.randn_like(y), torch.randn_like(final), y, final, *known, wanted, *given)
+    torch.library.opcheck(torch.ops.revtune.sequence_backward.default, back)
 
 
 @cells
