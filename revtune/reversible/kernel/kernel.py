@@ -86,6 +86,7 @@ class Kernel:
     ) -> None:
         assert cell.native is not None
         self.weights, self.units = weights, units
+        # As the operators take them: slope, forgetting, bounded.
         self._limit = (slope_of(cell.native.max_forget_bits), cell.native.forgetting, cell.native.bounded)
         self.blocks, self.states = cell.blocks // PARTS, len(cell.states)
         self._hh = weights.tensors["hh"]
@@ -310,7 +311,7 @@ def new_tally() -> Tensor | None:
     return torch.zeros(fixed.FORGET_ONE + 1, dtype=torch.int64) if metering.active() else None
 
 
-def bits_of(tally: Tensor) -> float:
+def tallied_bits(tally: Tensor) -> float:
     """The bits that multiplying by the tallied forget integers loses, log2(1024 / zi) each."""
     lost = 10.0 - torch.arange(fixed.FORGET_ONE + 1, dtype=torch.float64).clamp_min(1).log2()
     return float(tally.double() @ lost)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from revtune.errors import ReversalError
 from revtune.reversible.cells.state_range import check_input
-from revtune.reversible.kernel.kernel import ChunkBuffers, Keep, Kernel, bits_of, new_tally, stacked, unstacked
+from revtune.reversible.kernel.kernel import ChunkBuffers, Keep, Kernel, new_tally, stacked, tallied_bits, unstacked
 from revtune.reversible.kernel.reference import name_bad_state
 from revtune.reversible.kernel.tape import Tape, TapePosition
 from revtune.reversible.meter import Usage
@@ -94,7 +94,7 @@ class NativeTape(Tape):
         tally = new_tally()
         y, words, digest = self._run(x, first, Keep.EVERYTHING, tally)
         if tally is not None:
-            self._ideal += bits_of(tally)
+            self._ideal += tallied_bits(tally)
         self.buffer.chunks.append(words)
         self.buffer.digests.append(digest)
         self._spilled += self._unit_steps(x, first)

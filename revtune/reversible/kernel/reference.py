@@ -24,7 +24,7 @@ from revtune.reversible.cells.cell import Cell, Step
 from revtune.reversible.cells.state_range import LARGEST_COUNT, check_input, name_bad_count
 from revtune.reversible.kernel.checksum import checksum
 from revtune.reversible.kernel.stage_graph import RecordingStep, StageGraph
-from revtune.reversible.kernel.tape import Tape, TapePosition, span
+from revtune.reversible.kernel.tape import Tape, TapePosition, step_range
 from revtune.reversible.kernel.weights import ProductSteps, WeightRows, Weights
 from revtune.reversible.meter import Usage
 
@@ -322,7 +322,7 @@ def name_bad_state(
         scout.step(x[k : k + 1], first + k)
         for part, count in scout.counts.items():
             name_bad_count(count, part, first + k, name)
-    raise StateRangeError(f"{name}: a state left the exact range |h| < 2^20 in steps {span(x, first)}")
+    raise StateRangeError(f"{name}: a state left the exact range |h| < 2^20 in steps {step_range(x, first)}")
 
 
 def _multiply_only(h: Tensor, zi: Tensor) -> Tensor:

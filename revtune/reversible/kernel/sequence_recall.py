@@ -22,7 +22,7 @@ from revtune.reversible.cells.gru import rev_gru
 from revtune.reversible.cells.lstm import rev_lstm
 from revtune.reversible.cells.state_range import check_input, check_state
 from revtune.reversible.kernel.chunks import most_steps, spans
-from revtune.reversible.kernel.kernel import PARTS, ChunkBuffers, Keep, Kernel, bits_of, new_tally, unstacked
+from revtune.reversible.kernel.kernel import PARTS, ChunkBuffers, Keep, Kernel, new_tally, tallied_bits, unstacked
 from revtune.reversible.kernel.reference import name_bad_state
 from revtune.reversible.kernel.sequence_arguments import SequenceArguments
 from revtune.reversible.kernel.tape import TapePosition
@@ -252,7 +252,7 @@ class RecalledLayer:
         stored = 16 * words + 32 * self.heads[1:].numel() if words else 0  # the heads of c alone are of use
         steps = self.steps * self.rows if self.lengths is None else int(self.lengths.sum())
         units = PARTS * self.units * steps if words else 0
-        metering.report([Usage(self.name, stored, 0.0 if tally is None else bits_of(tally), units)])
+        metering.report([Usage(self.name, stored, 0.0 if tally is None else tallied_bits(tally), units)])
 
     def _explain(self, span: slice) -> str:
         return (

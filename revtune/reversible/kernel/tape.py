@@ -36,8 +36,8 @@ class TapePosition(NamedTuple):
     heads: Tensor | None = None
 
 
-class Stored(Protocol):
-    """What both information buffers, in plain torch and of the kernel, tell of themselves."""
+class InformationBuffer(Protocol):
+    """What the information buffers of both tapes tell of themselves."""
 
     heads: Tensor
 
@@ -73,7 +73,7 @@ class Tape(ABC):
         slices: the sliced units at the start and after each step, (T + 1, B, sliced).
     """
 
-    buffer: Stored
+    buffer: InformationBuffer
 
     def __init__(
         self,
@@ -201,7 +201,7 @@ class Tape(ABC):
 
     def _explain(self, x: Tensor, first: int, what: str) -> str:
         return (
-            f"{self.name}, steps {span(x, first)}: rewinding failed, {what}. Something computed a gate "
+            f"{self.name}, steps {step_range(x, first)}: rewinding failed, {what}. Something computed a gate "
             "differently in the two directions: weights changed through .data between forward and backward, a cell "
             "that is random or reads anything but its step, or a matrix product that does not repeat. "
             "No gradient was produced."
@@ -239,6 +239,6 @@ class LayerTensors(NamedTuple):
         return [*states, *(tape.weights.gradients.pop(name, None) for name in names)]
 
 
-def span(x: Tensor, first: int) -> str:
+def step_range(x: Tensor, first: int) -> str:
     """The steps of a chunk, for messages."""
     return f"{first}..{first + x.shape[0] - 1}"

@@ -85,7 +85,7 @@ def run(kernel: Kernel, of: Problem, keep: Keep = Keep.EVERYTHING) -> tuple[Chun
     return chunk, counts, heads, words
 
 
-def led(of: Problem, gates: Tensor) -> rt.Cell:
+def with_kernel_roundings(of: Problem, gates: Tensor) -> rt.Cell:
     """The cell with its forget gates rounded as the kernel rounded them; derivatives are the cell's own.
 
     A sum in another order may round a gate to the next 1024th. With the kernel's own roundings nothing is left by which
@@ -97,15 +97,15 @@ def led(of: Problem, gates: Tensor) -> rt.Cell:
     top = 1024 if blocks == 3 else 1023
 
     def wrapped(stage: rt.Stage, half: int) -> rt.Stage:
-        def leading(step: rt.Step) -> tuple[Tensor, ...]:
-            found, at = list(stage.gates(step)), gates[next(calls) // 2]
-            for place in range(FORGET_GATES[of.cell.name]):
-                column = (half * blocks + place) * units
-                rounded = rt.forget_gate(at[:, column : column + units], native.max_forget_bits, top=top)
-                found[place] = rounded.double() + (found[place] - found[place].detach())
-            return tuple(found)
+        def rounded_alike(step: rt.Step) -> tuple[Tensor, ...]:
+            own, kernels = list(stage.gates(step)), gates[next(calls) // 2]
+            for block in range(FORGET_GATES[of.cell.name]):
+                column = (half * blocks + block) * units
+                rounded = rt.forget_gate(kernels[:, column : column + units], native.max_forget_bits, top=top)
+                own[block] = rounded.double() + (own[block] - own[block].detach())
+            return tuple(own)
 
-        return replace(stage, gates=leading)
+        return replace(stage, gates=rounded_alike)
 
     return replace(of.cell, stages=tuple(map(wrapped, of.cell.stages, range(2))))
 
@@ -132,7 +132,7 @@ def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_outputs_states_and_gradients_are_those_of_the_equations_in_float64(number: int, kept: None) -> None:
     of, responses, options = case(number)
     gates = run(kernel_of(of, responses, **options), of)[0].gates
-    exact = Problem(led(of, gates), of.x.double(), in_float64(of.state), in_float64(of.weights))
+    exact = Problem(with_kernel_roundings(of, gates), of.x.double(), in_float64(of.state), in_float64(of.weights))
     given = differentiate(rt.scan, of, responses=responses, **options)
     wanted = differentiate(stored_scan, exact, responses=in_float64(responses), **in_float64(options))
     for value, expected in zip((given.y, *given.finals), (wanted.y, *wanted.finals), strict=True):
@@ -353,7 +353,7 @@ def test_long_wide_sequences_are_inferred_some_steps_at_a_time(kind: str) -> Non
 
 
 @pytest.mark.parametrize("number", range(30))
-def test_inference_with_and_without_room_for_c(number: int) -> None:
+def test_inference_with_and_without_memory_for_c(number: int) -> None:
     of, responses, options = case(number)
     options.pop("chunk")
     found = []
