@@ -46,7 +46,7 @@ def layers(kind: str, number: int, steps: int, bits: float | None) -> tuple[Stac
     """Some layers of a cell that stand at random states, and their input; the rows are ragged."""
     problems = [problem(kind, steps, bits=bits, inputs=8 if n else 5, spread=1.0, seed=n) for n in range(number)]
     lengths = torch.tensor([steps // 3, steps, 1])
-    inputs = [LayerInputs(of.state, of.weights, {}) for of in problems]
+    inputs = [LayerTensors(of.state, of.weights, {}) for of in problems]
     tapes = [
         build_tape(of.cell, tensors, LayerSettings(kind, in_kernel(of), lengths=lengths), steps, of.x.dtype)
         for of, tensors in zip(problems, inputs, strict=True)

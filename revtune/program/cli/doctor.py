@@ -14,7 +14,7 @@ from revtune.errors import BackendError
 from revtune.program.data.text import FILES, SPLITS
 from revtune.program.errors import Problem
 from revtune.reversible.kernel import backend as native
-from revtune.reversible.kernel import build as compiling
+from revtune.reversible.kernel import build
 
 EXTRAS = {
     "program": ("tyro", "rich", "safetensors", "datasets", "matplotlib"),
@@ -28,7 +28,7 @@ def lines() -> Iterator[str]:
     precision = torch.get_float32_matmul_precision()
     yield f"torch {torch.__version__}, {torch.get_num_threads()} threads, matmul precision {precision}"
     yield f"device: {torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'cpu'}"
-    yield f"compiler: {told(lambda: Path(compiling.compiler()[0]).name)}"
+    yield f"compiler: {told(lambda: Path(build.compiler()[0]).name)}"
     yield f"backend: {told(native.explain)}"
     yield from data_lines()
     for extra, packages in EXTRAS.items():

@@ -1,4 +1,4 @@
-"""The information buffer: what multiplying by a forget gate would lose, kept so that it can be divided back.
+"""The information buffer: it keeps what multiplying by a forget gate would lose, so that dividing gives it back.
 
 Multiplying a count h by zi/1024 must be undone exactly. The ten low bits of h are pushed onto an integer s, and a
 digit in base zi is popped from s in their place (Maclaurin, Duvenaud, Adams 2015; MacKay et al. 2018, section 3.2).
@@ -32,16 +32,16 @@ from revtune.errors import ReversalError
 from revtune.reversible.arguments import is_size
 
 HEAD_START = 2.0**14
-
+"""Where heads begin, and the least that they are."""
 
 DIGIT = 2.0**10
-
+"""The base of the digit that a count's ten low bits are: as much as the least forget integer, 1, loses."""
 
 WORD = 2.0**16
-
+"""The base of spilled words."""
 
 MAX_SHARE = 16
-
+"""The most units that share a head by default: they take turns, which costs time."""
 
 SHARED_STEPS = 1120
 """From share * steps = 1120 on, heads cost under 24.3 / 1120 = 2.2% of the bits stored at one forgotten bit a step."""

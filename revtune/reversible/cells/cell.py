@@ -1,4 +1,4 @@
-"""Cells as lists of couplings: the one primitive that rewinds, and the four cells built from it.
+"""Cells as lists of couplings, the one primitive that rewinds. gru.py and lstm.py build the four cells from it.
 
 A *coupling* changes one part `a` of the state and reads only what it leaves alone::
 
@@ -26,17 +26,17 @@ from torch.nn import functional as F
 from revtune.reversible.cells import fixed
 
 State = tuple[Tensor, ...]
-
+"""A cell's state tensors, (B, H) each: h, or h and c."""
 
 Rows = tuple[int, int] | None
-
+"""Blocks of N rows of a weight, from the first number up to the second; None for all rows."""
 
 Response = tuple[Tensor, Tensor]
 """The pair (V, s) of a product: `W h + s * (V h)` with V shaped like W and s of shape (B, rows of W)."""
 
 
 class Step:
-    """What a cell may read at one time step. `scan` makes it; its arguments are what the methods below give.
+    """What a cell may read at one time step. `scan` makes it and hands it to the cell's functions.
 
     Args:
         parts: parts of the state by name, floats (B, N).
@@ -46,6 +46,7 @@ class Step:
     Attributes:
         x: the projected input of this stage, shape (B, G), or (B, blocks * N) of the raw input for a scan without
             weight `ih`.
+        forbidden: parts that must not be read now.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Step:
             raise ValueError(f"weight {name!r} has a response, so the cell must use it through step.product")
         return self._named(name)
 
-    def product(self, name: str, value: Tensor, rows: tuple[int, int] | None = None) -> Tensor:
+    def product(self, name: str, value: Tensor, rows: Rows = None) -> Tensor:
         """`W v`, or `W v + s * (V v)` where the scan carries a response pair for this weight.
 
         Args:
@@ -110,8 +111,8 @@ class Step:
         return next(iter(self._parts.values())).shape[-1]
 
 
-def block_rows(weight: Tensor, rows: tuple[int, int] | None, width: int) -> slice:
-    """The slice of a weight's rows that blocks `rows[0]` up to `rows[1]` of `width` rows are."""
+def block_rows(weight: Tensor, rows: Rows, width: int) -> slice:
+    """Blocks of `width` rows of a weight as a slice of its rows."""
     return slice(0, weight.shape[0]) if rows is None else slice(rows[0] * width, rows[1] * width)
 
 
@@ -149,11 +150,11 @@ class Stage:
         return tuple(coupling.part for coupling in self.couplings)
 
 
-class Native(NamedTuple):
+class NativeSettings(NamedTuple):
     """What the native kernel has to know of a cell that it has.
 
     Attributes:
-        max_forget_bits: the limit.
+        max_forget_bits: the limit on forgetting.
         forgetting: whether multipliers are gates at all.
         bounded: whether a RevLSTM's h takes up (1 - p) of its update, or all of it.
     """
@@ -181,7 +182,7 @@ class Cell:
     states: tuple[tuple[str, ...], ...]
     stages: tuple[Stage, ...]
     bounded: bool = False
-    native: Native | None = field(default=None, init=False)
+    native: NativeSettings | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if not self.parts or len(set(self.parts)) < len(self.parts):
@@ -207,6 +208,12 @@ class Cell:
         return sum(stage.blocks for stage in self.stages)
 
 
+def in_kernel(cell: Cell, settings: NativeSettings) -> Cell:
+    """The cell, as one that the native kernel has."""
+    object.__setattr__(cell, "native", settings)  # the class is frozen, and `replace` is to leave the field out
+    return cell
+
+
 def forget_gate(z: Tensor, max_forget_bits: float | None, *, top: int = fixed.FORGET_ONE) -> Tensor:
     """A gate that forgets at most `max_forget_bits` bits a step, rounded to a multiple of 2^-10.
 
@@ -222,10 +229,10 @@ def forget_gate(z: Tensor, max_forget_bits: float | None, *, top: int = fixed.FO
         >>> forget_gate(torch.tensor([0.0, 1.0]), 3.0)
         tensor([0.1250, 1.0000])
     """
-    return fixed.round_forget(_limited(z, max_forget_bits), top)
+    return fixed.round_forget(limited(z, max_forget_bits), top)
 
 
-def _limited(z: Tensor, max_forget_bits: float | None) -> Tensor:
+def limited(z: Tensor, max_forget_bits: float | None) -> Tensor:
     """`m z + (1 - m)` with `m = 1 - 2^-bits`, which forgets at most that many bits."""
     if max_forget_bits is None:
         return z

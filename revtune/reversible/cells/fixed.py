@@ -13,10 +13,8 @@ from torch import Tensor
 STATE_ONE = 2.0**32
 """The count of the state 1.0."""
 
-
 STATE_RANGE = 2.0**20
 """States must stay below this in absolute value; up to here all arithmetic on counts is exact."""
-
 
 FORGET_ONE = 1024
 """The forget integer of the gate 1.0: nothing is forgotten."""
@@ -63,10 +61,11 @@ def round_forget(z: Tensor, top: int = FORGET_ONE) -> Tensor:
         [1.0, 512.0, 1024.0]
     """
     value = z.detach()
-    rounded = (value * FORGET_ONE).round_().clamp_(1, top).mul_(1 / FORGET_ONE).add_(value, alpha=0.0)
+    rounded = (value * FORGET_ONE).round_().clamp_(1, top).mul_(1 / FORGET_ONE)
+    rounded.add_(value, alpha=0.0)  # clamping hides an infinity; 0 times it is NaN
     if not (torch.is_grad_enabled() and z.requires_grad):
         return rounded
-    return rounded + (z - z.detach())
+    return rounded + (z - z.detach())  # plus an exact 0 whose gradient is 1
 
 
 def forget_integer(z: Tensor) -> Tensor:
@@ -80,7 +79,7 @@ def forget_integer(z: Tensor) -> Tensor:
 
 
 def is_rounded(z: Tensor) -> bool:
-    """Whether every gate is a multiple of 2^-10 in [2^-10, 1]; NaN passes, it is found and named elsewhere."""
+    """Whether every gate is a multiple of 2^-10 in [2^-10, 1]. NaN passes: the state that it leads to is refused."""
     count = forget_integer(z)
     wrong = (count != count.round()) | (count < 1) | (count > FORGET_ONE)
     return not bool((wrong & ~count.isnan()).any())

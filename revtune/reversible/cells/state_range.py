@@ -11,6 +11,7 @@ from revtune.errors import NonFiniteError, StateRangeError
 from revtune.reversible.cells import fixed
 
 LARGEST_COUNT = fixed.STATE_RANGE * fixed.STATE_ONE
+"""Counts must stay below this, 2^52, in absolute value."""
 
 
 def check_finite(value: Tensor, what: str) -> None:
@@ -21,20 +22,20 @@ def check_finite(value: Tensor, what: str) -> None:
     """
     if value.numel() == 0:
         return
-    place = _first_bad(value.detach())
-    if place is not None:
-        raise NonFiniteError(f"{what} is not finite: {float(value[place])} at index {place}")
+    index = _first_bad(value.detach())
+    if index is not None:
+        raise NonFiniteError(f"{what} is not finite: {float(value[index])} at index {index}")
 
 
 def check_input(x: Tensor, first: int, name: str) -> None:
-    """Refuse a chunk of inputs (K, B, I), of which the first is step `first`, that is not finite.
+    """Refuse a chunk of inputs (K, B, I), beginning at step `first`, that is not finite.
 
     Raises:
         NonFiniteError: names layer, step and row.
     """
-    place = _first_bad(x)
-    if place is not None:
-        k, row, feature = place
+    index = _first_bad(x)
+    if index is not None:
+        k, row, feature = index
         value = float(x[k, row, feature])
         raise NonFiniteError(
             f"{name}: input is not finite: {value} at step {first + k}, batch row {row}, feature {feature}; "
@@ -60,7 +61,7 @@ def name_bad_count(counts: Tensor, part: str, step: int, name: str) -> None:
     Raises:
         NonFiniteError, StateRangeError: name layer, part, unit, row and step.
     """
-    bad = ~(counts.abs() < LARGEST_COUNT)
+    bad = ~(counts.abs() < LARGEST_COUNT)  # NaN fails the comparison too
     if not bool(bad.any()):
         return
     row, unit = (int(i) for i in bad.nonzero()[0])
@@ -74,8 +75,8 @@ def name_bad_count(counts: Tensor, part: str, step: int, name: str) -> None:
 
 
 def _first_bad(value: Tensor) -> tuple[int, ...] | None:
-    """Where a tensor first is NaN or infinite."""
-    low, high = torch.aminmax(value)
+    """The index at which a tensor first is NaN or infinite."""
+    low, high = torch.aminmax(value)  # one pass, without a mask of the tensor's size; NaN becomes both
     if math.isfinite(float(low)) and math.isfinite(float(high)):
         return None
     return tuple(int(i) for i in (~value.isfinite()).nonzero()[0])

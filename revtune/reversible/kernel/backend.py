@@ -2,7 +2,7 @@
 
 REVTUNE_BACKEND says what is wanted: `auto`, the default, takes the kernel if there is one; `native` needs it;
 `reference` leaves it alone. The kernel comes from the wheel, from the cache, or from a C++ compiler, once a process.
-REVTUNE_ISA names an instruction set for it; without, it takes the widest one that the processor has.
+REVTUNE_ISA names an instruction set for it. Without, the kernel takes the widest one that the processor has.
 """
 
 from __future__ import annotations
@@ -20,22 +20,20 @@ from torch import Tensor
 
 from revtune.errors import BackendError, SettingError
 from revtune.reversible.cells.cell import Cell
-from revtune.reversible.kernel import build as compiling
+from revtune.reversible.kernel import build
 
-NAMES = frozenset(("ih", "bias", "hh"))
+BACKENDS = ("auto", "native", "reference")
 
+INSTRUCTION_SETS = ("avx512", "avx2", "plain")
+
+KERNEL_WEIGHTS = frozenset(("ih", "bias", "hh"))
+"""The weights that the kernel knows. A layer with others runs in plain torch."""
 
 SOURCE = Path(__file__).with_name("csrc")
 
 
-BACKENDS = ("auto", "native", "reference")
-
-
-INSTRUCTION_SETS = ("avx512", "avx2", "plain")
-
-
 @dataclass(frozen=True)
-class Found:
+class KernelLookup:
     """What came of looking for the kernel: the loaded library and its origin, or why there is none."""
 
     library: Path | None = None
@@ -44,39 +42,68 @@ class Found:
 
 
 _lock = threading.Lock()
+"""Held by the thread that looks for the kernel, and by whoever changes what follows."""
 
+_lookup: KernelLookup | None = None
+"""The result of this process's one lookup."""
 
-_found: Found | None = None
-
-
-_told = False
-
+_fallback_told = False
+"""Whether stderr has been told that plain torch runs instead."""
 
 _waiting: list[Callable[[], None]] = []
+"""What is to be called once the operators are there."""
 
 
-@torch.compiler.assume_constant_result
+def chosen(backend: str, cell: Cell, like: Tensor, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> bool:
+    """Whether the kernel is to run this layer.
+
+    Args:
+        backend: "auto", "native" or "reference", as users name it: `scan` leaves the check of it to this function.
+        cell, weights, masks: of the layer.
+        like: any tensor with the device and dtype of its input.
+
+    Raises:
+        BackendError: the kernel is asked for and cannot be had.
+        ValueError: it is asked for and does not have this cell, dtype, device or mask; or there is no such backend.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f'backend must be "auto", "native" or "reference", got {backend!r}')
+    if backend == "reference":
+        return False
+    float32_on_cpu = like.device.type == "cpu" and like.dtype == torch.float32
+    has_weights = set(weights) <= KERNEL_WEIGHTS and "hh" in weights
+    if cell.native is not None and float32_on_cpu and has_weights and set(masks) <= set(cell.states[0]):
+        return load() or (backend == "native" and insist())
+    if backend == "native":
+        raise ValueError(
+            f'backend="native" runs RevGRU and RevLSTM in float32 on the CPU, with masks on h alone; got {cell.name}, '
+            f"{like.dtype} on {like.device}, weights {tuple(weights)}, masks {tuple(masks)}"
+        )
+    return False
+
+
+@torch.compiler.assume_constant_result  # else torch.compile would trace the search for a library
 def load() -> bool:
-    """Whether the operators torch.ops.revtune.* are there and to be used; the first call may compile them.
+    """Whether the operators torch.ops.revtune.* are there and to be used. The first call may compile them.
 
     Raises:
         BackendError: if REVTUNE_BACKEND is `native` and the kernel cannot be had, or if it can be had and does not have
             the instruction set that REVTUNE_ISA names.
         SettingError: if REVTUNE_BACKEND is none of the three, or REVTUNE_ISA names no instruction set.
     """
-    global _told
+    global _fallback_told
     wanted = backend()
     if wanted == "reference":
         return False
-    found = find()
-    if found.library:
+    kernel = find()
+    if kernel.library:
         return True
     if wanted == "native":
-        raise BackendError(f"REVTUNE_BACKEND is native, but {found.reason}")
+        raise BackendError(f"REVTUNE_BACKEND is native, but {kernel.reason}")
     with _lock:
-        told, _told = _told, True
+        told, _fallback_told = _fallback_told, True
     if not told:
-        print(f"revtune: plain torch runs, slower: {first_line(found.reason)}; see revtune doctor", file=sys.stderr)
+        print(f"revtune: plain torch runs, slower: {first_line(kernel.reason)}; see revtune doctor", file=sys.stderr)
     return False
 
 
@@ -87,9 +114,9 @@ def insist() -> bool:
     Raises:
         BackendError: it cannot be had.
     """
-    found = find()
-    if not found.library:
-        raise BackendError(f'backend="native" cannot be had: {found.reason}')
+    kernel = find()
+    if not kernel.library:
+        raise BackendError(f'backend="native" cannot be had: {kernel.reason}')
     return True
 
 
@@ -112,59 +139,63 @@ def wanted_instructions() -> str:
 def when_loaded(then: Callable[[], None]) -> None:
     """Call `then` once the operators are there, now or later."""
     with _lock:
-        if _found is None or not _found.library:
+        if _lookup is None or not _lookup.library:
             _waiting.append(then)
             return
     then()
 
 
-def find() -> Found:
+def find() -> KernelLookup:
     """Load the kernel, once a process, or find out why it cannot be.
 
     Raises:
         BackendError, SettingError: for the instruction set that REVTUNE_ISA names, as in `load`.
     """
-    global _found
-    if _found is None:
+    global _lookup
+    if _lookup is None:
         with _lock:
-            if _found is None:
+            if _lookup is None:  # no other thread has looked since
                 wanted = wanted_instructions()
-                found = attempt()
-                if found.library:
+                kernel = load_first()
+                if kernel.library:
                     check_instructions(wanted)
-                while found.library and _waiting:
+                while kernel.library and _waiting:
                     _waiting[-1]()
-                    _waiting.pop()
-                _found = found
-    return _found
+                    _waiting.pop()  # only now: a call that raises is made again by the next lookup
+                _lookup = kernel
+    return _lookup
 
 
 def check_instructions(wanted: str) -> None:
-    """Have the loaded kernel choose its instruction set, and raise `BackendError` when it is not the wanted one."""
-    if wanted and (there := instructions()) != wanted:
-        raise BackendError(f"REVTUNE_ISA asks for {wanted}, which this processor or compiler lacks; {there} can be had")
+    """Refuse a kernel that has chosen another instruction set than the wanted one.
+
+    Raises:
+        BackendError: names both.
+    """
+    if wanted and (given := instructions()) != wanted:
+        raise BackendError(f"REVTUNE_ISA asks for {wanted}, which this processor or compiler lacks; {given} can be had")
 
 
-def attempt() -> Found:
+def load_first() -> KernelLookup:
     """Load the first library that loads; where those in the cache do not, one is compiled in their place."""
     reasons = []
     try:
         for origin, library in libraries():
             try:
                 load_library(library)
-                return Found(library, origin)
+                return KernelLookup(library, origin)
             except OSError as error:
                 reasons.append(f"{library} does not load: {error.__cause__ or error}")
     except (BackendError, OSError, UnicodeDecodeError) as error:
         reasons.append(str(error))
-    return Found(reason="; ".join(reasons))
+    return KernelLookup(reason="; ".join(reasons))
 
 
 def load_library(library: Path) -> None:
     """Have torch load a library.
 
     Raises:
-        OSError: it does not load, or it is none of ours.
+        OSError: it does not load, or has no operators of revtune.
     """
     torch.ops.load_library(library)
     if not hasattr(torch.ops.revtune, "instruction_set"):
@@ -172,31 +203,31 @@ def load_library(library: Path) -> None:
 
 
 def libraries() -> Iterator[tuple[str, Path]]:
-    """Each library that may serve with its origin: from the wheel, from the cache, compiled now.
+    """Each library that may serve, with its origin: from the wheel, from the cache, compiled now.
 
-    Whoever asks for the next one says that the last did not load.
+    To ask for the next one is to say that the last did not load.
     """
     if sys.platform == "win32":
         raise BackendError("there is no kernel for Windows")
     shipped = Path(__file__).with_name(shipped_name())
     if shipped.is_file():
         yield "from the wheel", shipped
-    command = compiling.compiler()
-    key = compiling.build_key(SOURCE, command)
+    command = build.compiler()
+    key = build.build_key(SOURCE, command)
     broken = []
-    for library in compiling.cached(key):
+    for library in build.cached(key):
         yield "from the cache", library
         broken.append(library)
-    if any(map(compiling.given_up, broken)):
+    if any(map(build.given_up, broken)):  # a process before this one has been here
         raise BackendError(f"it was compiled again, in vain; without {broken[0].parent} that is tried once more")
-    library = compiling.build(SOURCE, command, key, broken=broken)
+    library = build.library(SOURCE, command, key, broken=broken)
     yield f"compiled by {Path(command[0]).name}", library
-    compiling.give_up(library)
+    build.give_up(library)
 
 
 def shipped_name() -> str:
-    """The file name of a wheel's library: it holds the digest of its source, so that no other source's is loaded."""
-    return f"kernel-{compiling.source_key(SOURCE)}.so"
+    """The file name of a wheel's library. It holds the digest of the source, so that no other source's is loaded."""
+    return f"kernel-{build.source_key(SOURCE)}.so"
 
 
 def explain() -> str:
@@ -204,12 +235,12 @@ def explain() -> str:
     wanted = backend()
     if wanted == "reference":
         return "reference (plain torch): REVTUNE_BACKEND asks for it"
-    found = find()
-    if found.library:
-        return f"native ({instructions()}, {found.origin}, {found.library})"
+    kernel = find()
+    if kernel.library:
+        return f"native ({instructions()}, {kernel.origin}, {kernel.library})"
     if wanted == "native":
-        return f"none, as REVTUNE_BACKEND is native, but {first_line(found.reason)}"
-    return f"reference (plain torch): {first_line(found.reason)}"
+        return f"none, as REVTUNE_BACKEND is native, but {first_line(kernel.reason)}"
+    return f"reference (plain torch): {first_line(kernel.reason)}"
 
 
 def instructions() -> str:
@@ -225,35 +256,7 @@ def first_line(text: str) -> str:
 
 def ship(folder: Path) -> Path:
     """Compile the kernel for a wheel, into a folder under the name that a wheel's library has."""
-    command = compiling.compiler()
-    library = compiling.build(SOURCE, command, compiling.build_key(SOURCE, command))
+    command = build.compiler()
+    library = build.library(SOURCE, command, build.build_key(SOURCE, command))
     folder.mkdir(parents=True, exist_ok=True)
     return Path(shutil.copy(library, folder / shipped_name()))
-
-
-def chosen(backend: str, cell: Cell, like: Tensor, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> bool:
-    """Whether the kernel is to run this layer.
-
-    Args:
-        backend: "auto", "native" or "reference".
-        cell, weights, masks: of the layer.
-        like: any tensor with the device and dtype of its input.
-
-    Raises:
-        BackendError: the kernel is asked for and cannot be had.
-        ValueError: it is asked for and does not have this cell, dtype, device or mask; there is no such backend.
-    """
-    if backend not in ("auto", "native", "reference"):
-        raise ValueError(f'backend must be "auto", "native" or "reference", got {backend!r}')
-    if backend == "reference":
-        return False
-    here = like.device.type == "cpu" and like.dtype == torch.float32
-    fits = cell.native is not None and here and set(weights) <= NAMES and "hh" in weights
-    if fits and set(masks) <= set(cell.states[0]):
-        return load() or (backend == "native" and insist())
-    if backend == "native":
-        raise ValueError(
-            f'backend="native" runs RevGRU and RevLSTM in float32 on the CPU, with masks on h alone; got {cell.name}, '
-            f"{like.dtype} on {like.device}, weights {tuple(weights)}, masks {tuple(masks)}"
-        )
-    return False

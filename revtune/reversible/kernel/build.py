@@ -1,7 +1,7 @@
 """The C++ kernel compiled from its source, and the user's cache of compiled kernels.
 
-A library's name holds two digests. The first is of all it was made from: sources, options, compiler, machine. The
-second is of its own bytes: a file cut short is never loaded, and processes that race write the same file or none.
+A library's name holds two digests. The first is of all that it was made from: sources, options, compiler, machine. The
+second is of its own bytes, so that a file cut short is never loaded, and processes that race write the same file.
 Torch's version is in neither: the kernel uses the stable interface of torch 2.10 and runs under any later torch.
 """
 
@@ -26,26 +26,26 @@ from revtune.errors import BackendError
 from revtune.reversible.kernel.compiler_process import answer, told_if_long
 
 COMPILERS = ("g++", "clang++", "c++")
-
+"""The commands that are tried, in this order, where CXX is not set."""
 
 SCRATCH = ".build-"
-
+"""How the names of folders begin in which a compilation is under way."""
 
 OPTIONS = (
     "-std=c++20",
     "-O3",
-    "-ffp-contract=off",
+    "-ffp-contract=off",  # a multiply-add is fused only where the source says so: gates must repeat bit for bit
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fPIC",
     "-shared",
     "-fvisibility=hidden",
-    "-DTORCH_TARGET_VERSION=0x020a000000000000",
+    "-DTORCH_TARGET_VERSION=0x020a000000000000",  # the stable interface of torch 2.10
 )
-
+"""The compiler's options. They are part of the build key: a change here makes every user's kernel compile again."""
 
 PATIENCE, ANSWER_PATIENCE = 600.0, 60.0
-"""Seconds that a compilation may take, and the compiler's telling of its version."""
+"""The most seconds that a compilation may take, and that the compiler may take to tell its version."""
 
 
 def compiler() -> list[str]:
@@ -61,7 +61,7 @@ def compiler() -> list[str]:
 
 
 def options() -> list[str]:
-    """The compiler's options, those of REVTUNE_CXXFLAGS last."""
+    """The compiler's options. Those of REVTUNE_CXXFLAGS come last, where they win."""
     return [*OPTIONS, *setting("REVTUNE_CXXFLAGS")]
 
 
@@ -83,7 +83,7 @@ def source_key(source: Path) -> str:
 
 
 def build_key(source: Path, command: list[str]) -> str:
-    """A digest of all that a compiled kernel depends on: that of its source, and the compiler with its version."""
+    """A digest of all that a compiled kernel depends on: `source_key`, the compiler with its version, the C library."""
     name = Path(command[0]).name
     with told_if_long(f"waiting for {name} to tell its version, for {ANSWER_PATIENCE:g} seconds at most"):
         version = answer([*command, "--version"], source, dict(os.environ), patience=ANSWER_PATIENCE)
@@ -91,7 +91,7 @@ def build_key(source: Path, command: list[str]) -> str:
 
 
 def digest(data: bytes) -> str:
-    """Sixteen hexadecimal digits that tell data apart."""
+    """Sixteen hexadecimal digits of the data's SHA-256."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
@@ -99,21 +99,21 @@ def folders() -> list[Path]:
     """Where compiled kernels are kept: the user's cache, or else a folder of the user's own among temporary files."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     cache = cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")
-    places = [Path(os.path.realpath(cache), "revtune")] if os.path.isabs(cache) else []
-    return [*places, Path(tempfile.gettempdir(), f"revtune-{os.geteuid()}")]
+    own = [Path(os.path.realpath(cache), "revtune")] if os.path.isabs(cache) else []  # without a home `~` stays
+    return [*own, Path(tempfile.gettempdir(), f"revtune-{os.geteuid()}")]
 
 
 def safe(folder: Path) -> bool:
-    """Whether a folder is the user's own and nobody else may write there: what lies in it will be run."""
+    """Whether a folder is the user's own and nobody else may write there, since what lies in it will be run."""
     try:
-        found = folder.lstat()
+        status = folder.lstat()  # of a link itself, not of the folder that it leads to
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
 
 
 def cached(key: str) -> Iterator[Path]:
-    """The whole libraries of a key; those cut short or changed are passed over."""
+    """The libraries of a key; those cut short or changed are passed over."""
     for folder in filter(safe, folders()):
         for path in sorted(folder.glob(f"revtune-{key}-*.so")):
             with contextlib.suppress(OSError):
@@ -121,8 +121,8 @@ def cached(key: str) -> Iterator[Path]:
                     yield path
 
 
-def build(source: Path, command: list[str], key: str, *, broken: Collection[Path] = ()) -> Path:
-    """Compile the kernel into the first folder that serves, once however many processes ask.
+def library(source: Path, command: list[str], key: str, *, broken: Collection[Path] = ()) -> Path:
+    """The compiled kernel, compiled into the first folder that serves, once however many processes ask.
 
     Args:
         source: folder of the sources.
@@ -134,8 +134,9 @@ def build(source: Path, command: list[str], key: str, *, broken: Collection[Path
     if folder is None:
         raise BackendError(f"the compiled kernel cannot be kept in {' or '.join(map(str, folders()))}")
     with locked(folder):
-        known = (library for library in cached(key) if library not in broken)
-        return next(known, None) or compile_into(folder, source, command, key)
+        # Another process may have compiled it while this one waited for the lock.
+        whole = (path for path in cached(key) if path not in broken)
+        return next(whole, None) or compile_into(folder, source, command, key)
 
 
 def writable(folder: Path) -> bool:
@@ -150,16 +151,16 @@ def compile_into(folder: Path, source: Path, command: list[str], key: str) -> Pa
     sweep(folder)
     name = Path(command[0]).name
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch, locked(Path(scratch)):
-        library = Path(scratch, "revtune.so")
-        hidden = ("LD_PRELOAD", "DYLD_INSERT_LIBRARIES")
-        environment = {name: value for name, value in os.environ.items() if name not in hidden}
-        environment |= {"LC_ALL": "C", "TMPDIR": scratch}
-        command = [*command, *options(), "revtune.cpp", "-o", str(library), *torch_options()]
+        made = Path(scratch, "revtune.so")
+        preloads = ("LD_PRELOAD", "DYLD_INSERT_LIBRARIES")  # a sanitizer preloaded here would run in the compiler too
+        environment = {name: value for name, value in os.environ.items() if name not in preloads}
+        environment |= {"LC_ALL": "C", "TMPDIR": scratch}  # errors in English, leavings where `sweep` finds them
+        command = [*command, *options(), "revtune.cpp", "-o", str(made), *torch_options()]
         with told_if_long(f"compiling the kernel by {name}, once; this takes half a minute or so"):
             answer(command, source, environment, patience=PATIENCE)
-        if not library.is_file():
+        if not made.is_file():
             raise BackendError(f"{name} made no library, though it reported no error")
-        return library.replace(folder / f"revtune-{key}-{digest(library.read_bytes())}.so")
+        return made.replace(folder / f"revtune-{key}-{digest(made.read_bytes())}.so")
 
 
 def sweep(folder: Path) -> None:
@@ -175,28 +176,28 @@ def sweep(folder: Path) -> None:
 
 
 def give_up(library: Path) -> None:
-    """Remember of a library just compiled that it does not load, lest every process compile it again."""
+    """Note that a library just compiled does not load, so that not every process compiles it again."""
     with contextlib.suppress(OSError):
         library.with_suffix(".broken").touch()
 
 
 def given_up(library: Path) -> bool:
-    """Whether compiling this library again has been of no use."""
+    """Whether this library has been compiled again and still did not load."""
     return library.with_suffix(".broken").exists()
 
 
 def torch_options() -> list[str]:
-    """Where torch's headers and its library are, the library needed by name however the linker is set."""
+    """Where torch's headers and its library are."""
     root = Path(torch.__file__).parent
-    found = ["-isystem", str(root / "include"), f"-L{root / 'lib'}"]
+    paths = ["-isystem", str(root / "include"), f"-L{root / 'lib'}"]
     if sys.platform == "darwin":
-        return [*found, f"-Wl,-rpath,{root / 'lib'}", "-ltorch_cpu"]
-    return [*found, "-Wl,--no-as-needed", "-ltorch_cpu"]
+        return [*paths, f"-Wl,-rpath,{root / 'lib'}", "-ltorch_cpu"]
+    return [*paths, "-Wl,--no-as-needed", "-ltorch_cpu"]  # some linkers drop a library that they see no use of
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder against other processes; where that cannot be, go on without, which costs a second compilation."""
+    """Keep other processes out of a folder. Where there are no locks, go on: at worst they compile a second time."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         wait(descriptor)
@@ -221,7 +222,7 @@ def try_lock(descriptor: int) -> bool:
     """
     if sys.platform == "win32":
         raise OSError("there are no locks")
-    import fcntl
+    import fcntl  # a module that Windows does not have
 
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,7 @@
-"""Numbers that a change of any bit changes: of states, to know them again, and of what must stay as it was."""
+"""Checksums in plain torch: of states, which rewinding must lead back to, and of tensors that must stay as they were.
+
+The kernel has a checksum of its own, csrc/digest.h, with the same two multipliers.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,33 @@ import torch
 from torch import Tensor
 
 _BLOCK = 2**16
-"""Numbers of a tensor that are mixed at a time, which stay in a core's cache."""
-
+"""Numbers of a tensor that are mixed at a time, so that they stay in a core's cache."""
 
 _KEY, _MIX = -0x61C8864680B583EB, -0x40A7B892E31B1A47
+"""SplitMix64's increment and first multiplier (Steele, Lea, Flood 2014), 0x9E3779B97F4A7C15 and 0xBF58476D1CE4E5B9, as
+int64. Both are odd: multiplying by an odd number modulo 2^64 can be undone, so that no bit is lost."""
+
+_FOLD = 0x100000001B3
+"""The 64-bit FNV prime. It chains the sums of several tensors, so that their order counts."""
 
 
 def checksum(depth: int, tensors: Iterable[Tensor]) -> int:
     """64 bits of float64 or int64 tensors and a number; sensitive to every bit, to order and to position.
 
-    Each value's bits are xored with a key of its place, multiplied, folded and multiplied again before they are added
-    up, so that differences do not cancel. 0 and -0 count as the same.
+    Each value's bits are xored with a key of its position, multiplied, folded and multiplied again before they are
+    added up, so that differences do not cancel. 0 and -0 count as the same.
     """
     total = depth
     for values in tensors:
-        bits = values if values.dtype == torch.int64 else (values + 0.0).view(torch.int64)
+        bits = values if values.dtype == torch.int64 else (values + 0.0).view(torch.int64)  # -0 + 0 is 0
         key = torch.arange(1, values.numel() + 1, device=values.device).mul_(_KEY).view(values.shape)
         mixed = (bits ^ key).mul_(_MIX)
         mixed = (mixed ^ (mixed >> 29)).mul_(_KEY)
-        total = (total * 0x100000001B3 + int((mixed ^ (mixed >> 32)).sum())) & (2**64 - 1)
+        total = (total * _FOLD + int((mixed ^ (mixed >> 32)).sum())) & (2**64 - 1)
     return total
 
 
 def fingerprint(tensor: Tensor) -> int:
-    """A number that a change of bits, or of their places, almost surely changes: their checksum, block by block."""
+    """The checksum of any tensor's bits, block by block: a change of bits, or of their order, almost surely shows."""
     bits = tensor.detach().resolve_neg().contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int64)
     return checksum(0, (block.long() for block in bits.flatten().split(_BLOCK)))

@@ -1,4 +1,4 @@
-"""How a sequence is cut into chunks."""
+"""How a sequence is cut into chunks of steps."""
 
 from __future__ import annotations
 
@@ -6,9 +6,23 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+FEWEST_STEPS = 4
+"""Shorter chunks would save little memory and cost time: weight gradients are one matmul a chunk."""
+
+
+def most_steps(budget: int, step_bytes: int) -> int:
+    """The most steps of a chunk, each of so many bytes, that fit a budget of bytes; no fewer than `FEWEST_STEPS`."""
+    return max(FEWEST_STEPS, budget // step_bytes)
+
+
+def evened_out(steps: int, most: int, *, fewest: int = FEWEST_STEPS) -> int:
+    """The steps of each chunk, at most `most` or `fewest`, such that the last chunk is about as long as the others."""
+    chunks = max(1, -(-steps // max(fewest, most)))
+    return max(1, -(-steps // chunks))
+
 
 def spans(begin: int, end: int, most: int) -> list[slice]:
-    """Chunks of at most so many steps, evened out over the steps from one to another."""
+    """The steps from `begin` to `end` in chunks of at most `most` steps, evened out."""
     size = evened_out(end - begin, most, fewest=1)
     return [slice(*piece) for piece in pieces(begin, end, size)]
 

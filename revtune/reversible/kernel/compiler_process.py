@@ -1,4 +1,4 @@
-"""Other programs, run with patience but not for ever, and a word to the person who waits."""
+"""The compiler run with a time limit, and a line on stderr for the person who waits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from revtune.errors import BackendError
 
 SILENCE = 5.0
-"""Seconds after which waiting is told."""
+"""Seconds of waiting after which a line says what is waited for."""
 
 
 @contextlib.contextmanager
@@ -33,13 +33,14 @@ def answer(command: list[str], folder: Path, environment: dict[str, str], *, pat
     """What a command prints within `patience` seconds.
 
     Raises:
-        BackendError: it cannot be run or takes longer; it fails: its first error in one line, its first lines below.
+        BackendError: it cannot be run, or takes longer, or fails. Of a failure the first line tells the first error,
+            and the output's first lines follow.
     """
     name = Path(command[0]).name
     try:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, start_new_session=True,
+            stderr=subprocess.STDOUT, start_new_session=True,  # a group of its own, which `stop` can end as a whole
         )  # fmt: skip
     except OSError as error:
         raise BackendError(f"{command[0]} cannot be run: {error}") from error

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-
-def _cpu_products() -> Any:
-    """torch's switch for the precision of products on CPU, which its stubs leave out."""
-    return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-
-
 _PRECISIONS = ("none", "ieee", "tf32", "bf16")
+"""torch's names of float32 precisions; an environment's numbers are indices into these."""
 
 
-@dataclass(frozen=True)
-class Environment:
-    """Thread count, matmul precision and backend switch under which a sequence ran."""
+class Environment(NamedTuple):
+    """Thread count, the switch for oneDNN, and the precisions of matmuls under which a sequence ran."""
 
     threads: int
     onednn: bool
@@ -33,24 +26,25 @@ class Environment:
         return cls(
             threads=torch.get_num_threads(),
             onednn=torch._C._get_mkldnn_enabled(),
-            cpu_precision=_cpu_products().fp32_precision,
+            cpu_precision=_cpu_matmul().fp32_precision,
             cuda_precision=torch.backends.cuda.matmul.fp32_precision,
         )
 
     def numbers(self) -> list[int]:
-        """These settings as numbers, for a tensor."""
+        """These settings as numbers, one a field, so that they fit in a tensor."""
         return [self.threads, int(self.onednn), *(map(_PRECISIONS.index, (self.cpu_precision, self.cuda_precision)))]
 
     @classmethod
     def of(cls, numbers: list[int]) -> Environment:
-        """The settings that `numbers` gave."""
+        """The settings that `numbers` encodes."""
         threads, onednn, cpu, cuda = numbers
         return cls(threads, bool(onednn), _PRECISIONS[cpu], _PRECISIONS[cuda])
 
     def _apply(self) -> None:
         torch.set_num_threads(self.threads)
+        # torch.backends.mkldnn.enabled refuses to be set once the user has called disable_global_flags.
         torch._C._set_mkldnn_enabled(self.onednn)
-        _cpu_products().fp32_precision = self.cpu_precision
+        _cpu_matmul().fp32_precision = self.cpu_precision
         torch.backends.cuda.matmul.fp32_precision = self.cuda_precision
 
     @contextmanager
@@ -63,3 +57,8 @@ class Environment:
                 stack.callback(now._apply)
             stack.enter_context(torch.autocast(device.type, enabled=False))
             yield
+
+
+def _cpu_matmul() -> Any:
+    """torch's switch for the precision of matmuls on CPU, which its stubs leave out."""
+    return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]

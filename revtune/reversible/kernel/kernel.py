@@ -1,6 +1,7 @@
 """The C++ kernel with one layer's weights: chunks forward, rewound, recalled from outputs, and their gradients.
 
-The time loop is csrc/'s; here stand what its operators are handed and the weights' gradients, one matmul a chunk.
+The time loop is in csrc/. Here are the tensors that its operators work on, and the weights' gradients, one matmul a
+chunk.
 
 Shapes: K steps of a chunk, B batch, N units of a part, H = 2N, G gates, S states of the cell (h, or h and c).
 """
@@ -8,6 +9,7 @@ Shapes: K steps of a chunk, B batch, N units of a part, H = 2N, G gates, S state
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import IntEnum
 from typing import NamedTuple
 
 import torch
@@ -20,30 +22,39 @@ from revtune.reversible.cells.cell import Cell, slope_of
 from revtune.reversible.kernel.weights import Weights
 
 PARTS = 2
-"""Parts of a state. They share its heads in turn; c has heads of its own, to be rewound where outputs tell h."""
-
+"""Parts of a state. They share its heads in turn. c has heads of its own, so that it can be rewound alone."""
 
 GRU_BLOCKS, LSTM_BLOCKS = 3, 5
 """Blocks of gates of one half."""
 
 
-class Keep:
-    """What a forward chunk keeps of the buffer, as csrc/chunk.h counts it."""
+class Keep(IntEnum):
+    """What a forward chunk keeps of the information buffer; numbers as in csrc/chunk.h."""
 
-    NOTHING, HEADS, CELLS, EVERYTHING = range(4)
+    NOTHING = 0
+    """No buffer: the ten lowest bits of a state are rounded away."""
+
+    HEADS = 1
+    """The buffer's arithmetic, with its words dropped."""
+
+    CELLS = 2
+    """The buffer's arithmetic, with the words of c kept: outputs tell h."""
+
+    EVERYTHING = 3
+    """All words: what rewinding needs."""
 
 
-class Room(NamedTuple):
-    """A chunk of K steps.
+class ChunkBuffers(NamedTuple):
+    """The tensors that the operators read and write for a chunk of K steps.
 
     Attributes:
         gates: (K, B, G): projected inputs, then gates, then the gradient of the projection.
         y: h after each step, (K, B, H).
-        y_start: h before the first, (B, H).
-        c: likewise c, of a RevLSTM that is recorded.
-        c_start: likewise.
+        y_start: h before the first step, (B, H).
+        c: c after each step, (K, B, H), of a RevLSTM that is recorded.
+        c_start: c before the first step, (B, H), likewise.
         rh: r * h as products read it, (K, B, H), of a RevGRU that is recorded.
-        y_before: h before each step, (K, B, H), where that lies in one piece.
+        y_before: h before each step, (K, B, H), where that is one tensor.
     """
 
     gates: Tensor
@@ -55,7 +66,7 @@ class Room(NamedTuple):
     y_before: Tensor | None = None
 
     def states(self) -> tuple[Tensor | None, ...]:
-        """States after and before, as operators take them."""
+        """States after each step and before the first, in the order of the operators' arguments."""
         return self.y, self.y_start, self.c, self.c_start
 
 
@@ -68,9 +79,6 @@ class Kernel:
         units: N.
         masks: locked masks (B, N) on h1, h2 as the gates read them.
         lengths: steps of each row, (B,), or None.
-
-    Raises:
-        ValueError: the recurrent weight has another shape than the cell needs.
     """
 
     def __init__(
@@ -78,17 +86,16 @@ class Kernel:
     ) -> None:
         assert cell.native is not None
         self.weights, self.units = weights, units
+        # As the operators take them: slope, forgetting, bounded.
         self._limit = (slope_of(cell.native.max_forget_bits), cell.native.forgetting, cell.native.bounded)
         self.blocks, self.states = cell.blocks // PARTS, len(cell.states)
         self._hh = weights.tensors["hh"]
-        if self._hh.shape != (cell.blocks * units, units):
-            wanted = (cell.blocks * units, units)
-            raise ValueError(f"weight 'hh' must be {wanted} for this cell, got {tuple(self._hh.shape)}")
+        assert self._hh.shape == (cell.blocks * units, units)
         extra, scale = weights.responses.get("hh", (None, None))
         self._extra, self._scale = extra, scale
         self._masks = [masks[part].contiguous() if part in masks else None for part in cell.states[0]]
         self._lengths = None if lengths is None else lengths.long().contiguous()
-        self._memory: dict[str, Tensor] = {}
+        self._reused: dict[str, Tensor] = {}
         self._packs: tuple[Tensor, Tensor | None] | None = None
 
     @property
@@ -104,7 +111,7 @@ class Kernel:
         width = -(-self.units // max(1, min(turns, self.units)))
         return torch.full((self.states, rows, width), HEAD_START, dtype=torch.float64)
 
-    def room(
+    def chunk_buffers(
         self,
         x: Tensor,
         y: Tensor | None = None,
@@ -112,72 +119,86 @@ class Kernel:
         recorded: bool,
         gates: Tensor | None = None,
         into: Tensor | None = None,
-    ) -> Room:
-        """Room for a chunk of inputs (K, B, I), which are projected into it unless its gates are known.
+    ) -> ChunkBuffers:
+        """The tensors for a chunk of inputs (K, B, I), which share the memory of gates, rh and c with the last chunk's.
 
-        Outputs go to y (K, B, H) and gates to `into` (K, B, G) if they are given. Rooms of a kernel share the memory
-        of gates, rh and c.
+        Args:
+            x: the inputs.
+            y: where outputs go, (K, B, H); by default a new tensor.
+            recorded: whether the chunk's gradient will be taken.
+            gates: the chunk's gates, (K, B, G), if they are known; else the projected inputs take their place.
+            into: where gates go, (K, B, G), if not to the memory that chunks share.
         """
         shape = (*x.shape[:2], PARTS * self.units)
         gates = self._project(x, into) if gates is None else self._shared("gates", tuple(gates.shape)).copy_(gates)
-        room = Room(gates, x.new_empty(shape) if y is None else y, x.new_empty(shape[1:]))
+        chunk = ChunkBuffers(gates, x.new_empty(shape) if y is None else y, x.new_empty(shape[1:]))
         if not recorded:
-            return room
+            return chunk
         if self.is_gru:
-            return room._replace(rh=self._shared("rh", shape))
-        return room._replace(c=self._shared("c", shape), c_start=x.new_empty(shape[1:]))
+            return chunk._replace(rh=self._shared("rh", shape))
+        return chunk._replace(c=self._shared("c", shape), c_start=x.new_empty(shape[1:]))
 
     def _project(self, x: Tensor, out: Tensor | None) -> Tensor:
         """The projected inputs (K, B, G), to be written over."""
         if out is None:
             out = self._shared("gates", (*x.shape[:2], PARTS * self.blocks * self.units))
-        gates = self.weights.project(x, out)
-        return gates if gates.data_ptr() == out.data_ptr() else out.copy_(gates)
+        projected = self.weights.project(x, out)  # a response, or a layer without `ih`, leaves `out` unused
+        return projected if projected.data_ptr() == out.data_ptr() else out.copy_(projected)
 
     def packs(self) -> tuple[Tensor, Tensor | None]:
-        """Recurrent weights laid out as the kernel reads them, from the first chunk on."""
+        """Recurrent weights laid out as the kernel reads them, once for all chunks."""
         if self._packs is None:
             extra = None if self._extra is None else torch.ops.revtune.pack(self._extra, self.blocks)
             self._packs = torch.ops.revtune.pack(self._hh, self.blocks), extra
         return self._packs
 
-    def forget_rooms(self) -> None:
-        """Let go of the memory that the next chunk would use again; rooms that are held stay as they are."""
-        self._memory = {}
+    def forget_buffers(self) -> None:
+        """Let go of the memory that the next chunk would use again. Chunks that are still held keep theirs."""
+        self._reused = {}
 
     def rest(self) -> None:
         """Let go of all that can be made anew."""
-        self.forget_rooms()
+        self.forget_buffers()
         self._packs = None
 
     def _shared(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Memory that is used again by the next chunk, which is no longer as a rule."""
-        if name not in self._memory or len(self._memory[name]) < shape[0]:
-            self._memory[name] = self._hh.new_empty(shape)
-        return self._memory[name][: shape[0]]
+        """Memory that the next chunk uses again, unless it has more steps."""
+        if name not in self._reused or len(self._reused[name]) < shape[0]:
+            self._reused[name] = self._hh.new_empty(shape)
+        return self._reused[name][: shape[0]]
 
     def forward(
         self,
-        room: Room,
+        chunk: ChunkBuffers,
         counts: Tensor,
         heads: Tensor,
         first: int,
-        keep: int,
+        keep: Keep,
         tally: Tensor | None = None,
         sliced: int = 0,
     ) -> tuple[Tensor, int, bool]:
-        """Run a chunk: the words spilled, a number for where it began, and whether all states stayed in range.
+        """Run a chunk.
 
-        So many first units of h1 are put on floats after each step, and nothing is spilled for them.
+        Args:
+            chunk: its tensors.
+            counts: the state, (S, 2, B, N), in and out.
+            heads: the buffer's heads, (S, B, width), in and out.
+            first: the number of its first step.
+            keep: what is kept of the buffer.
+            tally: where each use of a forget integer is counted.
+            sliced: how many first units of h1 are rounded to floats after each step; nothing is spilled for them.
+
+        Returns:
+            The words spilled, a digest of counts and heads before the chunk, and whether all states stayed in range.
         """
-        buffers = (room.gates, counts, heads, *room.states(), room.rh)
-        done: tuple[Tensor, int, bool] = torch.ops.revtune.forward(
-            *buffers, *self._reading(), self._lengths, first, *self._limit, keep, tally, sliced
-        )
-        return done
+        result: tuple[Tensor, int, bool] = torch.ops.revtune.forward(
+            chunk.gates, counts, heads, *chunk.states(), chunk.rh, *self._reading(), self._lengths, first,
+            *self._limit, keep, tally, sliced,
+        )  # fmt: skip
+        return result
 
     def infer(self, x: Tensor, y: Tensor, counts: Tensor) -> bool:
-        """Run a whole sequence (T, B, I) without a way back, its outputs into y: whether all states stayed in range."""
+        """Run a whole sequence (T, B, I) without a buffer, outputs into y. True if all states stayed in range."""
         weights = self.weights.tensors
         packed, bias = torch.ops.revtune.pack_projection(weights["ih"]), weights.get("bias")
         x = x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
@@ -187,81 +208,89 @@ class Kernel:
         return fine
 
     def rewind(
-        self, room: Room, counts: Tensor, heads: Tensor, words: Tensor, first: int, slices: Tensor | None = None
+        self,
+        chunk: ChunkBuffers,
+        counts: Tensor,
+        heads: Tensor,
+        words: Tensor,
+        first: int,
+        slices: Tensor | None = None,
     ) -> tuple[int, bool]:
-        """Undo a chunk: a number for where it began, and whether its words were used up exactly.
+        """Undo a chunk; arguments as in `forward`, and the sliced units before each step, (K, B, sliced).
 
-        `slices` are the sliced units before each step, (K, B, sliced).
+        Returns a digest of counts and heads before the chunk, and whether its words were used up exactly.
         """
-        buffers = (room.gates, counts, heads, words, *room.states(), room.rh)
-        done: tuple[int, bool] = torch.ops.revtune.rewind(
-            *buffers, *self._reading(), self._lengths, first, *self._limit, slices
-        )
-        return done
+        result: tuple[int, bool] = torch.ops.revtune.rewind(
+            chunk.gates, counts, heads, words, *chunk.states(), chunk.rh, *self._reading(), self._lengths, first,
+            *self._limit, slices,
+        )  # fmt: skip
+        return result
 
-    def recall(self, room: Room) -> None:
+    def recall(self, chunk: ChunkBuffers) -> None:
         """Evaluate the gates of a chunk whose h is known."""
-        torch.ops.revtune.recall(room.gates, room.y, room.y_start, room.rh, *self._reading())
+        torch.ops.revtune.recall(chunk.gates, chunk.y, chunk.y_start, chunk.rh, *self._reading())
 
-    def reset(self, room: Room) -> None:
+    def recall_reset(self, chunk: ChunkBuffers) -> None:
         """Evaluate r * h of a RevGRU's chunk whose gates and h are known."""
-        if room.rh is None:
+        if chunk.rh is None:
             return
-        for half, mask in enumerate(self._masks[::-1]):
-            r = room.gates.unflatten(-1, (PARTS * self.blocks, self.units))[:, :, half * self.blocks + 1]
-            rh = room.rh.unflatten(-1, (PARTS, self.units))[:, :, half]
-            for read, (gate, product) in self._reads(room, half, r, rh):
+        for half, mask in enumerate(self._masks[::-1]):  # half 0 reads h2, half 1 reads h1
+            r = chunk.gates.unflatten(-1, (PARTS * self.blocks, self.units))[:, :, half * self.blocks + 1]
+            rh = chunk.rh.unflatten(-1, (PARTS, self.units))[:, :, half]
+            for read, (gate, product) in self._reads(chunk, half, r, rh):
                 torch.mul(gate, read if mask is None else read * mask, out=product)
 
-    def recall_cells(self, room: Room, counts: Tensor, heads: Tensor, words: Tensor, first: int) -> bool:
-        """Rewind c alone, after `recall`: whether its words were used up exactly."""
-        buffers = (room.gates, counts, heads, words, *room.states())
-        exact: bool = torch.ops.revtune.recall_cells(*buffers, self._lengths, first, *self._limit)
+    def recall_cells(self, chunk: ChunkBuffers, counts: Tensor, heads: Tensor, words: Tensor, first: int) -> bool:
+        """Rewind c alone, once gates and h are known. Returns whether its words were used up exactly."""
+        exact: bool = torch.ops.revtune.recall_cells(
+            chunk.gates, counts, heads, words, *chunk.states(), self._lengths, first, *self._limit
+        )
         return exact
 
-    def gradient(self, room: Room, direction: Tensor, dy: Tensor | None, first: int) -> Tensor:
+    def gradient(self, chunk: ChunkBuffers, direction: Tensor, dy: Tensor | None, first: int) -> Tensor:
         """Carry `direction` (S, 2, B, N) and dy (K, B, H) back through a recorded chunk.
 
         Returns the gradient of the projected inputs (K, B, G), in place of the gates; weights' gradients are added up.
         """
-        buffers = (room.gates, direction, *room.states())
         dy = None if dy is None else dy.contiguous()
         torch.ops.revtune.gradient(
-            *buffers, self._hh, self._extra, self._scale, *self._masks, self._lengths, dy, first, *self._limit
-        )
+            chunk.gates, direction, *chunk.states(), self._hh, self._extra, self._scale, *self._masks, self._lengths,
+            dy, first, *self._limit,
+        )  # fmt: skip
         for half in range(PARTS):
-            self._add_products(room, half)
-        return room.gates
+            self._add_products(chunk, half)
+        return chunk.gates
 
     def _reading(self) -> list[Tensor | None]:
+        """What gates read besides the state, in the order of the operators' arguments."""
         return [*self.packs(), self._scale, *self._masks]
 
-    def _add_products(self, room: Room, half: int) -> None:
-        """The gradient of the rows of `hh` that a half's gates use."""
+    def _add_products(self, chunk: ChunkBuffers, half: int) -> None:
+        """Add the gradient of the rows of `hh` that a half's gates use."""
         n, first = self.units, half * self.blocks * self.units
-        last = first + (2 if self.is_gru else LSTM_BLOCKS) * n
-        mask, grads = self._masks[1 - half], room.gates[:, :, first:last]
-        for read, (grad,) in self._reads(room, half, grads):
+        last = first + (2 if self.is_gru else LSTM_BLOCKS) * n  # z and r of a RevGRU read h, its g reads r * h
+        mask, grads = self._masks[1 - half], chunk.gates[:, :, first:last]
+        for read, (grad,) in self._reads(chunk, half, grads):
             self._add_product(slice(first, last), read if mask is None else read * mask, grad)
-        if room.rh is not None:
+        if chunk.rh is not None:
             self._add_product(
-                slice(last, last + n), room.rh[:, :, half * n : (half + 1) * n], room.gates[:, :, last : last + n]
+                slice(last, last + n), chunk.rh[:, :, half * n : (half + 1) * n], chunk.gates[:, :, last : last + n]
             )
 
-    def _reads(self, room: Room, half: int, *others: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
+    def _reads(self, chunk: ChunkBuffers, half: int, *others: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
         """The other half's h as this half's gates read it, with other tensors (K, ...) at those steps.
 
-        Half 1 reads h1 after the step; half 0 reads h2 before it, which may be another tensor at the first step.
+        Half 1 reads h1 after the step. Half 0 reads h2 before it, which may be another tensor at the first step.
         """
         if half:
-            return [(room.y[:, :, : self.units], list(others))]
-        if room.y_before is not None:
-            return [(room.y_before[:, :, self.units :], list(others))]
+            return [(chunk.y[:, :, : self.units], list(others))]
+        if chunk.y_before is not None:
+            return [(chunk.y_before[:, :, self.units :], list(others))]
         pairs = [
-            (room.y_start[None, :, self.units :], [other[:1] for other in others]),
-            (room.y[:-1, :, self.units :], [other[1:] for other in others]),
+            (chunk.y_start[None, :, self.units :], [other[:1] for other in others]),
+            (chunk.y[:-1, :, self.units :], [other[1:] for other in others]),
         ]
-        return pairs[: len(room.y)]
+        return pairs[: len(chunk.y)]  # a chunk of one step has no second piece
 
     def _add_product(self, rows: slice, value: Tensor, grads: Tensor) -> None:
         self.weights.add_product("hh", rows, value.flatten(0, 1), grads.flatten(0, 1), len(grads))
@@ -278,11 +307,11 @@ def unstacked(tensor: Tensor, cell: Cell) -> dict[str, Tensor]:
 
 
 def new_tally() -> Tensor | None:
-    """Room to count how often each forget integer is used, if somebody is metering."""
+    """Zeros in which to count how often each forget integer is used, if somebody is metering."""
     return torch.zeros(fixed.FORGET_ONE + 1, dtype=torch.int64) if metering.active() else None
 
 
-def bits_of(tally: Tensor) -> float:
-    """The bits that multiplying by the tallied forget integers loses."""
+def tallied_bits(tally: Tensor) -> float:
+    """The bits that multiplying by the tallied forget integers loses, log2(1024 / zi) each."""
     lost = 10.0 - torch.arange(fixed.FORGET_ONE + 1, dtype=torch.float64).clamp_min(1).log2()
     return float(tally.double() @ lost)

@@ -1,4 +1,4 @@
-"""The native tape: what outlives a chunk that the C++ kernel runs, and the checks.
+"""The native tape: the C++ kernel runs its chunks, and it keeps what outlives them: state, buffer and digests.
 
 Shapes: K steps of a chunk, B batch, I input, N units of a part, H output, S states of the cell (h, or h and c).
 """
@@ -13,25 +13,26 @@ from torch import Tensor
 
 from revtune.errors import ReversalError
 from revtune.reversible.cells.state_range import check_input
-from revtune.reversible.kernel.kernel import Keep, Kernel, Room, bits_of, new_tally, stacked, unstacked
+from revtune.reversible.kernel.kernel import ChunkBuffers, Keep, Kernel, new_tally, stacked, tallied_bits, unstacked
 from revtune.reversible.kernel.reference import name_bad_state
-from revtune.reversible.kernel.tape import Place, Tape
+from revtune.reversible.kernel.tape import Tape, TapePosition
 from revtune.reversible.meter import Usage
 
 
 @dataclass
 class NativeBuffer:
-    """The information buffer of a batch: heads, and for each chunk that can be rewound its words and where it began.
+    """The information buffer of a batch: heads, and for each chunk that can be rewound its words and a digest.
 
     Attributes:
         heads: (S, B, width), float64.
-        chunks: words as the kernel seals them, 2 B numbers and then 16 bits each.
-        checks: a number for state and heads before each chunk.
+        chunks: the words of each chunk as csrc/words.h seals them: how many each row spilled, in 2 B numbers of 16
+            bits, then the words row by row; empty where no row spilled any.
+        digests: a digest of state and heads before each chunk.
     """
 
     heads: Tensor
     chunks: list[Tensor] = field(default_factory=list)
-    checks: list[int] = field(default_factory=list)
+    digests: list[int] = field(default_factory=list)
 
     @property
     def words(self) -> int:
@@ -44,12 +45,12 @@ class NativeBuffer:
         return 16 * sum(chunk.numel() for chunk in self.chunks) + 32 * self.heads.numel()
 
     def copy(self) -> NativeBuffer:
-        """A buffer that goes its own way from here."""
-        return NativeBuffer(self.heads.clone(), list(self.chunks), list(self.checks))
+        """A buffer that goes its own way from here; the words spilled so far are shared, not copied."""
+        return NativeBuffer(self.heads.clone(), list(self.chunks), list(self.digests))
 
 
 class NativeTape(Tape):
-    """A tape that runs in the kernel, for a cell and tensors that it supports."""
+    """A tape that runs in the kernel, for cells and tensors that the kernel supports."""
 
     buffer: NativeBuffer
 
@@ -74,28 +75,28 @@ class NativeTape(Tape):
         other.buffer, other.weights, other._counts = self.buffer.copy(), self.weights.fresh(), self._counts.clone()
         other.kernel = copy.copy(self.kernel)
         other.kernel.weights = other.weights
-        other.kernel.forget_rooms()
+        other.kernel.forget_buffers()  # else the two tapes would write over each other's chunks
         other.direction, other._direction = {}, None
         return other
 
     def pause(self) -> None:
         self.kernel.rest()
 
-    def restart(self, place: Place) -> None:
-        self._counts = stacked(place.counts, self.cell)
-        self.buffer = NativeBuffer((self._heads if place.heads is None else place.heads).clone())
+    def restart(self, position: TapePosition) -> None:
+        self._counts = stacked(position.counts, self.cell)
+        self.buffer = NativeBuffer((self._heads if position.heads is None else position.heads).clone())
         self._ideal, self._spilled = 0.0, 0
 
-    def standing(self) -> Place:
-        return Place(unstacked(self._counts.clone(), self.cell), self.buffer.heads.clone())
+    def position(self) -> TapePosition:
+        return TapePosition(unstacked(self._counts.clone(), self.cell), self.buffer.heads.clone())
 
     def forward(self, x: Tensor, first: int) -> Tensor:
         tally = new_tally()
-        y, words, check = self._run(x, first, Keep.EVERYTHING, tally)
+        y, words, digest = self._run(x, first, Keep.EVERYTHING, tally)
         if tally is not None:
-            self._ideal += bits_of(tally)
+            self._ideal += tallied_bits(tally)
         self.buffer.chunks.append(words)
-        self.buffer.checks.append(check)
+        self.buffer.digests.append(digest)
         self._spilled += self._unit_steps(x, first)
         return y
 
@@ -106,37 +107,37 @@ class NativeTape(Tape):
         return self._run(x, first, Keep.NOTHING)[0]
 
     def record(self, x: Tensor, first: int) -> Tensor:
-        start = self.standing()
+        start = self.position()
         y, _, _ = self._run(x, first, Keep.HEADS, recorded=True)
-        self.final = self.standing()
+        self.final = self.position()
         assert start.heads is not None
         self.buffer.heads.copy_(start.heads)
         self._counts.copy_(stacked(start.counts, self.cell))
         return y
 
     def rewind(self, x: Tensor, first: int) -> Tensor:
-        room = self._keep(self.kernel.room(x, recorded=True), first)
-        words, known = self.buffer.chunks.pop(), self.buffer.checks.pop()
+        chunk = self._keep(self.kernel.chunk_buffers(x, recorded=True), first)
+        words, recorded = self.buffer.chunks.pop(), self.buffer.digests.pop()
         slices = self.slices[first : first + len(x)] if self.sliced else None
-        check, exact = self.kernel.rewind(room, self._counts, self.buffer.heads, words, first, slices)
+        digest, exact = self.kernel.rewind(chunk, self._counts, self.buffer.heads, words, first, slices)
         if not exact:
             raise ReversalError(self._explain(x, first, "the information buffer did not come out even"))
-        if check != known:
+        if digest != recorded:
             raise ReversalError(self._explain(x, first, "the state differs from the one recorded before these steps"))
-        return room.y
+        return chunk.y
 
     def aim(self, direction: dict[str, Tensor]) -> None:
         self._direction = stacked(direction, self.cell)
 
     def gradient(self, x: Tensor, dy: Tensor | None, *, keep: bool = False) -> Tensor:
-        room, first = self._kept
+        chunk, first = self._kept
         if keep:
-            room = room._replace(gates=room.gates.clone())
+            chunk = chunk._replace(gates=chunk.gates.clone())  # the kernel writes the gradient over the gates
         else:
             del self._kept
         if self._direction is None:
             self._direction = torch.zeros(self._counts.shape, dtype=self.dtype)
-        grads = self.kernel.gradient(room, self._direction, dy, first)
+        grads = self.kernel.gradient(chunk, self._direction, dy, first)
         self.direction = unstacked(self._direction, self.cell)
         self.weights.add_projection(x, grads)
         return self.weights.project_back(grads)
@@ -146,21 +147,24 @@ class NativeTape(Tape):
         return Usage(self.name, stored, self._ideal, self._spilled)
 
     def _run(
-        self, x: Tensor, first: int, keep: int, tally: Tensor | None = None, *, recorded: bool = False
+        self, x: Tensor, first: int, keep: Keep, tally: Tensor | None = None, *, recorded: bool = False
     ) -> tuple[Tensor, Tensor, int]:
-        """Run a chunk: its outputs, the words spilled, and a number for where it began."""
+        """Run a chunk. Returns its outputs, the words spilled, and a digest of state and heads before it."""
         check_input(x, first, self.name)
-        room = self.kernel.room(x, recorded=recorded)
-        start = Place(unstacked(self._counts.clone(), self.cell))
-        words, check, fine = self.kernel.forward(room, self._counts, self.buffer.heads, first, keep, tally, self.sliced)
+        chunk = self.kernel.chunk_buffers(x, recorded=recorded)
+        start = TapePosition(unstacked(self._counts.clone(), self.cell))
+        words, digest, fine = self.kernel.forward(
+            chunk, self._counts, self.buffer.heads, first, keep, tally, self.sliced
+        )
         if not fine:
             name_bad_state(
                 self.cell, self.weights, x, first, start, masks=self.masks, lengths=self.lengths, name=self.name
             )
         if recorded:
-            self._keep(room, first)
-        return self._keep_slices(room.y, first), words, check
+            self._keep(chunk, first)
+        return self._keep_slices(chunk.y, first), words, digest
 
-    def _keep(self, room: Room, first: int) -> Room:
-        self._kept = (room, first)
-        return room
+    def _keep(self, chunk: ChunkBuffers, first: int) -> ChunkBuffers:
+        """Keep a chunk for `gradient`."""
+        self._kept = (chunk, first)
+        return chunk

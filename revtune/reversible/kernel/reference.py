@@ -1,7 +1,7 @@
 """The reference tape: a cell's equations in plain torch, on any device, in float32 or float64.
 
-Gradients are autograd's, stage by stage and step by step, over exactly recomputed values (moments.py): whoever writes
-a cell writes its forward equations only.
+Gradients are autograd's, stage by stage and step by step, over exactly recomputed values (stage_graph.py): whoever
+writes a cell writes its forward equations only.
 
 Shapes: K steps of a chunk, B batch, I input, N units of a part, H output.
 """
@@ -20,18 +20,19 @@ from revtune.errors import ReversalError, StateRangeError
 from revtune.reversible import meter as metering
 from revtune.reversible.cells import fixed
 from revtune.reversible.cells.buffer import Buffer, default_share, ideal_bits
-from revtune.reversible.cells.cell import Cell, Rows, Step
+from revtune.reversible.cells.cell import Cell, Step
 from revtune.reversible.cells.state_range import LARGEST_COUNT, check_input, name_bad_count
 from revtune.reversible.kernel.checksum import checksum
-from revtune.reversible.kernel.stage_graph import Moment, RecordingStep
-from revtune.reversible.kernel.tape import Place, Tape, span
-from revtune.reversible.kernel.weights import Weights
+from revtune.reversible.kernel.stage_graph import RecordingStep, StageGraph
+from revtune.reversible.kernel.tape import Tape, TapePosition, step_range
+from revtune.reversible.kernel.weights import ProductSteps, WeightRows, Weights
 from revtune.reversible.meter import Usage
 
 Multiply = Callable[[Tensor, Tensor], Tensor]
+"""How counts are multiplied by forget integers: with the information buffer, or rounded."""
 
-
-_KEEP_ALL = float(fixed.FORGET_ONE)
+_FORGET_NOTHING = float(fixed.FORGET_ONE)
+"""The forget integer, in float64 as the others, that leaves a count as it is."""
 
 
 class ReferenceTape(Tape):
@@ -44,13 +45,13 @@ class ReferenceTape(Tape):
         self._share = default_share(steps, len(self.cell.parts)) if share is None else share
         self._columns = _stage_columns(self.cell, self.units)
         self._counts: dict[str, Tensor] = {}
-        self._floats: dict[str, Tensor] = {}
-        self._reads: dict[str, Tensor] = {}
-        self._moments: list[list[Moment]] = []
+        self._floats: dict[str, Tensor] = {}  # the parts as floats
+        self._reads: dict[str, Tensor] = {}  # the same, masked: what the cell reads
+        self._graphs: list[list[StageGraph]] = []  # of the chunk that `record` or `rewind` left, by step and stage
 
     @property
     def floats_per_step(self) -> int:
-        """Its input, four a gate (projection, value, gradients), four a coupling."""
+        """The input, four a gate (projection, value and their gradients), and four a coupling."""
         couplings = sum(len(stage.couplings) for stage in self.cell.stages)
         inputs = self.weights.tensors["ih"].shape[1] if "ih" in self.weights.tensors else 0
         return inputs + self.units * 4 * (self.cell.blocks + couplings)
@@ -62,27 +63,27 @@ class ReferenceTape(Tape):
     def copy(self) -> ReferenceTape:
         other = copy.copy(self)
         other.buffer, other.weights = self.buffer.copy(), self.weights.fresh()
-        for name in ("_counts", "_floats", "_reads", "_moments", "_checks", "direction"):
+        for name in ("_counts", "_floats", "_reads", "_graphs", "_checks", "direction"):
             setattr(other, name, getattr(self, name).copy())
         return other
 
     def pause(self) -> None:
-        self._moments = []
+        self._graphs = []
 
-    def restart(self, place: Place) -> None:
+    def restart(self, position: TapePosition) -> None:
         parts = self.cell.parts
-        device = place.counts[parts[0]].device
+        device = position.counts[parts[0]].device
         self.buffer = Buffer(self.rows, self.units, parts=len(parts), share=self._share, device=device)
-        if place.heads is not None:
-            self.buffer.heads.copy_(place.heads)
+        if position.heads is not None:
+            self.buffer.heads.copy_(position.heads)
         self._checks: list[int] = []
         self._ideal, self._spilled = 0.0, 0
         self._peak = torch.zeros((), dtype=torch.float64, device=device)
         for part in parts:
-            self._set(part, place.counts[part])
+            self._set(part, position.counts[part])
 
-    def standing(self) -> Place:
-        return Place(dict(self.counts), self.buffer.heads.clone())
+    def position(self) -> TapePosition:
+        return TapePosition(dict(self.counts), self.buffer.heads.clone())
 
     def forward(self, x: Tensor, first: int) -> Tensor:
         self._checks.append(self._checksum())
@@ -100,16 +101,16 @@ class ReferenceTape(Tape):
         return self._advance(x, first, _multiply_only)
 
     def record(self, x: Tensor, first: int) -> Tensor:
-        start, projected, y = self.standing(), self._project(x, first), self._outputs(x)
-        self._moments = []
+        start, projected, y = self.position(), self._project(x, first), self._outputs(x)
+        self._graphs = []
         for k, row in enumerate(projected):
-            self._moments.append([self._record(row, i, first + k, first=k == 0) for i in range(len(self.cell.stages))])
+            self._graphs.append([self._record(row, i, first + k, first=k == 0) for i in range(len(self.cell.stages))])
             self._watch()
             self._write(y[k])
         self._inspect(x, first, start)
         self._keep_slices(y, first)
         self.buffer.discard()
-        self.final = self.standing()
+        self.final = self.position()
         assert start.heads is not None
         self.buffer.heads.copy_(start.heads)
         for part, count in start.counts.items():
@@ -118,39 +119,39 @@ class ReferenceTape(Tape):
 
     def rewind(self, x: Tensor, first: int) -> Tensor:
         projected, y = self._project(x, first), self._outputs(x)
-        self._moments = []
+        self._graphs = []
         try:
             for k in reversed(range(x.shape[0])):
-                self._write(y[k])
+                self._write(y[k])  # the state after step k, before it is undone
                 stages = reversed(range(len(self.cell.stages)))
-                self._moments.append([self._undo(projected[k], i, first + k) for i in stages][::-1])
+                self._graphs.append([self._undo(projected[k], i, first + k) for i in stages][::-1])
         except ReversalError as error:
             raise ReversalError(self._explain(x, first, str(error))) from None
-        self._moments.reverse()
+        self._graphs.reverse()
         if self._checksum() != self._checks.pop():
             raise ReversalError(self._explain(x, first, "the state differs from the one recorded before these steps"))
         return y
 
     def gradient(self, x: Tensor, dy: Tensor | None, *, keep: bool = False) -> Tensor:
         dx = x.new_zeros(*x.shape[:2], self.cell.blocks * self.units)
-        products: dict[tuple[str, Rows], tuple[list[Tensor], list[Tensor]]] = {}
+        products: dict[WeightRows, ProductSteps] = {}
         for part in self.cell.parts:
             self.direction.setdefault(part, torch.zeros_like(self._floats[part]))
         for k in reversed(range(x.shape[0])):
             if dy is not None:
                 self._add_output_gradient(dy[k])
-            for moment, columns in zip(reversed(self._moments[k]), reversed(self._columns), strict=True):
-                grad, read, found = moment.gradient(self.direction, self.masks, keep=keep)
-                if grad is not None:
-                    dx[k, :, columns] = grad
-                for name, piece in read.items():
-                    self.weights.add(name, piece)
-                for name, rows, value, piece in found:
-                    values, grads = products.setdefault((name, rows), ([], []))
-                    values.append(value)
-                    grads.append(piece)
+            for graph, columns in zip(reversed(self._graphs[k]), reversed(self._columns), strict=True):
+                grads = graph.gradient(self.direction, self.masks, keep=keep)
+                if grads.x is not None:
+                    dx[k, :, columns] = grads.x
+                for name, grad in grads.weights.items():
+                    self.weights.add(name, grad)
+                for product in grads.products:
+                    steps = products.setdefault(WeightRows(product.name, product.rows), ProductSteps([], []))
+                    steps.values.append(product.value)
+                    steps.grads.append(product.grad)
             if not keep:
-                self._moments[k] = []
+                self._graphs[k] = []  # the step's graph is freed as soon as it has been used
         self.weights.add_products(products)
         self.weights.add_projection(x, dx)
         return self.weights.project_back(dx)
@@ -159,42 +160,44 @@ class ReferenceTape(Tape):
         stored = self.buffer.stored_bits if self._spilled else 0
         return Usage(self.name, stored, self._ideal, self._spilled)
 
-    def _record(self, row: Tensor, index: int, step: int, *, first: bool) -> Moment:
-        moment, live = self._moment(row, index, step)
-        for place, part in enumerate(self.cell.stages[index].changes):
-            z, u = moment.update(place)
+    def _record(self, row: Tensor, stage: int, step: int, *, first: bool) -> StageGraph:
+        """Run a stage at a step of the last chunk, of which the first is checked closely."""
+        graph, live = self._graph(row, stage, step)
+        for index, part in enumerate(self.cell.stages[stage].changes):
+            z, u = graph.update(index)
             if first and z is not None:
                 self._check_gate(z, part)
-            moment.moved(place, self._floats[part])
+            graph.note_before(index, self._floats[part])
             self._couple(part, z, u, live, self.buffer.multiply)
         if first:
-            moment.check_closed()
-        return moment
+            graph.check_closed()
+        return graph
 
-    def _undo(self, row: Tensor, index: int, step: int) -> Moment:
-        moment, live = self._moment(row, index, step)
-        for place, part in reversed(list(enumerate(self.cell.stages[index].changes))):
-            z, u = moment.update(place)
+    def _undo(self, row: Tensor, stage: int, step: int) -> StageGraph:
+        """Undo a stage at a step, its couplings in the opposite order."""
+        graph, live = self._graph(row, stage, step)
+        for index, part in reversed(list(enumerate(self.cell.stages[stage].changes))):
+            z, u = graph.update(index)
             h = self.counts[part] - _masked(fixed.to_counts(u), live, 0.0)
             if z is not None:
-                h = self._divide(part, h, _masked(fixed.forget_integer(z), live, _KEEP_ALL))
+                h = self._divide(part, h, _masked(fixed.forget_integer(z), live, _FORGET_NOTHING))
             if kept := self._sliced(part):
-                h[:, :kept] = fixed.to_counts(self.slices[step])
+                h[:, :kept] = fixed.to_counts(self.slices[step])  # the sliced units before this step
             self._set(part, h)
-            moment.moved(place, self._floats[part])
-        return moment
+            graph.note_before(index, self._floats[part])
+        return graph
 
-    def _moment(self, row: Tensor, index: int, step: int) -> tuple[Moment, Tensor | None]:
+    def _graph(self, row: Tensor, stage: int, step: int) -> tuple[StageGraph, Tensor | None]:
         live = self._live(step)
-        reading = RecordingStep(row[:, self._columns[index]], self._reads, self.weights.tensors, self.weights.responses)
-        return Moment(self.cell.stages[index], reading, live), live
+        reading = RecordingStep(row[:, self._columns[stage]], self._reads, self.weights.tensors, self.weights.responses)
+        return StageGraph(self.cell.stages[stage], reading, live), live
 
     def step(self, x: Tensor, first: int) -> None:
-        """Run a chunk without a buffer and without a look at where that leads."""
+        """Run a chunk without a buffer, and without a check of the state that it leads to."""
         self._run(x, first, _multiply_only)
 
     def _advance(self, x: Tensor, first: int, multiply: Multiply) -> Tensor:
-        start = Place(dict(self.counts))
+        start = TapePosition(dict(self.counts))
         y = self._run(x, first, multiply)
         self._inspect(x, first, start)
         return y
@@ -221,16 +224,17 @@ class ReferenceTape(Tape):
         h = self.counts[part]
         kept = self._sliced(part)
         if z is not None:
-            zi = _masked(fixed.forget_integer(z), live, _KEEP_ALL)
+            zi = _masked(fixed.forget_integer(z), live, _FORGET_NOTHING)
             rest = multiply(h[:, kept:], zi[:, kept:])
             h = torch.cat([_multiply_only(h[:, :kept], zi[:, :kept]), rest], -1) if kept else rest
         h = h + _masked(fixed.to_counts(u), live, 0.0)
         if kept:
+            # Rounded to floats, which are what `slices` keeps.
             h[:, :kept] = fixed.to_counts(fixed.from_counts(h[:, :kept], self.dtype))
         self._set(part, h)
 
     def _divide(self, part: str, h: Tensor, zi: Tensor) -> Tensor:
-        """h before it was multiplied by forget integers, but for what is sliced."""
+        """h before it was multiplied by forget integers; sliced units are left as they are."""
         kept = self._sliced(part)
         rest = self.buffer.divide(h[:, kept:], zi[:, kept:])
         return torch.cat([h[:, :kept], rest], -1) if kept else rest
@@ -277,11 +281,12 @@ class ReferenceTape(Tape):
             )
 
     def _watch(self) -> None:
+        """Note the largest count of a step. A cell that is bounded is looked at once a chunk, in `_inspect`."""
         if not self.cell.bounded:
             for count in self.counts.values():
                 torch.maximum(self._peak, count.abs().amax(), out=self._peak)
 
-    def _inspect(self, x: Tensor, first: int, start: Place) -> None:
+    def _inspect(self, x: Tensor, first: int, start: TapePosition) -> None:
         """Find states out of range and non-finite numbers, once a chunk; NaN fails the comparison too."""
         peak = self._peak
         for count in self.counts.values():
@@ -297,7 +302,7 @@ def name_bad_state(
     weights: Weights,
     x: Tensor,
     first: int,
-    start: Place,
+    start: TapePosition,
     *,
     masks: Mapping[str, Tensor],
     lengths: Tensor | None,
@@ -308,20 +313,21 @@ def name_bad_state(
     Raises:
         NonFiniteError, StateRangeError: name layer, part, unit, row and step.
     """
+    # Said to be bounded, so that the tape does not watch the state: here each step is looked at.
     scout = ReferenceTape(
-        replace(cell, bounded=True), weights.fresh(), Place(start.counts), steps=first + x.shape[0], dtype=x.dtype,
-        masks=masks, lengths=lengths, name=name,
+        replace(cell, bounded=True), weights.fresh(), TapePosition(start.counts), steps=first + x.shape[0],
+        dtype=x.dtype, masks=masks, lengths=lengths, name=name,
     )  # fmt: skip
     for k in range(x.shape[0]):
         scout.step(x[k : k + 1], first + k)
         for part, count in scout.counts.items():
             name_bad_count(count, part, first + k, name)
-    raise StateRangeError(f"{name}: a state left the exact range |h| < 2^20 in steps {span(x, first)}")
+    raise StateRangeError(f"{name}: a state left the exact range |h| < 2^20 in steps {step_range(x, first)}")
 
 
 def _multiply_only(h: Tensor, zi: Tensor) -> Tensor:
-    """h * zi / 1024 to the nearest count, with nothing kept of what that loses."""
-    return (h * zi).mul_(1 / _KEEP_ALL).round_()
+    """h * zi / 1024 to the nearest count; what the rounding loses is not kept."""
+    return (h * zi).mul_(1 / _FORGET_NOTHING).round_()
 
 
 def _stage_columns(cell: Cell, units: int) -> list[slice]:

@@ -1,7 +1,8 @@
 """A RevGRU or RevLSTM over a sequence whose outputs are all returned, as one operator: torch.ops.revtune.sequence.
 
-The operator is functional, with a fake and a backward of its own, so that torch.compile sees one node. What it does is
-in recall.py; what the way back must find as it was goes from there to here as a tensor of facts.
+The operator is functional, with a fake and a backward of its own, so that torch.compile sees one node. It runs the
+layer in sequence_recall.py. An operator can return nothing but tensors, so what backward has to compare with travels
+as one int64 tensor, `facts`, which `SequenceRecord` packs and unpacks.
 
 Shapes: T time, B batch, H hidden, S states of the cell (h, or h and c), C chunks.
 """
@@ -16,21 +17,17 @@ from torch import Tensor
 
 from revtune.errors import ReversalError
 from revtune.reversible.cells.cell import Cell, Response, State
-from revtune.reversible.kernel import backend as native
+from revtune.reversible.kernel.backend import when_loaded
 from revtune.reversible.kernel.environment import Environment
 from revtune.reversible.kernel.kernel import PARTS
-from revtune.reversible.kernel.sequence_arguments import DIFFERENTIABLE, Operands
-from revtune.reversible.kernel.sequence_recall import Known, Ran, RecalledLayer, chunk_steps, kept_steps
+from revtune.reversible.kernel.sequence_arguments import DIFFERENTIABLE, BackwardArguments, SequenceArguments
+from revtune.reversible.kernel.sequence_recall import ChunkRecord, RecalledLayer, SequenceRun, chunk_steps, kept_steps
 from revtune.reversible.transforms import wants_gradient
 
 _WEIGHTS = {
     "ih": "ih", "bias": "bias", "hh": "hh", "ih_v": "ih.V", "ih_s": "ih.s", "hh_v": "hh.V", "hh_s": "hh.s",
 }  # fmt: skip
-"""What `Weights` calls the operands that it adds up gradients of."""
-
-
-_SETTINGS = 4
-"""Numbers of an environment."""
+"""The arguments whose gradients `Weights` adds up, and its names for them."""
 
 
 def sequence(
@@ -51,111 +48,118 @@ def sequence(
     h, c = state[0], state[1] if len(state) > 1 else None
     (ih_v, ih_s), (hh_v, hh_s) = [(responses or {}).get(key, (None, None)) for key in ("ih", "hh")]
     mask1, mask2 = [(masks or {}).get(part) for part in cell.states[0]]
-    given = Operands(
+    given = SequenceArguments(
         x, h, c, weights.get("ih"), weights.get("bias"), weights["hh"], ih_v, ih_s, hh_v, hh_s, mask1, mask2, lengths,
         chunk=0, share=share, bits=cell.native.max_forget_bits, forgetting=cell.native.forgetting,
         bounded=cell.native.bounded, train=False, name=name or cell.name,
     )  # fmt: skip
-    train = torch.is_grad_enabled() and any(one is not None and wants_gradient(one) for one in given.differentiable())
+    inputs = [tensor for tensor in given.differentiable() if tensor is not None]
+    train = torch.is_grad_enabled() and any(wants_gradient(tensor) for tensor in inputs)
     chunk = chunk or chunk_steps(x.shape[1], (cell.blocks + PARTS) * (h.shape[-1] // PARTS), train)
     y, final, *_ = torch.ops.revtune.sequence(*given._replace(train=train, chunk=chunk))
-    return y, tuple(one.to(first.dtype) for one, first in zip(final.unbind(), state, strict=True))
+    return y, tuple(last.to(first.dtype) for last, first in zip(final.unbind(), state, strict=True))
 
 
-class Facts(NamedTuple):
-    """What the way back must find as it was.
+class SequenceRecord(NamedTuple):
+    """What backward compares with: the same settings, tensors and chunks as in the forward pass.
 
     Attributes:
         environment: the settings under which the sequence ran.
-        digests: a number for each tensor that is read again, x left out.
-        chunks: what is known of each chunk.
+        digests: a digest of each tensor that backward reads again, in the order of `read_again`.
+        chunks: the record of each chunk.
     """
 
     environment: Environment
     digests: list[int]
-    chunks: list[Known]
+    chunks: list[ChunkRecord]
+
+    @staticmethod
+    def size(tensors: int, chunks: int) -> int:
+        """How many numbers a record of so many digests and chunks has."""
+        return len(Environment._fields) + tensors + len(ChunkRecord._fields) * chunks
 
     def tensor(self) -> Tensor:
-        """These facts as numbers."""
-        known = [number for chunk in self.chunks for number in chunk]
-        return torch.tensor([*self.environment.numbers(), *self.digests, *known])
+        """This record as int64 numbers."""
+        chunks = [number for chunk in self.chunks for number in chunk]
+        return torch.tensor([*self.environment.numbers(), *self.digests, *chunks])
 
     @classmethod
-    def of(cls, numbers: list[int], tensors: int) -> Facts:
-        """The facts that `tensor` gave, with so many digests."""
-        first = _SETTINGS + tensors
-        chunks = [Known(*pair) for pair in zip(numbers[first::2], numbers[first + 1 :: 2], strict=True)]
-        return cls(Environment.of(numbers[:_SETTINGS]), numbers[_SETTINGS:first], chunks)
+    def of(cls, facts: Tensor, tensors: int) -> SequenceRecord:
+        """The record, with so many digests, that `tensor` packed."""
+        numbers = iter(facts.tolist())
+        environment = Environment.of([next(numbers) for _ in Environment._fields])
+        digests = [next(numbers) for _ in range(tensors)]
+        return cls(environment, digests, [ChunkRecord(*pair) for pair in zip(numbers, numbers, strict=True)])
 
 
 def _sequence(*arguments: Any) -> tuple[Tensor, ...]:
     """torch.ops.revtune.sequence on a CPU: outputs, final state, gates, words and facts."""
-    given, environment = Operands(*arguments), Environment.current()
+    given, environment = SequenceArguments(*arguments), Environment.current()
     with torch.no_grad(), environment.restored(torch.device("cpu")):
-        ran = RecalledLayer(given).forward()
+        run = RecalledLayer(given).forward()
     digests = list(_digests(given).values()) if given.train else []
-    return ran.y, ran.final, ran.kept, ran.words, Facts(environment, digests, ran.chunks).tensor()
+    return run.y, run.final, run.kept, run.words, SequenceRecord(environment, digests, run.chunks).tensor()
 
 
-def _sequence_backward(
-    dy: Tensor | None, dfinal: Tensor | None, y: Tensor, final: Tensor, kept: Tensor, words: Tensor, facts: Tensor,
-    wanted: list[bool], *arguments: Any,
-) -> list[Tensor]:  # fmt: skip
+def _sequence_backward(*arguments: Any) -> list[Tensor]:
     """torch.ops.revtune.sequence_backward on a CPU: gradients of `DIFFERENTIABLE`, empty where not wanted."""
-    given, want = Operands(*arguments), dict(zip(DIFFERENTIABLE, wanted, strict=True))
-    known = Facts.of(facts.tolist(), len(given.read_again()))
-    with torch.no_grad(), known.environment.restored(torch.device("cpu")):
-        _check_unchanged(given, known.digests)
+    call = BackwardArguments.of(arguments)
+    given, want = call.sequence, dict(zip(DIFFERENTIABLE, call.wanted, strict=True))
+    record = SequenceRecord.of(call.facts, len(given.read_again()))
+    run = SequenceRun(call.y, call.final, call.kept, call.words, record.chunks)
+    with torch.no_grad(), record.environment.restored(torch.device("cpu")):
+        _check_unchanged(given, record.digests)
         layer = RecalledLayer(given, frozenset(name for field, name in _WEIGHTS.items() if want[field]))
-        dx, dstate = layer.backward(Ran(y, final, kept, words, known.chunks), dy, dfinal, want_dx=want["x"])
+        dx, dstate = layer.backward(run, call.dy, call.dfinal, want_dx=want["x"])
     grads = {field: layer.weights.gradients.get(name) for field, name in _WEIGHTS.items()}
     grads |= {"x": dx, **dict(zip(("h", "c"), dstate, strict=False))}
-    found = [grads.get(field) for field in DIFFERENTIABLE]
-    return [y.new_empty(0) if grad is None else grad for grad in found]
+    ordered = [grads.get(field) for field in DIFFERENTIABLE]
+    return [call.y.new_empty(0) if grad is None else grad for grad in ordered]
 
 
-def _digests(given: Operands) -> dict[str, int]:
-    """A number for each tensor that is read again, by what it is."""
-    return {what: torch.ops.revtune.digest([one.contiguous()]) for what, one in given.read_again().items()}
+def _digests(given: SequenceArguments) -> dict[str, int]:
+    """A digest of each tensor that backward reads again, by what errors call it."""
+    return {label: torch.ops.revtune.digest([tensor.contiguous()]) for label, tensor in given.read_again().items()}
 
 
-def _check_unchanged(given: Operands, known: list[int]) -> None:
-    for (what, number), before in zip(_digests(given).items(), known, strict=True):
-        if number != before:
+def _check_unchanged(given: SequenceArguments, recorded: list[int]) -> None:
+    for (label, digest), before in zip(_digests(given).items(), recorded, strict=True):
+        if digest != before:
             raise ReversalError(
-                f"{given.name}: {what} was changed (through .data?) between forward and backward; "
+                f"{given.name}: {label} was changed (through .data?) between forward and backward; "
                 "no gradient was produced"
             )
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:
-    given = Operands(*arguments)
+    given = SequenceArguments(*arguments)
     x, h, steps, kept = given.x, given.h, given.x.shape[0], kept_steps(given)
-    size = torch.library.get_ctx().new_dynamic_size() if given.train and given.c is not None else 0
-    facts = _SETTINGS
+    # How many words a RevLSTM spills depends on its gates, so the size is a symbol of its own.
+    words = torch.library.get_ctx().new_dynamic_size() if given.train and given.c is not None else 0
+    facts = SequenceRecord.size(0, 0)
     if given.train:
-        chunks = -(-(steps - kept) // given.chunk) - (-kept // given.chunk)
-        facts += len(given.read_again()) + len(Known._fields) * chunks
+        chunks = -(-(steps - kept) // given.chunk) - (-kept // given.chunk)  # rounded up on each side of the kept steps
+        facts = SequenceRecord.size(len(given.read_again()), chunks)
     return (
         x.new_empty(*x.shape[:2], h.shape[-1]),
         x.new_empty(len(given.state), *h.shape, dtype=torch.float64),
         x.new_empty(kept, x.shape[1], given.hh.shape[0]),
-        x.new_empty(size, dtype=torch.int16),
+        x.new_empty(words, dtype=torch.int16),
         x.new_empty(facts, dtype=torch.int64),
     )
 
 
-def _fake_backward(
-    dy: Tensor | None, dfinal: Tensor | None, y: Tensor, final: Tensor, kept: Tensor, words: Tensor, facts: Tensor,
-    wanted: list[bool], *arguments: Any,
-) -> list[Tensor]:  # fmt: skip
-    tensors = zip(Operands(*arguments).differentiable(), wanted, strict=True)
-    return [torch.empty_like(one) if want and one is not None else y.new_empty(0) for one, want in tensors]
+def _fake_backward(*arguments: Any) -> list[Tensor]:
+    call = BackwardArguments.of(arguments)
+    tensors = zip(call.sequence.differentiable(), call.wanted, strict=True)
+    return [
+        torch.empty_like(tensor) if want and tensor is not None else call.y.new_empty(0) for tensor, want in tensors
+    ]
 
 
 def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    given = Operands(*inputs)
-    ctx.set_materialize_grads(False)
+    given = SequenceArguments(*inputs)
+    ctx.set_materialize_grads(False)  # a missing gradient stays None: no zeros of the size of the outputs
     _, _, *others = output
     ctx.mark_non_differentiable(*others)
     ctx.save_for_backward(*output, *given.tensors())
@@ -169,11 +173,11 @@ def _backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None, *_: Any) -> tu
         )
     y, final, kept, words, facts, *tensors = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[: len(DIFFERENTIABLE)])
-    found = torch.ops.revtune.sequence_backward(
+    computed = torch.ops.revtune.sequence_backward(
         dy, dfinal, y, final, kept, words, facts, wanted, *tensors, *ctx.settings
     )
-    grads = [grad if want else None for grad, want in zip(found, wanted, strict=True)]
-    return (*grads, *[None] * (len(Operands._fields) - len(grads)))
+    grads = [grad if want else None for grad, want in zip(computed, wanted, strict=True)]
+    return (*grads, *[None] * (len(SequenceArguments._fields) - len(grads)))
 
 
 def _register() -> None:
@@ -186,4 +190,4 @@ def _register() -> None:
         torch.library.impl(f"revtune::{name}", "CPU")(run)
 
 
-native.when_loaded(_register)
+when_loaded(_register)

@@ -1,10 +1,11 @@
-"""What a sequence is run with: the arguments of torch.ops.revtune.sequence by name, and the tensors among them.
+"""The arguments of torch.ops.revtune.sequence and of its backward by name, and the tensors among them.
 
-Shapes: T time, B batch, I input, H hidden, N = H / 2.
+Shapes: T time, B batch, I input, H hidden, N = H / 2, G gates, S states of the cell (h, or h and c).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from torch import Tensor
@@ -12,23 +13,24 @@ from torch import Tensor
 from revtune.reversible.cells.cell import Response
 
 DIFFERENTIABLE = ("x", "h", "c", "ih", "bias", "hh", "ih_v", "ih_s", "hh_v", "hh_s")
-"""The operands that gradients flow to, which come first."""
-
+"""The arguments that gradients flow to. They come first."""
 
 _TENSORS: Final = 13
-"""How many operands are tensors; what is none comes after them."""
+"""How many arguments are tensors: `DIFFERENTIABLE`, two masks and lengths. The others, the settings, come after them.
 
+A number, as type checkers know the type of a NamedTuple's slice only where its ends are literals.
+"""
 
 _READ_AGAIN = {
     "h": "first state h", "c": "first state c", "ih": "weight 'ih'", "bias": "weight 'bias'", "hh": "weight 'hh'",
     "ih_v": "weight 'ih.V'", "ih_s": "weight 'ih.s'", "hh_v": "weight 'hh.V'", "hh_s": "weight 'hh.s'",
     "mask1": "mask of h1", "mask2": "mask of h2", "lengths": "lengths",
 }  # fmt: skip
-"""What errors call the tensors but x that the way back reads."""
+"""What errors call the tensors that backward reads again, but x, whose steps are in the digests of chunks."""
 
 
-class Operands(NamedTuple):
-    """What a sequence is run with: the operator's arguments, names and order as in its schema.
+class SequenceArguments(NamedTuple):
+    """The arguments of torch.ops.revtune.sequence, names and order as in its schema.
 
     Attributes:
         x: inputs, (T, B, I).
@@ -37,12 +39,12 @@ class Operands(NamedTuple):
         ih_v, ih_s, hh_v, hh_s: pairs (V, s) of responses.
         mask1, mask2: locked masks (B, N) on h1 and h2 as the gates read them.
         lengths: steps of each row, (B,).
-        chunk: steps of a chunk.
-        share: units that share a head.
+        chunk: the most steps of a chunk.
+        share: units that share a head of the buffer.
         bits: the limit on forgetting.
         forgetting: whether the cell forgets at all.
-        bounded: whether a RevLSTM's h takes up (1 - p) of its update.
-        train: whether there may be a way back.
+        bounded: whether a RevLSTM's h takes up (1 - p) of its update, or all of it.
+        train: whether there may be a backward pass.
         name: what errors call this layer.
     """
 
@@ -81,12 +83,12 @@ class Operands(NamedTuple):
         return self[:_TENSORS]
 
     def settings(self) -> tuple[Any, ...]:
-        """What is no tensor."""
+        """Everything but the tensors."""
         return self[_TENSORS:]
 
     def read_again(self) -> dict[str, Tensor]:
-        """The tensors but x that the way back reads, by what errors call them."""
-        return _present({called: getattr(self, field) for field, called in _READ_AGAIN.items()})
+        """The tensors but x that backward reads again, by what errors call them."""
+        return _present({label: getattr(self, field) for field, label in _READ_AGAIN.items()})
 
     def weights(self) -> dict[str, Tensor]:
         """Weights by name."""
@@ -100,6 +102,34 @@ class Operands(NamedTuple):
     def masks(self) -> dict[str, Tensor]:
         """Masks by part."""
         return _present({"h1": self.mask1, "h2": self.mask2})
+
+
+class BackwardArguments(NamedTuple):
+    """The arguments of torch.ops.revtune.sequence_backward, names and order as in its schema.
+
+    Attributes:
+        dy: gradient of the outputs, (T, B, H), or None for zero.
+        dfinal: gradient of the final state, (S, B, H), or None for zero.
+        y, final, kept, words, facts: what `sequence` returned.
+        wanted: for each of `DIFFERENTIABLE` whether its gradient is wanted.
+        sequence: what `sequence` was given; in the schema these arguments follow one by one.
+    """
+
+    dy: Tensor | None
+    dfinal: Tensor | None
+    y: Tensor
+    final: Tensor
+    kept: Tensor
+    words: Tensor
+    facts: Tensor
+    wanted: list[bool]
+    sequence: SequenceArguments
+
+    @classmethod
+    def of(cls, arguments: Sequence[Any]) -> BackwardArguments:
+        """The arguments as the operator is handed them."""
+        own = len(cls._fields) - 1
+        return cls._make([*arguments[:own], SequenceArguments(*arguments[own:])])
 
 
 def _present(tensors: dict[str, Tensor | None]) -> dict[str, Tensor]:

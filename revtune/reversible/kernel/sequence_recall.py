@@ -1,8 +1,9 @@
-"""A RevGRU or RevLSTM over a sequence whose outputs are all returned, chunk by chunk: there, and back by recall.
+"""A RevGRU or RevLSTM over a sequence whose outputs are all returned, chunk by chunk, and its gradient by recall.
 
-Outputs tell every h, so nothing is kept to rewind it: backward evaluates a chunk's gates again, from outputs, in one
-product for all its steps. Of a RevLSTM c is rewound, with a buffer of its own. One number a chunk tells whether gates
-and states are what they were, bit for bit. The last steps' gates are kept, up to a bound that no length moves.
+The outputs hold every h, so nothing is stored to rewind it. Backward *recalls* a chunk: it evaluates the gates again,
+from the outputs, in one product for all steps of the chunk. A RevLSTM's c is rewound, with an information buffer of its
+own. A digest of each chunk tells whether gates and states came out as they were, bit for bit. The gates of the last
+steps are kept, in a bounded number of bytes.
 
 Shapes: T time, B batch, I input, H hidden, N = H / 2, G gates, S states of the cell (h, or h and c).
 """
@@ -20,93 +21,90 @@ from revtune.reversible.cells import fixed
 from revtune.reversible.cells.gru import rev_gru
 from revtune.reversible.cells.lstm import rev_lstm
 from revtune.reversible.cells.state_range import check_input, check_state
-from revtune.reversible.kernel.chunks import FEWEST_STEPS, spans
-from revtune.reversible.kernel.kernel import PARTS, Keep, Kernel, Room, bits_of, new_tally, unstacked
+from revtune.reversible.kernel.chunks import most_steps, spans
+from revtune.reversible.kernel.kernel import PARTS, ChunkBuffers, Keep, Kernel, new_tally, tallied_bits, unstacked
 from revtune.reversible.kernel.reference import name_bad_state
-from revtune.reversible.kernel.sequence_arguments import Operands
-from revtune.reversible.kernel.tape import Place
+from revtune.reversible.kernel.sequence_arguments import SequenceArguments
+from revtune.reversible.kernel.tape import TapePosition
 from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.meter import Usage
 
 BUDGET = 4 * 2**20
-"""Bytes that a chunk's gates may take; outputs and their gradients, which are there anyway, are of that order."""
+"""Bytes of a chunk's gates in training. It bounds memory: outputs and their gradients take about as much anyway."""
 
+WIDE_BUDGET = 4 * BUDGET
+"""Bytes of a chunk's gates in training where a layer is so wide that `BUDGET` holds fewer than `ENOUGH_POSITIONS`."""
 
-WIDE = 4 * BUDGET
-"""Bytes that those of a wide layer may take, so that its chunks are long enough."""
+CACHE_BUDGET = 3 * 2**19
+"""Bytes of a chunk's gates in inference, where nothing is kept: they stay in a core's own (L2) cache."""
 
+ENOUGH_POSITIONS = 512
+"""Steps times rows from which on a chunk's own costs no longer count: laying out weights, adding to their gradients."""
 
 KEPT = 16 * 2**20
-"""Bytes of the last steps' gates that are kept, whatever the length: they need not be evaluated again."""
-
-
-NEAR = 3 * 2**19
-"""Bytes of a chunk's gates that stay in a core's own cache, where nothing is kept for a way back."""
-
-
-POSITIONS = 512
-"""Steps times rows at which it no longer counts to lay out weights for a chunk and to add to their gradients."""
+"""Bytes of the last steps' gates that are kept instead of evaluated again, however long the sequence is."""
 
 
 def chunk_steps(rows: int, floats: int, train: bool) -> int:
-    """The most steps of a chunk, of which each takes so many floats a row."""
-    worth = 4 * POSITIONS * floats
-    budget = max(BUDGET, min(WIDE, worth)) if train else min(BUDGET, max(NEAR, worth))
-    return max(FEWEST_STEPS, budget // (4 * rows * floats))
+    """The most steps of a chunk, each of which takes so many floats a row."""
+    enough = 4 * ENOUGH_POSITIONS * floats  # a float32 has 4 bytes
+    budget = max(BUDGET, min(WIDE_BUDGET, enough)) if train else min(BUDGET, max(CACHE_BUDGET, enough))
+    return most_steps(budget, 4 * rows * floats)
 
 
-def kept_steps(given: Operands) -> int:
+def kept_steps(given: SequenceArguments) -> int:
     """How many steps' gates are kept."""
     steps, rows = given.x.shape[:2]
     return min(steps, KEPT // (4 * rows * given.hh.shape[0])) if given.train else 0
 
 
-class Known(NamedTuple):
-    """What is known of a chunk once it has run: a digest of its inputs, gates and states, and how many words it has."""
+class ChunkRecord(NamedTuple):
+    """What backward must find of a chunk: a digest of its inputs, gates and states, and how many words it spilled."""
 
     digest: int
     words: int
 
 
-class Ran(NamedTuple):
-    """A sequence that has run.
+class SequenceRun(NamedTuple):
+    """A sequence that has run forward.
 
     Attributes:
         y: outputs, (T, B, H).
         final: the final state, (S, B, H), float64.
         kept: the last steps' gates, (steps, B, G).
-        words: those of c chunk by chunk, then all heads; nothing where there is no c or no way back.
-        chunks: what is known of each chunk, if there is a way back.
+        words: those of c chunk by chunk, then all heads; empty where there is no c or no backward pass.
+        chunks: the record of each chunk, if there is a backward pass.
     """
 
     y: Tensor
     final: Tensor
     kept: Tensor
     words: Tensor
-    chunks: list[Known]
+    chunks: list[ChunkRecord]
 
 
 class RecalledLayer:
     """A layer that goes forward through a sequence, or back through one that has run.
 
     Args:
-        given: what the sequence is run with.
+        given: the operator's arguments.
         wanted: names of weights and responses whose gradients are wanted, as in `Weights`.
     """
 
-    def __init__(self, given: Operands, wanted: frozenset[str] = frozenset()) -> None:
+    def __init__(self, given: SequenceArguments, wanted: frozenset[str] = frozenset()) -> None:
         self.x, self.state, self.lengths, self.name = given.x, given.state, given.lengths, given.name
-        self.train, self.chunk, self.kept = given.train, given.chunk, kept_steps(given)
+        self.train, self.chunk_steps, self.kept = given.train, given.chunk, kept_steps(given)
         self.steps, self.rows, self.units = given.x.shape[0], given.x.shape[1], given.h.shape[-1] // PARTS
         if given.c is None:
             self.cell = rev_gru(given.bits, forgetting=given.forgetting)
         else:
             self.cell = rev_lstm(given.bits, forgetting=given.forgetting, bounded=given.bounded)
         self.masks = given.masks()
+        # Backward does not look for NaN again: digests tell that weights are what forward has looked at.
         self.weights = Weights(
             given.weights(), given.responses(), wanted, self.units, given.name, check=not wanted, native=True
         )
-        if self.steps > self.chunk:
+        if self.steps > self.chunk_steps:
             self.weights.pack_projection()
         self.kernel = Kernel(self.cell, self.weights, self.units, self.masks, given.lengths)
         self.heads = self.kernel.heads(self.rows, self.steps, given.share)
@@ -114,9 +112,9 @@ class RecalledLayer:
     def spans(self) -> list[slice]:
         """The steps of each chunk; those whose gates are kept are chunks of their own."""
         cut = self.steps - self.kept
-        return spans(0, cut, self.chunk) + spans(cut, self.steps, self.chunk)
+        return spans(0, cut, self.chunk_steps) + spans(cut, self.steps, self.chunk_steps)
 
-    def forward(self) -> Ran:
+    def forward(self) -> SequenceRun:
         """Run the sequence."""
         if not self.train and "ih" in self.weights.tensors and "ih" not in self.weights.responses:
             return self._infer()
@@ -124,90 +122,93 @@ class RecalledLayer:
         cut, kept = self.steps - self.kept, self.x.new_empty(self.kept, self.rows, self.cell.blocks * self.units)
         y = self.x.new_empty(self.steps, self.rows, PARTS * self.units)
         words: list[Tensor] = []
-        chunks: list[Known] = []
+        records: list[ChunkRecord] = []
         for span in self.spans():
             check_input(self.x[span], span.start, self.name)
             into = kept[span.start - cut : span.stop - cut] if span.start >= cut else None
-            room = self.kernel.room(self.x[span], y[span], recorded=False, into=into)
-            spilled = self._run(room, span, counts, tally)
+            chunk = self.kernel.chunk_buffers(self.x[span], y[span], recorded=False, into=into)
+            spilled = self._run(chunk, span, counts, tally)
             if self.train:
-                chunks.append(Known(self._digest(room, y, span), spilled.numel()))
+                records.append(ChunkRecord(self._digest(chunk, y, span), spilled.numel()))
                 words.append(spilled)
         if self.train:
-            self._report(sum(known.words for known in chunks), tally)
-        return Ran(y, fixed.from_counts(self._whole(counts)), kept, self._packed(words), chunks)
+            self._report(sum(record.words for record in records), tally)
+        return SequenceRun(y, fixed.from_counts(self._whole(counts)), kept, self._packed(words), records)
 
-    def _infer(self) -> Ran:
-        """Run it at once, as nobody will go back through it."""
+    def _infer(self) -> SequenceRun:
+        """Run the whole sequence in one call, with its input projection: there is no backward pass."""
         check_input(self.x, 0, self.name)
         counts, y = self._counts(), self.x.new_empty(self.steps, self.rows, PARTS * self.units)
         start = counts.clone()
         if not self.kernel.infer(self.x, y, counts):
             self._name_bad_state(slice(0, self.steps), start)
         kept = self.x.new_empty(0, self.rows, self.cell.blocks * self.units)
-        return Ran(y, fixed.from_counts(self._whole(counts)), kept, self._packed([]), [])
+        return SequenceRun(y, fixed.from_counts(self._whole(counts)), kept, self._packed([]), [])
 
     def backward(
-        self, ran: Ran, dy: Tensor | None, dfinal: Tensor | None, *, want_dx: bool
+        self, run: SequenceRun, dy: Tensor | None, dfinal: Tensor | None, *, want_dx: bool
     ) -> tuple[Tensor | None, list[Tensor]]:
-        """Gradients of the input and of the first states; those of weights are in `weights`."""
-        counts = fixed.to_counts(self._halves(ran.final)).contiguous()
-        heads, words = self._unpacked(ran.words)
+        """Gradients of the input and of the first states; those of weights are added up in `weights`."""
+        counts = fixed.to_counts(self._halves(run.final)).contiguous()
+        heads, words = self._unpacked(run.words)
         direction = self._direction(counts, dfinal)
         dx = torch.empty_like(self.x) if want_dx else None
-        for span, known in list(zip(self.spans(), ran.chunks, strict=True))[::-1]:
-            room = self._recalled(ran, span)
-            if self._digest(room, ran.y, span) != known.digest:
+        for span, record in list(zip(self.spans(), run.chunks, strict=True))[::-1]:
+            chunk = self._recalled(run, span)
+            if self._digest(chunk, run.y, span) != record.digest:
                 raise ReversalError(self._explain(span))
-            if room.c is not None:
-                words, spilled = words[: len(words) - known.words], words[len(words) - known.words :]
-                if not self.kernel.recall_cells(room, counts, heads, spilled, span.start):
+            if chunk.c is not None:
+                words, spilled = words[: len(words) - record.words], words[len(words) - record.words :]
+                if not self.kernel.recall_cells(chunk, counts, heads, spilled, span.start):
                     raise ReversalError(self._explain(span))
-            grads = self.kernel.gradient(room, direction, None if dy is None else dy[span], span.start)
+            grads = self.kernel.gradient(chunk, direction, None if dy is None else dy[span], span.start)
             self.weights.add_projection(self.x[span], grads)
             if dx is not None:
                 dx[span] = self.weights.project_back(grads)
-            del room, grads
+            del chunk, grads  # so that the next chunk's tensors can take their memory
         if not (self.kernel.is_gru or self._returned(counts[1], heads[1])):
             raise ReversalError(self._explain(slice(0, self.steps)))
-        found = self._whole(direction)
-        return dx, [grad.to(state.dtype, copy=True) for grad, state in zip(found.unbind(), self.state, strict=True)]
+        dstate = self._whole(direction).unbind()
+        # Copies, as gradients of two states must share no memory.
+        return dx, [grad.to(state.dtype, copy=True) for grad, state in zip(dstate, self.state, strict=True)]
 
-    def _run(self, room: Room, span: slice, counts: Tensor, tally: Tensor | None) -> Tensor:
-        """Run a chunk: the words it spilled."""
+    def _run(self, chunk: ChunkBuffers, span: slice, counts: Tensor, tally: Tensor | None) -> Tensor:
+        """Run a chunk and return the words it spilled."""
         start = counts.clone()
         keep = (Keep.HEADS if self.kernel.is_gru else Keep.CELLS) if self.train else Keep.NOTHING
-        spilled, _, fine = self.kernel.forward(room, counts, self.heads, span.start, keep, tally)
+        spilled, _, fine = self.kernel.forward(chunk, counts, self.heads, span.start, keep, tally)
         if not fine:
             self._name_bad_state(span, start)
         return spilled
 
     def _name_bad_state(self, span: slice, start: Tensor) -> None:
-        place, x = Place(unstacked(start, self.cell)), self.x[span]
         name_bad_state(
-            self.cell, self.weights, x, span.start, place, masks=self.masks, lengths=self.lengths, name=self.name
-        )
+            self.cell, self.weights, self.x[span], span.start, TapePosition(unstacked(start, self.cell)),
+            masks=self.masks, lengths=self.lengths, name=self.name,
+        )  # fmt: skip
 
-    def _recalled(self, ran: Ran, span: slice) -> Room:
+    def _recalled(self, run: SequenceRun, span: slice) -> ChunkBuffers:
         """A chunk with its gates, kept or evaluated again."""
         first = span.start - (self.steps - self.kept)
-        gates = ran.kept[first : first + span.stop - span.start] if first >= 0 else None
-        room = self.kernel.room(self.x[span], ran.y[span], recorded=True, gates=gates)
+        gates = run.kept[first : first + span.stop - span.start] if first >= 0 else None
+        chunk = self.kernel.chunk_buffers(self.x[span], run.y[span], recorded=True, gates=gates)
         if span.start:
-            before = ran.y[span.start - 1 : span.stop - 1]
-            room = room._replace(y_start=before[0], y_before=before)
+            before = run.y[span.start - 1 : span.stop - 1]
+            chunk = chunk._replace(y_start=before[0], y_before=before)
         else:
-            room = room._replace(y_start=fixed.from_counts(fixed.to_counts(self.state[0]), ran.y.dtype).contiguous())
+            # The first state as the forward pass read it: rounded to counts, then to the dtype of outputs.
+            first_h = fixed.from_counts(fixed.to_counts(self.state[0]), run.y.dtype)
+            chunk = chunk._replace(y_start=first_h.contiguous())
         if gates is None:
-            self.kernel.recall(room)
+            self.kernel.recall(chunk)
         else:
-            self.kernel.reset(room)
-        return room
+            self.kernel.recall_reset(chunk)
+        return chunk
 
-    def _digest(self, room: Room, y: Tensor, span: slice) -> int:
-        """A number for what a chunk's gradient is computed from: its inputs, gates and states of h."""
-        number: int = torch.ops.revtune.digest([room.gates, room.y_start, y[span], self.x[span].contiguous()])
-        return number
+    def _digest(self, chunk: ChunkBuffers, y: Tensor, span: slice) -> int:
+        """A digest of what a chunk's gradient is computed from: its inputs, gates and states of h."""
+        digest: int = torch.ops.revtune.digest([chunk.gates, chunk.y_start, y[span], self.x[span].contiguous()])
+        return digest
 
     def _counts(self) -> Tensor:
         """The first state in counts, (S, 2, B, N)."""
@@ -216,11 +217,10 @@ class RecalledLayer:
         return torch.stack([fixed.to_counts(self._halves(state)) for state in self.state]).contiguous()
 
     def _direction(self, counts: Tensor, dfinal: Tensor | None) -> Tensor:
-        """The gradient of the final state, (S, 2, B, N), from which the way back starts."""
-        dtype = self.x.dtype
+        """The gradient of the final state, (S, 2, B, N), from which backward starts."""
         if dfinal is None:
-            return torch.zeros(counts.shape, dtype=dtype)
-        return self._halves(dfinal).to(dtype).contiguous()
+            return torch.zeros(counts.shape, dtype=self.x.dtype)
+        return self._halves(dfinal).to(self.x.dtype).contiguous()
 
     def _halves(self, state: Tensor) -> Tensor:
         """A state (..., B, H) as (..., 2, B, N)."""
@@ -231,28 +231,28 @@ class RecalledLayer:
         return parts.movedim(-3, -2).flatten(-2)
 
     def _packed(self, words: list[Tensor]) -> Tensor:
-        """The words of all chunks, and of a RevLSTM the heads behind them."""
+        """The words of all chunks, and behind them a RevLSTM's heads, each float64 as four 16-bit words."""
         if self.train and not self.kernel.is_gru:
             words = [*words, self.heads.view(torch.int16).flatten()]
         return torch.cat(words) if words else self.x.new_empty(0, dtype=torch.int16)
 
     def _unpacked(self, words: Tensor) -> tuple[Tensor, Tensor]:
-        """The heads at the end, and the words before them."""
+        """The heads and words that `_packed` put together."""
         if not words.numel():
             return self.heads, words
         size = 4 * self.heads.numel()
-        heads = words[len(words) - size :].clone().view(torch.float64).view(self.heads.shape)
-        return heads, words[: len(words) - size]
+        packed = words[len(words) - size :].clone()  # a view as float64 must begin at a multiple of 8 bytes
+        return packed.view(torch.float64).view(self.heads.shape), words[: len(words) - size]
 
     def _returned(self, counts: Tensor, heads: Tensor) -> bool:
-        """Whether c and its heads are as they were at first."""
+        """Whether c and its heads are back where they started."""
         return torch.equal(counts, fixed.to_counts(self._halves(self.state[-1]))) and torch.equal(heads, self.heads[1])
 
     def _report(self, words: int, tally: Tensor | None) -> None:
-        stored = 16 * words + 32 * self.heads[1:].numel() if words else 0
+        stored = 16 * words + 32 * self.heads[1:].numel() if words else 0  # the heads of c alone are of use
         steps = self.steps * self.rows if self.lengths is None else int(self.lengths.sum())
         units = PARTS * self.units * steps if words else 0
-        metering.report([Usage(self.name, stored, 0.0 if tally is None else bits_of(tally), units)])
+        metering.report([Usage(self.name, stored, 0.0 if tally is None else tallied_bits(tally), units)])
 
     def _explain(self, span: slice) -> str:
         return (

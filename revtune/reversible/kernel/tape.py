@@ -1,15 +1,15 @@
-"""One layer in one direction, in motion: states on the grid, what rewinding needs, and the gradient of a rewound chunk.
+"""A tape: one layer in one direction that runs forward, rewinds, and takes the gradient of a rewound chunk.
 
-A tape runs chunk by chunk. Forward it keeps its present state, the information buffer and one checksum a chunk;
-backward it rewinds a chunk, which recomputes every gate, and runs the gradient of that chunk with the recomputed
+A tape runs chunk by chunk. Forward it keeps its present state, the information buffer and one checksum a chunk.
+Backward it rewinds a chunk, which recomputes every gate, and runs the gradient of that chunk with the recomputed
 values:
 
 - `forward` pushes what is forgotten; `preview` is the same arithmetic with the words dropped; `infer` has no buffer.
 - `record` runs the last chunk once, keeping its gates, so that the turn-around neither spills nor rewinds.
 - `rewind` undoes a chunk that `forward` ran; `gradient` consumes the chunk that `record` or `rewind` left.
 
-There are two: reference.py is plain torch, for any cell and device; native_tape.py runs the C++ kernel,
-for RevGRU and RevLSTM in float32 on a CPU.
+There are two tapes: reference.py is plain torch, for any cell and device; native_tape.py runs the C++ kernel, for
+RevGRU and RevLSTM in float32 on a CPU.
 
 Shapes: K steps of a chunk, B batch, I input, N units of a part, H output.
 """
@@ -29,25 +29,25 @@ from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.meter import Usage
 
 
-class Place(NamedTuple):
-    """Where a sequence stands: counts (B, N) by part, and the heads of the buffer, or None for new ones."""
+class TapePosition(NamedTuple):
+    """Where a tape stands: counts (B, N) by part, and the heads of the buffer, or None for new ones."""
 
     counts: dict[str, Tensor]
     heads: Tensor | None = None
 
 
-class Stored(Protocol):
-    """What any information buffer tells of itself: its heads, how many words it has spilled, and the bits of both."""
+class InformationBuffer(Protocol):
+    """What the information buffers of both tapes tell of themselves."""
 
     heads: Tensor
 
     @property
     def words(self) -> int:
-        """Words spilled."""
+        """How many words are spilled."""
 
     @property
     def stored_bits(self) -> int:
-        """Bits stored."""
+        """The bits of words and heads."""
 
 
 class Tape(ABC):
@@ -63,22 +63,23 @@ class Tape(ABC):
         lengths: steps of each row, shape (B,); beyond its length a row keeps its state and forgets nothing.
         name: what errors call this layer.
         share: how many units share a head.
-        sliced: how many first units of the first part stand on floats of `dtype`, which are kept instead of a buffer.
+        sliced: how many first units of the first part are rounded to `dtype` at each step. Their values are kept, in
+            `slices`, and nothing is spilled for them.
 
     Attributes:
         direction: the gradient of the state that is being carried back, (B, N) by part.
-        final: where `record` ended.
+        final: the position after the last step, as `record` found it.
         buffer: the information buffer.
         slices: the sliced units at the start and after each step, (T + 1, B, sliced).
     """
 
-    buffer: Stored
+    buffer: InformationBuffer
 
     def __init__(
         self,
         cell: Cell,
         weights: Weights,
-        start: Place,
+        start: TapePosition,
         *,
         steps: int,
         dtype: torch.dtype,
@@ -101,7 +102,7 @@ class Tape(ABC):
 
     @abstractmethod
     def _prepare(self, steps: int, share: int | None) -> None:
-        """Set up what restarts leave as it is."""
+        """Set up what `restart` leaves as it is."""
 
     @property
     @abstractmethod
@@ -115,18 +116,18 @@ class Tape(ABC):
 
     @abstractmethod
     def copy(self) -> Tape:
-        """A tape that rewinds on its own, leaving this one as it is."""
+        """A tape that rewinds by itself and leaves this one as it is."""
 
     @abstractmethod
     def pause(self) -> None:
         """Let go of memory that only the next chunk would use again."""
 
     @abstractmethod
-    def restart(self, place: Place) -> None:
-        """Stand at this place with nothing spilled."""
+    def restart(self, position: TapePosition) -> None:
+        """Go to this position, with nothing spilled."""
 
     @abstractmethod
-    def standing(self) -> Place:
+    def position(self) -> TapePosition:
         """Where this tape stands now."""
 
     @abstractmethod
@@ -143,7 +144,7 @@ class Tape(ABC):
 
     @abstractmethod
     def record(self, x: Tensor, first: int) -> Tensor:
-        """Run the last chunk, keep its gates, and stand again where it began; `final` is where it ended."""
+        """Run the last chunk, keep its gates, and go back to where it began; `final` is where it ended."""
 
     @abstractmethod
     def rewind(self, x: Tensor, first: int) -> Tensor:
@@ -160,7 +161,7 @@ class Tape(ABC):
         Args:
             x: the chunk's input, (K, B, I).
             dy: gradient of its outputs, (K, B, H), or None for zero.
-            keep: whether the same chunk will be asked again.
+            keep: whether the gradient of the same chunk will be taken again.
 
         Returns:
             The gradient of the input, (K, B, I). That of the state before the chunk is in `direction`, those of
@@ -175,9 +176,9 @@ class Tape(ABC):
     def usage(self) -> Usage:
         """What the chunks that `forward` ran have stored."""
 
-    def state(self, place: Place | None = None) -> tuple[Tensor, ...]:
-        """A state, by default the present one, as exact float64 values, (B, H) for each of the cell's states."""
-        counts = place.counts if place else self.counts
+    def state(self, position: TapePosition | None = None) -> tuple[Tensor, ...]:
+        """The state at a position, by default the present one, as exact float64 values: (B, H) for each cell state."""
+        counts = position.counts if position else self.counts
         return tuple(fixed.from_counts(torch.cat([counts[part] for part in group], -1)) for group in self.cell.states)
 
     @property
@@ -186,33 +187,29 @@ class Tape(ABC):
         return self.slices.shape[2]
 
     def _keep_slices(self, y: Tensor, first: int) -> Tensor:
-        """Outputs (K, B, H) of a chunk, whose sliced units are kept."""
+        """Keep the sliced units of a chunk's outputs (K, B, H), which are returned."""
         if self.sliced:
+            # Slice 0 is the first state; the slice after step t is t + 1, and `rewind` reads that before it, t.
             self.slices[first + 1 : first + 1 + len(y)] = y[:, :, : self.sliced]
         return y
 
     def _unit_steps(self, x: Tensor, first: int) -> int:
-        """Units times steps of a chunk, padding left out."""
+        """Units times rows times steps of a chunk, padding left out."""
         steps, rows = x.shape[:2]
         live = steps * rows if self.lengths is None else int((self.lengths - first).clamp(0, steps).sum())
         return live * self.units * len(self.cell.parts)
 
     def _explain(self, x: Tensor, first: int, what: str) -> str:
         return (
-            f"{self.name}, steps {span(x, first)}: rewinding failed, {what}. Something computed a gate "
+            f"{self.name}, steps {step_range(x, first)}: rewinding failed, {what}. Something computed a gate "
             "differently in the two directions: weights changed through .data between forward and backward, a cell "
             "that is random or reads anything but its step, or a matrix product that does not repeat. "
             "No gradient was produced."
         )
 
 
-def span(x: Tensor, first: int) -> str:
-    """The steps of a chunk, for messages."""
-    return f"{first}..{first + x.shape[0] - 1}"
-
-
-class LayerInputs(NamedTuple):
-    """The tensors of one layer that gradients flow to."""
+class LayerTensors(NamedTuple):
+    """The tensors of one layer, besides its input, that gradients flow to: first state, weights and responses."""
 
     state: State
     weights: Mapping[str, Tensor]
@@ -233,10 +230,15 @@ class LayerInputs(NamedTuple):
         return frozenset(name for name, tensor in zip(self.names(), self.flat(), strict=True) if tensor.requires_grad)
 
     def gradients(self, tape: Tape) -> list[Tensor | None]:
-        """What the tape has added up for each, in the order of `flat`."""
-        groups = tape.cell.states
-        found: list[Tensor | None] = [
+        """Their gradients after the tape's way back, in the order of `flat`; None for those that want none."""
+        states = [
             torch.cat([tape.direction[part] for part in group], -1).to(state.dtype) if state.requires_grad else None
-            for group, state in zip(groups, self.state, strict=True)
+            for group, state in zip(tape.cell.states, self.state, strict=True)
         ]
-        return found + [tape.weights.gradients.pop(name, None) for name in self.names()[len(groups) :]]
+        names = self.names()[len(states) :]
+        return [*states, *(tape.weights.gradients.pop(name, None) for name in names)]
+
+
+def step_range(x: Tensor, first: int) -> str:
+    """The steps of a chunk, for messages."""
+    return f"{first}..{first + x.shape[0] - 1}"

@@ -1,4 +1,4 @@
-"""The weights of one layer: the input projection, and the gradients of products, one matmul a chunk each.
+"""The weights of one layer: the input projection, and the gradients of all products, each one matmul a chunk.
 
 Shapes: K steps of a chunk, B batch, I input, G gates, N units of a part.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,20 @@ from revtune.reversible.cells.cell import Response, Rows, block_rows
 from revtune.reversible.cells.state_range import check_finite
 from revtune.reversible.kernel.checksum import fingerprint
 from revtune.reversible.kernel.matmuls import NativeProducts, Products
+
+
+class WeightRows(NamedTuple):
+    """The rows of a weight that a product used, as in `Step.product`."""
+
+    name: str
+    rows: Rows
+
+
+class ProductSteps(NamedTuple):
+    """A product at the steps of a chunk: the values given, (B, columns) each, and its results' gradients, (B, rows)."""
+
+    values: list[Tensor]
+    grads: list[Tensor]
 
 
 class Weights:
@@ -64,14 +79,14 @@ class Weights:
         return [(name, self.fingerprint(tensor)) for name, tensor in self._all()]
 
     def fingerprint(self, tensor: Tensor) -> int:
-        """A number that a change of any tensor's bits almost surely changes; the kernel's is faster."""
+        """A number that a change of any of the tensor's bits almost surely changes. The kernel computes it faster."""
         if self._native:
             number: int = torch.ops.revtune.digest([tensor.detach().contiguous()])
             return number
         return fingerprint(tensor)
 
     def project(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """The input projection (K, B, G) of a chunk (K, B, I), perhaps in `out`; without `ih` the input itself."""
+        """The input projection (K, B, G) of a chunk (K, B, I); without `ih` the input itself. `out` may be used."""
         if "ih" not in self.tensors:
             return x
         weight, bias = self.tensors["ih"], self.tensors.get("bias")
@@ -82,7 +97,7 @@ class Weights:
         return projected
 
     def pack_projection(self) -> None:
-        """Lay `ih` out, if that is worth its memory, for a sequence of many chunks."""
+        """Pack `ih` for a sequence of many chunks, if that is worth the memory."""
         if "ih" in self.tensors:
             self._packed = self._products.pack(self.tensors["ih"])
 
@@ -95,7 +110,7 @@ class Weights:
             self._sink("bias", self.tensors["bias"]).add_(dx.sum((0, 1)))
 
     def project_back(self, dx: Tensor) -> Tensor:
-        """From the projection's gradient (K, B, G) to the input's (K, B, I)."""
+        """The gradient (K, B, I) of the input, from that of the projection, (K, B, G)."""
         if "ih" not in self.tensors:
             return dx
         back = self._products.back(dx, self.tensors["ih"])
@@ -105,19 +120,16 @@ class Weights:
         return back
 
     def add(self, name: str, grad: Tensor) -> None:
-        """Add the gradient of a weight that was read as it is."""
+        """Add the gradient of a weight that was read as it is, by `Step.weight`."""
         if name in self.wanted:
             self._sink(name, self.tensors[name]).add_(grad)
 
-    def add_products(self, products: dict[tuple[str, Rows], tuple[list[Tensor], list[Tensor]]]) -> None:
-        """Add the gradients of a chunk's products, given at each step the value (B, columns) and the result's gradient.
-
-        The lists are used up as they are read.
-        """
+    def add_products(self, products: dict[WeightRows, ProductSteps]) -> None:
+        """Add the gradients of a chunk's products, which are used up."""
         while products:
-            (name, rows), (values, grads) = products.popitem()
-            chosen = block_rows(self.tensors[name], rows, self._units)
-            self.add_product(name, chosen, torch.cat(values), torch.cat(grads), len(values))
+            (name, rows), (values, grads) = products.popitem()  # so that each is freed once it is added
+            used = block_rows(self.tensors[name], rows, self._units)
+            self.add_product(name, used, torch.cat(values), torch.cat(grads), len(values))
 
     def add_product(self, name: str, rows: slice, value: Tensor, grad: Tensor, steps: int) -> None:
         """Add the gradients of a product over a chunk, from its values (K B, columns) and its results' (K B, rows)."""
@@ -134,11 +146,13 @@ class Weights:
             self._sink(f"{name}.s", self.responses[name][1])[:, rows].add_(by_step.sum(0))
 
     def _sink(self, name: str, like: Tensor) -> Tensor:
+        """The tensor in which a gradient is added up."""
         if name not in self.gradients:
             self.gradients[name] = torch.zeros_like(like, memory_format=torch.contiguous_format)
         return self.gradients[name]
 
     def _all(self) -> Iterable[tuple[str, Tensor]]:
+        """Every weight and response tensor, by name."""
         yield from self.tensors.items()
         for name, (extra, scale) in self.responses.items():
             yield f"{name}.V", extra

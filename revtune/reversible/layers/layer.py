@@ -15,7 +15,7 @@ from revtune.reversible.cells.state_range import check_state
 from revtune.reversible.kernel.native_tape import NativeTape
 from revtune.reversible.kernel.reference import ReferenceTape
 from revtune.reversible.kernel.sequence import sequence
-from revtune.reversible.kernel.tape import LayerInputs, Place, Tape
+from revtune.reversible.kernel.tape import LayerTensors, Tape, TapePosition
 from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.stack import Stack

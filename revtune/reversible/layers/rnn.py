@@ -29,7 +29,7 @@ class Assembled(NamedTuple):
     """A stack that stands at its first state, and the tensors of each tape that gradients flow to."""
 
     stack: Stack
-    inputs: list[LayerInputs]
+    inputs: list[LayerTensors]
 
 
 class RevRNN(nn.Module):

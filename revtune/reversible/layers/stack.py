@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from revtune.reversible.kernel.chunks import evened_out
+from revtune.reversible.kernel.chunks import evened_out, most_steps
 from revtune.reversible.kernel.tape import Tape
 from revtune.reversible.layers.masks import drop_mask
 from revtune.reversible.meter import Usage

@@ -180,7 +180,7 @@ class Stream:
         stacked = tuple(torch.stack(group) for group in zip(*self._last, strict=True))
         return stacked[0] if len(stacked) == 1 else stacked
 
-    def _run_segment(self, first: int, last: int, end: list[Place] | None) -> None:
+    def _run_segment(self, first: int, last: int, end: list[TapePosition] | None) -> None:
         """Run a segment forward, turn around at its last chunk, and rewind it with readout and gradients."""
         spans = list(pieces(first, last, self.chunk))
         for span in spans[:-1]:
@@ -236,7 +236,7 @@ class Stream:
     def _places(self) -> list[Place]:
         return [tape.standing() for tape in self.stack.tapes]
 
-    def _restart(self, starts: list[Place]) -> None:
+    def _restart(self, starts: list[TapePosition]) -> None:
         for tape, start in zip(self.stack.tapes, starts, strict=True):
             tape.restart(start)
 

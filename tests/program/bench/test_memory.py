@@ -218,7 +218,7 @@ def test_a_kernel_that_cannot_be_had_is_told_before_measuring(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("REVTUNE_BACKEND", "native")
-    monkeypatch.setattr(native, "find", lambda: native.Found(reason="g++ failed: error: oh\nmore of it"))
+    monkeypatch.setattr(native, "find", lambda: native.KernelLookup(reason="g++ failed: error: oh\nmore of it"))
     for measurement in ("memory", "speed"):
         assert main(["bench", measurement]) == 1
         assert capsys.readouterr().err == "revtune: REVTUNE_BACKEND is native, but g++ failed: error: oh\n"

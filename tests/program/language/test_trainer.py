@@ -154,7 +154,7 @@ def test_a_backend_that_cannot_be_had_leaves_no_folder(
     value: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REVTUNE_BACKEND", value)
-    monkeypatch.setattr(native, "find", lambda: native.Found(reason="there is no compiler"))
+    monkeypatch.setattr(native, "find", lambda: native.KernelLookup(reason="there is no compiler"))
     with pytest.raises((SettingError, BackendError), match="REVTUNE_BACKEND"):
         train.start(config(text), tmp_path / "run", Silent())
     assert not (tmp_path / "run").exists()

@@ -29,7 +29,7 @@ class Shape(NamedTuple):
 
 
 class Model:
-    """The buffer in whole numbers, element by element, as design and docs/exactness.md write it."""
+    """The buffer in whole numbers, element by element, as docs/exactness.md writes it."""
 
     def __init__(self, shape: Shape) -> None:
         self.turns = max(1, min(shape.share // shape.parts, shape.units))

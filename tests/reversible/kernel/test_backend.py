@@ -14,8 +14,7 @@ import revtune as rt
 from revtune.errors import BackendError, SettingError
 from revtune.program.cli import doctor
 from revtune.reversible.kernel import backend as native
-from revtune.reversible.kernel import build as compiling
-from revtune.reversible.kernel import compiler_process as patience
+from revtune.reversible.kernel import build, compiler_process
 
 STUB = 'extern "C" int revtune_stub() { return 1; }\n'
 """It serves in this process, where the kernel's operators are already."""
@@ -37,8 +36,8 @@ import os, sys, types
 from pathlib import Path
 sys.modules["revtune"] = types.ModuleType("revtune")  # not the layers, which take as long to import as torch
 sys.modules["revtune"].__path__ = [sys.argv[2]]
-from revtune.reversible.kernel import backend as native, compiler_process as patience
-native.SOURCE, patience.SILENCE = Path(sys.argv[1]), 600
+from revtune.reversible.kernel import backend as native, compiler_process
+native.SOURCE, compiler_process.SILENCE = Path(sys.argv[1]), 600
 others = []
 for _ in range(int(sys.argv[3])):
     others.append(os.fork())
@@ -63,15 +62,15 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(native, "SOURCE", folder)
-    monkeypatch.setattr(native, "_found", None)
-    monkeypatch.setattr(native, "_told", False)
+    monkeypatch.setattr(native, "_lookup", None)
+    monkeypatch.setattr(native, "_fallback_told", False)
     monkeypatch.setattr(native, "_waiting", [])
     return folder
 
 
 def origin() -> str:
     """Where the kernel comes from in a process that has not looked for it yet."""
-    native._found = None
+    native._lookup = None
     assert native.load()
     return native.find().origin
 
@@ -162,36 +161,36 @@ def test_compilers_that_cannot_serve(
 
 def test_the_compiler_may_have_arguments(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (source / "revtune.cpp").write_text(f"#if STUB != 2\n#error\n#endif\n{STUB}")
-    monkeypatch.setenv("CXX", f"{compiling.compiler()[0]} -DSTUB=2")
+    monkeypatch.setenv("CXX", f"{build.compiler()[0]} -DSTUB=2")
     assert native.load()
 
 
 def test_processes_that_race_make_one_library_beside_one_that_has_no_operators(source: Path, tmp_path: Path) -> None:
     (source / "revtune.cpp").write_text(OPERATOR.replace("NAMESPACE", "revtune"))
-    folder, command, other = compiling.folders()[0], compiling.compiler(), tmp_path / "other"
+    folder, command, other = build.folders()[0], build.compiler(), tmp_path / "other"
     for made in (folder, other):
         made.mkdir(parents=True)
     (other / "revtune.cpp").write_text(STUB)
-    compiling.compile_into(folder, other, command, compiling.build_key(source, command))
+    build.compile_into(folder, other, command, build.build_key(source, command))
     assert elsewhere(source, others=3) == ("True True\n" * 4, "")
     assert len(kept(source)) == 2
 
 
 def test_without_locks_a_race_makes_one_library_too(source: Path) -> None:
-    folder, command = compiling.folders()[0], compiling.compiler()
+    folder, command = build.folders()[0], build.compiler()
     folder.mkdir(parents=True)
-    libraries = {compiling.compile_into(folder, source, command, "0") for _ in range(2)}
+    libraries = {build.compile_into(folder, source, command, "0") for _ in range(2)}
     assert kept(source) == list(libraries)
 
 
 def test_threads_compile_once(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, compile_into = [], compiling.compile_into
+    calls, compile_into = [], build.compile_into
 
     def counted(folder: Path, source: Path, command: list[str], key: str) -> Path:
         calls.append(key)
         return compile_into(folder, source, command, key)
 
-    monkeypatch.setattr(compiling, "compile_into", counted)
+    monkeypatch.setattr(build, "compile_into", counted)
     threads = [threading.Thread(target=native.load) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -214,8 +213,8 @@ def test_a_library_cut_short_is_compiled_again(source: Path, share: float) -> No
 def broken(source: Path) -> Path:
     """A whole file in the cache that is no library."""
     content = b"no library"
-    key = compiling.build_key(source, compiling.compiler())
-    path = source.parent / f"cache/revtune/revtune-{key}-{compiling.digest(content)}.so"
+    key = build.build_key(source, build.compiler())
+    path = source.parent / f"cache/revtune/revtune-{key}-{build.digest(content)}.so"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     return path
@@ -235,8 +234,8 @@ def test_compiling_again_in_vain_is_done_once(source: Path, monkeypatch: pytest.
     monkeypatch.setattr(native, "load_library", fails)
     assert native.explain().count(" does not load: no library") == 1
     for _ in range(2):
-        native._found = None
-        monkeypatch.setattr(compiling, "compile_into", None)
+        native._lookup = None
+        monkeypatch.setattr(build, "compile_into", None)
         told = native.find().reason
         assert told.count(" does not load: no library") == 1
         assert told.endswith(
@@ -249,7 +248,7 @@ def test_what_killed_compilations_left_is_removed(source: Path) -> None:
     for folder in (dead, alive):
         folder.mkdir(parents=True)
         (folder / "revtune.so").touch()
-    with compiling.locked(alive):
+    with build.locked(alive):
         assert origin().startswith("compiled by ")
         assert not dead.exists() and alive.exists()
 
@@ -257,8 +256,8 @@ def test_what_killed_compilations_left_is_removed(source: Path) -> None:
 def test_a_compiler_that_hangs_is_told_and_stopped(
     source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(patience, "SILENCE", 0.01)
-    monkeypatch.setattr(compiling, "ANSWER_PATIENCE", 0.2)
+    monkeypatch.setattr(compiler_process, "SILENCE", 0.01)
+    monkeypatch.setattr(build, "ANSWER_PATIENCE", 0.2)
     monkeypatch.setenv("CXX", "sh -c 'sleep 100; true'")
     assert not native.load()
     waiting, given_up = capsys.readouterr().err.splitlines()
@@ -271,7 +270,7 @@ def test_what_a_library_is_made_from_makes_its_name(source: Path, monkeypatch: p
         lambda: (source / "revtune.cpp").write_text(STUB + "\n"),
         lambda: (source / "lanes.h").write_text("\n"),
         lambda: monkeypatch.setenv("REVTUNE_CXXFLAGS", "-O1 -g -DREVTUNE_SANITIZED"),
-        lambda: monkeypatch.setenv("CXX", f"{compiling.compiler()[0]} -O2"),
+        lambda: monkeypatch.setenv("CXX", f"{build.compiler()[0]} -O2"),
     ):
         assert origin().startswith("compiled by ")
         change()
@@ -333,7 +332,7 @@ def test_a_library_from_the_wheel_that_does_not_load(
     (tmp_path / native.shipped_name()).write_bytes(b"not a library")
     assert origin().startswith("compiled by ")
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(native, "_found", None)
+    monkeypatch.setattr(native, "_lookup", None)
     assert "kernel-" in native.explain() and "does not load: " in native.explain()
     assert native.explain().endswith("; no C++ compiler is found, none of g++, clang++, c++; install g++ or set CXX")
 
@@ -347,20 +346,20 @@ def test_a_cache_that_cannot_be_written(
     folder = tmp_path / f"revtune-{os.geteuid()}"
     assert folder.stat().st_mode & 0o777 == 0o700 and len(list(folder.iterdir())) == 1
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "cache"))
-    native._found = None
+    native._lookup = None
     assert not native.load()
     assert f"the compiled kernel cannot be kept in {tmp_path / 'cache/revtune'} or " in capsys.readouterr().err
 
 
 def test_a_cache_that_others_could_write(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shared, own = compiling.folders()
+    shared, own = build.folders()
     shared.mkdir(parents=True)
     shared.chmod(0o777)
-    assert (compiling.writable(shared), compiling.writable(own)) == (False, True)
+    assert (build.writable(shared), build.writable(own)) == (False, True)
     own.rmdir()
     own.symlink_to(source)
-    assert not compiling.writable(own)
+    assert not build.writable(own)
     shared.chmod(0o700)
-    assert compiling.writable(shared)
+    assert build.writable(shared)
     monkeypatch.setattr(os, "geteuid", lambda: shared.stat().st_uid + 1)
-    assert not compiling.writable(shared)
+    assert not build.writable(shared)

@@ -15,7 +15,7 @@ import revtune as rt
 from revtune.reversible.arguments import running
 from revtune.reversible.cells import fixed
 from revtune.reversible.kernel import sequence_recall as recall
-from revtune.reversible.kernel.kernel import Keep, Kernel, Room
+from revtune.reversible.kernel.kernel import ChunkBuffers, Keep, Kernel
 from revtune.reversible.kernel.weights import Weights
 from tests.stored import Pairs, Problem, differentiate, problem, random_loss, relative, response_pairs, stored_scan
 
@@ -76,16 +76,16 @@ def counts_of(of: Problem) -> Tensor:
     return torch.stack([torch.stack(fixed.to_counts(state).chunk(2, -1)) for state in of.state])
 
 
-def run(kernel: Kernel, of: Problem, keep: int = Keep.EVERYTHING) -> tuple[Room, Tensor, Tensor, Tensor]:
+def run(kernel: Kernel, of: Problem, keep: Keep = Keep.EVERYTHING) -> tuple[ChunkBuffers, Tensor, Tensor, Tensor]:
     """All steps as one chunk: gates and states, counts and heads at the end, words."""
-    room, counts = kernel.room(of.x, recorded=True), counts_of(of)
+    chunk, counts = kernel.chunk_buffers(of.x, recorded=True), counts_of(of)
     heads = kernel.heads(of.x.shape[1], of.x.shape[0], None)
-    words, _, fine = kernel.forward(room, counts, heads, 0, keep)
+    words, _, fine = kernel.forward(chunk, counts, heads, 0, keep)
     assert fine
-    return room, counts, heads, words
+    return chunk, counts, heads, words
 
 
-def led(of: Problem, gates: Tensor) -> rt.Cell:
+def with_kernel_roundings(of: Problem, gates: Tensor) -> rt.Cell:
     """The cell with its forget gates rounded as the kernel rounded them; derivatives are the cell's own.
 
     A sum in another order may round a gate to the next 1024th. With the kernel's own roundings nothing is left by which
@@ -97,15 +97,15 @@ def led(of: Problem, gates: Tensor) -> rt.Cell:
     top = 1024 if blocks == 3 else 1023
 
     def wrapped(stage: rt.Stage, half: int) -> rt.Stage:
-        def leading(step: rt.Step) -> tuple[Tensor, ...]:
-            found, at = list(stage.gates(step)), gates[next(calls) // 2]
-            for place in range(FORGET_GATES[of.cell.name]):
-                column = (half * blocks + place) * units
-                rounded = rt.forget_gate(at[:, column : column + units], native.max_forget_bits, top=top)
-                found[place] = rounded.double() + (found[place] - found[place].detach())
-            return tuple(found)
+        def rounded_alike(step: rt.Step) -> tuple[Tensor, ...]:
+            own, kernels = list(stage.gates(step)), gates[next(calls) // 2]
+            for block in range(FORGET_GATES[of.cell.name]):
+                column = (half * blocks + block) * units
+                rounded = rt.forget_gate(kernels[:, column : column + units], native.max_forget_bits, top=top)
+                own[block] = rounded.double() + (own[block] - own[block].detach())
+            return tuple(own)
 
-        return replace(stage, gates=leading)
+        return replace(stage, gates=rounded_alike)
 
     return replace(of.cell, stages=tuple(map(wrapped, of.cell.stages, range(2))))
 
@@ -132,7 +132,7 @@ def kept(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_outputs_states_and_gradients_are_those_of_the_equations_in_float64(number: int, kept: None) -> None:
     of, responses, options = case(number)
     gates = run(kernel_of(of, responses, **options), of)[0].gates
-    exact = Problem(led(of, gates), of.x.double(), in_float64(of.state), in_float64(of.weights))
+    exact = Problem(with_kernel_roundings(of, gates), of.x.double(), in_float64(of.state), in_float64(of.weights))
     given = differentiate(rt.scan, of, responses=responses, **options)
     wanted = differentiate(stored_scan, exact, responses=in_float64(responses), **in_float64(options))
     for value, expected in zip((given.y, *given.finals), (wanted.y, *wanted.finals), strict=True):
@@ -149,15 +149,15 @@ def test_counts_heads_and_words_are_those_of_the_buffer(kind: str, bits: float |
     """Given the same gates: every row is a buffer of its own, and c has one beside h's."""
     of = problem(kind, 60, bits=bits, rows=3, hidden=14, spread=1.5)
     kernel = kernel_of(of, lengths=torch.tensor([60, 17, 40]))
-    room, counts = kernel.room(of.x, recorded=True), counts_of(of)
+    chunk, counts = kernel.chunk_buffers(of.x, recorded=True), counts_of(of)
     heads = kernel.heads(3, 60, share)
-    words, _, _ = kernel.forward(room, counts, heads, 0, Keep.EVERYTHING)
+    words, _, _ = kernel.forward(chunk, counts, heads, 0, Keep.EVERYTHING)
     stored = 0
     for row, steps in enumerate((60, 17, 40)):
         buffers = [rt.Buffer(1, 7, parts=2, share=share or rt.default_share(60, 2)) for _ in of.state]
         parts = {part: counts_of(of)[g, i, row : row + 1] for g, group in enumerate(of.cell.states)
                  for i, part in enumerate(group)}  # fmt: skip
-        for gates in room.gates[:steps, row]:
+        for gates in chunk.gates[:steps, row]:
             for half in range(2):
                 follow(of.cell, gates.view(2, -1, 1, 7)[half], parts, buffers, half)
         for g, group in enumerate(of.cell.states):
@@ -210,21 +210,21 @@ def test_any_chunk_comes_back_bit_for_bit(drawn: tuple[Problem, dict[str, Any], 
     kernel, other = kernel_of(of, **options), kernel_of(of, **options)
     heads = kernel.heads(of.x.shape[1], 1000, turns * len(of.cell.parts))
     heads = torch.randint(2**14, 2**30, heads.shape, generator=torch.Generator().manual_seed(seed)).double()
-    counts, room, back = counts_of(of), kernel.room(of.x, recorded=True), other.room(of.x, recorded=True)
+    counts, (chunk, back) = counts_of(of), (one.chunk_buffers(of.x, recorded=True) for one in (kernel, other))
     ends, first = (counts.clone(), heads.clone()), seed % 3
-    words, check, fine = kernel.forward(room, *ends, first, Keep.EVERYTHING)
+    words, check, fine = kernel.forward(chunk, *ends, first, Keep.EVERYTHING)
     assert bool((ends[1] >= 2**14).all()) and bool((ends[1] < 2**30).all())
     if not fine:
         assert float(ends[0].abs().max()) >= 2**52 or not of.cell.bounded
         return
     assert other.rewind(back, *ends, words, first) == (check, True)
     assert torch.equal(ends[0], counts) and torch.equal(ends[1], heads)
-    assert all(map(torch.equal, present(room), present(back)))
+    assert all(map(torch.equal, present(chunk), present(back)))
 
 
-def present(room: Room) -> list[Tensor]:
-    """The tensors that a room has."""
-    return [tensor for tensor in room if tensor is not None]
+def present(chunk: ChunkBuffers) -> list[Tensor]:
+    """The tensors that a chunk has."""
+    return [tensor for tensor in chunk if tensor is not None]
 
 
 # What bits depend on
@@ -276,12 +276,12 @@ def run_row(of: Problem, pairs: Pairs, rows: slice) -> tuple[Tensor, tuple[Tenso
 @kinds
 def test_recalled_gates_are_those_of_the_forward_pass(kind: str) -> None:
     of = problem(kind, 40, rows=13, hidden=66, spread=0.3)
-    room, *_ = run(kernel_of(of, response_pairs(of)), of)
+    chunk, *_ = run(kernel_of(of, response_pairs(of)), of)
     kernel = kernel_of(of, response_pairs(of))
-    again = kernel.room(of.x, room.y, recorded=True)._replace(y_start=room.y_start)
+    again = kernel.chunk_buffers(of.x, chunk.y, recorded=True)._replace(y_start=chunk.y_start)
     kernel.recall(again)
-    assert torch.equal(again.gates, room.gates)
-    assert room.rh is None or (again.rh is not None and torch.equal(again.rh, room.rh))
+    assert torch.equal(again.gates, chunk.gates)
+    assert chunk.rh is None or (again.rh is not None and torch.equal(again.rh, chunk.rh))
 
 
 @kinds
@@ -321,12 +321,12 @@ def test_a_sequence_at_once_is_its_chunks(number: int) -> None:
     if "ih" not in of.weights or "ih" in responses:
         return
     kernel, (steps, rows) = kernel_of(of, responses, **options), of.x.shape[:2]
-    room, counts = kernel.room(of.x, recorded=False), counts_of(of)
-    kernel.forward(room, counts, kernel.heads(rows, steps, None), 0, Keep.NOTHING)
+    chunk, counts = kernel.chunk_buffers(of.x, recorded=False), counts_of(of)
+    kernel.forward(chunk, counts, kernel.heads(rows, steps, None), 0, Keep.NOTHING)
     for x in (of.x, of.x.transpose(0, 1).contiguous().transpose(0, 1), of.x.repeat_interleave(2, 2)[:, :, ::2]):
-        y, states = torch.full_like(room.y, float("nan")), counts_of(of)
+        y, states = torch.full_like(chunk.y, float("nan")), counts_of(of)
         assert kernel.infer(x, y, states)
-        assert torch.equal(y, room.y) and torch.equal(states, counts)
+        assert torch.equal(y, chunk.y) and torch.equal(states, counts)
 
 
 def test_one_series_is_inferred_in_any_layout() -> None:
@@ -347,21 +347,21 @@ def test_long_wide_sequences_are_inferred_some_steps_at_a_time(kind: str) -> Non
         found.append((y, states))
     torch.set_num_threads(1)
     kernel, counts = kernel_of(of), counts_of(of)
-    room = kernel.room(of.x, recorded=False)
-    kernel.forward(room, counts, kernel.heads(3, 300, None), 0, Keep.NOTHING)
-    assert all(torch.equal(y, room.y) and torch.equal(states, counts) for y, states in found)
+    chunk = kernel.chunk_buffers(of.x, recorded=False)
+    kernel.forward(chunk, counts, kernel.heads(3, 300, None), 0, Keep.NOTHING)
+    assert all(torch.equal(y, chunk.y) and torch.equal(states, counts) for y, states in found)
 
 
 @pytest.mark.parametrize("number", range(30))
-def test_inference_with_and_without_room_for_c(number: int) -> None:
+def test_inference_with_and_without_memory_for_c(number: int) -> None:
     of, responses, options = case(number)
     options.pop("chunk")
     found = []
     for recorded in (True, False):
         kernel = kernel_of(of, responses, **options)
-        room, counts = kernel.room(of.x, recorded=recorded), counts_of(of)
-        kernel.forward(room, counts, kernel.heads(of.x.shape[1], of.x.shape[0], None), 0, Keep.NOTHING)
-        found.append((room.y, counts))
+        chunk, counts = kernel.chunk_buffers(of.x, recorded=recorded), counts_of(of)
+        kernel.forward(chunk, counts, kernel.heads(of.x.shape[1], of.x.shape[0], None), 0, Keep.NOTHING)
+        found.append((chunk.y, counts))
     assert all(map(torch.equal, *found))
 
 
@@ -398,7 +398,7 @@ def test_lazy_clones_are_written_and_their_origins_are_not(kind: str) -> None:
     of = problem(kind, 9)
     kernel, counts, heads = kernel_of(of), counts_of(of), kernel_of(of).heads(3, 9, None)
     ends, before = (torch._lazy_clone(counts), torch._lazy_clone(heads)), (counts.clone(), heads.clone())
-    kernel.forward(kernel.room(of.x, recorded=True), *ends, 0, Keep.EVERYTHING)
+    kernel.forward(kernel.chunk_buffers(of.x, recorded=True), *ends, 0, Keep.EVERYTHING)
     assert torch.equal(counts, before[0]) and torch.equal(heads, before[1])
     assert torch.equal(ends[0], run(kernel_of(of), of)[1]) and torch.equal(ends[1], run(kernel_of(of), of)[2])
 
@@ -420,10 +420,10 @@ def test_padding_gets_no_gradient_and_costs_no_words() -> None:
 
 def arguments(of: Problem) -> dict[str, Any]:
     """What torch.ops.revtune.forward is handed."""
-    kernel, room, counts = kernel_of(of), kernel_of(of).room(of.x, recorded=True), counts_of(of)
+    kernel, chunk, counts = kernel_of(of), kernel_of(of).chunk_buffers(of.x, recorded=True), counts_of(of)
     return {
-        "gates": room.gates, "counts": counts, "heads": kernel.heads(3, 5, None), "y": room.y,
-        "y_start": room.y_start, "c": room.c, "c_start": room.c_start, "rh": room.rh,
+        "gates": chunk.gates, "counts": counts, "heads": kernel.heads(3, 5, None), "y": chunk.y,
+        "y_start": chunk.y_start, "c": chunk.c, "c_start": chunk.c_start, "rh": chunk.rh,
         "packed": torch.ops.revtune.pack(of.weights["hh"], of.cell.blocks // 2), "response": None, "scale": None,
         "mask1": None, "mask2": None, "lengths": None, "first": 0, "slope": 1.0, "forgetting": True, "bounded": True,
         "keep": Keep.EVERYTHING, "tally": None,
@@ -495,7 +495,7 @@ def test_weights_that_cannot_be_packed_are_refused(weight: Tensor, blocks: int) 
 def test_a_weight_of_another_shape_is_named() -> None:
     of = problem("RevGRU", 5)
     with pytest.raises(ValueError, match=r"weight 'hh' must be \(24, 4\) for this cell, got \(24, 3\)"):
-        kernel_of(of._replace(weights={**of.weights, "hh": torch.zeros(24, 3)}))
+        rt.scan(of.cell, of.x, weights={**of.weights, "hh": torch.zeros(24, 3)})
 
 
 def test_a_loss_through_the_kernel_alone() -> None:

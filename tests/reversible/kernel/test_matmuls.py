@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from revtune.reversible.kernel.matmuls import SMALL, NativeProducts, Products
+from revtune.reversible.kernel.matmuls import LARGEST_PACKED, NativeProducts, Products
 from revtune.reversible.streams.readout import products_for
 from tests.stored import relative
 
@@ -53,8 +53,8 @@ def test_packed_weights_give_the_same_bits(positions: int, inputs: int, outputs:
 
 
 def test_only_small_weights_are_packed() -> None:
-    assert NativeProducts().pack(torch.zeros(1, SMALL // 4)) is not None
-    assert NativeProducts().pack(torch.zeros(1, SMALL // 4 + 1)) is None
+    assert NativeProducts().pack(torch.zeros(1, LARGEST_PACKED // 4)) is not None
+    assert NativeProducts().pack(torch.zeros(1, LARGEST_PACKED // 4 + 1)) is None
     assert Products().pack(torch.zeros(1, 1)) is None
 
 

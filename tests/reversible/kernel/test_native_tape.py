@@ -50,7 +50,7 @@ def test_everything_comes_back(kind: str, units: int, rows: int, steps: int, chu
     tape = ran.copy()
     for first, part in reversed([(i, of.x[i : i + chunk]) for i in range(0, steps, chunk)]):
         assert torch.equal(tape.rewind(part, first), recording.y[first : first + chunk])
-    assert tape.buffer.words == len(tape.buffer.chunks) == len(tape.buffer.checks) == 0
+    assert tape.buffer.words == len(tape.buffer.chunks) == len(tape.buffer.digests) == 0
     assert tape.buffer.heads.unique().tolist() == [2.0**14]
     assert all(torch.equal(state, on_grid(before)) for state, before in zip(tape.state(), of.state, strict=True))
     assert (ran.buffer.words > 0) == (not kind.startswith("NF")), "the recording itself is not used up"
@@ -73,7 +73,7 @@ def test_what_is_previewed_ends_where_what_is_recorded_does(kind: str) -> None:
     for tape in (ahead, last):
         rt.unscan(Recording(of.x, (), tape, of.x[:1], 1, recording.environment))
         tape.rewind(of.x[:1], 0)
-        tape.restart(tape.standing())
+        tape.restart(tape.position())
     outputs = [ahead.preview(of.x[i : i + 8], i) for i in (0, 8, 16)]
     outputs_last = [last.forward(of.x[:8], 0), last.forward(of.x[8:16], 8), last.record(of.x[16:], 16)]
     assert torch.equal(torch.cat(outputs), recording.y) and torch.equal(torch.cat(outputs_last), recording.y)
@@ -313,9 +313,9 @@ def test_how_often_each_forget_integer_is_used_is_counted() -> None:
     of = problem("RevLSTM", 30, rows=4)
     _, tape = recorded(of._replace(x=of.x[:1]), chunk=1)
     kernel = tape.kernel
-    room, tally = kernel.room(of.x, recorded=True), torch.zeros(1025, dtype=torch.int64)
+    chunk, tally = kernel.chunk_buffers(of.x, recorded=True), torch.zeros(1025, dtype=torch.int64)
     counts, heads = tape._counts.clone(), kernel.heads(4, 30, None)
-    kernel.forward(room, counts, heads, 0, Keep.EVERYTHING, tally)
-    gates = room.gates.view(30, 4, 2, 5, 4)[:, :, :, :2]
+    kernel.forward(chunk, counts, heads, 0, Keep.EVERYTHING, tally)
+    gates = chunk.gates.view(30, 4, 2, 5, 4)[:, :, :, :2]
     wanted = torch.bincount((rt.forget_gate(gates, 3.0, top=1023) * 1024).long().flatten(), minlength=1025)
     assert torch.equal(tally, wanted)

@@ -240,7 +240,7 @@ def test_a_compiled_model_takes_other_lengths_and_evaluates() -> None:
 # The operators as torch wants them
 
 
-def operands(kind: str, *, train: bool, ragged: bool) -> tuple[Any, ...]:
+def arguments(kind: str, *, train: bool, ragged: bool) -> tuple[Any, ...]:
     """Arguments of torch.ops.revtune.sequence."""
     of = problem(kind, 9)
     leaves = Leaves(of, response_pairs(of))
@@ -258,20 +258,20 @@ def operands(kind: str, *, train: bool, ragged: bool) -> tuple[Any, ...]:
 @cells
 @pytest.mark.parametrize(("train", "ragged"), [(True, False), (True, True), (False, True)])
 def test_the_sequence_is_an_operator_as_torch_wants_it(kind: str, train: bool, ragged: bool, kept: None) -> None:
-    torch.library.opcheck(torch.ops.revtune.sequence.default, operands(kind, train=train, ragged=ragged))
+    torch.library.opcheck(torch.ops.revtune.sequence.default, arguments(kind, train=train, ragged=ragged))
 
 
 @cells
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_its_way_back_is_one_too(kind: str, ragged: bool, dtype: torch.dtype, kept: None) -> None:
-    x, h, c, *others = operands(kind, train=True, ragged=ragged)
+    x, h, c, *others = arguments(kind, train=True, ragged=ragged)
     given = [one.detach() if isinstance(one, Tensor) else one for one in (x, h.to(dtype), c, *others)]
     given[2] = None if c is None else given[2].to(dtype)
     y, final, *known = torch.ops.revtune.sequence(*given)
     wanted = [one is not None for one in given[:10]]
-    arguments = (torch.randn_like(y), torch.randn_like(final), y, final, *known, wanted, *given)
-    torch.library.opcheck(torch.ops.revtune.sequence_backward.default, arguments)
+    back = (torch.randn_like(y), torch.randn_like(final), y, final, *known, wanted, *given)
+    torch.library.opcheck(torch.ops.revtune.sequence_backward.default, back)
 
 
 @cells
@@ -279,11 +279,11 @@ def test_the_chunks_operators_change_what_their_schemas_say(kind: str) -> None:
     of = problem(kind, 5)
     weights = Weights(of.weights, {}, frozenset(), 4, kind, native=True)
     kernel = Kernel(of.cell, weights, 4, {}, None)
-    room, counts = kernel.room(of.x, recorded=True), torch.zeros(len(of.state), 2, 3, 4, dtype=torch.float64)
+    chunk, counts = kernel.chunk_buffers(of.x, recorded=True), torch.zeros(len(of.state), 2, 3, 4, dtype=torch.float64)
     heads, direction = kernel.heads(3, 5, None), torch.randn(len(of.state), 2, 3, 4)
     packed = torch.ops.revtune.pack(of.weights["hh"], of.cell.blocks // 2)
     reading = (packed, None, None, None, None)
-    states = (room.y, room.y_start, room.c, room.c_start)
+    states = (chunk.y, chunk.y_start, chunk.c, chunk.c_start)
 
     def check(name: str, *arguments: Any) -> None:
         operator = getattr(torch.ops.revtune, name).default
@@ -293,14 +293,14 @@ def test_the_chunks_operators_change_what_their_schemas_say(kind: str) -> None:
     limit = (1.0, True, True)
     for bias in (None, of.weights["bias"]):
         projected = torch.ops.revtune.pack_projection(of.weights["ih"])
-        check("infer", of.x, projected, bias, counts, room.y, room.y_start, *reading, None, *limit)
-    check("forward", room.gates, counts, heads, *states, room.rh, *reading, None, 0, *limit, Keep.EVERYTHING, None)
-    words, _, _ = kernel.forward(room, counts, heads, 0, Keep.EVERYTHING)
-    check("recall", room.gates, room.y, room.y_start, room.rh, *reading)
-    check("rewind", room.gates, counts, heads, words, *states, room.rh, *reading, None, 0, 0.875, True, True)
-    gradient = (room.gates, direction, *states, of.weights["hh"], *[None] * 5, room.y, 0, *limit)
+        check("infer", of.x, projected, bias, counts, chunk.y, chunk.y_start, *reading, None, *limit)
+    check("forward", chunk.gates, counts, heads, *states, chunk.rh, *reading, None, 0, *limit, Keep.EVERYTHING, None)
+    words, _, _ = kernel.forward(chunk, counts, heads, 0, Keep.EVERYTHING)
+    check("recall", chunk.gates, chunk.y, chunk.y_start, chunk.rh, *reading)
+    check("rewind", chunk.gates, counts, heads, words, *states, chunk.rh, *reading, None, 0, 0.875, True, True)
+    gradient = (chunk.gates, direction, *states, of.weights["hh"], *[None] * 5, chunk.y, 0, *limit)
     check("gradient", *gradient)
     if kind == "RevLSTM":
-        check("recall_cells", room.gates, counts, heads, words, *states, None, 0, *limit)
+        check("recall_cells", chunk.gates, counts, heads, words, *states, None, 0, *limit)
     for name in ("gate_sigmoid", "gate_tanh"):
         check(name, of.x)

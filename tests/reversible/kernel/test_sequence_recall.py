@@ -8,7 +8,7 @@ import torch
 import revtune as rt
 from revtune.reversible.kernel import sequence_recall as recall
 from revtune.reversible.kernel.chunks import evened_out, spans
-from revtune.reversible.kernel.sequence_arguments import Operands
+from revtune.reversible.kernel.sequence_arguments import SequenceArguments
 from revtune.reversible.kernel.sequence_recall import RecalledLayer
 from tests.stored import differentiate, problem, relative, response_pairs
 
@@ -21,11 +21,11 @@ FLOATS = 4 * 3 * 40
 """Bytes of the gates of a step of RevLSTM in a problem of usual size."""
 
 
-def operands(kind: str, steps: int, chunk: int) -> Operands:
-    """A problem as what a sequence is run with."""
+def arguments(kind: str, steps: int, chunk: int) -> SequenceArguments:
+    """A problem as arguments of the operator."""
     of = problem(kind, steps)
     c = of.state[1] if kind == "RevLSTM" else None
-    return Operands(
+    return SequenceArguments(
         x=of.x, h=of.state[0], c=c, ih=of.weights["ih"], bias=of.weights["bias"], hh=of.weights["hh"], ih_v=None,
         ih_s=None, hh_v=None, hh_s=None, mask1=None, mask2=None, lengths=None, chunk=chunk, share=None, bits=3.0,
         forgetting=True, bounded=True, train=True, name=kind,
@@ -69,7 +69,7 @@ def test_chunks_of_wide_layers_take_more_bytes_and_not_without_end() -> None:
     def gates(units: int, *, train: bool) -> int:
         return 4 * 12 * units * 20 * recall.chunk_steps(20, 12 * units, train)
 
-    assert gates(64, train=True) <= recall.BUDGET < gates(550, train=True) <= recall.WIDE
+    assert gates(64, train=True) <= recall.BUDGET < gates(550, train=True) <= recall.WIDE_BUDGET
     assert gates(550, train=False) <= recall.BUDGET
     assert recall.chunk_steps(20, 12 * 10**6, True) == 4
 
@@ -86,7 +86,7 @@ def test_a_lstm_keeps_words_of_c_and_a_gru_none(kind: str) -> None:
 @cells
 def test_what_is_known_of_a_chunk_must_be_found_again(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recall, "KEPT", 0)
-    given = operands(kind, 12, 4)
+    given = arguments(kind, 12, 4)
     ran = RecalledLayer(given).forward()
     dx, grads = RecalledLayer(given).backward(ran, torch.ones_like(ran.y), None, want_dx=True)
     assert dx is not None and dx.shape == given.x.shape and len(grads) == len(given.state)
@@ -96,7 +96,7 @@ def test_what_is_known_of_a_chunk_must_be_found_again(kind: str, monkeypatch: py
 
 
 def test_changed_words_and_heads_of_c_are_refused() -> None:
-    given = operands("RevLSTM", 60, 20)
+    given = arguments("RevLSTM", 60, 20)
     ran = RecalledLayer(given).forward()
     for place in (6, ran.chunks[0].words + 7, len(ran.words) - 3):
         words = ran.words.clone()
