@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import revtune as rt
 from revtune.reversible.kernel import sequence_recall as recall
 from revtune.reversible.kernel.checksum import checksum
-from revtune.reversible.kernel.tape import LayerInputs
+from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.layer import LayerSettings, build_tape
 from revtune.reversible.layers.stack import Stack
 from tests.backends import in_kernel, on_reference

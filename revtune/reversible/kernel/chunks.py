@@ -28,20 +28,10 @@ def spans(begin: int, end: int, most: int) -> list[slice]:
 
 
 def chunks(x: Tensor, steps: int) -> Iterable[tuple[int, Tensor]]:
-    """The chunks of a sequence with their first steps."""
+    """The chunks of a sequence (T, ...), of so many steps each, with their first steps."""
     return ((first, x[first:last]) for first, last in pieces(0, x.shape[0], steps))
 
 
 def pieces(begin: int, end: int, size: int) -> Iterable[tuple[int, int]]:
-    """The first and last steps of consecutive pieces of this size; the last piece is what remains."""
+    """The steps from `begin` to `end` in pieces of this size, from where to where each; the last is what remains."""
     return ((first, min(first + size, end)) for first in range(begin, end, size))
-
-
-FEWEST_STEPS = 4
-"""Shorter chunks would save little memory and cost time: weight gradients are one matmul a chunk."""
-
-
-def evened_out(steps: int, most: int, *, fewest: int = FEWEST_STEPS) -> int:
-    """Steps of a chunk of at most so many, unless those are too few, evened out over the sequence."""
-    chunks = max(1, -(-steps // max(fewest, most)))
-    return max(1, -(-steps // chunks))

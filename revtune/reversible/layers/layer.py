@@ -44,7 +44,7 @@ class LayerSettings(NamedTuple):
     sliced: int = 0
 
 
-def run_layer(cell: Cell, x: Tensor, inputs: LayerInputs, settings: LayerSettings) -> tuple[Tensor, State]:
+def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettings) -> tuple[Tensor, State]:
     """Run one layer over (T, B, I): its outputs (T, B, H) and its final state, in the dtypes of the first."""
     if settings.native:
         refuse_transforms([x, *inputs.flat()], batches=True)
@@ -58,7 +58,7 @@ def run_layer(cell: Cell, x: Tensor, inputs: LayerInputs, settings: LayerSetting
     return y, finals[0]
 
 
-def build_tape(cell: Cell, inputs: LayerInputs, settings: LayerSettings, steps: int, dtype: torch.dtype) -> Tape:
+def build_tape(cell: Cell, inputs: LayerTensors, settings: LayerSettings, steps: int, dtype: torch.dtype) -> Tape:
     """A tape at the first state, for a sequence of so many steps, with gates and outputs of this dtype."""
     refuse_transforms(inputs.flat())
     wanted = inputs.wanted() if torch.is_grad_enabled() else frozenset()
@@ -75,6 +75,6 @@ def build_tape(cell: Cell, inputs: LayerInputs, settings: LayerSettings, steps: 
     weights = Weights(inputs.weights, inputs.responses, wanted, units, settings.name, native=settings.native)
     kind = NativeTape if settings.native else ReferenceTape
     return kind(
-        cell, weights, Place(counts), steps=steps, dtype=dtype, masks=settings.masks, lengths=settings.lengths,
+        cell, weights, TapePosition(counts), steps=steps, dtype=dtype, masks=settings.masks, lengths=settings.lengths,
         name=settings.name, share=settings.share, sliced=settings.sliced,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from revtune.reversible import meter as metering
 from revtune.reversible.cells.cell import State
 from revtune.reversible.kernel.chunks import chunks
 from revtune.reversible.kernel.environment import Environment
-from revtune.reversible.kernel.tape import LayerInputs
+from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.stack import Stack
 from revtune.reversible.transforms import graph_retained, refuse_batches, refuse_double_backward, refuse_transforms
 
@@ -25,7 +25,7 @@ Fingerprints = list[tuple[str, int]]
 
 
 def run_stack(
-    stack: Stack, x: Tensor, inputs: list[LayerInputs], *, chunk: int | None = None, every: bool = True
+    stack: Stack, x: Tensor, inputs: list[LayerTensors], *, chunk: int | None = None, every: bool = True
 ) -> tuple[Tensor | None, list[State]]:
     """Run a stack over (T, B, I), recorded for backward where a gradient is wanted.
 
@@ -55,7 +55,7 @@ class _Rewind(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, stack: Stack, steps: int, every: bool, inputs: list[LayerInputs], *tensors: Tensor
+        ctx: Any, x: Tensor, stack: Stack, steps: int, every: bool, inputs: list[LayerTensors], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.environment = Environment.current()
         # Most are read through the stack; saved, they let autograd refuse those that are changed in place
@@ -135,7 +135,7 @@ def aim(stack: Stack, dfinals: Iterable[Tensor]) -> None:
         tape.aim(direction)
 
 
-def last_states(inputs: list[LayerInputs], states: list[State]) -> list[Tensor]:
+def last_states(inputs: list[LayerTensors], states: list[State]) -> list[Tensor]:
     """Final states in the dtypes of the first ones."""
     return [
         final.to(first.dtype)

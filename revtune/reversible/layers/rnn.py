@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from revtune.reversible.arguments import check_flag, check_like, check_rate, check_size, check_tensor, running
 from revtune.reversible.cells.cell import Cell, State
 from revtune.reversible.kernel.backend import chosen
-from revtune.reversible.kernel.tape import LayerInputs
+from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
 from revtune.reversible.layers.masks import drop_mask, new_seed
 from revtune.reversible.layers.rewind import run_stack
@@ -207,7 +207,7 @@ class RevRNN(nn.Module):
             sliced: how many first units of the top layer's h are sliced, as in `Tape`.
         """
         links: list[Link] = []
-        inputs: list[LayerInputs] = []
+        inputs: list[LayerTensors] = []
         links += self._locked(self.options.input_dropout, rows, self.input_size)
         for layer in range(self.num_layers):
             if layer and self.dropout and self.training:
@@ -260,7 +260,7 @@ class RevRNN(nn.Module):
             x = torch.cat(outputs, -1)
         return self._masked(x, self.options.output_dropout), _stacked(finals)
 
-    def _direction(self, x: Tensor, inputs: LayerInputs, settings: LayerSettings, every: bool) -> tuple[Tensor, State]:
+    def _direction(self, x: Tensor, inputs: LayerTensors, settings: LayerSettings, every: bool) -> tuple[Tensor, State]:
         """One layer in one direction: all outputs or the last h, and the final state."""
         if every:
             return run_layer(self.cell, x, inputs, settings)
@@ -270,7 +270,7 @@ class RevRNN(nn.Module):
 
     def _layer(
         self, layer: int, suffix: str, rows: int, state: State, lengths: Tensor | None, native: bool
-    ) -> tuple[LayerInputs, LayerSettings]:
+    ) -> tuple[LayerTensors, LayerSettings]:
         """What one layer in one direction runs with: its tensors, and its settings with the masks drawn for it."""
         suffix = suffix or self._suffixes(layer)[0]
         found = [self._parameter(name + suffix, shape) for name, shape in self._shapes(layer).items()]
@@ -284,7 +284,7 @@ class RevRNN(nn.Module):
             shape = (rows, self.hidden_size // 2)
             masks = {part: self._mask(self.options.hidden_dropout, shape) for part in self.cell.states[0]}
         name = f"{self._name} layer {layer}" + (", reverse" if suffix.endswith("_reverse") else "")
-        return LayerInputs(state, weights, {}), LayerSettings(name, native, masks, lengths)
+        return LayerTensors(state, weights, {}), LayerSettings(name, native, masks, lengths)
 
     @property
     def first_weight(self) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from revtune.reversible.arguments import check_lengths, check_like, check_tensor, is_size
 from revtune.reversible.cells.cell import Cell, Response, State
-from revtune.reversible.kernel.tape import LayerInputs
+from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.layer import LayerSettings
 
 
@@ -24,14 +24,14 @@ def checked_inputs(
     responses: Mapping[str, Response],
     hidden: int | None,
     settings: LayerSettings,
-) -> LayerInputs:
+) -> LayerTensors:
     """The tensors that gradients flow to, the first state made where none is given.
 
     Raises:
         ValueError: arguments of `scan` that are no tensors or do not fit together.
     """
     _check_kinds(cell, x, state, weights, responses, settings.masks)
-    inputs = LayerInputs(_first_state(cell, x, state, weights, hidden), weights, responses)
+    inputs = LayerTensors(_first_state(cell, x, state, weights, hidden), weights, responses)
     _check_shapes(cell, x, inputs, settings)
     return inputs
 
@@ -80,7 +80,7 @@ def _first_state(
     return tuple(x.new_zeros(x.shape[1], units * len(group)) for group in cell.states)
 
 
-def _check_shapes(cell: Cell, x: Tensor, inputs: LayerInputs, settings: LayerSettings) -> None:
+def _check_shapes(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettings) -> None:
     """Refuse tensors, and settings, that do not fit together."""
     name, (steps, rows) = cell.name, x.shape[:2]
     state, weights = inputs.state, inputs.weights

@@ -87,7 +87,7 @@ class Stack:
         shapes.
         """
         step_bytes = sum(tape.rows * tape.floats_per_step * tape.dtype.itemsize for tape in self.tapes)
-        return evened_out(steps, DEFAULT_BUDGET // step_bytes)
+        return evened_out(steps, most_steps(DEFAULT_BUDGET, step_bytes))
 
     def forward(self, x: Tensor, first: int) -> Tensor:
         """Run a chunk (K, B, I), whose first step is `first`, so that it can be rewound. Returns outputs (K, B, H)."""

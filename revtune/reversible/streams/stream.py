@@ -20,7 +20,7 @@ from revtune.reversible import meter as metering
 from revtune.reversible.arguments import check_lengths, check_tensor, is_size, running
 from revtune.reversible.cells.cell import State
 from revtune.reversible.kernel.chunks import pieces
-from revtune.reversible.kernel.tape import Place
+from revtune.reversible.kernel.tape import TapePosition
 from revtune.reversible.layers.masks import one_sequence
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
@@ -154,11 +154,11 @@ class Stream:
     def train(self) -> Tensor:
         """The summed loss; its gradients are then in `gradients`."""
         segments = list(pieces(0, self.steps, self.segment))
-        starts = [self._places()]
+        starts = [self._tape_positions()]
         for first, last in segments[:-1]:
             for span in pieces(first, last, self.chunk):
                 self.stack.preview(self._encoder.run(*span), span[0])
-            starts.append(self._places())
+            starts.append(self._tape_positions())
         ends = [*starts[1:], None]  # where the last segment ends is not known before it has run
         for (first, last), start, end in reversed(list(zip(segments, starts, ends, strict=True))):
             self._restart(start)
@@ -189,7 +189,7 @@ class Stream:
         for span in reversed(spans[:-1]):
             self._pass(self.stack.rewind, *span)
 
-    def _end_segment(self, end: list[Place] | None, last: int) -> None:
+    def _end_segment(self, end: list[TapePosition] | None, last: int) -> None:
         """Note where the sequence ends, or check that this segment ends where it did the first time."""
         if end is None:
             self._last = [tape.state(tape.final) for tape in self.stack.tapes]
@@ -233,17 +233,17 @@ class Stream:
         """Which positions are no padding, (K, B); None for all."""
         return None if self._lengths is None else running(self._lengths, first, last)
 
-    def _places(self) -> list[Place]:
-        return [tape.standing() for tape in self.stack.tapes]
+    def _tape_positions(self) -> list[TapePosition]:
+        return [tape.position() for tape in self.stack.tapes]
 
     def _restart(self, starts: list[TapePosition]) -> None:
         for tape, start in zip(self.stack.tapes, starts, strict=True):
             tape.restart(start)
 
-    def _check_end(self, end: list[Place], last: int) -> None:
-        for tape, place in zip(self.stack.tapes, end, strict=True):
+    def _check_end(self, end: list[TapePosition], last: int) -> None:
+        for tape, position in zip(self.stack.tapes, end, strict=True):
             counts = tape.final.counts
-            if not all(torch.equal(count, counts[part]) for part, count in place.counts.items()):
+            if not all(torch.equal(count, counts[part]) for part, count in position.counts.items()):
                 raise ReversalError(
                     f"{tape.name}: running the steps before {last} again did not lead to the state recorded there: "
                     "something computed a gate differently the second time"
