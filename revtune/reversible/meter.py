@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 class Usage(NamedTuple):
@@ -23,36 +26,8 @@ class Usage(NamedTuple):
     unit_steps: int
 
 
-class Listener(Protocol):
-    """Something that wants to know what layers have stored."""
-
-    def hear(self, usages: list[Usage]) -> None:
-        """Take down what is stored now."""
-
-
-listener: ContextVar[Listener | None] = ContextVar("revtune_meter", default=None)
-
-
-def active() -> bool:
-    """Whether somebody is metering, so that ideal bits are worth counting."""
-    return listener.get() is not None
-
-
-def report(usages: Iterable[Usage]) -> None:
-    """Tell the running meter, if any, what these layers store."""
-    heard = listener.get()
-    if heard is not None:
-        heard.hear(list(usages))
-
-
-_STATUS = Path("/proc/self/status")
-
-
-_CLEAR = Path("/proc/self/clear_refs")
-
-
 @dataclass
-class LayerUse:
+class LayerReading:
     """What one layer stored.
 
     Attributes:
@@ -73,7 +48,7 @@ class LayerUse:
 
 
 @dataclass
-class Used(LayerUse):
+class Reading(LayerReading):
     """What a block used; complete when the block ends.
 
     Attributes:
@@ -83,40 +58,58 @@ class Used(LayerUse):
     """
 
     peak_bytes: int | None = None
-    layers: dict[str, LayerUse] = field(default_factory=dict)
-    _outer: Used | None = field(default=None, repr=False)
+    layers: dict[str, LayerReading] = field(default_factory=dict)
+    _outer: Reading | None = field(default=None, repr=False)
     _gauge: CudaGauge | ResidentGauge | None = field(default=None, repr=False)
 
-    def look(self) -> None:
-        """Take the peak so far into account, here and in the meters around this one, whose gauges it resets."""
+    def add(self, usages: list[Usage]) -> None:
+        """Add what layers store now, here and in the meters around this one."""
+        if self._outer:
+            self._outer.add(usages)
+        for name, stored, ideal, unit_steps in usages:
+            for reading in (self, self.layers.setdefault(name, LayerReading())):
+                reading.stored_bits += stored
+                reading.ideal_bits += ideal
+                reading.unit_steps += unit_steps
+
+    def note_peak(self) -> None:
+        """Take the peak so far into account, here and in the next meter around this one that measures memory.
+
+        That one cannot read it itself: there is one peak a process, which this meter's gauge reset when it was made.
+        """
         if self._gauge:
             self.peak_bytes = max(self._gauge.peak(), self.peak_bytes or 0)
-        outer = self.above()
+        outer = self.next_gauged()
         if outer and self._gauge and outer._gauge:
             outer.peak_bytes = max(
                 (self.peak_bytes or 0) + self._gauge.before - outer._gauge.before, outer.peak_bytes or 0
             )
 
-    def above(self) -> Used | None:
+    def next_gauged(self) -> Reading | None:
         """The nearest meter around this one that measures memory."""
         outer = self._outer
         while outer and not outer._gauge:
             outer = outer._outer
         return outer
 
-    def hear(self, usages: list[Usage]) -> None:
-        """Add what layers store now, here and in the meter around this one."""
-        if self._outer:
-            self._outer.hear(usages)
-        for name, stored, ideal, unit_steps in usages:
-            for use in (self, self.layers.setdefault(name, LayerUse())):
-                use.stored_bits += stored
-                use.ideal_bits += ideal
-                use.unit_steps += unit_steps
+
+_running: ContextVar[Reading | None] = ContextVar("revtune_meter", default=None)
+
+
+def active() -> bool:
+    """Whether somebody is metering, so that ideal bits are worth counting."""
+    return _running.get() is not None
+
+
+def report(usages: Iterable[Usage]) -> None:
+    """Tell the running meter, if any, what these layers store."""
+    reading = _running.get()
+    if reading is not None:
+        reading.add(list(usages))
 
 
 @contextmanager
-def meter(*, peak: bool = True) -> Iterator[Used]:
+def meter(*, peak: bool = True) -> Iterator[Reading]:
     """Measure a block: peak memory, stored and ideal bits, bits a unit and step, for each layer.
 
     The peak is that of the current CUDA device once CUDA is in use, whose peak statistics are reset; else of the
@@ -134,17 +127,16 @@ def meter(*, peak: bool = True) -> Iterator[Used]:
         >>> used.stored_bits > used.ideal_bits > 0, list(used.layers)
         (True, ['RevGRU layer 0'])
     """
-    outer = listener.get()
-    used = Used(_outer=outer if isinstance(outer, Used) else None)
-    if above := used.above():
-        above.look()
-    token = listener.set(used)
-    used._gauge = _gauge() if peak else None
+    reading = Reading(_outer=_running.get())
+    if peak and (outer := reading.next_gauged()):
+        outer.note_peak()  # before the new gauge resets it
+    token = _running.set(reading)
+    reading._gauge = _gauge() if peak else None
     try:
-        yield used
+        yield reading
     finally:
-        listener.reset(token)
-        used.look()
+        _running.reset(token)
+        reading.note_peak()
 
 
 class CudaGauge:
@@ -155,7 +147,7 @@ class CudaGauge:
         self.before = torch.cuda.memory_allocated()
 
     def peak(self) -> int:
-        """Most bytes allocated since, above those allocated before."""
+        """The most bytes allocated since, above those allocated when the gauge was made."""
         return torch.cuda.max_memory_allocated() - self.before
 
 
@@ -163,17 +155,19 @@ class ResidentGauge:
     """Peak resident anonymous memory of this process since the gauge was made, on Linux."""
 
     def __init__(self) -> None:
+        # Freed memory that stays resident could be used again without showing
         gc.collect()
         _trim()
-        _CLEAR.write_text("5")
+        _CLEAR_REFS.write_text("5")  # resets VmHWM, the peak that Linux counts
         self.before = self._read("RssAnon")
 
     def peak(self) -> int:
         """Bytes above those resident when the gauge was made; file pages do not count."""
+        # Linux keeps a peak of all resident pages alone, so those of files and shared memory are taken off as they are
         return max(0, self._read("VmHWM") - self._read("RssFile") - self._read("RssShmem") - self.before)
 
     def now(self) -> int:
-        """Bytes resident now above those."""
+        """Bytes resident now above those resident when the gauge was made."""
         _trim()
         return max(0, self._read("RssAnon") - self.before)
 
@@ -184,6 +178,7 @@ class ResidentGauge:
 
 
 def _gauge() -> CudaGauge | ResidentGauge | None:
+    """The gauge for where tensors live; None where the system does not tell."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return CudaGauge()
     try:

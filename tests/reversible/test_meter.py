@@ -2,7 +2,6 @@
 
 import os
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,14 +10,13 @@ from torch import nn
 
 import revtune as rt
 from revtune.reversible import meter as metering
-from revtune.reversible.meter import Used
+from revtune.reversible.meter import Reading
 from tests.backends import on_native, on_reference
 from tests.chunking import set_budget, set_stack_chunk_steps
 from tests.mapped import mapped
 
 BACKENDS = ("reference", "native")
 
-meters = import_module("revtune.reversible.meter")
 WEIGHTS = {"ih": torch.randn(24, 5), "hh": torch.randn(24, 4)}
 
 
@@ -28,7 +26,7 @@ def _chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     set_budget(monkeypatch, 20_000)
 
 
-def peak(used: Used) -> int:
+def peak(used: Reading) -> int:
     """The peak of a block, which must be known wherever the system tells it."""
     if used.peak_bytes is None:
         assert sys.platform != "linux" or not os.access("/proc/self/clear_refs", os.W_OK), "the gauge is broken"
@@ -145,7 +143,7 @@ def test_peak_bytes_are_those_of_the_most_that_was_alive() -> None:
 
 
 def test_where_the_system_does_not_tell_the_peak_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(meters, "_CLEAR", tmp_path / "missing" / "clear_refs")
+    monkeypatch.setattr(metering, "_CLEAR_REFS", tmp_path / "missing" / "clear_refs")
     with rt.meter() as used:
         nn.Linear(2, 2)
     assert used.peak_bytes is None
@@ -158,7 +156,7 @@ def test_bits_alone_are_counted_without_a_look_at_memory(monkeypatch: pytest.Mon
             rnn(x)
     assert used.peak_bytes is None and whole.peak_bytes is not None
     assert used.stored_bits == whole.stored_bits > 0 and used.ideal_bits == whole.ideal_bits
-    monkeypatch.setattr(meters, "_gauge", lambda: pytest.fail("memory was looked at"))
+    monkeypatch.setattr(metering, "_gauge", lambda: pytest.fail("memory was looked at"))
     with rt.meter(peak=False):
         pass
 

@@ -24,18 +24,18 @@ from revtune.reversible.streams.known_gradients import with_gradients
 from revtune.reversible.transforms import refuse_batches, refuse_double_backward, refuse_transforms
 
 
-def products_for(like: Tensor) -> Products:
-    """The kernel's matmuls for tensors like this one where it is there, else torch's."""
-    if like.device.type == "cpu" and like.dtype == torch.float32 and native.load():
-        return NativeProducts()
-    return Products()
-
-
 _BLOCK_BYTES = 3 * 2**20
 """Bytes of a block's logits, of the order of a CPU's cache: they are read and written over several times."""
 
 _FEWEST_POSITIONS = 16
 """Positions of a block at least, however many classes there are, since every block reads the whole weight."""
+
+
+def products_for(like: Tensor) -> Products:
+    """The kernel's matmuls for tensors like this one where it is there, else torch's."""
+    if like.device.type == "cpu" and like.dtype == torch.float32 and native.load():
+        return NativeProducts()
+    return Products()
 
 
 class LinearCrossEntropy(nn.Module):
@@ -190,9 +190,9 @@ class LinearCrossEntropy(nn.Module):
         dy: Tensor | None,
         scale: float = 1.0,
     ) -> tuple[Tensor, Tensor | None]:
-        """The summed loss, 0-d float64, and dy written over; `dweight` and `dbias` are added to, each if it is given.
+        """The summed loss, 0-d float64, and dy. Of the gradients only those are computed that have a tensor here.
 
-        Gradients are scaled, the loss is not.
+        They are scaled, unlike the loss; `dweight` and `dbias` are added to, `dy` is written over.
         """
         loss, products = torch.zeros((), dtype=torch.float64, device=y.device), products_for(y)
         want_gradient = any(into is not None for into in (dweight, dbias, dy))
