@@ -273,10 +273,10 @@ class RevRNN(nn.Module):
     ) -> tuple[LayerTensors, LayerSettings]:
         """What one layer in one direction runs with: its tensors, and its settings with the masks drawn for it."""
         suffix = suffix or self._suffixes(layer)[0]
-        found = [self._parameter(name + suffix, shape) for name, shape in self._shapes(layer).items()]
-        weights = dict(zip(("ih", "hh"), found, strict=False))
+        parameters = [self._parameter(name + suffix, shape) for name, shape in self._shapes(layer).items()]
+        weights = dict(zip(("ih", "hh"), parameters, strict=False))  # the biases, if any, come after them
         if self.bias:
-            weights["bias"] = found[2] + found[3]
+            weights["bias"] = parameters[2] + parameters[3]
         if self.training and self.options.weight_drop:
             weights["hh"] = F.dropout(weights["hh"], self.options.weight_drop)
         masks = {}

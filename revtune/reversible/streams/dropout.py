@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -149,13 +150,13 @@ class _LookUp(torch.autograd.Function):
     """An embedding whose gradient goes straight into its sink."""
 
     @staticmethod
-    def forward(ctx, ids, weight, padding_idx, sink):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, padding_idx: int | None, sink: Tensor) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.padding_idx, ctx.sink = padding_idx, sink
         return F.embedding(ids, weight)
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None, None]:
         (ids,) = ctx.saved_tensors
         if ctx.padding_idx is not None:
             grad = grad * (ids != ctx.padding_idx).unsqueeze(-1)

@@ -23,7 +23,6 @@ from revtune.reversible.streams.gradient_sinks import Sinks, any_open, sink_of
 from revtune.reversible.streams.known_gradients import with_gradients
 from revtune.reversible.transforms import refuse_batches, refuse_double_backward, refuse_transforms
 
-
 _BLOCK_BYTES = 3 * 2**20
 """Bytes of a block's logits, of the order of a CPU's cache: they are read and written over several times."""
 

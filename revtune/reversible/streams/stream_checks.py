@@ -56,10 +56,10 @@ def check_tensors(what: str, rnn: RevRNN, featured: bool, **tensors: Tensor) -> 
             kind = type(value).__name__
             raise ValueError(f"{what}: {name} must be a padded tensor, with lengths= where rows differ, got {kind}")
         check_tensor(f"{what}: {name}", value)
-    found, shapes = list(tensors.values()), [tuple(tensor.shape) for tensor in tensors.values()]
+    batch, shapes = list(tensors.values()), [tuple(tensor.shape) for tensor in tensors.values()]
     if any(len(shape) < 2 or shape[:2] != shapes[0][:2] for shape in shapes):
         names, order = " and ".join(tensors), "(B, T, ...)" if rnn.batch_first else "(T, B, ...)"
-        must = "must both be" if len(found) > 1 else "must be"
+        must = "must both be" if len(batch) > 1 else "must be"
         raise ValueError(f"{what}: {names} {must} {order}, got {' and '.join(map(str, shapes))}")
     if 0 in shapes[0][:2]:
         raise ValueError(f"{what}: at least one step and one row are needed, got inputs of shape {shapes[0]}")
@@ -67,9 +67,9 @@ def check_tensors(what: str, rnn: RevRNN, featured: bool, **tensors: Tensor) -> 
     for name, tensor in tensors.items():
         if tensor.device != device:
             raise ValueError(f"{what}: {name} are on {tensor.device}, the net on {device}")
-    refuse_transforms(found[:1])
-    if featured and not found[0].is_floating_point():
+    refuse_transforms(batch[:1])
+    if featured and not batch[0].is_floating_point():
         raise ValueError(
-            f"{what}: inputs are {found[0].dtype}; pass encode=, such as an nn.Embedding, to turn them into features"
+            f"{what}: inputs are {batch[0].dtype}; pass encode=, such as an nn.Embedding, to turn them into features"
         )
-    return [tensor.transpose(0, 1) for tensor in found] if rnn.batch_first else found
+    return [tensor.transpose(0, 1) for tensor in batch] if rnn.batch_first else batch

@@ -78,33 +78,33 @@ def encode_pass(kind: type, units: int, lengths: Tensor | None, **options: objec
 @pytest.mark.parametrize("options", [{}, {"num_layers": 3}, {"max_forget_bits": None}, {"forgetting": False}])
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
 def test_it_rewinds_to_the_last_bit(kind: type, options: dict, lengths: Tensor | None) -> None:
-    one = encode_pass(kind, 5, lengths, **options)
-    one.spans = list(pieces(0, T, 4))
+    batch = encode_pass(kind, 5, lengths, **options)
+    batch.spans = list(pieces(0, T, 4))
     starts, heads, outputs = [], [], []
     with torch.no_grad():
-        for span in one.spans:
-            starts.append([{part: count.clone() for part, count in tape.counts.items()} for tape in one.stack.tapes])
-            heads.append([tape.buffer.heads.clone() for tape in one.stack.tapes])
-            outputs.append(one.stack.forward(one.encoder.run(*span), span[0]).clone())
-        for span, start, head, y in reversed(list(zip(one.spans, starts, heads, outputs, strict=True))):
-            assert torch.equal(one.stack.rewind(one.encoder.run(*span), span[0]), y)
-            for tape, counts, before in zip(one.stack.tapes, start, head, strict=True):
+        for span in batch.spans:
+            starts.append([{part: count.clone() for part, count in tape.counts.items()} for tape in batch.stack.tapes])
+            heads.append([tape.buffer.heads.clone() for tape in batch.stack.tapes])
+            outputs.append(batch.stack.forward(batch.encoder.run(*span), span[0]).clone())
+        for span, start, head, y in reversed(list(zip(batch.spans, starts, heads, outputs, strict=True))):
+            assert torch.equal(batch.stack.rewind(batch.encoder.run(*span), span[0]), y)
+            for tape, counts, before in zip(batch.stack.tapes, start, head, strict=True):
                 assert all(torch.equal(tape.counts[part], count) for part, count in counts.items())
                 assert torch.equal(tape.buffer.heads, before)
-    assert all(tape.buffer.words == 0 for tape in one.stack.tapes)
+    assert all(tape.buffer.words == 0 for tape in batch.stack.tapes)
 
 
 @CELLS
 def test_sliced_units_stand_on_floats_and_store_nothing(kind: type) -> None:
     stored = []
     for units in (0, 6):
-        one = encode_pass(kind, units, None)
-        one.forward()
-        stored.append(one.stack.tapes[0].buffer.words)
-        h = one.stack.tapes[0].state()[0][:, :units]
+        batch = encode_pass(kind, units, None)
+        batch.forward()
+        stored.append(batch.stack.tapes[0].buffer.words)
+        h = batch.stack.tapes[0].state()[0][:, :units]
         assert torch.equal(h, h.float().double())
-        assert not units or torch.equal(h.float(), one.stack.tapes[0].slices[-1])
-    share = 1 - 6 / (H * len(one.stack.tapes[0].cell.states))
+        assert not units or torch.equal(h.float(), batch.stack.tapes[0].slices[-1])
+    share = 1 - 6 / (H * len(batch.stack.tapes[0].cell.states))
     assert 0.75 * share < stored[1] / stored[0] < 1.25 * share
 
 
