@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+
+class BatchSpec(NamedTuple):
+    """Rows, dtype and device of a batch: all that its first states and masks have to know of it."""
+
+    rows: int
+    dtype: torch.dtype
+    device: torch.device
 
 
 class SequenceMasks:
@@ -49,7 +58,9 @@ def one_sequence(masks: SequenceMasks | None = None) -> Iterator[None]:
         _present.reset(token)
 
 
-def drop_mask(shape: tuple[int, ...], p: float, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def drop_mask(
+    shape: tuple[int, ...], p: float, like: Tensor | BatchSpec, generator: torch.Generator | None = None
+) -> Tensor:
     """A dropout mask: 0 with probability p, else 1 / (1 - p); all zeros for p = 1."""
     keep = torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1.0 - p, generator=generator)
     return keep.div_(1.0 - p) if p < 1.0 else keep

@@ -19,7 +19,7 @@ from revtune.reversible.cells.cell import Cell, State
 from revtune.reversible.kernel.backend import chosen
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
-from revtune.reversible.layers.masks import drop_mask, new_seed
+from revtune.reversible.layers.masks import BatchSpec, drop_mask, new_seed
 from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.rnn_arguments import Hx, Options, check_input, check_states
 from revtune.reversible.layers.stack import Link, LockedMask, Stack, StepDropout
@@ -124,7 +124,7 @@ class RevRNN(nn.Module):
         """Run the layers; arguments and results as in the class's description."""
         # torch.compile can take in the kernel, one operator a layer; tapes run outside its graph
         if torch.compiler.is_compiling() and self.options.output == "all":
-            if isinstance(input, Tensor) and self.runs_native():
+            if isinstance(input, Tensor) and self.runs_native(self.first_weight):
                 return self._run(input, hx, native=True)
         return self._uncompiled(input, hx)
 
@@ -132,14 +132,13 @@ class RevRNN(nn.Module):
     def _uncompiled(self, input: Tensor | PackedSequence, hx: Hx | None) -> tuple[Any, Any]:
         return self._run(input, hx)
 
-    def runs_native(self) -> bool:
-        """Whether the kernel runs this net, all its layers and directions.
+    def runs_native(self, like: Tensor) -> bool:
+        """Whether the kernel runs this net, all its layers and directions, on inputs like this tensor.
 
         Raises:
             BackendError, ValueError: its options ask for the kernel, which cannot be had or cannot run it.
         """
-        weights = {"ih": self.weight_ih_l0, "hh": self.weight_hh_l0}
-        return chosen(self.options.backend, self.cell, self.weight_ih_l0, weights, {})
+        return chosen(self.options.backend, self.cell, like, dict.fromkeys(("ih", "hh"), like), {})
 
     def _run(self, input: Tensor | PackedSequence, hx: Hx | None, *, native: bool | None = None) -> tuple[Any, Any]:
         """Run the layers, on the backend that is chosen already or else here, once the input is known to fit."""
@@ -154,8 +153,8 @@ class RevRNN(nn.Module):
         if batched and self.batch_first:
             x = x.transpose(0, 1)
         x = self.check_input(x)
-        states = self.first_states(x.shape[1], hx, batched=batched)
-        y, finals = self._layers(x, states, None, self.runs_native() if native is None else native)
+        states = self.first_states(_spec(x), hx, batched=batched)
+        y, finals = self._layers(x, states, None, self.runs_native(x) if native is None else native)
         if not batched:
             last = self.options.output == "last"
             return y.squeeze(0 if last else 1), _form(tuple(final.squeeze(1) for final in finals))
@@ -167,8 +166,8 @@ class RevRNN(nn.Module):
             raise ValueError(f"{self._name}: a PackedSequence must hold data (N, I), a row a step, got {given}")
         x, lengths = pad_packed_sequence(packed)
         x, lengths = self.check_input(x), lengths.to(x.device)
-        states = self.first_states(x.shape[1], hx, batched=True)
-        y, finals = self._layers(x, states, lengths, self.runs_native())
+        states = self.first_states(_spec(x), hx, batched=True)
+        y, finals = self._layers(x, states, lengths, self.runs_native(x))
         if self.options.output == "last":
             return y, _form(finals)
         order = (
@@ -186,21 +185,21 @@ class RevRNN(nn.Module):
         """
         return check_input(self._name, x, self.first_weight, self.input_size)
 
-    def first_states(self, rows: int, hx: Hx | None, *, batched: bool) -> State:
-        """The first states of so many rows, (L * D, B, H) each: zeros, or `hx` checked."""
-        shape = (self.num_layers * self.directions, rows, self.hidden_size)
+    def first_states(self, batch: BatchSpec, hx: Hx | None, *, batched: bool) -> State:
+        """The first states, (L * D, B, H) each: zeros, or `hx` checked."""
+        shape = (self.num_layers * self.directions, batch.rows, self.hidden_size)
         if hx is None:
-            return tuple(self.weight_ih_l0.new_zeros(shape) for _ in self.cell.states)
-        return check_states(self._name, hx, len(self.cell.states), shape, self.weight_ih_l0, batched=batched)
+            return tuple(torch.zeros(shape, dtype=batch.dtype, device=batch.device) for _ in self.cell.states)
+        return check_states(self._name, hx, len(self.cell.states), shape, batch, batched=batched)
 
     def assemble(
-        self, steps: int, rows: int, states: State, lengths: Tensor | None, *, native: bool, sliced: int = 0
+        self, steps: int, batch: BatchSpec, states: State, lengths: Tensor | None, *, native: bool, sliced: int = 0
     ) -> Assembled:
         """All layers of a unidirectional net as one stack, with masks drawn for this sequence.
 
         Args:
             steps: how many steps the buffer is for, T.
-            rows: batch size B.
+            batch: rows, dtype and device.
             states: first states, (L, B, H) each.
             lengths: steps of each row, or None.
             native: whether the kernel runs it, as `runs_native` tells.
@@ -208,16 +207,16 @@ class RevRNN(nn.Module):
         """
         links: list[Link] = []
         inputs: list[LayerTensors] = []
-        links += self._locked(self.options.input_dropout, rows, self.input_size)
+        links += self._locked(self.options.input_dropout, batch, self.input_size)
         for layer in range(self.num_layers):
             if layer and self.dropout and self.training:
                 links.append(StepDropout(self.dropout, new_seed()))
             first = tuple(state[layer] for state in states)
-            tensors, settings = self._layer(layer, "", rows, first, lengths, native)
+            tensors, settings = self._layer(layer, "", batch, first, lengths, native)
             settings = settings._replace(sliced=sliced if layer + 1 == self.num_layers else 0)
-            links.append(build_tape(self.cell, tensors, settings, steps, self.weight_ih_l0.dtype))
+            links.append(build_tape(self.cell, tensors, settings, steps, batch.dtype))
             inputs.append(tensors)
-        links += self._locked(self.options.output_dropout, rows, self.hidden_size)
+        links += self._locked(self.options.output_dropout, batch, self.hidden_size)
         return Assembled(Stack(links), inputs)
 
     def _layers(self, x: Tensor, states: State, lengths: Tensor | None, native: bool) -> tuple[Tensor, State]:
@@ -226,7 +225,7 @@ class RevRNN(nn.Module):
             return self._both_ways(x, states, lengths, native)
         if every and native:
             return self._one_by_one(x, states, lengths)
-        stack, inputs = self.assemble(x.shape[0], x.shape[1], states, lengths, native=native)
+        stack, inputs = self.assemble(x.shape[0], _spec(x), states, lengths, native=native)
         y, finals = run_stack(stack, x, inputs, every=every)
         stacked = _stacked(finals)
         if y is None:
@@ -241,7 +240,7 @@ class RevRNN(nn.Module):
         for layer in range(self.num_layers):
             x = self._dropped(x, layer)
             first = tuple(state[layer] for state in states)
-            x, final = run_layer(self.cell, x, *self._layer(layer, "", x.shape[1], first, lengths, True))
+            x, final = run_layer(self.cell, x, *self._layer(layer, "", _spec(x), first, lengths, True))
             finals.append(final)
         return self._masked(x, self.options.output_dropout), _stacked(finals)
 
@@ -253,7 +252,7 @@ class RevRNN(nn.Module):
             outputs = []
             for way, suffix in enumerate(self._suffixes(layer)):
                 first = tuple(state[2 * layer + way] for state in states)
-                inputs, settings = self._layer(layer, suffix, x.shape[1], first, lengths, native)
+                inputs, settings = self._layer(layer, suffix, _spec(x), first, lengths, native)
                 y, final = self._direction(_reversed(x, lengths) if way else x, inputs, settings, every)
                 finals.append(final)
                 outputs.append(_reversed(y, lengths) if way and every else y)
@@ -269,11 +268,11 @@ class RevRNN(nn.Module):
         return final[0].to(x.dtype), final
 
     def _layer(
-        self, layer: int, suffix: str, rows: int, state: State, lengths: Tensor | None, native: bool
+        self, layer: int, suffix: str, batch: BatchSpec, state: State, lengths: Tensor | None, native: bool
     ) -> tuple[LayerTensors, LayerSettings]:
         """What one layer in one direction runs with: its tensors, and its settings with the masks drawn for it."""
         suffix = suffix or self._suffixes(layer)[0]
-        parameters = [self._parameter(name + suffix, shape) for name, shape in self._shapes(layer).items()]
+        parameters = [self._parameter(name + suffix, shape, batch) for name, shape in self._shapes(layer).items()]
         weights = dict(zip(("ih", "hh"), parameters, strict=False))  # the biases, if any, come after them
         if self.bias:
             weights["bias"] = parameters[2] + parameters[3]
@@ -281,23 +280,23 @@ class RevRNN(nn.Module):
             weights["hh"] = F.dropout(weights["hh"], self.options.weight_drop)
         masks = {}
         if self.training and self.options.hidden_dropout:
-            shape = (rows, self.hidden_size // 2)
-            masks = {part: self._mask(self.options.hidden_dropout, shape) for part in self.cell.states[0]}
+            shape = (batch.rows, self.hidden_size // 2)
+            masks = {part: drop_mask(shape, self.options.hidden_dropout, batch) for part in self.cell.states[0]}
         name = f"{self._name} layer {layer}" + (", reverse" if suffix.endswith("_reverse") else "")
         return LayerTensors(state, weights, {}), LayerSettings(name, native, masks, lengths)
 
     @property
     def first_weight(self) -> Tensor:
-        """`weight_ih_l0`, whose dtype and device are the net's."""
+        """`weight_ih_l0`, whose dtype and device are the net's; a parametrization computes it anew at each look."""
         return check_tensor(f"{self._name}: weight_ih_l0", self.weight_ih_l0)
 
-    def _parameter(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def _parameter(self, name: str, shape: tuple[int, ...], batch: BatchSpec) -> Tensor:
         """A parameter as it is now: it need not be the one that was made."""
-        what, first = f"{self._name}: {name}", self.weight_ih_l0
+        what = f"{self._name}: {name}"
         parameter = check_tensor(what, getattr(self, name))
         if parameter.shape != shape:
             raise ValueError(f"{what} must be {shape}, got {tuple(parameter.shape)}")
-        check_like(what, parameter, first.dtype, first.device, "the input")
+        check_like(what, parameter, batch.dtype, batch.device, "the input")
         return parameter
 
     def _dropped(self, x: Tensor, layer: int) -> Tensor:
@@ -308,13 +307,10 @@ class RevRNN(nn.Module):
 
     def _masked(self, x: Tensor, p: float) -> Tensor:
         """Outputs (T, B, F), or the last (B, F), under a locked mask."""
-        return x * self._mask(p, tuple(x.shape[-2:])) if p and self.training else x
+        return x * drop_mask(tuple(x.shape[-2:]), p, x) if p and self.training else x
 
-    def _locked(self, p: float, rows: int, width: int) -> list[Link]:
-        return [LockedMask(self._mask(p, (rows, width)))] if p and self.training else []
-
-    def _mask(self, p: float, shape: tuple[int, ...]) -> Tensor:
-        return drop_mask(shape, p, self.weight_ih_l0)
+    def _locked(self, p: float, batch: BatchSpec, width: int) -> list[Link]:
+        return [LockedMask(drop_mask((batch.rows, width), p, batch))] if p and self.training else []
 
     def _suffixes(self, layer: int) -> list[str]:
         return [f"_l{layer}", f"_l{layer}_reverse"][: self.directions]
@@ -338,6 +334,11 @@ class RevRNN(nn.Module):
 def _form(states: State) -> Hx:
     """nn.GRU's lone tensor or nn.LSTM's pair."""
     return states[0] if len(states) == 1 else states
+
+
+def _spec(x: Tensor) -> BatchSpec:
+    """What a time-first input (T, B, F) is like."""
+    return BatchSpec(x.shape[1], x.dtype, x.device)
 
 
 def _stacked(finals: list[State]) -> State:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from revtune.reversible.arguments import check_materialized, check_rate, check_tensor
 from revtune.reversible.cells.cell import State
+from revtune.reversible.layers.masks import BatchSpec
 
 Hx = Tensor | tuple[Tensor, ...]
 
@@ -76,7 +77,9 @@ def check_input(net: str, x: Tensor, weight: Tensor, input_size: int) -> Tensor:
     return x
 
 
-def check_states(net: str, hx: Hx, groups: int, shape: tuple[int, int, int], weight: Tensor, *, batched: bool) -> State:
+def check_states(
+    net: str, hx: Hx, groups: int, shape: tuple[int, int, int], batch: BatchSpec, *, batched: bool
+) -> State:
     """First states (L * D, B, H) that fit. float64 ones stay as they are, exact; autocast may have lowered others.
 
     Args:
@@ -84,7 +87,7 @@ def check_states(net: str, hx: Hx, groups: int, shape: tuple[int, int, int], wei
         hx: one tensor, or a tuple of them.
         groups: how many states the cell has.
         shape: (L * D, B, H).
-        weight: one of the net's, whose dtype and device are those of all.
+        batch: the input's, in whose dtype the net computes.
         batched: whether `hx` has the dimension B.
 
     Raises:
@@ -97,15 +100,15 @@ def check_states(net: str, hx: Hx, groups: int, shape: tuple[int, int, int], wei
     for state in given:
         check_tensor(f"{net}: each of hx", state)
     states = tuple(state if batched else state.unsqueeze(1) for state in given)
-    if torch.is_autocast_enabled(weight.device.type):
-        states = tuple(state if state.dtype == torch.float64 else state.to(weight.dtype) for state in states)
+    if torch.is_autocast_enabled(batch.device.type):
+        states = tuple(state if state.dtype == torch.float64 else state.to(batch.dtype) for state in states)
     for state in states:
         if state.shape != shape:
             wanted = shape if batched else (shape[0], shape[2])
             got = tuple(state.shape) if batched else tuple(state.squeeze(1).shape)
             raise ValueError(f"{net}: each tensor of hx must be {wanted}, got {got}")
-        if state.device != weight.device:
-            raise ValueError(f"{net}: hx is on {state.device}, input on {weight.device}")
-        if state.dtype not in (weight.dtype, torch.float64):
-            raise ValueError(f"{net}: hx must be {weight.dtype}, or float64 for exact states, got {state.dtype}")
+        if state.device != batch.device:
+            raise ValueError(f"{net}: hx is on {state.device}, input on {batch.device}")
+        if state.dtype not in (batch.dtype, torch.float64):
+            raise ValueError(f"{net}: hx must be {batch.dtype}, or float64 for exact states, got {state.dtype}")
     return states

@@ -18,7 +18,7 @@ from revtune.reversible import meter as metering
 from revtune.reversible.arguments import check_lengths
 from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.kernel.environment import Environment
-from revtune.reversible.layers.masks import SequenceMasks, one_sequence
+from revtune.reversible.layers.masks import BatchSpec, SequenceMasks, one_sequence
 from revtune.reversible.layers.rewind import Fingerprints, aim, check_unchanged, fingerprints, last_states
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
@@ -103,10 +103,11 @@ class EncodePass:
         lengths: Tensor | None,
         masks: SequenceMasks,
     ) -> None:
-        steps, rows = inputs.shape[:2]
-        states = tuple(first.double() for first in rnn.first_states(rows, state, batched=True))
+        weight, steps = rnn.first_weight, inputs.shape[0]
+        spec, native = BatchSpec(inputs.shape[1], weight.dtype, weight.device), rnn.runs_native(weight)
+        states = tuple(first.double() for first in rnn.first_states(spec, state, batched=True))
         self.inputs, self.masks, self.sinks = inputs, masks, Sinks()
-        self.stack, self.layers = rnn.assemble(steps, rows, states, lengths, native=rnn.runs_native(), sliced=units)
+        self.stack, self.layers = rnn.assemble(steps, spec, states, lengths, native=native, sliced=units)
         self.encoder = Encoder(encode, inputs, self.sinks, rnn.check_input)
         self.spans = list(pieces(0, steps, self.stack.chunk_steps(steps)))
         self._reached: list[Tensor] = []

@@ -21,7 +21,7 @@ from revtune.reversible.arguments import check_lengths, check_tensor, is_size, r
 from revtune.reversible.cells.cell import State
 from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.kernel.tape import TapePosition
-from revtune.reversible.layers.masks import one_sequence
+from revtune.reversible.layers.masks import BatchSpec, one_sequence
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.layers.stack import Move
@@ -127,11 +127,11 @@ class Stream:
 
     def __init__(self, rnn: RevRNN, batch: Batch, segment: int) -> None:
         inputs, device = batch.inputs, batch.inputs.device
-        self.dtype, self.steps, self.segment = rnn.first_weight.dtype, inputs.shape[0], segment
-        states = rnn.first_states(inputs.shape[1], batch.state, batched=True)
-        self.stack, self.layers = rnn.assemble(
-            self.steps, inputs.shape[1], states, batch.lengths, native=rnn.runs_native()
-        )
+        weight = rnn.first_weight
+        self.dtype, self.steps, self.segment = weight.dtype, inputs.shape[0], segment
+        spec = BatchSpec(inputs.shape[1], weight.dtype, weight.device)
+        states, native = rnn.first_states(spec, batch.state, batched=True), rnn.runs_native(weight)
+        self.stack, self.layers = rnn.assemble(self.steps, spec, states, batch.lengths, native=native)
         self.chunk = self.stack.chunk_steps(segment)
         self._targets, self._lengths = batch.targets, batch.lengths
         self._sinks = Sinks()

@@ -671,7 +671,8 @@ def test_parametrized_weights_train_through_their_parametrization(rev: Rev) -> N
     assert max(map(apart, grads, through)) < 1e-4
 
 
-def test_a_parametrization_is_computed_once_a_call() -> None:
+@pytest.mark.parametrize("name", ["weight_hh_l0", "weight_hh_l1"])
+def test_a_parametrization_is_computed_once_a_call(name: str) -> None:
     calls = []
 
     class Counted(nn.Module):
@@ -680,7 +681,7 @@ def test_a_parametrization_is_computed_once_a_call() -> None:
             return 2 * weight
 
     rnn = rt.RevGRU(5, 8, 2)
-    nn.utils.parametrize.register_parametrization(rnn, "weight_hh_l1", Counted())
+    nn.utils.parametrize.register_parametrization(rnn, name, Counted())
     calls.clear()
     rnn(torch.randn(6, 3, 5))
     assert len(calls) == 1
