@@ -10,6 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from revtune.program.tables import markdown
+
 Rows = Iterable[Sequence[str]]
 
 
@@ -71,10 +73,7 @@ class Markdown:
 
     def table(self, about: str, corner: str, headings: Sequence[str], rows: Rows) -> None:
         """What tells it from its like in the corner."""
-        lines = [f"| {corner} |" + "|".join(f" {heading} " for heading in headings) + "|"]
-        lines += ["|---|" + "---:|" * len(headings)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        print("\n".join(lines), end="\n\n", flush=True)
+        print(markdown([corner, *headings], rows), end="\n\n", flush=True)
 
     def say(self, text: str) -> None:
         """As it is."""

@@ -8,16 +8,17 @@ torch itself or the processor is another, a line says so.
 
 from __future__ import annotations
 
-from pathlib import Path
-from dataclasses import dataclass
 import dataclasses
 import os
 import platform
 import sys
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
+
 from revtune.program.errors import Problem
 from revtune.reversible.kernel import backend as native
-
 
 SAME_BITS = {"avx512": "avx2"}
 """Instruction sets of the kernel that give the bits of another: docs/kernel.md, "Why its bits repeat"."""

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-from pathlib import Path
-from safetensors import SafetensorError
-from torch import Tensor
-from dataclasses import dataclass
 import hashlib
 import json
-from torch import nn
-from safetensors import safe_open
-from safetensors.torch import save
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
 from revtune.program.errors import Problem
 from revtune.program.files import regular
-
 
 KINDS = {"list": list, "tuple": tuple, "dict": dict}
 

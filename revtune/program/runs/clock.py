@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
 import contextlib
-from dataclasses import dataclass
-from dataclasses import field
 import time
-
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
 
 Kind = Literal["wall", "cpu"]
 

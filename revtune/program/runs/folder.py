@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 import contextlib
 import itertools
-from revtune.program.errors import Problem
-from revtune.program.files import held
-from revtune.program.files import regular
+from collections.abc import Iterator
+from pathlib import Path
 
+from revtune.program.errors import Problem
+from revtune.program.files import held, regular
 
 RUNS = Path("runs")
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-from pathlib import Path
 import contextlib
 import fcntl
 import hashlib
 import json
 import os
+from pathlib import Path
+from typing import Any
+
 from revtune.program.errors import Problem
-from revtune.program.runs.folder import _text
 from revtune.program.files import regular
+from revtune.program.runs.folder import _text
 
 
 def last_step(path: Path) -> int:

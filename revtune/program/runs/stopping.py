@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from types import FrameType
-from collections.abc import Iterator
 import contextlib
 import signal
 import threading
-from revtune.program.errors import Problem
+from collections.abc import Iterator
+from types import FrameType
 
+from revtune.program.errors import Problem
 
 STOPPED = 130
 
