@@ -15,7 +15,7 @@ import tyro
 from revtune.program.data.pairs import MARK, Lexicon, text_lines
 from revtune.program.data.subwords import Subwords
 from revtune.program.errors import Problem
-from revtune.program.files import Taken, check_apart, check_place, write
+from revtune.program.files import Taken, check_distinct, check_output, write
 from revtune.program.runs.folder import OWN
 from revtune.program.runs.stopping import STOPPED
 from revtune.program.translation.interpreter import Decoding, Interpreter, Translated
@@ -104,7 +104,7 @@ def translate(options: Options) -> None:
         Problem: options that cannot be, a file that is no text, or a place that cannot be written to.
     """
     check(options.decoding)
-    check_places(options)
+    check_outputs(options)
     learned = opened(options.run)
     reader = Reader(learned, options.decoding, tokenized=options.tokenized)
     lines = text_lines(options.file) if options.file else None
@@ -131,15 +131,15 @@ def check(how: Decoding) -> None:
             raise Problem(f"--{name} must be from {least} to {most}, got {value}", code=2)
 
 
-def check_places(options: Options) -> None:
+def check_outputs(options: Options) -> None:
     """Raise `Problem` when something would be written over what is read, learnt or written besides, or is no place."""
     taken: list[Taken] = [(options.run / name, f"is {name} of the run") for name in OWN]
     taken += [(options.file, "is what --file reads")] if options.file else []
     with contextlib.suppress(AttributeError, OSError, ValueError):  # not all that stands in for it has a number
         taken += [(sys.stdin.fileno(), "is what is read")] if not options.file else []
-    check_apart({"out": options.out, "plot": options.plot}, taken)
+    check_distinct({"out": options.out, "plot": options.plot}, taken)
     if (plot := options.plot) is not None:
-        check_place(plot)
+        check_output(plot)
         if not plot.parent.is_dir():
             raise Problem(f"cannot write {plot}: there is no folder {plot.parent}")
 

@@ -194,8 +194,11 @@ def test_a_place_that_cannot_be_written_to_is_told(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").write_text("the dog sees a ball .\n")
-    for out, told in ((tmp_path, "Is a directory"), (tmp_path / "no" / "out", "No such file"),
-                      (Path("/dev/full"), "No space left on device; it has 0 translations")):
+    for out, told in (
+        (tmp_path, "Is a directory"),
+        (tmp_path / "no" / "out", "No such file"),
+        (Path("/dev/full"), "No space left on device; it has 0 translations"),
+    ):
         assert main(["translate", str(run), "--file", str(tmp_path / "in"), "--out", str(out)]) == 1
         assert f"cannot write {out}: {told}" in capsys.readouterr().err
 
@@ -344,8 +347,10 @@ def test_it_goes_on_bit_for_bit(model: str, data: Path, tmp_path: Path, monkeypa
         (["--longest", "1"], "no sentence pair of the train text can be used"),
         (["--lr", "0"], "--lr must be above 0"),
         (["--fall", "1"], "--fall must be above 1, got 1"),
-        *[(["--max-forget-bits", bits], "--max-forget-bits must be above 0, or None for no limit, got")
-          for bits in ("0", "-1", "nan", "inf")],
+        *[
+            (["--max-forget-bits", bits], "--max-forget-bits must be above 0, or None for no limit, got")
+            for bits in ("0", "-1", "nan", "inf")
+        ],
         (["--hidden", "0"], "--hidden must be at least 1, got 0"),
         (["--vocabulary", str(2**31)], "--vocabulary must be below 2^31"),
     ],
