@@ -104,7 +104,7 @@ def translate(options: Options) -> None:
         Problem: options that cannot be, a file that is no text, or a place that cannot be written to.
     """
     check(options.decoding)
-    check_outputs(options)
+    check_places(options)
     learned = opened(options.run)
     reader = Reader(learned, options.decoding, tokenized=options.tokenized)
     lines = text_lines(options.file) if options.file else None
@@ -131,7 +131,7 @@ def check(how: Decoding) -> None:
             raise Problem(f"--{name} must be from {least} to {most}, got {value}", code=2)
 
 
-def check_outputs(options: Options) -> None:
+def check_places(options: Options) -> None:
     """Raise `Problem` when something would be written over what is read, learnt or written besides, or is no place."""
     taken: list[Taken] = [(options.run / name, f"is {name} of the run") for name in OWN]
     taken += [(options.file, "is what --file reads")] if options.file else []
