@@ -5,6 +5,8 @@ from __future__ import annotations
 from revtune.program.data.text_sources import Source, Text
 from revtune.program.language.config import Config, Learning, Net, Size
 
+kind = "text"
+
 
 def recipe(size: Size = "small") -> Config:
     """One tied RevGRU layer over 10,000 words.

@@ -21,7 +21,7 @@ from revtune.program.runs import checkpoint
 from revtune.program.runs.folder import claimed, refuse_taken
 from revtune.program.tasks.live import TunedReport, measure
 from revtune.program.tasks.loop import Course
-from revtune.program.tasks.task import METHODS, Method, S, Size, Study, Task, at_home, check, check_tuned
+from revtune.program.tasks.task import METHODS, Method, S, Size, Study, Task, check, check_tuned, with_absolute_paths
 from revtune.program.tasks.tuned_learner import learner
 from revtune.program.typed import read_typed
 from revtune.tuning.conversion.plain import plain
@@ -46,7 +46,7 @@ class Options(Generic[S]):
 def start(name: str, options: Options[Any]) -> Path:
     """A new run of a recipe, from its first step to its last; its folder."""
     refuse_taken(options.out)
-    study = at_home(options.study)
+    study = with_absolute_paths(options.study)
     check(study)
     check_tuned(study, options.method)
     task = recipes.find(name).task(study)

@@ -12,7 +12,7 @@ from revtune.errors import NonFiniteError
 from revtune.program.data.buckets import Batch
 from revtune.program.runs import checkpoint
 from revtune.program.tasks.learner import Learner, weight_optimizer
-from revtune.program.translation.task import Translation
+from revtune.program.translation.task import TranslationTask
 from revtune.program.translation.translator import Translator
 from revtune.tuning.random_states import random_states, set_random_states
 
@@ -26,7 +26,7 @@ class TranslationLearner(Learner):
 
     model: Translator
 
-    def __init__(self, task: Translation) -> None:
+    def __init__(self, task: TranslationTask) -> None:
         super().__init__(task)
         torch.manual_seed(task.study.seed)
         self.translation, self.model, self.fall = task, task.net(), task.study.learning.fall

@@ -27,7 +27,7 @@ from revtune.program.translation.learner import TranslationLearner
 from revtune.program.translation.saved_vocabulary import Known, facts, known, task_of
 from revtune.program.translation.scores import scored
 from revtune.program.translation.stored_bits import stored as stored_bits
-from revtune.program.translation.task import Study, Translation
+from revtune.program.translation.task import TranslationStudy, TranslationTask
 from revtune.program.translation.translator import Over, Translator, build
 from revtune.program.typed import check_each, check_numbers, read_typed
 
@@ -36,7 +36,7 @@ from revtune.program.typed import check_each, check_numbers, read_typed
 class Options:
     """Learn to translate."""
 
-    study: Annotated[Study, tyro.conf.arg(name="")]
+    study: Annotated[TranslationStudy, tyro.conf.arg(name="")]
     out: Path | None = None
     """Folder of the run; by default the next free runs/<recipe>-<n>."""
     full: bool = False
@@ -50,7 +50,7 @@ def start(name: str, options: Options) -> Path:
     text = options.study.text
     study = dataclasses.replace(options.study, text=dataclasses.replace(text, data=text.data and text.data.absolute()))
     check(study)
-    task = Translation(study)
+    task = TranslationTask(study)
     learner = TranslationLearner(task)
     for note in notes(task):
         print(note)
@@ -62,7 +62,7 @@ def start(name: str, options: Options) -> Path:
     return folder
 
 
-def notes(task: Translation) -> Iterator[str]:
+def notes(task: TranslationTask) -> Iterator[str]:
     """What to know of the data before a run begins."""
     if task.note:
         yield f"{task.study.text.name}: {task.note}"
@@ -71,7 +71,7 @@ def notes(task: Translation) -> Iterator[str]:
             yield f"{split}: left out {there.empty} pairs with an empty side and {there.long} beyond --longest"
 
 
-def check(study: Study) -> None:
+def check(study: TranslationStudy) -> None:
     """Raise `Problem` for the first setting that no run can have."""
     for group, names in ((study.text, "vocabulary fewest longest"), (study.net, "embedding hidden layers")):
         check_each(group, names, lambda value: value >= 1, "at least 1")
@@ -88,7 +88,7 @@ def check(study: Study) -> None:
     check_each(study.learning, "fall", lambda value: value > 1, "above 1")
 
 
-def stored(folder: Path) -> tuple[str, Study]:
+def stored(folder: Path) -> tuple[str, TranslationStudy]:
     """Recipe and settings of the run in a folder.
 
     Raises:
@@ -97,7 +97,7 @@ def stored(folder: Path) -> tuple[str, Study]:
     path = config_of(folder)
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
-        name, study = there["recipe"], read_typed(Study, there["study"])
+        name, study = there["recipe"], read_typed(TranslationStudy, there["study"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise Problem(f"{path} is no configuration of a translation run: {error}") from error
     check(study)
@@ -138,7 +138,7 @@ def go_on(learner: TranslationLearner, folder: Path) -> None:
 class Learned:
     """A run that can be used: its settings, what it knows of its data, and its translator, in evaluation mode."""
 
-    study: Study
+    study: TranslationStudy
     known: Known
     model: Translator
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args
 from revtune.program.data.moses import Form
 from revtune.program.data.pairs import FILES, Lexicon, lexicon
 from revtune.program.errors import Problem
-from revtune.program.translation.task import Study, Translation
+from revtune.program.translation.task import TranslationStudy, TranslationTask
 
 
 class Known(NamedTuple):
@@ -31,13 +31,13 @@ class Known(NamedTuple):
     mark: str
 
 
-def facts(task: Translation) -> dict[str, Any]:
+def facts(task: TranslationTask) -> dict[str, Any]:
     """What `known` reads, ready for JSON."""
     sides = {"source": task.pairs.source.facts(), "target": task.pairs.target.facts()}
     return {**sides, "form": task.form, "digest": task.digest(), "test": task.pairs.test_digest()}
 
 
-def known(folder: Path, study: Study) -> Known:
+def known(folder: Path, study: TranslationStudy) -> Known:
     """What the run in a folder knows.
 
     Raises:
@@ -56,14 +56,14 @@ def known(folder: Path, study: Study) -> Known:
         raise Problem(f"{path} holds no vocabularies: {error}") from error
 
 
-def task_of(folder: Path, study: Study) -> Translation:
+def task_of(folder: Path, study: TranslationStudy) -> TranslationTask:
     """The data of the run in a folder, in its own vocabularies.
 
     Raises:
         Problem: they are not those that it was trained on.
     """
     there = known(folder, study)
-    task = Translation(study, (there.source, there.target))
+    task = TranslationTask(study, (there.source, there.target))
     if there.digest is None:
         print(f"revtune: {folder} has no digest of its data; whether these are the same is not known", file=sys.stderr)
     elif there.digest != task.digest() or there.test not in (None, task.pairs.test_digest()):

@@ -35,10 +35,11 @@ from revtune.program.runs.clock import Clock
 from revtune.program.runs.folder import next_folder
 from revtune.program.studies.compare.contest import CONTESTANTS, REPEATS, TUNERS, Contest, Contestant, Options
 from revtune.program.studies.compare.live import CompareReport
+from revtune.program.studies.compare.table import finish
 from revtune.program.studies.json_files import Facts
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.loop import Course
-from revtune.program.tasks.task import SEARCHERS, Method, Task, at_home, check
+from revtune.program.tasks.task import SEARCHERS, Method, Task, check, with_absolute_paths
 from revtune.program.tasks.tuned_learner import learner
 
 
@@ -49,9 +50,7 @@ def run(name: str, options: Options[Any]) -> Path:
         Problem: the options cannot be, the folder holds another contest or is another process's, a file in it is
             damaged, or it was asked to stop.
     """
-    from revtune.program.studies.compare.table import finish
-
-    options = dataclasses.replace(options, study=at_home(options.study))
+    options = dataclasses.replace(options, study=with_absolute_paths(options.study))
     refuse(options)
     contest, console = Contest(name, options, options.out or next_folder("compare")), Console(highlight=False)
     contest.folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +109,7 @@ def ends(contest: Contest, one: Contestant, terms: Facts) -> Callable[[Learner, 
 
 def searched(contest: Contest, task: Task, seed: int, one: Contestant, report: CompareReport) -> Facts:
     """Have a searcher learn trial after trial; what it came to."""
+    # imported here, as Optuna is an extra that a contest without searchers does without
     from revtune.program.studies.compare.search import Search
 
     options, terms = contest.options, contest.terms(seed, one)
