@@ -1,4 +1,4 @@
-"""A run as it goes: a live panel on a terminal, a line now and then elsewhere."""
+"""How a run goes: a live panel on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from revtune.program.data.text import Unit
+from revtune.program.data.vocabulary import TextUnit
 from revtune.program.language.config import Config
 
 LINE_EVERY = 15.0
+"""Seconds between lines where there is no panel."""
 
 
 SMOOTHING = 0.95
+"""Share of the mean so far in the next one: a mean over about the last 20 steps."""
 
 
-def measure(unit: Unit, loss: float) -> str:
-    """A loss in nats a token as people quote it: bits a byte, or perplexity for words."""
+def measure(unit: TextUnit, loss: float) -> str:
+    """A loss in nats a token in the usual unit: bits a byte, or perplexity for words."""
     return f"{loss / math.log(2):.3f} bits a byte" if unit == "byte" else f"perplexity {math.exp(min(loss, 99.0)):.1f}"
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds now; at its highest where the system does not tell the present."""
+    """Memory that this process holds now, or held at most where the system does not tell what it holds now."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()  # size, resident, ...
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # Linux: KiB
 
 
 class Report:
-    """What is told of a run: smoothed loss, speed, memory and bits stored, after each step.
+    """Shows smoothed loss, speed, memory and bits stored after each step.
 
     Args:
         config: of the run.
@@ -73,7 +75,7 @@ class Report:
     def step(self, facts: dict[str, Any]) -> None:
         """Take in a step."""
         self.facts.update(facts)
-        self.weight = SMOOTHING * self.weight + 1 - SMOOTHING
+        self.weight = SMOOTHING * self.weight + 1 - SMOOTHING  # tends to 1: the first steps make a mean by themselves
         share = (1 - SMOOTHING) / self.weight
         self.loss += share * (facts["loss"] - self.loss)
         self.speed += share * (facts["tokens"] / facts["seconds"] - self.speed)
@@ -94,7 +96,7 @@ class Report:
         self.console.print(line, soft_wrap=True, markup=False)
 
     def status(self) -> list[tuple[str, str]]:
-        """Names and values of what is going on."""
+        """Names and values of what is shown."""
         name = "byte" if self.unit == "byte" else "word"
         rows = [
             ("loss", f"{self.loss:.3f} nats"),

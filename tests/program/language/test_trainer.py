@@ -179,8 +179,8 @@ def test_a_run_begins_its_text_again_without_a_state(text: Path) -> None:
     trainer = train.Trainer(told, load(told.text))
     trainer.step()
     assert trainer.state is not None
-    assert trainer.place.position == 400
-    while trainer.place.position:
+    assert trainer.progress.position == 400
+    while trainer.progress.position:
         trainer.step()
     assert trainer.state is None
 

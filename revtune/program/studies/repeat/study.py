@@ -92,7 +92,7 @@ def run(study: RepeatStudy, out: Path | None, *, workers: int | None = None) -> 
         if missing:
             go_on(here, cells, path)
         for one in watched(console, len(cells), len(missing), learned(study, missing, workers)):
-            one["arithmetic"] = here.facts()
+            one["arithmetic"] = here.to_json()
             kept.add(one)
             kept.sync()
             cells.append(one)
