@@ -14,7 +14,7 @@ from torch import nn
 from revtune.program.data.buckets import Batch, batch, by_length, order
 from revtune.program.data.moses import Language
 from revtune.program.data.pairs import Lexicon, Name, Pairs, Split, Unit, pairs, texts, vocabularies
-from revtune.program.tasks.learner import FALL
+from revtune.program.runs.schedule import FALL
 from revtune.program.tasks.task import Learning, Schedule
 from revtune.program.translation.translator import Model, Net, Translator, build
 
