@@ -20,13 +20,13 @@ from typing import Any
 from revtune.program.data.text import Corpus, Vocabulary, vocabulary
 from revtune.program.data.text_sources import load
 from revtune.program.errors import Problem
-from revtune.program.files import write
+from revtune.program.files import read_text, write
 from revtune.program.language.config import Config, from_json
 from revtune.program.language.evaluate import evaluate, held_out_streams
 from revtune.program.language.model import LanguageModel, build
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved
-from revtune.program.runs.folder import _text, claimed, config_of
+from revtune.program.runs.folder import claimed, config_of
 from revtune.program.runs.metrics import last_step
 
 
@@ -58,13 +58,13 @@ class Run:
             Problem: when the folder holds no run.
         """
         path = config_of(self.folder)
-        return from_json(_text(path), path)
+        return from_json(read_text(path), path)
 
     def corpus_facts(self) -> dict[str, Any]:
         """The vocabulary and the digest of the data that the run learned from."""
         path = self.folder / "vocabulary.json"
         try:
-            facts: dict[str, Any] = json.loads(_text(path))
+            facts: dict[str, Any] = json.loads(read_text(path))
             vocabulary(facts)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise Problem(f"{path} holds no vocabulary: {error}") from error

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from revtune.program.errors import Problem
-from revtune.program.files import held, regular
+from revtune.program.files import locked
 
 RUNS = Path("runs")
 
@@ -44,7 +44,7 @@ def claimed(recipe: str, out: Path | None) -> Iterator[Path]:
         folder = next_folder(recipe) if out is None else _made(out)
     except OSError as error:
         raise Problem(f"cannot make the folder {out or RUNS}: {error.strerror}") from error
-    with held(folder):
+    with locked(folder):
         refuse_taken(folder)
         yield folder
 
@@ -72,12 +72,3 @@ def next_folder(recipe: str) -> Path:
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _text(path: Path) -> str:
-    try:
-        return regular(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise Problem(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise Problem(f"{path} is no text: {error}") from error

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from revtune.program.errors import Problem
-from revtune.program.files import regular
-from revtune.program.runs.folder import _text
+from revtune.program.files import read_text, regular
 
 
 def last_step(path: Path) -> int:
     """The highest step that a file of measurements tells of; 0 when there is none."""
     highest = 0
-    for line in _text(path).splitlines() if path.exists() else []:
+    for line in read_text(path).splitlines() if path.exists() else []:
         with contextlib.suppress(KeyError, TypeError, ValueError):
             highest = max(highest, int(json.loads(line)["step"]))
     return highest

@@ -29,7 +29,7 @@ from revtune.program.translation.scores import scored
 from revtune.program.translation.stored_bits import stored as stored_bits
 from revtune.program.translation.task import TranslationStudy, TranslationTask
 from revtune.program.translation.translator import Over, Translator, build
-from revtune.program.typed import check_numbers, read_typed
+from revtune.program.typed import check_each, check_numbers, read_typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,21 +73,19 @@ def notes(task: TranslationTask) -> Iterator[str]:
 
 def check(study: TranslationStudy) -> None:
     """Raise `Problem` for the first setting that no run can have."""
-    from revtune.program.typed import _every
-
     for group, names in ((study.text, "vocabulary fewest longest"), (study.net, "embedding hidden layers")):
-        _every(group, names, lambda value: value >= 1, "at least 1")
-        _every(group, names, lambda value: value < 2**31, "below 2^31")
+        check_each(group, names, lambda value: value >= 1, "at least 1")
+        check_each(group, names, lambda value: value < 2**31, "below 2^31")
     Over.of(study.net.attend, study.net.hidden)
-    _every(study.net, "dropout slice_dropout", lambda value: 0 <= value < 1, "a rate from 0 to below 1")
+    check_each(study.net, "dropout slice_dropout", lambda value: 0 <= value < 1, "a rate from 0 to below 1")
     limit = "above 0, or None for no limit"
-    _every(study.net, "max_forget_bits", lambda value: value is None or 0 < value < math.inf, limit)
+    check_each(study.net, "max_forget_bits", lambda value: value is None or 0 < value < math.inf, limit)
     if study.net.model in ("revgru", "revlstm"):
-        _every(study.net, "hidden", lambda value: value % 2 == 0, "even, to be split in halves")
+        check_each(study.net, "hidden", lambda value: value % 2 == 0, "even, to be split in halves")
     if study.text.source == study.text.target:
         raise Problem(f"--source and --target must differ, got {study.text.source} for both", code=2)
     check_numbers(study, study.learning)
-    _every(study.learning, "fall", lambda value: value > 1, "above 1")
+    check_each(study.learning, "fall", lambda value: value > 1, "above 1")
 
 
 def stored(folder: Path) -> tuple[str, TranslationStudy]:

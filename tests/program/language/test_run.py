@@ -16,7 +16,7 @@ from revtune.program.data.hub import read
 from revtune.program.data.text import byte_corpus
 from revtune.program.data.text_sources import Text
 from revtune.program.errors import Problem
-from revtune.program.files import held, write
+from revtune.program.files import locked, write
 from revtune.program.language.config import Config, Learning, Net, check, from_json
 from revtune.program.language.model import build
 from revtune.program.language.run import Run, create
@@ -188,10 +188,10 @@ def test_one_process_at_a_time_writes_metrics(tmp_path: Path) -> None:
 
 
 def test_one_process_at_a_time_has_a_folder(tmp_path: Path) -> None:
-    with held(tmp_path):
-        with pytest.raises(Problem, match=f"another process is at work in {tmp_path}"), held(tmp_path):
+    with locked(tmp_path):
+        with pytest.raises(Problem, match=f"another process is at work in {tmp_path}"), locked(tmp_path):
             pass
-    with held(tmp_path):
+    with locked(tmp_path):
         pass
 
 

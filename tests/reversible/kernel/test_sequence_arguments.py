@@ -18,7 +18,25 @@ def test_names_and_order_are_the_schemas(name: str) -> None:
 def test_tensors_settings_and_what_gradients_flow_to() -> None:
     x, h, c, hh, lengths = torch.zeros(5).unbind()
     given = Operands(
-        x, h, c, None, None, hh, None, None, None, None, None, None, lengths, 4, None, 3.0, True, True, True,
+        x,
+        h,
+        c,
+        None,
+        None,
+        hh,
+        None,
+        None,
+        None,
+        None,
+        None,
+        None,
+        lengths,
+        4,
+        None,
+        3.0,
+        True,
+        True,
+        True,
         "RevLSTM",
     )
     assert given.tensors() == given[:13] and given.settings() == given[13:]

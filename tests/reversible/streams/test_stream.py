@@ -182,12 +182,8 @@ def test_every_readout_of_ours_streams(reduction: Any, ragged: bool, tied: bool,
     head = rt.LinearCrossEntropy(8, WORDS, tie=embedding if tied else None, dtype=real(), **options)
     inputs, targets = tokens()
     lengths = torch.tensor([9, 13, 2]) if ragged else None
-    loss, _ = rt.rewind_loss(
-        rnn, inputs, targets, encode=embedding, readout=head, lengths=lengths, reduction=reduction
-    )
-    wanted = unstreamed(
-        rnn, inputs, targets, encode=embedding, readout=cross_entropy(head, reduction), lengths=lengths
-    )
+    loss, _ = rt.rewind_loss(rnn, inputs, targets, encode=embedding, readout=head, lengths=lengths, reduction=reduction)
+    wanted = unstreamed(rnn, inputs, targets, encode=embedding, readout=cross_entropy(head, reduction), lengths=lengths)
     agree(loss, wanted, list({id(p): p for m in (rnn, embedding, head) for p in m.parameters()}.values()))
 
 
@@ -212,9 +208,7 @@ def test_features_need_no_encoder_and_get_their_gradient(rev: Rev, batch_first: 
     for made in (lambda: leaf, lambda: torch.tanh(leaf)):
         x = made()
         turned = x.transpose(0, 1) if batch_first else x
-        loss, _ = rt.rewind_loss(
-            rnn, turned, targets.t() if batch_first else targets, readout=head, lengths=lengths
-        )
+        loss, _ = rt.rewind_loss(rnn, turned, targets.t() if batch_first else targets, readout=head, lengths=lengths)
         plain = rev(4, 6, dtype=real())
         plain.load_state_dict(rnn.state_dict())
         wanted = unstreamed(plain, made(), targets, encode=None, readout=cross_entropy(head, "mean"), lengths=lengths)
@@ -479,9 +473,7 @@ def test_a_readout_is_never_asked_about_nothing() -> None:
     for grad in (True, False):
         sizes.clear()
         with torch.set_grad_enabled(grad):
-            rt.rewind_loss(
-                rnn, inputs, targets, encode=embedding, readout=readout, lengths=torch.tensor([1, 3, 2])
-            )
+            rt.rewind_loss(rnn, inputs, targets, encode=embedding, readout=readout, lengths=torch.tensor([1, 3, 2]))
         assert sizes == [6]
 
 
@@ -533,9 +525,7 @@ class Noisy(nn.Module):
 def test_a_random_encoder_is_replayed_exactly(locked: bool, checkpoint_every: int | None) -> None:
     rnn, inputs, targets = small()
     encode, head = Noisy(*[rt.LockedDropout(0.3)] * locked), rt.LinearCrossEntropy(8, WORDS, dtype=real())
-    loss, _ = rt.rewind_loss(
-        rnn, inputs, targets, encode=encode, readout=head, checkpoint_every=checkpoint_every
-    )
+    loss, _ = rt.rewind_loss(rnn, inputs, targets, encode=encode, readout=head, checkpoint_every=checkpoint_every)
     assert len(encode.drawn) > 2 and sum(map(len, encode.drawn.values())) > len(encode.drawn)
     assert all(torch.equal(mask, masks[0]) for masks in encode.drawn.values() for mask in masks)
     wanted = unstreamed(rnn, inputs, targets, encode=encode.plain, readout=cross_entropy(head, "mean"))

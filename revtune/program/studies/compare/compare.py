@@ -30,7 +30,7 @@ from rich.console import Console
 
 from revtune.program import recipes
 from revtune.program.errors import Problem
-from revtune.program.files import held
+from revtune.program.files import locked
 from revtune.program.runs.clock import Clock
 from revtune.program.runs.folder import next_folder
 from revtune.program.studies.compare.contest import CONTESTANTS, REPEATS, TUNERS, Contest, Contestant, Options
@@ -55,7 +55,7 @@ def run(name: str, options: Options[Any]) -> Path:
     contest, console = Contest(name, options, options.out or next_folder("compare")), Console(highlight=False)
     contest.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.study.threads)
-    with held(contest.folder):
+    with locked(contest.folder):
         contest.keep()
         for seed in contest.seeds():
             learn(contest, seed, console)
