@@ -38,6 +38,6 @@ def timed(
 
 def learn(learner: TranslationLearner, batches: int) -> None:
     """Update the weights by batches that stand evenly in a pass."""
-    epoch = learner.translation.epoch
+    epoch = learner.task.epoch
     for place in range(batches):
-        learner.learn(learner.translation.train_batch(place * epoch // batches))
+        learner.learn(learner.task.train_batch(place * epoch // batches))

@@ -20,7 +20,7 @@ def test_contestants_take_turns_over_the_same_batches(tmp_path: Path, monkeypatc
     original = TranslationLearner.learn
 
     def learn(self: Any, some: Any) -> float:
-        seen.append((self.translation.study.net.model, tuple(some.source.flatten().tolist())))
+        seen.append((self.task.study.net.model, tuple(some.source.flatten().tolist())))
         return original(self, some)
 
     monkeypatch.setattr(TranslationLearner, "learn", learn)

@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from revtune.errors import BackendError
-from revtune.program.data.named_sets import SPLITS, data_folder
-from revtune.program.data.text_sources import FILES
+from revtune.program.data.named_sets import SPLITS, TEXT_FILES, data_folder
 from revtune.program.errors import Problem
 from revtune.reversible.kernel import backend as native
 from revtune.reversible.kernel import build as compiling
@@ -53,7 +52,7 @@ def data_lines() -> Iterator[str]:
         yield f"data: REVTUNE_DATA is {folder}, which is no folder"
         return
     yield f"data: REVTUNE_DATA is {folder}"
-    for name, layout in FILES.items():
+    for name, layout in TEXT_FILES.items():
         missing = [file for file in map(layout.format, SPLITS) if not (folder / file).is_file()]
         yield f"  {name}: {'missing ' + ', '.join(missing) if missing else 'found'}"
 

@@ -7,14 +7,16 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-
 from revtune.program.errors import Problem
 
 Split = Literal["train", "valid", "test"]
 
 
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+
+TEXT_FILES = {"ptb": "ptb/ptb.{}.txt", "wikitext2": "wikitext-2/wiki.{}.tokens"}
+"""The files of a text in the folder, with the split to be filled in; here, as `revtune doctor` has no extras."""
 
 
 def data_folder(given: Path | None = None) -> Path | None:
@@ -41,6 +43,7 @@ def ask_hub(name: str, path: str, subset: str | None, revision: str | None, look
     """
     try:
         import datasets
+        from rich.console import Console
 
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # warns of access without a token
         with Console(stderr=True).status(f"asking the hub for {name}"):

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from revtune.program.data.named_sets import SPLITS, ask_hub, data_folder, no_answer, not_in
+from revtune.program.data.named_sets import SPLITS, TEXT_FILES, ask_hub, data_folder, no_answer, not_in
 from revtune.program.data.text import Corpus, byte_corpus, decode, word_corpus
 from revtune.program.data.vocabulary import TextUnit, split_words
 from revtune.program.errors import Problem
@@ -32,10 +32,6 @@ class Text:
     """Folder with data sets by name, as in ptb/ptb.train.txt; default: the environment's REVTUNE_DATA, then the hub."""
     max_words: int = 50_000
     """Word level: keep this many of the most frequent words of the training text; the others become <unk>."""
-
-
-FILES = {"ptb": "ptb/ptb.{}.txt", "wikitext2": "wikitext-2/wiki.{}.tokens"}
-"""The files of a data set in a folder, with the split to be filled in."""
 
 
 HUB = {
@@ -116,7 +112,7 @@ def named(name: str, folder: Path | None) -> tuple[bytes, bytes, bytes]:
     """A data set's three texts, from the folder in its standard layout, else from the hub."""
     folder = data_folder(folder)
     if folder is not None:
-        paths = [folder / FILES[name].format(split) for split in SPLITS]
+        paths = [folder / TEXT_FILES[name].format(split) for split in SPLITS]
         if all(path.exists() for path in paths):
             train, valid, test = (read_bytes(path) for path in paths)
             return train, valid, test
@@ -130,7 +126,7 @@ def from_hub(name: str, folder: Path | None) -> tuple[bytes, bytes, bytes]:
         Problem: the hub does not give it, or it is not what it was.
     """
     path, subset, revision, column = HUB[name]
-    looked = not_in(folder, FILES[name].format("train"))
+    looked = not_in(folder, TEXT_FILES[name].format("train"))
     splits = ask_hub(name, path, subset, revision, looked)
     try:
         train, valid, test = (_lines(splits[split][column]) for split in ("train", "validation", "test"))

@@ -20,8 +20,8 @@ from revtune.program.errors import Problem
 from revtune.program.files import write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.folder import claimed, config_of, refuse_taken
-from revtune.program.tasks.live import TunedReport, measure
-from revtune.program.tasks.loop import Course
+from revtune.program.tasks.live import measure
+from revtune.program.tasks.loop import TaskRun
 from revtune.program.translation.interpreter import Decoding
 from revtune.program.translation.learner import TranslationLearner
 from revtune.program.translation.saved_vocabulary import Known, facts, known, task_of
@@ -116,19 +116,16 @@ def resume(folder: Path) -> None:
 
 def go_on(learner: TranslationLearner, folder: Path) -> None:
     """Take the steps that are left, and say what the run came to."""
-    task, steps = learner.translation, learner.learning.steps
+    task = learner.task
     torch.set_num_threads(task.study.threads)
-    with contextlib.closing(Course(learner, folder, f"revtune train --resume {folder}")) as course:
-        if learner.steps >= steps and course.whole():
-            raise Problem(f"{folder} is finished: all {steps} steps are done")
-        with TunedReport(steps, task.measure).shown() as report:
-            course.learn(lambda learner, clock: learner.steps >= steps, report)
-        spent = course.clock.now()
+    with contextlib.closing(TaskRun(learner, folder, f"revtune train --resume {folder}")) as task_run:
+        task_run.learn_to_end(task.measure)
+        spent = task_run.clock.now()
         learner.take_best()
         scores = scored(task, learner.model.eval(), Decoding())
         mark = known(folder, task.study).mark
         bits = stored_bits(task, learner.model)
-        result = course.result(**spent, **scores, epoch=task.epoch, bits=bits, vocabularies=mark)
+        result = task_run.result(**spent, **scores, epoch=task.epoch, bits=bits, vocabularies=mark)
     print(f"\nbest held-out {measure(task.measure, result['valid'])}, at step {result['step']}")
     print(f"test BLEU {result['bleu']:.2f} by beam, {result['greedy_bleu']:.2f} greedy ({result['signature']})")
     print(f"the run is in {folder}; next:\n  revtune translate {folder}")

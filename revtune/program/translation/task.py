@@ -16,7 +16,7 @@ from revtune.program.data.moses import Language
 from revtune.program.data.named_sets import Split
 from revtune.program.data.pair_sources import PairSource, PairUnit, texts
 from revtune.program.data.pairs import Lexicon, Pairs, pairs, vocabularies
-from revtune.program.tasks.learner import FALL
+from revtune.program.runs.schedule import FALL
 from revtune.program.tasks.task import Learning, Schedule
 from revtune.program.translation.translator import Model, Net, Translator, build
 

@@ -347,7 +347,7 @@ def test_what_is_not_finite_is_never_saved(text: Path, tmp_path: Path, monkeypat
 
     models: list[language.LanguageModel] = []
     made = language.build
-    monkeypatch.setattr(language, "build", build)
+    monkeypatch.setattr(train, "build", build)
     part = Run(tmp_path / "run")
     with pytest.raises(Problem, match="encode.weight is not finite after step 6; a lower --lr may help"):
         train.start(config(text, valid_every=9), part.folder, Spoils())

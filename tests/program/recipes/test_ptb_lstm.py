@@ -98,7 +98,7 @@ def test_it_learns_by_every_method_and_goes_on_bit_for_bit(method: Method, study
     second = learner(task, method)
     second.restore(unpacked(saved))
     go_on(second, 5)
-    assert second.place == whole.place and second.values() == whole.values()
+    assert second.progress == whole.progress and second.values() == whole.values()
     for name, tensor in whole.weights().items():
         assert torch.equal(tensor, second.weights()[name]), name
 

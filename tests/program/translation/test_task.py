@@ -61,7 +61,7 @@ def test_a_plateau_divides_the_rate_by_what_is_told(task: TranslationTask, fall:
     learning = TranslationLearning(lr=1.0, schedule="plateau")
     learning = learning if fall is None else replace(learning, fall=fall)
     one = TranslationLearner(TranslationTask(replace(task.study, learning=learning)))
-    one.place.falls = 2
+    one.progress.falls = 2
     one.set_rate()
     assert one.values() == {"lr": rate}
 

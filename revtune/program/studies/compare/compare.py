@@ -38,7 +38,7 @@ from revtune.program.studies.compare.live import CompareReport
 from revtune.program.studies.compare.table import finish
 from revtune.program.studies.json_files import Facts
 from revtune.program.tasks.learner import Learner
-from revtune.program.tasks.loop import Course
+from revtune.program.tasks.loop import TaskRun
 from revtune.program.tasks.task import SEARCHERS, Method, Task, check, with_absolute_paths
 from revtune.program.tasks.tuned_learner import learner
 
@@ -84,10 +84,10 @@ def tuned(contest: Contest, task: Task, seed: int, one: Contestant, report: Comp
     terms, budget = contest.terms(seed, one) or {}, contest.options.budget
     method: Method = one if one in ("stn", "delta") else "plain"
     learns = learner(task, method, terms.get("values"))
-    with contextlib.closing(Course(learns, contest.place(seed, one), contest.goes_on)) as course:
-        report.best = course.learner.place.best
-        course.learn(ends(contest, one, terms), report, last=False)
-        return course.result(steps=course.learner.steps, budget=budget, **course.clock.now())
+    with contextlib.closing(TaskRun(learns, contest.place(seed, one), contest.goes_on)) as task_run:
+        report.best = task_run.learner.progress.best
+        task_run.learn(ends(contest, one, terms), report, last=False)
+        return task_run.result(steps=task_run.learner.steps, budget=budget, **task_run.clock.now())
 
 
 def ends(contest: Contest, one: Contestant, terms: Facts) -> Callable[[Learner, Clock], bool]:

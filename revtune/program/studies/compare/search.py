@@ -158,14 +158,14 @@ class Search:
         with self.clock.stopped():
             self.metrics.sync()
             before = self.best()
-            better = bool(learner.best) and (before is None or learner.place.best < _loss(before))
+            better = bool(learner.best) and (before is None or learner.progress.best < _loss(before))
             if better:
                 write(self._weights(trial.number), checkpoint.pack(packed(learner.best)))
             if learner.best:
-                trial.set_user_attr("loss", learner.place.best)
+                trial.set_user_attr("loss", learner.progress.best)
             for name, seconds in spent.items():
                 trial.set_user_attr(name, seconds)
-            self.study.tell(trial, learner.place.best if state == TrialState.COMPLETE else None, state)
+            self.study.tell(trial, learner.progress.best if state == TrialState.COMPLETE else None, state)
             if better and before is not None:
                 self._weights(before.number).unlink(missing_ok=True)
 

@@ -41,7 +41,7 @@ from revtune.program.studies.output_dropout.contestants import (
 from revtune.program.studies.output_dropout.results import markdown, plot, table, title, verdicts
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.live import measure
-from revtune.program.tasks.loop import Course
+from revtune.program.tasks.loop import TaskRun
 from revtune.program.tasks.task import with_absolute_paths
 from revtune.program.tasks.tuned_learner import TunedLearner
 from revtune.program.typed import read_typed
@@ -156,9 +156,9 @@ def learned(experiment: Experiment, task: OutputDropout, name: str, report: Repo
     folder, steps = experiment.folder / name, experiment.study.learning.steps
     folder.mkdir(exist_ok=True)
     goes_on = f"revtune train --resume {experiment.folder}"
-    with contextlib.closing(Course(experiment.learner(task, name), folder, goes_on)) as course:
-        course.learn(lambda learner, clock: learner.steps >= steps, report)
-        return course.result()
+    with contextlib.closing(TaskRun(experiment.learner(task, name), folder, goes_on)) as task_run:
+        task_run.learn(lambda learner, clock: learner.steps >= steps, report)
+        return task_run.result()
 
 
 class Report:
