@@ -21,7 +21,13 @@ PairUnit = Literal["word", "subword"]
 
 
 class Layout(NamedTuple):
-    """Where the files of a data set are, what their text looks like, and what a reader of its scores should know."""
+    """Where the files of a data set are, what their text looks like, and what a reader of its scores should know.
+
+    Attributes:
+        files: of a split and a language, with placeholders for what the data sets call these.
+        form: what the text looks like.
+        note: for readers of scores, with a placeholder for the number of training pairs.
+    """
 
     files: str
     form: TextForm
@@ -53,6 +59,7 @@ FILES: dict[PairSource, dict[PairUnit, tuple[Layout, ...]]] = {
     },
     "iwslt14": {"word": IWSLT14, "subword": IWSLT14},
 }  # fmt: skip
+"""The layouts that are looked for, in order. Multi30K is published in words and raw, IWSLT 2014 in words alone."""
 
 
 HUB = {"multi30k": "bentrevett/multi30k", "iwslt14": "bbaaaa/iwslt14-de-en"}
@@ -98,13 +105,8 @@ def texts(name: PairSource, unit: PairUnit, source: Language, target: Language, 
     partly: list[list[Path]] = []
     for layout in FILES[name][unit] if folder is not None else ():
         assert folder is not None
-        paths = {
-            (split, language): folder / layout.files.format(
-                split=split, tok=MULTI30K[split], small="train-sample" if split == "train" else split, language=language
-            )
-            for split in SPLITS
-            for language in (source, target)
-        }  # fmt: skip
+        sides = [(split, language) for split in SPLITS for language in (source, target)]
+        paths = {side: folder / layout.files.format(**_placeholders(*side)) for side in sides}
         lacking = [path for path in paths.values() if not path.exists()]
         if not lacking and not (partly and layout.note):  # a sample does not stand in for a set that is there in part
             splits = {split: together(paths[split, source], paths[split, target]) for split in SPLITS}
@@ -114,6 +116,12 @@ def texts(name: PairSource, unit: PairUnit, source: Language, target: Language, 
     if partly:
         raise Problem(f"{min(partly, key=len)[0]} is not there, though files beside it are")
     return from_hub(name, unit, source, target, folder)
+
+
+def _placeholders(split: Split, language: Language) -> dict[str, str]:
+    """What the placeholders of `Layout.files` stand for."""
+    small = "train-sample" if split == "train" else split
+    return {"split": split, "tok": MULTI30K[split], "small": small, "language": language}
 
 
 def together(source: Path, target: Path) -> Lines:
@@ -147,7 +155,7 @@ def text_lines(path: Path) -> list[str]:
 
 def from_hub(name: PairSource, unit: PairUnit, source: Language, target: Language, folder: Path | None) -> Texts:
     """The text of all splits from the hub, for words shaped like that of the files."""
-    first = FILES[name][unit][0].files.format(split="train", tok="train", small="train-sample", language=source)
+    first = FILES[name][unit][0].files.format(**_placeholders("train", source))
     asked = ask_hub(name, HUB[name], None, None, not_in(folder, first))
     form: TextForm = name if unit == "word" else "plain"
     splits: dict[Split, Lines] = {}
