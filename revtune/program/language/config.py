@@ -14,7 +14,7 @@ import tyro
 from revtune.program.data.text_sources import Text, TextSource
 from revtune.program.data.vocabulary import TextUnit
 from revtune.program.errors import Problem
-from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, check_each, typed
+from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, TOO_MANY, check_each, typed
 
 Model = Literal["revgru", "revlstm", "gru", "lstm"]
 
@@ -160,7 +160,7 @@ def _check_largest(text: Text, net: Net, learning: Learning) -> None:
     check_each(learning, "threads", lambda value: value <= MOST_THREADS, f"at most {MOST_THREADS}")
     counts = "steps batch length patience valid_every valid_batch save_every warmup"
     for group, names in ((text, "max_words"), (net, "embedding hidden layers"), (learning, counts)):
-        check_each(group, names, lambda value: value < 2**31, "below 2^31")
+        check_each(group, names, lambda value: value < TOO_MANY, "below 2^31")
     check_each(learning, "lr clip weight_decay", lambda value: value <= LARGEST, f"at most {LARGEST:g}")
     check_each(learning, "length_spread", lambda value: value <= learning.length, f"at most --length {learning.length}")
 

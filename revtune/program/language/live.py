@@ -51,7 +51,7 @@ class Report:
         self.console = Console(highlight=False)
         self.plain = not self.console.is_terminal if plain is None else plain
         self.steps, self.unit = config.learning.steps, config.text.unit
-        self.facts: dict[str, Any] = {}
+        self.latest: dict[str, Any] = {}
         self.loss = self.speed = 0.0
         self.weight = 0.0
         self.valid_line = ""
@@ -74,7 +74,7 @@ class Report:
 
     def step(self, facts: dict[str, Any]) -> None:
         """Take in a step."""
-        self.facts.update(facts)
+        self.latest.update(facts)
         self.weight = SMOOTHING * self.weight + 1 - SMOOTHING  # tends to 1: the first steps make a mean by themselves
         share = (1 - SMOOTHING) / self.weight
         self.loss += share * (facts["loss"] - self.loss)
@@ -82,8 +82,8 @@ class Report:
         self.bar.update(self.task, completed=facts["step"])
         if self.plain and (time.monotonic() - self.printed > LINE_EVERY or facts["step"] in (1, self.steps)):
             self.printed = time.monotonic()
-            told = ", ".join(f"{name} {value}" for name, value in self.status())
-            self.say(f"step {facts['step']}/{self.steps}: {told}")
+            values = ", ".join(f"{name} {value}" for name, value in self.status())
+            self.say(f"step {facts['step']}/{self.steps}: {values}")
 
     def valid(self, facts: dict[str, Any]) -> None:
         """Take in a validation."""
@@ -104,14 +104,14 @@ class Report:
             ("speed", f"{self.speed:,.0f} {name}s/s"),
             ("memory now", f"{resident_bytes() / 2**20:,.0f} MiB"),
         ]
-        if "stored_bits" in self.facts:
-            rows.append(("stored", f"{self.facts['stored_bits']:.2f} bits a unit and step"))
+        if "stored_bits" in self.latest:
+            rows.append(("stored", f"{self.latest['stored_bits']:.2f} bits a unit and step"))
         return rows
 
     def panel(self) -> Group:
         """The live view."""
         table = Table.grid(padding=(0, 2))
         rows = self.status() + ([("validation", self.valid_line)] if self.valid_line else [])
-        for name, value in rows if self.facts else []:
+        for name, value in rows if self.latest else []:
             table.add_row(name, value)
         return Group(self.bar, table)

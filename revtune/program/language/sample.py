@@ -24,13 +24,13 @@ def tokens(model: LanguageModel, prompt: list[int], *, length: int, temperature:
     """
     generator = torch.Generator().manual_seed(seed)
     state: RecurrentState = None
-    given = torch.tensor(prompt).view(-1, 1)
+    read = torch.tensor(prompt).view(-1, 1)
     for _ in range(length):
         with torch.no_grad():
-            logits, state = model(given, state)
+            logits, state = model(read, state)
         token = pick(logits[-1, 0], temperature, generator)
         yield token
-        given = torch.tensor([[token]])
+        read = torch.tensor([[token]])
 
 
 def pick(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
