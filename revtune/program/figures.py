@@ -16,7 +16,7 @@ COLOURS = {"nn.GRU": "#d55e00", "nn.LSTM": "#cc79a7", "RevGRU": "#0072b2", "RevL
 
 
 DOTS = 130
-"""An inch: a plot is then about as wide as a README."""
+"""An inch: a plot of 8 inches has about a thousand pixels, the width of a README."""
 
 
 MARKERS = "osd^v"

@@ -24,6 +24,7 @@ Rules = tuple[tuple[str, str], ...]
 
 
 LETTER, NO_LETTER, HARD = r"([^\W\d_])", r"([\W\d_])", "\u00a0"
+"""Groups of a letter and of anything else, and a space that no line breaks at."""
 
 
 NORMAL: Rules = (
@@ -33,6 +34,7 @@ NORMAL: Rules = (
     (r"…", "..."), (f"[ {HARD}]«{HARD}?", ' "'), (f"«{HARD}?", '"'), (f"{HARD}?»[ {HARD}]", '" '), (f"{HARD}?»", '"'),
     (f"{HARD}([%:?!;])", r"\1"), (f",{HARD}", ", "), (r" +", " "),
 )  # fmt: skip
+"""`normalize-punctuation.perl` for all languages; `QUOTES` are its last rules, by language."""
 
 
 QUOTES: dict[Language, Rules] = {
@@ -48,6 +50,7 @@ APART: Rules = (
     (r"\s+", " "), (r"[\x00-\x1f]", ""), (r"^ +| +$", ""), (r"([^\w\s.'`,-]|_)", r" \1 "),
     (rf"({DOT}+)(?=[^{DOT}])", r"\1 "), (r"([^\d]),", r"\1 , "), (r",([^\d])", r" , \1"), (r"(\d),$", r"\1 ,"),
 )  # fmt: skip
+"""`tokenizer.perl`: marks stand apart from words, but commas inside numbers do not; `APOSTROPHES` come after it."""
 
 
 APOSTROPHES: dict[Language, Rules] = {

@@ -125,7 +125,7 @@ def from_json(text: str, where: Path) -> Config:
     """
     try:
         parts: dict[str, Any] = json.loads(text)
-        for name in ("file", "data"):
+        for name in ("file", "data"):  # both must be there, unlike other settings, which have defaults
             parts["text"][name] = None if parts["text"][name] is None else Path(parts["text"][name])
         groups = {"text": Text, "net": Net, "learning": Learning}
         config = typed(Config, {**parts, **{name: typed(kind, parts[name]) for name, kind in groups.items()}})
