@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from revtune.program.errors import Problem
-from revtune.program.files import held
+from revtune.program.files import locked
 from revtune.program.language.config import Model
 
 Figures = dict[str, Any]
@@ -106,7 +106,7 @@ def named(jobs: Sequence[J], name: str) -> list[J]:
 def alone(folder: Path) -> Iterator[None]:
     """Hold a folder of runs, which one queue may do at a time."""
     folder.mkdir(parents=True, exist_ok=True)
-    with held(folder):
+    with locked(folder):
         yield
 
 

@@ -31,7 +31,7 @@ from benchmarks.translation_table import Times, readme
 from revtune.program.errors import Problem
 from revtune.program.files import write
 from revtune.program.translation.run import stored
-from revtune.program.translation.task import Study
+from revtune.program.translation.task import TranslationStudy
 from revtune.program.typed import read_typed
 
 RESULTS = queue.RESULTS / "translation"
@@ -64,7 +64,7 @@ class Place:
             return None
         try:
             found: Figures = json.loads(path.read_text(encoding="utf-8"))
-            theirs, command = read_typed(Study, found["study"]), found["command"]
+            theirs, command = read_typed(TranslationStudy, found["study"]), found["command"]
             if lacking := {"bytes", "words"} - found.keys():
                 raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
         except (OSError, KeyError, TypeError, ValueError) as error:
@@ -134,7 +134,7 @@ def train(place: Place, job: Job) -> None:
     keep(place, job, figures(folder, job))
 
 
-def at_home(study: Study) -> Study:
+def at_home(study: TranslationStudy) -> TranslationStudy:
     """A study without the folder that its data were found in."""
     return replace(study, text=replace(study.text, data=None))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from benchmarks.jobs import COUNTERPART, Celled
 from revtune.program.recipes import multi30k
-from revtune.program.translation.task import Study
+from revtune.program.translation.task import TranslationStudy
 from revtune.program.translation.translator import Model
 
 TOLD = ("batch", "hidden", "lr", "steps")
@@ -36,7 +36,7 @@ class Job(Celled):
         """The run of torch's layer that it is compared with."""
         return Job(model=COUNTERPART.get(self.model, self.model))
 
-    def study(self) -> Study:
+    def study(self) -> TranslationStudy:
         """The recipe of all runs, with this one's model, attention and limit."""
         base = multi30k.recipe()
         net = replace(base.net, model=self.model, attend=self.attend, max_forget_bits=self.bits)

@@ -9,7 +9,7 @@ import torch
 
 from revtune.program.bench.measuring import turns
 from revtune.program.translation.learner import TranslationLearner
-from revtune.program.translation.task import Study, Translation
+from revtune.program.translation.task import TranslationStudy, TranslationTask
 
 ROUNDS = 7
 
@@ -17,7 +17,9 @@ ROUNDS = 7
 BATCHES = 8
 
 
-def timed(studies: Mapping[str, Study], *, rounds: int = ROUNDS, batches: int = BATCHES) -> dict[str, list[float]]:
+def timed(
+    studies: Mapping[str, TranslationStudy], *, rounds: int = ROUNDS, batches: int = BATCHES
+) -> dict[str, list[float]]:
     """Seconds of an update by contestant and round: means over batches that stand evenly in a pass over the data.
 
     Args:
@@ -25,7 +27,7 @@ def timed(studies: Mapping[str, Study], *, rounds: int = ROUNDS, batches: int = 
         rounds: every other one goes backwards through the contestants, after one that does not count.
         batches: whose updates are timed.
     """
-    learners = {name: TranslationLearner(Translation(study)) for name, study in studies.items()}
+    learners = {name: TranslationLearner(TranslationTask(study)) for name, study in studies.items()}
     runs: dict[str, Callable[[], object]] = {name: partial(learn, one, batches) for name, one in learners.items()}
     for study in studies.values():
         torch.set_num_threads(study.threads)
@@ -36,6 +38,6 @@ def timed(studies: Mapping[str, Study], *, rounds: int = ROUNDS, batches: int = 
 
 def learn(learner: TranslationLearner, batches: int) -> None:
     """Update the weights by batches that stand evenly in a pass."""
-    epoch = learner.translation.epoch
+    epoch = learner.task.epoch
     for place in range(batches):
-        learner.learn(learner.translation.train_batch(place * epoch // batches))
+        learner.learn(learner.task.train_batch(place * epoch // batches))

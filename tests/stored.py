@@ -203,7 +203,13 @@ def _float_gru_half(
 
 
 def _float_lstm_half(
-    own: list[Tensor], seen: Tensor, weight: Tensor, bias: Tensor, bits: float | None, forgetless: bool, *,
+    own: list[Tensor],
+    seen: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    bits: float | None,
+    forgetless: bool,
+    *,
     bounded: bool,
 ) -> list[Tensor]:
     h, c = own

@@ -16,7 +16,7 @@ FLOORS = {
     "reversible": ["arguments transforms meter", "cells", "kernel", "layers", "streams"],
     "tuning": ["random_states trees hypers", "noise", "responses", "regularizers", "conversion tuner"],
     "program": [
-        "errors machine figures", "files typed", "data runs", "language tasks", "translation", "recipes",
+        "errors machine figures tables", "files typed", "data runs", "language tasks", "translation", "recipes",
         "studies bench", "cli",
     ],
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the plots of `revtune bench` have in common."""
+"""What the program's plots have in common."""
 
 from __future__ import annotations
 
@@ -12,45 +12,49 @@ if TYPE_CHECKING:
 
 
 COLOURS = {"nn.GRU": "#d55e00", "nn.LSTM": "#cc79a7", "RevGRU": "#0072b2", "RevLSTM": "#009e73"}
-"""By cell, apart also for colour-blind eyes."""
+"""By recurrent layer: four of the colours of Okabe and Ito, which colour-blind eyes tell apart."""
+
+
+DOTS = 130
+"""An inch: a plot of 8 inches has about a thousand pixels, the width of a README."""
 
 
 MARKERS = "osd^v"
-"""By thread count, in order."""
+"""By thread count, or whatever else has a row's ratios beside each other."""
 
 
 def blank(width: float, height: float) -> Figure:
-    """An empty figure, in inches."""
+    """An empty figure of so many inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # attaches itself; pyplot would choose a canvas of the desktop
     return figure
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as it is written to a file."""
-    held = io.BytesIO()
-    figure.savefig(held, format="png", dpi=130)
-    return held.getvalue()
+    """A figure as the content of a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DOTS)
+    return content.getvalue()
 
 
-def spread(axes: Axes, ratios: list[float], y: float, turn: int, label: str) -> None:
-    """The median of ratios and their range, in the look of the first, second, ... thread count."""
-    colour = COLOURS[("RevGRU", "RevLSTM", "nn.LSTM")[min(turn, 2)]]
+def median_and_range(axes: Axes, ratios: list[float], y: float, number: int, label: str) -> None:
+    """The median of ratios and their range, in the look of the first, second, ... of a row."""
+    colour = COLOURS[("RevGRU", "RevLSTM", "nn.LSTM")[min(number, 2)]]  # nn.GRU's is that of the goals
     axes.plot([min(ratios), max(ratios)], [y, y], color=colour, linewidth=1.2)
-    axes.plot([median(ratios)], [y], MARKERS[turn % len(MARKERS)], label=label, color=colour)
+    axes.plot([median(ratios)], [y], MARKERS[number % len(MARKERS)], label=label, color=colour)
 
 
-def across(axes: Axes, ratio: float, y: float, label: str, *, width: float = 3.0, height: float = 0.76) -> None:
-    """A bar across a row, at a goal."""
+def goal_bar(axes: Axes, ratio: float, y: float, label: str, *, width: float = 3.0, height: float = 0.76) -> None:
+    """A bar across the row, where the ratio would meet a goal."""
     ends = [y - height / 2, y + height / 2]
     axes.plot([ratio] * 2, ends, color=COLOURS["nn.GRU"], linewidth=width, label=label)
 
 
 def ticks(axis: Any) -> None:
-    """Plain numbers on a logarithmic axis, more of them where it spans little."""
+    """Plain numbers on a logarithmic axis, more of them where it spans less than a decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     low, high = axis.get_view_interval()
@@ -60,7 +64,7 @@ def ticks(axis: Any) -> None:
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """One legend for all panels, without the repetitions of one."""
+    """One legend for all panels, with the labels of one of them, each once."""
     handles, labels = axes.get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))
     figure.legend(list(named.values()), list(named), loc="outside right center")

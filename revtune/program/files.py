@@ -1,4 +1,4 @@
-"""Files: read whole, written whole or not at all, had by one process at a time."""
+"""Files: read whole, written whole or not at all, and locked by one process at a time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from pathlib import Path
 
 from revtune.program.errors import Problem
 
+Taken = tuple[Path | int, str]
+"""A file, or the number of an open one, and what it is taken for, as `check_distinct` says it after the path."""
+
 
 def regular(path: Path) -> Path:
-    """The path of a regular file, or of none that is there; a pipe or a device might never end.
+    """The path of a regular file, or of nothing yet; reading a pipe or a device might never end.
 
     Raises:
         Problem: when something else is there, or the system cannot tell.
@@ -24,44 +27,41 @@ def regular(path: Path) -> Path:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return path
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # ValueError: the path has a NUL
         raise Problem(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(mode):
         raise Problem(f"cannot read {path}: {'Is a directory' if stat.S_ISDIR(mode) else 'it is no regular file'}")
     return path
 
 
-Taken = tuple[Path | int, str]
-"""A place, or the number of an open file, and what it is."""
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        Problem: it cannot be read or is no regular file.
+    """
+    try:
+        return regular(path).read_bytes()
+    except OSError as error:
+        raise Problem(f"cannot read {path}: {error.strerror}") from error
 
 
-def check_place(place: Path) -> None:
-    """Raise `Problem` when something other than a file is there."""
-    if place.exists() and not place.is_file():
-        raise Problem(f"cannot write {place}: it is no regular file")
+def read_text(path: Path) -> str:
+    """A file's text.
 
-
-def check_apart(places: Mapping[str, Path | None], taken: Iterable[Taken]) -> None:
-    """Raise `Problem` when a place, by the name of its option, is one that is taken or another option's."""
-    known = list(taken)
-    for name, place in places.items():
-        if place is not None:
-            if what := next((what for other, what in known if same(place, other)), None):
-                raise Problem(f"--{name} must be a file of its own, but {place} {what}", code=2)
-            known.append((place, f"is what --{name} goes to"))
-
-
-def same(place: Path, other: Path | int) -> bool:
-    """Whether two places, or a place and an open file, are the same regular file, or would be."""
-    if isinstance(other, Path) and os.path.realpath(place) == os.path.realpath(other):
-        return True
-    with contextlib.suppress(OSError):
-        return place.is_file() and os.path.samestat(place.stat(), os.stat(other))
-    return False
+    Raises:
+        Problem: it cannot be read, is no regular file, or is not UTF-8.
+    """
+    try:
+        return regular(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise Problem(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise Problem(f"{path} is no text: {error}") from error
 
 
 def write(path: Path, content: bytes) -> None:
-    """Put content in a file's place at once; when that fails, what was there stays.
+    """Replace a file's content in one step; when that fails, what was there stays.
 
     Raises:
         Problem: for a full disk and whatever else the system refuses.
@@ -71,7 +71,7 @@ def write(path: Path, content: bytes) -> None:
         with open(partial, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # before the rename, or a crash may leave the name with nothing behind it
         os.replace(partial, path)
         _sync(path.parent)
     except OSError as error:
@@ -81,6 +81,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def _sync(folder: Path) -> None:
+    """Have the folder's entries on disk, the renamed one among them."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -89,11 +90,11 @@ def _sync(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Have a folder for oneself in what follows, by its file `lock`.
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder while the block runs, by its file `lock`.
 
     Raises:
-        Problem: another process has it, or it cannot be written to.
+        Problem: another process has locked it, or it cannot be written to.
     """
     path = regular(folder / "lock")
     try:
@@ -108,52 +109,76 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def drafts(*places: Path) -> Iterator[list[Path]]:
-    """Files to write to, each beside its place, which it takes when the block ends.
+def check_output(path: Path) -> None:
+    """Raise `Problem` when a path to write to is that of something other than a file."""
+    if path.exists() and not path.is_file():
+        raise Problem(f"cannot write {path}: it is no regular file")
 
-    A block that fails leaves the places as they were and what was written in the drafts, and says so on stderr.
+
+def check_distinct(outputs: Mapping[str, Path | None], taken: Iterable[Taken]) -> None:
+    """Raise `Problem` when a path to write to, by the name of its option, is taken or another option's."""
+    known = list(taken)
+    for option, path in outputs.items():
+        if path is not None:
+            if use := next((use for other, use in known if same_file(path, other)), None):
+                raise Problem(f"--{option} must be a file of its own, but {path} {use}", code=2)
+            known.append((path, f"is what --{option} goes to"))
+
+
+def same_file(path: Path, other: Path | int) -> bool:
+    """Whether two paths, or a path and an open file, are the same regular file, or would be once written."""
+    if isinstance(other, Path) and os.path.realpath(path) == os.path.realpath(other):
+        return True
+    with contextlib.suppress(OSError):
+        return path.is_file() and os.path.samestat(path.stat(), os.stat(other))
+    return False
+
+
+@contextlib.contextmanager
+def drafts(*paths: Path) -> Iterator[list[Path]]:
+    """Files to write to in place of others, which they replace when the block ends.
+
+    When the block fails, the others stay as they were, what was written to the drafts stays beside them, and a line on
+    stderr says so.
 
     Raises:
-        Problem: when two places are the same, or one cannot be written; before the block, or when the disk refuses.
+        Problem: when two paths are the same, or one cannot be written; before the block, or when the disk refuses.
     """
-    real = [os.path.realpath(place) for place in places]
-    for place, path in zip(places, real, strict=True):
-        check_place(place)
-        if real.count(path) > 1:
-            raise Problem(f"figures and plots would all go to {place}; give --out and --plot different names", code=2)
+    real = [os.path.realpath(path) for path in paths]
+    for path, target in zip(paths, real, strict=True):
+        check_output(path)
+        if real.count(target) > 1:
+            raise Problem(f"figures and plots would all go to {path}; give --out and --plot different names", code=2)
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(draft(place)) for place in places]
+        yield [stack.enter_context(_draft(path)) for path in paths]
 
 
 @contextlib.contextmanager
-def draft(place: Path) -> Iterator[Path]:
-    """One of `drafts`."""
-    path = place.with_name(f"{place.name}.{secrets.token_hex(4)}.partial")
+def _draft(path: Path) -> Iterator[Path]:
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")  # several benchmarks may write at once
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("xb").close()
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        draft.open("xb").close()
     except OSError as error:
-        raise Problem(f"cannot write {place}: {error.strerror}") from error
+        raise Problem(f"cannot write {path}: {error.strerror}") from error
     try:
-        yield path
-        move(path, place)
+        yield draft
+        _replace(draft, path)
     finally:
-        let_go(path)
+        _leave(draft)
 
 
-def move(path: Path, place: Path) -> None:
-    """Put a draft in its place."""
+def _replace(draft: Path, path: Path) -> None:
     try:
-        os.replace(path, place)
+        os.replace(draft, path)
     except OSError as error:
-        raise Problem(f"cannot write {place}: {error.strerror}") from error
+        raise Problem(f"cannot write {path}: {error.strerror}") from error
 
 
-def let_go(path: Path) -> None:
-    """Say that a draft is left with something in it, or remove an empty one."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size:
-            print(f"revtune: what was measured so far is in {path}", file=sys.stderr)
+def _leave(draft: Path) -> None:
+    """Say that a draft with something in it is left, or remove an empty one."""
+    with contextlib.suppress(FileNotFoundError):  # it has replaced its file
+        if draft.stat().st_size:
+            print(f"revtune: what was measured so far is in {draft}", file=sys.stderr)
         else:
-            path.unlink()
+            draft.unlink()

@@ -1,4 +1,4 @@
-"""Typed settings read from JSON, and numbers in them that cannot be."""
+"""Settings as typed dataclasses: read from JSON, and their values checked before a run begins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from revtune.program.errors import Problem
 
@@ -15,72 +15,105 @@ T = TypeVar("T")
 
 
 LARGEST = 1e30
+"""Of rates and norms: a float32 ends at 3.4e38, and these are factors in products."""
 
 
 MOST_THREADS = 1024
+"""More than a machine has; OpenMP ends the process when it cannot start as many as it is told to."""
 
 
 SEEDS = range(-(2**63), 2**63)
+"""What torch's generators take."""
 
 
-def _typed(kind: Any, values: dict[str, Any]) -> Any:
-    """A dataclass of values that are what its annotations say."""
-    for name, wanted in get_type_hints(kind).items():
-        if name in values and not _is(values[name], wanted):
-            raise TypeError(f"{name} must be {getattr(wanted, '__name__', wanted)}, got {values[name]!r}")
-    return kind(**values)
+TOO_MANY = 2**31
+"""No count comes near this, the first that is no int32."""
+
+
+MAY_BE_0 = ("warmup", "momentum", "entropy", "seed")
+"""Names of the settings whose 0 means something; every other number must be above it."""
 
 
 def read_typed(kind: type[T], values: dict[str, Any]) -> T:
-    """A dataclass from the JSON of `dataclasses.asdict`, dataclasses and paths inside it among them.
+    """A dataclass from the JSON of `dataclasses.asdict`, with the dataclasses, tuples and paths inside it.
 
     Raises:
         TypeError: a value is not what its annotation says, is missing, or unknown.
     """
-    found = dict(values)
-    for name, wanted in get_type_hints(kind).items():
-        if name in found and dataclasses.is_dataclass(wanted):
-            found[name] = read_typed(cast(type, wanted), found[name])
-        elif wanted == Path | None and isinstance(found.get(name), str):
-            found[name] = Path(found[name])
-        elif get_origin(wanted) is tuple and isinstance(found.get(name), list):
-            found[name] = tuple(found[name])
-    read: T = _typed(kind, found)
-    return read
+    read = dict(values)
+    for name, annotation in get_type_hints(kind).items():
+        if name in read:
+            read[name] = _from_json(read[name], annotation)
+    return typed(kind, read)
 
 
-def _is(value: Any, wanted: Any) -> bool:
-    if get_origin(wanted) is Literal:
-        return value in get_args(wanted)
-    if get_origin(wanted) is tuple:
-        return type(value) is tuple and all(_is(one, get_args(wanted)[0]) for one in value)
-    if isinstance(wanted, UnionType):
-        return any(_is(value, one) for one in get_args(wanted))
-    if wanted is float:
+def _from_json(value: Any, annotation: Any) -> Any:
+    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+        return read_typed(annotation, value)
+    if annotation == Path | None and isinstance(value, str):
+        return Path(value)
+    if get_origin(annotation) is tuple and isinstance(value, list):
+        return tuple(_from_json(part, get_args(annotation)[0]) for part in value)
+    return value
+
+
+def typed(kind: type[T], values: dict[str, Any]) -> T:
+    """A dataclass of values that are what its annotations say.
+
+    Raises:
+        TypeError: one is not, is missing, or unknown.
+    """
+    for name, annotation in get_type_hints(kind).items():
+        if name in values and not _fits(values[name], annotation):
+            raise TypeError(f"{name} must be {getattr(annotation, '__name__', annotation)}, got {values[name]!r}")
+    return kind(**values)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    if get_origin(annotation) is Literal:
+        return value in get_args(annotation)
+    if get_origin(annotation) is tuple:
+        return type(value) is tuple and all(_fits(part, get_args(annotation)[0]) for part in value)
+    if get_origin(annotation) in (Union, UnionType):
+        return any(_fits(value, kind) for kind in get_args(annotation))
+    if annotation is float:
         return type(value) is float or type(value) is int and math.isfinite(value)
-    return "\0" not in str(value) if wanted is Path and isinstance(value, Path) else type(value) is wanted
+    if annotation is Path and isinstance(value, Path):  # pathlib makes a PosixPath, whose type is not Path
+        return "\0" not in str(value)
+    return type(value) is annotation
 
 
-def _every(group: object, names: str, right: Callable[[Any], bool], wanted: str) -> None:
+def check_each(group: object, names: str, right: Callable[[Any], bool], wanted: str) -> None:
+    """Raise `Problem` for the first of these settings, named with spaces between, that is not right."""
     for name in names.split():
         if not right(getattr(group, name)):
             raise Problem(f"--{name.replace('_', '-')} must be {wanted}, got {getattr(group, name)}", code=2)
 
 
-MAY_BE_0 = ("warmup", "momentum", "entropy", "seed")
-
-
 def check_numbers(*groups: Any, prefix: str = "") -> None:
-    """Raise `Problem` for the first number in these settings that no run can have; `prefix` is their options'."""
+    """Raise `Problem` for the first number in these settings that no run can have.
+
+    Args:
+        groups: dataclasses.
+        prefix: of their options.
+    """
     for group in groups:
         for field in dataclasses.fields(group):
-            value, option = getattr(group, field.name), f"--{prefix}{field.name.replace('_', '-')}"
-            if type(value) not in (int, float):
-                continue
-            wanted = "at least 0" if field.name in MAY_BE_0 else "at least 1" if type(value) is int else "above 0"
-            if not (value >= 0 if field.name in MAY_BE_0 else value >= 1 if type(value) is int else value > 0):
-                raise Problem(f"{option} must be {wanted}, got {value}", code=2)
-            if value >= 2**31:
-                raise Problem(f"{option} must be below 2^31, got {value}", code=2)
-            if field.name == "threads" and value > MOST_THREADS:
-                raise Problem(f"{option} must be at most {MOST_THREADS}, got {value}", code=2)
+            value = getattr(group, field.name)
+            if type(value) in (int, float):
+                _check_number(value, field.name, f"--{prefix}{field.name.replace('_', '-')}")
+
+
+def _check_number(value: float, name: str, option: str) -> None:
+    if name in MAY_BE_0:
+        right, wanted = value >= 0, "at least 0"
+    elif type(value) is int:
+        right, wanted = value >= 1, "at least 1"
+    else:
+        right, wanted = value > 0, "above 0"
+    if not right:
+        raise Problem(f"{option} must be {wanted}, got {value}", code=2)
+    if value >= TOO_MANY:
+        raise Problem(f"{option} must be below 2^31, got {value}", code=2)
+    if name == "threads" and value > MOST_THREADS:
+        raise Problem(f"{option} must be at most {MOST_THREADS}, got {value}", code=2)

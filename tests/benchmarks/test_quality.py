@@ -10,7 +10,7 @@ import pytest
 from benchmarks import quality
 from benchmarks.jobs import STOPPED, alone
 from benchmarks.quality import EPOCHS, Job, Study, chosen, figures, jobs, main, table
-from revtune.program.cli.train import train_options
+from revtune.program.cli.train import runner_and_options
 from revtune.program.errors import Problem
 
 EPOCH = 10
@@ -44,7 +44,7 @@ class Program:
     def __call__(self, words: list[str]) -> int:
         self.commands.append(words)
         if "--resume" not in words:
-            config = train_options("ptb", words[words.index("ptb") + 1 :]).config
+            config = runner_and_options("ptb", words[words.index("ptb") + 1 :])[1].config
             (folder := Path(words[-1])).mkdir(parents=True)
             (folder / "config.json").write_text(config.json())
         text = "".join(json.dumps(line) + "\n" for line in lines(100.0, self.reached))
@@ -81,7 +81,7 @@ def test_the_runs_are_those_of_the_study() -> None:
 def test_a_command_says_its_whole_configuration(job: Job) -> None:
     words = job.command()
     assert words[:3] == ["revtune", "train", "ptb"]
-    assert train_options("ptb", words[3:]).config == job.config()
+    assert runner_and_options("ptb", words[3:])[1].config == job.config()
 
 
 def test_all_runs_share_their_recipe() -> None:

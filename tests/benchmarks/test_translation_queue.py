@@ -12,7 +12,7 @@ from benchmarks import translation, translation_memory, translation_speed
 from benchmarks.jobs import STOPPED
 from benchmarks.translation import Place, main
 from benchmarks.translation_jobs import Job, jobs, timed
-from revtune.program.cli.train import study_options
+from revtune.program.cli.train import runner_and_options
 from revtune.program.errors import Problem
 from revtune.program.translation.translator import Net
 
@@ -34,7 +34,7 @@ class Program:
         self.commands.append(words)
         folder = Path(words[-1])
         if "--resume" not in words:
-            options = study_options("multi30k", words[words.index("multi30k") + 1 :])
+            options = runner_and_options("multi30k", words[words.index("multi30k") + 1 :])[1]
             folder.mkdir(parents=True)
             facts = {"recipe": "multi30k", "study": dataclasses.asdict(options.study)}
             (folder / "config.json").write_text(json.dumps(facts, default=str))
@@ -83,7 +83,7 @@ def test_the_runs_are_those_of_the_study() -> None:
 
 @pytest.mark.parametrize("job", jobs(), ids=lambda job: job.name)
 def test_a_command_says_its_whole_configuration(job: Job) -> None:
-    assert study_options("multi30k", job.command()[3:]).study == job.study()
+    assert runner_and_options("multi30k", job.command()[3:])[1].study == job.study()
 
 
 def test_a_run_leaves_figures_and_a_table(place: Place, program: Program) -> None:
@@ -98,9 +98,7 @@ def test_a_run_leaves_figures_and_a_table(place: Place, program: Program) -> Non
     assert "| nn.GRU, loss in blocks | full | | 85.0 | 12.5 | 10.0 | 80.0 |  |  |  |  |" in rows
 
 
-def test_times_are_taken_in_turns_and_told(
-    place: Place, program: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_times_are_taken_in_turns_and_told(place: Place, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     def seconds(studies: dict[str, Any]) -> dict[str, list[float]]:
         assert list(studies) == [job.name for job in timed()] and len(studies) == 10
         own = {"gru-full": 0.2, "gru-full-blocks": 0.1, "revgru-emb-slice20-3bits": 0.15}

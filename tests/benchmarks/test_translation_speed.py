@@ -8,19 +8,19 @@ import pytest
 
 from benchmarks.translation_speed import timed
 from revtune.program.translation.learner import TranslationLearner
-from revtune.program.translation.task import Study, Text
+from revtune.program.translation.task import Text, TranslationStudy
 from revtune.program.translation.translator import Net
 from tests.tiny_pairs import write_pairs
 
 
 def test_contestants_take_turns_over_the_same_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = Study(text=Text(data=write_pairs(tmp_path)), net=Net(embedding=8, hidden=8, attend="emb"))
+    base = TranslationStudy(text=Text(data=write_pairs(tmp_path)), net=Net(embedding=8, hidden=8, attend="emb"))
     studies = {name: replace(base, net=replace(base.net, model=name)) for name in ("gru", "revgru")}
     seen: list[tuple[str, tuple[int, ...]]] = []
     original = TranslationLearner.learn
 
     def learn(self: Any, some: Any) -> float:
-        seen.append((self.translation.study.net.model, tuple(some.source.flatten().tolist())))
+        seen.append((self.task.study.net.model, tuple(some.source.flatten().tolist())))
         return original(self, some)
 
     monkeypatch.setattr(TranslationLearner, "learn", learn)

@@ -1,14 +1,14 @@
-"""Files that commands write: where they may lie, and drafts that take their places when all are there."""
+"""Files that commands write: where they may lie, and drafts that replace them when all are there."""
 
 from pathlib import Path
 
 import pytest
 
 from revtune.program.errors import Problem
-from revtune.program.files import check_apart, check_place, drafts, same
+from revtune.program.files import check_distinct, check_output, drafts, same_file
 
 
-def test_drafts_take_their_places_together_at_the_end(tmp_path: Path) -> None:
+def test_drafts_replace_their_files_together_at_the_end(tmp_path: Path) -> None:
     out, plot, neighbour = tmp_path / "a.json", tmp_path / "new/a.png", tmp_path / "a.json.partial"
     out.write_text("old")
     neighbour.write_text("somebody's")
@@ -34,9 +34,9 @@ def test_a_failure_keeps_what_was_there_and_what_was_measured(
     assert capsys.readouterr().err == f"revtune: what was measured so far is in {figures}\n"
 
 
-def test_places_that_cannot_be_written_are_told_first(tmp_path: Path) -> None:
+def test_files_that_cannot_be_written_are_told_first(tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to(tmp_path / "a.json")
-    for places, sentence in (
+    for paths, sentence in (
         (
             (tmp_path / "a.json", tmp_path / "b/../a.json"),
             "figures and plots would all go to .*; give --out and --plot",
@@ -45,7 +45,7 @@ def test_places_that_cannot_be_written_are_told_first(tmp_path: Path) -> None:
         ((tmp_path, tmp_path / "a.png"), "cannot write .*: it is no regular file"),
         ((Path("/proc/a.json"), tmp_path / "a.png"), "cannot write /proc/a.json: No such file or directory"),
     ):
-        with pytest.raises(Problem, match=sentence), drafts(*places):
+        with pytest.raises(Problem, match=sentence), drafts(*paths):
             raise AssertionError
     assert [path.name for path in tmp_path.iterdir()] == ["link.json"]
 
@@ -56,25 +56,25 @@ def test_the_same_file_is_known_by_any_of_its_names(tmp_path: Path) -> None:
     other.touch()
     link.symlink_to(one)
     hard.hardlink_to(one)
-    assert same(link, one) and same(hard, one) and same(tmp_path / "new", tmp_path / "x" / ".." / "new")
-    assert not same(other, one) and not same(tmp_path / "new", one)
+    assert same_file(link, one) and same_file(hard, one) and same_file(tmp_path / "new", tmp_path / "x" / ".." / "new")
+    assert not same_file(other, one) and not same_file(tmp_path / "new", one)
     with one.open() as file:
-        assert same(hard, file.fileno()) and not same(other, file.fileno())
+        assert same_file(hard, file.fileno()) and not same_file(other, file.fileno())
     with open("/dev/null") as nothing:
-        assert not same(Path("/dev/null"), nothing.fileno()), "what is written there is not kept"
+        assert not same_file(Path("/dev/null"), nothing.fileno()), "what is written there is not kept"
 
 
 def test_what_is_taken_is_told_by_the_option_s_name(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
-    check_apart({"out": one, "plot": other, "more": None}, [(tmp_path / "read", "is read")])
+    check_distinct({"out": one, "plot": other, "more": None}, [(tmp_path / "read", "is read")])
     with pytest.raises(Problem, match=f"--plot must be a file of its own, but {one} is what --out goes to"):
-        check_apart({"out": one, "plot": one}, [])
+        check_distinct({"out": one, "plot": one}, [])
     with pytest.raises(Problem, match=f"--out must be a file of its own, but {one} is read"):
-        check_apart({"out": one}, [(one, "is read")])
+        check_distinct({"out": one}, [(one, "is read")])
 
 
 def test_only_files_are_written_over(tmp_path: Path) -> None:
-    check_place(tmp_path / "new")
-    for place in (tmp_path, Path("/dev/null")):
-        with pytest.raises(Problem, match=f"cannot write {place}: it is no regular file"):
-            check_place(place)
+    check_output(tmp_path / "new")
+    for path in (tmp_path, Path("/dev/null")):
+        with pytest.raises(Problem, match=f"cannot write {path}: it is no regular file"):
+            check_output(path)

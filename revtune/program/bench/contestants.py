@@ -26,7 +26,8 @@ CELLS: dict[str, type[nn.Module]] = {"RevGRU": rt.RevGRU, "RevLSTM": rt.RevLSTM,
 """The recurrent layers by name."""
 
 
-Every = int | Literal["auto"] | None
+CheckpointEvery = int | Literal["auto"] | None
+"""As `rewind_loss` takes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class Contestant:
 
     cell: str
     segments: bool = False
-    checkpoint_every: Every = None
+    checkpoint_every: CheckpointEvery = None
     backend: str = "auto"
 
     @property
@@ -87,7 +88,7 @@ class Contestant:
         return CELLS[self.cell](inputs, shape.hidden, shape.layers, **options)
 
 
-class Net(nn.Module):
+class ContestantNet(nn.Module):
     """Embedding, recurrent layer and readout of a contestant."""
 
     def __init__(self, contestant: Contestant, shape: Shape) -> None:
@@ -124,8 +125,8 @@ class Net(nn.Module):
         """Encoder, layer, readout and loss inside each segment, so that nothing of a step outlives it."""
         size = segment_of(len(tokens))
         total, state = tokens.new_zeros((), dtype=torch.float32), None
-        for inputs, wanted in zip(tokens.split(size), targets.split(size), strict=True):
-            part, state = checkpoint(self._segment, inputs, wanted, state, use_reentrant=False)
+        for inputs, outputs in zip(tokens.split(size), targets.split(size), strict=True):
+            part, state = checkpoint(self._segment, inputs, outputs, state, use_reentrant=False)
             total = total + part
         return total / tokens.numel()
 
@@ -142,7 +143,7 @@ def segment_of(steps: int) -> int:
 def chunk_of(contestant: Contestant, shape: Shape) -> int:
     """K, the steps of a chunk in which a contestant rewinds; for torch's layers, their counterpart's."""
     rewinding = dataclasses.replace(contestant, cell=contestant.cell.replace("nn.", "Rev"), segments=False)
-    net = Net(rewinding, dataclasses.replace(shape, vocabulary=1))
+    net = ContestantNet(rewinding, dataclasses.replace(shape, vocabulary=1))  # K does not depend on V
     assert isinstance(net.rnn, RevRNN)
     segment = segment_steps(contestant.checkpoint_every, shape.steps)
     tokens = torch.zeros(shape.steps, 1, dtype=torch.long).expand(-1, shape.batch)

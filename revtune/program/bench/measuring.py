@@ -1,21 +1,83 @@
-"""How time and memory are measured: turns of contestants, peaks of resident memory."""
+"""How time and memory are measured: contestants take turns; peaks of memory are taken above what was there before."""
 
 from __future__ import annotations
 
 import math
 import os
+import platform
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
-from revtune.program.bench.speed_entrants import Run
+import revtune as rt
 from revtune.program.errors import Problem
 from revtune.program.machine import processors
 from revtune.reversible.meter import ResidentGauge
 
+StepFunction = Callable[[], object]
+"""Takes one step of a contestant."""
 
-def peak_of(step: Callable[[], object], device: torch.device) -> int:
+
+TURN = 0.05
+"""Seconds that a turn lasts at least: long beside the clock's resolution and a call from Python."""
+
+
+MOST_REPEATS = 50
+"""Steps of a turn at most, so that the fastest cases do not wait for the clock."""
+
+
+LEAST_ROUNDS = 7
+"""Rounds of which the median is taken: three of them may be disturbed."""
+
+
+THREADS = tuple(range(1, min(2, processors()) + 1))
+"""Thread counts that are measured by default: one and two, where there are two processors."""
+
+
+def warmed_up(steps: Mapping[str, StepFunction], turn: float, clock: Callable[[], float] = time.perf_counter) -> int:
+    """How many steps make a turn, after each contestant has taken one: as many as fill the turn of the first."""
+    for step in steps.values():
+        step()
+    first, began = next(iter(steps.values())), clock()
+    first()
+    return min(MOST_REPEATS, math.ceil(turn / max(clock() - began, 1e-9)))  # a clock may not have gone on at all
+
+
+def turns(
+    steps: Mapping[str, StepFunction],
+    rounds: int,
+    repeats: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of a step, by contestant and round; every other round goes backwards."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    order = list(steps.items())
+    for _ in range(rounds):
+        for name, step in order:
+            began = clock()
+            for _ in range(repeats):
+                step()
+            seconds[name].append((clock() - began) / repeats)
+        order.reverse()  # a machine that slows down steadily then slows all down alike
+    return seconds
+
+
+def check_turns(threads: tuple[int, ...], rounds: int) -> None:
+    """Raise `Problem` for thread counts that this machine does not have, and for too few rounds."""
+    if not threads or min(threads) < 1 or max(threads) > processors():
+        raise bad_threads(" ".join(map(str, threads)) or "none")
+    if rounds < LEAST_ROUNDS:
+        raise Problem(f"--rounds must be at least {LEAST_ROUNDS} for a median to mean something, got {rounds}", code=2)
+
+
+def bad_threads(given: object) -> Problem:
+    """The error for thread counts that this machine does not have."""
+    return Problem(f"--threads must be from 1 to {processors()}, the processors of this machine, got {given}", code=2)
+
+
+def peak_of(step: StepFunction, device: torch.device) -> int:
     """The most bytes in use during a step above those in use before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -34,50 +96,12 @@ def keep_to(threads: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
-TURN = 0.05
+def check_resident(advice: str = "") -> None:
+    """Raise `Problem`, which ends in the advice, where the peak of resident memory cannot be read."""
+    if not Path("/proc/self/clear_refs").exists():
+        raise Problem(f"resident memory is read from Linux's /proc, which is not here{advice}")
 
 
-MOST_REPEATS = 50
-
-
-LEAST_ROUNDS = 7
-
-
-THREADS = tuple(range(1, min(2, processors()) + 1))
-
-
-def warmed_up(runs: Mapping[str, Run], turn: float, clock: Callable[[], float] = time.perf_counter) -> int:
-    """How often a contestant runs in a turn, after each has run once: as often as fills the first one's turn."""
-    for run in runs.values():
-        run()
-    first, began = next(iter(runs.values())), clock()
-    first()
-    return min(MOST_REPEATS, math.ceil(turn / max(clock() - began, 1e-9)))
-
-
-def turns(
-    runs: Mapping[str, Run],
-    rounds: int,
-    repeats: int = 1,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Seconds a run, by contestant and round; every other round goes backwards."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    order = list(runs.items())
-    for _ in range(rounds):
-        for name, run in order:
-            began = clock()
-            for _ in range(repeats):
-                run()
-            seconds[name].append((clock() - began) / repeats)
-        order.reverse()
-    return seconds
-
-
-def check_turns(threads: tuple[int, ...], rounds: int) -> None:
-    """Raise `Problem` for thread counts that this machine has not, and for too few rounds."""
-    if not threads or min(threads) < 1 or max(threads) > processors():
-        there = f"1 to {processors()}, the processors of this machine"
-        raise Problem(f"--threads must be from {there}, got {' '.join(map(str, threads)) or 'none'}", code=2)
-    if rounds < LEAST_ROUNDS:
-        raise Problem(f"--rounds must be at least {LEAST_ROUNDS} for a median to mean something, got {rounds}", code=2)
+def versions() -> dict[str, str]:
+    """Versions that all figures depend on."""
+    return {"revtune": rt.__version__, "torch": torch.__version__, "python": platform.python_version()}

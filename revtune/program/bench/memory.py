@@ -1,9 +1,10 @@
 """`revtune bench memory`: what a whole training step needs above its parameters, beside torch's own layers.
 
 Each contestant has a process of its own, in which C's allocator gives freed blocks back alike for all. There a warm-up
-of the real B, H, V and T = 3K runs, three chunks of the real step's K; gradients are dropped; then comes the step that
-counts: the peak of resident anonymous memory during it, minus what was resident before, minus the gradients that
-remain. On CUDA it is the peak of allocated bytes likewise. The meter of bits runs in that step too, at our cost.
+runs first, of the real B, H and V and of T = 3K steps, three chunks of the real step's K, and its gradients are
+dropped. Then comes the step that counts: the peak of resident anonymous memory during it, minus what was resident
+before, minus the gradients that remain. On CUDA it is the peak of allocated bytes instead. The meter of bits runs in
+that step as well, and what it takes counts as ours.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ import torch
 
 import revtune as rt
 from revtune.program.bench import worker
-from revtune.program.bench.contestants import Contestant, Net, Shape, chunk_of
-from revtune.program.bench.measuring import keep_to, peak_of
-from revtune.program.bench.worker import ALLOCATOR
+from revtune.program.bench.contestants import Contestant, ContestantNet, Shape, chunk_of
+from revtune.program.bench.measuring import bad_threads, check_resident, keep_to, peak_of, versions
+from revtune.program.bench.speed_cases import PAIRS
+from revtune.program.bench.worker import ALLOCATOR, Job, Record
 from revtune.program.errors import Problem
-from revtune.program.files import check_place, drafts
+from revtune.program.files import check_output, drafts
 from revtune.program.machine import processors
 from revtune.reversible.kernel import backend as native
 
@@ -35,37 +37,27 @@ SHAPES = (
     Shape(steps=1000, batch=20, hidden=256),
     Shape(steps=10_000, batch=8, hidden=256),
 )
+"""Words as in PTB, then two longer sequences of bytes."""
 
 
 QUICK = SHAPES[1:2]
 
 
 LONG = Shape(steps=100_000, batch=8, hidden=256)
+"""Measured with the reversible layers alone; what nn.GRU would need is extrapolated to it."""
 
 
 Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """One measurement: who, at what sizes, after how long a warm-up, on how many threads of which device."""
+class MemoryJob(Job):
+    """One measurement: who, at what sizes, after how many steps of warm-up, on which device."""
 
     contestant: Contestant
     shape: Shape
     warm_up: int
-    threads: int
     device: Device = "cpu"
-
-    def text(self) -> str:
-        """The job for a worker's command line."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def of(cls, text: str) -> Job:
-        """The job that a worker was given."""
-        facts = json.loads(text)
-        facts["contestant"], facts["shape"] = Contestant(**facts["contestant"]), Shape(**facts["shape"])
-        return cls(**facts)
 
 
 def memory(
@@ -89,81 +81,73 @@ def memory(
         threads: threads of each contestant; they hardly change its memory.
         device: cpu or cuda.
     """
-    from revtune.program.bench import memory_results as memory_plot
-    from revtune.program.bench import memory_results as memory_table
-    from revtune.program.bench.tables import Markdown, Terminal
+    from revtune.program.bench import memory_results
+    from revtune.program.bench.display import Markdown, Terminal
     from revtune.program.files import write
 
     check(threads, device)
-    page = Markdown() if markdown else Terminal()
-    results: list[dict[str, Any]] = []
-    check_place(out)
+    display = Markdown() if markdown else Terminal()
+    results: list[Record] = []
+    check_output(out)
     if plot is None and not quick:
         plot = out.with_suffix(".png")
-    with drafts(*filter(None, (out, plot))) as (figures, *drawn):
+    with drafts(*filter(None, (out, plot))) as (figures, *plots):
         for shape, contestants in plan(quick=quick, long=long):
             group = []
             for contestant in contestants:
-                with page.waiting(f"{contestant.name} at {shape}"):
+                with display.waiting(f"{contestant.name} at {shape}"):
                     group.append(measured(contestant, shape, threads, device))
-                write(figures, json.dumps({**facts(threads, device), "results": results + group}, indent=1).encode())
+                write(figures, _figures(results + group, threads, device))
             if shape == LONG and (estimate := extrapolated(results, shape)):
                 group.append(estimate)
             results += group
-            memory_table.show(page, shape, group)
-        write(figures, json.dumps({**facts(threads, device), "results": results}, indent=1).encode())
-        for path in drawn:
-            write(path, memory_plot.plot(results))
-    page.say(memory_table.NOTE)
-    page.tell(f"Figures: {out}")
+            memory_results.show(display, shape, group)
+        write(figures, _figures(results, threads, device))
+        for path in plots:
+            write(path, memory_results.plot(results))
+    display.say(memory_results.NOTE)
+    display.tell(f"Figures: {out}")
     if plot is not None:
-        page.tell(f"Plot: {plot}")
+        display.tell(f"Plot: {plot}")
 
 
 def plan(*, quick: bool, long: bool) -> Iterator[tuple[Shape, list[Contestant]]]:
-    """The shapes and who competes at each."""
+    """The shapes, and who competes at each."""
+    contestants = [
+        contestant
+        for ours, theirs in PAIRS
+        for contestant in (Contestant(cell=theirs), Contestant(cell=theirs, segments=True), Contestant(cell=ours))
+    ]
     for shape in QUICK if quick else SHAPES:
-        pairs = (("RevGRU", "nn.GRU"), ("RevLSTM", "nn.LSTM"))
-        yield (
-            shape,
-            [
-                contestant
-                for ours, theirs in pairs
-                for contestant in (
-                    Contestant(cell=theirs),
-                    Contestant(cell=theirs, segments=True),
-                    Contestant(cell=ours),
-                )
-            ],
-        )
+        yield shape, contestants
     if long:
-        yield LONG, [Contestant(cell=cell, checkpoint_every="auto") for cell in ("RevGRU", "RevLSTM")]
+        yield LONG, [Contestant(cell=cell, checkpoint_every="auto") for cell, _ in PAIRS]
 
 
-def measured(contestant: Contestant, shape: Shape, threads: int, device: Device) -> dict[str, Any]:
-    """What a worker found out about a contestant, or why it failed."""
+def measured(contestant: Contestant, shape: Shape, threads: int, device: Device) -> Record:
+    """What a worker measured of a contestant, or why it failed."""
     warm_up = min(shape.steps, 3 * chunk_of(contestant, shape))
-    job = Job(contestant=contestant, shape=shape, warm_up=warm_up, threads=threads, device=device)
-    told = {"contestant": dataclasses.asdict(contestant), "name": contestant.name, "shape": dataclasses.asdict(shape)}
-    return {**told, **worker.outcome("revtune.program.bench.memory", job.text())}
+    job = MemoryJob(contestant=contestant, shape=shape, warm_up=warm_up, threads=threads, device=device)
+    who = {"contestant": dataclasses.asdict(contestant), "name": contestant.name, "shape": dataclasses.asdict(shape)}
+    return {**who, **worker.outcome(__name__, job.text())}
 
 
-def work(job: Job) -> dict[str, Any]:
+def work(job: MemoryJob) -> Record:
     """Measure one step in this process."""
     keep_to(job.threads)
     torch.manual_seed(1)
     device, shape = torch.device(job.device), job.shape
-    net = Net(job.contestant, shape).to(device)
+    net = ContestantNet(job.contestant, shape).to(device)
     tokens = torch.randint(shape.vocabulary, (shape.steps + 1, shape.batch), device=device)
     net.step(tokens[: job.warm_up], tokens[1 : job.warm_up + 1])
     net.zero_grad(set_to_none=True)
     bits: dict[str, Any] = {}
 
     def step() -> None:
-        with rt.meter() if job.contestant.reversible else contextlib.nullcontext() as used:
+        with rt.meter() if job.contestant.reversible else contextlib.nullcontext() as meter:
             net.step(tokens[:-1], tokens[1:])
-        if used is not None and used.unit_steps:
-            bits.update(stored=used.bits_per_unit_step, ideal=used.ideal_bits / used.unit_steps)
+        if meter is not None and meter.unit_steps:
+            bits.update(stored=meter.bits_per_unit_step, ideal=meter.ideal_bits / meter.unit_steps)
 
     peak = peak_of(step, device)
     gradients = sum(weight.grad.nbytes for weight in net.parameters() if weight.grad is not None)
@@ -172,36 +156,38 @@ def work(job: Job) -> dict[str, Any]:
     return {**needed, "bits_per_unit_step": bits, "warm_up": job.warm_up}
 
 
-def extrapolated(results: list[dict[str, Any]], shape: Shape) -> dict[str, Any] | None:
+def extrapolated(results: list[Record], shape: Shape) -> Record | None:
     """What nn.GRU would need at a longer shape, from its bytes a step at the longest one measured."""
-    plain = [one for one in results if one["name"] == "nn.GRU" and "bytes" in one]
-    same = [one for one in plain if {**one["shape"], "steps": shape.steps} == dataclasses.asdict(shape)]
-    if not same:
+    wanted = dataclasses.asdict(shape)
+    plain = [result for result in results if result["name"] == "nn.GRU" and "bytes" in result]
+    shorter = [result for result in plain if {**result["shape"], "steps": shape.steps} == wanted]
+    if not shorter:
         return None
-    longest = max(same, key=lambda one: one["shape"]["steps"])
+    longest = max(shorter, key=lambda result: result["shape"]["steps"])
     needed = longest["bytes"] * shape.steps // longest["shape"]["steps"]
-    return {**longest, "shape": dataclasses.asdict(shape), "bytes": needed, "estimate": True}
+    return {**longest, "shape": wanted, "bytes": needed, "estimate": True}
 
 
-def facts(threads: int, device: Device) -> dict[str, Any]:
+def _figures(results: list[Record], threads: int, device: Device) -> bytes:
+    return json.dumps({**circumstances(threads, device), "results": results}, indent=1).encode()
+
+
+def circumstances(threads: int, device: Device) -> Record:
     """What the figures depend on."""
     chip = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
-    versions = {"revtune": rt.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    return {**versions, "device": device, "chip": chip, "threads": threads, "allocator": ALLOCATOR}
+    return {**versions(), "device": device, "chip": chip, "threads": threads, "allocator": ALLOCATOR}
 
 
 def check(threads: int, device: Device) -> None:
     """Raise `Problem` where this machine cannot measure."""
     if not 1 <= threads <= processors():
-        there = f"1 to {processors()}, the processors of this machine"
-        raise Problem(f"--threads must be from {there}, got {threads}", code=2)
+        raise bad_threads(threads)
     if device == "cuda" and not torch.cuda.is_available():
         raise Problem("--device cuda: torch finds no CUDA device here", code=2)
-    if device == "cpu" and not Path("/proc/self/clear_refs").exists():
-        raise Problem("resident memory is read from Linux's /proc, which is not here; --device cuda needs none")
     if device == "cpu":
-        native.load()
+        check_resident("; --device cuda needs none")
+        native.load()  # a kernel that the environment asks for and cannot have is told before measuring
 
 
 if __name__ == "__main__":
-    print(json.dumps(work(Job.of(sys.argv[1]))))
+    print(json.dumps(work(MemoryJob.of(sys.argv[1]))))

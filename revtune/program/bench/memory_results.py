@@ -1,13 +1,17 @@
-"""The figures of `revtune bench memory` as a plot: memory against length, both on logarithmic axes."""
+"""The figures of `revtune bench memory`: a table for each shape, and a plot of memory against length."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from revtune.program.bench.contestants import Shape
-from revtune.program.bench.tables import Page
+from revtune.program.bench.display import Display
+from revtune.program.bench.worker import Record
 from revtune.program.figures import COLOURS, blank, png
+
+AUTO = "checkpoint_every='auto'"
+"""What the names of contestants say of checkpoints that `rewind_loss` places itself."""
+
 
 HEADINGS = ("MB", "nn.GRU needs", "bytes", "bits stored", "forgotten")
 
@@ -18,33 +22,27 @@ NOTE = (
 )
 
 
-def rows(shape: Shape, results: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+def rows(shape: Shape, results: list[Record]) -> Iterator[tuple[str, ...]]:
     """The cells of the table, a row for each contestant."""
-    plain = next((one["bytes"] for one in results if one["name"] == "nn.GRU" and "bytes" in one), None)
-    places = shape.steps * shape.batch * shape.hidden
-    for one in results:
-        if "error" in one:
-            yield one["name"], one["error"], "", "", "", ""
+    plain = next((result["bytes"] for result in results if result["name"] == "nn.GRU" and "bytes" in result), None)
+    unit_steps = shape.steps * shape.batch * shape.hidden
+    for result in results:
+        if "error" in result:
+            yield result["name"], result["error"], "", "", "", ""
             continue
-        needed, bits = max(1, one["bytes"]), one["bits_per_unit_step"]
+        needed, bits = max(1, result["bytes"]), result["bits_per_unit_step"]  # a peak may lie below the gradients
         ratio = "" if plain is None else f"{plain / needed:.1f}x"
         stored = (f"{bits['stored']:.2f}", f"{bits['ideal']:.2f}") if bits else ("", "")
-        name = one["name"] + (" (estimate)" if one.get("estimate") else "")
-        yield name, f"{needed / 1e6:,.1f}", ratio, f"{needed / places:.2f}", *stored
+        name = result["name"] + (" (estimate)" if result.get("estimate") else "")
+        yield name, f"{needed / 1e6:,.1f}", ratio, f"{needed / unit_steps:.2f}", *stored
 
 
-def show(page: Page, shape: Shape, results: list[dict[str, Any]]) -> None:
-    """The table of a shape."""
-    page.table("Memory of one training step", str(shape), HEADINGS, rows(shape, results))
+def show(display: Display, shape: Shape, results: list[Record]) -> None:
+    """Show the table of a shape."""
+    display.table("Memory of one training step", str(shape), HEADINGS, rows(shape, results))
 
 
-Result = dict[str, Any]
-
-
-AUTO = "checkpoint_every='auto'"
-
-
-def plot(results: list[Result]) -> bytes:
+def plot(results: list[Record]) -> bytes:
     """A PNG: bytes a hidden unit and row that a training step needs above its parameters, against its steps."""
     figure = blank(8.5, 5.2)
     axes = figure.subplots()
@@ -57,7 +55,8 @@ def plot(results: list[Result]) -> bytes:
         if points := curve(results, cell, estimate=True):
             name = f"{cell}, estimate"
             axes.plot(*zip(*points, strict=True), "o", label=name, color=colour, markerfacecolor="none", markersize=10)
-    shapes = sorted({tuple(one["shape"][key] for key in ("steps", "batch", "hidden", "vocabulary")) for one in results})
+    sizes = ("steps", "batch", "hidden", "vocabulary")
+    shapes = sorted({tuple(result["shape"][size] for size in sizes) for result in results})
     axes.set(xscale="log", yscale="log", ylabel="bytes a hidden unit and row", title="Memory of one training step")
     axes.set_xticks([shape[0] for shape in shapes], [_tick(*shape) for shape in shapes])
     axes.minorticks_off()
@@ -67,15 +66,14 @@ def plot(results: list[Result]) -> bytes:
     return png(figure)
 
 
-def curve(results: list[Result], name: str, *, estimate: bool = False) -> list[tuple[int, float]]:
+def curve(results: list[Record], name: str, *, estimate: bool = False) -> list[tuple[int, float]]:
     """Steps, and bytes a hidden unit and row, of a contestant."""
-    found = [
-        one for one in results if one["name"] == name and "bytes" in one and one.get("estimate", False) == estimate
-    ]
-    shapes = [one["shape"] for one in found]
+    measured = [result for result in results if result["name"] == name and "bytes" in result]
     return sorted(
-        (shape["steps"], max(1, one["bytes"]) / (shape["batch"] * shape["hidden"]))
-        for one, shape in zip(found, shapes, strict=True)
+        (shape["steps"], max(1, result["bytes"]) / (shape["batch"] * shape["hidden"]))
+        for result in measured
+        for shape in [result["shape"]]
+        if result.get("estimate", False) == estimate
     )
 
 

@@ -1,8 +1,8 @@
 """`revtune bench tuning`: what tuning costs, as time and memory of a step over those of the plain network's.
 
 All steps are whole: forward, loss, backward and update. The plain network has torch's own layers and the same
-regularizers at fixed values. Time is measured as `revtune.speed` does: all of a case take turns in one process. Memory
-is measured as `revtune.bench` does, in a process for each step: the peak of resident anonymous memory during the step,
+regularizers at fixed values. Time is measured as in `speed`: all contestants of a case take turns in one process.
+Memory is measured as in `memory`, in a process for each step: the peak of resident anonymous memory during the step,
 gradients included, above what was resident before, when weights and optimizers were there.
 """
 
@@ -15,56 +15,52 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
-from typing import Any
 
 import torch
 
 from revtune.program.bench import speed, worker
-from revtune.program.bench.measuring import LEAST_ROUNDS, THREADS, TURN, check_turns, keep_to, peak_of, turns, warmed_up
-from revtune.program.bench.tuning_cases import NETS, TUNED, Case, Net, Step, case_of
-from revtune.program.bench.tuning_entrants import entrant, entrants
+from revtune.program.bench.measuring import (
+    LEAST_ROUNDS,
+    THREADS,
+    TURN,
+    check_resident,
+    check_turns,
+    keep_to,
+    peak_of,
+    turns,
+    warmed_up,
+)
+from revtune.program.bench.tuning_cases import NETS, TUNED, StepKind, TunedNet, TuningCase, case_of
+from revtune.program.bench.tuning_steps import step_of, steps_of
+from revtune.program.bench.worker import Job, Record
 from revtune.program.errors import Problem
 from revtune.program.files import drafts
-
-Record = dict[str, Any]
-
 
 WARM_UP = 2
 """Steps before those whose memory counts: optimizers make their state in the first."""
 
 
 LOOKS, PROCESSES = 5, 3
-"""Steps whose memory counts, and processes."""
+"""Steps of a process whose memory is read, and processes; the median of each counts."""
 
 
 LITTLE, MORE_PROCESSES = 4_000_000, 6
-"""Bytes below which freed pages that stay resident blur a tenth of them, and how many processes more are asked then."""
+"""Below so many bytes, freed pages that stay resident blur a tenth of them; then so many more processes measure."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TuningJob(Job):
     """What a process measures: times of all steps of these cases, or the memory of one step of the only one."""
 
-    cases: tuple[Case, ...]
-    threads: int
+    cases: tuple[TuningCase, ...]
     rounds: int = LEAST_ROUNDS
     turn: float = TURN
-    step: Step | None = None
-
-    def text(self) -> str:
-        """The job for a worker's command line."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def of(cls, text: str) -> Job:
-        """The job that a worker was given."""
-        facts = json.loads(text)
-        return cls(**{**facts, "cases": tuple(map(Case.of, facts["cases"]))})
+    step: StepKind | None = None
 
 
 def tuning(
     *,
-    nets: tuple[Net, ...] = tuple(NETS),
+    nets: tuple[TunedNet, ...] = tuple(NETS),
     threads: tuple[int, ...] = THREADS,
     rounds: int = LEAST_ROUNDS,
     markdown: bool = False,
@@ -81,64 +77,63 @@ def tuning(
         out: file that the figures go to as JSON.
         plot: PNG, by default beside the figures.
     """
-    from revtune.program.bench import tuning_results as cost_plot
-    from revtune.program.bench import tuning_results as cost_table
-    from revtune.program.bench.speed_table import on
-    from revtune.program.bench.tables import Markdown, Terminal
+    from revtune.program.bench import tuning_results
+    from revtune.program.bench.display import Markdown, Terminal, thread_count
     from revtune.program.files import write
 
     check(nets, threads, rounds)
     plot = out.with_suffix(".png") if plot is None else plot
-    page = Markdown() if markdown else Terminal()
+    display = Markdown() if markdown else Terminal()
     cases = tuple(map(case_of, dict.fromkeys(nets)))
     times: list[Record] = []
     memories: list[Record] = []
-    with drafts(out, plot) as (figures, drawn):
+    with drafts(out, plot) as (figures, drawing):
 
         def save() -> None:
-            write(figures, json.dumps({**facts(rounds), "times": times, "memories": memories}, indent=1).encode())
+            content = {**circumstances(rounds), "times": times, "memories": memories}
+            write(figures, json.dumps(content, indent=1).encode())
 
         for count in threads:
-            coming = timed(Job(cases=cases, threads=count, rounds=rounds, turn=TURN))
+            coming = timed(TuningJob(cases=cases, threads=count, rounds=rounds, turn=TURN))
             for case in cases:
-                with page.waiting(f"{case.label}, {on(count)}"):
+                with display.waiting(f"{case.label}, {thread_count(count)}"):
                     times.append(next(coming))
                 save()
-            cost_table.show_times(page, [one for one in times if one["threads"] == count])
+            tuning_results.show_times(display, [record for record in times if record["threads"] == count])
         for case in cases:
-            with page.waiting(f"memory of {case.label}"):
+            with display.waiting(f"memory of {case.label}"):
                 memories.append(remembered(case, threads[0]))
             save()
-        cost_table.show_memories(page, memories)
-        write(drawn, cost_plot.goals(times, memories))
-    cost_table.conclude(page, times, memories, [out, plot])
+        tuning_results.show_memories(display, memories)
+        write(drawing, tuning_results.goals(times, memories))
+    tuning_results.conclude(display, times, memories, [out, plot])
 
 
-def timed(job: Job) -> Iterator[Record]:
-    """Times of each case, from a worker."""
-    return worker.records("revtune.program.bench.tuning", job.text(), [case.label for case in job.cases])
+def timed(job: TuningJob) -> Iterator[Record]:
+    """The times of each case, from a worker."""
+    return worker.records(__name__, job.text(), [case.label for case in job.cases])
 
 
-def remembered(case: Case, threads: int) -> Record:
+def remembered(case: TuningCase, threads: int) -> Record:
     """Bytes of each step of a case, each the median of some workers.
 
     Raises:
         Problem: one fails, with its last words.
     """
     needed: dict[str, int] = {}
-    steps: tuple[Step, ...] = ("plain", *TUNED)
+    steps: tuple[StepKind, ...] = ("plain", *TUNED)
     for step in steps:
-        job = Job(cases=(case,), threads=threads, step=step).text()
-        outcomes = [worker.outcome("revtune.program.bench.tuning", job) for _ in range(PROCESSES)]
-        if all(found.get("bytes", LITTLE) < LITTLE for found in outcomes):
-            outcomes += [worker.outcome("revtune.program.bench.tuning", job) for _ in range(MORE_PROCESSES)]
-        if failed := next((found["error"] for found in outcomes if "error" in found), None):
+        job = TuningJob(cases=(case,), threads=threads, step=step).text()
+        outcomes = [worker.outcome(__name__, job) for _ in range(PROCESSES)]
+        if all(outcome.get("bytes", LITTLE) < LITTLE for outcome in outcomes):
+            outcomes += [worker.outcome(__name__, job) for _ in range(MORE_PROCESSES)]
+        if failed := next((outcome["error"] for outcome in outcomes if "error" in outcome), None):
             raise Problem(f"memory of {case.label}, {step}, could not be measured: {failed}")
-        needed[step] = median_low(found["bytes"] for found in outcomes)
+        needed[step] = median_low(outcome["bytes"] for outcome in outcomes)
     return {**dataclasses.asdict(case), "threads": threads, "bytes": needed}
 
 
-def work(job: Job) -> Iterator[Record]:
+def work(job: TuningJob) -> Iterator[Record]:
     """Measure in this process."""
     if job.step is not None:
         yield {"bytes": peak(job.cases[0], job.step, job.threads)}
@@ -146,36 +141,35 @@ def work(job: Job) -> Iterator[Record]:
     torch.set_num_threads(job.threads)
     for case in job.cases:
         torch.manual_seed(1)
-        runs = entrants(case)
-        repeats = warmed_up(runs, job.turn)
-        seconds = turns(runs, job.rounds, repeats)
+        steps = steps_of(case)
+        repeats = warmed_up(steps, job.turn)
+        seconds = turns(steps, job.rounds, repeats)
         yield {**dataclasses.asdict(case), "threads": job.threads, "repeats": repeats, "seconds": seconds}
 
 
-def peak(case: Case, step: Step, threads: int) -> int:
+def peak(case: TuningCase, step: StepKind, threads: int) -> int:
     """The most bytes in use during a step above those in use before it, the median of some steps."""
     keep_to(threads)
     torch.manual_seed(1)
-    run = entrant(case, step)
+    take = step_of(case, step)
     for _ in range(WARM_UP):
-        run()
-    return median_low(peak_of(run, torch.device("cpu")) for _ in range(LOOKS))
+        take()
+    return median_low(peak_of(take, torch.device("cpu")) for _ in range(LOOKS))
 
 
-def facts(rounds: int) -> Record:
+def circumstances(rounds: int) -> Record:
     """What the figures depend on."""
-    return {name: value for name, value in speed.facts(rounds, "auto").items() if name != "backend"}
+    return {name: value for name, value in speed.circumstances(rounds, "auto").items() if name != "backend"}
 
 
-def check(nets: tuple[Net, ...], threads: tuple[int, ...], rounds: int) -> None:
+def check(nets: tuple[TunedNet, ...], threads: tuple[int, ...], rounds: int) -> None:
     """Raise `Problem` for options that do not fit this machine, and where it cannot measure memory."""
     if not nets:
         raise Problem(f"--nets must be some of {' '.join(NETS)}, got none", code=2)
     check_turns(threads, rounds)
-    if not Path("/proc/self/clear_refs").exists():
-        raise Problem("resident memory is read from Linux's /proc, which is not here")
+    check_resident()
 
 
 if __name__ == "__main__":
-    for record in work(Job.of(sys.argv[1])):
+    for record in work(TuningJob.of(sys.argv[1])):
         print(json.dumps(record), flush=True)

@@ -7,27 +7,27 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from revtune.program import recipes
-from revtune.program.bench.speed_cases import Goal
+from revtune.program.bench.goals import Goal
 
-Net = Literal["mnist", "fashion", "cifar10", "ptb_lstm"]
+TunedNet = Literal["mnist", "fashion", "cifar10", "ptb_lstm"]
 
 
-Step = Literal["plain", "STN", "Delta-STN", "STN validation", "Delta-STN validation"]
+StepKind = Literal["plain", "STN", "Delta-STN", "STN validation", "Delta-STN validation"]
 
 
 Measure = Literal["time", "memory"]
 
 
-NETS: dict[Net, str] = {"mnist": "MLP", "fashion": "CNN", "cifar10": "AlexNet", "ptb_lstm": "LSTM"}
+NETS: dict[TunedNet, str] = {"mnist": "MLP", "fashion": "CNN", "cifar10": "AlexNet", "ptb_lstm": "LSTM"}
 """The recipes whose networks take part, and what these are called."""
 
 
-TUNED: tuple[Step, ...] = ("STN", "Delta-STN", "STN validation", "Delta-STN validation")
+TUNED: tuple[StepKind, ...] = ("STN", "Delta-STN", "STN validation", "Delta-STN validation")
 """Steps that are compared with a plain one: training steps, and steps of the hyperparameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class TuningCase:
     """A network that is tuned, and its sizes.
 
     Attributes:
@@ -38,16 +38,16 @@ class Case:
         tokens: V, of a language model.
     """
 
-    net: Net
+    net: TunedNet
     width: int
     batch: int
     steps: int = 0
     tokens: int = 0
 
     @classmethod
-    def of(cls, facts: dict[str, Any]) -> Case:
-        """A case from what `dataclasses.asdict` gave, and what was added since."""
-        return cls(**{field.name: facts[field.name] for field in dataclasses.fields(cls)})
+    def of(cls, record: dict[str, Any]) -> TuningCase:
+        """The case of a record, which has what was measured of it beside its fields."""
+        return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls)})
 
     @property
     def label(self) -> str:
@@ -56,25 +56,27 @@ class Case:
         return f"{NETS[self.net]} ({self.net}), width {self.width}, B={self.batch}{long}"
 
 
-LSTM = Case(net="ptb_lstm", width=200, batch=40, steps=70, tokens=10_000)
+LSTM = TuningCase(net="ptb_lstm", width=200, batch=40, steps=70, tokens=10_000)
+"""The batch, span and vocabulary of MacKay et al. 2019, in a narrower network than its 650 units."""
 
 
-IMAGES = {"STN": Goal(2.1), "Delta-STN": Goal(3.0), "STN validation": Goal(1.5), "Delta-STN validation": Goal(1.5)}
+IMAGE_TIMES = {"STN": Goal(2.1), "Delta-STN": Goal(3.0), "STN validation": Goal(1.5), "Delta-STN validation": Goal(1.5)}
 
 
-MOST_MEMORY = Goal(2.2)
+IMAGE_MEMORY = Goal(2.2)
+"""Like the times above, of the networks for images; the same for all steps."""
 
 
-def case_of(net: Net) -> Case:
+def case_of(net: TunedNet) -> TuningCase:
     """A network at its recipe's default sizes."""
     if net == "ptb_lstm":
         return LSTM
     study = recipes.find(net).study()
-    return Case(net=net, width=study.width, batch=study.learning.batch)
+    return TuningCase(net=net, width=study.width, batch=study.learning.batch)
 
 
-def goal(measure: Measure, net: Net, step: Step) -> Goal | None:
-    """The largest ratio to a plain step that will do, if we have set ourselves one."""
+def goal(measure: Measure, net: TunedNet, step: StepKind) -> Goal | None:
+    """The largest ratio to a plain step that will do, None if there is no goal."""
     if net == "ptb_lstm":
         return Goal(1.4) if (measure, step) == ("time", "STN") else None
-    return IMAGES[step] if measure == "time" else MOST_MEMORY
+    return IMAGE_TIMES[step] if measure == "time" else IMAGE_MEMORY

@@ -1,4 +1,4 @@
-"""The figures of `revtune bench tuning` as tables, and how they stand to the goals."""
+"""The figures of `revtune bench tuning` as tables and as a plot, beside the goals."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from revtune.program.bench.speed_cases import Goal
-from revtune.program.bench.speed_table import on, ratios
-from revtune.program.bench.tables import Page
-from revtune.program.bench.tuning_cases import TUNED, Case, Measure, Step, goal
-from revtune.program.figures import across, blank, legend, png, spread
+from revtune.program.bench.display import Display, thread_count
+from revtune.program.bench.goals import Goal
+from revtune.program.bench.speed_table import ratios
+from revtune.program.bench.tuning_cases import TUNED, Measure, StepKind, TuningCase, goal
+from revtune.program.bench.worker import Record
+from revtune.program.figures import blank, goal_bar, legend, median_and_range, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-Record = dict[str, Any]
 
 
 NOTE = (
@@ -40,86 +38,94 @@ class Cost:
         ratios: to the plain one, of each round; of memory there is one.
     """
 
-    case: Case
-    step: Step
+    case: TuningCase
+    step: StepKind
     measure: Measure
     ratios: list[float]
 
     @property
     def goal(self) -> Goal | None:
-        """What we have set ourselves."""
+        """The largest ratio that will do, if a goal is set."""
         return goal(self.measure, self.case.net, self.step)
 
     @property
     def verdict(self) -> str:
-        """How it stands to the goal; empty without one."""
+        """How the median ratio compares with the goal; empty without one."""
         return self.goal.verdict(median(self.ratios)) if self.goal else ""
 
     @property
-    def told(self) -> str:
-        """The goal and the verdict."""
+    def goal_and_verdict(self) -> str:
+        """Both as tables show them; empty without a goal."""
         return f"{self.goal} {self.verdict}" if self.goal else ""
 
 
 def times(records: list[Record]) -> Iterator[Cost]:
-    """Of each record the tuned steps."""
+    """The tuned steps' times of each record."""
     for record in records:
         for step in TUNED:
-            yield Cost(Case.of(record), step, "time", ratios(record["seconds"], step, "plain"))
+            yield Cost(TuningCase.of(record), step, "time", ratios(record["seconds"], step, "plain"))
 
 
 def memories(records: list[Record]) -> Iterator[Cost]:
-    """Likewise of memory."""
+    """The tuned steps' memory of each record."""
     for record in records:
         for step in TUNED:
-            yield Cost(Case.of(record), step, "memory", [record["bytes"][step] / max(1, record["bytes"]["plain"])])
+            yield Cost(
+                TuningCase.of(record), step, "memory", [record["bytes"][step] / max(1, record["bytes"]["plain"])]
+            )
 
 
-def show_times(page: Page, records: list[Record]) -> None:
-    """The table of a thread count."""
+def show_times(display: Display, records: list[Record]) -> None:
+    """Show the table of a thread count."""
     rows = [
         (
-            f"{one.case.label}: {one.step}",
-            f"{median(one.ratios):.2f}",
-            f"{min(one.ratios):.2f}-{max(one.ratios):.2f}",
-            one.told,
+            f"{cost.case.label}: {cost.step}",
+            f"{median(cost.ratios):.2f}",
+            f"{min(cost.ratios):.2f}-{max(cost.ratios):.2f}",
+            cost.goal_and_verdict,
         )
-        for one in times(records)
+        for cost in times(records)
     ]
-    page.table("Tuned over plain", f"time, {on(records[0]['threads'])}", ("ratio", "range", "goal"), rows)
+    threads = thread_count(records[0]["threads"])
+    display.table("Tuned over plain", f"time, {threads}", ("ratio", "range", "goal"), rows)
 
 
-def show_memories(page: Page, records: list[Record]) -> None:
-    """The table of memory."""
-    plain = {Case.of(record): record["bytes"]["plain"] for record in records}
+def show_memories(display: Display, records: list[Record]) -> None:
+    """Show the table of memory."""
+    plain = {TuningCase.of(record): record["bytes"]["plain"] for record in records}
     rows = [
-        (f"{one.case.label}: {one.step}", f"{plain[one.case] / 1e6:.1f}", f"{one.ratios[0]:.2f}", one.told)
-        for one in memories(records)
+        (
+            f"{cost.case.label}: {cost.step}",
+            f"{plain[cost.case] / 1e6:.1f}",
+            f"{cost.ratios[0]:.2f}",
+            cost.goal_and_verdict,
+        )
+        for cost in memories(records)
     ]
-    page.table("Tuned over plain", "memory of a step", ("plain, MB", "ratio", "goal"), rows)
+    display.table("Tuned over plain", "memory of a step", ("plain, MB", "ratio", "goal"), rows)
 
 
-def conclude(page: Page, timed: list[Record], remembered: list[Record], places: list[Path]) -> None:
-    """What the columns are, how many goals are met, and where the figures went."""
-    page.say(NOTE)
-    verdicts = [one.verdict for one in (*times(timed), *memories(remembered)) if one.goal]
+def conclude(display: Display, timed: list[Record], remembered: list[Record], paths: list[Path]) -> None:
+    """Say what the columns are, how many goals are met, and where the figures went."""
+    display.say(NOTE)
+    verdicts = [cost.verdict for cost in (*times(timed), *memories(remembered)) if cost.goal]
     met = sum(verdict != "missed" for verdict in verdicts)
-    page.say(f"Goals: {met} of {len(verdicts)} met.")
-    page.tell("Figures and plot: " + ", ".join(map(str, places)))
+    display.say(f"Goals: {met} of {len(verdicts)} met.")
+    display.tell("Figures and plot: " + ", ".join(map(str, paths)))
 
 
 def goals(timed: list[Record], remembered: list[Record]) -> bytes:
     """A PNG: a panel for each step, with time at each thread count and memory, by network."""
-    looks = [on(threads) for threads in dict.fromkeys(record["threads"] for record in timed)]
-    found = [(on(record["threads"]), cost) for record in timed for cost in times([record])]
-    found += [("memory", cost) for cost in memories(remembered)]
-    labels = list(dict.fromkeys(Case.of(record).label for record in (*timed, *remembered)))
+    series = [*dict.fromkeys(thread_count(record["threads"]) for record in timed), "memory"]
+    costs = [(thread_count(record["threads"]), cost) for record in timed for cost in times([record])]
+    costs += [("memory", cost) for cost in memories(remembered)]
+    labels = list(dict.fromkeys(TuningCase.of(record).label for record in (*timed, *remembered)))
     figure = blank(13, 1.7 + 0.7 * len(labels))
     panels = figure.subplots(1, len(TUNED), sharey=True)
     for axes, step in zip(panels, TUNED, strict=True):
-        for look, cost in found:
+        for name, cost in costs:
             if cost.step == step:
-                _ratio(axes, cost, labels.index(cost.case.label), [*looks, "memory"], look)
+                _ratio(axes, cost, labels.index(cost.case.label), series, name)
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set(title=step)
         axes.grid(alpha=0.3, axis="x")
@@ -130,11 +136,11 @@ def goals(timed: list[Record], remembered: list[Record]) -> bytes:
     return png(figure)
 
 
-def _ratio(axes: Axes, cost: Cost, place: int, looks: list[str], look: str) -> None:
-    """A point with its range, and its goal as a bar."""
-    turn = looks.index(look)
-    height = 0.8 / len(looks)
-    y = place + (turn - (len(looks) - 1) / 2) * height
-    spread(axes, cost.ratios, y, turn, look)
+def _ratio(axes: Axes, cost: Cost, row: int, series: list[str], name: str) -> None:
+    """A point with its range, and its goal as a bar; those of all series share a row."""
+    number = series.index(name)
+    height = 0.8 / len(series)
+    y = row + (number - (len(series) - 1) / 2) * height
+    median_and_range(axes, cost.ratios, y, number, name)
     if cost.goal:
-        across(axes, cost.goal.most, y, "goal", height=height)
+        goal_bar(axes, cost.goal.most, y, "goal", height=height)

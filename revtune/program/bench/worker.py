@@ -1,59 +1,91 @@
-"""What a benchmark has measured in a process of its own, told line by line or at once."""
+"""Worker processes: each is given a job as JSON on its command line and prints what it measured as JSON."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from revtune.program.errors import Problem
+from revtune.program.typed import read_typed
+
+Record = dict[str, Any]
+"""What was measured of one case, ready for JSON."""
+
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 """glibc otherwise moves these thresholds as it goes, and freed memory that stays resident would hide growth."""
 
 
-def outcome(module: str, job: str) -> dict[str, Any]:
-    """What a worker that measures memory prints as JSON; of one that fails, "error"."""
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a worker is to measure; the benchmarks add fields to it.
+
+    Attributes:
+        threads: of torch, for all contestants.
+    """
+
+    threads: int
+
+    def text(self) -> str:
+        """The job for a worker's command line."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """The job that a worker was given."""
+        return read_typed(cls, json.loads(text))
+
+
+def outcome(module: str, job: str) -> Record:
+    """What a worker that measures memory prints; {"error": reason} of one that fails."""
     command = [sys.executable, "-m", module, job]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **ALLOCATOR})
     if done.returncode:
         return {"error": f"exit {done.returncode}: {last_words(done.stderr)}"}
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
+    record: Record = json.loads(done.stdout)
+    return record
 
 
-def records(module: str, job: str, what: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """What a worker prints as JSON, a line for each of what it measures.
+def records(module: str, job: str, names: Sequence[str]) -> Iterator[Record]:
+    """What a worker prints, a line for each case, while it goes on with the next.
+
+    Args:
+        module: of the worker.
+        job: for its command line.
+        names: of the cases, for the error of a worker that fails.
 
     Raises:
-        Problem: when it fails, with what it failed at and its last words.
+        Problem: it fails, with the case that it failed at and its last words.
     """
     command = [sys.executable, "-m", module, job]
     with (
-        tempfile.TemporaryFile("w+") as told,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=told, text=True) as worker,
+        tempfile.TemporaryFile("w+") as stderr,  # a pipe that nobody reads meanwhile would fill up and stop the worker
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as worker,
     ):
         assert worker.stdout is not None
         try:
-            for one in what:
+            for name in names:
                 line = worker.stdout.readline()
                 if not line.endswith("\n"):
                     code = worker.wait()
-                    told.seek(0)
-                    raise Problem(f"{one} could not be measured: exit {code}: {last_words(told.read())}")
+                    stderr.seek(0)
+                    raise Problem(f"{name} could not be measured: exit {code}: {last_words(stderr.read())}")
                 yield json.loads(line)
-            told.seek(0)
-            sys.stderr.write(told.read())
+            stderr.seek(0)
+            sys.stderr.write(stderr.read())
         finally:
             worker.kill()
 
 
-def last_words(told: str) -> str:
-    """What a worker failed of: the first line of the error that ended it, or else the last line that it said."""
-    _, began, traceback = told.rpartition("Traceback (most recent call last):\n")
+def last_words(stderr: str) -> str:
+    """Why a worker failed: the first line of the error that ended it, or else the last line that it printed."""
+    _, began, traceback = stderr.rpartition("Traceback (most recent call last):\n")
     errors = (line for line in traceback.splitlines() if began and line[:1].strip())
-    return next(errors, (told.strip().splitlines() or ["no word"])[-1])
+    return next(errors, (stderr.strip().splitlines() or ["no word"])[-1])

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from revtune.program import recipes
 from revtune.program.cli.options import parse, size_of
 from revtune.program.errors import Problem
+from revtune.program.studies.compare.compare import run
+from revtune.program.studies.compare.contest import Options
 
 
 def compare(arguments: list[str]) -> None:
     """Compare ways of tuning on a recipe's task."""
-    from revtune.program import recipes
-
-    known = [name for name in recipes.names() if recipes.is_tuned(name)]
+    known = [name for name in recipes.names() if recipes.find(name).kind == "tuned"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print("revtune compare RECIPE [options]: ways of tuning hyperparameters, each with the same time\n")
         print(recipes.overview(known))
@@ -21,9 +22,6 @@ def compare(arguments: list[str]) -> None:
     name = arguments[0]
     if name not in known:
         raise Problem(f"{why_not(name)}; revtune compare takes {', '.join(known)}", code=2)
-    from revtune.program.studies.compare.compare import run
-    from revtune.program.studies.compare.contest import Options
-
     recipe, size = recipes.find(name), size_of(arguments)
     study, kind, about = recipe.study(size), cast(Any, Options), f"Recipe {name}. {recipe.__doc__}"
     default = Options(study=study, size=size)
@@ -32,10 +30,8 @@ def compare(arguments: list[str]) -> None:
 
 def why_not(name: str) -> str:
     """Why a recipe cannot be compared."""
-    from revtune.program import recipes
-
     if name not in recipes.names():
         return f"there is no recipe {name!r}"
-    if hasattr(recipes.find(name), "tunes"):
+    if recipes.find(name).kind == "output_dropout":
         return f"recipe {name} tunes in an experiment of its own, which revtune train {name} runs"
     return f"recipe {name} tunes no hyperparameters"

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 import sys
 
-from revtune.program.cli.folders import opened, refuse_other
-from revtune.program.cli.options import parse
+from revtune.program.cli.folders import kind_of, opened
+from revtune.program.cli.options import Generate, parse
 from revtune.program.errors import Problem
+from revtune.program.language import sample
+from revtune.program.typed import SEEDS
 
 
 def generate(arguments: list[str]) -> None:
     """Write text with a run's best weights."""
-    from revtune.program.cli.options import Generate
-    from revtune.program.language import sample
-    from revtune.program.typed import SEEDS
-
     options: Generate = parse(Generate, arguments, "generate")
-    refuse_other(options.run, "generate")
+    kind_of(options.run, "generate")  # refuses the folder of a run that is no language model's
     if options.length < 1 or not 0 <= options.temperature < math.inf:
         raise Problem("--length must be at least 1 and --temperature at least 0", code=2)
     if options.seed not in SEEDS:

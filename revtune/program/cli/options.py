@@ -5,23 +5,18 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import tyro
 
 from revtune.program.errors import Problem
-from revtune.program.language.config import Config, Size
-
-if TYPE_CHECKING:
-    from revtune.program.language.config import Size
+from revtune.program.language.config import Size
 
 
 def parse(
     kind: Any, arguments: list[str], command: str, *, about: str | None = None, default: Any = None, flat: bool = True
 ) -> Any:
     """A dataclass or a function's arguments from a command line, options without group names before them if `flat`."""
-    import tyro
-
     settings = {} if default is None else {"default": default}
     config = (tyro.conf.OmitArgPrefixes,) if flat else ()
     return tyro.cli(kind, args=arguments, prog=f"revtune {command}", description=about, config=config, **settings)
@@ -34,20 +29,7 @@ def size_of(arguments: list[str]) -> Size:
     size = given.parse_known_args(arguments)[0].size
     if size not in ("small", "paper"):
         raise Problem(f"--size must be small or paper, got {size}", code=2)
-    return cast("Size", size)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Train:
-    """Learn a text."""
-
-    config: Config
-    out: Path | None = None
-    """Folder of the run; by default the next free runs/<recipe>-<n>."""
-    size: Size = "small"
-    """small is made for two cores; paper has the settings of the paper that the recipe is from."""
-    resume: Path | None = None
-    """Go on with the run in this folder as it was told; no other option goes with this one."""
+    return cast(Size, size)
 
 
 @dataclass(frozen=True, kw_only=True)

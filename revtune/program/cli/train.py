@@ -3,143 +3,116 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from types import ModuleType
+from typing import Any, Protocol, cast, get_args
 
-from revtune.program.cli.folders import refuse_other, study_in
+from revtune.program import recipes
+from revtune.program.cli.folders import kind_of
 from revtune.program.cli.options import parse, size_of
+from revtune.program.data.pair_sources import PairUnit
 from revtune.program.errors import Problem
-
-if TYPE_CHECKING:
-    from revtune.program.cli.options import Train
-    from revtune.program.language.config import Config
-    from revtune.program.language.run import Run
+from revtune.program.files import regular
+from revtune.program.language import train as text
+from revtune.program.studies import tuned
+from revtune.program.studies.output_dropout import experiment as output_dropout
+from revtune.program.studies.repeat import study as repeat
+from revtune.program.translation import run as translation
+from revtune.program.translation.translator import Model
 
 
 def train(arguments: list[str]) -> None:
-    """Learn a text, or go on learning it."""
-    from revtune.program import recipes
-    from revtune.program.language import trainer as training
-    from revtune.program.language.config import check
-    from revtune.program.language.live import Report
-
+    """Start a run of a recipe, or go on with one in its folder."""
     if any(word.partition("=")[0] == "--resume" for word in arguments):
         resume(arguments)
         return
     named = bool(arguments) and not arguments[0].startswith("-")
-    if named and recipes.is_study(arguments[0]):
-        study(arguments[0], arguments[1:])
-        return
-    if named and recipes.is_tuned(arguments[0]):
-        tuned(arguments[0], arguments[1:])
-        return
-    options = train_options(arguments[0] if named else recipes.DEFAULT, arguments[named:])
-    check(options.config)
-    with Report(options.config).shown() as report:
-        run = training.start(at_home(options.config), options.out, report)
-    finish(run)
-
-
-def study(name: str, arguments: list[str]) -> None:
-    """Run a recipe that is more than a training run."""
-    from revtune.program import recipes
-
-    recipes.find(name).run(study_options(name, arguments))
-
-
-def study_options(name: str, arguments: list[str]) -> Any:
-    """The options of such a recipe."""
-    from revtune.program import recipes
-
-    recipe = recipes.find(name)
-    chosen = translator_of(arguments) if hasattr(recipe, "translates") else {}
-    default = recipe.Options(study=recipe.recipe(full="--full" in arguments, **chosen))
-    about = f"Recipe {name}. {recipe.__doc__}"
-    return parse(recipe.Options, arguments, f"train {name}", about=about, default=default, flat=False)
-
-
-def translator_of(arguments: list[str]) -> dict[str, str]:
-    """The values of `--model` and `--unit`, which decide what a translator's other defaults are."""
-    from revtune.program.data.pairs import Unit
-    from revtune.program.language.config import Model
-
-    given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    known = {"model": get_args(Model), "unit": get_args(Unit)}
-    for option in known:
-        given.add_argument(f"--{option}", nargs="?")
-    told = vars(given.parse_known_args(arguments)[0])
-    return {option: told[option] for option, values in known.items() if told[option] in values}
-
-
-def tuned(name: str, arguments: list[str]) -> None:
-    """Learn a task whose hyperparameters are tuned."""
-    from revtune.program import recipes
-    from revtune.program.studies.tuned import Options, start
-
-    recipe, size = recipes.find(name), size_of(arguments)
-    study = recipe.study(size)
-    about = f"Recipe {name}. {recipe.__doc__}"
-    default = Options(study=study, size=size)
-    kind: Any = Options
-    start(name, parse(kind[type(study)], arguments, f"train {name}", about=about, default=default, flat=False))
-
-
-def train_options(name: str, arguments: list[str]) -> Train:
-    """The options of `revtune train`, whose defaults are a recipe's."""
-    from revtune.program import recipes
-    from revtune.program.cli.options import Train
-
-    size = size_of(arguments)
-    about = f"Recipe {name}. There are:\n\n{recipes.overview()}"
-    default = Train(config=recipes.find(name).recipe(size), size=size)
-    options: Train = parse(Train, arguments, f"train {name}", about=about, default=default)
-    return options
-
-
-def at_home(config: Config) -> Config:
-    """The configuration with its paths made absolute, to be found from any folder later."""
-    text = config.text
-    if text.file is not None and text.source != "file":
-        raise Problem(f"recipe {config.recipe} reads no file; revtune train text --file {text.file} does", code=2)
-    file, data = (path and path.absolute() for path in (text.file, text.data))
-    return dataclasses.replace(config, text=dataclasses.replace(text, file=file, data=data))
+    name = arguments[0] if named else recipes.DEFAULT
+    runner, options = runner_and_options(name, arguments[named:])
+    runner.start(name, options)
 
 
 def resume(arguments: list[str]) -> None:
-    """Go on with a run."""
-    from revtune.program.files import regular
-    from revtune.program.language import trainer as training
-    from revtune.program.language.live import Report
-    from revtune.program.language.run import Run
-
+    """Go on with the run in a folder."""
     if len(arguments) == 1 and "=" in arguments[0]:
         arguments = arguments[0].split("=", 1)
     if len(arguments) != 2 or arguments[0] != "--resume":
         raise Problem("--resume takes a run's folder and no other option, the run knows its own", code=2)
-    run = Run(Path(arguments[1]))
-    regular(run.folder / "config.json")
-    refuse_other(run.folder, "train --resume")
-    if recipe := study_in(run.folder):
-        recipe.resume(run.folder)
-        return
-    with Report(run.config()).shown() as report:
-        training.resume(run, report)
-    finish(run)
+    folder = Path(arguments[1])
+    regular(folder / "config.json")
+    RUNNERS[kind_of(folder, "train --resume")][0].resume(folder)
 
 
-def finish(run: Run) -> None:
-    """Say what a finished run came to, show a sample, and what to do next."""
-    from revtune.program.language import sample
-    from revtune.program.language.live import measure
+def runner_and_options(name: str, arguments: list[str]) -> tuple[Runner, Any]:
+    """What runs a recipe, and the options that a command line gives it; the recipe's settings are their defaults."""
+    recipe = recipes.find(name)
+    runner, defaults = RUNNERS[recipe.kind]
+    kind, default = defaults(recipe, arguments)
+    is_text = recipe.kind == "text"  # the default recipe's kind: its help lists all recipes
+    about = f"There are:\n\n{recipes.overview()}" if is_text else recipe.__doc__
+    about = f"Recipe {name}. {about}"
+    return runner, parse(kind, arguments, f"train {name}", about=about, default=default, flat=is_text)
 
-    config = run.config()
-    best, unit = run.best(), config.text.unit
-    words = unit == "word"
-    print(f"\nvalidation {measure(unit, best['valid_loss'])}, its best, at step {best['step']}; a sample:\n")
-    pieces = sample.text(run.model(), run.vocabulary(), "", length=100 if words else 600, temperature=0.7, seed=1)
-    print("".join(pieces).strip("\n") + "\n")
-    print(f"the run is in {run.folder}; next:")
-    prompt = "def " if config.text.source == "stdlib" else "the market" if words else "The "
-    print(f"  revtune generate {run.folder} --prompt '{prompt}'")
-    print(f"  revtune evaluate {run.folder}")
+
+Defaults = tuple[Any, Any]
+"""A class of options, and one of it."""
+
+
+def text_defaults(recipe: ModuleType, arguments: list[str]) -> Defaults:
+    """For a language model."""
+    size = size_of(arguments)
+    return text.Options, text.Options(config=recipe.recipe(size), size=size)
+
+
+def tuned_defaults(recipe: ModuleType, arguments: list[str]) -> Defaults:
+    """For a task whose hyperparameters are tuned; its settings are of a class of their own."""
+    size = size_of(arguments)
+    study, kind = recipe.study(size), cast(Any, tuned.Options)
+    return kind[type(study)], kind(study=study, size=size)
+
+
+def translation_defaults(recipe: ModuleType, arguments: list[str]) -> Defaults:
+    """For a translator, by model and unit too."""
+    study = recipe.recipe(full="--full" in arguments, **model_and_unit(arguments))
+    return translation.Options, translation.Options(study=study)
+
+
+def model_and_unit(arguments: list[str]) -> dict[str, str]:
+    """The values of `--model` and `--unit`, as far as they are given and can be."""
+    known = {"model": get_args(Model), "unit": get_args(PairUnit)}
+    given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in known:
+        given.add_argument(f"--{option}", nargs="?")
+    values = vars(given.parse_known_args(arguments)[0])
+    return {option: values[option] for option, possible in known.items() if values[option] in possible}
+
+
+def repeat_defaults(recipe: ModuleType, arguments: list[str]) -> Defaults:
+    """For the study of the repeat task."""
+    return repeat.Options, repeat.Options(study=recipe.recipe(full="--full" in arguments))
+
+
+def output_dropout_defaults(recipe: ModuleType, arguments: list[str]) -> Defaults:
+    """For the schedule experiment."""
+    return output_dropout.Options, output_dropout.Options(study=recipe.recipe(full="--full" in arguments))
+
+
+class Runner(Protocol):
+    """What runs recipes of a kind."""
+
+    def start(self, name: str, options: Any) -> object:
+        """Start a run of a recipe."""
+
+    def resume(self, folder: Path) -> object:
+        """Go on with the run in a folder."""
+
+
+RUNNERS: dict[recipes.Kind, tuple[Runner, Callable[[ModuleType, list[str]], Defaults]]] = {
+    "text": (text, text_defaults),
+    "tuned": (tuned, tuned_defaults),
+    "translation": (translation, translation_defaults),
+    "repeat": (repeat, repeat_defaults),
+    "output_dropout": (output_dropout, output_dropout_defaults),
+}
+"""What runs recipes of a kind, and the defaults of its options by recipe and command line."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from revtune.program.cli.folders import refuse_other
+from revtune.program.cli.folders import kind_of
 from revtune.program.cli.options import parse
+from revtune.program.translation import translate as translation
 
 
 def translate(arguments: list[str]) -> None:
     """Translate sentences with a run's best weights."""
-    from revtune.program.translation.translate import Options
-    from revtune.program.translation.translate import translate as translated
-
-    options: Options = parse(Options, arguments, "translate")
-    refuse_other(options.run, "translate")
-    translated(options)
+    options: translation.Options = parse(translation.Options, arguments, "translate")
+    kind_of(options.run, "translate")  # refuses the folder of a run that does not translate
+    translation.translate(options)

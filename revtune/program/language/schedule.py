@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import random
 
 from revtune.program.language.config import Learning
-
-LOWEST = 0.05
-
+from revtune.program.runs.schedule import scheduled
 
 SHORTEST = 5
 
@@ -27,7 +24,5 @@ def learning_rate(learning: Learning, step: int, *, length: int, falls: int) -> 
     rate = learning.lr * min(1.0, (step + 1) / max(1, learning.warmup))
     if learning.length_spread:
         rate *= length / learning.length
-    if learning.schedule == "plateau":
-        return rate / 4**falls
     done = max(0.0, (step - learning.warmup) / max(1, learning.steps - learning.warmup))
-    return rate * (LOWEST + (1 - LOWEST) * (1 + math.cos(math.pi * done)) / 2)
+    return scheduled(rate, learning.schedule, done=done, falls=falls)

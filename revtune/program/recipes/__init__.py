@@ -1,8 +1,7 @@
-"""Recipes: a module each, whose `recipe` function returns the typed configuration of a study.
+"""Recipes: a module each, which describes runs and never starts one.
 
-One that is more than a training run has `Options` of its own for the command line, and `run` and `resume`. One whose
-hyperparameters are tuned has `task` and `study`, as `revtune.task` tells. One that translates says `translates`, and
-one that tunes in an experiment of its own says `tunes`.
+Each says of which `kind` it is, which decides who runs it. Its `recipe` function returns the typed settings of a run or
+a study. A recipe of the kind "tuned" has two functions instead, `study` and `task`, as `tasks.task` tells.
 """
 
 from __future__ import annotations
@@ -10,8 +9,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from types import ModuleType
+from typing import Literal
 
 from revtune.program.errors import Problem
+
+Kind = Literal["text", "tuned", "translation", "repeat", "output_dropout"]
+"""Language models; tasks whose hyperparameters are tuned; translators; and two studies of many runs each."""
 
 DEFAULT = "stdlib"
 
@@ -30,16 +33,6 @@ def find(name: str) -> ModuleType:
     if name not in names():
         raise Problem(f"there is no recipe {name!r}; there are {', '.join(names())}", code=2)
     return importlib.import_module(f"{__name__}.{name}")
-
-
-def is_study(name: str) -> bool:
-    """Whether a recipe is more than a training run."""
-    return hasattr(find(name), "Options")
-
-
-def is_tuned(name: str) -> bool:
-    """Whether a recipe's hyperparameters are tuned."""
-    return hasattr(find(name), "task")
 
 
 def overview(chosen: list[str] | None = None) -> str:

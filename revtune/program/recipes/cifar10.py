@@ -13,6 +13,8 @@ from revtune.tuning.hypers.kinds import Between, Hyper, Integer, Rate
 from revtune.tuning.regularizers.dropouts import TunedNoise
 from revtune.tuning.regularizers.images import TunedColourJitter, TunedCutout
 
+kind = "tuned"
+
 PAPER = Tuning(warmup=1560, hyper_lr=3e-3)
 
 

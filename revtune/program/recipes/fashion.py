@@ -13,6 +13,8 @@ from revtune.tuning.hypers.kinds import Between, Hyper, Integer, Rate
 from revtune.tuning.regularizers.dropouts import TunedNoise
 from revtune.tuning.regularizers.images import TunedCutout
 
+kind = "tuned"
+
 PAPER = Tuning(warmup=1875, ratio=5, optimizer="rmsprop", hyper_lr=0.01)
 
 

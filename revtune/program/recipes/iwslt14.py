@@ -10,32 +10,19 @@ it is for sub-words.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-from revtune.program.data.pairs import Unit
-from revtune.program.translation import run as translation_run
+from revtune.program.data.pair_sources import PairUnit
 from revtune.program.translation import task as translation
-from revtune.program.translation.run import Options
-from revtune.program.translation.task import Study
+from revtune.program.translation.task import TranslationStudy
 from revtune.program.translation.translator import Model
 
-translates = True
+kind = "translation"
 
 
-def recipe(*, full: bool = False, model: Model = "revgru", unit: Unit = "word") -> Study:
+def recipe(*, full: bool = False, model: Model = "revgru", unit: PairUnit = "word") -> TranslationStudy:
     """Two layers of 300 units, in full of 600, that attend to embeddings and a slice."""
     hidden = 600 if full else 300
     study = translation.recipe(
         "iwslt14", full=full, layers=2, hidden=hidden, sliced=hidden // 10, model=model, unit=unit
     )
     return replace(study, text=replace(study.text, source="de", target="en"))
-
-
-def run(options: Options) -> None:
-    """Learn to translate."""
-    translation_run.start("iwslt14", options)
-
-
-def resume(folder: Path) -> None:
-    """Go on with the run in a folder."""
-    translation_run.resume(folder)

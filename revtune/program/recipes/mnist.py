@@ -9,6 +9,8 @@ from revtune.program.tasks.task import Learning, Size, Space, Tuning
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper, Rate
 
+kind = "tuned"
+
 
 def study(size: Size = "small") -> ImageStudy:
     """5,000 images and 300 units, or all and 1,200 (Bae and Grosse 2020, section 5)."""

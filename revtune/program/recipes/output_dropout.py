@@ -2,40 +2,81 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import tyro
+from torch import Tensor, nn
 
-from revtune.program.studies.output_dropout import contestants as output_dropout
-from revtune.program.studies.output_dropout import experiment as output_dropout_run
-from revtune.program.studies.output_dropout.contestants import Study
+from revtune.program.data.text import Corpus
+from revtune.program.recipes import ptb_lstm
+from revtune.program.recipes.ptb_lstm import PtbLstm
+from revtune.program.tasks.task import Learning, Space, Tuned
+from revtune.program.tasks.word_task import Out, Segment, WordStudy, WordTask
+from revtune.tuning.hypers.kinds import Hyper, Rate
 
-tunes = True
+kind = "output_dropout"
+
+NAME = "output_drop"
+"""The hyperparameter: `ptb_lstm`'s dropout of that name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Tune the output dropout of a language model from five starts, and compare fixed rates and schedules with it."""
+class OutputDropoutStudy(WordStudy):
+    """What the experiment compares."""
 
-    study: Annotated[Study, tyro.conf.arg(name="")]
-    out: Path | None = None
-    """Folder of the experiment; one that holds it is gone on with. By default the next free runs/output_dropout-<n>."""
-    full: bool = False
-    """The settings of the paper: days instead of half an hour."""
+    method: Tuned = "stn"
+    """What tunes the rate."""
+    starts: tuple[float, ...] = (0.05, 0.3, 0.5, 0.7, 0.9)
+    """Rates that it is tuned from; the schedule from the first is replayed."""
+    rates: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+    """Rates that stay."""
+    deviation: float = 0.05
+    """Standard deviation of the best one's noise."""
+    amplitude: float = 0.1
+    """How far a sinusoid takes it to either side."""
+    period: int = 400
+    """Updates of a whole turn of that."""
+
+    def contestants(self) -> list[str]:
+        """All that compete, in the order in which they can learn."""
+        tuned = [f"tuned-{rate}" for rate in self.starts]
+        fixed = [f"fixed-{rate}" for rate in self.rates]
+        return [*tuned, *fixed, "noisy", "sinusoid", "final", "replayed"]
 
 
-def recipe(*, full: bool = False) -> Study:
-    """The settings of `ptb_lstm`, with nothing but its output dropped."""
-    return output_dropout.study("paper" if full else "small")
+def recipe(*, full: bool = False) -> OutputDropoutStudy:
+    """The settings of `ptb_lstm`; in the small study's updates all fixed rates but the highest stop improving."""
+    base = ptb_lstm.study("paper" if full else "small")
+    own = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+    if full:
+        return OutputDropoutStudy(**own, period=1_200)
+    learning: Learning = own["learning"]
+    own["learning"] = dataclasses.replace(learning, steps=1_200)
+    return OutputDropoutStudy(**own, period=400)
 
 
-def run(options: Options) -> None:
-    """Run the experiment, or what is left of it."""
-    output_dropout_run.run(options.study, options.out)
+class OutputDropout(PtbLstm):
+    """A language model that drops its outputs, and nothing else.
 
+    Args:
+        study: its settings.
+        corpus: the text; loaded by default.
+        start: where the rate starts.
+    """
 
-def resume(folder: Path) -> None:
-    """Go on with the experiment in a folder."""
-    output_dropout_run.resume(folder)
+    def __init__(self, study: WordStudy, corpus: Corpus | None = None, start: float = ptb_lstm.START) -> None:
+        super().__init__(study, corpus)
+        self.start = start
+
+    def hypers(self) -> dict[str, Hyper]:
+        """The rate alone."""
+        return {NAME: Rate(self.start)}
+
+    def spaces(self) -> dict[str, Space]:
+        """Rates that leave some signal; no searcher takes part, but every task says where one would look."""
+        return {NAME: Space(0.0, 0.9)}
+
+    def train_loss(self, model: nn.Module, out: Out, batch: Segment, h: Any) -> Tensor:
+        """Cross entropy alone, without `PtbLstm`'s penalties."""
+        return WordTask.train_loss(self, model, out, batch, h)

@@ -15,6 +15,8 @@ from revtune.tuning.regularizers.dropouts import TunedLockedDropout
 from revtune.tuning.regularizers.penalties import activation_penalty, temporal_penalty
 from revtune.tuning.regularizers.weights import TunedEmbeddingDropout
 
+kind = "tuned"
+
 START = 0.05
 
 

@@ -6,6 +6,8 @@ from revtune.program.data.text_sources import Text
 from revtune.program.errors import Problem
 from revtune.program.language.config import Config, Learning, Net, Size
 
+kind = "text"
+
 
 def recipe(size: Size = "small") -> Config:
     """One RevGRU layer over bytes."""

@@ -8,6 +8,8 @@ from revtune.program.data.text_sources import Text
 from revtune.program.language.config import Config, Size
 from revtune.program.recipes import stdlib
 
+kind = "text"
+
 
 def recipe(size: Size = "small") -> Config:
     """The settings of `stdlib`, over a file."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from revtune.program.language.config import Config, Size
 from revtune.program.recipes import ptb
 
+kind = "text"
+
 
 def recipe(size: Size = "small") -> Config:
     """The settings of `ptb` over 33,278 words and 1,492 steps an epoch."""

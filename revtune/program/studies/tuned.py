@@ -19,9 +19,9 @@ from revtune.program.errors import Problem
 from revtune.program.files import write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.folder import claimed, refuse_taken
-from revtune.program.tasks.live import TunedReport, measure
-from revtune.program.tasks.loop import Course
-from revtune.program.tasks.task import METHODS, Method, S, Size, Study, Task, at_home, check, check_tuned
+from revtune.program.tasks.live import measure
+from revtune.program.tasks.loop import TaskRun
+from revtune.program.tasks.task import METHODS, Method, S, Size, Study, Task, check, check_tuned, with_absolute_paths
 from revtune.program.tasks.tuned_learner import learner
 from revtune.program.typed import read_typed
 from revtune.tuning.conversion.plain import plain
@@ -46,7 +46,7 @@ class Options(Generic[S]):
 def start(name: str, options: Options[Any]) -> Path:
     """A new run of a recipe, from its first step to its last; its folder."""
     refuse_taken(options.out)
-    study = at_home(options.study)
+    study = with_absolute_paths(options.study)
     check(study)
     check_tuned(study, options.method)
     task = recipes.find(name).task(study)
@@ -94,13 +94,9 @@ def go_on(task: Any, method: Method, folder: Path) -> None:
         Problem: nothing is left to do.
     """
     torch.set_num_threads(task.study.threads)
-    steps, one = task.study.learning.steps, learner(task, method)
-    with contextlib.closing(Course(one, folder, f"revtune train --resume {folder}")) as course:
-        if one.steps >= steps and course.whole():
-            raise Problem(f"{folder} is finished: all {steps} steps are done")
-        with TunedReport(steps, task.measure).shown() as report:
-            course.learn(lambda learner, clock: learner.steps >= steps, report)
-        print(told(task.measure, course.result(), folder))
+    with contextlib.closing(TaskRun(learner(task, method), folder, f"revtune train --resume {folder}")) as task_run:
+        task_run.learn_to_end(task.measure)
+        print(in_words(task.measure, task_run.result(), folder))
 
 
 def opened(folder: Path) -> tuple[Task, nn.Module]:
@@ -135,8 +131,8 @@ def untie(model: nn.Module, names: Collection[str]) -> None:
             model.get_submodule(place).register_parameter(last, nn.Parameter(parameter.detach().clone()))
 
 
-def told(quoted: str, result: dict[str, Any], folder: Path) -> str:
-    """What a finished run came to."""
+def in_words(quoted: str, result: dict[str, Any], folder: Path) -> str:
+    """What a finished run came to, in three lines."""
     best = ", ".join(f"{name} {value:.4g}" for name, value in result["values"].items())
     return "\n".join([
         f"\nbest held-out {measure(quoted, result['valid'])}, at step {result['step']}: {best}",

@@ -1,6 +1,6 @@
 """A task as it is learnt, step by step: by a plain network at fixed values, or by one that tunes itself.
 
-Both kinds of learner stand where `state()` says, and go on from there bit for bit.
+Both kinds of learner can be restored from what `state()` gives, and then go on bit for bit.
 """
 
 from __future__ import annotations
@@ -15,19 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from revtune.errors import NonFiniteError
+from revtune.program.runs.schedule import FALL, scheduled
 from revtune.program.tasks.task import Learning, Split
 from revtune.tuning.trees import mapped
 
 Groups = list[dict[str, Any]]
+"""An optimizer's parameter groups."""
 
 
-LOWEST = 0.05
-
-
-FALL = 4.0
-
-
-class Learnt(Protocol):
+class Learnable(Protocol):
     """What any learner needs of a task."""
 
     study: Any
@@ -40,14 +36,14 @@ class Learnt(Protocol):
 
 
 @dataclass
-class Place:
-    """How well a run does so far.
+class Progress:
+    """How well a run does so far; checkpoints hold these names.
 
     Attributes:
-        best: the lowest held-out loss, in nats, and `best_step`, when it was.
+        best: the lowest held-out loss, in nats, and `best_step`, the step that it was found at.
         stale: validations since then, or since the learning rate last fell.
-        falls: how often it did.
-        worse: validations since the best, whatever the rate did.
+        falls: how often the learning rate fell.
+        worse: validations since the best one, whatever the rate did.
     """
 
     best: float = math.inf
@@ -65,22 +61,23 @@ class Learner(ABC):
 
     Attributes:
         model: the network.
-        place: how well it does.
+        progress: how well it does.
         best: the network's state at the lowest held-out loss.
-        rates: learning rates of the optimizer's groups, in the schedule's.
+        rates: learning rates of the optimizer's groups, as multiples of the schedule's.
         fall: what a plateau divides the learning rate by.
     """
 
     rates: tuple[float, ...] = (1.0,)
     fall: float = FALL
+    task: Learnable
     model: nn.Module
     optimizer: torch.optim.Optimizer
     learning: Learning
 
-    def __init__(self, task: Learnt) -> None:
-        self.learnt, self.learning, self.place = task, task.study.learning, Place()
+    def __init__(self, task: Learnable) -> None:
+        self.task, self.learning, self.progress = task, task.study.learning, Progress()
         self.best: dict[str, Any] = {}
-        self._losses: list[float] = [0.0, 0]
+        self._losses: list[float] = [0.0, 0]  # their sum and count since the last validation
 
     @property
     @abstractmethod
@@ -89,7 +86,7 @@ class Learner(ABC):
 
     @abstractmethod
     def update(self) -> float:
-        """One more; the training loss."""
+        """Update the weights once more; the training loss."""
 
     @abstractmethod
     def values(self) -> dict[str, float]:
@@ -97,10 +94,10 @@ class Learner(ABC):
 
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
-        """The plain network's at these values, by name."""
+        """The weights of the plain network at these values, by name."""
 
     def step(self) -> None:
-        """One more update.
+        """Update the weights once more, at the schedule's learning rate.
 
         Raises:
             NonFiniteError: a loss or gradient is no finite number.
@@ -111,42 +108,43 @@ class Learner(ABC):
 
     def set_rate(self) -> None:
         """Give the optimizer the learning rate of this step."""
-        rate = learning_rate(self.learning, self.steps, self.place.falls, self.fall)
+        rate = learning_rate(self.learning, self.steps, self.progress.falls, self.fall)
         for group, times in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = times * rate
 
     def figures(self, split: Split) -> dict[str, float]:
-        """What the network comes to on a whole split."""
+        """What the task measures of the network on a whole split."""
         self.model.eval()
-        return self.learnt.evaluate(self.model, split)
+        return self.task.evaluate(self.model, split)
 
     def validate(self) -> dict[str, float]:
-        """The figures on held-out data, and the mean training loss since the last time.
+        """The figures on held-out data, and the mean training loss since the last validation.
 
         The best state so far is kept, and a plateau lowers the learning rate.
 
         Raises:
             NonFiniteError: the loss is no finite number.
         """
-        found, place = self.figures("valid"), self.place
-        if not math.isfinite(found["loss"]):
-            raise NonFiniteError(f"the held-out loss is {found['loss']} after step {self.steps}")
+        figures, progress = self.figures("valid"), self.progress
+        if not math.isfinite(figures["loss"]):
+            raise NonFiniteError(f"the held-out loss is {figures['loss']} after step {self.steps}")
         total, count = self._losses
-        found["train_loss"], self._losses = total / max(1, count), [0.0, 0]
-        if found["loss"] < place.best:
-            place.best, place.best_step, place.stale, place.worse = found["loss"], self.steps, 0, 0
-            self.best = mapped(lambda one: one.detach().clone(), dict(self.model.state_dict()))
-            return found
-        place.stale, place.worse = place.stale + 1, place.worse + 1
-        if self.learning.schedule == "plateau" and place.stale >= self.learning.patience:
-            place.falls, place.stale = place.falls + 1, 0
-        return found
+        figures["train_loss"], self._losses = total / max(1, count), [0.0, 0]
+        if figures["loss"] < progress.best:
+            progress.best, progress.best_step, progress.stale, progress.worse = figures["loss"], self.steps, 0, 0
+            # copied, as the next updates write to the same tensors
+            self.best = mapped(lambda tensor: tensor.detach().clone(), dict(self.model.state_dict()))
+            return figures
+        progress.stale, progress.worse = progress.stale + 1, progress.worse + 1
+        if self.learning.schedule == "plateau" and progress.stale >= self.learning.patience:
+            progress.falls, progress.stale = progress.falls + 1, 0
+        return figures
 
     @property
     def stopped_improving(self) -> bool:
-        """Whether `patience` validations in a row were no better, on a plateau as many again after the rate fell."""
-        times = 2 if self.learning.schedule == "plateau" else 1
-        return self.place.worse >= times * self.learning.patience
+        """Whether `patience` validations in a row were no better; twice as many where a plateau lowers the rate."""
+        times = 2 if self.learning.schedule == "plateau" else 1  # the lower rate has its own chance
+        return self.progress.worse >= times * self.learning.patience
 
     @property
     def unvalidated(self) -> bool:
@@ -154,18 +152,18 @@ class Learner(ABC):
         return self._losses[1] > 0
 
     def take_best(self) -> None:
-        """Be the network at its best again."""
+        """Put the network back to its best state."""
         if self.best:
             self.model.load_state_dict(self.best)
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, in tensors, numbers and words."""
-        return {"place": asdict(self.place), "best": self.best, "losses": self._losses}
+        return {"place": asdict(self.progress), "best": self.best, "losses": self._losses}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Stand where the learner of the same task stood whose `state()` this is."""
-        place = {"worse": state["place"]["stale"], **state["place"]}  # earlier checkpoints have one count for both
-        self.place, self.best, self._losses = Place(**place), state["best"], state["losses"]
+        """Go on from what `state()` gave of a learner of the same task."""
+        progress = {"worse": state["place"]["stale"], **state["place"]}  # earlier checkpoints have one count for both
+        self.progress, self.best, self._losses = Progress(**progress), state["best"], state["losses"]
 
 
 def weight_optimizer(learning: Learning) -> Callable[[Groups], torch.optim.Optimizer]:
@@ -177,9 +175,5 @@ def weight_optimizer(learning: Learning) -> Callable[[Groups], torch.optim.Optim
 
 def learning_rate(learning: Learning, step: int, falls: int, fall: float = FALL) -> float:
     """The learning rate of a step, from 0 on, after `falls` plateaus that each divide it by `fall`."""
-    if learning.schedule == "plateau":
-        return learning.lr / fall**falls
-    if learning.schedule == "constant":
-        return learning.lr
     done = min(1.0, step / learning.steps)
-    return learning.lr * (LOWEST + (1 - LOWEST) * (1 + math.cos(math.pi * done)) / 2)
+    return scheduled(learning.lr, learning.schedule, done=done, falls=falls, fall=fall)

@@ -1,4 +1,4 @@
-"""A run of a task as it goes: a live panel on a terminal, a line a validation elsewhere."""
+"""A run of a task as it is shown: a live panel on a terminal, a line a validation elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 
 def measure(name: str, figures: dict[str, float]) -> str:
-    """A figure as people quote it, with the loss that it goes with."""
+    """A figure as people quote it, beside its loss; the loss alone where that is what they quote."""
     loss = f"loss {figures['loss']:.4f}"
     if name == "loss":
         return loss
@@ -21,12 +21,12 @@ def measure(name: str, figures: dict[str, float]) -> str:
     return f"{loss}, {name} {f'{value:.2%}' if name == 'error' else f'{value:.2f}'}"
 
 
-class TunedReport:
-    """What is told of a run after each validation: losses, and where the hyperparameters are.
+class RunReport:
+    """Shows a run after each validation: losses, and where the hyperparameters are.
 
     Args:
         steps: of the run, in all.
-        quoted: the name of the figure that is quoted.
+        quoted: the name of the figure that people quote, as `Task.measure`.
         plain: print lines instead of a live panel.
     """
 
@@ -42,7 +42,7 @@ class TunedReport:
         self.live: Live | None = None
 
     @contextlib.contextmanager
-    def shown(self) -> Iterator[TunedReport]:
+    def shown(self) -> Iterator[RunReport]:
         """Keep the panel on the terminal while the run goes on."""
         if self.plain:
             yield self
@@ -55,11 +55,11 @@ class TunedReport:
         self.facts = facts
         self.bar.update(self.task, completed=facts["step"])
         if self.plain:
-            told = ", ".join(f"{name} {value}" for name, value in self.rows())
-            self.console.print(f"step {facts['step']}/{self.steps}: {told}", soft_wrap=True, markup=False)
+            status = ", ".join(f"{name} {value}" for name, value in self.rows())
+            self.console.print(f"step {facts['step']}/{self.steps}: {status}", soft_wrap=True, markup=False)
 
     def rows(self) -> list[tuple[str, str]]:
-        """Names and values of what is going on."""
+        """Names and values of what the last validation found."""
         values = [(name, f"{value:.4g}") for name, value in self.facts["values"].items()]
         held_out = measure(self.quoted, self.facts)
         return [("training loss", f"{self.facts['train_loss']:.4f}"), ("held-out", held_out), *values]

@@ -1,4 +1,4 @@
-"""A run of a task as it goes: steps, validations, checkpoints, and a folder that it goes on in.
+"""A run of a task in its folder: steps, validations and checkpoints, from which it goes on.
 
 config.json              recipe, method and settings
 metrics.jsonl            a line a validation: figures, values, time
@@ -23,55 +23,59 @@ from revtune.program.files import regular, write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved, packed, unpacked
 from revtune.program.runs.clock import Clock
+from revtune.program.runs.folder import already_finished
 from revtune.program.runs.metrics import Metrics
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
 from revtune.program.tasks.learner import Learner
+from revtune.program.tasks.live import RunReport
 from revtune.program.tasks.tuned_learner import TunedLearner
 from revtune.tuning.tuner.history import History
 
 SAVE_SECONDS = 20.0
+"""Between checkpoints: a run that is killed loses no more, and writing them costs little beside it."""
 
 
-TOLD = 200
-"""Characters of torch's word on a state that does not fit."""
+LONGEST_REASON = 200
+"""Characters told of torch's message on a state that does not fit, which may list every weight."""
 
 
-Over = Callable[[Learner, Clock], bool]
+IsOver = Callable[[Learner, Clock], bool]
+"""Whether a learner has come to its end, after the time on a clock."""
 
 
 class Report(Protocol):
-    """Who watches a run."""
+    """What watches a run."""
 
     def valid(self, facts: dict[str, Any]) -> None:
-        """Told after each validation."""
+        """Take in a validation: step, time, figures and values."""
 
 
-class Course:
-    """A learner's way through a folder.
+class TaskRun:
+    """A learner and the folder that its run is kept in.
 
     Args:
         learner: what learns.
-        folder: where it is kept; what is there is gone on with.
-        goes_on: the command that goes on with it, for who stops it.
+        folder: where the run is kept; one that is there is gone on with.
+        command: what goes on with it, for whoever stops it.
 
     Raises:
         Problem: the folder's checkpoint is damaged or another task's, or not there though it once was; or another
             process learns there.
     """
 
-    def __init__(self, learner: Learner, folder: Path, goes_on: str) -> None:
-        self.learner, self.folder, self.goes_on = learner, folder, goes_on
+    def __init__(self, learner: Learner, folder: Path, command: str) -> None:
+        self.learner, self.folder, self.command = learner, folder, command
         self.clock, size, digest = Clock(), 0, None
         self.path = folder / "checkpoint.safetensors"
         if self.path.exists():
             size, digest = self._restore(checkpoint.read(self.path))
-        elif found := self._had_checkpoint():
-            raise Problem(f"{self.path} is not there, but {found}; put it back, or move {folder} away to begin anew")
+        elif trace := self._trace_of_checkpoint():
+            raise Problem(f"{self.path} is not there, but {trace}; put it back, or move {folder} away to begin anew")
         self.metrics = Metrics(folder / "metrics.jsonl", size, digest)
         self._saved = time.monotonic()
 
-    def _had_checkpoint(self) -> str | None:
-        """What shows that a folder without a checkpoint once had one, if anything."""
+    def _trace_of_checkpoint(self) -> str | None:
+        """What shows that a folder without a checkpoint once had one, if anything; the run would write over it."""
         for name in ("result.json", "weights.safetensors"):
             if (self.folder / name).exists():
                 return f"{name} is"
@@ -81,26 +85,27 @@ class Course:
                 facts = json.loads(line)
                 if facts["wall"] > SAVE_SECONDS:
                     late.append(facts["step"])
-        return f"{path.name} knows of step {late[-1]}" if len(late) > 1 else None  # saved after the first of them
+        # a checkpoint follows the first validation that is so late, so a second one shows that it was written
+        return f"{path.name} knows of step {late[-1]}" if len(late) > 1 else None
 
     def _restore(self, saved: Saved) -> tuple[int, str]:
         try:
-            facts = saved.facts["course"]
-            if facts["data"] != self.learner.learnt.digest():
+            facts = saved.facts["course"]  # the run's, under the name that all checkpoints have
+            if facts["data"] != self.learner.task.digest():
                 raise Problem(f"the data are not those that {self.folder} was trained on: their digest differs")
             self.learner.restore(unpacked(saved))
             self.clock = Clock(wall=facts["wall"], cpu=facts["cpu"])
             kept: tuple[int, str] = facts["metrics"], facts["metrics_sha256"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            told = " ".join(str(error).split())[:TOLD]
-            raise Problem(f"{self.path} is no checkpoint of this run: {told}") from error
+            reason = " ".join(str(error).split())[:LONGEST_REASON]
+            raise Problem(f"{self.path} is no checkpoint of this run: {reason}") from error
         return kept
 
     def save(self) -> None:
-        """Keep where it stands."""
+        """Write the checkpoint; it knows how much of the metrics belongs to it."""
         saved = packed(self.learner.state())
         metrics = {"metrics": self.metrics.sync(), "metrics_sha256": self.metrics.digest()}
-        facts = {"data": self.learner.learnt.digest(), **self.clock.now(), **metrics}
+        facts = {"data": self.learner.task.digest(), **self.clock.now(), **metrics}
         write(self.path, checkpoint.pack(Saved(saved.tensors, {**saved.facts, "course": facts})))
         self._saved = time.monotonic()
 
@@ -108,12 +113,12 @@ class Course:
         """Let the folder go."""
         self.metrics.close()
 
-    def learn(self, over: Over, report: Report, *, last: bool = True) -> None:
-        """Take steps until it is over, which is asked before each.
+    def learn(self, is_over: IsOver, report: Report, *, last: bool = True) -> None:
+        """Take steps until the run is over.
 
         Args:
-            over: whether it is.
-            report: who is told of validations.
+            is_over: whether it is; asked before each step.
+            report: told of validations.
             last: whether to validate after the last step in any case.
 
         Raises:
@@ -121,7 +126,7 @@ class Course:
         """
         every = self.learner.learning.valid_every
         with asked_to_stop() as asked:
-            while not over(self.learner, self.clock):
+            while not is_over(self.learner, self.clock):
                 self._ask(self.learner.step)
                 if self.learner.steps % every == 0:
                     self.validate(report)
@@ -130,18 +135,30 @@ class Course:
                             self.save()
                 if asked.is_set():
                     self.save()
-                    raise Problem(f"stopped after step {self.learner.steps}; {self.goes_on} goes on", code=STOPPED)
+                    raise Problem(f"stopped after step {self.learner.steps}; {self.command} goes on", code=STOPPED)
             if last and self.learner.unvalidated:
                 self.validate(report)
             with self.clock.stopped():
                 self.save()
 
+    def learn_to_end(self, quoted: str) -> None:
+        """Take the steps that are left, shown on the terminal; `quoted` is as in `RunReport`.
+
+        Raises:
+            Problem: as `learn`; or nothing is left to do, not even to write a result.
+        """
+        steps = self.learner.learning.steps
+        if self.learner.steps >= steps and self.is_complete():
+            raise already_finished(self.folder, steps)
+        with RunReport(steps, quoted).shown() as report:
+            self.learn(lambda learner, clock: learner.steps >= steps, report)
+
     def validate(self, report: Report) -> None:
-        """Validate, and tell of it."""
-        found = self._ask(self.learner.validate)
-        facts = {"step": self.learner.steps, **self.clock.now(), **found, "values": self.learner.values()}
+        """Validate, and report it."""
+        figures = self._ask(self.learner.validate)
+        facts = {"step": self.learner.steps, **self.clock.now(), **figures, "values": self.learner.values()}
         self.metrics.add(facts)
-        with self.clock.stopped(), telling(self.learner.steps, self.goes_on):
+        with self.clock.stopped(), telling(self.learner.steps, self.command):
             report.valid(facts)
 
     def _ask(self, action: Callable[[], Any]) -> Any:
@@ -150,22 +167,28 @@ class Course:
         except NonFiniteError as error:
             raise Problem(f"step {self.learner.steps + 1} failed: {error}; a lower --lr may help") from error
 
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether all that `result` writes is there, and figures and weights are as they were written."""
         try:
-            told = json.loads((self.folder / "result.json").read_bytes())
-            kept = checkpoint.read(self.folder / "weights.safetensors").facts
+            result = json.loads((self.folder / "result.json").read_bytes())
+            beside_weights = checkpoint.read(self.folder / "weights.safetensors").facts
         except (OSError, ValueError, RecursionError, Problem):
             return False
-        drawn = ("history.jsonl", "history.png") if self._history() else ()
-        return bool(told == kept) and all((self.folder / name).exists() for name in drawn)
+        history = ("history.jsonl", "history.png") if self._history() else ()
+        return bool(result == beside_weights) and all((self.folder / name).exists() for name in history)
 
     def _history(self) -> History | None:
         history = self.learner.tuner.history if isinstance(self.learner, TunedLearner) else None
         return history if history and history.records else None
 
     def result(self, **more: Any) -> dict[str, Any]:
-        """Write the best network, its figures with perhaps more of them, and the hyperparameters' history; the figures.
+        """Write the best network, its figures, and the hyperparameters' history.
+
+        Args:
+            more: figures to write beside these.
+
+        Returns:
+            The figures.
 
         Raises:
             Problem: it has not been validated yet.
@@ -174,13 +197,14 @@ class Course:
         if not learner.best:
             first = learner.learning.valid_every
             raise Problem(f"{self.folder} has no result: its first validation is at step {first}")
-        last = learner.values()
+        step, last = learner.progress.best_step, learner.values()
         learner.take_best()
         figures = {split: learner.figures(split) for split in ("valid", "test")}
-        facts = {"step": learner.place.best_step, **figures, "values": learner.values(), "final_values": last, **more}
+        facts = {"step": step, **figures, "values": learner.values(), "final_values": last, **more}
         write(self.folder / "weights.safetensors", checkpoint.pack(Saved(learner.weights(), facts)))
         if history := self._history():
             history.write(self.folder / "history.jsonl")
             history.plot(self.folder / "history.png")
+        # last, as whoever finds it takes the run for finished
         write(self.folder / "result.json", json.dumps(facts, indent=1).encode() + b"\n")
         return facts

@@ -1,4 +1,4 @@
-"""A plain network at fixed values, as it learns."""
+"""A plain network at given hyperparameters, as it learns."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ from revtune.tuning.tuner.bilevel import clipped
 
 
 class PlainLearner(Learner):
-    """Learns by a network of torch's own layers, at hyperparameters that stay, or are put elsewhere between steps.
+    """Learns by a network of torch's own layers, at hyperparameters that stay, or that are set between steps.
 
     Args:
         task: what is learnt.
         values: the hyperparameters' values; by default where they start.
     """
 
+    task: Task
+
     def __init__(self, task: Task, values: dict[str, float] | None = None) -> None:
         super().__init__(task)
-        self.task = task
         torch.manual_seed(task.study.seed)
         self.hypers = Constants(task.hypers(), values)
         self.model = plain(task.net(self.hypers), self.hypers)
         self.optimizer = weight_optimizer(self.learning)([{"params": list(self.model.parameters())}])
-        self._done, self._carried = 0, None
+        self._steps, self._carried = 0, None
 
     @property
     def steps(self) -> int:
-        """As in `Learner`."""
-        return self._done
+        """Updates of the weights so far."""
+        return self._steps
 
     def update(self) -> float:
-        """As in `Learner`."""
-        return self.learn(self.task.train_batch(self._done))
+        """Update the weights by the task's next batch; the training loss."""
+        return self.learn(self.task.train_batch(self._steps))
 
     def learn(self, batch: Any) -> float:
         """Update the weights by a batch; the training loss."""
@@ -56,32 +57,32 @@ class PlainLearner(Learner):
         loss.backward()
         norm = clipped(list(self.model.parameters()), self.learning.clip)
         if not torch.isfinite(loss) or not torch.isfinite(norm):
-            raise NonFiniteError(f"step {self._done + 1} has loss {loss.item()} and a gradient of norm {norm.item()}")
+            raise NonFiniteError(f"step {self._steps + 1} has loss {loss.item()} and a gradient of norm {norm.item()}")
         self.optimizer.step()
-        self._done += 1
+        self._steps += 1
         return loss.item()
 
     def values(self) -> dict[str, float]:
-        """As in `Learner`."""
+        """The hyperparameters as they were given, or set last."""
         return dict(self.hypers.values())
 
     def weights(self) -> dict[str, Tensor]:
-        """As in `Learner`."""
+        """The network's own."""
         return checkpoint.weights(self.model)
 
     def state(self) -> dict[str, Any]:
-        """As in `Learner`."""
+        """All that the next step depends on; dropout masks are drawn from the random states."""
         device = next(self.model.parameters()).device
         return super().state() | {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "carried": self._carried,
-            "random": random_states(device), "steps": self._done, "values": self.values(),
+            "random": random_states(device), "steps": self._steps, "values": self.values(),
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """As in `Learner`."""
+        """Go on from what `state()` gave of a learner of the same task."""
         super().restore(state)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self._carried, self._done = state["carried"], state["steps"]
+        self._carried, self._steps = state["carried"], state["steps"]
         self.hypers.put(state["values"])
         set_random_states(state["random"], next(self.model.parameters()).device)

@@ -31,7 +31,7 @@ FIRST = -100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class RepeatStudy:
     """What a study of the repeat task compares and how long it learns."""
 
     lengths: tuple[int, ...] = (5, 10, 20, 40, 80)
@@ -77,7 +77,7 @@ class Cell:
 class Repeater(nn.Module):
     """A recurrent net over one-hot tokens with a readout."""
 
-    def __init__(self, model: str, study: Study) -> None:
+    def __init__(self, model: str, study: RepeatStudy) -> None:
         super().__init__()
         sizes, bits = (study.tokens, study.hidden), study.max_forget_bits
         self.rnn: nn.Module
@@ -110,7 +110,7 @@ class Repeater(nn.Module):
         return self.readout.logits(y[1:]).argmax(-1)
 
 
-def learn(study: Study, cell: Cell) -> dict[str, Any]:
+def learn(study: RepeatStudy, cell: Cell) -> dict[str, Any]:
     """Train a cell's model and score it on fresh sequences, on one thread: the figures depend on the seed alone."""
     torch.set_num_threads(1)
     torch.manual_seed(cell.seed)
@@ -128,7 +128,7 @@ def learn(study: Study, cell: Cell) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def score(model: Repeater, study: Study, cell: Cell) -> dict[str, Any]:
+def score(model: Repeater, study: RepeatStudy, cell: Cell) -> dict[str, Any]:
     """Loss in nats and share of tokens said right, altogether and by step."""
     tokens = torch.randint(study.tokens, (cell.steps, study.tested))
     right = (model.said(tokens) == tokens[:-1]).double().mean(1)
@@ -136,7 +136,7 @@ def score(model: Repeater, study: Study, cell: Cell) -> dict[str, Any]:
     return {"loss": round(model.loss(tokens).item(), 5), "right": round(right.mean().item(), 5), "by_step": by_step}
 
 
-def check(study: Study) -> None:
+def check(study: RepeatStudy) -> None:
     """Raise `Problem` for a study that cannot be."""
     if not study.lengths or min(study.lengths) < 2:
         raise Problem(f"--lengths must be two steps or more each, got {' '.join(map(str, study.lengths))}", code=2)
@@ -152,12 +152,12 @@ def check(study: Study) -> None:
             raise Problem(f"--{name.replace('_', '-')} must be above 0, got {getattr(study, name)}", code=2)
 
 
-def to_json(study: Study) -> str:
+def to_json(study: RepeatStudy) -> str:
     """The study as its folder's config.json tells of it."""
     return json.dumps({"recipe": "repeat", **dataclasses.asdict(study)}, indent=1) + "\n"
 
 
-def from_json(text: str, path: Path) -> Study:
+def from_json(text: str, path: Path) -> RepeatStudy:
     """The study that a folder's config.json tells of.
 
     Raises:
@@ -168,7 +168,7 @@ def from_json(text: str, path: Path) -> Study:
         if facts.pop("recipe") != "repeat":
             raise ValueError("it is another recipe's")
         facts["lengths"] = tuple(facts["lengths"])
-        study = Study(**facts)
+        study = RepeatStudy(**facts)
     except (KeyError, TypeError, ValueError) as error:
         raise Problem(f"{path} is no configuration of the repeat study: {error}") from error
     check(study)

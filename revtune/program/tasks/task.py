@@ -34,7 +34,7 @@ from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper
 
 
-def at_home(study: S) -> S:
+def with_absolute_paths(study: S) -> S:
     """A study with its path made absolute, to be found from any folder later."""
     return dataclasses.replace(study, data=study.data and study.data.absolute())
 

@@ -1,4 +1,4 @@
-"""A self-tuning network, as it learns."""
+"""A self-tuning network, as it learns; and the learner of any method."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ class TunedLearner(Learner):
         method: "delta" or "stn".
     """
 
+    task: Task
+
     def __init__(self, task: Task, method: Tuned) -> None:
         super().__init__(task)
-        self.task = task
         torch.manual_seed(task.study.seed)
         tuning = task.study.tuning(method)
         self.hypers = Hyperparameters(**{
-            name: replace(one, scale=tuning.scale, tune_scale=tuning.tune_scales)
-            for name, one in task.hypers().items()
+            name: replace(hyper, scale=tuning.scale, tune_scale=tuning.tune_scales)
+            for name, hyper in task.hypers().items()
         })  # fmt: skip
         self.model = self_tuning(task.net(self.hypers), self.hypers, batch_dim=task.batch_dim)
         rule = HYPER_RULES[tuning.optimizer]
@@ -48,36 +49,36 @@ class TunedLearner(Learner):
             hyper_optimizer=lambda groups: rule(groups, tuning.hyper_lr), warmup=tuning.warmup, ratio=tuning.ratio,
             entropy=tuning.entropy, clip=self.learning.clip, carry=task.carry, seed=task.study.seed,
         )  # fmt: skip
-        self.optimizer, self.rates = self.tuner.optimizer, (1.0, tuning.response_lr)
+        self.optimizer, self.rates = self.tuner.optimizer, (1.0, tuning.response_lr)  # weights, then responses
 
     @property
     def steps(self) -> int:
-        """As in `Learner`."""
+        """Updates of the weights so far; those of the hyperparameters are not among them."""
         return self.tuner.steps
 
     def update(self) -> float:
-        """As in `Learner`; a step of the hyperparameters too where one is due."""
+        """Update the weights once more, and the hyperparameters where that is due; the training loss."""
         held_out = self.task.valid_batch(self.tuner.valid_steps) if self.tuner.due else None
         return self.tuner.step(self.task.train_batch(self.tuner.steps), held_out)[0]
 
     def values(self) -> dict[str, float]:
-        """As in `Learner`."""
+        """Where the hyperparameters stand now."""
         return self.tuner.values()
 
     def weights(self) -> dict[str, Tensor]:
-        """As in `Learner`."""
+        """Those of the plain network that the self-tuning one is at the present hyperparameters."""
         return checkpoint.weights(frozen(self.model))
 
     def state(self) -> dict[str, Any]:
-        """As in `Learner`."""
+        """All that the next step depends on; the tuner's state holds weights and random states too."""
         return super().state() | {"tuner": self.tuner.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """As in `Learner`."""
+        """Go on from what `state()` gave of a learner of the same task."""
         super().restore(state)
         self.tuner.load_state_dict(state["tuner"])
 
 
 def learner(task: Task, method: Method, values: dict[str, float] | None = None) -> Learner:
-    """The learner of a method; `values` is for plain ones."""
+    """The learner of a method; `values` are those of a plain one's hyperparameters, by default where they start."""
     return PlainLearner(task, values) if method == "plain" else TunedLearner(task, method)

@@ -20,23 +20,23 @@ from revtune.program.errors import Problem
 from revtune.program.files import write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.folder import claimed, config_of, refuse_taken
-from revtune.program.tasks.live import TunedReport, measure
-from revtune.program.tasks.loop import Course
+from revtune.program.tasks.live import measure
+from revtune.program.tasks.loop import TaskRun
 from revtune.program.translation.interpreter import Decoding
 from revtune.program.translation.learner import TranslationLearner
 from revtune.program.translation.saved_vocabulary import Known, facts, known, task_of
 from revtune.program.translation.scores import scored
 from revtune.program.translation.stored_bits import stored as stored_bits
-from revtune.program.translation.task import Study, Translation
+from revtune.program.translation.task import TranslationStudy, TranslationTask
 from revtune.program.translation.translator import Over, Translator, build
-from revtune.program.typed import check_numbers, read_typed
+from revtune.program.typed import check_each, check_numbers, read_typed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Learn to translate."""
 
-    study: Annotated[Study, tyro.conf.arg(name="")]
+    study: Annotated[TranslationStudy, tyro.conf.arg(name="")]
     out: Path | None = None
     """Folder of the run; by default the next free runs/<recipe>-<n>."""
     full: bool = False
@@ -50,7 +50,7 @@ def start(name: str, options: Options) -> Path:
     text = options.study.text
     study = dataclasses.replace(options.study, text=dataclasses.replace(text, data=text.data and text.data.absolute()))
     check(study)
-    task = Translation(study)
+    task = TranslationTask(study)
     learner = TranslationLearner(task)
     for note in notes(task):
         print(note)
@@ -62,7 +62,7 @@ def start(name: str, options: Options) -> Path:
     return folder
 
 
-def notes(task: Translation) -> Iterator[str]:
+def notes(task: TranslationTask) -> Iterator[str]:
     """What to know of the data before a run begins."""
     if task.note:
         yield f"{task.study.text.name}: {task.note}"
@@ -71,26 +71,24 @@ def notes(task: Translation) -> Iterator[str]:
             yield f"{split}: left out {there.empty} pairs with an empty side and {there.long} beyond --longest"
 
 
-def check(study: Study) -> None:
+def check(study: TranslationStudy) -> None:
     """Raise `Problem` for the first setting that no run can have."""
-    from revtune.program.typed import _every
-
     for group, names in ((study.text, "vocabulary fewest longest"), (study.net, "embedding hidden layers")):
-        _every(group, names, lambda value: value >= 1, "at least 1")
-        _every(group, names, lambda value: value < 2**31, "below 2^31")
+        check_each(group, names, lambda value: value >= 1, "at least 1")
+        check_each(group, names, lambda value: value < 2**31, "below 2^31")
     Over.of(study.net.attend, study.net.hidden)
-    _every(study.net, "dropout slice_dropout", lambda value: 0 <= value < 1, "a rate from 0 to below 1")
+    check_each(study.net, "dropout slice_dropout", lambda value: 0 <= value < 1, "a rate from 0 to below 1")
     limit = "above 0, or None for no limit"
-    _every(study.net, "max_forget_bits", lambda value: value is None or 0 < value < math.inf, limit)
+    check_each(study.net, "max_forget_bits", lambda value: value is None or 0 < value < math.inf, limit)
     if study.net.model in ("revgru", "revlstm"):
-        _every(study.net, "hidden", lambda value: value % 2 == 0, "even, to be split in halves")
+        check_each(study.net, "hidden", lambda value: value % 2 == 0, "even, to be split in halves")
     if study.text.source == study.text.target:
         raise Problem(f"--source and --target must differ, got {study.text.source} for both", code=2)
     check_numbers(study, study.learning)
-    _every(study.learning, "fall", lambda value: value > 1, "above 1")
+    check_each(study.learning, "fall", lambda value: value > 1, "above 1")
 
 
-def stored(folder: Path) -> tuple[str, Study]:
+def stored(folder: Path) -> tuple[str, TranslationStudy]:
     """Recipe and settings of the run in a folder.
 
     Raises:
@@ -99,7 +97,7 @@ def stored(folder: Path) -> tuple[str, Study]:
     path = config_of(folder)
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
-        name, study = there["recipe"], read_typed(Study, there["study"])
+        name, study = there["recipe"], read_typed(TranslationStudy, there["study"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise Problem(f"{path} is no configuration of a translation run: {error}") from error
     check(study)
@@ -118,19 +116,16 @@ def resume(folder: Path) -> None:
 
 def go_on(learner: TranslationLearner, folder: Path) -> None:
     """Take the steps that are left, and say what the run came to."""
-    task, steps = learner.translation, learner.learning.steps
+    task = learner.task
     torch.set_num_threads(task.study.threads)
-    with contextlib.closing(Course(learner, folder, f"revtune train --resume {folder}")) as course:
-        if learner.steps >= steps and course.whole():
-            raise Problem(f"{folder} is finished: all {steps} steps are done")
-        with TunedReport(steps, task.measure).shown() as report:
-            course.learn(lambda learner, clock: learner.steps >= steps, report)
-        spent = course.clock.now()
+    with contextlib.closing(TaskRun(learner, folder, f"revtune train --resume {folder}")) as task_run:
+        task_run.learn_to_end(task.measure)
+        spent = task_run.clock.now()
         learner.take_best()
         scores = scored(task, learner.model.eval(), Decoding())
         mark = known(folder, task.study).mark
         bits = stored_bits(task, learner.model)
-        result = course.result(**spent, **scores, epoch=task.epoch, bits=bits, vocabularies=mark)
+        result = task_run.result(**spent, **scores, epoch=task.epoch, bits=bits, vocabularies=mark)
     print(f"\nbest held-out {measure(task.measure, result['valid'])}, at step {result['step']}")
     print(f"test BLEU {result['bleu']:.2f} by beam, {result['greedy_bleu']:.2f} greedy ({result['signature']})")
     print(f"the run is in {folder}; next:\n  revtune translate {folder}")
@@ -140,7 +135,7 @@ def go_on(learner: TranslationLearner, folder: Path) -> None:
 class Learned:
     """A run that can be used: its settings, what it knows of its data, and its translator, in evaluation mode."""
 
-    study: Study
+    study: TranslationStudy
     known: Known
     model: Translator
 

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from revtune.program.data.moses import Form
-from revtune.program.data.pairs import FILES, Lexicon, lexicon
+from revtune.program.data.moses import TextForm
+from revtune.program.data.pair_sources import FILES
+from revtune.program.data.pairs import Lexicon, lexicon
 from revtune.program.errors import Problem
-from revtune.program.translation.task import Study, Translation
+from revtune.program.translation.task import TranslationStudy, TranslationTask
 
 
 class Known(NamedTuple):
@@ -25,19 +26,19 @@ class Known(NamedTuple):
 
     source: Lexicon
     target: Lexicon
-    form: Form
+    form: TextForm
     digest: str | None
     test: str | None
     mark: str
 
 
-def facts(task: Translation) -> dict[str, Any]:
+def facts(task: TranslationTask) -> dict[str, Any]:
     """What `known` reads, ready for JSON."""
-    sides = {"source": task.pairs.source.facts(), "target": task.pairs.target.facts()}
+    sides = {"source": task.pairs.source.to_json(), "target": task.pairs.target.to_json()}
     return {**sides, "form": task.form, "digest": task.digest(), "test": task.pairs.test_digest()}
 
 
-def known(folder: Path, study: Study) -> Known:
+def known(folder: Path, study: TranslationStudy) -> Known:
     """What the run in a folder knows.
 
     Raises:
@@ -47,8 +48,8 @@ def known(folder: Path, study: Study) -> Known:
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
         form = there.get("form", FILES[study.text.name][study.text.unit][0].form)
-        if form not in get_args(Form):
-            raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
+        if form not in get_args(TextForm):
+            raise ValueError(f"form must be one of {', '.join(get_args(TextForm))}, got {form!r}")
         mark = hashlib.sha256(json.dumps([there["source"], there["target"], form]).encode()).hexdigest()
         sides = lexicon(there["source"]), lexicon(there["target"])
         return Known(*sides, form, there.get("digest"), there.get("test"), mark)
@@ -56,14 +57,14 @@ def known(folder: Path, study: Study) -> Known:
         raise Problem(f"{path} holds no vocabularies: {error}") from error
 
 
-def task_of(folder: Path, study: Study) -> Translation:
+def task_of(folder: Path, study: TranslationStudy) -> TranslationTask:
     """The data of the run in a folder, in its own vocabularies.
 
     Raises:
         Problem: they are not those that it was trained on.
     """
     there = known(folder, study)
-    task = Translation(study, (there.source, there.target))
+    task = TranslationTask(study, (there.source, there.target))
     if there.digest is None:
         print(f"revtune: {folder} has no digest of its data; whether these are the same is not known", file=sys.stderr)
     elif there.digest != task.digest() or there.test not in (None, task.pairs.test_digest()):

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from revtune.program.data.moses import Form
+from revtune.program.data.moses import TextForm
 from revtune.program.translation.interpreter import Decoding, Interpreter
-from revtune.program.translation.task import Translation
+from revtune.program.translation.task import TranslationTask
 from revtune.program.translation.translator import Translator
 
 
-def bleu(found: Sequence[str], wanted: Sequence[str], form: Form) -> tuple[float, str]:
+def bleu(found: Sequence[str], wanted: Sequence[str], form: TextForm) -> tuple[float, str]:
     """BLEU of translations against one reference each, and sacrebleu's signature.
 
     Sentences of tokens are compared as they are, lower-cased already, as in the papers, be they made of words or of
@@ -25,7 +25,7 @@ def bleu(found: Sequence[str], wanted: Sequence[str], form: Form) -> tuple[float
     return float(score.score), str(metric.get_signature())
 
 
-def scored(task: Translation, model: Translator, how: Decoding) -> dict[str, Any]:
+def scored(task: TranslationTask, model: Translator, how: Decoding) -> dict[str, Any]:
     """BLEU of the test sentences, by beam search and greedy."""
     lines, figures = task.pairs.splits["test"].lines, dict[str, Any]()
     for name, one in (("bleu", how), ("greedy_bleu", dataclasses.replace(how, beam=1))):

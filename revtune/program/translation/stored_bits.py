@@ -13,7 +13,7 @@ from typing import Any
 import revtune as rt
 from revtune.program.data.buckets import order
 from revtune.program.data.pairs import Pairs
-from revtune.program.translation.task import Translation
+from revtune.program.translation.task import TranslationTask
 from revtune.program.translation.translator import Net, Over, RewindingTranslator, Translator
 
 Facts = dict[str, Any]
@@ -25,7 +25,7 @@ FLOAT = 32
 BATCHES = 100
 
 
-def stored(task: Translation, model: Translator, batches: int = BATCHES) -> Facts:
+def stored(task: TranslationTask, model: Translator, batches: int = BATCHES) -> Facts:
     """Bits that a trained model stores, over the first batches of an epoch, masks drawn.
 
     Args:
@@ -50,7 +50,7 @@ def stored(task: Translation, model: Translator, batches: int = BATCHES) -> Fact
     }
 
 
-def buffered(task: Translation, model: RewindingTranslator, batches: int) -> dict[str, dict[str, float]]:
+def buffered(task: TranslationTask, model: RewindingTranslator, batches: int) -> dict[str, dict[str, float]]:
     """Bits a unit, state and word that the buffers of both sides take, and that gates forget."""
     sums = {side: [0, 0.0, 0] for side in ("encoder", "decoder")}
     model.train()

@@ -13,16 +13,17 @@ from torch import nn
 
 from revtune.program.data.buckets import Batch, batch, by_length, order
 from revtune.program.data.moses import Language
-from revtune.program.data.pairs import Lexicon, Name, Pairs, Split, Unit, pairs, texts, vocabularies
-from revtune.program.tasks.learner import FALL
-from revtune.program.tasks.task import Learning as AnyLearning
-from revtune.program.tasks.task import Schedule
+from revtune.program.data.named_sets import Split
+from revtune.program.data.pair_sources import PairSource, PairUnit, texts
+from revtune.program.data.pairs import Lexicon, Pairs, pairs, vocabularies
+from revtune.program.runs.schedule import FALL
+from revtune.program.tasks.task import Learning, Schedule
 from revtune.program.translation.translator import Model, Net, Translator, build
 
 PAPERS_RATES: dict[Model, float] = {"gru": 0.2, "revgru": 0.2, "revlstm": 0.5, "lstm": 1.0}
 
 
-MOST: dict[Unit, int] = {"word": 50_000, "subword": 8_000}
+MOST: dict[PairUnit, int] = {"word": 50_000, "subword": 8_000}
 
 
 PAPERS_EPOCH = 454
@@ -33,12 +34,12 @@ PAPERS_EPOCH = 454
 class Text:
     """Which sentence pairs."""
 
-    name: Annotated[Name, tyro.conf.Fixed] = "multi30k"
+    name: Annotated[PairSource, tyro.conf.Fixed] = "multi30k"
     source: Language = "en"
     """Language to translate from."""
     target: Language = "de"
     """Language to translate to."""
-    unit: Unit = "word"
+    unit: PairUnit = "word"
     """Words as the files have them, or sub-words, learnt from raw text, for iwslt14 from its tokenized files."""
     vocabulary: int = MOST["word"]
     """Most words, or sub-words, of each language; by default 50,000 words or 8,000 sub-words."""
@@ -51,7 +52,7 @@ class Text:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learning(AnyLearning):
+class TranslationLearning(Learning):
     """How a translator learns."""
 
     schedule: Schedule = "constant"
@@ -65,19 +66,19 @@ class Learning(AnyLearning):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class TranslationStudy:
     """The settings of a translation run."""
 
     text: Annotated[Text, tyro.conf.arg(name="")] = field(default_factory=Text)
     net: Annotated[Net, tyro.conf.arg(name="")] = field(default_factory=Net)
-    learning: Annotated[Learning, tyro.conf.arg(name="")] = field(default_factory=Learning)
+    learning: Annotated[TranslationLearning, tyro.conf.arg(name="")] = field(default_factory=TranslationLearning)
     seed: int = 1
     """Seed of weights, order and masks."""
     threads: int = 1
     """Threads of torch."""
 
 
-class Translation:
+class TranslationTask:
     """Data of a study and how they are gone through.
 
     Args:
@@ -93,7 +94,7 @@ class Translation:
 
     measure = "perplexity"
 
-    def __init__(self, study: Study, lexicons: tuple[Lexicon, Lexicon] | None = None) -> None:
+    def __init__(self, study: TranslationStudy, lexicons: tuple[Lexicon, Lexicon] | None = None) -> None:
         text = study.text
         found = texts(text.name, text.unit, text.source, text.target, text.data)
         if lexicons is None:
@@ -138,21 +139,23 @@ class Translation:
 
 
 def recipe(
-    name: Name, *, full: bool, layers: int = 1, hidden: int = 300, sliced: int = 20, model: Model = "revgru",
-    unit: Unit = "word",
-) -> Study:  # fmt: skip
+    name: PairSource, *, full: bool, layers: int = 1, hidden: int = 300, sliced: int = 20, model: Model = "revgru",
+    unit: PairUnit = "word",
+) -> TranslationStudy:  # fmt: skip
     """Half an hour of one core for one layer, by Adam; in full the papers' settings, by SGD for 80 epochs of Multi30K.
 
     The papers' learning rate depends on the model, and is halved when the held-out perplexity is no better.
     """
-    base = Study(
+    base = TranslationStudy(
         text=Text(name=name, unit=unit, vocabulary=MOST[unit]),
         net=Net(model=model, layers=layers, hidden=hidden, embedding=hidden, attend=f"emb+slice:{sliced}"),
     )
-    adam = Learning(steps=6_000, batch=64, optimizer="adam", lr=2e-3, schedule="cosine", clip=1.0, valid_every=227)
+    adam = TranslationLearning(
+        steps=6_000, batch=64, optimizer="adam", lr=2e-3, schedule="cosine", clip=1.0, valid_every=227
+    )
     if not full:
         return replace(base, learning=adam)
-    sgd = Learning(
+    sgd = TranslationLearning(
         steps=80 * PAPERS_EPOCH, batch=64, optimizer="sgd", lr=PAPERS_RATES[model], momentum=0.0, schedule="plateau",
         fall=2.0, patience=1, clip=5.0, valid_every=PAPERS_EPOCH,
     )  # fmt: skip

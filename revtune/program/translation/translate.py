@@ -12,10 +12,11 @@ from typing import Annotated, Any, BinaryIO, cast
 
 import tyro
 
-from revtune.program.data.pairs import MARK, Lexicon, text_lines
+from revtune.program.data.pair_sources import MARK, text_lines
+from revtune.program.data.pairs import Lexicon
 from revtune.program.data.subwords import Subwords
 from revtune.program.errors import Problem
-from revtune.program.files import Taken, check_apart, check_place, write
+from revtune.program.files import Taken, check_distinct, check_output, write
 from revtune.program.runs.folder import OWN
 from revtune.program.runs.stopping import STOPPED
 from revtune.program.translation.interpreter import Decoding, Interpreter, Translated
@@ -137,9 +138,9 @@ def check_places(options: Options) -> None:
     taken += [(options.file, "is what --file reads")] if options.file else []
     with contextlib.suppress(AttributeError, OSError, ValueError):  # not all that stands in for it has a number
         taken += [(sys.stdin.fileno(), "is what is read")] if not options.file else []
-    check_apart({"out": options.out, "plot": options.plot}, taken)
+    check_distinct({"out": options.out, "plot": options.plot}, taken)
     if (plot := options.plot) is not None:
-        check_place(plot)
+        check_output(plot)
         if not plot.parent.is_dir():
             raise Problem(f"cannot write {plot}: there is no folder {plot.parent}")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from revtune.program.bench import memory as bench
-from revtune.program.bench.contestants import Contestant, Net, Shape, chunk_of
+from revtune.program.bench.contestants import Contestant, ContestantNet, Shape, chunk_of
 from revtune.program.bench.measuring import peak_of
-from revtune.program.bench.memory import Job, extrapolated, measured, plan, work
+from revtune.program.bench.memory import MemoryJob, extrapolated, measured, plan, work
 from revtune.program.bench.memory_results import curve, plot, rows
 from revtune.program.bench.worker import last_words
 from revtune.program.cli.main import main
@@ -44,7 +44,7 @@ def test_contestants_of_a_cell_take_the_same_step() -> None:
         (Contestant(cell="nn.LSTM"), Contestant(cell="nn.LSTM", segments=True)),
         (Contestant(cell="RevGRU"), Contestant(cell="RevGRU", checkpoint_every=9)),
     ):
-        nets = [Net(contestant, SMALL) for contestant in (one, other)]
+        nets = [ContestantNet(contestant, SMALL) for contestant in (one, other)]
         nets[1].load_state_dict(nets[0].state_dict())
         losses = [net.step(tokens[:-1], tokens[1:]) for net in nets]
         torch.testing.assert_close(losses[0], losses[1])
@@ -77,8 +77,8 @@ def test_a_worker_that_fails_says_why() -> None:
 
 
 def test_jobs_survive_the_command_line() -> None:
-    job = Job(contestant=Contestant(cell="RevLSTM", checkpoint_every="auto"), shape=SMALL, warm_up=9, threads=1)
-    assert Job.of(job.text()) == job
+    job = MemoryJob(contestant=Contestant(cell="RevLSTM", checkpoint_every="auto"), shape=SMALL, warm_up=9, threads=1)
+    assert MemoryJob.of(job.text()) == job
 
 
 def test_the_plan_has_the_agreed_shapes() -> None:
@@ -185,7 +185,7 @@ def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture[str]) 
         (["--out", "a", "--plot", "./a"], "figures and plots would all go to a; give --out and --plot different names"),
     ],
 )
-def test_places_that_are_no_file_or_the_same_are_told_before_measuring(
+def test_outputs_that_are_no_file_or_the_same_are_told_before_measuring(
     measurement: str,
     words: list[str],
     sentence: str,
@@ -235,5 +235,5 @@ def test_the_last_words_are_the_error_not_the_end_of_it() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda_allocated_bytes_are_measured() -> None:
-    job = Job(contestant=Contestant(cell="RevGRU"), shape=SMALL, warm_up=9, threads=1, device="cuda")
+    job = MemoryJob(contestant=Contestant(cell="RevGRU"), shape=SMALL, warm_up=9, threads=1, device="cuda")
     assert work(job)["bytes"] > 0

@@ -15,19 +15,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from revtune.program.bench import speed, speed_plot
 from revtune.program.bench.contestants import CELLS, Contestant, Shape, backend_seen
-from revtune.program.bench.matmul_floor import FORMS, Floor, Triple
+from revtune.program.bench.display import Terminal
+from revtune.program.bench.goals import Goal
+from revtune.program.bench.matmul_floor import CELL_PRODUCTS, MatmulFloor, Product
 from revtune.program.bench.measuring import MOST_REPEATS, turns, warmed_up
-from revtune.program.bench.speed import Job, measured, timed
-from revtune.program.bench.speed_cases import BARE, GOALS, PAIRS, SWEEP, WHOLE, Case, Goal, along, plan
-from revtune.program.bench.speed_entrants import Bare, entrants
+from revtune.program.bench.speed import SpeedJob, measured, timed
+from revtune.program.bench.speed_cases import BARE_LAYERS, GOALS, PAIRS, SWEEP, WHOLE_STEP, SpeedCase, along, plan
 from revtune.program.bench.speed_lines import fit, lines
-from revtune.program.bench.speed_table import Pair, backends, row, show
-from revtune.program.bench.tables import Terminal
+from revtune.program.bench.speed_steps import BareLayer, steps_of
+from revtune.program.bench.speed_table import Comparison, backends, row, show
+from revtune.program.bench.worker import Record
 from revtune.program.cli.main import main
 from revtune.program.errors import Problem
 
 SMALL = Shape(steps=11, batch=3, inputs=6, hidden=8, vocabulary=13)
-Record = dict[str, Any]
 
 
 class Clock:
@@ -52,12 +53,12 @@ class Clock:
         return step
 
 
-def record(case: Case, seconds: dict[str, list[float]], threads: int = 1) -> Record:
+def record(case: SpeedCase, seconds: dict[str, list[float]], threads: int = 1) -> Record:
     ran = {ours: "reference" for ours, _ in PAIRS}
     return {**dataclasses.asdict(case), "threads": threads, "repeats": 1, "seconds": seconds, "backend": ran}
 
 
-def plausible(job: Job) -> Iterator[Record]:
+def plausible(job: SpeedJob) -> Iterator[Record]:
     """Records whose times are a straight line of the steps, without measuring anything."""
     for case in job.cases:
         names = [name for pair in PAIRS for name in pair]
@@ -94,13 +95,13 @@ def test_a_turn_repeats_what_is_fast() -> None:
 
 def test_ratios_are_those_of_one_round() -> None:
     """The median of ratios is not the ratio of medians."""
-    case = Case(kind="layer", shape=BARE[0])
+    case = SpeedCase(kind="layer", shape=BARE_LAYERS[0])
     seconds = {"nn.GRU": [1.0, 2.0, 10.0], "RevGRU": [0.5, 3.0, 6.0], "products of RevGRU": [0.25, 1.0, 3.0]}
     seconds |= {"nn.GRU, checkpointed": [2.0, 2.0, 13.0], "products of nn.GRU": [0.5, 0.5, 5.0]}
-    pair = Pair(record(case, seconds), "RevGRU", "nn.GRU")
+    pair = Comparison(record(case, seconds), "RevGRU", "nn.GRU")
     assert pair.ratios() == [0.5, 1.5, 0.6]
     assert row(pair) == ("70, 20, 650, 650", "GRU", "0.60", "0.50-1.50", "0.75/0.60 both", "1.30", "0.50", "2.00")
-    assert Pair(record(case, seconds), "RevLSTM", "nn.LSTM").ratios() == []
+    assert Comparison(record(case, seconds), "RevLSTM", "nn.LSTM").ratios() == []
 
 
 @pytest.mark.parametrize(
@@ -118,13 +119,13 @@ def test_a_goal_is_missed_met_or_more_than_met(goal: Goal, ratio: float, verdict
 
 
 def test_the_goals_are_those_agreed_and_all_are_measured() -> None:
-    bare = {ours: [str(GOALS["layer", shape, ours]) for shape in BARE] for ours, _ in PAIRS}
+    bare = {ours: [str(GOALS["layer", shape, ours]) for shape in BARE_LAYERS] for ours, _ in PAIRS}
     assert bare == {
         "RevGRU": ["0.75/0.60", "0.50", "0.65/0.60", "0.65/0.60"],
         "RevLSTM": ["1.30/1.10", "1.00", "1.30/1.10", "1.30/1.10"],
     }
     assert {str(goal) for (kind, *_), goal in GOALS.items() if kind != "layer"} == {"1.00"}
-    assert ("step", WHOLE, "RevGRU") in GOALS and len(GOALS) == 8 + 8 + 2 + 1
+    assert ("step", WHOLE_STEP, "RevGRU") in GOALS and len(GOALS) == 8 + 8 + 2 + 1
     planned = {(case.kind, case.shape) for case in plan()}
     assert {(kind, shape) for kind, shape, _ in GOALS} == planned
     assert {(case.kind, case.shape) for case in plan(quick=True)} < planned
@@ -144,7 +145,7 @@ def test_the_sweep_covers_the_agreed_sizes() -> None:
 
 def test_a_missed_goal_is_marked_in_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     seconds = {"nn.GRU": [1.0], "RevGRU": [0.7], "nn.LSTM": [1.0], "RevLSTM": [1.31]}
-    show(Terminal(), "layer", 2, [record(Case(kind="layer", shape=BARE[2]), seconds, 2)])
+    show(Terminal(), "layer", 2, [record(SpeedCase(kind="layer", shape=BARE_LAYERS[2]), seconds, 2)])
     told = capsys.readouterr().out
     assert "bare layer, forward and backward, 2 threads; T, B, input, H" in " ".join(told.split())
     assert "0.65/0.60 missed" in told and "1.30/1.10 missed" in told
@@ -158,7 +159,7 @@ def test_a_bare_layer_under_checkpoints_has_the_same_gradients() -> None:
         for segments in (False, True):
             x = torch.linspace(-1, 1, SMALL.steps * SMALL.batch * SMALL.features)
             x = x.view(SMALL.steps, SMALL.batch, SMALL.features).requires_grad_()
-            bare = Bare(Contestant(cell=cell, segments=segments), SMALL, x, dy)
+            bare = BareLayer(Contestant(cell=cell, segments=segments), SMALL, x, dy)
             bare.rnn.load_state_dict(plain)
             bare.backward()
             found.append([x.grad, *(weight.grad for weight in bare.rnn.parameters())])
@@ -178,16 +179,16 @@ def plain_products() -> Iterator[None]:
         torch._C._set_mkldnn_enabled(True)
 
 
-def work_of(products: list[Triple]) -> int:
+def work_of(products: list[Product]) -> int:
     return sum(2 * left.shape[0] * left.shape[1] * right.shape[1] for left, right, _ in products)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("cell", FORMS)
+@pytest.mark.parametrize("cell", CELL_PRODUCTS)
 def test_the_floor_has_the_products_of_its_layer(cell: str, layers: int) -> None:
     """As many operations as the layer itself spends on products going forward, and twice as many going back."""
     shape = dataclasses.replace(SMALL, layers=layers)
-    floor = Floor(cell, shape)
+    floor = MatmulFloor(cell, shape)
     options = {"backend": "reference"} if cell.startswith("Rev") else {}
     layer = CELLS[cell](shape.features, shape.hidden, layers, **options)
     with torch.no_grad(), plain_products(), FlopCounterMode(display=False) as counted:
@@ -201,20 +202,20 @@ def test_the_floor_has_the_products_of_its_layer(cell: str, layers: int) -> None
 
 
 def test_those_compared_stand_side_by_side() -> None:
-    case = Case(kind="layer", shape=SMALL, checkpointed=True, products=True)
+    case = SpeedCase(kind="layer", shape=SMALL, checkpointed=True, products=True)
     gru = ["nn.GRU", "RevGRU", "nn.GRU, checkpointed", "products of nn.GRU", "products of RevGRU"]
-    assert [*entrants(case, "auto")] == gru + [name.replace("GRU", "LSTM") for name in gru]
+    assert [*steps_of(case, "auto")] == gru + [name.replace("GRU", "LSTM") for name in gru]
     whole = dataclasses.replace(case, kind="step", products=False)
-    assert [*entrants(whole, "auto")] == [name.replace("GRU", cell) for cell in ("GRU", "LSTM") for name in gru[:3]]
+    assert [*steps_of(whole, "auto")] == [name.replace("GRU", cell) for cell in ("GRU", "LSTM") for name in gru[:3]]
 
 
 @pytest.mark.parametrize("kind", ["layer", "inference", "step"])
 def test_all_contestants_run(kind: Any) -> None:
     shape = dataclasses.replace(SMALL, steps=5, layers=2)
-    case = Case(kind=kind, shape=shape, checkpointed=kind != "inference", products=kind != "step")
-    found = timed(case, Job(cases=(), threads=1, rounds=2, backend="auto", turn=1e-9))
+    case = SpeedCase(kind=kind, shape=shape, checkpointed=kind != "inference", products=kind != "step")
+    found = timed(case, SpeedJob(cases=(), threads=1, rounds=2, backend="auto", turn=1e-9))
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in found["seconds"].values())
-    assert Case.of(found) == case
+    assert SpeedCase.of(found) == case
 
 
 def test_the_backend_is_seen_from_the_operators_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +225,7 @@ def test_the_backend_is_seen_from_the_operators_that_run(monkeypatch: pytest.Mon
     library.impl("test_only", lambda x: x + 1, "CPU")
     kernel = types.SimpleNamespace(layer=lambda inputs, shape: torch.ops.revtune.test_only)
     assert backend_seen(kernel) == "native"  # type: ignore[arg-type]
-    assert backends([record(Case(kind="layer", shape=SMALL), {})]).startswith(
+    assert backends([record(SpeedCase(kind="layer", shape=SMALL), {})]).startswith(
         "RevGRU ran on the reference backend, Rev"
     )
 
@@ -233,20 +234,23 @@ def test_a_straight_line_is_found() -> None:
     assert fit([(20, 7.0), (1000, 301.0 - 4.0), (10_000, 3001.0 - 4.0)]) != pytest.approx((1.0, 0.3))
     assert fit([(steps, 1 + 0.3 * steps) for steps in (20, 1000, 10_000)]) == pytest.approx((1.0, 0.3))
     shapes = [dataclasses.replace(SWEEP["steps"][0], steps=steps) for steps in (20, 200, 2000)]
-    cases = [Case(kind="layer", shape=shape) for shape in shapes]
+    cases = [SpeedCase(kind="layer", shape=shape) for shape in shapes]
     bent = [record(case, {"nn.GRU": [3.0, 1.0 * case.shape.steps, 1e9]}) for case in cases]
     (line,) = lines(bent)
     assert (line.name, line.points) == ("nn.GRU", [(20, 20.0), (200, 200.0), (2000, 2000.0)])
-    assert (line.start, line.slope, line.off) == pytest.approx((0, 1, 0), abs=1e-6)
+    assert (line.start, line.slope, line.deviation) == pytest.approx((0, 1, 0), abs=1e-6)
     bent[1]["seconds"]["nn.GRU"] = [250.0]
     (line,) = lines(bent)
-    assert 0.1 < line.off < 0.25
+    assert 0.1 < line.deviation < 0.25
 
 
 def test_the_command_measures_in_a_process_of_each_thread_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cases = [Case(kind="layer", shape=SMALL, products=True), Case(kind="step", shape=SMALL, checkpointed=True)]
+    cases = [
+        SpeedCase(kind="layer", shape=SMALL, products=True),
+        SpeedCase(kind="step", shape=SMALL, checkpointed=True),
+    ]
     monkeypatch.setattr(speed, "plan", lambda quick, sweep: cases)
     monkeypatch.setattr(speed, "TURN", 0.0001)
     out = tmp_path / "new" / "speed.json"
@@ -256,7 +260,7 @@ def test_the_command_measures_in_a_process_of_each_thread_count(
     assert "| whole training step, 1 thread; T, B, H, V | cell | ratio | range | ckpt |" in told
     assert "RevGRU ran on the reference backend, RevLSTM ran on the reference backend." in told
     written = json.loads(out.read_text())
-    assert [Case.of(one) for one in written["records"]] == cases
+    assert [SpeedCase.of(one) for one in written["records"]] == cases
     assert all(len(times) == 7 for one in written["records"] for times in one["seconds"].values())
     assert written["rounds"] == 7 and {one["threads"] for one in written["records"]} == {1}
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -293,7 +297,7 @@ def test_plots_bear_times_far_apart() -> None:
     found = [
         one
         for threads in (1, 2, 3)
-        for one in plausible(Job(cases=(*plan(),), threads=threads, rounds=7, backend="auto", turn=1e-9))
+        for one in plausible(SpeedJob(cases=(*plan(),), threads=threads, rounds=7, backend="auto", turn=1e-9))
     ]
     for one in found:
         one["seconds"] = {name: [random.uniform(1e-4, 9) for _ in times] for name, times in one["seconds"].items()}
@@ -301,14 +305,14 @@ def test_plots_bear_times_far_apart() -> None:
 
 
 def test_a_worker_that_fails_says_why() -> None:
-    case = Case(kind="layer", shape=dataclasses.replace(SMALL, batch=-1))
+    case = SpeedCase(kind="layer", shape=dataclasses.replace(SMALL, batch=-1))
     with pytest.raises(Problem, match=r"the layer at 11, -1, 6, 8 could not be measured: exit 1: RuntimeError: "):
-        next(measured(Job(cases=(case,), threads=1, rounds=1, backend="auto", turn=1e-9)))
+        next(measured(SpeedJob(cases=(case,), threads=1, rounds=1, backend="auto", turn=1e-9)))
 
 
 def test_jobs_survive_the_command_line() -> None:
-    job = Job(cases=tuple(plan(sweep=True)), threads=2, rounds=9, backend="reference", turn=0.01)
-    assert Job.of(job.text()) == job
+    job = SpeedJob(cases=tuple(plan(sweep=True)), threads=2, rounds=9, backend="reference", turn=0.01)
+    assert SpeedJob.of(job.text()) == job
 
 
 @pytest.mark.parametrize(
@@ -339,7 +343,7 @@ def test_a_backend_that_cannot_be_had_is_told(
     assert capsys.readouterr().err == "revtune: --backend native: there is no compiler\n"
 
 
-def test_a_place_that_cannot_be_written_is_told_before_measuring(
+def test_an_output_that_cannot_be_written_is_told_before_measuring(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words in (["--out", str(tmp_path)], ["--out", str(tmp_path / "a.json"), "--plot", str(tmp_path)]):

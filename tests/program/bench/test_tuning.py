@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from revtune.program.bench import tuning as costs
-from revtune.program.bench import tuning_results as cost_plot
-from revtune.program.bench import worker
-from revtune.program.bench.tuning import Job, remembered, timed
-from revtune.program.bench.tuning_cases import NETS, TUNED, Case, Measure, Step, case_of, goal
-from revtune.program.bench.tuning_entrants import entrants, task_of
+from revtune.program.bench import tuning, tuning_results, worker
+from revtune.program.bench.tuning import TuningJob, remembered, timed
+from revtune.program.bench.tuning_cases import NETS, TUNED, Measure, StepKind, TuningCase, case_of, goal
 from revtune.program.bench.tuning_results import memories, times
+from revtune.program.bench.tuning_steps import steps_of, task_of
+from revtune.program.bench.worker import Record
 from revtune.program.cli.main import main
 from revtune.program.errors import Problem
 from revtune.program.recipes import mnist
@@ -23,38 +22,37 @@ from revtune.program.tasks.tuned_learner import TunedLearner
 from revtune.tuning.responses.responding import Responding
 
 SMALL = (
-    Case(net="mnist", width=4, batch=3),
-    Case(net="fashion", width=2, batch=3),
-    Case(net="cifar10", width=2, batch=3),
-    Case(net="ptb_lstm", width=4, batch=3, steps=5, tokens=7),
+    TuningCase(net="mnist", width=4, batch=3),
+    TuningCase(net="fashion", width=2, batch=3),
+    TuningCase(net="cifar10", width=2, batch=3),
+    TuningCase(net="ptb_lstm", width=4, batch=3, steps=5, tokens=7),
 )
-WIDE = Case(net="mnist", width=800, batch=8)
-Record = dict[str, Any]
+WIDE = TuningCase(net="mnist", width=800, batch=8)
 
 
-def time_record(case: Case, threads: int = 1, **ratios: float) -> Record:
+def time_record(case: TuningCase, threads: int = 1, **ratios: float) -> Record:
     """Two rounds of equal ratios; the plain step takes 1 and 2 seconds."""
     taken = {"plain": 1.0, **{step: ratios.get(step[:3], 1.25) for step in TUNED}}
     seconds = {step: [one, 2 * one] for step, one in taken.items()}
     return {**dataclasses.asdict(case), "threads": threads, "repeats": 1, "seconds": seconds}
 
 
-def memory_record(case: Case) -> Record:
+def memory_record(case: TuningCase) -> Record:
     needed = {"plain": 10**6, **{step: 10**6 * (2 + place) for place, step in enumerate(TUNED)}}
     return {**dataclasses.asdict(case), "threads": 1, "bytes": needed}
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.net)
-def test_each_competitor_takes_whole_steps(case: Case) -> None:
-    runs = entrants(case)
-    assert [*runs] == ["plain", *TUNED]
-    for run in runs.values():
-        run()
-        run()
+def test_each_competitor_takes_whole_steps(case: TuningCase) -> None:
+    steps = steps_of(case)
+    assert [*steps] == ["plain", *TUNED]
+    for step in steps.values():
+        step()
+        step()
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.net)
-def test_plain_and_tuned_networks_are_the_same_function(case: Case) -> None:
+def test_plain_and_tuned_networks_are_the_same_function(case: TuningCase) -> None:
     """Of as many weights: the plain one has no response and reads numbers."""
     task = task_of(case)
     batch = task.train_batch(0)
@@ -82,7 +80,7 @@ def test_a_readout_tied_to_the_embedding_stays_plain() -> None:
 
 def test_the_goals_are_those_agreed_and_all_are_measured() -> None:
     def told(measure: Measure, net: Any) -> list[str]:
-        steps: tuple[Step, ...] = TUNED
+        steps: tuple[StepKind, ...] = TUNED
         return [str(goal(measure, net, step) or "") for step in steps]
 
     for net in ("mnist", "fashion", "cifar10"):
@@ -97,34 +95,32 @@ def test_the_goals_are_those_agreed_and_all_are_measured() -> None:
 def test_ratios_are_to_the_plain_step_of_the_same_round() -> None:
     found = [*times([time_record(SMALL[0], STN=2.5, Del=2.75)])]
     assert [one.ratios for one in found] == [[2.5, 2.5], [2.75, 2.75], [2.5, 2.5], [2.75, 2.75]]
-    assert [one.told for one in found] == ["2.10 missed", "3.00 met", "1.50 missed", "1.50 missed"]
+    assert [one.goal_and_verdict for one in found] == ["2.10 missed", "3.00 met", "1.50 missed", "1.50 missed"]
     assert [one.ratios for one in memories([memory_record(SMALL[0])])] == [[2.0], [3.0], [4.0], [5.0]]
 
 
 def test_times_and_memory_are_measured_in_processes_of_their_own() -> None:
-    job = Job(cases=SMALL[:1], threads=1, rounds=2, turn=1e-9)
+    job = TuningJob(cases=SMALL[:1], threads=1, rounds=2, turn=1e-9)
     (record,) = timed(job)
-    assert Case.of(record) == SMALL[0] and record["threads"] == 1
+    assert TuningCase.of(record) == SMALL[0] and record["threads"] == 1
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in record["seconds"].values())
-    step: Step = "STN"
-    memory = worker.outcome("revtune.program.bench.tuning", Job(cases=(WIDE,), threads=1, step=step).text())
+    step: StepKind = "STN"
+    memory = worker.outcome("revtune.program.bench.tuning", TuningJob(cases=(WIDE,), threads=1, step=step).text())
     gradients = 4 * 2 * (785 * 800 + 801 * 800)
     assert gradients < memory["bytes"] < 2 * gradients
 
 
 def test_a_worker_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = Case(net="mnist", width=-1, batch=3)
+    broken = TuningCase(net="mnist", width=-1, batch=3)
     with pytest.raises(Problem, match=r"MLP \(mnist\), width -1, B=3 could not be measured: exit 1: RuntimeError: "):
-        next(timed(Job(cases=(broken,), threads=1)))
+        next(timed(TuningJob(cases=(broken,), threads=1)))
     monkeypatch.setattr(worker, "outcome", lambda module, job: {"error": "exit 1: no memory"})
     with pytest.raises(Problem, match=r"memory of MLP .*, B=3, plain, could not be measured: exit 1: no mem"):
         remembered(broken, 1)
 
 
-@pytest.mark.parametrize(("size", "asked"), [(costs.LITTLE - 10, 9), (costs.LITTLE + 10, 3)])
-def test_little_memory_is_the_median_of_more_processes(
-    size: int, asked: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("size", "asked"), [(tuning.LITTLE - 10, 9), (tuning.LITTLE + 10, 3)])
+def test_little_memory_is_the_median_of_more_processes(size: int, asked: int, monkeypatch: pytest.MonkeyPatch) -> None:
     told = iter(range(5 * asked))
     monkeypatch.setattr(worker, "outcome", lambda module, job: {"bytes": size + next(told) % asked})
     needed = remembered(WIDE, 1)["bytes"]
@@ -132,16 +128,16 @@ def test_little_memory_is_the_median_of_more_processes(
 
 
 def test_jobs_survive_the_command_line() -> None:
-    job = Job(cases=SMALL, threads=2, rounds=9, turn=0.01, step="Delta-STN")
-    assert Job.of(job.text()) == job
+    job = TuningJob(cases=SMALL, threads=2, rounds=9, turn=0.01, step="Delta-STN")
+    assert TuningJob.of(job.text()) == job
 
 
 @pytest.mark.parametrize("markdown", [False, True])
 def test_the_command_prints_tables_and_writes_figures(
     markdown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(costs, "timed", lambda job: (time_record(case, job.threads) for case in job.cases))
-    monkeypatch.setattr(costs, "remembered", lambda case, threads: memory_record(case))
+    monkeypatch.setattr(tuning, "timed", lambda job: (time_record(case, job.threads) for case in job.cases))
+    monkeypatch.setattr(tuning, "remembered", lambda case, threads: memory_record(case))
     monkeypatch.setattr("revtune.program.bench.measuring.processors", lambda: 2)
     out = tmp_path / "new" / "tuning.json"
     words = ["--markdown"] if markdown else []
@@ -162,7 +158,7 @@ def test_the_command_prints_tables_and_writes_figures(
 
 def test_the_plot_bears_one_thread_count_and_ratios_far_apart() -> None:
     found = [time_record(case, STN=one) for case, one in zip(SMALL, (0.01, 1, 9, 300), strict=True)]
-    assert cost_plot.goals(found, [memory_record(case) for case in SMALL]).startswith(b"\x89PNG")
+    assert tuning_results.goals(found, [memory_record(case) for case in SMALL]).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

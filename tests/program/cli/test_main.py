@@ -8,6 +8,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from rich.console import Console
@@ -15,9 +16,12 @@ from rich.console import Console
 from revtune.errors import BackendError, NonFiniteError, SettingError
 from revtune.program import recipes
 from revtune.program.cli import main as cli
+from revtune.program.cli.evaluate import EVALUATIONS
+from revtune.program.cli.folders import COMMANDS
 from revtune.program.cli.main import main
+from revtune.program.cli.train import RUNNERS
 from revtune.program.data import text_sources as sources
-from revtune.program.data.text import SPLITS
+from revtune.program.data.named_sets import SPLITS
 from revtune.program.language.config import check
 from revtune.program.language.live import Report, measure
 from revtune.program.language.run import Run
@@ -176,12 +180,13 @@ def test_an_unknown_option_is_a_wrong_command_line(capsys: pytest.CaptureFixture
     assert "--hiden" in capsys.readouterr().err
 
 
-def test_a_missing_extra_says_how_to_install_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "tyro", None)
-    monkeypatch.delitem(sys.modules, "revtune.program.language.config", raising=False)
-    assert complaint(capsys, "train") == (1, "tyro is missing; pip install 'revtune[program]' installs it")
+def test_a_missing_extra_says_how_to_install_it() -> None:
+    """In a process of its own, since this one has imported it."""
+    absent = "import sys; sys.modules['tyro'] = None"
+    program = f"{absent}; from revtune.program.cli.main import main; sys.exit(main(['train']))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    told = "revtune: tyro is missing; pip install 'revtune[program]' installs it\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", told)
 
 
 @pytest.mark.parametrize(
@@ -280,9 +285,13 @@ def test_help_names_commands_recipes_and_options(capsys: pytest.CaptureFixture[s
     assert "(default: 0.25)" in told
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in recipes.names() if not recipes.is_study(name) and not recipes.is_tuned(name)]
-)
+def test_every_kind_of_recipe_has_who_runs_it_and_commands_that_take_its_folder() -> None:
+    kinds = {recipes.find(name).kind for name in recipes.names()}
+    assert kinds == set(get_args(recipes.Kind)) == set(RUNNERS) == set(COMMANDS)
+    assert set(EVALUATIONS) == {kind for kind, takers in COMMANDS.items() if "evaluate" in takers}
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.names() if recipes.find(name).kind == "text"])
 def test_recipes_give_configurations_that_can_run(name: str) -> None:
     recipe = recipes.find(name).recipe
     for config in [recipe(), *([recipe("paper")] if name in ("ptb", "wikitext2") else [])]:

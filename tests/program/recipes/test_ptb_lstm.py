@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from revtune.program.cli.main import main
 from revtune.program.data import text_sources as sources
-from revtune.program.data.text import split_words
+from revtune.program.data.vocabulary import split_words
 from revtune.program.errors import Problem
 from revtune.program.recipes import ptb_lstm
 from revtune.program.recipes.ptb_lstm import PtbLstm
@@ -98,7 +98,7 @@ def test_it_learns_by_every_method_and_goes_on_bit_for_bit(method: Method, study
     second = learner(task, method)
     second.restore(unpacked(saved))
     go_on(second, 5)
-    assert second.place == whole.place and second.values() == whole.values()
+    assert second.progress == whole.progress and second.values() == whole.values()
     for name, tensor in whole.weights().items():
         assert torch.equal(tensor, second.weights()[name]), name
 

@@ -17,8 +17,8 @@ from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import packed, unpacked
 from revtune.program.studies import tuned as tuned_train
 from revtune.program.tasks import live as tuned_report
-from revtune.program.tasks.learner import Learner, Place, learning_rate
-from revtune.program.tasks.loop import Course
+from revtune.program.tasks.learner import Learner, Progress, learning_rate
+from revtune.program.tasks.loop import TaskRun
 from revtune.program.tasks.plain_learner import PlainLearner
 from revtune.program.tasks.task import METHODS, Learning, Method, Study, Task, Tuning, check
 from revtune.program.tasks.tuned_learner import TunedLearner, learner
@@ -80,7 +80,7 @@ def test_a_learner_goes_on_bit_for_bit(method: Method, tmp_path: Path) -> None:
         second.step()
         if second.steps % 2 == 0:
             second.validate()
-    assert second.place == whole.place and second.values() == whole.values()
+    assert second.progress == whole.progress and second.values() == whole.values()
     for name, tensor in whole.weights().items():
         assert torch.equal(tensor, second.weights()[name]), name
 
@@ -115,8 +115,8 @@ def test_a_plateau_lowers_the_rate_and_shows(tmp_path: Path) -> None:
     one.figures = lambda split: {"loss": next(losses)}  # type: ignore[method-assign]
     for falls, stale in ((0, 0), (0, 1), (1, 0), (1, 0)):
         one.validate()
-        assert (one.place.falls, one.place.stale) == (falls, stale)
-    assert one.place.best == 0.5
+        assert (one.progress.falls, one.progress.stale) == (falls, stale)
+    assert one.progress.best == 0.5
 
 
 def test_a_plateau_gives_the_lower_rate_its_time_and_does_not_hide_that_it_stopped_improving(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_earlier_checkpoints_are_gone_on_with(tmp_path: Path) -> None:
     state = one.state()
     state["place"] = {"best": 0.1, "best_step": 2, "stale": 3, "falls": 0}
     other.restore(state)
-    assert other.place == Place(best=0.1, best_step=2, stale=3, falls=0, worse=3)
+    assert other.progress == Progress(best=0.1, best_step=2, stale=3, falls=0, worse=3)
 
 
 def test_the_program_trains_stops_and_goes_on(
@@ -210,7 +210,7 @@ def test_an_output_that_takes_no_more_stops_the_run_with_a_sentence(
     study: Any = tiny(tmp_path / "data").study
     options = tuned_train.Options(study=study, out=tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("revtune.program.tasks.live.TunedReport.valid", full)
+        patch.setattr("revtune.program.tasks.live.RunReport.valid", full)
         told = rf"stopped after step 2, as the output takes no more \({why}.*\); revtune train --resume .*run goes on"
         with pytest.raises(Problem, match=told):
             tuned_train.start("mnist", options)
@@ -256,7 +256,7 @@ def test_a_run_killed_before_its_results_is_finished(tmp_path: Path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Course, "result", die)
+        patch.setattr(TaskRun, "result", die)
         tuned_train.start("mnist", tuned_train.Options(study=study, out=folders[1]))
     assert not (folders[1] / "result.json").exists()
     tuned_train.resume(folders[1])

@@ -15,10 +15,10 @@ from revtune.program.errors import Problem
 from revtune.program.studies.repeat import study as repeat_run
 from revtune.program.studies.repeat.results import markdown, plot, summary
 from revtune.program.studies.repeat.study import run
-from revtune.program.tasks.repeat import MODELS, Cell, Study, check, learn
+from revtune.program.tasks.repeat import MODELS, Cell, RepeatStudy, check, learn
 from tests.backends import on_native
 
-TINY = Study(lengths=(3, 6), seeds=1, updates=2, hidden=4, batch=2, tested=8)
+TINY = RepeatStudy(lengths=(3, 6), seeds=1, updates=2, hidden=4, batch=2, tested=8)
 
 
 def figures(cell: Cell, right: float) -> dict[str, Any]:
@@ -26,14 +26,14 @@ def figures(cell: Cell, right: float) -> dict[str, Any]:
     return {**dataclasses.asdict(cell), **facts}
 
 
-def here(study: Study, cells: list[Cell], workers: int | None) -> Iterator[dict[str, Any]]:
+def here(study: RepeatStudy, cells: list[Cell], workers: int | None) -> Iterator[dict[str, Any]]:
     """`learned` without processes."""
     return (learn(study, cell) for cell in cells)
 
 
 def test_forgetting_solves_what_no_forgetting_does_not() -> None:
     """The study's point, at one length and seed."""
-    study = Study(lengths=(20,), seeds=1, updates=100)
+    study = RepeatStudy(lengths=(20,), seeds=1, updates=100)
     right = {model: learn(study, Cell(model=model, steps=20, seed=1))["right"] for model in MODELS if "GRU" in model}
     assert right["RevGRU"] > 0.99
     assert right["nn.GRU"] > 0.99
@@ -125,7 +125,7 @@ def test_the_command_runs_and_resumes_a_study(
 def test_the_larger_study_contains_the_default_one() -> None:
     recipe = recipes.find("repeat").recipe
     assert set(recipe().lengths) < set(recipe(full=True).lengths)
-    assert recipe() == Study()
+    assert recipe() == RepeatStudy()
 
 
 def test_a_folder_of_another_study_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from revtune.program.runs.checkpoint import unpacked
 from revtune.program.translation import run as translation_run
 from revtune.program.translation.interpreter import Interpreter, Translated
 from revtune.program.translation.scores import scored
-from revtune.program.translation.task import Study, Translation
+from revtune.program.translation.task import TranslationStudy, TranslationTask
 from tests.tiny_pairs import translated, write_pairs, write_raw
 
 SMALL = ["--embedding", "16", "--hidden", "16", "--attend", "emb+slice:4", "--dropout", "0", "--slice-dropout", "0"]
@@ -54,12 +54,12 @@ def test_of_two_new_runs_in_a_folder_the_later_changes_nothing(
     """The other begins while this one reads its data."""
     folder = tmp_path / "run"
 
-    def slow(study: Study) -> Translation:
+    def slow(study: TranslationStudy) -> TranslationTask:
         folder.mkdir()
         (folder / "config.json").write_text("the other's")
-        return Translation(study)
+        return TranslationTask(study)
 
-    monkeypatch.setattr(translation_run, "Translation", slow)
+    monkeypatch.setattr(translation_run, "TranslationTask", slow)
     assert main(["train", "multi30k", "--data", str(data), "--out", str(folder), *SMALL]) == 1
     assert "already holds a run" in capsys.readouterr().err
     assert (folder / "config.json").read_text() == "the other's" and not (folder / "vocabulary.json").exists()
@@ -194,8 +194,11 @@ def test_a_place_that_cannot_be_written_to_is_told(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "in").write_text("the dog sees a ball .\n")
-    for out, told in ((tmp_path, "Is a directory"), (tmp_path / "no" / "out", "No such file"),
-                      (Path("/dev/full"), "No space left on device; it has 0 translations")):
+    for out, told in (
+        (tmp_path, "Is a directory"),
+        (tmp_path / "no" / "out", "No such file"),
+        (Path("/dev/full"), "No space left on device; it has 0 translations"),
+    ):
         assert main(["translate", str(run), "--file", str(tmp_path / "in"), "--out", str(out)]) == 1
         assert f"cannot write {out}: {told}" in capsys.readouterr().err
 
@@ -344,8 +347,10 @@ def test_it_goes_on_bit_for_bit(model: str, data: Path, tmp_path: Path, monkeypa
         (["--longest", "1"], "no sentence pair of the train text can be used"),
         (["--lr", "0"], "--lr must be above 0"),
         (["--fall", "1"], "--fall must be above 1, got 1"),
-        *[(["--max-forget-bits", bits], "--max-forget-bits must be above 0, or None for no limit, got")
-          for bits in ("0", "-1", "nan", "inf")],
+        *[
+            (["--max-forget-bits", bits], "--max-forget-bits must be above 0, or None for no limit, got")
+            for bits in ("0", "-1", "nan", "inf")
+        ],
         (["--hidden", "0"], "--hidden must be at least 1, got 0"),
         (["--vocabulary", str(2**31)], "--vocabulary must be below 2^31"),
     ],
@@ -359,10 +364,10 @@ def test_what_cannot_be_is_named(
 
 
 def test_a_run_without_room_leaves_no_folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: Translation) -> None:
+    def full(_: TranslationTask) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Translation, "net", full)
+    monkeypatch.setattr(TranslationTask, "net", full)
     assert main(["train", "multi30k", "--data", str(data), "--out", str(tmp_path / "r"), *SMALL]) == 1
     assert not (tmp_path / "r").exists()
 

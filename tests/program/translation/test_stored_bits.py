@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from revtune.program.translation.stored_bits import counted, kept_units, saved, stored
-from revtune.program.translation.task import Study, Text, Translation
+from revtune.program.translation.task import Text, TranslationStudy, TranslationTask
 from revtune.program.translation.translator import Net
 from tests.tiny_pairs import write_pairs
 
@@ -13,12 +13,12 @@ NET = Net(embedding=8, hidden=8, attend="emb+slice:2")
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Translation:
+def task(tmp_path_factory: pytest.TempPathFactory) -> TranslationTask:
     data = write_pairs(tmp_path_factory.mktemp("data"))
-    return Translation(Study(text=Text(data=data), net=NET))
+    return TranslationTask(TranslationStudy(text=Text(data=data), net=NET))
 
 
-def test_positions_are_those_of_the_training_text(task: Translation, tmp_path: Path) -> None:
+def test_positions_are_those_of_the_training_text(task: TranslationTask, tmp_path: Path) -> None:
     found = counted(task.pairs, 1, seed=1)
     words = sum(len(pair[0]) for pair in task.pairs.splits["train"].pairs)
     assert found["encoder"] == {"live": words, "padded": words, "unsorted": words}, "batches of one need no padding"
@@ -35,15 +35,17 @@ def test_a_slice_is_counted_in_floats() -> None:
     assert kept_units(Net(hidden=8, attend="full")) == 8 and kept_units(Net(hidden=8, attend="emb")) == 0
 
 
-def test_what_a_buffer_takes_is_counted_for_reversible_layers_alone(task: Translation) -> None:
+def test_what_a_buffer_takes_is_counted_for_reversible_layers_alone(task: TranslationTask) -> None:
     found = stored(task, task.net(), batches=2)
     for side in ("encoder", "decoder"):
         assert 0 < found[side]["forgotten"] < found[side]["stored"]
-    ordinary = Translation(Study(text=task.study.text, net=Net(model="gru", embedding=8, hidden=8, attend="full")))
+    ordinary = TranslationTask(
+        TranslationStudy(text=task.study.text, net=Net(model="gru", embedding=8, hidden=8, attend="full"))
+    )
     assert all(set(one) == {"positions"} for one in stored(ordinary, ordinary.net(), batches=2).values())
 
 
-def test_a_slice_is_kept_at_padded_positions_too(task: Translation) -> None:
+def test_a_slice_is_kept_at_padded_positions_too(task: TranslationTask) -> None:
     some = task.train_batch(0)
     annotations, _ = task.net().encoded(some.source, some.source_lengths)
     assert annotations.shape[:2] == some.source.shape and int(some.source_lengths.sum()) < some.source.numel()

@@ -7,25 +7,25 @@ from typing import Any
 import pytest
 import torch
 
-from revtune.program.cli.train import study_options
+from revtune.program.cli.train import runner_and_options
 from revtune.program.data.buckets import batch
-from revtune.program.data.pairs import Unit
+from revtune.program.data.pair_sources import PairUnit
 from revtune.program.translation.learner import TranslationLearner
-from revtune.program.translation.task import Learning, Study, Text, Translation
+from revtune.program.translation.task import Text, TranslationLearning, TranslationStudy, TranslationTask
 from revtune.program.translation.translator import Model, Net
 from tests.tiny_pairs import write_pairs
 
 NET = Net(embedding=8, hidden=8, attend="emb+slice:2", dropout=0.0, slice_dropout=0.0)
-PLAIN = Learning(optimizer="sgd", lr=1.0, momentum=0.0, batch=6, clip=None)
+PLAIN = TranslationLearning(optimizer="sgd", lr=1.0, momentum=0.0, batch=6, clip=None)
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Translation:
+def task(tmp_path_factory: pytest.TempPathFactory) -> TranslationTask:
     data = write_pairs(tmp_path_factory.mktemp("data"))
-    return Translation(Study(text=Text(data=data), net=NET, learning=PLAIN))
+    return TranslationTask(TranslationStudy(text=Text(data=data), net=NET, learning=PLAIN))
 
 
-def test_a_step_descends_the_mean_loss_of_a_word(task: Translation) -> None:
+def test_a_step_descends_the_mean_loss_of_a_word(task: TranslationTask) -> None:
     one, model = TranslationLearner(task), task.net()
     some = task.train_batch(0)
     loss = model.loss(some) / int(some.lengths.sum())
@@ -37,7 +37,7 @@ def test_a_step_descends_the_mean_loss_of_a_word(task: Translation) -> None:
         torch.testing.assert_close(moved, weight.grad, atol=1e-6, rtol=1e-4)
 
 
-def test_figures_are_means_over_words(task: Translation) -> None:
+def test_figures_are_means_over_words(task: TranslationTask) -> None:
     model = task.net().eval()
     pairs = task.pairs.splits["valid"].pairs
     total = sum(model.loss(batch([pair], task.pairs.target.start)).item() for pair in pairs)
@@ -46,7 +46,7 @@ def test_figures_are_means_over_words(task: Translation) -> None:
 
 
 def test_generators_are_put_back_on_the_device_of_the_weights(
-    task: Translation, monkeypatch: pytest.MonkeyPatch
+    task: TranslationTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
     learner = "revtune.program.translation.learner"
@@ -57,10 +57,11 @@ def test_generators_are_put_back_on_the_device_of_the_weights(
 
 
 @pytest.mark.parametrize(("fall", "rate"), [(None, 1 / 16), (2.0, 1 / 4)])
-def test_a_plateau_divides_the_rate_by_what_is_told(task: Translation, fall: float | None, rate: float) -> None:
-    learning = Learning(lr=1.0, schedule="plateau") if fall is None else Learning(lr=1.0, schedule="plateau", fall=fall)
-    one = TranslationLearner(Translation(replace(task.study, learning=learning)))
-    one.place.falls = 2
+def test_a_plateau_divides_the_rate_by_what_is_told(task: TranslationTask, fall: float | None, rate: float) -> None:
+    learning = TranslationLearning(lr=1.0, schedule="plateau")
+    learning = learning if fall is None else replace(learning, fall=fall)
+    one = TranslationLearner(TranslationTask(replace(task.study, learning=learning)))
+    one.progress.falls = 2
     one.set_rate()
     assert one.values() == {"lr": rate}
 
@@ -70,24 +71,24 @@ def test_a_plateau_divides_the_rate_by_what_is_told(task: Translation, fall: flo
 def test_in_full_the_settings_are_the_papers(name: str, model: Model, rate: float) -> None:
     """MacKay et al. 2018: 80 epochs of SGD at a rate of the model's own, halved on plateaus, clipped at 5."""
     for words in (["--model", model], [f"--model={model}"]):
-        study: Study = study_options(name, ["--full", *words]).study
-        assert study.net.model == model and study.learning == Learning(
+        study: TranslationStudy = runner_and_options(name, ["--full", *words])[1].study
+        assert study.net.model == model and study.learning == TranslationLearning(
             steps=80 * 454, batch=64, optimizer="sgd", lr=rate, momentum=0.0, schedule="plateau", fall=2.0, patience=1,
             clip=5.0, valid_every=454,
         )  # fmt: skip
-        small: Study = study_options(name, words).study
+        small: TranslationStudy = runner_and_options(name, words)[1].study
         assert (small.net.model, small.learning.lr, small.learning.fall) == (model, 2e-3, 4.0)
-    assert study_options(name, ["--full", "--model", model, "--lr", "3"]).study.learning.lr == 3.0
+    assert runner_and_options(name, ["--full", "--model", model, "--lr", "3"])[1].study.learning.lr == 3.0
 
 
 @pytest.mark.parametrize(("unit", "most"), [("word", 50_000), ("subword", 8_000)])
-def test_sub_words_are_fewer_than_words(unit: Unit, most: int) -> None:
-    assert study_options("multi30k", ["--unit", unit]).study.text.vocabulary == most
-    assert study_options("iwslt14", ["--full", "--unit", unit, "--vocabulary", "7"]).study.text.vocabulary == 7
+def test_sub_words_are_fewer_than_words(unit: PairUnit, most: int) -> None:
+    assert runner_and_options("multi30k", ["--unit", unit])[1].study.text.vocabulary == most
+    assert runner_and_options("iwslt14", ["--full", "--unit", unit, "--vocabulary", "7"])[1].study.text.vocabulary == 7
 
 
-def test_vocabularies_that_are_given_are_used(task: Translation, tmp_path: Path) -> None:
+def test_vocabularies_that_are_given_are_used(task: TranslationTask, tmp_path: Path) -> None:
     other = replace(task.study, text=Text(data=write_pairs(tmp_path, train=9)))
-    own, given = Translation(other), Translation(other, (task.pairs.source, task.pairs.target))
+    own, given = TranslationTask(other), TranslationTask(other, (task.pairs.source, task.pairs.target))
     assert len(own.pairs.source) < len(task.pairs.source) == len(given.pairs.source)
     assert len({task.digest(), own.digest(), given.digest()}) == 3

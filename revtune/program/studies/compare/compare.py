@@ -30,15 +30,16 @@ from rich.console import Console
 
 from revtune.program import recipes
 from revtune.program.errors import Problem
-from revtune.program.files import held
+from revtune.program.files import locked
 from revtune.program.runs.clock import Clock
 from revtune.program.runs.folder import next_folder
 from revtune.program.studies.compare.contest import CONTESTANTS, REPEATS, TUNERS, Contest, Contestant, Options
 from revtune.program.studies.compare.live import CompareReport
+from revtune.program.studies.compare.table import finish
 from revtune.program.studies.json_files import Facts
 from revtune.program.tasks.learner import Learner
-from revtune.program.tasks.loop import Course
-from revtune.program.tasks.task import SEARCHERS, Method, Task, at_home, check
+from revtune.program.tasks.loop import TaskRun
+from revtune.program.tasks.task import SEARCHERS, Method, Task, check, with_absolute_paths
 from revtune.program.tasks.tuned_learner import learner
 
 
@@ -49,14 +50,12 @@ def run(name: str, options: Options[Any]) -> Path:
         Problem: the options cannot be, the folder holds another contest or is another process's, a file in it is
             damaged, or it was asked to stop.
     """
-    from revtune.program.studies.compare.table import finish
-
-    options = dataclasses.replace(options, study=at_home(options.study))
+    options = dataclasses.replace(options, study=with_absolute_paths(options.study))
     refuse(options)
     contest, console = Contest(name, options, options.out or next_folder("compare")), Console(highlight=False)
     contest.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.study.threads)
-    with held(contest.folder):
+    with locked(contest.folder):
         contest.keep()
         for seed in contest.seeds():
             learn(contest, seed, console)
@@ -85,10 +84,10 @@ def tuned(contest: Contest, task: Task, seed: int, one: Contestant, report: Comp
     terms, budget = contest.terms(seed, one) or {}, contest.options.budget
     method: Method = one if one in ("stn", "delta") else "plain"
     learns = learner(task, method, terms.get("values"))
-    with contextlib.closing(Course(learns, contest.place(seed, one), contest.goes_on)) as course:
-        report.best = course.learner.place.best
-        course.learn(ends(contest, one, terms), report, last=False)
-        return course.result(steps=course.learner.steps, budget=budget, **course.clock.now())
+    with contextlib.closing(TaskRun(learns, contest.place(seed, one), contest.goes_on)) as task_run:
+        report.best = task_run.learner.progress.best
+        task_run.learn(ends(contest, one, terms), report, last=False)
+        return task_run.result(steps=task_run.learner.steps, budget=budget, **task_run.clock.now())
 
 
 def ends(contest: Contest, one: Contestant, terms: Facts) -> Callable[[Learner, Clock], bool]:
@@ -110,6 +109,7 @@ def ends(contest: Contest, one: Contestant, terms: Facts) -> Callable[[Learner, 
 
 def searched(contest: Contest, task: Task, seed: int, one: Contestant, report: CompareReport) -> Facts:
     """Have a searcher learn trial after trial; what it came to."""
+    # imported here, as Optuna is an extra that a contest without searchers does without
     from revtune.program.studies.compare.search import Search
 
     options, terms = contest.options, contest.terms(seed, one)

@@ -30,7 +30,7 @@ from revtune.program.errors import Problem
 from revtune.program.files import write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import packed, unpacked
-from revtune.program.runs.clock import Clock, Kind
+from revtune.program.runs.clock import Clock, ClockKind
 from revtune.program.runs.metrics import Metrics
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
 from revtune.program.studies.compare import journal
@@ -94,7 +94,7 @@ class Search:
         """Let the folder go."""
         self.metrics.close()
 
-    def learn(self, budget: float, clock: Kind, report: Report) -> None:
+    def learn(self, budget: float, clock: ClockKind, report: Report) -> None:
         """Take trials until the budget is spent, in seconds of a clock, or a grid has no more points.
 
         Raises:
@@ -158,14 +158,14 @@ class Search:
         with self.clock.stopped():
             self.metrics.sync()
             before = self.best()
-            better = bool(learner.best) and (before is None or learner.place.best < _loss(before))
+            better = bool(learner.best) and (before is None or learner.progress.best < _loss(before))
             if better:
                 write(self._weights(trial.number), checkpoint.pack(packed(learner.best)))
             if learner.best:
-                trial.set_user_attr("loss", learner.place.best)
+                trial.set_user_attr("loss", learner.progress.best)
             for name, seconds in spent.items():
                 trial.set_user_attr(name, seconds)
-            self.study.tell(trial, learner.place.best if state == TrialState.COMPLETE else None, state)
+            self.study.tell(trial, learner.progress.best if state == TrialState.COMPLETE else None, state)
             if better and before is not None:
                 self._weights(before.number).unlink(missing_ok=True)
 

@@ -15,27 +15,18 @@ If the last but one is worse than the last, it is the schedule that helps. All t
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from revtune.program.data.text import Corpus
 from revtune.program.errors import Problem
-from revtune.program.recipes import ptb_lstm
-from revtune.program.recipes.ptb_lstm import PtbLstm
+from revtune.program.recipes.output_dropout import NAME, OutputDropout, OutputDropoutStudy
 from revtune.program.tasks.plain_learner import PlainLearner
-from revtune.program.tasks.task import Learning, Size, Space, Tuned, check_tuned
-from revtune.program.tasks.task import check as tuned_train_check
-from revtune.program.tasks.word_task import Out, Segment, WordStudy, WordTask
-from revtune.tuning.hypers.kinds import NEAREST, Hyper, Rate
-
-NAME = "output_drop"
-
+from revtune.program.tasks.task import check as check_settings
+from revtune.program.tasks.task import check_tuned
+from revtune.tuning.hypers.kinds import NEAREST
 
 HIGHEST = 0.99
 """What a rate that moves by itself stays below."""
@@ -45,76 +36,15 @@ Schedule = Callable[[int], float]
 """The rate of an update, from 0 on."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Study(WordStudy):
-    """What the experiment compares."""
-
-    method: Tuned = "stn"
-    """What tunes the rate."""
-    starts: tuple[float, ...] = (0.05, 0.3, 0.5, 0.7, 0.9)
-    """Rates that it is tuned from; the schedule from the first is replayed."""
-    rates: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-    """Rates that stay."""
-    deviation: float = 0.05
-    """Standard deviation of the best one's noise."""
-    amplitude: float = 0.1
-    """How far a sinusoid takes it to either side."""
-    period: int = 400
-    """Updates of a whole turn of that."""
-
-    def contestants(self) -> list[str]:
-        """All that compete, in the order in which they can learn."""
-        tuned, fixed = ([f"{kind}-{rate}" for rate in rates] for kind, rates in (
-            ("tuned", self.starts), ("fixed", self.rates)
-        ))  # fmt: skip
-        return [*tuned, *fixed, "noisy", "sinusoid", "final", "replayed"]
-
-
-def study(size: Size = "small") -> Study:
-    """The settings of `ptb_lstm`, in so many updates that rates which are fixed stop improving, but the highest."""
-    base = ptb_lstm.study(size)
-    own = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
-    if size == "small":
-        learning: Learning = own["learning"]
-        own["learning"] = dataclasses.replace(learning, steps=1_200)
-    return Study(**own, period=400 if size == "small" else 1_200)
-
-
-def check(study: Study) -> None:
+def check(study: OutputDropoutStudy) -> None:
     """Raise `Problem` for a study that cannot be."""
-    tuned_train_check(study)
+    check_settings(study)
     check_tuned(study, study.method)
     for name, low in (("starts", NEAREST), ("rates", 0.0)):
         rates = getattr(study, name)
         if not rates or len(set(rates)) < len(rates) or not all(low <= rate <= 1 - NEAREST for rate in rates):
             told = " ".join(map(str, rates)) or "none"
             raise Problem(f"--{name} must be different rates from {low:g} to below 1, got {told}", code=2)
-
-
-class OutputDropout(PtbLstm):
-    """A language model that drops its outputs, and nothing else.
-
-    Args:
-        study: its settings.
-        corpus: the text; loaded by default.
-        start: where the rate starts.
-    """
-
-    def __init__(self, study: WordStudy, corpus: Corpus | None = None, start: float = ptb_lstm.START) -> None:
-        super().__init__(study, corpus)
-        self.start = start
-
-    def hypers(self) -> dict[str, Hyper]:
-        """As in `Task`."""
-        return {NAME: Rate(self.start)}
-
-    def spaces(self) -> dict[str, Space]:
-        """As in `Task`."""
-        return {NAME: Space(0.0, 0.9)}
-
-    def train_loss(self, model: nn.Module, out: Out, batch: Segment, h: Any) -> Tensor:
-        """Cross entropy alone."""
-        return WordTask.train_loss(self, model, out, batch, h)
 
 
 class ScheduledLearner(PlainLearner):

@@ -16,23 +16,22 @@ import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import revtune as rt
 from revtune.program.errors import Problem
 from revtune.program.files import write
+from revtune.program.recipes.output_dropout import NAME, OutputDropout, OutputDropoutStudy
 from revtune.program.runs.folder import next_folder
 from revtune.program.studies.json_files import Facts, Like, facts_by_line, facts_in
 from revtune.program.studies.output_dropout.contestants import (
-    NAME,
-    OutputDropout,
     Schedule,
     ScheduledLearner,
-    Study,
     check,
     fixed,
     noisy,
@@ -42,8 +41,8 @@ from revtune.program.studies.output_dropout.contestants import (
 from revtune.program.studies.output_dropout.results import markdown, plot, table, title, verdicts
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.live import measure
-from revtune.program.tasks.loop import Course
-from revtune.program.tasks.task import at_home
+from revtune.program.tasks.loop import TaskRun
+from revtune.program.tasks.task import with_absolute_paths
 from revtune.program.tasks.tuned_learner import TunedLearner
 from revtune.program.typed import read_typed
 
@@ -56,6 +55,17 @@ FIGURES: Like = {"loss": float, "perplexity": float}
 RESULT: Like = {"step": int, "valid": FIGURES, "test": FIGURES, "final_values": {NAME: float}}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Tune the output dropout of a language model from five starts, and compare fixed rates and schedules with it."""
+
+    study: Annotated[OutputDropoutStudy, tyro.conf.arg(name="")]
+    out: Path | None = None
+    """Folder of the experiment; one that holds it is gone on with. By default the next free runs/output_dropout-<n>."""
+    full: bool = False
+    """The settings of the paper: days instead of half an hour."""
+
+
 @dataclass(frozen=True)
 class Experiment:
     """The experiment in its folder.
@@ -65,7 +75,7 @@ class Experiment:
         folder: where it is kept.
     """
 
-    study: Study
+    study: OutputDropoutStudy
     folder: Path
 
     def result(self, name: str) -> Facts | None:
@@ -103,7 +113,13 @@ class Experiment:
         return ScheduledLearner(task, self.schedule(name))
 
 
-def run(study: Study, out: Path | None) -> Path:
+def start(name: str, options: Options) -> Path:
+    """Run the experiment, or what is left of it in the folder that the options name; its folder."""
+    assert name == RECIPE
+    return run(options.study, options.out)
+
+
+def run(study: OutputDropoutStudy, out: Path | None) -> Path:
     """Have all contestants learn that `out` does not hold the results of, then write figures, table and plot there.
 
     Args:
@@ -116,7 +132,7 @@ def run(study: Study, out: Path | None) -> Path:
     Raises:
         Problem: the study cannot be, the folder holds another one, the data are missing, or it was asked to stop.
     """
-    study = at_home(study)
+    study = with_absolute_paths(study)
     check(study)
     task, console = OutputDropout(study), Console(highlight=False)
     experiment = Experiment(study, folder_of(study, out))
@@ -140,9 +156,9 @@ def learned(experiment: Experiment, task: OutputDropout, name: str, report: Repo
     folder, steps = experiment.folder / name, experiment.study.learning.steps
     folder.mkdir(exist_ok=True)
     goes_on = f"revtune train --resume {experiment.folder}"
-    with contextlib.closing(Course(experiment.learner(task, name), folder, goes_on)) as course:
-        course.learn(lambda learner, clock: learner.steps >= steps, report)
-        return course.result()
+    with contextlib.closing(TaskRun(experiment.learner(task, name), folder, goes_on)) as task_run:
+        task_run.learn(lambda learner, clock: learner.steps >= steps, report)
+        return task_run.result()
 
 
 class Report:
@@ -153,7 +169,7 @@ class Report:
         study: how many updates there are.
     """
 
-    def __init__(self, console: Console, study: Study) -> None:
+    def __init__(self, console: Console, study: OutputDropoutStudy) -> None:
         self.console, self.steps, self.name = console, study.learning.steps, ""
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
         self.bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
@@ -180,7 +196,7 @@ class Report:
         self.console.print(f"{self.name}: {told}, rate {rate:.3g} at the end", markup=False, soft_wrap=True)
 
 
-def stored(folder: Path) -> Study:
+def stored(folder: Path) -> OutputDropoutStudy:
     """The study that a folder holds.
 
     Raises:
@@ -191,14 +207,14 @@ def stored(folder: Path) -> Study:
         facts = json.loads(path.read_text(encoding="utf-8"))
         if facts["recipe"] != RECIPE:
             raise ValueError("it is another recipe's")
-        found = read_typed(Study, facts["study"])
+        found = read_typed(OutputDropoutStudy, facts["study"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise Problem(f"{path} is no configuration of the {RECIPE} experiment: {error}") from error
     check(found)
     return found
 
 
-def folder_of(study: Study, out: Path | None) -> Path:
+def folder_of(study: OutputDropoutStudy, out: Path | None) -> Path:
     """The experiment's folder, its configuration in it; one that holds the same already is gone on with."""
     if out is not None and (out / "config.json").exists():
         if stored(out) != study:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from revtune.program.studies.output_dropout.contestants import NAME
+from revtune.program.recipes.output_dropout import NAME
 
 Facts = dict[str, Any]
 

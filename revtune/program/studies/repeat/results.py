@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from revtune.program.tasks.repeat import MODELS, Study
+from revtune.program.tasks.repeat import MODELS, RepeatStudy
 
 Figures = dict[str, Any]
 
@@ -23,7 +23,7 @@ WIDTHS = dict(zip(MODELS, (9, 6.5, 4, 1.5, 1.8, 1.8), strict=True))
 """Nets that solve the task lie on one line; the wider ones show from below."""
 
 
-def summary(study: Study, cells: list[Figures]) -> list[Figures]:
+def summary(study: RepeatStudy, cells: list[Figures]) -> list[Figures]:
     """Mean, least and most over seeds of the share said right, with mean loss and updates, by model and length."""
     rows = []
     for model in MODELS:
@@ -37,7 +37,7 @@ def summary(study: Study, cells: list[Figures]) -> list[Figures]:
     return rows
 
 
-def rows(study: Study, cells: list[Figures]) -> list[list[str]]:
+def rows(study: RepeatStudy, cells: list[Figures]) -> list[list[str]]:
     """The table's cells: a row a model, a column a length."""
     found = {(one["model"], one["steps"]): one for one in summary(study, cells)}
     return [[model, *(percent(found.get((model, steps))) for steps in study.lengths)] for model in MODELS]
@@ -51,13 +51,13 @@ def percent(one: Figures | None) -> str:
     return f"{100 * one['right']:.0f}" + (f"±{half}" if half != "0" else "")
 
 
-def title(study: Study) -> str:
+def title(study: RepeatStudy) -> str:
     """What the table holds."""
     runs = f"mean ± half the range of {study.seeds} seeds" if study.seeds > 1 else "one seed"
     return f"Per cent of tokens repeated one step later, by length; {runs}, at most {study.updates} updates"
 
 
-def table(study: Study, cells: list[Figures]) -> Table:
+def table(study: RepeatStudy, cells: list[Figures]) -> Table:
     """The table for a terminal."""
     drawn = Table()
     drawn.add_column("", no_wrap=True)
@@ -68,7 +68,7 @@ def table(study: Study, cells: list[Figures]) -> Table:
     return drawn
 
 
-def markdown(study: Study, cells: list[Figures]) -> str:
+def markdown(study: RepeatStudy, cells: list[Figures]) -> str:
     """The table for a page."""
     lines = [title(study) + ".", "", "| length | " + " | ".join(map(str, study.lengths)) + " |"]
     lines.append("|---|" + "---:|" * len(study.lengths))
@@ -76,7 +76,7 @@ def markdown(study: Study, cells: list[Figures]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(study: Study, cells: list[Figures]) -> bytes:
+def plot(study: RepeatStudy, cells: list[Figures]) -> bytes:
     """A PNG: what is right by length on the left, by step of the longest sequence on the right."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -106,7 +106,7 @@ def plot(study: Study, cells: list[Figures]) -> bytes:
     return held.getvalue()
 
 
-def _by_length(axes: Any, study: Study, cells: list[Figures], model: str) -> None:
+def _by_length(axes: Any, study: RepeatStudy, cells: list[Figures], model: str) -> None:
     """Mean over seeds, with the range as a band."""
     points = [one for one in summary(study, cells) if one["model"] == model]
     steps = [one["steps"] for one in points]
@@ -115,7 +115,7 @@ def _by_length(axes: Any, study: Study, cells: list[Figures], model: str) -> Non
     axes.plot(steps, mean, label=model, marker=MARKERS[model], **_line(model))
 
 
-def _by_step(axes: Any, study: Study, cells: list[Figures], model: str) -> None:
+def _by_step(axes: Any, study: RepeatStudy, cells: list[Figures], model: str) -> None:
     """Mean over seeds at each step of the longest sequences."""
     longest = max(study.lengths)
     runs = [one["by_step"] for one in cells if one["model"] == model and one["steps"] == longest]

@@ -21,10 +21,12 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -36,12 +38,31 @@ from revtune.program.runs.arithmetic import Arithmetic
 from revtune.program.runs.folder import RUNS, next_folder
 from revtune.program.runs.metrics import Metrics
 from revtune.program.studies.repeat.results import markdown, plot, summary, table, title
-from revtune.program.tasks.repeat import Cell, Study, check, from_json, learn, to_json
+from revtune.program.tasks.repeat import Cell, RepeatStudy, check, from_json, learn, to_json
 
 Figures = dict[str, Any]
 
 
-def run(study: Study, out: Path | None, *, workers: int | None = None) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compare reversible nets with and without forgetting, and torch's own, on repeating the previous token."""
+
+    study: tyro.conf.OmitArgPrefixes[RepeatStudy]
+    out: Path | None = None
+    """Folder of the study; one that holds this study is gone on with. By default the next free runs/repeat-<n>."""
+    full: bool = False
+    """Longer sequences, more updates and seeds: hours instead of minutes."""
+    workers: int | None = None
+    """Models learning at a time; by default as many as there are processors."""
+
+
+def start(name: str, options: Options) -> Path:
+    """Run a study, or what is left of it in the folder that the options name; its folder."""
+    assert name == "repeat"
+    return run(options.study, options.out, workers=options.workers)
+
+
+def run(study: RepeatStudy, out: Path | None, *, workers: int | None = None) -> Path:
     """Learn every cell that `out` does not hold yet, then write table and plot there.
 
     Args:
@@ -71,7 +92,7 @@ def run(study: Study, out: Path | None, *, workers: int | None = None) -> Path:
         if missing:
             go_on(here, cells, path)
         for one in watched(console, len(cells), len(missing), learned(study, missing, workers)):
-            one["arithmetic"] = here.facts()
+            one["arithmetic"] = here.to_json()
             kept.add(one)
             kept.sync()
             cells.append(one)
@@ -87,7 +108,7 @@ def resume(folder: Path) -> Path:
     return run(stored(folder), folder)
 
 
-def stored(folder: Path) -> Study:
+def stored(folder: Path) -> RepeatStudy:
     """The study that a folder holds.
 
     Raises:
@@ -102,7 +123,7 @@ def stored(folder: Path) -> Study:
         raise Problem(f"{path} is no text: {error}") from error
 
 
-def folder_of(study: Study, out: Path | None) -> Path:
+def folder_of(study: RepeatStudy, out: Path | None) -> Path:
     """The study's folder, with its configuration in it; one that holds the same study already is gone on with."""
     if out is not None and (out / "config.json").exists():
         if stored(out) != study:
@@ -131,7 +152,7 @@ def go_on(here: Arithmetic, cells: list[Figures], path: Path) -> None:
         here.go_on(one, path.parent)
 
 
-def learned(study: Study, cells: list[Cell], workers: int | None) -> Iterator[Figures]:
+def learned(study: RepeatStudy, cells: list[Cell], workers: int | None) -> Iterator[Figures]:
     """What each cell came to, in the order in which they finish."""
     if not cells:
         return
@@ -171,7 +192,7 @@ def watched(console: Console, done: int, left: int, cells: Iterator[Figures]) ->
                 console.print(f"{told} after {one['updates']} updates", markup=False, soft_wrap=True)
 
 
-def finish(study: Study, cells: list[Figures], folder: Path) -> None:
+def finish(study: RepeatStudy, cells: list[Figures], folder: Path) -> None:
     """Write figures, table and plot."""
     versions = {"revtune": rt.__version__, "torch": torch.__version__, "python": platform.python_version()}
     figures = {**versions, "study": dataclasses.asdict(study), "table": summary(study, cells)}

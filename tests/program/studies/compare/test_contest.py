@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from revtune.program.errors import Problem
-from revtune.program.files import held
+from revtune.program.files import locked
 from revtune.program.studies.compare import table as compare_table
 from revtune.program.studies.compare.compare import run
 from revtune.program.studies.compare.contest import Contest, Contestant, Options
@@ -123,7 +123,7 @@ def test_the_length_of_trials_is_in_the_plain_runs_result(options: Options[Image
 def test_who_is_refused_changes_nothing(options: Options[ImageStudy]) -> None:
     contest = held_with(options, "plain")
     before = (contest.folder / "config.json").read_bytes()
-    with held(contest.folder), pytest.raises(Problem, match="another process is at work in "):
+    with locked(contest.folder), pytest.raises(Problem, match="another process is at work in "):
         held_with(options, "plain", budget=40.0)
     assert (contest.folder / "config.json").read_bytes() == before
     held_with(options, "plain")

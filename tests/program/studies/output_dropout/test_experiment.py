@@ -8,21 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from revtune.program import recipes
 from revtune.program.cli.main import main
 from revtune.program.errors import Problem
+from revtune.program.recipes.output_dropout import NAME, OutputDropout, OutputDropoutStudy, recipe
 from revtune.program.studies.output_dropout import experiment as output_dropout_run
 from revtune.program.studies.output_dropout.contestants import (
-    NAME,
-    OutputDropout,
     ScheduledLearner,
-    Study,
     check,
     fixed,
     noisy,
     replayed,
     sinusoid,
-    study,
 )
 from revtune.program.studies.output_dropout.experiment import Experiment, run, stored
 from revtune.program.studies.output_dropout.results import markdown, plot, verdicts
@@ -34,11 +30,11 @@ CONTESTANTS = ["tuned-0.05", "tuned-0.7", "fixed-0.2", "fixed-0.5", "noisy", "si
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Study:
+def tiny(tmp_path: Path) -> OutputDropoutStudy:
     write_words(tmp_path / "data")
     sizes = {"data": tmp_path / "data", "words": None, "width": 4, "length": 5, "learning": LEARNING}
     rates = {"starts": (0.05, 0.7), "rates": (0.2, 0.5), "period": 4}
-    return dataclasses.replace(study(), **sizes, **rates, stn=TUNING, delta=TUNING)  # type: ignore[arg-type]
+    return dataclasses.replace(recipe(), **sizes, **rates, stn=TUNING, delta=TUNING)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -58,7 +54,7 @@ def test_rates_of_an_update() -> None:
     assert [replayed(0.05, records)(step) for step in range(6)] == [0.05, 0.05, 0.2, 0.2, 0.4, 0.4]
 
 
-def test_a_plain_network_takes_the_rate_of_each_update(tiny: Study) -> None:
+def test_a_plain_network_takes_the_rate_of_each_update(tiny: OutputDropoutStudy) -> None:
     one, seen = ScheduledLearner(OutputDropout(tiny), lambda step: step / 10), []
     one.model.get_submodule("output_drop").register_forward_hook(lambda *_: seen.append(one.values()[NAME]))
     for _ in range(3):
@@ -66,7 +62,7 @@ def test_a_plain_network_takes_the_rate_of_each_update(tiny: Study) -> None:
     assert seen == [0.0, 0.1, 0.2]
 
 
-def test_nothing_but_the_output_is_dropped(tiny: Study) -> None:
+def test_nothing_but_the_output_is_dropped(tiny: OutputDropoutStudy) -> None:
     task = OutputDropout(tiny)
     one, batch = ScheduledLearner(task, fixed(0.5)), task.train_batch(0)
     trained, rested = (one.model.train(training)(batch.inputs)[0] for training in (True, False))
@@ -77,7 +73,7 @@ def test_nothing_but_the_output_is_dropped(tiny: Study) -> None:
     assert [*TunedLearner(OutputDropout(tiny, start=0.7), "stn").values().items()] == [(NAME, 0.7)]
 
 
-def test_all_compete_and_are_told(tiny: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_compete_and_are_told(tiny: OutputDropoutStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(tiny, tmp_path / "run")
     experiment = Experiment(tiny, folder)
     assert tiny.contestants() == CONTESTANTS
@@ -104,7 +100,7 @@ def test_all_compete_and_are_told(tiny: Study, tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.usefixtures("unplotted")
-def test_it_goes_on_where_it_stopped(tiny: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_goes_on_where_it_stopped(tiny: OutputDropoutStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = run(tiny, tmp_path / "whole"), tmp_path / "cut"
     monkeypatch.setattr("revtune.program.tasks.loop.SAVE_SECONDS", -1.0)
     original = Learner.validate
@@ -162,14 +158,13 @@ def test_the_program_runs_and_resumes_it(tmp_path: Path, capsys: pytest.CaptureF
 )
 def test_studies_that_cannot_be_are_told(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(Problem, match=told):
-        check(dataclasses.replace(study(), **changes))
+        check(dataclasses.replace(recipe(), **changes))
 
 
 def test_both_sizes_can_be_and_the_full_one_is_the_papers() -> None:
-    recipe = recipes.find("output_dropout").recipe
     for one in (recipe(), recipe(full=True)):
         check(one)
-        assert one.starts == (0.05, 0.3, 0.5, 0.7, 0.9) and not recipes.is_tuned("output_dropout")
+        assert one.starts == (0.05, 0.3, 0.5, 0.7, 0.9)
     assert (recipe(full=True).width, recipe(full=True).words) == (650, None)
 
 

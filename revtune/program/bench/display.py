@@ -1,4 +1,4 @@
-"""Where the program's measurements are shown: a terminal, or a page of markdown."""
+"""Where the benchmarks show tables and sentences: a terminal, or markdown for a README."""
 
 from __future__ import annotations
 
@@ -10,26 +10,32 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from revtune.program.tables import markdown
+
 Rows = Iterable[Sequence[str]]
 
 
-class Page(Protocol):
-    """What takes tables and sentences."""
+class Display(Protocol):
+    """What shows tables and sentences."""
 
     def waiting(self, what: str) -> AbstractContextManager[object]:
         """Say what is being measured while it is."""
 
     def table(self, about: str, corner: str, headings: Sequence[str], rows: Rows) -> None:
-        """Show a table: what it is about, what tells it from its like, and the headings of all columns but the first.
+        """Show a table.
 
-        Rows that begin with a reversible layer stand out.
+        Args:
+            about: what all tables of its kind have in common.
+            corner: what tells it from the others.
+            headings: of all columns but the first.
+            rows: those that begin with a reversible layer stand out.
         """
 
     def say(self, text: str) -> None:
         """Show a sentence."""
 
     def tell(self, text: str) -> None:
-        """Show what only the person at the keyboard cares for."""
+        """Show a sentence that is of use to the person at the keyboard alone."""
 
 
 class Terminal:
@@ -39,11 +45,11 @@ class Terminal:
         self.console = Console(highlight=False)
 
     def waiting(self, what: str) -> AbstractContextManager[object]:
-        """A line that goes when it is over."""
+        """Show a line that disappears in the end."""
         return self.console.status(f"measuring {what}")
 
     def table(self, about: str, corner: str, headings: Sequence[str], rows: Rows) -> None:
-        """A title above; all columns but the first to the right; no frame where it would not fit."""
+        """Show it under a title, without a frame where that does not fit."""
         table = Table(title=f"{about}, {corner}", title_justify="left")
         table.add_column("", no_wrap=True)
         for heading in headings:
@@ -55,7 +61,7 @@ class Terminal:
         self.console.print(table)
 
     def say(self, text: str) -> None:
-        """As it is."""
+        """Print it as it is."""
         self.console.print(text, markup=False)
 
     tell = say
@@ -66,19 +72,21 @@ class Markdown:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Say nothing."""
+        """Say nothing; it would be part of the page."""
         yield
 
     def table(self, about: str, corner: str, headings: Sequence[str], rows: Rows) -> None:
-        """What tells it from its like in the corner."""
-        lines = [f"| {corner} |" + "|".join(f" {heading} " for heading in headings) + "|"]
-        lines += ["|---|" + "---:|" * len(headings)]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        print("\n".join(lines), end="\n\n", flush=True)
+        """Print it with what tells it from the others in the corner."""
+        print(markdown([corner, *headings], rows), end="\n\n", flush=True)
 
     def say(self, text: str) -> None:
-        """As it is."""
+        """Print it as it is."""
         print(text)
 
     def tell(self, text: str) -> None:
-        """Nothing."""
+        """Say nothing; it would be part of the page."""
+
+
+def thread_count(threads: int) -> str:
+    """A number of threads in words."""
+    return f"{threads} thread" + "s" * (threads > 1)

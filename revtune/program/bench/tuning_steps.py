@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from revtune.program import recipes
-from revtune.program.bench.tuning_cases import TUNED, Case, Step
+from revtune.program.bench.measuring import StepFunction
+from revtune.program.bench.tuning_cases import TUNED, StepKind, TuningCase
 from revtune.program.data.image_parts import Parts
-from revtune.program.data.text import END, UNKNOWN, Corpus, Words
+from revtune.program.data.text import Corpus
+from revtune.program.data.vocabulary import END, UNKNOWN, Words
 from revtune.program.tasks.plain_learner import PlainLearner
 from revtune.program.tasks.task import Task
 from revtune.program.tasks.tuned_learner import TunedLearner
-
-Run = Callable[[], object]
-
 
 SHAPES = {"mnist": (1, 28, 28), "fashion": (1, 28, 28), "cifar10": (3, 32, 32)}
 
@@ -25,17 +23,17 @@ SHAPES = {"mnist": (1, 28, 28), "fashion": (1, 28, 28), "cifar10": (3, 32, 32)}
 CLASSES = 10
 
 
-def entrants(case: Case) -> dict[str, Run]:
+def steps_of(case: TuningCase) -> dict[str, StepFunction]:
     """The competitors by name, a plain step first."""
-    steps: tuple[Step, ...] = ("plain", *TUNED)
-    return {step: entrant(case, step) for step in steps}
+    kinds: tuple[StepKind, ...] = ("plain", *TUNED)
+    return {kind: step_of(case, kind) for kind in kinds}
 
 
-def entrant(case: Case, step: Step) -> Run:
+def step_of(case: TuningCase, kind: StepKind) -> StepFunction:
     """One competitor: a step of a learner of its own, with its update, beginning and ending without gradients."""
     task = task_of(case)
     batch = task.train_batch(0)
-    if step == "plain":
+    if kind == "plain":
         plain = PlainLearner(task)
 
         def learn() -> None:
@@ -43,11 +41,11 @@ def entrant(case: Case, step: Step) -> Run:
             plain.optimizer.zero_grad()
 
         return learn
-    tuner = TunedLearner(task, "stn" if step.startswith("STN") else "delta").tuner
-    return lambda: tuner.valid_step(batch) if step.endswith("validation") else tuner.train_step(batch)
+    tuner = TunedLearner(task, "stn" if kind.startswith("STN") else "delta").tuner
+    return lambda: tuner.valid_step(batch) if kind.endswith("validation") else tuner.train_step(batch)
 
 
-def task_of(case: Case) -> Task:
+def task_of(case: TuningCase) -> Task:
     """The recipe's task at these sizes, on random data."""
     recipe: Any = recipes.find(case.net)
     study = recipe.study("paper" if case.net == "ptb_lstm" else "small")
@@ -58,7 +56,7 @@ def task_of(case: Case) -> Task:
     return task
 
 
-def random_images(case: Case) -> Parts:
+def random_images(case: TuningCase) -> Parts:
     """A batch of images of random pixels and classes."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (case.batch, *SHAPES[case.net]), dtype=torch.uint8, generator=generator)
@@ -66,7 +64,7 @@ def random_images(case: Case) -> Parts:
     return Parts(part, part, part)
 
 
-def random_words(case: Case) -> Corpus:
+def random_words(case: TuningCase) -> Corpus:
     """A batch of random words."""
     words = torch.randint(case.tokens, (case.batch * (case.steps + 1),), generator=torch.Generator().manual_seed(0))
     vocabulary = Words([*map(str, range(case.tokens - 2)), END, UNKNOWN])

@@ -1,0 +1,75 @@
+"""`revtune train` for a text: a run from its first step to its last, or the rest of one, and what it came to."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from revtune.program.errors import Problem
+from revtune.program.language import sample, trainer
+from revtune.program.language.config import Config, Size, check
+from revtune.program.language.live import Report, measure
+from revtune.program.language.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Learn a text."""
+
+    config: Config
+    out: Path | None = None
+    """Folder of the run; by default the next free runs/<recipe>-<n>."""
+    size: Size = "small"
+    """small is made for two cores; paper has the settings of the paper that the recipe is from."""
+    resume: Path | None = None
+    """Go on with the run in this folder as it was told; no other option goes with this one."""
+
+
+def start(name: str, options: Options) -> Path:
+    """A new run of a recipe, from its first step to its last; its folder."""
+    assert options.config.recipe == name
+    check(options.config)
+    with Report(options.config).shown() as report:
+        run = trainer.start(with_absolute_paths(options.config), options.out, report)
+    finish(run)
+    return run.folder
+
+
+def resume(folder: Path) -> None:
+    """Go on with the run in a folder.
+
+    Raises:
+        Problem: it holds none, or nothing is left to do.
+    """
+    run = Run(folder)
+    with Report(run.config()).shown() as report:
+        trainer.resume(run, report)
+    finish(run)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The configuration with its paths made absolute, to be found from any folder later.
+
+    Raises:
+        Problem: it names a file, and its recipe reads none.
+    """
+    text = config.text
+    if text.file is not None and text.source != "file":
+        raise Problem(f"recipe {config.recipe} reads no file; revtune train text --file {text.file} does", code=2)
+    file, data = (path and path.absolute() for path in (text.file, text.data))
+    return dataclasses.replace(config, text=dataclasses.replace(text, file=file, data=data))
+
+
+def finish(run: Run) -> None:
+    """Say what a finished run came to, show a sample, and what to do next."""
+    config = run.config()
+    best, unit = run.best(), config.text.unit
+    words = unit == "word"
+    print(f"\nvalidation {measure(unit, best['valid_loss'])}, its best, at step {best['step']}; a sample:\n")
+    pieces = sample.text(run.model(), run.vocabulary(), "", length=100 if words else 600, temperature=0.7, seed=1)
+    print("".join(pieces).strip("\n") + "\n")
+    print(f"the run is in {run.folder}; next:")
+    prompt = "def " if config.text.source == "stdlib" else "the market" if words else "The "
+    print(f"  revtune generate {run.folder} --prompt '{prompt}'")
+    print(f"  revtune evaluate {run.folder}")
