@@ -16,7 +16,7 @@ COLOURS = {"nn.GRU": "#d55e00", "nn.LSTM": "#cc79a7", "RevGRU": "#0072b2", "RevL
 
 
 DOTS = 130
-"""An inch: a plot is then about as wide as a README."""
+"""An inch: a plot of 8 inches has about a thousand pixels, the width of a README."""
 
 
 MARKERS = "osd^v"
@@ -40,15 +40,15 @@ def png(figure: Figure) -> bytes:
     return content.getvalue()
 
 
-def spread(axes: Axes, ratios: list[float], y: float, number: int, label: str) -> None:
+def median_and_range(axes: Axes, ratios: list[float], y: float, number: int, label: str) -> None:
     """The median of ratios and their range, in the look of the first, second, ... of a row."""
     colour = COLOURS[("RevGRU", "RevLSTM", "nn.LSTM")[min(number, 2)]]  # nn.GRU's is that of the goals
     axes.plot([min(ratios), max(ratios)], [y, y], color=colour, linewidth=1.2)
     axes.plot([median(ratios)], [y], MARKERS[number % len(MARKERS)], label=label, color=colour)
 
 
-def across(axes: Axes, ratio: float, y: float, label: str, *, width: float = 3.0, height: float = 0.76) -> None:
-    """A bar across a row, at a goal."""
+def goal_bar(axes: Axes, ratio: float, y: float, label: str, *, width: float = 3.0, height: float = 0.76) -> None:
+    """A bar across the row, where the ratio would meet a goal."""
     ends = [y - height / 2, y + height / 2]
     axes.plot([ratio] * 2, ends, color=COLOURS["nn.GRU"], linewidth=width, label=label)
 

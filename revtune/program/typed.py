@@ -26,6 +26,10 @@ SEEDS = range(-(2**63), 2**63)
 """What torch's generators take."""
 
 
+TOO_MANY = 2**31
+"""No count comes near this, the first that is no int32."""
+
+
 MAY_BE_0 = ("warmup", "momentum", "entropy", "seed")
 """Names of the settings whose 0 means something; every other number must be above it."""
 
@@ -37,19 +41,19 @@ def read_typed(kind: type[T], values: dict[str, Any]) -> T:
         TypeError: a value is not what its annotation says, is missing, or unknown.
     """
     read = dict(values)
-    for name, wanted in get_type_hints(kind).items():
+    for name, annotation in get_type_hints(kind).items():
         if name in read:
-            read[name] = _from_json(read[name], wanted)
+            read[name] = _from_json(read[name], annotation)
     return typed(kind, read)
 
 
-def _from_json(value: Any, wanted: Any) -> Any:
-    if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
-        return read_typed(wanted, value)
-    if wanted == Path | None and isinstance(value, str):
+def _from_json(value: Any, annotation: Any) -> Any:
+    if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+        return read_typed(annotation, value)
+    if annotation == Path | None and isinstance(value, str):
         return Path(value)
-    if get_origin(wanted) is tuple and isinstance(value, list):
-        return tuple(_from_json(part, get_args(wanted)[0]) for part in value)
+    if get_origin(annotation) is tuple and isinstance(value, list):
+        return tuple(_from_json(part, get_args(annotation)[0]) for part in value)
     return value
 
 
@@ -59,24 +63,24 @@ def typed(kind: type[T], values: dict[str, Any]) -> T:
     Raises:
         TypeError: one is not, is missing, or unknown.
     """
-    for name, wanted in get_type_hints(kind).items():
-        if name in values and not _fits(values[name], wanted):
-            raise TypeError(f"{name} must be {getattr(wanted, '__name__', wanted)}, got {values[name]!r}")
+    for name, annotation in get_type_hints(kind).items():
+        if name in values and not _fits(values[name], annotation):
+            raise TypeError(f"{name} must be {getattr(annotation, '__name__', annotation)}, got {values[name]!r}")
     return kind(**values)
 
 
-def _fits(value: Any, wanted: Any) -> bool:
-    if get_origin(wanted) is Literal:
-        return value in get_args(wanted)
-    if get_origin(wanted) is tuple:
-        return type(value) is tuple and all(_fits(part, get_args(wanted)[0]) for part in value)
-    if get_origin(wanted) in (Union, UnionType):
-        return any(_fits(value, kind) for kind in get_args(wanted))
-    if wanted is float:
+def _fits(value: Any, annotation: Any) -> bool:
+    if get_origin(annotation) is Literal:
+        return value in get_args(annotation)
+    if get_origin(annotation) is tuple:
+        return type(value) is tuple and all(_fits(part, get_args(annotation)[0]) for part in value)
+    if get_origin(annotation) in (Union, UnionType):
+        return any(_fits(value, kind) for kind in get_args(annotation))
+    if annotation is float:
         return type(value) is float or type(value) is int and math.isfinite(value)
-    if wanted is Path and isinstance(value, Path):  # pathlib makes a PosixPath, whose type is not Path
+    if annotation is Path and isinstance(value, Path):  # pathlib makes a PosixPath, whose type is not Path
         return "\0" not in str(value)
-    return type(value) is wanted
+    return type(value) is annotation
 
 
 def check_each(group: object, names: str, right: Callable[[Any], bool], wanted: str) -> None:
@@ -109,7 +113,7 @@ def _check_number(value: float, name: str, option: str) -> None:
         right, wanted = value > 0, "above 0"
     if not right:
         raise Problem(f"{option} must be {wanted}, got {value}", code=2)
-    if value >= 2**31:  # far beyond any run, and the last that is an int32
+    if value >= TOO_MANY:
         raise Problem(f"{option} must be below 2^31, got {value}", code=2)
     if name == "threads" and value > MOST_THREADS:
         raise Problem(f"{option} must be at most {MOST_THREADS}, got {value}", code=2)

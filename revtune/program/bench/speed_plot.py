@@ -11,7 +11,7 @@ from revtune.program.bench.speed_cases import KINDS, PAIRS, SWEEP, SweptSize, al
 from revtune.program.bench.speed_lines import Line, lines
 from revtune.program.bench.speed_table import Comparison, comparisons
 from revtune.program.bench.worker import Record
-from revtune.program.figures import COLOURS, across, blank, legend, png, spread, ticks
+from revtune.program.figures import COLOURS, blank, goal_bar, legend, median_and_range, png, ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,11 +44,11 @@ def _ratio(axes: Axes, pair: Comparison, row: int, counts: list[int]) -> None:
     """A point with its range; with the last thread count, the goal as bars across."""
     turn = counts.index(pair.record["threads"])
     y = row + 0.4 * ((turn + 0.5) / len(counts) - 0.5)
-    spread(axes, pair.ratios(), y, turn, thread_count(pair.record["threads"]))
+    median_and_range(axes, pair.ratios(), y, turn, thread_count(pair.record["threads"]))
     if pair.goal and turn + 1 == len(counts):
         for ratio, label, width in ((pair.goal.most, "goal", 3.0), (pair.goal.reach, "within reach", 1.2)):
             if ratio:
-                across(axes, ratio, row, label, width=width)
+                goal_bar(axes, ratio, row, label, width=width)
 
 
 def lengths(records: list[Record]) -> bytes:

@@ -1,4 +1,4 @@
-"""The figures of `revtune bench speed` as tables: ratios of turns of one round, and how they stand to the goals."""
+"""The figures of `revtune bench speed` as tables: ratios of turns of one round, beside their goals."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class Comparison:
 
     @property
     def goal(self) -> Goal | None:
-        """What we have set ourselves."""
+        """The largest ratio that will do, if a goal is set."""
         return GOALS.get((self.case.kind, self.case.shape, self.ours))
 
     @property
     def verdict(self) -> str:
-        """How it stands to the goal; empty without one."""
+        """How the median ratio compares with the goal; empty without one."""
         return self.goal.verdict(median(self.ratios())) if self.goal else ""
 
     def ratios(self, above: str = "", below: str = "") -> list[float]:
@@ -73,16 +73,16 @@ def comparisons(records: list[Record]) -> Iterator[Comparison]:
 
 def row(pair: Comparison) -> tuple[str, ...]:
     """The table's cells of a comparison."""
-    found, theirs = pair.ratios(), pair.theirs
+    ratios, theirs = pair.ratios(), pair.theirs
     beside = (
         pair.ratios(Contestant(cell=theirs, segments=True).name, theirs),
         pair.ratios(products_of(theirs), theirs),
         pair.ratios(pair.ours, products_of(pair.ours)),
     )
-    ratio = (f"{median(found):.2f}", f"{min(found):.2f}-{max(found):.2f}")
+    ratio = (f"{median(ratios):.2f}", f"{min(ratios):.2f}-{max(ratios):.2f}")
     goal = f"{pair.goal} {pair.verdict}" if pair.goal else ""
     cell = theirs.removeprefix("nn.")
-    return pair.case.sizes, cell, *ratio, goal, *(f"{median(ratios):.2f}" if ratios else "" for ratios in beside)
+    return pair.case.sizes, cell, *ratio, goal, *(f"{median(other):.2f}" if other else "" for other in beside)
 
 
 def show(display: Display, kind: CaseKind, threads: int, records: list[Record]) -> None:

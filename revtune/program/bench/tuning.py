@@ -90,9 +90,8 @@ def tuning(
     with drafts(out, plot) as (figures, drawing):
 
         def save() -> None:
-            write(
-                figures, json.dumps({**circumstances(rounds), "times": times, "memories": memories}, indent=1).encode()
-            )
+            content = {**circumstances(rounds), "times": times, "memories": memories}
+            write(figures, json.dumps(content, indent=1).encode())
 
         for count in threads:
             coming = timed(TuningJob(cases=cases, threads=count, rounds=rounds, turn=TURN))

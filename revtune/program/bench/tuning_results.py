@@ -13,7 +13,7 @@ from revtune.program.bench.goals import Goal
 from revtune.program.bench.speed_table import ratios
 from revtune.program.bench.tuning_cases import TUNED, Measure, StepKind, TuningCase, goal
 from revtune.program.bench.worker import Record
-from revtune.program.figures import across, blank, legend, png, spread
+from revtune.program.figures import blank, goal_bar, legend, median_and_range, png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,12 +45,12 @@ class Cost:
 
     @property
     def goal(self) -> Goal | None:
-        """What we have set ourselves."""
+        """The largest ratio that will do, if a goal is set."""
         return goal(self.measure, self.case.net, self.step)
 
     @property
     def verdict(self) -> str:
-        """How it stands to the goal; empty without one."""
+        """How the median ratio compares with the goal; empty without one."""
         return self.goal.verdict(median(self.ratios)) if self.goal else ""
 
     @property
@@ -141,6 +141,6 @@ def _ratio(axes: Axes, cost: Cost, row: int, series: list[str], name: str) -> No
     number = series.index(name)
     height = 0.8 / len(series)
     y = row + (number - (len(series) - 1) / 2) * height
-    spread(axes, cost.ratios, y, number, name)
+    median_and_range(axes, cost.ratios, y, number, name)
     if cost.goal:
-        across(axes, cost.goal.most, y, "goal", height=height)
+        goal_bar(axes, cost.goal.most, y, "goal", height=height)

@@ -11,7 +11,8 @@ from revtune.program import recipes
 from revtune.program.bench.measuring import StepFunction
 from revtune.program.bench.tuning_cases import TUNED, StepKind, TuningCase
 from revtune.program.data.image_parts import Parts
-from revtune.program.data.text import END, UNKNOWN, Corpus, Words
+from revtune.program.data.text import Corpus
+from revtune.program.data.vocabulary import END, UNKNOWN, Words
 from revtune.program.tasks.plain_learner import PlainLearner
 from revtune.program.tasks.task import Task
 from revtune.program.tasks.tuned_learner import TunedLearner

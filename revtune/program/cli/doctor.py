@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 
 from revtune.errors import BackendError
-from revtune.program.data.text import FILES, SPLITS
+from revtune.program.data.named_sets import SPLITS, TEXT_FILES, data_folder
 from revtune.program.errors import Problem
 from revtune.reversible.kernel import backend, build
 
@@ -44,16 +43,16 @@ def found_or_why(find: Callable[[], str]) -> str:
 
 def data_lines() -> Iterator[str]:
     """Where data sets are looked for and which are there."""
-    folder = os.environ.get("REVTUNE_DATA")
-    if not folder:
+    folder = data_folder()
+    if folder is None:
         yield "data: REVTUNE_DATA is not set; data sets by name come from --data or the hub"
         return
-    if not Path(folder).is_dir():
+    if not folder.is_dir():
         yield f"data: REVTUNE_DATA is {folder}, which is no folder"
         return
     yield f"data: REVTUNE_DATA is {folder}"
-    for name, layout in FILES.items():
-        missing = [file for file in map(layout.format, SPLITS) if not (Path(folder) / file).is_file()]
+    for name, layout in TEXT_FILES.items():
+        missing = [file for file in map(layout.format, SPLITS) if not (folder / file).is_file()]
         yield f"  {name}: {'missing ' + ', '.join(missing) if missing else 'found'}"
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast, get_args
 from revtune.program import recipes
 from revtune.program.cli.folders import kind_of
 from revtune.program.cli.options import parse, size_of
-from revtune.program.data.pairs import Unit
+from revtune.program.data.pair_sources import PairUnit
 from revtune.program.errors import Problem
 from revtune.program.files import regular
 from revtune.program.language import train as text
@@ -80,7 +80,7 @@ def translation_defaults(recipe: ModuleType, arguments: list[str]) -> Defaults:
 
 def model_and_unit(arguments: list[str]) -> dict[str, str]:
     """The values of `--model` and `--unit`, as far as they are given and can be."""
-    known = {"model": get_args(Model), "unit": get_args(Unit)}
+    known = {"model": get_args(Model), "unit": get_args(PairUnit)}
     given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for option in known:
         given.add_argument(f"--{option}", nargs="?")

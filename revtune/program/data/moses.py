@@ -1,9 +1,9 @@
 """Raw text as published files have it: punctuation, tokens and lower case, as the scripts of Moses make them.
 
-`normalize-punctuation.perl` and `tokenizer.perl` (Koehn et al. 2007) for English and German, rules in their order, of
-their abbreviations the common ones. All 31,014 English lines of Multi30K's raw files come out as in its tokenized ones,
-and so do all 31,014 German ones: `tests/test_moses.py` compares them where the data are. Of IWSLT 2014 there are no raw
-files to compare.
+They are `normalize-punctuation.perl` and `tokenizer.perl` (Koehn et al. 2007) for English and German, with their rules
+in their order and the common ones of their abbreviations. All 31,014 English lines of Multi30K's raw files come out as
+in its tokenized ones, and so do all 31,014 German ones: `test_moses.py` compares them where the data are. Of IWSLT 2014
+there are no raw files to compare.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from typing import Literal
 Language = Literal["en", "de"]
 
 
-Form = Literal["multi30k", "iwslt14", "plain"]
-"""Whose files a text looks like; plain text looks like itself."""
+TextForm = Literal["multi30k", "iwslt14", "plain"]
+"""The data set whose files a text looks like; plain text is left as it is."""
 
 
 Rules = tuple[tuple[str, str], ...]
+"""Patterns and what they are replaced by, one after another."""
 
 
 LETTER, NO_LETTER, HARD = r"([^\W\d_])", r"([\W\d_])", "\u00a0"
+"""Groups of a letter and of anything else, and a space that no line breaks at."""
 
 
 NORMAL: Rules = (
@@ -32,6 +34,7 @@ NORMAL: Rules = (
     (r"…", "..."), (f"[ {HARD}]«{HARD}?", ' "'), (f"«{HARD}?", '"'), (f"{HARD}?»[ {HARD}]", '" '), (f"{HARD}?»", '"'),
     (f"{HARD}([%:?!;])", r"\1"), (f",{HARD}", ", "), (r" +", " "),
 )  # fmt: skip
+"""`normalize-punctuation.perl` for all languages; `QUOTES` are its last rules, by language."""
 
 
 QUOTES: dict[Language, Rules] = {
@@ -47,6 +50,7 @@ APART: Rules = (
     (r"\s+", " "), (r"[\x00-\x1f]", ""), (r"^ +| +$", ""), (r"([^\w\s.'`,-]|_)", r" \1 "),
     (rf"({DOT}+)(?=[^{DOT}])", r"\1 "), (r"([^\d]),", r"\1 , "), (r",([^\d])", r" , \1"), (r"(\d),$", r"\1 ,"),
 )  # fmt: skip
+"""`tokenizer.perl`: marks stand apart from words, but commas inside numbers do not; `APOSTROPHES` come after it."""
 
 
 APOSTROPHES: dict[Language, Rules] = {
@@ -82,8 +86,8 @@ NUMBERED = {"No", "Nos", "Art", "Nr", "pp"}
 """English ones that keep it before a number."""
 
 
-def shaped(text: str, form: Form, language: Language) -> str:
-    """A raw sentence as those of a form are."""
+def shaped(text: str, form: TextForm, language: Language) -> str:
+    """A raw sentence as the files of a form have theirs."""
     if form == "multi30k":
         return tokenized(normalized(text.lower(), language), language)
     return tokenized(text, language).lower() if form == "iwslt14" else text.strip()
@@ -95,12 +99,12 @@ def normalized(text: str, language: Language) -> str:
 
 
 def tokenized(text: str, language: Language) -> str:
-    """The tokens of a text, a space between them, marks that Moses reads itself escaped."""
-    dots = re.sub(r"\.\.+", lambda found: " " + DOT * len(found[0]), text)
+    """The tokens of a text, with spaces between; characters that mean something to Moses are escaped."""
+    dots = re.sub(r"\.\.+", lambda match: " " + DOT * len(match[0]), text)  # so that no rule splits them
     words = applied(APOSTROPHES[language], applied(APART, dots)).split()
-    found = " ".join(ended(word, after, language) for word, after in pairwise([*words, ""]))
-    found = re.sub(r"\.'$", " . '", found).replace(DOT, ".").replace("&", "&amp;")
-    return "".join(ESCAPES.get(letter, letter) for letter in found)
+    tokens = " ".join(ended(word, after, language) for word, after in pairwise([*words, ""]))
+    tokens = re.sub(r"\.'$", " . '", tokens).replace(DOT, ".").replace("&", "&amp;")  # before the escapes, which have &
+    return "".join(ESCAPES.get(letter, letter) for letter in tokens)
 
 
 def ended(word: str, after: str, language: Language) -> str:
@@ -113,7 +117,7 @@ def ended(word: str, after: str, language: Language) -> str:
 
 
 def applied(rules: Rules, text: str) -> str:
-    """A text after replacements, one after another."""
-    for pattern, put in rules:
-        text = re.sub(pattern, put, text)
+    """A text after its replacements."""
+    for pattern, replacement in rules:
+        text = re.sub(pattern, replacement, text)
     return text

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from revtune.program.data.text import END, UNKNOWN
+from revtune.program.data.vocabulary import END, UNKNOWN
 from revtune.program.errors import Problem
 
 
 class Subwords:
-    """A vocabulary of sub-words, lower-cased, spaces kept in them.
+    """A vocabulary of lower-case sub-words, which have the spaces between words in them.
 
     Args:
-        tokenizer: the library's own JSON.
+        tokenizer: the JSON of the library.
 
     Raises:
-        ValueError: it is none, or lacks the mark of an end.
+        ValueError: it is none, lacks the mark of an end, or skips numbers.
     """
 
     unit = "subword"
@@ -26,7 +26,7 @@ class Subwords:
 
         try:
             self._tokenizer = Tokenizer.from_str(tokenizer)
-        except Exception as error:
+        except Exception as error:  # the library raises plain exceptions
             raise ValueError(f"no tokenizer: {error}") from error
         start = self._tokenizer.token_to_id(END)
         if start is None:
@@ -38,10 +38,10 @@ class Subwords:
 
     @classmethod
     def of(cls, lines: Iterable[str], *, most: int, fewest: int = 1) -> Subwords:
-        """At most so many, learnt from a training text; two are joined if they come up together `fewest` times.
+        """Learn at most so many from a training text; two are joined if they come up together `fewest` times.
 
         Raises:
-            Problem: the text is empty, or its characters alone are more.
+            Problem: the text is empty, or its characters alone are more than `most`.
         """
         from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -80,6 +80,6 @@ class Subwords:
         decoded: str = self._tokenizer.decode(list(tokens))
         return decoded
 
-    def facts(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """What `lexicon` needs to make this one again, ready for JSON."""
         return {"unit": self.unit, "tokenizer": self._tokenizer.to_str()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sysconfig
 import zlib
 from dataclasses import dataclass
@@ -11,19 +10,21 @@ from typing import Annotated, Literal
 
 import tyro
 
-from revtune.program.data.hub import _no_answer, ask_hub, decode, read
-from revtune.program.data.text import FILES, SPLITS, Corpus, Unit, byte_corpus, split_words, word_corpus
+from revtune.program.data.named_sets import SPLITS, TEXT_FILES, ask_hub, data_folder, no_answer, not_in
+from revtune.program.data.text import Corpus, byte_corpus, decode, word_corpus
+from revtune.program.data.vocabulary import TextUnit, split_words
 from revtune.program.errors import Problem
+from revtune.program.files import read_bytes
 
-Source = Literal["stdlib", "ptb", "wikitext2", "file"]
+TextSource = Literal["stdlib", "ptb", "wikitext2", "file"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """What is read."""
+    """Which text is read, and as what tokens."""
 
-    source: Annotated[Source, tyro.conf.Suppress] = "stdlib"
-    unit: Unit = "byte"
+    source: Annotated[TextSource, tyro.conf.Suppress] = "stdlib"
+    unit: TextUnit = "byte"
     """What one token is."""
     file: Path | None = None
     """The text of recipe `text`: 90% of it is for training, 5% for validation, 5% for the test."""
@@ -37,22 +38,25 @@ HUB = {
     "ptb": ("ptb-text-only/ptb_text_only", None, "refs/convert/parquet", "sentence"),
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-v1", None, "text"),
 }
+"""Path, subset, revision and column on the hub; PTB's own revision is a script, which `datasets` no longer runs."""
 
 
 SKIPPED = {
     "__pycache__", "dist-packages", "encodings", "ensurepip", "idle_test", "idlelib", "lib2to3", "pydoc_data",
     "site-packages", "test", "tests", "turtledemo",
 }  # fmt: skip
+"""Folders of the standard library that hold tests, tables, or packages that not every machine has."""
 
 
 FEWEST_BYTES = 1_000
+"""Of a text; the loss on a twentieth of fewer would tell nothing."""
 
 
 def load(text: Text) -> Corpus:
     """The corpus that a configuration asks for.
 
     Raises:
-        Problem: when a text is missing, unreadable, too short or no text.
+        Problem: a text is missing, unreadable, too short or no text.
     """
     if text.source == "stdlib":
         train, valid, test = stdlib()
@@ -69,14 +73,14 @@ def load(text: Text) -> Corpus:
 def stdlib(folder: Path | None = None) -> tuple[bytes, bytes, bytes]:
     """The Python source of the standard library; a fortieth of its files is for validation, another for the test.
 
-    A file's part follows from a checksum of its path, so it is the same on every machine with the same library.
+    A checksum of a file's path decides where it goes, so that all machines with the same library have the same parts.
     """
     folder = folder or Path(sysconfig.get_path("stdlib"))
     parts: list[list[bytes]] = [[], [], []]
     for path in sorted(folder.rglob("*.py")):
         name = path.relative_to(folder)
-        if SKIPPED.isdisjoint(name.parts) and not path.name.startswith("_sysconfigdata"):
-            parts[{0: 1, 1: 2}.get(zlib.crc32(name.as_posix().encode()) % 40, 0)].append(read(path))
+        if SKIPPED.isdisjoint(name.parts) and not path.name.startswith("_sysconfigdata"):  # made when Python was built
+            parts[{0: 1, 1: 2}.get(zlib.crc32(name.as_posix().encode()) % 40, 0)].append(read_bytes(path))
     train, valid, test = (b"".join(part) for part in parts)
     if min(len(train), len(valid), len(test)) < FEWEST_BYTES:
         raise Problem(f"{folder} holds too little Python source to learn from: {len(train)} bytes for training")
@@ -87,11 +91,11 @@ def file_parts(path: Path | None) -> tuple[bytes, bytes, bytes]:
     """A file's text in three, 90% for training, 5% for validation and 5% for the test, cut after whole lines.
 
     Raises:
-        Problem: when there is no file or it is unreadable, empty or too short.
+        Problem: there is no file, or it is unreadable or too short.
     """
     if path is None:
         raise Problem("recipe text learns a file of yours: give it by --file", code=2)
-    content = read(path)
+    content = read_bytes(path)
     if len(content) < FEWEST_BYTES:
         raise Problem(f"{path} is too short to learn from: {len(content)} bytes, at least {FEWEST_BYTES} are needed")
     first, second = (_line_end(content, len(content) * share // 100) for share in (90, 95))
@@ -99,32 +103,38 @@ def file_parts(path: Path | None) -> tuple[bytes, bytes, bytes]:
 
 
 def _line_end(content: bytes, near: int) -> int:
+    """The end of the last line that ends in the 2% of the content before `near`, or `near` itself."""
     end = content.rfind(b"\n", near - len(content) // 50, near) + 1
     return end or near
 
 
 def named(name: str, folder: Path | None) -> tuple[bytes, bytes, bytes]:
     """A data set's three texts, from the folder in its standard layout, else from the hub."""
-    folder = folder or (Path(os.environ["REVTUNE_DATA"]) if os.environ.get("REVTUNE_DATA") else None)
+    folder = data_folder(folder)
     if folder is not None:
-        paths = [folder / FILES[name].format(split) for split in SPLITS]
+        paths = [folder / TEXT_FILES[name].format(split) for split in SPLITS]
         if all(path.exists() for path in paths):
-            train, valid, test = (read(path) for path in paths)
+            train, valid, test = (read_bytes(path) for path in paths)
             return train, valid, test
     return from_hub(name, folder)
 
 
 def from_hub(name: str, folder: Path | None) -> tuple[bytes, bytes, bytes]:
-    """A data set's three texts through the `datasets` library; as `ask_hub`."""
+    """A data set's three texts from the hub.
+
+    Raises:
+        Problem: the hub does not give it, or it is not what it was.
+    """
     path, subset, revision, column = HUB[name]
-    looked = f"{FILES[name].format('train')} is not in {folder}" if folder else "no --data or REVTUNE_DATA is given"
-    found = ask_hub(name, path, subset, revision, looked)
+    looked = not_in(folder, TEXT_FILES[name].format("train"))
+    splits = ask_hub(name, path, subset, revision, looked)
     try:
-        train, valid, test = (_lines(found[split][column]) for split in ("train", "validation", "test"))
+        train, valid, test = (_lines(splits[split][column]) for split in ("train", "validation", "test"))
     except Exception as error:
-        raise _no_answer(name, looked, error) from error
+        raise no_answer(name, looked, error) from error
     return train, valid, test
 
 
 def _lines(rows: list[str]) -> bytes:
+    """Rows of the hub, some of which end in a line break, as the lines of a file."""
     return "".join(row.rstrip("\n") + "\n" for row in rows).encode()

@@ -1,4 +1,4 @@
-"""The typed configuration of a run: the text it reads, the net it trains, the way it learns."""
+"""The configuration of a run: the text that it reads, the net that it trains, and how that learns."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from revtune.program.data.text import Unit
-from revtune.program.data.text_sources import Source, Text
+from revtune.program.data.text_sources import Text, TextSource
+from revtune.program.data.vocabulary import TextUnit
 from revtune.program.errors import Problem
-from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, check_each, typed
+from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, TOO_MANY, check_each, typed
 
 Model = Literal["revgru", "revlstm", "gru", "lstm"]
 
@@ -104,7 +104,7 @@ class Learning:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A run, whole: with the same one on the same machine the same numbers come out."""
+    """All settings of a run: with the same ones on the same machine the same numbers come out."""
 
     recipe: Annotated[str, tyro.conf.Suppress]
     size: Annotated[Size, tyro.conf.Suppress] = "small"
@@ -121,11 +121,11 @@ def from_json(text: str, where: Path) -> Config:
     """The configuration that `Config.json` wrote.
 
     Raises:
-        Problem: when the text, read from `where`, is no configuration of this version.
+        Problem: the text, read from `where`, is no configuration of this version.
     """
     try:
         parts: dict[str, Any] = json.loads(text)
-        for name in ("file", "data"):
+        for name in ("file", "data"):  # both must be there, unlike other settings, which have defaults
             parts["text"][name] = None if parts["text"][name] is None else Path(parts["text"][name])
         groups = {"text": Text, "net": Net, "learning": Learning}
         config = typed(Config, {**parts, **{name: typed(kind, parts[name]) for name, kind in groups.items()}})
@@ -139,7 +139,7 @@ def check(config: Config) -> None:
     """Raise `Problem` for the first value that no run can have."""
     text, net, learning = config.text, config.net, config.learning
     for group, name, kind in (
-        (text, "source", Source), (text, "unit", Unit), (net, "model", Model), (learning, "optimizer", Rule),
+        (text, "source", TextSource), (text, "unit", TextUnit), (net, "model", Model), (learning, "optimizer", Rule),
         (learning, "schedule", Schedule),
     ):  # fmt: skip
         check_each(group, name, get_args(kind).__contains__, f"one of {', '.join(get_args(kind))}")
@@ -160,15 +160,14 @@ def _check_largest(text: Text, net: Net, learning: Learning) -> None:
     check_each(learning, "threads", lambda value: value <= MOST_THREADS, f"at most {MOST_THREADS}")
     counts = "steps batch length patience valid_every valid_batch save_every warmup"
     for group, names in ((text, "max_words"), (net, "embedding hidden layers"), (learning, counts)):
-        check_each(group, names, lambda value: value < 2**31, "below 2^31")
+        check_each(group, names, lambda value: value < TOO_MANY, "below 2^31")
     check_each(learning, "lr clip weight_decay", lambda value: value <= LARGEST, f"at most {LARGEST:g}")
     check_each(learning, "length_spread", lambda value: value <= learning.length, f"at most --length {learning.length}")
 
 
 def _check_net(net: Net) -> None:
-    check_each(
-        net, "max_forget_bits", lambda value: value is None or 0 < value < math.inf, "above 0, or None for no limit"
-    )
+    limit = "above 0, or None for no limit"
+    check_each(net, "max_forget_bits", lambda value: value is None or 0 < value < math.inf, limit)
     if net.tie and net.embedding != net.hidden:
         raise Problem(f"--tie needs --embedding equal to --hidden, got {net.embedding} and {net.hidden}", code=2)
     if net.model in ("revgru", "revlstm"):

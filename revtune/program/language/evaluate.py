@@ -8,13 +8,13 @@ from torch import Tensor
 from revtune.program.data.text import segment, streams
 from revtune.program.language.config import Learning
 from revtune.program.language.model import LanguageModel
-from revtune.program.runs.checkpoint import State
+from revtune.program.runs.checkpoint import RecurrentState
 
 
 def evaluate(model: LanguageModel, rows: Tensor, length: int) -> float:
     """Mean loss in nats a token over streams (N, B), the state carried from one segment to the next."""
     total = 0.0
-    state: State = None
+    state: RecurrentState = None
     model.eval()
     with torch.no_grad():
         for position in range(0, len(rows) - 1, length):
@@ -25,5 +25,5 @@ def evaluate(model: LanguageModel, rows: Tensor, length: int) -> float:
 
 
 def held_out_streams(tokens: Tensor, learning: Learning, *, name: str) -> Tensor:
-    """Held-out text (N,) cut into `valid_batch` streams, into fewer when they would be shorter than a segment."""
+    """Held-out text (N,) cut into `valid_batch` streams, or into fewer so that none is shorter than a segment."""
     return streams(tokens, max(1, min(learning.valid_batch, len(tokens) // learning.length)), name=name)

@@ -1,4 +1,4 @@
-"""A run as it goes: a live panel on a terminal, a line now and then elsewhere."""
+"""How a run goes: a live panel on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from revtune.program.data.text import Unit
+from revtune.program.data.vocabulary import TextUnit
 from revtune.program.language.config import Config
 
 LINE_EVERY = 15.0
+"""Seconds between lines where there is no panel."""
 
 
 SMOOTHING = 0.95
+"""Share of the mean so far in the next one: a mean over about the last 20 steps."""
 
 
-def measure(unit: Unit, loss: float) -> str:
-    """A loss in nats a token as people quote it: bits a byte, or perplexity for words."""
+def measure(unit: TextUnit, loss: float) -> str:
+    """A loss in nats a token in the usual unit: bits a byte, or perplexity for words."""
     return f"{loss / math.log(2):.3f} bits a byte" if unit == "byte" else f"perplexity {math.exp(min(loss, 99.0)):.1f}"
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds now; at its highest where the system does not tell the present."""
+    """Memory that this process holds now, or held at most where the system does not tell what it holds now."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()  # size, resident, ...
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # Linux: KiB
 
 
 class Report:
-    """What is told of a run: smoothed loss, speed, memory and bits stored, after each step.
+    """Shows smoothed loss, speed, memory and bits stored after each step.
 
     Args:
         config: of the run.
@@ -49,7 +51,7 @@ class Report:
         self.console = Console(highlight=False)
         self.plain = not self.console.is_terminal if plain is None else plain
         self.steps, self.unit = config.learning.steps, config.text.unit
-        self.facts: dict[str, Any] = {}
+        self.latest: dict[str, Any] = {}
         self.loss = self.speed = 0.0
         self.weight = 0.0
         self.valid_line = ""
@@ -72,16 +74,16 @@ class Report:
 
     def step(self, facts: dict[str, Any]) -> None:
         """Take in a step."""
-        self.facts.update(facts)
-        self.weight = SMOOTHING * self.weight + 1 - SMOOTHING
+        self.latest.update(facts)
+        self.weight = SMOOTHING * self.weight + 1 - SMOOTHING  # tends to 1: the first steps make a mean by themselves
         share = (1 - SMOOTHING) / self.weight
         self.loss += share * (facts["loss"] - self.loss)
         self.speed += share * (facts["tokens"] / facts["seconds"] - self.speed)
         self.bar.update(self.task, completed=facts["step"])
         if self.plain and (time.monotonic() - self.printed > LINE_EVERY or facts["step"] in (1, self.steps)):
             self.printed = time.monotonic()
-            told = ", ".join(f"{name} {value}" for name, value in self.status())
-            self.say(f"step {facts['step']}/{self.steps}: {told}")
+            values = ", ".join(f"{name} {value}" for name, value in self.status())
+            self.say(f"step {facts['step']}/{self.steps}: {values}")
 
     def valid(self, facts: dict[str, Any]) -> None:
         """Take in a validation."""
@@ -94,7 +96,7 @@ class Report:
         self.console.print(line, soft_wrap=True, markup=False)
 
     def status(self) -> list[tuple[str, str]]:
-        """Names and values of what is going on."""
+        """Names and values of what is shown."""
         name = "byte" if self.unit == "byte" else "word"
         rows = [
             ("loss", f"{self.loss:.3f} nats"),
@@ -102,14 +104,14 @@ class Report:
             ("speed", f"{self.speed:,.0f} {name}s/s"),
             ("memory now", f"{resident_bytes() / 2**20:,.0f} MiB"),
         ]
-        if "stored_bits" in self.facts:
-            rows.append(("stored", f"{self.facts['stored_bits']:.2f} bits a unit and step"))
+        if "stored_bits" in self.latest:
+            rows.append(("stored", f"{self.latest['stored_bits']:.2f} bits a unit and step"))
         return rows
 
     def panel(self) -> Group:
         """The live view."""
         table = Table.grid(padding=(0, 2))
         rows = self.status() + ([("validation", self.valid_line)] if self.valid_line else [])
-        for name, value in rows if self.facts else []:
+        for name, value in rows if self.latest else []:
             table.add_row(name, value)
         return Group(self.bar, table)

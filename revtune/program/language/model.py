@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import revtune as rt
 from revtune.program.errors import Problem
 from revtune.program.language.config import Net
-from revtune.program.runs.checkpoint import State
+from revtune.program.runs.checkpoint import RecurrentState
 from revtune.reversible.layers.masks import drop_mask
 
 TIED_INIT = 0.1  # as Merity et al. 2018; an embedding's usual N(0, 1) is far too large for a softmax
@@ -20,7 +20,7 @@ TIED_INIT = 0.1  # as Merity et al. 2018; an embedding's usual N(0, 1) is far to
 LAYER_BYTES = 4096  # of Python's objects around a layer's weights, at least
 
 
-WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # in the order that torch.gru and torch.lstm take them
 
 
 class LanguageModel(nn.Module):
@@ -40,11 +40,11 @@ class LanguageModel(nn.Module):
         if net.tie:
             nn.init.uniform_(self.encode.weight, -TIED_INIT, TIED_INIT)
 
-    def loss(self, inputs: Tensor, targets: Tensor, state: State) -> tuple[Tensor, State]:
+    def loss(self, inputs: Tensor, targets: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """Mean loss in nats a token of inputs and targets (T, B), and the state after them, detached."""
         raise NotImplementedError
 
-    def forward(self, tokens: Tensor, state: State = None) -> tuple[Tensor, State]:
+    def forward(self, tokens: Tensor, state: RecurrentState = None) -> tuple[Tensor, RecurrentState]:
         """Logits (T, B, V) after each of the tokens (T, B), and the state."""
         y, state = self.rnn(self.encode(tokens), state)
         return self.readout.logits(y), state
@@ -64,7 +64,7 @@ class RewindingLanguageModel(LanguageModel):
         )  # fmt: skip
         super().__init__(rnn, net, tokens)
 
-    def loss(self, inputs: Tensor, targets: Tensor, state: State) -> tuple[Tensor, State]:
+    def loss(self, inputs: Tensor, targets: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """Mean loss in nats a token of inputs and targets (T, B), and the state after them, detached."""
         return rt.rewind_loss(self.rnn, inputs, targets, encode=self.encode, readout=self.readout, state=state)
 
@@ -75,7 +75,7 @@ class StoringLanguageModel(LanguageModel):
     def __init__(self, net: Net, tokens: int) -> None:
         super().__init__(StoringStack(net), net, tokens)
 
-    def loss(self, inputs: Tensor, targets: Tensor, state: State) -> tuple[Tensor, State]:
+    def loss(self, inputs: Tensor, targets: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """Mean loss in nats a token of inputs and targets (T, B), and the state after them, detached."""
         y, state = self.rnn(self.encode(inputs), state)
         detached = state.detach() if isinstance(state, Tensor) else tuple(part.detach() for part in state or ())
@@ -93,7 +93,7 @@ class StoringStack(nn.Module):
         )
         self.rates = net
 
-    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
+    def forward(self, x: Tensor, state: RecurrentState = None) -> tuple[Tensor, RecurrentState]:
         """Outputs (T, B, H) and the state, (L, B, H) or a pair of it."""
         after = []
         for number, layer in enumerate(self.layers):
@@ -111,7 +111,7 @@ class StoringStack(nn.Module):
             state = (x.new_zeros(1, x.shape[1], self.rates.hidden),) * parts
         w_ih, w_hh, *biases = (layer.get_parameter(f"{name}_l0") for name in WEIGHTS)
         flat = [w_ih, nn.functional.dropout(w_hh, self.rates.weight_drop, self.training), *biases]
-        settings = (True, 1, 0.0, self.training, False, False)
+        settings = (True, 1, 0.0, self.training, False, False)  # biases, layers, dropout, train, both ways, batch first
         if isinstance(layer, nn.LSTM):
             y, h, c = torch.lstm(x, state, flat, *settings)
             return y, (h, c)
@@ -119,7 +119,7 @@ class StoringStack(nn.Module):
         return y, (h,)
 
 
-def _of_layer(state: State, number: int) -> tuple[Tensor, ...]:
+def _of_layer(state: RecurrentState, number: int) -> tuple[Tensor, ...]:
     parts = () if state is None else (state,) if isinstance(state, Tensor) else state
     return tuple(part[number : number + 1].contiguous() for part in parts)
 
@@ -148,7 +148,8 @@ def build(net: Net, tokens: int) -> LanguageModel:
 
 def refuse_larger_than_memory(net: Net, tokens: int) -> None:
     """Raise `Problem` when the weights alone, counted low, are more than this machine's memory holds."""
-    least = net.layers * (4 * net.hidden**2 + LAYER_BYTES) + 4 * tokens * max(net.embedding, net.hidden)
+    largest = max(net.embedding, net.hidden)
+    least = net.layers * (4 * net.hidden**2 + LAYER_BYTES) + 4 * tokens * largest  # one float32 matrix of each
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if least > memory:
         sizes = f"{least >> 20:,} MiB for its weights, and this machine has {memory >> 20:,} MiB"

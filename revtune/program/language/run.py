@@ -1,13 +1,13 @@
-"""The folder of a run: what it was told, what it measured, what it learned, and where it stands.
+"""The folder of a run: its configuration, what it measured, what it learned, and how far it has come.
 
     config.json              the configuration
-    vocabulary.json          the tokens' text
-    metrics.jsonl            a line of measurements a step and a validation
+    vocabulary.json          the text of the tokens, and a digest of the data
+    metrics.jsonl            a line of measurements for each step and each validation
     weights.safetensors      the model with the lowest validation loss
     checkpoint.safetensors   everything that the next step depends on
-    lock                     had by who begins the run
+    lock                     held by the process that begins the run
 
-A file is written beside its place and renamed into it, so that at any moment a whole one is there.
+A file is written beside the one that it replaces and then renamed, so that a whole one is there at any moment.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revtune.program.data.text import Corpus, Vocabulary, vocabulary
+from revtune.program.data.text import Corpus
 from revtune.program.data.text_sources import load
+from revtune.program.data.vocabulary import Vocabulary, vocabulary
 from revtune.program.errors import Problem
 from revtune.program.files import read_text, write
 from revtune.program.language.config import Config, from_json
@@ -48,37 +49,37 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """The state to go on from."""
+        """Everything that the next step depends on."""
         return self.folder / "checkpoint.safetensors"
 
     def config(self) -> Config:
-        """What the run was told.
+        """The configuration.
 
         Raises:
-            Problem: when the folder holds no run.
+            Problem: the folder holds no run.
         """
         path = config_of(self.folder)
         return from_json(read_text(path), path)
 
-    def corpus_facts(self) -> dict[str, Any]:
+    def corpus_json(self) -> dict[str, Any]:
         """The vocabulary and the digest of the data that the run learned from."""
         path = self.folder / "vocabulary.json"
         try:
-            facts: dict[str, Any] = json.loads(read_text(path))
-            vocabulary(facts)
+            stored: dict[str, Any] = json.loads(read_text(path))
+            vocabulary(stored)  # checks it
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise Problem(f"{path} holds no vocabulary: {error}") from error
-        return facts
+        return stored
 
     def vocabulary(self) -> Vocabulary:
         """The tokens of the run."""
-        return vocabulary(self.corpus_facts())
+        return vocabulary(self.corpus_json())
 
     def model(self) -> LanguageModel:
         """The best model so far, ready to evaluate.
 
         Raises:
-            Problem: when there is none yet, or its file does not fit the configuration.
+            Problem: there is none yet, or its file does not fit the configuration.
         """
         config = self.config()
         if not self.weights.exists():
@@ -97,36 +98,36 @@ class Run:
         write(path, checkpoint.pack(saved))
 
     def check_best(self, model: LanguageModel, step: int) -> None:
-        """Raise `Problem` when the best weights, found at `step` or replaced since, are not there or not whole."""
+        """Raise `Problem` when the best weights, those of `step` or of a later one, are not there or not whole."""
         if not self.weights.exists():
             raise Problem(f"{self.weights} is not there, but the best validation was at step {step}; put it back")
         saved = checkpoint.read(self.weights)
         checkpoint.fitting_weights(model, saved, self.weights)
-        there = saved.facts.get("step")
-        if type(there) is not int or there < step:
-            raise Problem(f"{self.weights} holds the weights of step {there}, but those of step {step} are the best")
+        saved_at = saved.facts.get("step")
+        if type(saved_at) is not int or saved_at < step:  # later is right: weights are saved before the checkpoint
+            raise Problem(f"{self.weights} holds the weights of step {saved_at}, but those of step {step} are the best")
 
     def check_no_checkpoint(self, save_every: int) -> None:
-        """Raise `Problem` when measurements show that a run without a checkpoint once had one."""
+        """Raise `Problem` when the measurements go so far that a checkpoint must have been there."""
         step = last_step(self.metrics)
         if step > save_every:
             raise Problem(f"{self.checkpoint} is not there, but {self.metrics.name} knows of step {step}")
 
     def check_data(self, corpus: Corpus) -> None:
         """Raise `Problem` when the data are not those that the run learned from."""
-        if corpus.digest() != self.corpus_facts().get("digest"):
+        if corpus.digest() != self.corpus_json().get("digest"):
             raise Problem(f"the data are not those that {self.folder} was trained on: their digest differs")
 
 
 def create(config: Config, corpus: Corpus, out: Path | None) -> Run:
-    """A folder for a new run, as `claimed`, with its configuration and vocabulary.
+    """Make the folder of a new run, with its configuration and vocabulary.
 
     Raises:
-        Problem: as `claimed`.
+        Problem: it holds a run already, cannot be made, or another process begins one there.
     """
     with claimed(config.recipe, out) as folder:
-        known = {**corpus.vocabulary.facts(), "digest": corpus.digest()}
-        write(folder / "vocabulary.json", json.dumps(known).encode())
+        stored = {**corpus.vocabulary.to_json(), "digest": corpus.digest()}
+        write(folder / "vocabulary.json", json.dumps(stored).encode())
         write(folder / "config.json", config.json().encode())
     return Run(folder)
 

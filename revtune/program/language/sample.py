@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from revtune.program.data.text import Vocabulary
+from revtune.program.data.vocabulary import Vocabulary
 from revtune.program.language.model import LanguageModel
-from revtune.program.runs.checkpoint import State
+from revtune.program.runs.checkpoint import RecurrentState
 
 
 def tokens(model: LanguageModel, prompt: list[int], *, length: int, temperature: float, seed: int) -> Iterator[int]:
@@ -23,21 +23,21 @@ def tokens(model: LanguageModel, prompt: list[int], *, length: int, temperature:
         seed: of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
-    state: State = None
-    given = torch.tensor(prompt).view(-1, 1)
+    state: RecurrentState = None
+    read = torch.tensor(prompt).view(-1, 1)
     for _ in range(length):
         with torch.no_grad():
-            logits, state = model(given, state)
+            logits, state = model(read, state)
         token = pick(logits[-1, 0], temperature, generator)
         yield token
-        given = torch.tensor([[token]])
+        read = torch.tensor([[token]])
 
 
 def pick(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
     """A token drawn from logits (V,)."""
     if temperature == 0:
         return int(logits.argmax())
-    below = logits.double() - logits.max()
+    below = logits.double() - logits.max()  # nothing overflows, however low the temperature
     return int(torch.multinomial((below / temperature).softmax(0), 1, generator=generator))
 
 

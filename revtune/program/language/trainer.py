@@ -19,39 +19,45 @@ from revtune.errors import NonFiniteError, ReversalError, StateRangeError
 from revtune.program.data.text import Corpus, segment, streams
 from revtune.program.data.text_sources import load
 from revtune.program.errors import Problem
-from revtune.program.language import model as language
 from revtune.program.language.config import Config
 from revtune.program.language.evaluate import evaluate, held_out_streams
+from revtune.program.language.model import build
 from revtune.program.language.run import Run, create
 from revtune.program.language.schedule import learning_rate, segment_length
 from revtune.program.runs import checkpoint
 from revtune.program.runs.arithmetic import Arithmetic
-from revtune.program.runs.checkpoint import Saved, State
-from revtune.program.runs.folder import refuse_taken
+from revtune.program.runs.checkpoint import RecurrentState, Saved
+from revtune.program.runs.folder import already_finished, refuse_taken
 from revtune.program.runs.metrics import Metrics
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
+from revtune.tuning.random_states import random_states, set_random_states
 
 METER_EVERY = 10
+"""Steps between two whose stored bits are metered: metering each would slow a run down."""
+
+
+GENERATORS = ("cpu", "cuda")
+"""What a checkpoint calls the random states, in their order."""
 
 
 class Report(Protocol):
-    """Who watches a run."""
+    """What shows how a run goes."""
 
     def step(self, facts: dict[str, Any]) -> None:
-        """Told after each step."""
+        """Take in the measurements of a step."""
 
     def valid(self, facts: dict[str, Any]) -> None:
-        """Told after each validation."""
+        """Take in those of a validation."""
 
 
 @dataclass
-class Place:
-    """Where a run stands.
+class Progress:
+    """How far a run has come.
 
     Args:
         step: updates done.
         position: row of the streams that the next segment begins with.
-        falls: how often the learning rate was divided on a plateau.
+        falls: how often the learning rate was lowered on a plateau.
         stale: validations since the last better one, or since the last fall.
         best: lowest validation loss in nats, and `best_step`, when it was.
     """
@@ -64,7 +70,7 @@ class Place:
     best_step: int = 0
 
     def check(self, rows: int) -> None:
-        """Raise `ValueError` for the first value that no run over `rows` rows can have."""
+        """Raise `ValueError` for the first value that no run over streams of so many rows can have."""
         bounds = {"step": 2**31, "position": rows - 2, "falls": self.step, "stale": self.step, "best_step": self.step}
         for name, most in bounds.items():
             value = getattr(self, name)
@@ -83,70 +89,72 @@ class Trainer:
         self.arithmetic = Arithmetic.here(self.device)
         torch.set_num_threads(config.learning.threads)
         torch.manual_seed(config.learning.seed)
-        self.model = language.build(config.net, len(corpus.vocabulary)).to(self.device)
+        self.model = build(config.net, len(corpus.vocabulary)).to(self.device)
         self.optimizer = optimizer(self.model, config)
         self.rows = streams(corpus.train, config.learning.batch, name="training").to(self.device)
         self.held_out = held_out_streams(corpus.valid, config.learning, name="validation").to(self.device)
-        self.place = Place()
-        self.state: State = None
+        self.progress = Progress()
+        self.state: RecurrentState = None
 
-    def train(self, run: Run, metrics: Metrics, report: Report) -> Place:
+    def train(self, run: Run, metrics: Metrics, report: Report) -> Progress:
         """Take the steps that are left.
 
         Raises:
-            Problem: when it was asked to stop, after a checkpoint; when a step fails; when the disk refuses.
+            Problem: it was asked to stop, which it does after a checkpoint; a step fails; the disk refuses.
         """
         with asked_to_stop() as asked:
-            while self.place.step < self.learning.steps:
+            while self.progress.step < self.learning.steps:
                 facts = self.step()
                 metrics.add(facts)
                 self._tell(report.step, facts, run)
-                last = self.place.step == self.learning.steps
-                if last or self.place.step % self.learning.valid_every == 0:
+                last = self.progress.step == self.learning.steps
+                if last or self.progress.step % self.learning.valid_every == 0:
                     facts = self.validate(run)
                     metrics.add(facts)
                     self._tell(report.valid, facts, run)
-                if last or asked.is_set() or self.place.step % self.learning.save_every == 0:
-                    self._check_finite()
+                if last or asked.is_set() or self.progress.step % self.learning.save_every == 0:
+                    self._check_finite()  # or nothing could go on from the checkpoint
                     run.save(run.checkpoint, self.saved(metrics.sync(), metrics.digest()))
                 if asked.is_set() and not last:
                     goes_on = f"revtune train --resume {run.folder} goes on"
-                    raise Problem(f"stopped after step {self.place.step}; {goes_on}", code=STOPPED)
-        return self.place
+                    raise Problem(f"stopped after step {self.progress.step}; {goes_on}", code=STOPPED)
+        return self.progress
 
     def _tell(self, tell: Callable[[dict[str, Any]], None], facts: dict[str, Any], run: Run) -> None:
-        with telling(self.place.step, f"revtune train --resume {run.folder}"):
+        with telling(self.progress.step, f"revtune train --resume {run.folder}"):
             tell(facts)
 
     def _check_finite(self) -> None:
         for name, tensor in checkpoint.weights(self.model).items():
             if not tensor.isfinite().all():
-                after = f"{name} is not finite after step {self.place.step}"
+                after = f"{name} is not finite after step {self.progress.step}"
                 raise Problem(f"{after}; a lower --lr may help, and the last checkpoint is intact")
 
     def step(self) -> dict[str, Any]:
-        """One update; what there is to say about it."""
-        place, began = self.place, time.perf_counter()
-        length = segment_length(self.learning, place.step)
-        rate = learning_rate(self.learning, place.step, length=length, falls=place.falls)
-        inputs, targets = segment(self.rows, place.position, length)
-        metered = rt.meter(peak=False) if place.step % METER_EVERY == 0 else contextlib.nullcontext()
+        """Take one update; returns its measurements."""
+        progress, began = self.progress, time.perf_counter()
+        length = segment_length(self.learning, progress.step)
+        rate = learning_rate(self.learning, progress.step, length=length, falls=progress.falls)
+        inputs, targets = segment(self.rows, progress.position, length)
+        metered = rt.meter(peak=False) if progress.step % METER_EVERY == 0 else contextlib.nullcontext()
         try:
-            with metered as used:
+            with metered as meter:
                 loss, norm = self.update(inputs, targets, rate)
         except (NonFiniteError, ReversalError, StateRangeError) as error:
-            raise Problem(f"step {place.step + 1} failed: {error}") from error
+            raise Problem(f"step {progress.step + 1} failed: {error}") from error
         if not math.isfinite(loss) or not math.isfinite(norm):
-            raise Problem(f"step {place.step + 1} failed: loss {loss}, gradient's norm {norm}; a lower --lr may help")
+            raise Problem(
+                f"step {progress.step + 1} failed: loss {loss}, gradient's norm {norm}; a lower --lr may help"
+            )
         self._advance(len(inputs))
-        facts = {"step": place.step, "loss": loss, "lr": rate, "norm": norm, "tokens": inputs.numel()}
+        facts = {"step": progress.step, "loss": loss, "lr": rate, "norm": norm, "tokens": inputs.numel()}
         facts["seconds"] = round(time.perf_counter() - began, 4)
-        if used is not None and used.unit_steps:
-            facts["stored_bits"] = round(used.bits_per_unit_step, 4)
+        if meter is not None and meter.unit_steps:
+            facts["stored_bits"] = round(meter.bits_per_unit_step, 4)
         return facts
 
     def update(self, inputs: Tensor, targets: Tensor, rate: float) -> tuple[float, float]:
-        """Loss in nats a token before the update and the gradient's norm before it was clipped."""
+        """Update the weights; returns the loss in nats a token before it, and the gradient's norm before clipping."""
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -154,62 +162,62 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.learning.clip)
-        if torch.isfinite(norm):
+        if torch.isfinite(norm):  # the caller raises otherwise, and the weights are left as they were
             self.optimizer.step()
         return loss.item(), norm.item()
 
     def _advance(self, rows: int) -> None:
-        self.place.step += 1
-        self.place.position += rows
-        if self.place.position >= len(self.rows) - 1:
-            self.place.position, self.state = 0, None
+        self.progress.step += 1
+        self.progress.position += rows
+        if self.progress.position >= len(self.rows) - 1:  # the last row has no target
+            self.progress.position, self.state = 0, None
 
     def validate(self, run: Run) -> dict[str, Any]:
-        """The held-out loss; the best model's weights are saved, a plateau lowers the learning rate."""
-        place = self.place
+        """Measure the held-out loss; save the best model's weights, or lower the learning rate on a plateau."""
+        progress = self.progress
         self._check_finite()
         try:
             loss = evaluate(self.model, self.held_out, self.learning.length)
         except (NonFiniteError, ReversalError, StateRangeError) as error:
-            raise Problem(f"the validation at step {place.step} failed: {error}") from error
+            raise Problem(f"the validation at step {progress.step} failed: {error}") from error
         if not math.isfinite(loss):
-            raise Problem(f"the validation at step {place.step} failed: loss {loss}; a lower --lr may help")
-        facts = {"step": place.step, "valid_loss": loss}
-        if place.best is None or loss < place.best:
-            place.best, place.best_step, place.stale = loss, place.step, 0
+            raise Problem(f"the validation at step {progress.step} failed: loss {loss}; a lower --lr may help")
+        facts = {"step": progress.step, "valid_loss": loss}
+        if progress.best is None or loss < progress.best:
+            progress.best, progress.best_step, progress.stale = loss, progress.step, 0
             run.save(run.weights, Saved(checkpoint.weights(self.model), facts))
         else:
-            place.stale += 1
-            if place.stale >= self.learning.patience:
-                place.falls, place.stale = place.falls + 1, 0
+            progress.stale += 1
+            if progress.stale >= self.learning.patience:
+                progress.falls, progress.stale = progress.falls + 1, 0
         return facts
 
     def saved(self, metrics_size: int, metrics_digest: str) -> Saved:
-        """All that `restore` needs, and the size and the digest of the metrics so far."""
+        """All that `restore` needs, and the size and the digest of the metrics file so far."""
         parts = {
             "model/": checkpoint.weights(self.model),
             "optimizer/": checkpoint.optimizer_tensors(self.optimizer, self.model),
             "state/": checkpoint.state_tensors(self.state),
-            "random/": random_states(self.device),
+            "random/": dict(zip(GENERATORS, random_states(self.device), strict=False)),  # no cuda on the CPU
         }
         tensors = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
-        facts = {"place": dataclasses.asdict(self.place), "metrics": metrics_size, "metrics_sha256": metrics_digest}
-        return Saved(tensors, {**facts, "arithmetic": self.arithmetic.facts()})
+        facts = {"place": dataclasses.asdict(self.progress), "metrics": metrics_size, "metrics_sha256": metrics_digest}
+        return Saved(tensors, {**facts, "arithmetic": self.arithmetic.to_json()})
 
     def restore(self, saved: Saved, path: Path) -> tuple[int, str]:
-        """Stand where the trainer that made `saved` stood; the size and the digest of the metrics then.
+        """Take up what the trainer that made `saved` had; returns the size and the digest of its metrics file.
 
         Raises:
-            Problem: when it was a trainer of another configuration.
+            Problem: it was a trainer of another configuration, or the checkpoint holds impossible values.
         """
         try:
-            self.place = Place(**saved.facts["place"])
+            self.progress = Progress(**saved.facts["place"])
             size, digest = saved.facts["metrics"], saved.facts["metrics_sha256"]
-            random = {name: saved.tensors[f"random/{name}"] for name in random_states(self.device)}
+            random = [saved.tensors[f"random/{name}"] for name in GENERATORS[: len(random_states(self.device))]]
         except (KeyError, TypeError) as error:
             raise Problem(f"{path} is no checkpoint of a run: {error} is missing or unknown") from error
         try:
-            self.place.check(len(self.rows))
+            self.progress.check(len(self.rows))
         except ValueError as error:
             raise Problem(f"{path} is no checkpoint of this run: {error}") from error
         if type(size) is not int or size < 0 or not isinstance(digest, str):
@@ -217,27 +225,27 @@ class Trainer:
         checkpoint.load_weights(self.model, saved, path, prefix="model/")
         checkpoint.load_optimizer(self.optimizer, self.model, saved, path, prefix="optimizer/")
         self.state = checkpoint.state_of(saved, path, self.device, self._state_like(), prefix="state/")
-        if (self.state is None) != (self.place.position == 0):
+        if (self.state is None) != (self.progress.position == 0):
             beside = "without" if self.state is None else "with"
-            raise Problem(f"{path} is no checkpoint of a run: row {self.place.position} {beside} a recurrent state")
+            raise Problem(f"{path} is no checkpoint of a run: row {self.progress.position} {beside} a recurrent state")
         try:
-            torch.set_rng_state(random["cpu"])
-            if "cuda" in random:
-                torch.cuda.set_rng_state(random["cuda"], self.device)
+            set_random_states(random, self.device)
         except (RuntimeError, TypeError) as error:
             raise Problem(f"{path} is no checkpoint of a run: its random states are not torch's") from error
         return size, digest
 
     def _state_like(self) -> tuple[Tensor, ...]:
-        """What a recurrent state of this run looks like; only its shapes and dtypes exist."""
-        dtype = torch.float64 if self.net.model in ("revgru", "revlstm") else torch.float32
+        """Tensors of the shapes and dtypes of this run's recurrent state, without content."""
+        dtype = (
+            torch.float64 if self.net.model in ("revgru", "revlstm") else torch.float32
+        )  # fixed point lies in float64
         shape = (self.net.layers, self.learning.batch, self.net.hidden)
         parts = 2 if self.net.model in ("lstm", "revlstm") else 1
         return tuple(torch.empty(shape, dtype=dtype, device="meta") for _ in range(parts))
 
 
 def start(config: Config, out: Path | None, report: Report) -> Run:
-    """A new run, from its first step to its last."""
+    """Train a new run, from its first step to its last."""
     refuse_taken(out)
     corpus = load(config.text)
     trainer = Trainer(config, corpus)
@@ -248,11 +256,11 @@ def start(config: Config, out: Path | None, report: Report) -> Run:
 
 
 def resume(run: Run, report: Report) -> Run:
-    """The rest of a run, from its last checkpoint on, or from the start when it was stopped before the first.
+    """Train the rest of a run, from its last checkpoint on, or from the start if it was stopped before the first.
 
     Raises:
-        Problem: when nothing is left to do, the checkpoint or the data are not the run's, or the backend or the
-            instruction set is another than the checkpoint's and not asked for by name.
+        Problem: nothing is left to do; the checkpoint or the data are not the run's; or the backend or the instruction
+            set is not the checkpoint's, and the environment does not ask for it by name.
     """
     config = run.config()
     corpus = load(config.text)
@@ -265,10 +273,10 @@ def resume(run: Run, report: Report) -> Run:
         before = saved.facts.get("arithmetic")
     else:
         run.check_no_checkpoint(config.learning.save_every)
-    if trainer.place.best is not None:
-        run.check_best(trainer.model, trainer.place.best_step)
-    if trainer.place.step >= config.learning.steps:
-        raise Problem(f"{run.folder} is finished: all {config.learning.steps} steps are done")
+    if trainer.progress.best is not None:
+        run.check_best(trainer.model, trainer.progress.best_step)
+    if trainer.progress.step >= config.learning.steps:
+        raise already_finished(run.folder, config.learning.steps)
     if before is not None:
         trainer.arithmetic.go_on(Arithmetic.of(before, run.checkpoint), run.folder)
     with contextlib.closing(Metrics(run.metrics, size, digest)) as metrics:
@@ -277,7 +285,7 @@ def resume(run: Run, report: Report) -> Run:
 
 
 def optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """The update rule that a configuration asks for."""
+    """The optimizer that a configuration asks for."""
     kind = torch.optim.Adam if config.learning.optimizer == "adam" else torch.optim.SGD
     return kind(model.parameters(), lr=config.learning.lr, weight_decay=config.learning.weight_decay)
 
@@ -286,7 +294,7 @@ def usable(name: str) -> torch.device:
     """A device by name.
 
     Raises:
-        Problem: when this machine or this torch has none of that name.
+        Problem: this machine or this torch has none of that name.
     """
     try:
         device = torch.device(name)
@@ -296,11 +304,3 @@ def usable(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise Problem(f"--device {name} cannot be used: a run computes on cpu or cuda", code=2)
     return device
-
-
-def random_states(device: torch.device) -> dict[str, Tensor]:
-    """The states of torch's random generators that a run draws from."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from revtune.program.data.pairs import Unit
+from revtune.program.data.pair_sources import PairUnit
 from revtune.program.translation import task as translation
 from revtune.program.translation.task import TranslationStudy
 from revtune.program.translation.translator import Model
@@ -19,7 +19,7 @@ from revtune.program.translation.translator import Model
 kind = "translation"
 
 
-def recipe(*, full: bool = False, model: Model = "revgru", unit: Unit = "word") -> TranslationStudy:
+def recipe(*, full: bool = False, model: Model = "revgru", unit: PairUnit = "word") -> TranslationStudy:
     """Two layers of 300 units, in full of 600, that attend to embeddings and a slice."""
     hidden = 600 if full else 300
     study = translation.recipe(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from revtune.program.data.pairs import Unit
+from revtune.program.data.pair_sources import PairUnit
 from revtune.program.translation import task as translation
 from revtune.program.translation.task import TranslationStudy
 from revtune.program.translation.translator import Model
@@ -10,6 +10,6 @@ from revtune.program.translation.translator import Model
 kind = "translation"
 
 
-def recipe(*, full: bool = False, model: Model = "revgru", unit: Unit = "word") -> TranslationStudy:
+def recipe(*, full: bool = False, model: Model = "revgru", unit: PairUnit = "word") -> TranslationStudy:
     """One layer of 300 units that attends to embeddings and a slice of 20 units."""
     return translation.recipe("multi30k", full=full, model=model, unit=unit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from revtune.program.data.text_sources import Source, Text
+from revtune.program.data.text_sources import Text, TextSource
 from revtune.program.language.config import Config, Learning, Net, Size
 
 kind = "text"
@@ -16,7 +16,7 @@ def recipe(size: Size = "small") -> Config:
     return paper("ptb", "ptb", epoch=664) if size == "paper" else small("ptb", "ptb", epoch=664)
 
 
-def paper(recipe: str, source: Source, *, epoch: int) -> Config:
+def paper(recipe: str, source: TextSource, *, epoch: int) -> Config:
     """The published settings: 650 units, heavy dropout, segments of about 70 words, 20 streams; `epoch` in steps."""
     net = Net(
         embedding=650, hidden=650, tie=True, bounded=False, input_dropout=0.4, hidden_dropout=0.3, output_dropout=0.4,
@@ -29,7 +29,7 @@ def paper(recipe: str, source: Source, *, epoch: int) -> Config:
     return Config(recipe=recipe, size="paper", text=Text(source=source, unit="word"), net=net, learning=learning)
 
 
-def small(recipe: str, source: Source, *, epoch: int) -> Config:
+def small(recipe: str, source: TextSource, *, epoch: int) -> Config:
     """The same kind of study on two cores: 256 units, light dropout, two epochs; `epoch` in steps."""
     net = Net(embedding=256, hidden=256, tie=True, input_dropout=0.1, output_dropout=0.1)
     learning = Learning(

@@ -1,9 +1,9 @@
 """What decides the last digits of a run besides its configuration, and whether it may go on with another.
 
-The C++ kernel and plain torch give the same results up to rounding, not to the last bit; so do the kernel's instruction
-sets, but for the two that differ in the width of their vectors alone. A checkpoint names what its run computed by. On
-resuming, another backend or instruction set is refused unless the environment asks for it by name; then, and where
-torch itself or the processor is another, a line says so.
+The C++ kernel and plain torch give the same results up to rounding, not to the last bit. So do the kernel's instruction
+sets, except for the two that differ in the width of their vectors alone, whose bits are the same. A checkpoint names
+what its run computed by. On resuming, another backend or instruction set is refused unless the environment asks for it
+by name; then, and where torch itself or the processor is another, a line on stderr says so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAME_BITS = {"avx512": "avx2"}
 
 
 DECIDES = {"REVTUNE_BACKEND": "backend", "REVTUNE_ISA": "instructions"}
-"""What an environment variable decides."""
+"""The field of `Arithmetic` that an environment variable decides."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,11 @@ class Arithmetic:
 
     @classmethod
     def here(cls, device: torch.device) -> Arithmetic:
-        """That of this process on a device.
+        """What this process computes by on a device.
 
         Raises:
-            BackendError, SettingError: the environment asks for a backend that cannot be had, or that there is not.
+            BackendError: the environment asks for a backend that cannot be had.
+            SettingError: it asks for one that does not exist.
         """
         kernel = device.type == "cpu" and native.load()
         vectors = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
@@ -61,42 +62,42 @@ class Arithmetic:
         )
 
     @classmethod
-    def of(cls, facts: object, path: Path) -> Arithmetic:
-        """That of a file's facts.
+    def of(cls, stored: object, path: Path) -> Arithmetic:
+        """What a run computed by, as a file has stored it.
 
         Raises:
-            Problem: they are not those of `facts()`.
+            Problem: it is not what `to_json` gives.
         """
         names = {field.name for field in dataclasses.fields(cls)}
-        if isinstance(facts, dict) and facts.keys() == names and all(isinstance(fact, str) for fact in facts.values()):
-            return cls(**facts)
-        raise Problem(f"{path} does not tell what its run computed by, but {facts!r}")
+        if isinstance(stored, dict) and stored.keys() == names and all(isinstance(v, str) for v in stored.values()):
+            return cls(**stored)
+        raise Problem(f"{path} does not tell what its run computed by, but {stored!r}")
 
-    def facts(self) -> dict[str, str]:
-        """It as JSON has it."""
+    def to_json(self) -> dict[str, str]:
+        """The fields by name, as checkpoints store them."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
         kernel = f"the native kernel ({self.instructions}) and" if self.backend == "native" else "plain"
         return f"{kernel} torch {self.torch_version} on {self.processor}"
 
-    def bits(self, field: str) -> str:
-        """What a field says of the bits of the results."""
+    def same_bits(self, field: str) -> str:
+        """A field's value, or that of another instruction set with the same bits."""
         value: str = getattr(self, field)
         return SAME_BITS.get(value, value)
 
     def go_on(self, before: Arithmetic, folder: Path) -> None:
-        """Go on with the run in a folder, with a word on stderr when something else decided its digits before.
+        """Let the run in a folder go on, with a line on stderr when it computed by something else before.
 
         Raises:
-            Problem: that was the backend or the instruction set, and the environment does not name the one here.
+            Problem: the backend or the instruction set was another, and the environment does not name the one here.
         """
-        differs = [name for name in self.facts() if self.bits(name) != before.bits(name)]
+        differs = [name for name in self.to_json() if self.same_bits(name) != before.same_bits(name)]
         if not differs:
             return
         variable = next((name for name, decides in DECIDES.items() if decides in differs), None)
         if variable is not None:
-            was, now = (getattr(one, DECIDES[variable]) for one in (before, self))
+            was, now = (getattr(arithmetic, DECIDES[variable]) for arithmetic in (before, self))
             if os.environ.get(variable) != now:
                 ways = f"{variable}={was} goes on as before, {variable}={now} all the same"
                 raise Problem(f"{folder} ran on {before}; on {self} its last digits would differ; {ways}")

@@ -1,4 +1,8 @@
-"""Models, optimizers and facts as safetensors: numbers with names, nothing that runs when read."""
+"""Checkpoints as safetensors: named tensors and JSON facts, nothing that runs when it is read.
+
+A file holds a `Saved`. What a run consists of becomes one and comes back from it: a model's weights, an optimizer's
+tensors, a recurrent state, or any nested state of dictionaries and lists.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +20,16 @@ from torch import Tensor, nn
 from revtune.program.errors import Problem
 from revtune.program.files import regular
 
-KINDS = {"list": list, "tuple": tuple, "dict": dict}
+FACTS, CHECKSUM = "revtune", "sha256"
+"""Keys of a file's metadata."""
 
 
-State = Tensor | tuple[Tensor, ...] | None
+ADAM_KEYS, SGD_KEYS = ("exp_avg", "exp_avg_sq", "step"), ("momentum_buffer",)
+"""What the two optimizers keep for a parameter."""
 
 
-FACTS = "revtune"
-
-
-CHECKSUM = "sha256"
-
-
-ADAM_KEYS = ("exp_avg", "exp_avg_sq", "step")
-
-
-SGD_KEYS = ("momentum_buffer",)
+RecurrentState = Tensor | tuple[Tensor, ...] | None
+"""h, or (h, c), or None before the first segment."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Saved:
 
 
 def pack(saved: Saved) -> bytes:
-    """The content of a safetensors file, facts and a checksum of everything in its metadata."""
+    """The content of a safetensors file, which has the facts and a checksum of everything in its metadata."""
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in saved.tensors.items()}
     facts = json.dumps(saved.facts)
     return save(tensors, metadata={FACTS: facts, CHECKSUM: checksum(tensors, facts)})
@@ -59,15 +57,15 @@ def checksum(tensors: dict[str, Tensor], facts: str) -> str:
 
 
 def read(path: Path) -> Saved:
-    """What `pack` wrote to a file.
+    """What a file holds that `pack` gave the content of.
 
     Raises:
-        Problem: when the file is missing, truncated, changed, or not of this program.
+        Problem: it is missing, truncated, changed, or not of this program.
     """
     try:
         with safe_open(regular(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # the file is mapped memory
     except FileNotFoundError as error:
         raise Problem(f"{path} is not there") from error
     except (SafetensorError, OSError) as error:
@@ -82,7 +80,7 @@ def read(path: Path) -> Saved:
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """A model's parameters and buffers by name, one that stands in two places once."""
+    """A model's parameters and buffers by name, a tied one once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
@@ -90,7 +88,7 @@ def load_weights(model: nn.Module, saved: Saved, path: Path, *, prefix: str = ""
     """Copy saved tensors into a model of the same shapes.
 
     Raises:
-        Problem: for the first name or shape that differs, or number that is not finite; the model is then as it was.
+        Problem: for the first name or shape that differs, or number that is not finite. The model is then unchanged.
     """
     given = fitting_weights(model, saved, path, prefix=prefix)
     with torch.no_grad():
@@ -99,10 +97,10 @@ def load_weights(model: nn.Module, saved: Saved, path: Path, *, prefix: str = ""
 
 
 def fitting_weights(model: nn.Module, saved: Saved, path: Path, *, prefix: str = "") -> dict[str, Tensor]:
-    """Saved tensors by the names of a model's own, each of its shape, its dtype, and finite.
+    """The saved tensors of a model by its own names: all of them, of its shapes and dtypes, and finite.
 
     Raises:
-        Problem: for the first that is not.
+        Problem: for the first tensor that is missing, left over, or not so.
     """
     own = weights(model)
     given = {name.removeprefix(prefix): tensor for name, tensor in saved.tensors.items() if name.startswith(prefix)}
@@ -117,10 +115,12 @@ def fitting_weights(model: nn.Module, saved: Saved, path: Path, *, prefix: str =
 
 
 def _check_like(given: Tensor, tensor: Tensor, name: str, path: Path) -> None:
-    sides = (tuple(given.shape), tuple(tensor.shape)), (given.dtype, tensor.dtype)
-    for what, (found, wanted) in zip(("shape", "dtype"), sides, strict=True):
-        if wanted != found:
-            raise Problem(f"{path} does not fit the model: {name} has {what} {found} there and {wanted} here")
+    for what, saved, own in (
+        ("shape", tuple(given.shape), tuple(tensor.shape)),
+        ("dtype", given.dtype, tensor.dtype),
+    ):
+        if saved != own:
+            raise Problem(f"{path} does not fit the model: {name} has {what} {saved} there and {own} here")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
@@ -139,14 +139,14 @@ def load_optimizer(
     """Give an optimizer the tensors that `optimizer_tensors` named.
 
     Raises:
-        Problem: for a tensor of no parameter here or with no use for this optimizer, one of another shape, or one that
-            is missing: what the file or Adam has for one parameter it must have for each. The optimizer is then as it
-            was.
+        Problem: for a tensor that belongs to no parameter, that this optimizer does not use, that has another shape or
+            an impossible number, or that is missing: Adam has all its keys for each parameter, SGD all or none of its
+            own. The optimizer is then unchanged.
     """
     parameters = dict(model.named_parameters())
     adam = isinstance(optimizer, torch.optim.Adam)
-    keys = set(ADAM_KEYS) if adam else set()
-    found: dict[tuple[str, str], Tensor] = {}
+    keys = set(ADAM_KEYS) if adam else set()  # SGD without momentum, or before its first step, has none
+    fitting: dict[tuple[str, str], Tensor] = {}
     for full, tensor in saved.tensors.items():
         if not full.startswith(prefix):
             continue
@@ -155,30 +155,32 @@ def load_optimizer(
             raise Problem(f"{path} does not fit the model: it has an optimizer's {key} for {name}, which is not here")
         if key not in (ADAM_KEYS if adam else SGD_KEYS):
             raise Problem(f"{path} does not fit the model: its optimizer has no {key!r}, which is there for {name}")
-        own = torch.tensor(0.0) if key == "step" else parameters[name]
+        own = torch.tensor(0.0) if key == "step" else parameters[name]  # step is a float32 number
         _check_like(tensor, own, f"the optimizer's {key} of {name}", path)
         if not tensor.isfinite().all() or (key != "exp_avg" and key in ADAM_KEYS and (tensor < 0).any()):
             raise Problem(f"{path} does not fit the model: the optimizer's {key} of {name} has an impossible number")
-        found[name, key] = tensor.to(own.device)
+        fitting[name, key] = tensor.to(own.device)
         keys.add(key)
     for name, key in ((name, key) for name in parameters for key in sorted(keys)):
-        if (name, key) not in found:
+        if (name, key) not in fitting:
             raise Problem(f"{path} does not fit the model: the optimizer's {key} of {name} is missing")
-    for (name, key), tensor in found.items():
+    for (name, key), tensor in fitting.items():
         optimizer.state[parameters[name]][key] = tensor
 
 
-def state_tensors(state: State) -> dict[str, Tensor]:
+def state_tensors(state: RecurrentState) -> dict[str, Tensor]:
     """A recurrent state as numbered tensors."""
     parts = () if state is None else (state,) if isinstance(state, Tensor) else state
     return {str(number): part for number, part in enumerate(parts)}
 
 
-def state_of(saved: Saved, path: Path, device: torch.device, like: tuple[Tensor, ...], *, prefix: str) -> State:
+def state_of(
+    saved: Saved, path: Path, device: torch.device, like: tuple[Tensor, ...], *, prefix: str
+) -> RecurrentState:
     """The recurrent state that `state_tensors` numbered, or None where it saved none.
 
     Raises:
-        Problem: when its parts are not as many as those of `like`, or have other shapes or dtypes.
+        Problem: its parts are not as many as those of `like`, or have other shapes or dtypes.
     """
     names = sorted(name for name in saved.tensors if name.startswith(prefix))
     if not names:
@@ -192,26 +194,26 @@ def state_of(saved: Saved, path: Path, device: torch.device, like: tuple[Tensor,
 
 
 def packed(state: Any) -> Saved:
-    """A state of dictionaries, lists, tuples, tensors, numbers and words.
+    """A nested state of dictionaries, lists, tuples, tensors, numbers and strings.
 
     Example:
         >>> packed({0: [torch.ones(2), None]}).facts
         {'state': {'dict': [[0, {'list': [{'tensor': '0'}, None]}]]}}
     """
-    held: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
 
-    def seen(one: Any) -> Any:
-        if isinstance(one, Tensor):
-            held[str(len(held))] = one
-            return {"tensor": str(len(held) - 1)}
-        if isinstance(one, dict):
-            return {"dict": [[key, seen(value)] for key, value in one.items()]}
-        if isinstance(one, list | tuple):
-            return {"tuple" if isinstance(one, tuple) else "list": [seen(value) for value in one]}
-        return one
+    def to_json(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            tensors[str(len(tensors))] = part
+            return {"tensor": str(len(tensors) - 1)}
+        if isinstance(part, dict):  # pairs, as the keys of a JSON object are strings
+            return {"dict": [[key, to_json(value)] for key, value in part.items()]}
+        if isinstance(part, list | tuple):
+            return {"tuple" if isinstance(part, tuple) else "list": [to_json(value) for value in part]}
+        return part
 
-    facts = {"state": seen(state)}
-    return Saved(held, facts)
+    facts = {"state": to_json(state)}
+    return Saved(tensors, facts)
 
 
 def unpacked(saved: Saved) -> Any:
@@ -221,14 +223,14 @@ def unpacked(saved: Saved) -> Any:
         KeyError, TypeError, ValueError: it is no such state.
     """
 
-    def seen(one: Any) -> Any:
-        if not isinstance(one, dict):
-            return one
-        ((kind, value),) = one.items()
+    def from_json(part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        ((kind, value),) = part.items()
         if kind == "tensor":
             return saved.tensors[value]
         if kind == "dict":
-            return {key: seen(part) for key, part in value}
-        return KINDS[kind](seen(part) for part in value)
+            return {key: from_json(inner) for key, inner in value}
+        return {"list": list, "tuple": tuple}[kind](from_json(inner) for inner in value)
 
-    return seen(saved.facts["state"])
+    return from_json(saved.facts["state"])

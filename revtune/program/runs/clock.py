@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["wall", "cpu"]
+ClockKind = Literal["wall", "cpu"]
 
 
 @dataclass
 class Clock:
-    """Seconds that count, from when it is made on, those that it is given among them.
+    """Counts seconds from when it is made, on top of those that it is given.
 
     Args:
         wall: by the wall's clock.
@@ -39,13 +39,13 @@ class Clock:
             "cpu": round(self.cpu + time.process_time() - cpu, 3),
         }
 
-    def read(self, kind: Kind) -> float:
+    def read(self, kind: ClockKind) -> float:
         """Seconds of one kind so far."""
         return self.now()[kind]
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """What happens in here does not count."""
+        """Do not count what happens in the block."""
         spent = self.now()
         try:
             yield

@@ -1,4 +1,4 @@
-"""The folder of a run: claimed, found, refused."""
+"""The folder of a run: made for a new one, found again, or refused."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from revtune.program.errors import Problem
 from revtune.program.files import locked
 
 RUNS = Path("runs")
+"""Where runs go that are given no folder."""
 
 
 LEARNT = ("checkpoint.safetensors", "weights.safetensors", "result.json", "metrics.jsonl")
@@ -18,7 +19,7 @@ LEARNT = ("checkpoint.safetensors", "weights.safetensors", "result.json", "metri
 
 
 OWN = (*LEARNT, "config.json", "vocabulary.json", "lock")
-"""What is a run's, and no place for anything else."""
+"""The files of a run, which nothing else may be written to."""
 
 
 def config_of(folder: Path) -> Path:
@@ -35,7 +36,7 @@ def config_of(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def claimed(recipe: str, out: Path | None) -> Iterator[Path]:
-    """A folder for a new run: `out`, or the next free `runs/<recipe>-<n>`; nobody else writes settings there meanwhile.
+    """A folder for a new run, `out` or the next free `runs/<recipe>-<n>`, locked while its settings are written.
 
     Raises:
         Problem: it holds a run already, cannot be made, or another process begins one there.
@@ -59,14 +60,19 @@ def refuse_taken(out: Path | None) -> None:
         raise Problem(f"{out} holds {left} of a run whose config.json is not there; put it back, or give another --out")
 
 
+def already_finished(folder: Path, steps: int) -> Problem:
+    """The error for a run that is to go on and has taken all its steps."""
+    return Problem(f"{folder} is finished: all {steps} steps are done")
+
+
 def next_folder(recipe: str) -> Path:
-    """The next free `runs/<recipe>-<n>`, made."""
+    """Make the next free `runs/<recipe>-<n>`; processes that look for one at once get different ones."""
     for number in itertools.count(1):
         with contextlib.suppress(FileExistsError):
             folder = RUNS / f"{recipe}-{number}"
             folder.mkdir(parents=True)
             return folder
-    raise AssertionError
+    raise AssertionError  # count never ends
 
 
 def _made(folder: Path) -> Path:

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +16,30 @@ from revtune.program.files import read_text, regular
 
 
 def last_step(path: Path) -> int:
-    """The highest step that a file of measurements tells of; 0 when there is none."""
+    """The highest step in a file of measurements; 0 when it is not there or has none."""
     highest = 0
     for line in read_text(path).splitlines() if path.exists() else []:
-        with contextlib.suppress(KeyError, TypeError, ValueError):
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # the last line of a killed run may be cut off
             highest = max(highest, int(json.loads(line)["step"]))
     return highest
 
 
 class Metrics:
-    """The measurements of a run as JSON lines, held by one process at a time.
+    """The measurements of a run as JSON lines, locked by one process at a time.
 
     Args:
         path: the file; made when it is not there.
-        size: bytes of it to keep, those that a checkpoint knows of.
+        size: bytes of it to keep, those written before the checkpoint; what came later is cut off.
         digest: of those bytes, as `digest()` gave it; None to keep them unchecked.
 
     Raises:
-        Problem: when another process holds it, it cannot be written, it is shorter than that or its digest differs.
+        Problem: another process has locked it, it cannot be written, it is shorter than that, or its digest differs.
     """
 
     def __init__(self, path: Path, size: int, digest: str | None = None) -> None:
         self.path = path
         try:
-            self.file = open(regular(path), "ab", buffering=0)
+            self.file = open(regular(path), "ab", buffering=0)  # a line is in the file once it is written
         except OSError as error:
             raise Problem(f"cannot write {path}: {error.strerror}") from error
         try:
@@ -46,9 +47,9 @@ class Metrics:
         except BlockingIOError as error:
             self.file.close()
             raise Problem(f"another process is training in {path.parent}") from error
-        if (there := os.fstat(self.file.fileno()).st_size) < size:
+        if (length := os.fstat(self.file.fileno()).st_size) < size:
             self.file.close()
-            raise Problem(f"{path} has {there} bytes, fewer than the {size} that the checkpoint goes on from")
+            raise Problem(f"{path} has {length} bytes, fewer than the {size} that the checkpoint goes on from")
         with open(path, "rb") as kept:
             self.sha = hashlib.sha256(kept.read(size))
         if digest is not None and digest != self.digest():
@@ -63,7 +64,7 @@ class Metrics:
         self.sha.update(line)
 
     def _write(self, line: bytes) -> None:
-        """Write a line to its end; what a short write left over is tried again, so that the system says why."""
+        """Write a whole line; the rest of a short write is tried again, so that the system says why it was short."""
         while line:
             line = line[self.file.write(line) or 0 :]
 
@@ -72,15 +73,15 @@ class Metrics:
         return self.sha.hexdigest()
 
     def sync(self) -> int:
-        """Have the lines on disk; their size in bytes."""
+        """Wait until the lines are on disk; returns their size in bytes."""
         self._ask(lambda: os.fsync(self.file.fileno()))
         return os.fstat(self.file.fileno()).st_size
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the file, and so unlock it."""
         self.file.close()
 
-    def _ask(self, action: Any) -> None:
+    def _ask(self, action: Callable[[], object]) -> None:
         try:
             action()
         except OSError as error:

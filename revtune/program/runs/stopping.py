@@ -1,4 +1,4 @@
-"""Runs that are asked to stop, and tell how they do."""
+"""Runs that are stopped: by a signal, between steps, or by an output that takes no more."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from types import FrameType
 from revtune.program.errors import Problem
 
 STOPPED = 130
+"""Exit code of a run that was asked to stop: a shell's for SIGINT, 128 + 2."""
 
 
 @contextlib.contextmanager
 def telling(step: int, goes_on: str) -> Iterator[None]:
-    """Print how a run does after a step; `goes_on` is the command for who stops it.
+    """Print in the block how a run does after a step; `goes_on` is the command that resumes it.
 
     Raises:
         Problem: the output takes no more.
@@ -30,21 +31,21 @@ def telling(step: int, goes_on: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or a polite kill sets, to be heeded between steps; a second one stops at once."""
+    """An event that Ctrl-C or SIGTERM sets, to be looked at between steps; a second signal ends the program at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield asked  # Python takes handlers in the main thread alone
         return
 
-    def heed(number: int, frame: FrameType | None) -> None:
+    def ask(number: int, frame: FrameType | None) -> None:
         asked.set()
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for number in before:
-            signal.signal(number, heed)
+            signal.signal(number, ask)
         yield asked
     finally:
         for number, handler in before.items():

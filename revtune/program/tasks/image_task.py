@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from revtune.program.data.image_parts import Part, Parts, parts
-from revtune.program.data.images import Source
+from revtune.program.data.images import ImageSource
 from revtune.program.errors import Problem
 from revtune.program.tasks.task import Split, Study, Task
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
@@ -37,7 +37,7 @@ class ImageTask(Task):
         data: which images, by name.
     """
 
-    data: ClassVar[Source]
+    data: ClassVar[ImageSource]
     measure: ClassVar[str] = "error"
     study: ImageStudy
 

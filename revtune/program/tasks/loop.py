@@ -23,6 +23,7 @@ from revtune.program.files import regular, write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved, packed, unpacked
 from revtune.program.runs.clock import Clock
+from revtune.program.runs.folder import already_finished
 from revtune.program.runs.metrics import Metrics
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
 from revtune.program.tasks.learner import Learner
@@ -151,7 +152,7 @@ class TaskRun:
         """
         steps = self.learner.learning.steps
         if self.learner.steps >= steps and self.is_complete():
-            raise Problem(f"{self.folder} is finished: all {steps} steps are done")
+            raise already_finished(self.folder, steps)
         with RunReport(steps, quoted).shown() as report:
             self.learn(lambda learner, clock: learner.steps >= steps, report)
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from revtune.program.data import text_sources as sources
-from revtune.program.data.hub import decode
-from revtune.program.data.text import Corpus, segment, split_words, streams, word_corpus
+from revtune.program.data.text import Corpus, decode, segment, streams, word_corpus
+from revtune.program.data.vocabulary import split_words
 from revtune.program.errors import Problem
 from revtune.program.tasks.task import Split, Study, Task
 from revtune.tuning.hypers.hyperparameters import Hyperparameters

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from revtune.program.data.buckets import padded
 from revtune.program.data.pairs import Lexicon
-from revtune.program.data.text import UNKNOWN, Words
+from revtune.program.data.vocabulary import UNKNOWN, Words
 from revtune.program.translation.beam import Translation, search
 from revtune.program.translation.translator import Translator
 

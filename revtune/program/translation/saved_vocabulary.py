@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from revtune.program.data.moses import Form
-from revtune.program.data.pairs import FILES, Lexicon, lexicon
+from revtune.program.data.moses import TextForm
+from revtune.program.data.pair_sources import FILES
+from revtune.program.data.pairs import Lexicon, lexicon
 from revtune.program.errors import Problem
 from revtune.program.translation.task import TranslationStudy, TranslationTask
 
@@ -25,7 +26,7 @@ class SavedVocabulary(NamedTuple):
 
     source: Lexicon
     target: Lexicon
-    form: Form
+    form: TextForm
     digest: str | None
     test: str | None
     mark: str
@@ -33,7 +34,7 @@ class SavedVocabulary(NamedTuple):
 
 def vocabulary_json(task: TranslationTask) -> dict[str, Any]:
     """What `read_vocabulary` reads."""
-    sides = {"source": task.pairs.source.facts(), "target": task.pairs.target.facts()}
+    sides = {"source": task.pairs.source.to_json(), "target": task.pairs.target.to_json()}
     return {**sides, "form": task.form, "digest": task.digest(), "test": task.pairs.test_digest()}
 
 
@@ -48,8 +49,8 @@ def read_vocabulary(folder: Path, study: TranslationStudy) -> SavedVocabulary:
         content = json.loads(path.read_text(encoding="utf-8"))
         # runs of an earlier version do not name it; they read the first of a data set's layouts
         form = content.get("form", FILES[study.text.name][study.text.unit][0].form)
-        if form not in get_args(Form):
-            raise ValueError(f"form must be one of {', '.join(get_args(Form))}, got {form!r}")
+        if form not in get_args(TextForm):
+            raise ValueError(f"form must be one of {', '.join(get_args(TextForm))}, got {form!r}")
         mark = hashlib.sha256(json.dumps([content["source"], content["target"], form]).encode()).hexdigest()
         sides = lexicon(content["source"]), lexicon(content["target"])
         return SavedVocabulary(*sides, form, content.get("digest"), content.get("test"), mark)

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from revtune.program.data.moses import Form
+from revtune.program.data.moses import TextForm
 from revtune.program.translation.interpreter import Decoding, Interpreter
 from revtune.program.translation.task import TranslationTask
 from revtune.program.translation.translator import Translator
 
 
-def bleu(translations: Sequence[str], references: Sequence[str], form: Form) -> tuple[float, str]:
+def bleu(translations: Sequence[str], references: Sequence[str], form: TextForm) -> tuple[float, str]:
     """BLEU of translations against one reference each, and sacrebleu's signature.
 
     Tokenized sentences, of words or of sub-words, are lower-cased already and compared as they are, as in the papers.

@@ -13,7 +13,9 @@ from torch import nn
 
 from revtune.program.data.buckets import Batch, batch, by_length, order
 from revtune.program.data.moses import Language
-from revtune.program.data.pairs import Lexicon, Name, Pairs, Split, Unit, pairs, texts, vocabularies
+from revtune.program.data.named_sets import Split
+from revtune.program.data.pair_sources import PairSource, PairUnit, texts
+from revtune.program.data.pairs import Lexicon, Pairs, pairs, vocabularies
 from revtune.program.runs.schedule import FALL
 from revtune.program.tasks.task import Learning, Schedule
 from revtune.program.translation.translator import Model, Net, Translator, build
@@ -22,7 +24,7 @@ PAPERS_RATES: dict[Model, float] = {"gru": 0.2, "revgru": 0.2, "revlstm": 0.5, "
 """Learning rates of SGD (MacKay et al. 2018, on Multi30K)."""
 
 
-MOST_TOKENS: dict[Unit, int] = {"word": 50_000, "subword": 8_000}
+MOST_TOKENS: dict[PairUnit, int] = {"word": 50_000, "subword": 8_000}
 """Of each language's vocabulary, by default."""
 
 
@@ -34,12 +36,12 @@ PAPERS_EPOCH = 454
 class Text:
     """Which sentence pairs."""
 
-    name: Annotated[Name, tyro.conf.Fixed] = "multi30k"
+    name: Annotated[PairSource, tyro.conf.Fixed] = "multi30k"
     source: Language = "en"
     """Language to translate from."""
     target: Language = "de"
     """Language to translate to."""
-    unit: Unit = "word"
+    unit: PairUnit = "word"
     """Words as the files have them, or sub-words, learnt from raw text, for iwslt14 from its tokenized files."""
     vocabulary: int = MOST_TOKENS["word"]
     """Most words, or sub-words, of each language; by default 50,000 words or 8,000 sub-words."""
@@ -139,8 +141,8 @@ class TranslationTask:
 
 
 def recipe(
-    name: Name, *, full: bool, layers: int = 1, hidden: int = 300, sliced: int = 20, model: Model = "revgru",
-    unit: Unit = "word",
+    name: PairSource, *, full: bool, layers: int = 1, hidden: int = 300, sliced: int = 20, model: Model = "revgru",
+    unit: PairUnit = "word",
 ) -> TranslationStudy:  # fmt: skip
     """The settings of a run: by Adam, half an hour of one core for one layer; in full the papers' settings.
 

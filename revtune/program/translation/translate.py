@@ -12,7 +12,8 @@ from typing import Annotated, Any, BinaryIO, cast
 
 import tyro
 
-from revtune.program.data.pairs import MARK, Lexicon, text_lines
+from revtune.program.data.pair_sources import MARK, text_lines
+from revtune.program.data.pairs import Lexicon
 from revtune.program.data.subwords import Subwords
 from revtune.program.errors import Problem
 from revtune.program.files import Taken, check_distinct, check_output, write

@@ -21,7 +21,7 @@ from revtune.program.cli.folders import COMMANDS
 from revtune.program.cli.main import main
 from revtune.program.cli.train import RUNNERS
 from revtune.program.data import text_sources as sources
-from revtune.program.data.text import SPLITS
+from revtune.program.data.named_sets import SPLITS
 from revtune.program.language.config import check
 from revtune.program.language.live import Report, measure
 from revtune.program.language.run import Run

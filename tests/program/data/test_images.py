@@ -26,9 +26,9 @@ def write_idx(path: Path, *shape: int, packed: bool = True) -> bytes:
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("source", ["mnist", "fashion"])
-def test_idx_files_are_read_packed_or_not(source: images.Source, packed: bool, tmp_path: Path) -> None:
+def test_idx_files_are_read_packed_or_not(source: images.ImageSource, packed: bool, tmp_path: Path) -> None:
     folder = tmp_path / images.FOLDERS[source]
-    for name, shape in zip(images.IDX, [(6, 4, 5), (6,), (3, 4, 5), (3,)], strict=True):
+    for name, shape in zip(images.IDX_FILES, [(6, 4, 5), (6,), (3, 4, 5), (3,)], strict=True):
         write_idx(folder / name, *shape, packed=packed)
     found = images.load(source, tmp_path)
     assert found.train.shape == (6, 1, 4, 5) and found.test.shape == (3, 1, 4, 5)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from revtune.program.data.moses import Form, Language, shaped
+from revtune.program.data.moses import Language, TextForm, shaped
 
 DATA = Path(os.environ.get("REVTUNE_DATA", "")) / "multi30k"
 
@@ -32,14 +32,14 @@ def test_raw_text_is_as_that_of_multi30k(language: Language, raw: str, wanted: s
     ("form", "wanted"),
     [("iwslt14", "it &apos;s dr. smith . he says no. 5 ."), ("plain", "It's Dr. Smith. He says No. 5.")],
 )
-def test_raw_text_is_as_that_of_others(form: Form, wanted: str) -> None:
+def test_raw_text_is_as_that_of_others(form: TextForm, wanted: str) -> None:
     """Sentences of IWSLT are tokenized before they are lower-cased, so a dot before a capital is apart."""
     assert shaped(" It's Dr. Smith. He says No. 5.\n", form, "en") == wanted
 
 
 @pytest.mark.parametrize("text", ["", " \t", "\x01\x02"])
 @pytest.mark.parametrize("form", ["multi30k", "iwslt14"])
-def test_nothing_stays_nothing(text: str, form: Form) -> None:
+def test_nothing_stays_nothing(text: str, form: TextForm) -> None:
     assert shaped(text, form, "en") == ""
 
 

@@ -12,11 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from revtune.program.data.hub import read
 from revtune.program.data.text import byte_corpus
 from revtune.program.data.text_sources import Text
 from revtune.program.errors import Problem
-from revtune.program.files import locked, write
+from revtune.program.files import locked, read_bytes, write
 from revtune.program.language.config import Config, Learning, Net, check, from_json
 from revtune.program.language.model import build
 from revtune.program.language.run import Run, create
@@ -240,7 +239,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
         (tmp_path, "Is a directory"),
         (tmp_path / ("x" * 300), "File name too long"),
     ):
-        for use in (checkpoint.read, read, lambda path: Metrics(path, 0)):
+        for use in (checkpoint.read, read_bytes, lambda path: Metrics(path, 0)):
             with pytest.raises(Problem, match=f"cannot read .*: {sentence}"):
                 use(path)
 
@@ -341,7 +340,7 @@ def test_states_of_another_run_are_refused(parts: tuple[torch.Tensor, ...], sent
 
 
 @pytest.mark.parametrize("state", [None, LIKE[0], LIKE])
-def test_a_state_comes_back(state: checkpoint.State) -> None:
+def test_a_state_comes_back(state: checkpoint.RecurrentState) -> None:
     parts = checkpoint.state_tensors(state)
     saved = Saved({f"state/{name}": part for name, part in parts.items()}, {})
     again = checkpoint.state_of(saved, Path("file"), torch.device("cpu"), tuple(parts.values()), prefix="state/")

@@ -179,8 +179,8 @@ def test_a_run_begins_its_text_again_without_a_state(text: Path) -> None:
     trainer = train.Trainer(told, load(told.text))
     trainer.step()
     assert trainer.state is not None
-    assert trainer.place.position == 400
-    while trainer.place.position:
+    assert trainer.progress.position == 400
+    while trainer.progress.position:
         trainer.step()
     assert trainer.state is None
 
@@ -347,7 +347,7 @@ def test_what_is_not_finite_is_never_saved(text: Path, tmp_path: Path, monkeypat
 
     models: list[language.LanguageModel] = []
     made = language.build
-    monkeypatch.setattr(language, "build", build)
+    monkeypatch.setattr(train, "build", build)
     part = Run(tmp_path / "run")
     with pytest.raises(Problem, match="encode.weight is not finite after step 6; a lower --lr may help"):
         train.start(config(text, valid_every=9), part.folder, Spoils())

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from revtune.program.cli.main import main
 from revtune.program.data import text_sources as sources
-from revtune.program.data.text import split_words
+from revtune.program.data.vocabulary import split_words
 from revtune.program.errors import Problem
 from revtune.program.recipes import ptb_lstm
 from revtune.program.recipes.ptb_lstm import PtbLstm

@@ -24,13 +24,15 @@ def test_here_is_what_runs(backend: str) -> None:
     assert here.backend == backend
     assert here.instructions == (native.instructions() if backend == "native" else "")
     assert torch.__version__.startswith(here.torch_version)
-    assert Arithmetic.of(here.facts(), CHECKPOINT) == here
+    assert Arithmetic.of(here.to_json(), CHECKPOINT) == here
 
 
-@pytest.mark.parametrize("facts", [1, {}, {**KERNEL.facts(), "torch_version": 2}, {**KERNEL.facts(), "threads": "1"}])
-def test_other_facts_are_refused(facts: Any) -> None:
+@pytest.mark.parametrize(
+    "stored", [1, {}, {**KERNEL.to_json(), "torch_version": 2}, {**KERNEL.to_json(), "threads": "1"}]
+)
+def test_anything_else_that_is_stored_is_refused(stored: Any) -> None:
     with pytest.raises(Problem, match=r"checkpoint\.safetensors does not tell what its run computed by, but "):
-        Arithmetic.of(facts, CHECKPOINT)
+        Arithmetic.of(stored, CHECKPOINT)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from revtune.program.data.subwords import Subwords
-from revtune.program.data.text import END, UNKNOWN, Words
+from revtune.program.data.vocabulary import END, UNKNOWN, Words
 from revtune.program.translation.interpreter import POSITIONS, Decoding, Interpreter, batches
 from revtune.program.translation.translator import Memory, State, Translator
 

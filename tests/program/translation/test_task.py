@@ -9,7 +9,7 @@ import torch
 
 from revtune.program.cli.train import runner_and_options
 from revtune.program.data.buckets import batch
-from revtune.program.data.pairs import Unit
+from revtune.program.data.pair_sources import PairUnit
 from revtune.program.translation.learner import TranslationLearner
 from revtune.program.translation.task import Text, TranslationLearning, TranslationStudy, TranslationTask
 from revtune.program.translation.translator import Model, Net
@@ -82,7 +82,7 @@ def test_in_full_the_settings_are_the_papers(name: str, model: Model, rate: floa
 
 
 @pytest.mark.parametrize(("unit", "most"), [("word", 50_000), ("subword", 8_000)])
-def test_sub_words_are_fewer_than_words(unit: Unit, most: int) -> None:
+def test_sub_words_are_fewer_than_words(unit: PairUnit, most: int) -> None:
     assert runner_and_options("multi30k", ["--unit", unit])[1].study.text.vocabulary == most
     assert runner_and_options("iwslt14", ["--full", "--unit", unit, "--vocabulary", "7"])[1].study.text.vocabulary == 7
 

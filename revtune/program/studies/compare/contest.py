@@ -24,7 +24,7 @@ import tyro
 from revtune.program import recipes
 from revtune.program.errors import Problem
 from revtune.program.files import write
-from revtune.program.runs.clock import Kind
+from revtune.program.runs.clock import ClockKind
 from revtune.program.runs.metrics import last_step
 from revtune.program.studies.json_files import JsonObject, Template, missing, read_lines, read_object
 from revtune.program.tasks.task import SEARCHERS, Size, Study
@@ -74,7 +74,7 @@ class Options(Generic[S]):
     """Run everything so many times, from --seed on."""
     budget: float = 1200.0
     """Seconds that each way of tuning may use."""
-    clock: Kind = "wall"
+    clock: ClockKind = "wall"
     """Whose seconds: the wall's, or the processor's, which is fairer where other work shares the machine."""
     contestants: tuple[Contestant, ...] = CONTESTANTS
     """Who takes part; final needs stn or delta, searchers need plain, found needs one of each."""

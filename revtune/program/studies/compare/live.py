@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from revtune.program.runs.clock import Kind
+from revtune.program.runs.clock import ClockKind
 
 LINE_EVERY = 60.0
 """Seconds."""
@@ -30,7 +30,7 @@ class CompareReport:
         best: its lowest held-out loss so far.
     """
 
-    def __init__(self, console: Console, name: str, budget: float, clock: Kind) -> None:
+    def __init__(self, console: Console, name: str, budget: float, clock: ClockKind) -> None:
         self.console, self.name, self.clock, self.best = console, name, clock, math.inf
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} s"),

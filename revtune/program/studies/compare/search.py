@@ -30,7 +30,7 @@ from revtune.program.errors import Problem
 from revtune.program.files import write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import packed, unpacked
-from revtune.program.runs.clock import Clock, Kind
+from revtune.program.runs.clock import Clock, ClockKind
 from revtune.program.runs.metrics import Metrics
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
 from revtune.program.studies.compare import journal
@@ -96,7 +96,7 @@ class Search:
         """Let the folder go."""
         self.metrics.close()
 
-    def learn(self, budget: float, clock: Kind, report: Report) -> None:
+    def learn(self, budget: float, clock: ClockKind, report: Report) -> None:
         """Take trials until the budget is spent, in seconds of a clock, or a grid has no more points.
 
         Raises:

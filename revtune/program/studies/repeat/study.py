@@ -92,7 +92,7 @@ def run(study: RepeatStudy, out: Path | None, *, workers: int | None = None) -> 
         if missing:
             check_arithmetic(here, cells, path)
         for figures in watched(console, len(cells), len(missing), learned(study, missing, workers)):
-            figures["arithmetic"] = here.facts()
+            figures["arithmetic"] = here.to_json()
             metrics.add(figures)
             metrics.sync()
             cells.append(figures)

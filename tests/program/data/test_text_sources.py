@@ -1,0 +1,119 @@
+"""The texts of the standard library, of files, and of data sets by name."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from revtune.program.data import text_sources
+from revtune.program.data.named_sets import SPLITS
+from revtune.program.data.text_sources import Text, TextSource
+from revtune.program.data.vocabulary import Words
+from revtune.program.errors import Problem
+
+
+def test_stdlib_is_python_source_in_three_disjoint_parts() -> None:
+    train, valid, test = text_sources.stdlib()
+    assert (train, valid, test) == text_sources.stdlib()
+    assert len(train) > 5 * len(valid) > 0
+    assert len(train) > 5 * len(test) > 0
+    assert b"def " in valid
+
+
+def test_stdlib_skips_tests_and_reads_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_sources, "FEWEST_BYTES", 0)
+    (tmp_path / "test").mkdir()
+    for name in ("b.py", "a.py", "c.txt", "test/t.py"):
+        (tmp_path / name).write_text(name)
+    assert b"".join(text_sources.stdlib(tmp_path)) == b"a.pyb.py"
+
+
+def test_a_folder_without_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match="too little Python source"):
+        text_sources.stdlib(tmp_path)
+
+
+def test_a_file_is_cut_after_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(b"0123456789abcde\n" * 200)
+    parts = text_sources.file_parts(path)
+    assert b"".join(parts) == path.read_bytes()
+    assert all(part.endswith(b"e\n") for part in parts)
+    assert [len(part) for part in parts] == [2880, 160, 160]
+
+
+def test_a_file_without_lines_is_cut_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(b"a" * 2000)
+    assert [len(part) for part in text_sources.file_parts(path)] == [1800, 100, 100]
+
+
+def test_wrong_files_are_named(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
+    for path, sentence in (
+        (empty, "empty is too short to learn from: 0 bytes"),
+        (tmp_path, "cannot read .*: Is a directory"),
+        (tmp_path / "missing", "cannot read .*missing: No such file"),
+        (None, "give it by --file"),
+    ):
+        with pytest.raises(Problem, match=sentence):
+            text_sources.load(Text(source="file", file=path))
+
+
+def test_words_of_no_utf8_are_refused_with_the_place(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(b"a b\n" * 300 + b"\xff" * 9)
+    with pytest.raises(Problem, match=r"text is no UTF-8 text: byte 0xff at \d+; --unit byte reads any file"):
+        text_sources.load(Text(source="file", file=path, unit="word"))
+    assert len(text_sources.load(Text(source="file", file=path)).train) > 1000
+
+
+def ptb_like(folder: Path) -> Path:
+    (folder / "ptb").mkdir()
+    for split in SPLITS:
+        (folder / f"ptb/ptb.{split}.txt").write_text(f" the {split} <unk> \n the N \n")
+    return folder
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_a_data_set_by_name_comes_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    folder = ptb_like(tmp_path)
+    monkeypatch.setenv("REVTUNE_DATA", str(folder if by == "environment" else tmp_path / "nowhere"))
+    corpus = text_sources.load(Text(source="ptb", unit="word", data=folder if by == "option" else None))
+    assert isinstance(corpus.vocabulary, Words)
+    assert corpus.vocabulary.words == ["the", "<eos>", "train", "<unk>", "N"]
+    assert "".join(corpus.vocabulary.pieces(corpus.test.tolist())) == "the <unk> <unk> \nthe N \n"
+
+
+def test_without_a_folder_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REVTUNE_DATA", raising=False)
+    hub = type(sys)("datasets")
+    rows = {split: {"text": ["", " = a b = \n"]} for split in ("train", "validation", "test")}
+    monkeypatch.setattr(hub, "load_dataset", lambda *_, revision: rows, raising=False)
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    assert text_sources.named("wikitext2", None) == (b"\n = a b = \n",) * 3
+
+
+def test_a_data_set_that_is_nowhere_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, revision: str) -> None:
+        raise ConnectionError("the hub is out of reach\nand more")
+
+    hub = type(sys)("datasets")
+    monkeypatch.setattr(hub, "load_dataset", refuse, raising=False)
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    with pytest.raises(Problem) as caught:
+        text_sources.load(Text(source="ptb", unit="word", data=tmp_path))
+    looked = f"ptb/ptb.train.txt is not in {tmp_path}"
+    assert str(caught.value) == f"ptb was not found: {looked}, and the hub did not give it (the hub is out of reach)"
+
+
+@pytest.mark.skipif("REVTUNE_DATA" not in os.environ, reason="REVTUNE_DATA names no folder with data sets")
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("ptb", (10_000, 929_589, 73_760, 82_430)), ("wikitext2", (33_278, 2_088_628, 217_646, 245_569))],
+)
+def test_standard_data_sets_have_their_standard_sizes(name: TextSource, sizes: tuple[int, ...]) -> None:
+    corpus = text_sources.load(Text(source=name, unit="word"))
+    assert (len(corpus.vocabulary), len(corpus.train), len(corpus.valid), len(corpus.test)) == sizes
