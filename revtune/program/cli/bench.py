@@ -18,7 +18,7 @@ def bench(arguments: list[str]) -> None:
     if not arguments or arguments[0] not in BENCHES:
         known, given = " or ".join(BENCHES), arguments[0] if arguments else "nothing"
         raise Problem(f"revtune bench measures {known}, got {given}", code=2)
-    module = importlib.import_module(BENCHES[arguments[0]])
+    module = importlib.import_module(BENCHES[arguments[0]])  # one of them, as each loads what it measures
     parse(getattr(module, arguments[0]), arguments[1:], f"bench {arguments[0]}")
 
 

@@ -12,8 +12,7 @@ import torch
 from revtune.errors import BackendError
 from revtune.program.data.named_sets import SPLITS, TEXT_FILES, data_folder
 from revtune.program.errors import Problem
-from revtune.reversible.kernel import backend as native
-from revtune.reversible.kernel import build
+from revtune.reversible.kernel import backend, build
 
 EXTRAS = {
     "program": ("tyro", "rich", "safetensors", "datasets", "matplotlib"),
@@ -27,17 +26,17 @@ def lines() -> Iterator[str]:
     precision = torch.get_float32_matmul_precision()
     yield f"torch {torch.__version__}, {torch.get_num_threads()} threads, matmul precision {precision}"
     yield f"device: {torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'cpu'}"
-    yield f"compiler: {told(lambda: Path(build.compiler()[0]).name)}"
-    yield f"backend: {told(native.explain)}"
+    yield f"compiler: {found_or_why(lambda: Path(build.compiler()[0]).name)}"
+    yield f"backend: {found_or_why(backend.explain)}"
     yield from data_lines()
     for extra, packages in EXTRAS.items():
         yield extra_line(extra, packages)
 
 
-def told(finding: Callable[[], str]) -> str:
-    """A finding, or what kept it from being made."""
+def found_or_why(find: Callable[[], str]) -> str:
+    """What is found, or why nothing is."""
     try:
-        return finding()
+        return find()
     except (BackendError, ValueError) as error:
         return str(error)
 

@@ -25,18 +25,22 @@ from revtune.errors import BackendError, NonFiniteError, ReversalError, SettingE
 from revtune.program.errors import Problem
 
 EXTRAS = {"optuna": "search", "kornia": "augment", "sacrebleu": "translate", "tokenizers": "translate"}
+"""Packages of the extras that are named for what they are for."""
 
 
 PROGRAM_NEEDS = {"tyro", "rich", "safetensors", "datasets", "matplotlib", "numpy", "shtab", "docstring_parser"}
 
+"""Packages of the extra `program`, and those that these need."""
+
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""In the messages of torch's RuntimeErrors, which have no class of their own for it on a CPU."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command line and give its exit code: 0, 1 for a problem, 2 for a wrong command line, 130 when stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    with contextlib.suppress(AttributeError, ValueError):
+    with contextlib.suppress(AttributeError, ValueError):  # whatever stands in for stdout may be closed or lack this
         cast(Any, sys.stdout).reconfigure(errors="replace")
     try:
         dispatch(arguments)
@@ -46,12 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
         print("revtune: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        let_go_of_output()
+        discard_output()
     except Exception as error:
-        if (told := sentence(error)) is None:
+        if (message := sentence(error)) is None:
             raise
-        let_go_of_output()
-        print(f"revtune: {told}", file=sys.stderr)
+        discard_output()
+        print(f"revtune: {message}", file=sys.stderr)
         return error.code if isinstance(error, Problem) else 1
     return 0
 
@@ -64,8 +68,8 @@ def sentence(error: Exception) -> str | None:
     if isinstance(error, BackendError | SettingError):
         return first
     if isinstance(error, OSError):
-        place = f"{error.filename}: " if error.filename else ""
-        return f"cannot read or write: {place}{error.strerror or first}"
+        path = f"{error.filename}: " if error.filename else ""
+        return f"cannot read or write: {path}{error.strerror or first}"
     if isinstance(error, ImportError):
         return missing_package(error, first)
     if isinstance(error, RecursionError):
@@ -76,7 +80,7 @@ def sentence(error: Exception) -> str | None:
 
 
 def missing_package(error: ImportError, reason: str) -> str | None:
-    """What a person is told of a package that is missing or broken; None when it is this one."""
+    """What a person is told of a package that is missing or broken; None when it is revtune itself."""
     package = (error.name or "").partition(".")[0]
     if package in ("", "revtune"):
         return None
@@ -86,8 +90,8 @@ def missing_package(error: ImportError, reason: str) -> str | None:
     return f"{package} cannot be imported: {reason}"
 
 
-def let_go_of_output() -> None:
-    """Have what could not be written forgotten, lest Python complains of it when it ends."""
+def discard_output() -> None:
+    """Drop what could not be written to stdout, or Python would print a second error when it ends."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -102,7 +106,7 @@ def dispatch(arguments: list[str]) -> None:
         print((__doc__ or "").strip())
         return
     if arguments[0] == "--version":
-        print(f"revtune {importlib.import_module('revtune').__version__}")
+        print(f"revtune {importlib.import_module('revtune').__version__}")  # not at the top: it imports torch
         return
     if arguments[0] not in COMMANDS:
         raise Problem(f"there is no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", code=2)
@@ -111,7 +115,7 @@ def dispatch(arguments: list[str]) -> None:
 
 
 COMMANDS = ("train", "generate", "translate", "evaluate", "compare", "bench", "doctor")
-"""Each is a function in the module of its name in this room, loaded when asked for: none needs another's packages."""
+"""Each is a function in the module of its name in this room, imported when asked for: none needs another's packages."""
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from revtune.program.files import write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.folder import claimed, refuse_taken
 from revtune.program.tasks.live import measure
-from revtune.program.tasks.loop import TaskRun
+from revtune.program.tasks.loop import WEIGHTS, TaskRun, best_weights
 from revtune.program.tasks.task import METHODS, Method, S, Size, Study, Task, check, check_tuned, with_absolute_paths
 from revtune.program.tasks.tuned_learner import learner
 from revtune.program.typed import read_typed
@@ -88,7 +88,7 @@ def resume(folder: Path) -> None:
 
 
 def go_on(task: Any, method: Method, folder: Path) -> None:
-    """Take the steps that are left, and say what the run came to; what it should have written and has not is written.
+    """Take the steps that are left, write what is missing of the result, and say what the run came to.
 
     Raises:
         Problem: nothing is left to do.
@@ -105,30 +105,26 @@ def opened(folder: Path) -> tuple[Task, nn.Module]:
     Raises:
         Problem: the run has not come to its end, or its weights are damaged.
     """
-    path = folder / "weights.safetensors"
-    if not path.exists():
-        raise Problem(f"{folder} has no weights yet; revtune train --resume {folder} goes on with it")
-    name, _, study = stored(folder)
-    try:
-        saved = checkpoint.read(path)
-    except Problem as error:
-        raise Problem(f"{error}; revtune train --resume {folder} writes it anew from the checkpoint") from error
+    saved, (name, _, study) = best_weights(folder), stored(folder)
     torch.set_num_threads(study.threads)
     task: Task = recipes.find(name).task(study)
     hypers = Constants(task.hypers())
     model = plain(task.net(hypers), hypers)
     untie(model, saved.tensors.keys())
-    checkpoint.load_weights(model, saved, path)
+    checkpoint.load_weights(model, saved, folder / WEIGHTS)
     return task, model.eval()
 
 
 def untie(model: nn.Module, names: Collection[str]) -> None:
-    """Give parameters that stand in two places one in each, where both are named, as STN leaves them when frozen."""
+    """Replace a parameter that two modules share by one in each, where both are named.
+
+    A tied network that STN has tuned is so: its responses differ by module, and so do the weights that freezing makes.
+    """
     own = dict(model.named_parameters())
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         if name in names and name not in own:
-            place, _, last = name.rpartition(".")
-            model.get_submodule(place).register_parameter(last, nn.Parameter(parameter.detach().clone()))
+            module, _, last = name.rpartition(".")
+            model.get_submodule(module).register_parameter(last, nn.Parameter(parameter.detach().clone()))
 
 
 def in_words(quoted: str, result: dict[str, Any], folder: Path) -> str:

@@ -35,6 +35,9 @@ SAVE_SECONDS = 20.0
 """Between checkpoints: a run that is killed loses no more, and writing them costs little beside it."""
 
 
+WEIGHTS = "weights.safetensors"
+
+
 LONGEST_REASON = 200
 """Characters told of torch's message on a state that does not fit, which may list every weight."""
 
@@ -76,7 +79,7 @@ class TaskRun:
 
     def _trace_of_checkpoint(self) -> str | None:
         """What shows that a folder without a checkpoint once had one, if anything; the run would write over it."""
-        for name in ("result.json", "weights.safetensors"):
+        for name in ("result.json", WEIGHTS):
             if (self.folder / name).exists():
                 return f"{name} is"
         path, late = self.folder / "metrics.jsonl", list[int]()
@@ -171,7 +174,7 @@ class TaskRun:
         """Whether all that `result` writes is there, and figures and weights are as they were written."""
         try:
             result = json.loads((self.folder / "result.json").read_bytes())
-            beside_weights = checkpoint.read(self.folder / "weights.safetensors").facts
+            beside_weights = checkpoint.read(self.folder / WEIGHTS).facts
         except (OSError, ValueError, RecursionError, Problem):
             return False
         history = ("history.jsonl", "history.png") if self._history() else ()
@@ -201,10 +204,25 @@ class TaskRun:
         learner.take_best()
         figures = {split: learner.figures(split) for split in ("valid", "test")}
         facts = {"step": step, **figures, "values": learner.values(), "final_values": last, **more}
-        write(self.folder / "weights.safetensors", checkpoint.pack(Saved(learner.weights(), facts)))
+        write(self.folder / WEIGHTS, checkpoint.pack(Saved(learner.weights(), facts)))
         if history := self._history():
             history.write(self.folder / "history.jsonl")
             history.plot(self.folder / "history.png")
         # last, as whoever finds it takes the run for finished
         write(self.folder / "result.json", json.dumps(facts, indent=1).encode() + b"\n")
         return facts
+
+
+def best_weights(folder: Path) -> Saved:
+    """The best network that the run in a folder wrote at its end.
+
+    Raises:
+        Problem: the run has not come to its end, or the file is damaged.
+    """
+    path, command = folder / WEIGHTS, f"revtune train --resume {folder}"
+    if not path.exists():
+        raise Problem(f"{folder} has no weights yet; {command} goes on with it")
+    try:
+        return checkpoint.read(path)
+    except Problem as error:
+        raise Problem(f"{error}; {command} writes it anew from the checkpoint") from error

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from revtune.program import figures
+
 INCH_A_WORD, INCH_A_LETTER = 0.32, 0.09
+"""Room for labels in matplotlib's usual size."""
 
 
 LONGEST_LABEL = 30
@@ -17,12 +20,10 @@ LONGEST_LABEL = 30
 
 def plot(source: Sequence[str], target: Sequence[str], attention: Tensor) -> bytes:
     """A PNG of attention (T, S) of target words to source words."""
-    from matplotlib.figure import Figure
-
     across, down = [literal(word) for word in source], [literal(word) for word in target]
     above, left = (0.5 + INCH_A_LETTER * max(map(len, words)) for words in (across, down))
     size = (left + above / 2 + INCH_A_WORD * len(across), above + INCH_A_WORD * len(down))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = figures.blank(*size)
     axes = figure.add_subplot()
     axes.imshow(attention.numpy(), cmap="Greys", vmin=0.0, vmax=1.0, aspect="auto")
     axes.set_xticks(range(len(across)), across, rotation=60, ha="left", rotation_mode="anchor")
@@ -39,5 +40,5 @@ def plot(source: Sequence[str], target: Sequence[str], attention: Tensor) -> byt
 
 
 def literal(word: str) -> str:
-    """A word as it stands, no mathematics; cut if it is very long."""
+    """A word with what matplotlib would read as mathematics escaped, and cut if it is very long."""
     return (word if len(word) <= LONGEST_LABEL else f"{word[: LONGEST_LABEL - 1]}…").replace("$", r"\$")

@@ -1,9 +1,9 @@
 """Translations of a batch of sentences: beam search, and greedy as a beam of one.
 
-A beam keeps the `width` most probable beginnings of a sentence. Of those that end the best has the highest
-log-probability over length ** penalty; a sentence is done when no beginning can still beat it, and the model then
-computes nothing more for it. A beginning is a word and the beginning before it, so that what many have in common is
-kept once, and what none of them has any more not at all.
+A beam keeps the `width` most probable beginnings of a translation. Of those that end the best has the highest
+log-probability over length ** penalty. A sentence is done when no beginning can still beat it, and the model then
+computes nothing more for it. A beginning is a word and the beginning before it, so that what many share is kept once,
+and what none of them continues is freed.
 
 Shapes: B sentences, R of them that are not done, W width, V words, S source steps, T words of a translation.
 """
@@ -22,12 +22,12 @@ from revtune.program.translation.translator import Memory, State, Translator
 
 @dataclass
 class Translation:
-    """A translation.
+    """A translation as token ids.
 
     Attributes:
-        words: its words, without an end.
+        words: its words, without the end.
         score: log-probability over length ** penalty.
-        attention: (T, S), of each of its words.
+        attention: (T, S), of each of its words to the source.
     """
 
     words: list[int]
@@ -51,40 +51,40 @@ def search(
         longest: most words of a translation; by default twice the source's and ten.
     """
     memory, state = model.remembered(source, lengths)
-    memory = Memory(*(one.repeat_interleave(width, 0) for one in memory))
+    memory = Memory(*(tensor.repeat_interleave(width, 0) for tensor in memory))
     state = moved(state, torch.arange(len(lengths)).repeat_interleave(width))
     most = [2 * int(length) + 10 if longest is None else longest for length in lengths]
-    beams = [Beam(width, penalty, one, start) for one in most]
+    beams = [Beam(width, penalty, words, start) for words in most]
     going = [beam for beam in beams if not beam.done]
     while going:
-        words = torch.tensor([one.word for beam in going for one in beam.beginnings])
+        words = torch.tensor([beginning.word for beam in going for beginning in beam.beginnings])
         logp, attention, state = model.step(words, state, memory)
         going, origin = extended(going, logp, attention)
         state = moved(state, origin)
-        if len(origin) < len(words):
-            memory = Memory(*(one.index_select(0, origin) for one in memory))
+        if len(origin) < len(words):  # some are done; rows of one sentence have the same memory, in whatever order
+            memory = Memory(*(tensor.index_select(0, origin) for tensor in memory))
     return [beam.best(len(source)) for beam in beams]
 
 
 def moved(state: State, rows: Tensor) -> State:
-    """A recurrent state (L, B, H) of other rows."""
+    """A recurrent state (L, B, H), taken from these rows of it."""
     if isinstance(state, Tensor):
         return state.index_select(1, rows)
-    return tuple(one.index_select(1, rows) for one in state)
+    return tuple(part.index_select(1, rows) for part in state)
 
 
 class Beginning(NamedTuple):
-    """What a translation may begin with: a word after another beginning, and the attention (S,) that it came of."""
+    """What a translation may begin with: a word after another beginning, and the attention (S,) it was found by."""
 
     word: int
     before: Beginning | None = None
     attention: Tensor | None = None
 
 
-class Step(NamedTuple):
-    """A word to go on by from the beginning at a place, 0 to W - 1, and the log-probability that it comes to."""
+class Extension(NamedTuple):
+    """A word that the beginning of an index, 0 to W - 1, may go on by, and their log-probability together."""
 
-    place: int
+    beginning: int
     word: int
     score: float
 
@@ -110,32 +110,40 @@ class Beam:
         self._length = 0
         self._best = -math.inf, Beginning(start)
 
-    def extend(self, steps: list[Step], attention: Tensor) -> list[int]:
-        """Go on by the best of 2 W steps, best first, the W beginnings attending so, (W, S); the places gone on from.
+    def extend(self, extensions: list[Extension], attention: Tensor) -> list[int]:
+        """Go on by the best extensions.
 
-        An end counts if fewer than W words to go on by are more probable.
+        An end counts if fewer than W other extensions are more probable.
+
+        Args:
+            extensions: 2 W of them, best first: should all W beginnings end, W are left to go on by.
+            attention: (W, S), of the beginnings to the source.
+
+        Returns:
+            For each new beginning the index of the one that it goes on from.
         """
         self._length += 1
-        kept: list[Step] = []
-        for step in steps:
-            if step.score == -math.inf or len(kept) == self.width:
+        kept: list[Extension] = []
+        for extension in extensions:
+            if extension.score == -math.inf or len(kept) == self.width:
                 break
-            if step.word != self.start:
-                kept.append(step)
+            if extension.word != self.start:
+                kept.append(extension)
             else:
-                self._end(step.score, self.beginnings[step.place])
+                self._end(extension.score, self.beginnings[extension.beginning])
         self._keep(kept, attention)
         if self._length >= self.most and self._best[0] == -math.inf:
             self._end(self.scores[0], self.beginnings[0])
         self.done = not kept or self._length >= self.most or self._settled()
-        return [step.place for step in kept] + [0] * (self.width - len(kept))
+        return [extension.beginning for extension in kept] + [0] * (self.width - len(kept))
 
-    def _keep(self, kept: list[Step], attention: Tensor) -> None:
-        seen = {place: attention[place].clone() for place in {step.place for step in kept}}
+    def _keep(self, kept: list[Extension], attention: Tensor) -> None:
+        # copied, as a row of `attention` would keep those of all sentences
+        rows = {index: attention[index].clone() for index in {extension.beginning for extension in kept}}
         lacking = self.width - len(kept)
-        grown = [Beginning(step.word, self.beginnings[step.place], seen[step.place]) for step in kept]
+        grown = [Beginning(word, self.beginnings[index], rows[index]) for index, word, _ in kept]
         self.beginnings = grown + [Beginning(self.start)] * lacking
-        self.scores = [step.score for step in kept] + [-math.inf] * lacking
+        self.scores = [extension.score for extension in kept] + [-math.inf] * lacking
 
     def _end(self, score: float, beginning: Beginning) -> None:
         """Keep a translation that ends here, if it is the best so far."""
@@ -147,6 +155,7 @@ class Beam:
         """Whether no beginning can still become the best, or, in a greedy search, a translation has ended."""
         if self.width == 1:
             return self._best[0] > -math.inf
+        # log-probabilities are below 0 and only fall: the longest length is the most that divides them
         most = self._over(self.most + 1) if self.penalty > 0 else 1.0
         return self.scores[0] / most < self._best[0]
 
@@ -155,12 +164,12 @@ class Beam:
 
     def best(self, positions: int) -> Translation:
         """The best translation, of so many source positions; one of no words where there is none."""
-        score, one = self._best
+        score, beginning = self._best
         words, attention = list[int](), list[Tensor]()
-        while one.before is not None and one.attention is not None:
-            words.append(one.word)
-            attention.append(one.attention)
-            one = one.before
+        while beginning.before is not None and beginning.attention is not None:
+            words.append(beginning.word)
+            attention.append(beginning.attention)
+            beginning = beginning.before
         return Translation(words[::-1], score, torch.stack(attention[::-1]) if words else torch.zeros(0, positions))
 
 
@@ -169,7 +178,8 @@ def extended(beams: list[Beam], logp: Tensor, attention: Tensor) -> tuple[list[B
 
     Args:
         beams: R of them, none done.
-        logp, attention: of the words after each beginning (R * W, V), and of each to the source (R * W, S).
+        logp: log-probabilities of the words after each beginning, (R * W, V).
+        attention: of each beginning to the source, (R * W, S).
 
     Returns:
         The beams that are not done yet, and which rows their beginnings go on from.
@@ -177,10 +187,11 @@ def extended(beams: list[Beam], logp: Tensor, attention: Tensor) -> tuple[list[B
     width, words, origin = beams[0].width, logp.shape[1], list[int]()
     scores = torch.tensor([beam.scores for beam in beams], dtype=logp.dtype)
     total = scores.unsqueeze(-1) + logp.view(len(beams), width, words)
-    best, index = (one.tolist() for one in total.flatten(1).topk(2 * width, 1))
+    best, index = (tensor.tolist() for tensor in total.flatten(1).topk(2 * width, 1))
     for number, beam in enumerate(beams):
-        steps = [Step(one // words, one % words, score) for one, score in zip(index[number], best[number], strict=True)]
+        pairs = zip(index[number], best[number], strict=True)  # an index is that of beginning and word together
+        extensions = [Extension(flat // words, flat % words, score) for flat, score in pairs]
         first = number * width
-        places = beam.extend(steps, attention[first : first + width])
-        origin += [first + place for place in places] if not beam.done else []
+        indices = beam.extend(extensions, attention[first : first + width])
+        origin += [first + index for index in indices] if not beam.done else []
     return [beam for beam in beams if not beam.done], torch.tensor(origin, dtype=torch.long)

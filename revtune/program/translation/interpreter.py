@@ -1,4 +1,4 @@
-"""Sentences translated: words of the vocabulary looked up, unknown ones taken over, batches of like length."""
+"""Sentences translated: tokens looked up in the vocabulary, unknown words copied, batches of like length."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Translated:
     """A sentence's translation.
 
     Attributes:
-        text: it.
-        source, target: the tokens as text.
+        text: the translation.
+        source, target: the tokens of both sentences, as text.
         attention: (T, S) of each target token to each source token.
     """
 
@@ -52,43 +52,44 @@ class Interpreter:
     Args:
         model: in evaluation mode.
         source, target: vocabularies.
-        how: beam and penalty.
+        decoding: beam, penalty and batch.
         longest: tokens of a sentence beyond which the rest of it is left out; None for no limit. Time and memory grow
             with the square of a sentence's length.
     """
 
     def __init__(
-        self, model: Translator, source: Lexicon, target: Lexicon, how: Decoding, longest: int | None = None
+        self, model: Translator, source: Lexicon, target: Lexicon, decoding: Decoding, longest: int | None = None
     ) -> None:
-        self.model, self.source, self.target, self.how, self.longest = model, source, target, how, longest
+        self.model, self.source, self.target = model, source, target
+        self.decoding, self.longest = decoding, longest
 
     def __call__(self, sentences: Sequence[str]) -> list[Translated]:
-        """The translation of each; of an empty one the empty one."""
+        """The translation of each sentence; that of an empty one is empty."""
         ids = [self.source.encode(sentence)[: self.longest] for sentence in sentences]
-        found: list[Translated] = [Translated("", [], [], torch.zeros(0, 0)) for _ in sentences]
-        for some in batches([len(one) for one in ids], self.how.batch):
-            source, lengths = padded([ids[one] for one in some])
-            done = search(
-                self.model, source, lengths, start=self.target.start, width=self.how.beam, penalty=self.how.penalty
-            )
-            for one, translation in zip(some, done, strict=True):
-                found[one] = self._told(sentences[one], ids[one], translation)
-        return found
+        translations = [Translated("", [], [], torch.zeros(0, 0)) for _ in sentences]
+        start, width, penalty = self.target.start, self.decoding.beam, self.decoding.penalty
+        for numbers in batches([len(tokens) for tokens in ids], self.decoding.batch):
+            source, lengths = padded([ids[number] for number in numbers])
+            best = search(self.model, source, lengths, start=start, width=width, penalty=penalty)
+            for number, translation in zip(numbers, best, strict=True):
+                translations[number] = self._in_text(sentences[number], ids[number], translation)
+        return translations
 
-    def _told(self, sentence: str, ids: list[int], translation: Translation) -> Translated:
-        seen = translation.attention[:, : len(ids)]
+    def _in_text(self, sentence: str, ids: list[int], translation: Translation) -> Translated:
+        """A translation as text; for an unknown word stands the source's word that it attended to most."""
+        attention = translation.attention[:, : len(ids)]
         if not isinstance(self.target, Words) or not isinstance(self.source, Words):
-            tokens = [self._piece(self.source, one) for one in ids]
-            pieces = [self._piece(self.target, one) for one in translation.words]
+            tokens = [self._piece(self.source, token) for token in ids]
+            pieces = [self._piece(self.target, token) for token in translation.words]
             assert not isinstance(self.target, Words)
-            return Translated(self.target.text(translation.words), tokens, pieces, seen)
+            return Translated(self.target.text(translation.words), tokens, pieces, attention)
         read = sentence.split()[: len(ids)]
         unknown = self.target.index[UNKNOWN]
         words = [
-            read[int(seen[place].argmax())] if word == unknown else self.target.words[word]
-            for place, word in enumerate(translation.words)
+            read[int(weights.argmax())] if word == unknown else self.target.words[word]
+            for word, weights in zip(translation.words, attention, strict=True)
         ]
-        return Translated(" ".join(words), read, words, seen)
+        return Translated(" ".join(words), read, words, attention)
 
     @staticmethod
     def _piece(lexicon: Lexicon, token: int) -> str:
@@ -96,11 +97,17 @@ class Interpreter:
 
 
 def batches(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """The numbers of the sentences that are not empty, shortest first, so many together within `POSITIONS`."""
-    found: list[list[int]] = []
-    for one in sorted((one for one in range(len(lengths)) if lengths[one]), key=lambda one: lengths[one]):
-        if found and len(found[-1]) < size and (len(found[-1]) + 1) * lengths[one] <= POSITIONS:
-            found[-1].append(one)
+    """The numbers of the sentences that are not empty, shortest first, at most `size` of them together.
+
+    Args:
+        lengths: of the sentences.
+        size: fewer come together where they would have more than `POSITIONS` positions.
+    """
+    together: list[list[int]] = []
+    for number in sorted((number for number, length in enumerate(lengths) if length), key=lengths.__getitem__):
+        # the sentence is the longest so far, to whose length the others are padded
+        if together and len(together[-1]) < size and (len(together[-1]) + 1) * lengths[number] <= POSITIONS:
+            together[-1].append(number)
         else:
-            found.append([one])
-    return found
+            together.append([number])
+    return together

@@ -21,14 +21,14 @@ from revtune.program.files import write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.folder import claimed, config_of, refuse_taken
 from revtune.program.tasks.live import measure
-from revtune.program.tasks.loop import TaskRun
+from revtune.program.tasks.loop import WEIGHTS, TaskRun, best_weights
 from revtune.program.translation.interpreter import Decoding
 from revtune.program.translation.learner import TranslationLearner
-from revtune.program.translation.saved_vocabulary import Known, facts, known, task_of
+from revtune.program.translation.saved_vocabulary import SavedVocabulary, read_vocabulary, task_of, vocabulary_json
 from revtune.program.translation.scores import scored
 from revtune.program.translation.stored_bits import stored as stored_bits
 from revtune.program.translation.task import TranslationStudy, TranslationTask
-from revtune.program.translation.translator import Over, Translator, build
+from revtune.program.translation.translator import Attended, Translator, build
 from revtune.program.typed import check_each, check_numbers, read_typed
 
 
@@ -46,7 +46,7 @@ class Options:
 def start(name: str, options: Options) -> Path:
     """A new run of a recipe, from its first step to its last; its folder."""
     refuse_taken(options.out)
-    import_module("sacrebleu")  # better missed now than when all is learnt
+    import_module("sacrebleu")  # an extra: better missed now than when all is learnt
     text = options.study.text
     study = dataclasses.replace(options.study, text=dataclasses.replace(text, data=text.data and text.data.absolute()))
     check(study)
@@ -54,10 +54,10 @@ def start(name: str, options: Options) -> Path:
     learner = TranslationLearner(task)
     for note in notes(task):
         print(note)
-    told = {"recipe": name, "study": dataclasses.asdict(study)}
+    settings = {"recipe": name, "study": dataclasses.asdict(study)}
     with claimed(name, options.out) as folder:
-        write(folder / "vocabulary.json", json.dumps(facts(task)).encode())
-        write(folder / "config.json", json.dumps(told, indent=2, default=str).encode() + b"\n")
+        write(folder / "vocabulary.json", json.dumps(vocabulary_json(task)).encode())
+        write(folder / "config.json", json.dumps(settings, indent=2, default=str).encode() + b"\n")
     go_on(learner, folder)
     return folder
 
@@ -66,9 +66,9 @@ def notes(task: TranslationTask) -> Iterator[str]:
     """What to know of the data before a run begins."""
     if task.note:
         yield f"{task.study.text.name}: {task.note}"
-    for split, there in task.pairs.splits.items():
-        if there.empty or there.long:
-            yield f"{split}: left out {there.empty} pairs with an empty side and {there.long} beyond --longest"
+    for split, part in task.pairs.splits.items():
+        if part.empty or part.long:
+            yield f"{split}: left out {part.empty} pairs with an empty side and {part.long} beyond --longest"
 
 
 def check(study: TranslationStudy) -> None:
@@ -76,7 +76,7 @@ def check(study: TranslationStudy) -> None:
     for group, names in ((study.text, "vocabulary fewest longest"), (study.net, "embedding hidden layers")):
         check_each(group, names, lambda value: value >= 1, "at least 1")
         check_each(group, names, lambda value: value < 2**31, "below 2^31")
-    Over.of(study.net.attend, study.net.hidden)
+    Attended.of(study.net.attend, study.net.hidden)  # raises for what it cannot read
     check_each(study.net, "dropout slice_dropout", lambda value: 0 <= value < 1, "a rate from 0 to below 1")
     limit = "above 0, or None for no limit"
     check_each(study.net, "max_forget_bits", lambda value: value is None or 0 < value < math.inf, limit)
@@ -96,8 +96,8 @@ def stored(folder: Path) -> tuple[str, TranslationStudy]:
     """
     path = config_of(folder)
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-        name, study = there["recipe"], read_typed(TranslationStudy, there["study"])
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        name, study = settings["recipe"], read_typed(TranslationStudy, settings["study"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise Problem(f"{path} is no configuration of a translation run: {error}") from error
     check(study)
@@ -105,17 +105,17 @@ def stored(folder: Path) -> tuple[str, TranslationStudy]:
 
 
 def resume(folder: Path) -> None:
-    """Go on with the run in a folder; what it should have written and has not is written.
+    """Go on with the run in a folder.
 
     Raises:
         Problem: nothing is left to do.
     """
-    import_module("sacrebleu")
+    import_module("sacrebleu")  # as in `start`
     go_on(TranslationLearner(task_of(folder, stored(folder)[1])), folder)
 
 
 def go_on(learner: TranslationLearner, folder: Path) -> None:
-    """Take the steps that are left, and say what the run came to."""
+    """Take the steps that are left, write what is missing of the result, and say what the run came to."""
     task = learner.task
     torch.set_num_threads(task.study.threads)
     with contextlib.closing(TaskRun(learner, folder, f"revtune train --resume {folder}")) as task_run:
@@ -123,7 +123,7 @@ def go_on(learner: TranslationLearner, folder: Path) -> None:
         spent = task_run.clock.now()
         learner.take_best()
         scores = scored(task, learner.model.eval(), Decoding())
-        mark = known(folder, task.study).mark
+        mark = read_vocabulary(folder, task.study).mark
         bits = stored_bits(task, learner.model)
         result = task_run.result(**spent, **scores, epoch=task.epoch, bits=bits, vocabularies=mark)
     print(f"\nbest held-out {measure(task.measure, result['valid'])}, at step {result['step']}")
@@ -133,15 +133,15 @@ def go_on(learner: TranslationLearner, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Learned:
-    """A run that can be used: its settings, what it knows of its data, and its translator, in evaluation mode."""
+    """A run that can be used: its settings, its vocabularies, and its translator, in evaluation mode."""
 
     study: TranslationStudy
-    known: Known
+    vocabulary: SavedVocabulary
     model: Translator
 
     def shaped(self, text: str) -> str:
-        """A raw sentence of the source language as those that were learnt from are."""
-        return shaped(text, self.known.form, self.study.text.source)
+        """A raw sentence of the source language, brought to the form of those that were learnt from."""
+        return shaped(text, self.vocabulary.form, self.study.text.source)
 
 
 def opened(folder: Path) -> Learned:
@@ -150,17 +150,12 @@ def opened(folder: Path) -> Learned:
     Raises:
         Problem: it has not come to its end, or a file of it is damaged.
     """
-    path, (_, study) = folder / "weights.safetensors", stored(folder)
-    if not path.exists():
-        raise Problem(f"{folder} has no weights yet; revtune train --resume {folder} goes on with it")
-    there = known(folder, study)
-    try:
-        saved = checkpoint.read(path)
-    except Problem as error:
-        raise Problem(f"{error}; revtune train --resume {folder} writes it anew from the checkpoint") from error
-    if saved.facts.get("vocabularies", there.mark) != there.mark:
+    _, study = stored(folder)
+    saved, vocabulary = best_weights(folder), read_vocabulary(folder, study)
+    path = folder / WEIGHTS
+    if saved.facts.get("vocabularies", vocabulary.mark) != vocabulary.mark:  # runs of an earlier version have no mark
         raise Problem(f"{folder / 'vocabulary.json'} has been changed: {path} was not learnt with it; put it back")
     torch.set_num_threads(study.threads)
-    model = build(study.net, len(there.source), len(there.target))
+    model = build(study.net, len(vocabulary.source), len(vocabulary.target))
     checkpoint.load_weights(model, saved, path)
-    return Learned(study, there, model.eval())
+    return Learned(study, vocabulary, model.eval())

@@ -21,9 +21,11 @@ from revtune.program.tasks.task import Learning, Schedule
 from revtune.program.translation.translator import Model, Net, Translator, build
 
 PAPERS_RATES: dict[Model, float] = {"gru": 0.2, "revgru": 0.2, "revlstm": 0.5, "lstm": 1.0}
+"""Learning rates of SGD (MacKay et al. 2018, on Multi30K)."""
 
 
-MOST: dict[PairUnit, int] = {"word": 50_000, "subword": 8_000}
+MOST_TOKENS: dict[PairUnit, int] = {"word": 50_000, "subword": 8_000}
+"""Of each language's vocabulary, by default."""
 
 
 PAPERS_EPOCH = 454
@@ -41,7 +43,7 @@ class Text:
     """Language to translate to."""
     unit: PairUnit = "word"
     """Words as the files have them, or sub-words, learnt from raw text, for iwslt14 from its tokenized files."""
-    vocabulary: int = MOST["word"]
+    vocabulary: int = MOST_TOKENS["word"]
     """Most words, or sub-words, of each language; by default 50,000 words or 8,000 sub-words."""
     fewest: int = 2
     """How often a word must come up to be one of the vocabulary, or two sub-words together to be joined."""
@@ -79,7 +81,7 @@ class TranslationStudy:
 
 
 class TranslationTask:
-    """Data of a study and how they are gone through.
+    """The sentence pairs of a study, in batches.
 
     Args:
         study: its settings.
@@ -96,12 +98,12 @@ class TranslationTask:
 
     def __init__(self, study: TranslationStudy, lexicons: tuple[Lexicon, Lexicon] | None = None) -> None:
         text = study.text
-        found = texts(text.name, text.unit, text.source, text.target, text.data)
+        files = texts(text.name, text.unit, text.source, text.target, text.data)
         if lexicons is None:
-            lexicons = vocabularies(found.splits["train"], text.unit, most=text.vocabulary, fewest=text.fewest)
-        self.study, self.form, self.note = study, found.form, found.note
-        self.pairs: Pairs = pairs(found.splits, lexicons, longest=text.longest)
-        self._order: tuple[int, list[list[int]]] | None = None
+            lexicons = vocabularies(files.splits["train"], text.unit, most=text.vocabulary, fewest=text.fewest)
+        self.study, self.form, self.note = study, files.form, files.note
+        self.pairs: Pairs = pairs(files.splits, lexicons, longest=text.longest)
+        self._order: tuple[int, list[list[int]]] | None = None  # of the pass over the data that was asked for last
 
     def digest(self) -> str:
         """What tells the data from others."""
@@ -116,25 +118,25 @@ class TranslationTask:
     @property
     def epoch(self) -> int:
         """Updates of a pass over the training pairs."""
-        return -(-len(self.pairs.splits["train"].pairs) // self.study.learning.batch)
+        return math.ceil(len(self.pairs.splits["train"].pairs) / self.study.learning.batch)
 
     def train_batch(self, step: int) -> Batch:
         """The batch of an update, from 0 on: a function of its number and the seed."""
-        done, place = divmod(step, self.epoch)
-        there = self.pairs.splits["train"].pairs
-        if self._order is None or self._order[0] != done:
-            self._order = done, order(there, self.study.learning.batch, self.study.seed, done)
-        return batch([there[one] for one in self._order[1][place]], self.pairs.target.start)
+        epoch, position = divmod(step, self.epoch)
+        pairs = self.pairs.splits["train"].pairs
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, order(pairs, self.study.learning.batch, self.study.seed, epoch)
+        return batch([pairs[number] for number in self._order[1][position]], self.pairs.target.start)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """Mean loss in nats a word, the ends counted, and its exponential, no more than e^99."""
         assert isinstance(model, Translator)
-        there, total, words = self.pairs.splits[split].pairs, 0.0, 0
-        for numbers in by_length(there, self.study.learning.batch):
-            some = batch([there[one] for one in numbers], self.pairs.target.start)
-            total += model.loss(some).item()
-            words += int(some.lengths.sum())
+        pairs, total, words = self.pairs.splits[split].pairs, 0.0, 0
+        for numbers in by_length(pairs, self.study.learning.batch):
+            part = batch([pairs[number] for number in numbers], self.pairs.target.start)
+            total += model.loss(part).item()
+            words += int(part.lengths.sum())
         return {"loss": total / words, "perplexity": math.exp(min(total / words, 99.0))}
 
 
@@ -142,12 +144,13 @@ def recipe(
     name: PairSource, *, full: bool, layers: int = 1, hidden: int = 300, sliced: int = 20, model: Model = "revgru",
     unit: PairUnit = "word",
 ) -> TranslationStudy:  # fmt: skip
-    """Half an hour of one core for one layer, by Adam; in full the papers' settings, by SGD for 80 epochs of Multi30K.
+    """The settings of a run: by Adam, half an hour of one core for one layer; in full the papers' settings.
 
-    The papers' learning rate depends on the model, and is halved when the held-out perplexity is no better.
+    These learn by SGD for 80 epochs of Multi30K. The learning rate depends on the model, and is halved when held-out
+    perplexity is no better.
     """
     base = TranslationStudy(
-        text=Text(name=name, unit=unit, vocabulary=MOST[unit]),
+        text=Text(name=name, unit=unit, vocabulary=MOST_TOKENS[unit]),
         net=Net(model=model, layers=layers, hidden=hidden, embedding=hidden, attend=f"emb+slice:{sliced}"),
     )
     adam = TranslationLearning(

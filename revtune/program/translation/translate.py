@@ -1,4 +1,4 @@
-"""`revtune translate RUN`: a file, or lines typed in; the attention of a sentence as a plot."""
+"""`revtune translate RUN`: the sentences of a file, or lines typed in; the attention of one as a plot."""
 
 from __future__ import annotations
 
@@ -19,54 +19,12 @@ from revtune.program.errors import Problem
 from revtune.program.files import Taken, check_distinct, check_output, write
 from revtune.program.runs.folder import OWN
 from revtune.program.runs.stopping import STOPPED
+from revtune.program.translation import attention_plot
 from revtune.program.translation.interpreter import Decoding, Interpreter, Translated
 from revtune.program.translation.run import Learned, opened
 
-
-class Answers:
-    """Where translations go as they come; a context that closes the file.
-
-    Args:
-        path: of a file, which has what was given before if it is stopped; None for none.
-        printed: whether they are printed.
-
-    Attributes:
-        given: how many there are.
-    """
-
-    def __init__(self, path: Path | None, *, printed: bool) -> None:
-        self.path, self.printed, self.given = path, printed, 0
-        self._file: BinaryIO | None = None
-
-    def __enter__(self) -> Answers:
-        if self.path is not None:
-            self._file = self._ask(self.path.open, "wb")
-        return self
-
-    def add(self, texts: list[str]) -> None:
-        """Give some more."""
-        for text in texts if self.printed else []:
-            print(text, flush=True)
-        if self._file is not None:
-            self._ask(self._file.write, "".join(text + "\n" for text in texts).encode())
-            self._ask(self._file.flush)
-        self.given += len(texts)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if self._file is not None:
-            self._ask(self._file.close)
-            if isinstance(error, KeyboardInterrupt):
-                raise Problem(f"stopped; {self.path} has the first {self.given} translations", code=STOPPED) from error
-
-    def _ask(self, action: Any, *given: Any) -> Any:
-        try:
-            return action(*given)
-        except OSError as error:
-            raise Problem(f"cannot write {self.path}: {error.strerror}; it has {self.given} translations") from error
-
-
 MOST_TOLD = 500
-"""Characters of a line's unknown words that are told."""
+"""Characters of a line's unknown words that are printed."""
 
 
 AT_ONCE = 640
@@ -78,7 +36,7 @@ MOST_DRAWN = 200
 
 
 MOST_READ = 1_000
-"""Words, or sub-words, of a line that are translated at least."""
+"""Words, or sub-words, of a line that are translated at least; those of a whole book would fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +60,7 @@ def translate(options: Options) -> None:
     """Translate, line by line; empty lines stay empty.
 
     Raises:
-        Problem: options that cannot be, a file that is no text, or a place that cannot be written to.
+        Problem: an option is impossible, the file is no text, or a path cannot be written to.
     """
     check(options.decoding)
     check_places(options)
@@ -112,31 +70,30 @@ def translate(options: Options) -> None:
     if lines is None and sys.stdin is None:
         raise Problem("nothing to translate: standard input is closed; give --file", code=2)
     plot, typed = options.plot, lines is None and sys.stdin.isatty()
-    with Answers(options.out, printed=options.out is None or typed) as answers:
-        for some in groups(lines, typed):
-            found = reader(some, answers.given)
-            answers.add([one.text for one in found])
-            if plot is not None and (first := next((one for one in found if one.target), None)):
+    with Output(options.out, printed=options.out is None or typed) as output:
+        for group in groups(lines, typed):
+            translations = reader(group, output.count)
+            output.add([translated.text for translated in translations])
+            if plot is not None and (first := next((one for one in translations if one.target), None)):
                 draw(first, plot)
                 plot = None
     if plot is not None:
         print("revtune: no plot: no sentence was translated to any words", file=sys.stderr)
 
 
-def check(how: Decoding) -> None:
-    """Raise `Problem` for the first setting that cannot be."""
-    for name, value, least, most in (
-        ("beam", how.beam, 1, 1_000), ("penalty", how.penalty, 0, 10), ("batch", how.batch, 1, 100_000)
-    ):  # fmt: skip
+def check(decoding: Decoding) -> None:
+    """Raise `Problem` for the first setting that no translation can have."""
+    for name, least, most in (("beam", 1, 1_000), ("penalty", 0, 10), ("batch", 1, 100_000)):
+        value = getattr(decoding, name)
         if not least <= value <= most:
             raise Problem(f"--{name} must be from {least} to {most}, got {value}", code=2)
 
 
 def check_places(options: Options) -> None:
-    """Raise `Problem` when something would be written over what is read, learnt or written besides, or is no place."""
+    """Raise `Problem` when an output would replace the input, the run's files or the other output, or has no folder."""
     taken: list[Taken] = [(options.run / name, f"is {name} of the run") for name in OWN]
     taken += [(options.file, "is what --file reads")] if options.file else []
-    with contextlib.suppress(AttributeError, OSError, ValueError):  # not all that stands in for it has a number
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # a replaced stdin may have no file descriptor
         taken += [(sys.stdin.fileno(), "is what is read")] if not options.file else []
     check_distinct({"out": options.out, "plot": options.plot}, taken)
     if (plot := options.plot) is not None:
@@ -146,48 +103,90 @@ def check_places(options: Options) -> None:
 
 
 def groups(lines: list[str] | None, typed: bool) -> Iterator[list[str]]:
-    """Lines that are translated together: some of a file's, or each as it comes."""
+    """Lines that are translated together: `AT_ONCE` of a file, or each that is typed or piped in as it comes."""
     if lines is not None:
         yield from (lines[first : first + AT_ONCE] for first in range(0, len(lines), AT_ONCE))
         return
     if typed:
         print("a sentence a line; end with Ctrl-D", file=sys.stderr)
     with contextlib.suppress(AttributeError, ValueError):
-        cast(Any, sys.stdin).reconfigure(errors="replace", newline="\n")  # lines end as in files
+        cast(Any, sys.stdin).reconfigure(errors="replace", newline="\n")  # lines end where those of files do
     for number, line in enumerate(sys.stdin):
         yield [(line if number else line.removeprefix(MARK)).strip()]
 
 
+class Output:
+    """Prints translations as they come, or writes them to a file; a context that closes the file.
+
+    Args:
+        path: of the file; None for none. When translating is stopped, it holds the translations so far.
+        printed: whether to print them.
+
+    Attributes:
+        count: how many there are.
+    """
+
+    def __init__(self, path: Path | None, *, printed: bool) -> None:
+        self.path, self.printed, self.count = path, printed, 0
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Output:
+        if self.path is not None:
+            self._file = self._ask(self.path.open, "wb")
+        return self
+
+    def add(self, texts: list[str]) -> None:
+        """Print or write some more."""
+        for text in texts if self.printed else []:
+            print(text, flush=True)
+        if self._file is not None:
+            self._ask(self._file.write, "".join(text + "\n" for text in texts).encode())
+            self._ask(self._file.flush)
+        self.count += len(texts)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._file is not None:
+            self._ask(self._file.close)
+            if isinstance(error, KeyboardInterrupt):
+                raise Problem(f"stopped; {self.path} has the first {self.count} translations", code=STOPPED) from error
+
+    def _ask(self, action: Any, *arguments: Any) -> Any:
+        try:
+            return action(*arguments)
+        except OSError as error:
+            raise Problem(f"cannot write {self.path}: {error.strerror}; it has {self.count} translations") from error
+
+
 class Reader:
-    """Translates lines, with a word on each that is unlike what was learnt.
+    """Translates lines, and prints a note on each that is unlike those that were learnt.
 
     Args:
         learned: a run.
-        how: as in `Interpreter`.
-        tokenized: whether lines are as those that were learnt, or raw.
+        decoding: beam, penalty and batch.
+        tokenized: whether lines have the form of those that were learnt already, or are raw.
     """
 
-    def __init__(self, learned: Learned, how: Decoding, *, tokenized: bool = False) -> None:
+    def __init__(self, learned: Learned, decoding: Decoding, *, tokenized: bool = False) -> None:
         self.learned, self.tokenized, self.longest = learned, tokenized, learned.study.text.longest
-        sides = learned.known.source, learned.known.target
-        self.interpreter = Interpreter(learned.model, *sides, how, most_read(self.longest))
+        sides = learned.vocabulary.source, learned.vocabulary.target
+        self.interpreter = Interpreter(learned.model, *sides, decoding, most_read(self.longest))
 
     def __call__(self, lines: list[str], before: int = 0) -> list[Translated]:
-        """The translations of lines that come after so many others."""
+        """The translations of lines; notes count them from `before` on."""
         read = lines if self.tokenized else [self.learned.shaped(line) for line in lines]
         for number, line in enumerate(read, before + 1):
-            if note := unlike(self.learned.known.source, line, self.longest):
+            if note := unlike(self.learned.vocabulary.source, line, self.longest):
                 print(f"revtune: line {number}: {note}", file=sys.stderr)
         return self.interpreter(read)
 
 
 def most_read(longest: int) -> int:
-    """How many words of a line are translated, where so many were learnt: enough for any sentence."""
+    """Words of a line that are translated, where the longest sentence learnt has so many: enough for any sentence."""
     return max(MOST_READ, longest)
 
 
 def unlike(lexicon: Lexicon, line: str, longest: int) -> str | None:
-    """What sets a line apart from those that were learnt."""
+    """What sets a line apart from those that were learnt, in words; None for nothing."""
     if not (size := len(lexicon.encode(line))):
         return "it is empty and stays so"
     notes, subwords = [], isinstance(lexicon, Subwords)
@@ -208,9 +207,7 @@ def shortened(text: str) -> str:
 
 def draw(translated: Translated, path: Path) -> None:
     """The attention of a sentence as a picture."""
-    from revtune.program.translation.attention_plot import plot
-
     if (words := max(len(translated.source), len(translated.target))) > MOST_DRAWN:
         print(f"revtune: no plot: {words} words are more than the {MOST_DRAWN} that can be read", file=sys.stderr)
         return
-    write(path, plot(translated.source, translated.target, translated.attention))
+    write(path, attention_plot.plot(translated.source, translated.target, translated.attention))

@@ -35,6 +35,7 @@ State = Tensor | tuple[Tensor, ...]
 
 
 INIT = 0.1
+"""Weights start uniform up to this, as in MacKay et al. 2018."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,18 +62,18 @@ class Net:
     """Whether torch's layers have logits and loss made block by block, as reversible ones always have."""
 
 
-class Over(NamedTuple):
-    """What a decoder attends to: embeddings or not, and how many of the encoder's units; None for all of them."""
+class Attended(NamedTuple):
+    """What a decoder attends to: whether to embeddings, and to how many of the encoder's units; None for all."""
 
     embedding: bool
     units: int | None
 
     @classmethod
-    def of(cls, text: str, hidden: int) -> Over:
-        """What `attend` says.
+    def of(cls, text: str, hidden: int) -> Attended:
+        """What the setting `attend` says.
 
         Raises:
-            Problem: it says nothing of the kind, or slices more than half of the units.
+            Problem: it is unknown, or slices more than half of the units.
         """
         if text in ("full", "emb"):
             return cls(text == "emb", 0 if text == "emb" else None)
@@ -90,7 +91,7 @@ class Over(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What a decoder attends to at one time: keys (B, S, D), lengths (B,)."""
+    """What a decoder attends to when it translates: keys (B, S, D) of all positions, and lengths (B,)."""
 
     keys: Tensor
     lengths: Tensor
@@ -109,20 +110,20 @@ class Translator(nn.Module):
 
     def __init__(self, net: Net, source_words: int, target_words: int) -> None:
         super().__init__()
-        self.net, self.over = net, Over.of(net.attend, net.hidden)
+        self.net, self.attended = net, Attended.of(net.attend, net.hidden)
         self.source, self.target = rt.Embedding(source_words, net.embedding), rt.Embedding(target_words, net.embedding)
         self.encode, self.decode = (
             nn.Sequential(words, rt.LockedDropout(net.dropout)) for words in (self.source, self.target)
         )
         self.drop = nn.Dropout(net.dropout)
         self.encoder, self.decoder = self.layers(), self.layers()
-        self.attention = Attention(net.hidden, self.over.width(net))
+        self.attention = Attention(net.hidden, self.attended.width(net))
         self.readout = rt.LinearCrossEntropy(net.hidden, target_words)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -INIT, INIT)
 
     def layers(self) -> nn.Module:
-        """A recurrent stack."""
+        """A recurrent stack, for encoder or decoder."""
         raise NotImplementedError
 
     def sizes(self) -> tuple[int, int, int, bool, bool, float]:
@@ -144,8 +145,9 @@ class Translator(nn.Module):
 
     def keys(self, source: Tensor, rows: slice, annotations: Tensor) -> Tensor:
         """What some rows attend to, (R, S, D), of all sources (S, B) and annotations (S, B, k)."""
-        words = [self.source(source[:, rows])] * self.over.embedding
-        return torch.cat([*words, *[annotations[:, rows]] * (self.over.units != 0)], -1).transpose(0, 1)
+        parts = [self.source(source[:, rows])] if self.attended.embedding else []
+        parts += [annotations[:, rows]] if self.attended.units != 0 else []
+        return torch.cat(parts, -1).transpose(0, 1)
 
     def mask(self, source: Tensor) -> Tensor | None:
         """What is dropped of what each row attends to, (B, D), at all positions alike; None for nothing."""
@@ -180,9 +182,9 @@ class RewindingTranslator(Translator):
 
     def encoded(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, State]:
         """Annotations (S, B, k) and the final state."""
-        if self.over.units is None:
+        if self.attended.units is None:
             return every_output(self.encoder, self.encode(source), lengths)
-        return rt.rewind_encode(self.encoder, source, encode=self.encode, units=self.over.units, lengths=lengths)
+        return rt.rewind_encode(self.encoder, source, encode=self.encode, units=self.attended.units, lengths=lengths)
 
     def decoded(self, batch: Batch, annotations: Tensor, state: State) -> Tensor:
         """Summed loss in nats of a batch's targets, of what `encoded` gave."""
@@ -208,7 +210,7 @@ class StoringTranslator(Translator):
     def encoded(self, source: Tensor, lengths: Tensor) -> tuple[Tensor, State]:
         """Annotations (S, B, k) and the final state."""
         y, state = every_output(self.encoder, self.encode(source), lengths)
-        return y[:, :, : self.over.units], state
+        return y[:, :, : self.attended.units], state
 
     def decoded(self, batch: Batch, annotations: Tensor, state: State) -> Tensor:
         """Summed loss in nats of a batch's targets, of what `encoded` gave."""

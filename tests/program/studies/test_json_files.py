@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 
 from revtune.program.errors import Problem
-from revtune.program.studies.json_files import facts_by_line, facts_in
+from revtune.program.studies.json_files import read_lines, read_object
 
 LIKE = {"step": int, "valid": {"loss": float}}
 
 
 def test_what_is_whole_is_read(tmp_path: Path) -> None:
     (tmp_path / "one").write_text('{"step": 1, "valid": {"loss": 2}}\n{"step": 2, "valid": {"loss": 1.5}}\n')
-    assert [found["step"] for found in facts_by_line(tmp_path / "one", LIKE)] == [1, 2]
+    assert [found["step"] for found in read_lines(tmp_path / "one", LIKE)] == [1, 2]
     (tmp_path / "two").write_text('{"step": 1,\n "valid": {"loss": 2}}')
-    assert facts_in(tmp_path / "two", LIKE) == {"step": 1, "valid": {"loss": 2}}
+    assert read_object(tmp_path / "two", LIKE) == {"step": 1, "valid": {"loss": 2}}
 
 
 @pytest.mark.parametrize(
@@ -32,10 +32,10 @@ def test_what_is_whole_is_read(tmp_path: Path) -> None:
 def test_what_is_not_is_told(content: bytes, told: str, tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(content)
     with pytest.raises(Problem, match=told):
-        facts_in(tmp_path / "one", LIKE)
+        read_object(tmp_path / "one", LIKE)
     (tmp_path / "one").write_bytes(b'{"step": 1, "valid": {"loss": 2}}\n' + content + b"\n")
     with pytest.raises(Problem, match=told.replace("damaged:", "damaged in line 2:")):
-        facts_by_line(tmp_path / "one", LIKE)
+        read_lines(tmp_path / "one", LIKE)
 
 
 @pytest.mark.parametrize(
@@ -44,4 +44,4 @@ def test_what_is_not_is_told(content: bytes, told: str, tmp_path: Path) -> None:
 def test_lines_that_are_not_all_there_are_told(content: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "one").write_text(content)
     with pytest.raises(Problem, match=f"one is damaged: {told}, expected a JSON object a line"):
-        facts_by_line(tmp_path / "one", {})
+        read_lines(tmp_path / "one", {})

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from revtune.program.data.buckets import Batch
 from revtune.program.errors import Problem
-from revtune.program.translation.translator import Net, Over, RewindingTranslator, Translator, build, every_output
+from revtune.program.translation.translator import Attended, Net, RewindingTranslator, Translator, build, every_output
 from revtune.reversible.arguments import running
 from tests.chunking import set_chunk_steps
 
@@ -32,7 +32,7 @@ def made(model: str, attend: str, **options: float) -> tuple[Translator, Batch]:
 def plain_loss(model: Translator, given: Batch) -> Tensor:
     """The loss of a reversible translator, its layers returning all their outputs."""
     y, state = every_output(model.encoder, model.encode(given.source), given.source_lengths)
-    keys = model.keys(given.source, slice(None), y[:, :, : model.over.units])
+    keys = model.keys(given.source, slice(None), y[:, :, : model.attended.units])
     z, _ = model.decoder(model.decode(given.inputs), state)
     out, _ = model.attention(z.transpose(0, 1), keys, given.source_lengths)
     live = running(given.lengths, 0, T)
@@ -119,7 +119,7 @@ def test_what_is_attended_to_is_dropped_sentence_by_sentence(model: str) -> None
 
 
 def test_what_is_attended_to_is_read() -> None:
-    of = partial(Over.of, hidden=8)
+    of = partial(Attended.of, hidden=8)
     assert of("emb") == (True, 0) and of("slice:4") == (False, 4) and of("emb+slice:1") == (True, 1)
     assert of("full") == (False, None)
 
@@ -127,4 +127,4 @@ def test_what_is_attended_to_is_read() -> None:
 @pytest.mark.parametrize("text", ["", "emb+", "slice", "slice:0", "slice:5", "slice:-1", "full+emb", "emb+full", "x:3"])
 def test_what_cannot_be_attended_to_is_named(text: str) -> None:
     with pytest.raises(Problem, match=r"--attend must be emb, slice:K, emb\+slice:K \(K from 1 to 4\) or full, got"):
-        Over.of(text, 8)
+        Attended.of(text, 8)

@@ -2,12 +2,12 @@
 
     config.json               the contest
     lock                      held by the process that is at work in it
-    seed-<n>/<contestant>/    each contestant's folder, as `tuned_run` and `search` tell, and in it
-        terms.json            what its run depends on of others': of a search, the length of its trials; of a plain run
-                              at the final or the found values, these and the updates that the tuner took
-    seed-<n>/<contestant>-aside-<m>/    one that was begun on terms which are no longer so
+    seed-<n>/<contestant>/    each contestant's folder, as `tasks.loop` and `search` tell, and in it
+        terms.json            what its run takes from others: a search the length of its trials, a plain run at the
+                              final or the found values these values and the tuner's number of updates
+    seed-<n>/<contestant>-aside-<m>/    a run on terms that have changed since
 
-A result counts while its terms are those of now.
+A result counts as long as its terms are the present ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from revtune.program.errors import Problem
 from revtune.program.files import write
 from revtune.program.runs.clock import ClockKind
 from revtune.program.runs.metrics import last_step
-from revtune.program.studies.json_files import Facts, Like, facts_by_line, facts_in, lacking
+from revtune.program.studies.json_files import JsonObject, Template, missing, read_lines, read_object
 from revtune.program.tasks.task import SEARCHERS, Size, Study
 from revtune.program.typed import read_typed
 
@@ -49,13 +49,13 @@ REPEATS: tuple[Contestant, ...] = ("final", "found")
 """Plain runs at the values that the better tuner ended with, and at those that the best searcher found."""
 
 
-CONFIG: Like = {"recipe": str, "study": dict, "budget": float}
+CONFIG: Template = {"recipe": str, "study": dict, "budget": float}
 
 
-VALIDATION: Like = {"step": int, "loss": float, "wall": float, "cpu": float}
+VALIDATION: Template = {"step": int, "loss": float, "wall": float, "cpu": float}
 
 
-RESULT: Like = {"budget": float, "wall": float, "cpu": float, "values": dict, "valid": {"loss": float}}
+RESULT: Template = {"budget": float, "wall": float, "cpu": float, "values": dict, "valid": {"loss": float}}
 
 
 MORE = ("seeds", "contestants", "budget")
@@ -89,7 +89,7 @@ class Contest:
     """A contest in its folder.
 
     Attributes:
-        recipe: whose task it is.
+        recipe: the name of the one whose task it is.
         options: what was asked for.
         folder: where it is kept.
     """
@@ -103,71 +103,81 @@ class Contest:
         first: int = self.options.study.seed
         return list(range(first, first + self.options.seeds))
 
-    def place(self, seed: int, one: Contestant) -> Path:
+    def folder_of(self, seed: int, contestant: Contestant) -> Path:
         """A contestant's folder."""
-        return self.folder / f"seed-{seed}" / one
+        return self.folder / f"seed-{seed}" / contestant
 
-    def result(self, seed: int, one: Contestant) -> Facts | None:
-        """What a contestant came to, if it is through with all of the budget, on the terms of now.
+    def result(self, seed: int, contestant: Contestant) -> JsonObject | None:
+        """What a contestant came to, if it has used all of the budget on the present terms.
 
         Raises:
             Problem: a file of it is damaged.
         """
-        path = self.place(seed, one) / "result.json"
-        if not path.exists() or self.terms(seed, one) != self.begun_on(seed, one):
+        path = self.folder_of(seed, contestant) / "result.json"
+        if not path.exists() or self.terms(seed, contestant) != self.begun_on(seed, contestant):
             return None
         try:
-            found = facts_in(path, self._like(one))
+            result = read_object(path, self._template(contestant))
         except Problem as error:
-            raise Problem(f"{error}; without it, {self.goes_on} writes it anew") from error
-        return found if found["budget"] >= self.options.budget else None
+            raise Problem(f"{error}; without it, {self.command} writes it anew") from error
+        return result if result["budget"] >= self.options.budget else None
 
-    def _like(self, one: Contestant) -> Like:
-        own: Like = {"trials": int, "pruned": int} if one in SEARCHERS else {"steps": int, "final_values": dict}
+    def _template(self, contestant: Contestant) -> Template:
+        own: Template = (
+            {"trials": int, "pruned": int} if contestant in SEARCHERS else {"steps": int, "final_values": dict}
+        )
         return {**RESULT, "test": {"loss": float, recipes.find(self.recipe).task.measure: float}, **own}
 
-    def validations(self, seed: int, one: Contestant) -> list[Facts]:
-        """Every validation of a contestant who is through, in order.
+    def validations(self, seed: int, contestant: Contestant) -> list[JsonObject]:
+        """Every validation of a contestant that has a result, in order.
 
         Raises:
             Problem: there is none, or one is damaged.
         """
-        return facts_by_line(self.place(seed, one) / "metrics.jsonl", VALIDATION)
+        return read_lines(self.folder_of(seed, contestant) / "metrics.jsonl", VALIDATION)
 
-    def terms(self, seed: int, one: Contestant) -> Facts | None:
-        """What a contestant's run depends on of others', who must be through; None while they are not."""
-        if one in SEARCHERS:
+    def terms(self, seed: int, contestant: Contestant) -> JsonObject | None:
+        """What a contestant's run takes from others' results; None while those are not there."""
+        if contestant in SEARCHERS:
             plain, every = self.result(seed, "plain"), self.options.study.learning.valid_every
+            # whole rounds of validations, as a trial is judged and pruned at these alone
             return None if plain is None else {"steps": plain["steps"] // every * every}
-        if one not in REPEATS:
+        if contestant not in REPEATS:
             return {}
         tuner, searcher = self._best(seed, TUNERS), self._best(seed, SEARCHERS)
-        if tuner is None or (one == "found" and searcher is None):
+        if tuner is None or (contestant == "found" and searcher is None):
             return None
-        values = tuner["final_values"] if searcher is None or one == "final" else searcher["values"]
+        values = tuner["final_values"] if searcher is None or contestant == "final" else searcher["values"]
         return {"values": values, "steps": tuner["steps"]}
 
-    def _best(self, seed: int, some: tuple[Contestant, ...]) -> Facts | None:
-        """The result of the best of some contestants, by held-out loss; None while none is through."""
-        through = [found for one in some if (found := self.result(seed, one)) is not None]
-        return min(through, key=lambda found: float(found["valid"]["loss"]), default=None)
+    def _best(self, seed: int, some: tuple[Contestant, ...]) -> JsonObject | None:
+        """The result of the best of some contestants, by held-out loss; None while none has one."""
+        results = [result for contestant in some if (result := self.result(seed, contestant)) is not None]
+        return min(results, key=lambda result: float(result["valid"]["loss"]), default=None)
 
-    def begun_on(self, seed: int, one: Contestant) -> Facts:
-        """The terms that a contestant's folder was begun on; a search that wrote none down, on its longest trial's."""
-        place = self.place(seed, one)
-        if (place / "terms.json").exists():
-            return facts_in(place / "terms.json", {})
-        return {"steps": last_step(place / "metrics.jsonl")} if one in SEARCHERS else {}
+    def begun_on(self, seed: int, contestant: Contestant) -> JsonObject:
+        """The terms that a contestant's folder was begun on.
 
-    def begin(self, seed: int, one: Contestant) -> Path | None:
-        """Make a contestant's folder, its terms in it; one begun on others is set aside, and its new name given."""
-        place, terms, aside = self.place(seed, one), self.terms(seed, one), None
-        if place.exists() and any(place.iterdir()) and self.begun_on(seed, one) != terms:
-            names = (place.with_name(f"{one}-aside-{number}") for number in itertools.count(1))
-            aside = place.rename(next(name for name in names if not name.exists()))
-        place.mkdir(parents=True, exist_ok=True)
+        A search of an earlier version wrote none down; its longest trial shows them.
+        """
+        folder = self.folder_of(seed, contestant)
+        if (folder / "terms.json").exists():
+            return read_object(folder / "terms.json", {})
+        return {"steps": last_step(folder / "metrics.jsonl")} if contestant in SEARCHERS else {}
+
+    def begin(self, seed: int, contestant: Contestant) -> Path | None:
+        """Make a contestant's folder, with its terms.
+
+        Returns:
+            Where a run that was begun there on other terms has been set aside to, if there was one.
+        """
+        folder, terms, aside = self.folder_of(seed, contestant), self.terms(seed, contestant), None
+        if folder.exists() and any(folder.iterdir()) and self.begun_on(seed, contestant) != terms:
+            paths = (folder.with_name(f"{contestant}-aside-{number}") for number in itertools.count(1))
+            aside = folder.rename(next(path for path in paths if not path.exists()))
+        folder.mkdir(parents=True, exist_ok=True)
         if terms:
-            write(place / "terms.json", json.dumps(terms, indent=1).encode() + b"\n")
+            write(folder / "terms.json", json.dumps(terms, indent=1).encode() + b"\n")
         return aside
 
     def keep(self) -> None:
@@ -176,28 +186,29 @@ class Contest:
         Raises:
             Problem: it holds another, or one with a larger budget.
         """
-        path, told = self.folder / "config.json", {"recipe": self.recipe, **dataclasses.asdict(self.options)}
-        told = json.loads(json.dumps({name: told[name] for name in told if name != "out"}, default=str))
+        path, settings = self.folder / "config.json", {"recipe": self.recipe, **dataclasses.asdict(self.options)}
+        del settings["out"]
+        settings = json.loads(json.dumps(settings, default=str))  # as they are read: paths as text, tuples as lists
         if path.exists():
-            there = self._stored(path)
-            if {**there, **dict.fromkeys(MORE)} != {**told, **dict.fromkeys(MORE)}:
+            before = self._stored(path)
+            if {**before, **dict.fromkeys(MORE)} != {**settings, **dict.fromkeys(MORE)}:
                 raise Problem(f"{self.folder} holds a contest with other settings; give another --out")
-            if told["budget"] < there["budget"]:
-                raise Problem(f"{self.folder} holds a contest with --budget {there['budget']:g}, which can only grow, "
-                              f"got {told['budget']:g}", code=2)  # fmt: skip
-        write(path, json.dumps(told, indent=1).encode() + b"\n")
+            if settings["budget"] < before["budget"]:
+                raise Problem(f"{self.folder} holds a contest with --budget {before['budget']:g}, which can only grow, "
+                              f"got {settings['budget']:g}", code=2)  # fmt: skip
+        write(path, json.dumps(settings, indent=1).encode() + b"\n")
 
-    def _stored(self, path: Path) -> Facts:
+    def _stored(self, path: Path) -> JsonObject:
         try:
-            there: Facts = json.loads(path.read_bytes())
-            if (what := lacking(there, CONFIG)) is not None:
-                raise ValueError(f"expected {what}")
-            read_typed(type(self.options.study), there["study"])
+            settings: JsonObject = json.loads(path.read_bytes())
+            if (expected := missing(settings, CONFIG)) is not None:
+                raise ValueError(f"expected {expected}")
+            read_typed(type(self.options.study), settings["study"])
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise Problem(f"{path} is no configuration of a contest of this revtune: {error}") from error
-        return there
+        return settings
 
     @property
-    def goes_on(self) -> str:
-        """The command that goes on with it."""
+    def command(self) -> str:
+        """What goes on with the contest."""
         return f"the same command with --out {self.folder}"

@@ -1,6 +1,6 @@
-"""Optuna's journal of a search, opened: what a process left half done when it died is taken away, damage is told.
+"""Optuna's journal of a search, opened: what a process left half done when it died is cut off, and damage is refused.
 
-Whoever opens it has the folder for itself, so that neither half a line nor a lock can be that of a process at work.
+Whoever opens it holds the folder, so that neither half a line nor a lock can be that of a process at work.
 """
 
 from __future__ import annotations

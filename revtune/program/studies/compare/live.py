@@ -1,4 +1,4 @@
-"""A contest as it goes: a bar of the contestant's time on a terminal, a line now and then elsewhere."""
+"""A contest as it is shown: a bar of the contestant's time on a terminal, a line a minute elsewhere."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from rich.progress import BarColumn, Progress, TextColumn
 from revtune.program.runs.clock import ClockKind
 
 LINE_EVERY = 60.0
+"""Seconds."""
 
 
 class CompareReport:
-    """What is told of a contestant.
+    """Shows what a contestant does.
 
     Args:
-        console: where.
-        name: of the contestant, and its seed.
-        budget: its seconds.
-        clock: whose.
+        console: where to.
+        name: of the contestant, with its seed.
+        budget: the seconds that it has.
+        clock: which clock counts them.
+
+    Attributes:
+        best: its lowest held-out loss so far.
     """
 
     def __init__(self, console: Console, name: str, budget: float, clock: ClockKind) -> None:
@@ -45,11 +49,11 @@ class CompareReport:
         """Take in a validation."""
         self.best = min(self.best, facts["loss"])
         trial = f", trial {facts['trial']}" if "trial" in facts else ""
-        told = f"{self.name}{trial}: best held-out loss {self.best:.4f}"
-        self.bar.update(self.task, completed=facts[self.clock], description=told)
+        status = f"{self.name}{trial}: best held-out loss {self.best:.4f}"
+        self.bar.update(self.task, completed=facts[self.clock], description=status)
         if not self.console.is_terminal and time.monotonic() - self.printed > LINE_EVERY:
             self.printed = time.monotonic()
-            self.say(f"{told} after {facts[self.clock]:.0f} s")
+            self.say(f"{status} after {facts[self.clock]:.0f} s")
 
     def through(self, facts: dict[str, Any]) -> None:
         """Say what it came to."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from statistics import median
-from typing import Any
 
-Facts = dict[str, Any]
-
+from revtune.program import figures
+from revtune.program.studies.compare.contest import NAMES
+from revtune.program.studies.compare.curves import best_after
+from revtune.program.studies.json_files import JsonObject
 
 LOOKS = {
     "plain": ("#999999", "--"), "stn": ("#0072b2", "-"), "delta": ("#d55e00", "-"), "final": ("#333333", "--"),
@@ -17,41 +17,32 @@ LOOKS = {
 
 
 POINTS = 400
+"""At which the lines are drawn; the figure has about two pixels for each."""
 
 
-def plot(found: Facts) -> bytes:
+def plot(results: JsonObject) -> bytes:
     """A PNG: the median over seeds as a line, all seeds' range as a band."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from revtune.program.studies.compare.contest import NAMES
-    from revtune.program.studies.compare.curves import at
-
-    figure = Figure(figsize=(8.5, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.blank(8.5, 5)
     axes = figure.subplots()
-    times = [found["budget"] * (i + 1) / POINTS for i in range(POINTS)]
-    for row in found["rows"]:
+    times = [results["budget"] * (i + 1) / POINTS for i in range(POINTS)]
+    for row in results["rows"]:
         colour, style = LOOKS[row["contestant"]]
-        losses = [[at(this["curve"], seconds) for this in row["runs"]] for seconds in times]
-        shown = [(seconds, these) for seconds, these in zip(times, losses, strict=True) if max(these) < float("inf")]
-        if not shown:
+        losses = [[best_after(run["curve"], seconds) for run in row["runs"]] for seconds in times]
+        # from when on every seed has been validated
+        drawn = [(seconds, seeds) for seconds, seeds in zip(times, losses, strict=True) if max(seeds) < float("inf")]
+        if not drawn:
             continue
-        when, these = zip(*shown, strict=True)
-        axes.fill_between(
-            when, [min(one) for one in these], [max(one) for one in these], color=colour, alpha=0.12, lw=0
-        )
-        axes.plot(when, [median(one) for one in these], style, color=colour, lw=1.8, label=NAMES[row["contestant"]])
-    axes.set_xlabel({"wall": "seconds", "cpu": "seconds of the processor"}[found["clock"]])
+        when, by_time = zip(*drawn, strict=True)
+        axes.fill_between(when, list(map(min, by_time)), list(map(max, by_time)), color=colour, alpha=0.12, lw=0)
+        axes.plot(when, list(map(median, by_time)), style, color=colour, lw=1.8, label=NAMES[row["contestant"]])
+    axes.set_xlabel({"wall": "seconds", "cpu": "seconds of the processor"}[results["clock"]])
     axes.set_ylabel("best held-out loss so far, nats")
-    axes.set_title(found["recipe"])
+    axes.set_title(results["recipe"])
     axes.set_xscale("log")
     axes.spines[["top", "right"]].set_visible(False)
-    ends = [at(this["curve"], found["budget"]) for row in found["rows"] for this in row["runs"]]
-    if ends and max(ends) < float("inf"):
-        low = min(ends)
-        axes.set_ylim(low - 0.05 * (max(ends) - low) - 1e-3, low + 2.5 * (max(ends) - low) + 1e-3)
+    last = [best_after(run["curve"], results["budget"]) for row in results["rows"] for run in row["runs"]]
+    if last and max(last) < float("inf"):
+        low, spread = min(last), max(last) - min(last)
+        axes.set_ylim(low - 0.05 * spread - 1e-3, low + 2.5 * spread + 1e-3)  # the ends; first losses are far above
     axes.legend(fontsize=8)
-    held = io.BytesIO()
-    figure.savefig(held, format="png", dpi=130)
-    return held.getvalue()
+    return figures.png(figure)

@@ -5,10 +5,10 @@
     trial-<n>.safetensors    the network with the lowest held-out loss of all trials
     result.json              its figures and hyperparameters, and how many trials there were
 
-All of the choosing is Optuna's, and the time that it takes does not count. The first trial is at the values that all
-methods start from, as whoever searches would try them too. A trial's draw depends on the seed, its
-number and the trials before it, so that a search goes on from its journal as it would have; the trial that was on when
-it was stopped is lost, unless it is the first.
+Optuna chooses all values, and the time that it takes does not count. The first trial is at the values that all methods
+start from, as whoever searches would try them too. What is drawn for a trial depends on the seed, the trial's number
+and the trials before it, so that a search goes on from its journal as if it had not been stopped. The trial that it was
+stopped in is lost, unless it is the first.
 """
 
 from __future__ import annotations
@@ -57,16 +57,17 @@ class Search:
         searcher: how values are chosen.
         folder: where it is kept; what is there is gone on with.
         steps: updates of a whole trial.
-        goes_on: the command that goes on with it, for who stops it.
+        command: what goes on with the search, for whoever stops it.
 
     Raises:
         Problem: another process searches there, or a file there is damaged.
     """
 
-    def __init__(self, task: Task, searcher: Searcher, folder: Path, steps: int, goes_on: str) -> None:
-        self.task, self.searcher, self.folder, self.steps, self.goes_on = task, searcher, folder, steps, goes_on
+    def __init__(self, task: Task, searcher: Searcher, folder: Path, steps: int, command: str) -> None:
+        self.task, self.searcher, self.folder, self.steps, self.command = task, searcher, folder, steps, command
         self.spaces, path = task.spaces(), folder / "metrics.jsonl"
-        self.metrics = Metrics(path, path.stat().st_size if path.exists() else 0)  # nobody else is at it
+        # held with all its lines, so that no other process is at the journal while it is mended
+        self.metrics = Metrics(path, path.stat().st_size if path.exists() else 0)
         rounds = steps // task.study.learning.valid_every
         try:
             self.study = journal.opened(folder / "journal.log", searcher, pruner(searcher, rounds))
@@ -76,7 +77,7 @@ class Search:
             size = kept(path, ended)
         finally:
             self.metrics.close()
-        self.metrics = Metrics(path, size)
+        self.metrics = Metrics(path, size)  # without the lines of a trial that was stopped
         if not ended:
             self.study.enqueue_trial(Constants(task.hypers()).values())
         spent = ended[-1].user_attrs if ended else {"wall": 0.0, "cpu": 0.0}
@@ -84,11 +85,12 @@ class Search:
 
     def ended(self) -> list[FrozenTrial]:
         """Trials that came to their end, whole, pruned or at the end of the budget, or failed."""
-        return [one for one in self.study.get_trials(deepcopy=False) if {"wall", "cpu"} <= one.user_attrs.keys()]
+        trials = self.study.get_trials(deepcopy=False)
+        return [trial for trial in trials if {"wall", "cpu"} <= trial.user_attrs.keys()]
 
     def best(self) -> FrozenTrial | None:
-        """The one with the lowest held-out loss, if any was validated."""
-        return min((one for one in self.ended() if "loss" in one.user_attrs), key=_loss, default=None)
+        """The trial with the lowest held-out loss, if any was validated."""
+        return min((trial for trial in self.ended() if "loss" in trial.user_attrs), key=_loss, default=None)
 
     def close(self) -> None:
         """Let the folder go."""
@@ -102,58 +104,61 @@ class Search:
         """
         with asked_to_stop() as asked:
 
-            def over() -> bool:
+            def is_over() -> bool:
                 return asked.is_set() or self.clock.read(clock) >= budget
 
-            while not over():
+            while not is_over():
                 with self.clock.stopped():
-                    drawn = None if self._exhausted() else self._drawn()
-                if drawn is None:
-                    return
-                trial, learner = drawn
-                state = self._run(trial, learner, over, report)
+                    if self._exhausted():
+                        return
+                    trial, learner = self._next()
+                state = self._run(trial, learner, is_over, report)
                 if asked.is_set():
-                    told = f"stopped in trial {trial.number} of {self.searcher}"
-                    raise Problem(f"{told}; {self.goes_on} goes on", code=STOPPED)
+                    stopped = f"stopped in trial {trial.number} of {self.searcher}"
+                    raise Problem(f"{stopped}; {self.command} goes on", code=STOPPED)
                 self._end(trial, learner, state)
 
-    def _drawn(self) -> tuple[Trial, Learner]:
-        """The next trial, and who learns at its values."""
-        number = sum(one.state != TrialState.WAITING for one in self.study.get_trials(deepcopy=False))
+    def _next(self) -> tuple[Trial, Learner]:
+        """The next trial, and what learns at its values."""
+        number = sum(trial.state != TrialState.WAITING for trial in self.study.get_trials(deepcopy=False))
         self.study.sampler = sampler(self.searcher, self.spaces, self.task.study.seed, number)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate TPE is one
             trial = self.study.ask({name: distribution(space) for name, space in self.spaces.items()})
         return trial, PlainLearner(self.task, dict(trial.params))
 
     def _exhausted(self) -> bool:
+        """Whether a grid has no more points; the trial at the starting values is none of them."""
         points = math.prod(map(len, grid(self.spaces).values()))
         return self.searcher == "grid" and len(self.ended()) >= 1 + points
 
-    def _run(self, trial: Trial, learner: Learner, over: Callable[[], bool], report: Report) -> TrialState:
-        """Learn until the trial is whole, over or pruned; what has become of it."""
+    def _run(self, trial: Trial, learner: Learner, is_over: Callable[[], bool], report: Report) -> TrialState:
+        """Learn until the trial is whole or pruned, or the search is over; what has become of the trial."""
         while learner.steps < self.steps:
-            if over():
+            if is_over():
                 return TrialState.PRUNED if learner.best else TrialState.FAIL
             try:
                 learner.step()
                 if learner.steps % self.task.study.learning.valid_every:
                     continue
-                found = learner.validate()
+                figures = learner.validate()
             except NonFiniteError:
                 return TrialState.FAIL
-            facts = {"trial": trial.number, "step": learner.steps, **self.clock.now(), **found}
+            facts = {"trial": trial.number, "step": learner.steps, **self.clock.now(), **figures}
             self.metrics.add(facts | {"values": learner.values()})
             with self.clock.stopped():
-                with telling(learner.steps, self.goes_on):
+                with telling(learner.steps, self.command):
                     report.valid(facts)
-                trial.report(found["loss"], learner.steps // self.task.study.learning.valid_every)
+                trial.report(figures["loss"], learner.steps // self.task.study.learning.valid_every)
                 if learner.steps < self.steps and trial.should_prune():
                     return TrialState.PRUNED
         return TrialState.COMPLETE
 
     def _end(self, trial: Trial, learner: Learner, state: TrialState) -> None:
-        """Keep the network if it is the best, then tell Optuna."""
+        """Keep the network if it is the best, then tell Optuna.
+
+        In this order, as whatever dies in between then leaves a network too many, never a trial without its own.
+        """
         spent = self.clock.now()
         with self.clock.stopped():
             self.metrics.sync()
@@ -173,7 +178,13 @@ class Search:
         return self.folder / f"trial-{number}.safetensors"
 
     def result(self, **more: Any) -> dict[str, Any]:
-        """Write the figures of the best network, with perhaps more of them; the figures.
+        """Write the figures of the best network.
+
+        Args:
+            more: figures to write beside these.
+
+        Returns:
+            The figures.
 
         Raises:
             Problem: no trial has been validated.
@@ -198,7 +209,7 @@ def _loss(trial: FrozenTrial) -> float:
 
 
 def kept(path: Path, ended: list[FrozenTrial]) -> int:
-    """Bytes of the lines of trials that came to their end; those of one that did not are the last.
+    """How many bytes the lines of trials that came to their end have; those of a trial that did not stand behind them.
 
     Raises:
         Problem: a line is damaged, or a trial that was validated has none.
@@ -224,12 +235,13 @@ def distribution(space: Space) -> BaseDistribution:
 
 def grid(spaces: dict[str, Space]) -> dict[str, list[float]]:
     """Values of each hyperparameter at the middles of equal shares of its space."""
+    # less a little, as a root may come out just above a whole number
     count = max(2, math.ceil(GRID_POINTS ** (1 / len(spaces)) - 1e-9))
     shares = [(i + 0.5) / count for i in range(count)]
-    return {name: sorted({_at(space, share) for share in shares}) for name, space in spaces.items()}
+    return {name: sorted({_value_at(space, share) for share in shares}) for name, space in spaces.items()}
 
 
-def _at(space: Space, share: float) -> float:
+def _value_at(space: Space, share: float) -> float:
     if space.whole:
         return int(space.low + share * (space.high + 1 - space.low))
     if space.log:
@@ -238,14 +250,15 @@ def _at(space: Space, share: float) -> float:
 
 
 class Grid(GridSampler):
-    """Optuna's, for trials that are asked for one by one: whoever asks knows when the grid is through."""
+    """Optuna's, for trials that are asked for one by one."""
 
     def after_trial(self, *args: Any) -> None:
-        """Nothing."""
+        """Nothing: Optuna's would stop a study that runs by itself, and `Search` knows when the grid is through."""
 
 
 def sampler(searcher: Searcher, spaces: dict[str, Space], seed: int, number: int) -> BaseSampler:
-    """What draws the trial of a number; a grid's order is of the seed alone."""
+    """What draws the trial of a number; the order of a grid depends on the seed alone."""
+    # differs for all seeds, searchers and numbers, as long as a search has fewer than 7,919 trials
     draw = (1_000_003 * seed + 7_919 * SEARCHERS.index(searcher) + number) % 2**32
     if searcher == "grid":
         return Grid(grid(spaces), seed=seed % 2**32)

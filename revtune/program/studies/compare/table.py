@@ -12,136 +12,135 @@ from rich.console import Console
 from rich.table import Table
 
 import revtune as rt
-from revtune.program import recipes
+from revtune.program import recipes, tables
 from revtune.program.files import write
 from revtune.program.studies.compare.contest import CONTESTANTS, NAMES, TUNERS, Contest, Contestant
-from revtune.program.studies.compare.curves import at, curve, goal, middle, reached
+from revtune.program.studies.compare.curves import best_after, curve, goal, median_of, reached
 from revtune.program.studies.compare.plot import plot
-from revtune.program.studies.json_files import Facts
+from revtune.program.studies.json_files import JsonObject
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
+"""Of the budget, at which the table tells losses; `headings` names them."""
 
 
 TRIALS = 30
-
-
-QUARTER = 0.25
+"""Whole trials that a searcher has at least in a fair contest; fewer are told."""
 
 
 def finish(contest: Contest, console: Console) -> None:
-    """Write figures, table and plot of who is through, and print the table."""
-    found = figures(contest)
-    write(contest.folder / "results.json", json.dumps(found, indent=1).encode() + b"\n")
-    write(contest.folder / "table.md", markdown(found).encode())
-    write(contest.folder / "compare.png", plot(found))
-    console.print(f"\n{title(found)}", markup=False, soft_wrap=True)
-    console.print(table(found))
-    for line in verdicts(found):
+    """Write figures, table and plot of all that have results, and print the table."""
+    results = figures(contest)
+    write(contest.folder / "results.json", json.dumps(results, indent=1).encode() + b"\n")
+    write(contest.folder / "table.md", markdown(results).encode())
+    write(contest.folder / "compare.png", plot(results))
+    console.print(f"\n{title(results)}", markup=False, soft_wrap=True)
+    console.print(table(results))
+    for line in verdicts(results):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"\nFigures, table and plot are in {contest.folder}", markup=False, soft_wrap=True)
 
 
-def figures(contest: Contest) -> Facts:
+def figures(contest: Contest) -> JsonObject:
     """All that is told of a contest, as JSON has it."""
     options = contest.options
-    rows: list[Facts] = []
+    rows: list[JsonObject] = []
     quoted = recipes.find(contest.recipe).task.measure
-    for one in CONTESTANTS:
-        runs = [run(contest, seed, one) for seed in contest.seeds() if contest.result(seed, one) is not None]
-        if runs:
-            rows.append({"contestant": one, "runs": runs})
+    for contestant in CONTESTANTS:
+        seeds = [seed for seed in contest.seeds() if contest.result(seed, contestant) is not None]
+        if seeds:
+            rows.append({"contestant": contestant, "runs": [run_at(contest, seed, contestant) for seed in seeds]})
     for row in rows:
-        for this in row["runs"]:
-            this["reached"] = reached(this, goal(rows, this["seed"]))
+        for run in row["runs"]:
+            run["reached"] = reached(run, goal(rows, run["seed"]))
     facts = {"recipe": contest.recipe, "budget": options.budget, "clock": options.clock, "quoted": quoted}
     versions = {"revtune": rt.__version__, "torch": torch.__version__, "python": platform.python_version()}
     return {**versions, **facts, "rows": rows}
 
 
-def run(contest: Contest, seed: int, one: Contestant) -> Facts:
-    """One contestant's run at one seed."""
-    result = contest.result(seed, one)
+def run_at(contest: Contest, seed: int, contestant: Contestant) -> JsonObject:
+    """What is told of a contestant's run at a seed."""
+    result = contest.result(seed, contestant)
     assert result is not None
-    validations = contest.validations(seed, one)
+    validations = contest.validations(seed, contestant)
     return {"seed": seed, **result, "curve": curve(validations, contest.options.clock)}
 
 
-def title(found: Facts) -> str:
+def title(results: JsonObject) -> str:
     """What the table holds."""
-    seeds = max((len(row["runs"]) for row in found["rows"]), default=0)
-    whose = {"wall": "seconds", "cpu": "seconds of the processor"}[found["clock"]]
+    seeds = max((len(row["runs"]) for row in results["rows"]), default=0)
+    whose = {"wall": "seconds", "cpu": "seconds of the processor"}[results["clock"]]
     each = f"median of {seeds} seeds" if seeds > 1 else "one seed"
-    time = f"{found['budget']:.0f} {whose} each"
-    return f"{found['recipe']}: best held-out loss after shares of {time}, and test loss; {each}"
+    time = f"{results['budget']:.0f} {whose} each"
+    return f"{results['recipe']}: best held-out loss after shares of {time}, and test loss; {each}"
 
 
-def heads(found: Facts) -> list[str]:
+def headings(results: JsonObject) -> list[str]:
     """The table's column heads."""
-    told = [] if found["quoted"] == "loss" else [found["quoted"]]
-    return ["", "1/8", "1/4", "1/2", "1", "end", "test", *told, "trials"]
+    quoted = [] if results["quoted"] == "loss" else [results["quoted"]]
+    return ["", "1/8", "1/4", "1/2", "1", "end", "test", *quoted, "trials"]
 
 
-def cells(found: Facts, digits: int) -> list[list[str]]:
+def cells(results: JsonObject, digits: int) -> list[list[str]]:
     """The table's rows, losses to so many digits after the point."""
     rows = []
-    for row in found["rows"]:
-        budget, quoted = found["budget"], found["quoted"]
-        losses = [median(at(this["curve"], share * budget) for this in row["runs"]) for share in SHARES]
-        test = [f"{middle(row, 'test', 'loss'):.{digits}f}"]
-        test += [] if quoted == "loss" else [f"{middle(row, 'test', quoted):.4g}"]
+    for row in results["rows"]:
+        budget, quoted = results["budget"], results["quoted"]
+        losses = [median(best_after(run["curve"], share * budget) for run in row["runs"]) for share in SHARES]
+        test = [f"{median_of(row, 'test', 'loss'):.{digits}f}"]
+        test += [] if quoted == "loss" else [f"{median_of(row, 'test', quoted):.4g}"]
         searcher = "trials" in row["runs"][0]
-        trials = " + ".join(f"{middle(row, name):.0f}" for name in ("trials", "pruned")) if searcher else ""
+        trials = " + ".join(f"{median_of(row, name):.0f}" for name in ("trials", "pruned")) if searcher else ""
         shown = ["" if loss == float("inf") else f"{loss:.{digits}f}" for loss in losses]
-        rows.append([NAMES[row["contestant"]], *shown, f"{middle(row, found['clock']):.0f}", *test, trials])
+        rows.append([NAMES[row["contestant"]], *shown, f"{median_of(row, results['clock']):.0f}", *test, trials])
     return rows
 
 
-def table(found: Facts) -> Table:
+def table(results: JsonObject) -> Table:
     """The table for a terminal of 80 columns."""
-    drawn = Table(box=SIMPLE, padding=(0, 1, 0, 0), caption="end: seconds; trials: whole + cut short")
-    for head in heads(found):
-        drawn.add_column(head, justify="right" if head else "left", no_wrap=True)
-    for row in cells(found, 3):
-        drawn.add_row(*row)
-    return drawn
+    shown = Table(box=SIMPLE, padding=(0, 1, 0, 0), caption="end: seconds; trials: whole + cut short")
+    for heading in headings(results):
+        shown.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for row in cells(results, 3):
+        shown.add_row(*row)
+    return shown
 
 
-def markdown(found: Facts) -> str:
+def markdown(results: JsonObject) -> str:
     """The table for a page, and what it says."""
-    lines = [title(found) + ".", "", "| " + " | ".join(heads(found)) + " |"]
-    lines.append("|---|" + "---:|" * (len(heads(found)) - 1))
-    lines += ["| " + " | ".join(row) + " |" for row in cells(found, 4)]
-    return "\n".join([*lines, "", *(f"- {line}" for line in verdicts(found))]) + "\n"
+    lines = [title(results) + ".", "", tables.markdown(headings(results), cells(results, 4)), ""]
+    return "\n".join([*lines, *(f"- {line}" for line in verdicts(results))]) + "\n"
 
 
-def verdicts(found: Facts) -> list[str]:
-    """What the figures say of the better of STN and Delta-STN, by its held-out loss, against each other contestant."""
-    rows = {row["contestant"]: row for row in found["rows"]}
-    tuners = [one for one in TUNERS if one in rows]
+def verdicts(results: JsonObject) -> list[str]:
+    """What the figures say of the better of STN and Delta-STN, by held-out loss, beside each contestant but these."""
+    rows = {row["contestant"]: row for row in results["rows"]}
+    tuners = [tuner for tuner in TUNERS if tuner in rows]
     if not tuners:
         return []
-    best = min(tuners, key=lambda one: middle(rows[one], "valid", "loss"))
+    best = min(tuners, key=lambda tuner: median_of(rows[tuner], "valid", "loss"))
     lines = []
     for split in ("valid", "test"):
-        own, name = middle(rows[best], split, "loss"), {"valid": "held-out", "test": "test"}[split]
-        for one, row in rows.items():
-            if one not in TUNERS:
-                other = middle(row, split, "loss")
+        own, name = median_of(rows[best], split, "loss"), {"valid": "held-out", "test": "test"}[split]
+        for contestant, row in rows.items():
+            if contestant not in TUNERS:
+                other = median_of(row, split, "loss")
                 how = "below" if own < other else "equal to" if own == other else "ABOVE"
-                lines.append(f"{NAMES[best]}'s {name} loss {own:.4f} is {how} {other:.4f}, {NAMES[one]}")
-    few = [NAMES[one] for one, row in rows.items() if "trials" in row["runs"][0] and middle(row, "trials") < TRIALS]
+                lines.append(f"{NAMES[best]}'s {name} loss {own:.4f} is {how} {other:.4f}, {NAMES[contestant]}")
+    searchers = {name: row for name, row in rows.items() if "trials" in row["runs"][0]}
+    few = [NAMES[name] for name, row in searchers.items() if median_of(row, "trials") < TRIALS]
     if few:
         lines.append(f"fewer than {TRIALS} whole trials: {', '.join(few)}")
-    return [*lines, *when_reached(found, rows[best])]
+    return [*lines, *when_reached(results, rows[best])]
 
 
-def when_reached(found: Facts, row: Facts) -> list[str]:
+def when_reached(results: JsonObject, row: JsonObject) -> list[str]:
     """After which share of the budget a method was as good as the best searcher was at its end."""
-    if not any("trials" in other["runs"][0] for other in found["rows"]):
+    if not any("trials" in other["runs"][0] for other in results["rows"]):
         return []
-    never = [this["seed"] for this in row["runs"] if this["reached"] is None]
+    never = [run["seed"] for run in row["runs"] if run["reached"] is None]
     name = NAMES[row["contestant"]]
     if 2 * len(never) >= len(row["runs"]) and never:
         return [f"{name} NEVER reached the best searcher's held-out loss at seeds {', '.join(map(str, never))}"]
-    share = median(found["budget"] if (r := this["reached"]) is None else r for this in row["runs"]) / found["budget"]
+    budget = results["budget"]
+    share = median(budget if run["reached"] is None else run["reached"] for run in row["runs"]) / budget
     return [f"{name} reached the best searcher's held-out loss after {share:.0%} of the time"]

@@ -1,15 +1,15 @@
-"""The schedule experiment: one rate, tuned while a network learns, against rates that stay or move by themselves.
+"""The schedule experiment: one rate, tuned while a network learns, against rates that stay or follow a schedule.
 
-As in MacKay et al. 2019, the rate is that of the dropout of a language model's outputs, and nothing else is dropped::
+As in MacKay et al. 2019, the rate is that of a language model's output dropout, and nothing else is dropped::
 
     tuned       from each of some starts
-    fixed       at each of some rates; the best by held-out loss goes on into
-    noisy       that rate, with normal noise at each update
-    sinusoid    that rate, with a sinusoid over updates
-    final       the rate at which the one tuned from the first start ended
-    replayed    all of its rates, update by update, by a plain network
+    fixed       at each of some rates
+    noisy       at the fixed rate of the lowest held-out loss, with normal noise at each update
+    sinusoid    at that rate, with a sinusoid over updates
+    final       at the rate at which the one tuned from the first start ended
+    replayed    at all of its rates, update by update, by a plain network
 
-If the last but one is worse than the last, it is the schedule that helps. All take the same number of updates.
+If replayed is better than final, it is the schedule that helps. All take the same number of updates.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from revtune.program.tasks.task import check_tuned
 from revtune.tuning.hypers.kinds import NEAREST
 
 HIGHEST = 0.99
-"""What a rate that moves by itself stays below."""
+"""The most that noise or a sinusoid takes a rate to; at 1 all would be dropped."""
 
 
 Schedule = Callable[[int], float]
@@ -37,30 +37,25 @@ Schedule = Callable[[int], float]
 
 
 def check(study: OutputDropoutStudy) -> None:
-    """Raise `Problem` for a study that cannot be."""
+    """Raise `Problem` for the first setting that no experiment can have."""
     check_settings(study)
     check_tuned(study, study.method)
     for name, low in (("starts", NEAREST), ("rates", 0.0)):
         rates = getattr(study, name)
         if not rates or len(set(rates)) < len(rates) or not all(low <= rate <= 1 - NEAREST for rate in rates):
-            told = " ".join(map(str, rates)) or "none"
-            raise Problem(f"--{name} must be different rates from {low:g} to below 1, got {told}", code=2)
+            given = " ".join(map(str, rates)) or "none"
+            raise Problem(f"--{name} must be different rates from {low:g} to below 1, got {given}", code=2)
 
 
 class ScheduledLearner(PlainLearner):
-    """Learns by a plain network, at a rate for each update.
-
-    Args:
-        task: what is learnt.
-        schedule: the rates.
-    """
+    """Learns by a plain network, whose rate a schedule sets before each update."""
 
     def __init__(self, task: OutputDropout, schedule: Schedule) -> None:
         super().__init__(task, {NAME: schedule(0)})
         self.schedule = schedule
 
     def update(self) -> float:
-        """As in `Learner`."""
+        """Update the weights at the rate of this update; the training loss."""
         self.hypers.put({NAME: self.schedule(self.steps)})
         return super().update()
 
@@ -71,9 +66,10 @@ def fixed(rate: float) -> Schedule:
 
 
 def noisy(rate: float, deviation: float, seed: int) -> Schedule:
-    """A rate with normal noise, which is a function of seed and update."""
+    """A rate with normal noise, which depends on seed and update alone, so that a run goes on from any update."""
 
     def at(step: int) -> float:
+        # CPython's hash of a tuple of integers, the same in every process; another mix would change all experiments
         draw = torch.Generator().manual_seed(hash((seed, step)))
         return within(rate + deviation * torch.randn((), generator=draw, dtype=torch.float64).item())
 
@@ -81,16 +77,20 @@ def noisy(rate: float, deviation: float, seed: int) -> Schedule:
 
 
 def sinusoid(rate: float, amplitude: float, period: int) -> Schedule:
-    """A rate that swings, upwards at first."""
+    """A rate that swings about its value, upwards at first."""
     return lambda step: within(rate + amplitude * math.sin(2 * math.pi * step / period))
 
 
 def replayed(start: float, records: list[dict[str, Any]]) -> Schedule:
-    """The rates of a tuner's history: each holds from the update after its step on, `start` before the first."""
+    """The rates of a tuner's history.
+
+    The tuner's records say after how many updates it took a step; the new rate holds from the next update on. Before
+    the first of them the rate is `start`.
+    """
     steps, rates = [record["step"] for record in records], [start, *(record["values"][NAME] for record in records)]
     return lambda step: rates[bisect.bisect_right(steps, step)]
 
 
 def within(rate: float) -> float:
-    """The nearest number that a rate can be."""
+    """The nearest number from 0 to `HIGHEST`."""
     return min(max(rate, 0.0), HIGHEST)

@@ -1,7 +1,7 @@
-"""The schedule experiment as it runs: contestant after contestant, each in a folder of its own, then table and plot.
+"""The schedule experiment as it runs: contestant after contestant, each in its own folder, then table and plot.
 
     config.json                  the study
-    <contestant>/                as `tuned_run` tells
+    <contestant>/                as `tasks.loop` tells
     results.json                 figures of all
     table.md, output_dropout.png to read and to see
 
@@ -28,7 +28,7 @@ from revtune.program.errors import Problem
 from revtune.program.files import write
 from revtune.program.recipes.output_dropout import NAME, OutputDropout, OutputDropoutStudy
 from revtune.program.runs.folder import next_folder
-from revtune.program.studies.json_files import Facts, Like, facts_by_line, facts_in
+from revtune.program.studies.json_files import JsonObject, Template, read_lines, read_object
 from revtune.program.studies.output_dropout.contestants import (
     Schedule,
     ScheduledLearner,
@@ -49,10 +49,10 @@ from revtune.program.typed import read_typed
 RECIPE = "output_dropout"
 
 
-FIGURES: Like = {"loss": float, "perplexity": float}
+FIGURES: Template = {"loss": float, "perplexity": float}
 
 
-RESULT: Like = {"step": int, "valid": FIGURES, "test": FIGURES, "final_values": {NAME: float}}
+RESULT: Template = {"step": int, "valid": FIGURES, "test": FIGURES, "final_values": {NAME: float}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,22 +78,22 @@ class Experiment:
     study: OutputDropoutStudy
     folder: Path
 
-    def result(self, name: str) -> Facts | None:
-        """What a contestant came to, if it is through."""
+    def result(self, name: str) -> JsonObject | None:
+        """What a contestant came to, if it has come to its end."""
         path = self.folder / name / "result.json"
-        return facts_in(path, RESULT) if path.exists() else None
+        return read_object(path, RESULT) if path.exists() else None
 
-    def history(self, name: str) -> list[Facts]:
+    def history(self, name: str) -> list[JsonObject]:
         """All steps of a tuned contestant's rate."""
-        return facts_by_line(self.folder / name / "history.jsonl", {"step": int, "values": {NAME: float}})
+        return read_lines(self.folder / name / "history.jsonl", {"step": int, "values": {NAME: float}})
 
     def best_rate(self) -> float:
         """The fixed rate of the lowest held-out loss."""
         results = {rate: self.result(f"fixed-{rate}") for rate in self.study.rates}
-        return min((found["valid"]["loss"], rate) for rate, found in results.items() if found is not None)[1]
+        return min((result["valid"]["loss"], rate) for rate, result in results.items() if result is not None)[1]
 
     def schedule(self, name: str) -> Schedule:
-        """The rates of a contestant that is not tuned; those that they depend on are through."""
+        """The rates of a contestant that is not tuned, once those contestants are done that they depend on."""
         study, first = self.study, f"tuned-{self.study.starts[0]}"
         kind, _, rate = name.partition("-")
         if kind == "fixed":
@@ -120,7 +120,7 @@ def start(name: str, options: Options) -> Path:
 
 
 def run(study: OutputDropoutStudy, out: Path | None) -> Path:
-    """Have all contestants learn that `out` does not hold the results of, then write figures, table and plot there.
+    """Have all contestants learn whose results `out` does not hold, then write figures, table and plot there.
 
     Args:
         study: what to compare.
@@ -130,7 +130,7 @@ def run(study: OutputDropoutStudy, out: Path | None) -> Path:
         The folder.
 
     Raises:
-        Problem: the study cannot be, the folder holds another one, the data are missing, or it was asked to stop.
+        Problem: a setting is impossible, the folder holds another study, the data are missing, or it was asked to stop.
     """
     study = with_absolute_paths(study)
     check(study)
@@ -151,22 +151,22 @@ def resume(folder: Path) -> Path:
     return run(stored(folder), folder)
 
 
-def learned(experiment: Experiment, task: OutputDropout, name: str, report: Report) -> Facts:
+def learned(experiment: Experiment, task: OutputDropout, name: str, report: Report) -> JsonObject:
     """Have a contestant learn, or go on; what it came to."""
     folder, steps = experiment.folder / name, experiment.study.learning.steps
     folder.mkdir(exist_ok=True)
-    goes_on = f"revtune train --resume {experiment.folder}"
-    with contextlib.closing(TaskRun(experiment.learner(task, name), folder, goes_on)) as task_run:
+    command = f"revtune train --resume {experiment.folder}"
+    with contextlib.closing(TaskRun(experiment.learner(task, name), folder, command)) as task_run:
         task_run.learn(lambda learner, clock: learner.steps >= steps, report)
         return task_run.result()
 
 
 class Report:
-    """What is told on the way: a bar on a terminal, a line a contestant.
+    """Shows the experiment on the way: a bar on a terminal, a line a contestant.
 
     Args:
-        console: where.
-        study: how many updates there are.
+        console: where to.
+        study: whose number of updates the bar counts.
     """
 
     def __init__(self, console: Console, study: OutputDropoutStudy) -> None:
@@ -181,19 +181,19 @@ class Report:
             yield self
 
     def begins(self, name: str) -> None:
-        """Say who learns now."""
+        """Show which contestant learns now."""
         self.name, self.task = name, self.bar.add_task(name, total=self.steps)
 
-    def valid(self, facts: Facts) -> None:
+    def valid(self, facts: JsonObject) -> None:
         """Take in a validation."""
         self.bar.update(self.task, completed=facts["step"])
 
-    def through(self, facts: Facts) -> None:
+    def through(self, facts: JsonObject) -> None:
         """Say what it came to."""
         self.bar.remove_task(self.task)
-        told = f"held-out {measure('perplexity', facts['valid'])}, test {measure('perplexity', facts['test'])}"
+        figures = f"held-out {measure('perplexity', facts['valid'])}, test {measure('perplexity', facts['test'])}"
         rate = facts["final_values"][NAME]
-        self.console.print(f"{self.name}: {told}, rate {rate:.3g} at the end", markup=False, soft_wrap=True)
+        self.console.print(f"{self.name}: {figures}, rate {rate:.3g} at the end", markup=False, soft_wrap=True)
 
 
 def stored(folder: Path) -> OutputDropoutStudy:
@@ -207,11 +207,11 @@ def stored(folder: Path) -> OutputDropoutStudy:
         facts = json.loads(path.read_text(encoding="utf-8"))
         if facts["recipe"] != RECIPE:
             raise ValueError("it is another recipe's")
-        found = read_typed(OutputDropoutStudy, facts["study"])
+        study = read_typed(OutputDropoutStudy, facts["study"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise Problem(f"{path} is no configuration of the {RECIPE} experiment: {error}") from error
-    check(found)
-    return found
+    check(study)
+    return study
 
 
 def folder_of(study: OutputDropoutStudy, out: Path | None) -> Path:
@@ -229,20 +229,20 @@ def folder_of(study: OutputDropoutStudy, out: Path | None) -> Path:
 
 def finish(experiment: Experiment, console: Console) -> None:
     """Write figures, table and plot, and print the table."""
-    found = figures(experiment)
-    write(experiment.folder / "results.json", json.dumps(found, indent=1).encode() + b"\n")
-    write(experiment.folder / "table.md", markdown(found).encode())
-    write(experiment.folder / f"{RECIPE}.png", plot(found))
-    console.print(f"\n{title(found)}", markup=False, soft_wrap=True)
-    console.print(table(found))
-    for line in verdicts(found):
+    results = figures(experiment)
+    write(experiment.folder / "results.json", json.dumps(results, indent=1).encode() + b"\n")
+    write(experiment.folder / "table.md", markdown(results).encode())
+    write(experiment.folder / f"{RECIPE}.png", plot(results))
+    console.print(f"\n{title(results)}", markup=False, soft_wrap=True)
+    console.print(table(results))
+    for line in verdicts(results):
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"\nFigures, table and plot are in {experiment.folder}", markup=False, soft_wrap=True)
 
 
-def figures(experiment: Experiment) -> Facts:
+def figures(experiment: Experiment) -> JsonObject:
     """All that is told of an experiment, as JSON has it."""
-    study, rows = experiment.study, list[Facts]()
+    study, rows = experiment.study, list[JsonObject]()
     for name in study.contestants():
         result = experiment.result(name)
         assert result is not None

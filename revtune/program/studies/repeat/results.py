@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from statistics import fmean
 from typing import Any
 
 from rich.table import Table
 
+from revtune.program import figures, tables
 from revtune.program.tasks.repeat import MODELS, RepeatStudy
 
 Figures = dict[str, Any]
@@ -28,27 +28,27 @@ def summary(study: RepeatStudy, cells: list[Figures]) -> list[Figures]:
     rows = []
     for model in MODELS:
         for steps in study.lengths:
-            runs = [one for one in cells if one["model"] == model and one["steps"] == steps]
+            runs = [cell for cell in cells if cell["model"] == model and cell["steps"] == steps]
             if runs:
-                right = [one["right"] for one in runs]
+                right = [run["right"] for run in runs]
                 spread = {"right": fmean(right), "least": min(right), "most": max(right)}
-                means = {key: fmean(one[key] for one in runs) for key in ("loss", "updates")}
+                means = {key: fmean(run[key] for run in runs) for key in ("loss", "updates")}
                 rows.append({"model": model, "steps": steps, "seeds": len(runs), **spread, **means})
     return rows
 
 
 def rows(study: RepeatStudy, cells: list[Figures]) -> list[list[str]]:
     """The table's cells: a row a model, a column a length."""
-    found = {(one["model"], one["steps"]): one for one in summary(study, cells)}
-    return [[model, *(percent(found.get((model, steps))) for steps in study.lengths)] for model in MODELS]
+    entries = {(entry["model"], entry["steps"]): entry for entry in summary(study, cells)}
+    return [[model, *(percent(entries.get((model, steps))) for steps in study.lengths)] for model in MODELS]
 
 
-def percent(one: Figures | None) -> str:
-    """Per cent right, with half the range over seeds where it can be seen."""
-    if one is None:
+def percent(entry: Figures | None) -> str:
+    """Per cent right, with half the range over seeds unless it rounds to 0; nothing where no cell is done."""
+    if entry is None:
         return ""
-    half = f"{50 * (one['most'] - one['least']):.0f}"
-    return f"{100 * one['right']:.0f}" + (f"±{half}" if half != "0" else "")
+    half = f"{50 * (entry['most'] - entry['least']):.0f}"
+    return f"{100 * entry['right']:.0f}" + (f"±{half}" if half != "0" else "")
 
 
 def title(study: RepeatStudy) -> str:
@@ -59,30 +59,24 @@ def title(study: RepeatStudy) -> str:
 
 def table(study: RepeatStudy, cells: list[Figures]) -> Table:
     """The table for a terminal."""
-    drawn = Table()
-    drawn.add_column("", no_wrap=True)
+    shown = Table()
+    shown.add_column("", no_wrap=True)
     for steps in study.lengths:
-        drawn.add_column(str(steps), justify="right", no_wrap=True)
+        shown.add_column(str(steps), justify="right", no_wrap=True)
     for row in rows(study, cells):
-        drawn.add_row(*row)
-    return drawn
+        shown.add_row(*row)
+    return shown
 
 
 def markdown(study: RepeatStudy, cells: list[Figures]) -> str:
     """The table for a page."""
-    lines = [title(study) + ".", "", "| length | " + " | ".join(map(str, study.lengths)) + " |"]
-    lines.append("|---|" + "---:|" * len(study.lengths))
-    lines += ["| " + " | ".join(row) + " |" for row in rows(study, cells)]
-    return "\n".join(lines) + "\n"
+    lines = tables.markdown(["length", *map(str, study.lengths)], rows(study, cells))
+    return f"{title(study)}.\n\n{lines}\n"
 
 
 def plot(study: RepeatStudy, cells: list[Figures]) -> bytes:
     """A PNG: what is right by length on the left, by step of the longest sequence on the right."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figures.blank(11, 4.6)
     by_length, by_step = figure.subplots(1, 2, sharey=True)
     for model in MODELS:
         _by_length(by_length, study, cells, model)
@@ -101,16 +95,14 @@ def plot(study: RepeatStudy, cells: list[Figures]) -> bytes:
     task = f"Repeating the previous of {study.tokens} tokens with {study.hidden} units"
     figure.suptitle(f"{task}; Rev nets forget at most {study.max_forget_bits:g} bits a unit and step, NF nets nothing")
     figure.legend(*by_length.get_legend_handles_labels(), loc="outside right center")
-    held = io.BytesIO()
-    figure.savefig(held, format="png", dpi=130)
-    return held.getvalue()
+    return figures.png(figure)
 
 
 def _by_length(axes: Any, study: RepeatStudy, cells: list[Figures], model: str) -> None:
     """Mean over seeds, with the range as a band."""
-    points = [one for one in summary(study, cells) if one["model"] == model]
-    steps = [one["steps"] for one in points]
-    mean, least, most = ([100 * one[key] for one in points] for key in ("right", "least", "most"))
+    entries = [entry for entry in summary(study, cells) if entry["model"] == model]
+    steps = [entry["steps"] for entry in entries]
+    mean, least, most = ([100 * entry[key] for entry in entries] for key in ("right", "least", "most"))
     axes.fill_between(steps, least, most, color=COLOURS[model], alpha=0.2, linewidth=0)
     axes.plot(steps, mean, label=model, marker=MARKERS[model], **_line(model))
 
@@ -118,10 +110,10 @@ def _by_length(axes: Any, study: RepeatStudy, cells: list[Figures], model: str) 
 def _by_step(axes: Any, study: RepeatStudy, cells: list[Figures], model: str) -> None:
     """Mean over seeds at each step of the longest sequences."""
     longest = max(study.lengths)
-    runs = [one["by_step"] for one in cells if one["model"] == model and one["steps"] == longest]
+    runs = [cell["by_step"] for cell in cells if cell["model"] == model and cell["steps"] == longest]
     if runs:
         mean = [100 * fmean(shares) for shares in zip(*runs, strict=True)]
-        axes.plot(range(2, longest + 1), mean, **_line(model))
+        axes.plot(range(2, longest + 1), mean, **_line(model))  # the first step repeats nothing
 
 
 def _line(model: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A study of the repeat task as it runs: cells in parallel, each kept as soon as it is done, then a table and a plot.
+"""A study of the repeat task as it runs: cells in parallel, each written down as it ends, then a table and a plot.
 
     config.json     the study
     cells.jsonl     a line for each cell that is done
@@ -6,7 +6,7 @@
     table.md        the table to read
     repeat.png      the plot
 
-Started again in its folder, a study learns the cells that are not there yet.
+Started again in its folder, a study learns the cells that are missing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import revtune as rt
 from revtune.program.errors import Problem
-from revtune.program.files import write
+from revtune.program.files import read_text, write
 from revtune.program.machine import processors
 from revtune.program.runs.arithmetic import Arithmetic
 from revtune.program.runs.folder import RUNS, next_folder
@@ -85,17 +85,17 @@ def run(study: RepeatStudy, out: Path | None, *, workers: int | None = None) -> 
     folder, console = folder_of(study, out), Console(highlight=False)
     path = folder / "cells.jsonl"
     lines = whole_lines(path)
-    with contextlib.closing(Metrics(path, sum(map(len, lines)))) as kept:
+    with contextlib.closing(Metrics(path, sum(map(len, lines)))) as metrics:
         cells: list[Figures] = [json.loads(line) for line in lines]
-        there = {(one["model"], one["steps"], one["seed"]) for one in cells}
-        missing = [cell for cell in study.cells() if dataclasses.astuple(cell) not in there]
+        done = {(figures["model"], figures["steps"], figures["seed"]) for figures in cells}
+        missing = [cell for cell in study.cells() if dataclasses.astuple(cell) not in done]
         if missing:
-            go_on(here, cells, path)
-        for one in watched(console, len(cells), len(missing), learned(study, missing, workers)):
-            one["arithmetic"] = here.to_json()
-            kept.add(one)
-            kept.sync()
-            cells.append(one)
+            check_arithmetic(here, cells, path)
+        for figures in watched(console, len(cells), len(missing), learned(study, missing, workers)):
+            figures["arithmetic"] = here.to_json()
+            metrics.add(figures)
+            metrics.sync()
+            cells.append(figures)
         finish(study, cells, folder)
     console.print(f"\n{title(study)}", markup=False, soft_wrap=True)
     console.print(table(study, cells))
@@ -115,12 +115,7 @@ def stored(folder: Path) -> RepeatStudy:
         Problem: when it holds none.
     """
     path = folder / "config.json"
-    try:
-        return from_json(path.read_text(encoding="utf-8"), path)
-    except OSError as error:
-        raise Problem(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise Problem(f"{path} is no text: {error}") from error
+    return from_json(read_text(path), path)
 
 
 def folder_of(study: RepeatStudy, out: Path | None) -> Path:
@@ -145,18 +140,22 @@ def whole_lines(path: Path) -> list[bytes]:
     return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
-def go_on(here: Arithmetic, cells: list[Figures], path: Path) -> None:
-    """Compare what the cells in a file were learned by with what is here, as a run that is resumed does."""
-    before = {Arithmetic.of(one["arithmetic"], path) for one in cells if "arithmetic" in one}
-    for one in sorted(before, key=str):
-        here.go_on(one, path.parent)
+def check_arithmetic(here: Arithmetic, cells: list[Figures], path: Path) -> None:
+    """Compare what the cells in a file were computed by with what is here, as a run that is resumed does.
+
+    Raises:
+        Problem: it is another, and not asked for by name.
+    """
+    earlier = {Arithmetic.of(figures["arithmetic"], path) for figures in cells if "arithmetic" in figures}
+    for arithmetic in sorted(earlier, key=str):
+        here.go_on(arithmetic, path.parent)
 
 
 def learned(study: RepeatStudy, cells: list[Cell], workers: int | None) -> Iterator[Figures]:
-    """What each cell came to, in the order in which they finish."""
+    """The figures of each cell, in the order in which they finish."""
     if not cells:
         return
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     pool = ProcessPoolExecutor(workers or processors(), context, initializer=leave_with_parent)
     try:
         for future in as_completed([pool.submit(learn, study, cell) for cell in cells]):
@@ -168,28 +167,29 @@ def learned(study: RepeatStudy, cells: list[Cell], workers: int | None) -> Itera
 
 
 def leave_with_parent() -> None:
-    """End this process when the one that started it is gone, however it went."""
+    """End this process when the one that started it has ended, even if it was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def wait() -> None:
         parent.join()
-        os._exit(1)
+        os._exit(1)  # sys.exit would end this thread alone
 
     threading.Thread(target=wait, daemon=True).start()
 
 
 def watched(console: Console, done: int, left: int, cells: Iterator[Figures]) -> Iterator[Figures]:
-    """The cells as they come, told on the way: a bar on a terminal, lines elsewhere."""
+    """The cells as they come, shown on the way: a bar on a terminal, lines elsewhere."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("repeat", total=done + left, completed=done)
-        for one in cells:
-            yield one
+        for figures in cells:
+            yield figures
             bar.advance(task)
             if not console.is_terminal:
-                told = f"{one['model']}, length {one['steps']}, seed {one['seed']}: {one['right']:.1%} right"
-                console.print(f"{told} after {one['updates']} updates", markup=False, soft_wrap=True)
+                cell = f"{figures['model']}, length {figures['steps']}, seed {figures['seed']}"
+                result = f"{figures['right']:.1%} right after {figures['updates']} updates"
+                console.print(f"{cell}: {result}", markup=False, soft_wrap=True)
 
 
 def finish(study: RepeatStudy, cells: list[Figures], folder: Path) -> None:

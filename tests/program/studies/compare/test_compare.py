@@ -17,7 +17,7 @@ from revtune.program.recipes import find
 from revtune.program.studies.compare import table as compare_table
 from revtune.program.studies.compare.compare import run
 from revtune.program.studies.compare.contest import CONTESTANTS, Contest, Options
-from revtune.program.studies.compare.curves import at, curve, goal, reached
+from revtune.program.studies.compare.curves import best_after, curve, goal, reached
 from revtune.program.studies.compare.live import CompareReport
 from revtune.program.studies.compare.plot import plot
 from revtune.program.studies.compare.search import Search, distribution, grid, sampler
@@ -220,7 +220,7 @@ def test_spaces_in_optunas_terms() -> None:
 def test_curves_and_verdicts() -> None:
     points = curve([{"loss": loss, "wall": when} for when, loss in enumerate([3.0, 2.0, 2.5, 1.0])], "wall")
     assert points == [(0, 3.0), (1, 2.0), (3, 1.0)]
-    assert (at(points, 2), at(points, -1)) == (2.0, float("inf"))
+    assert (best_after(points, 2), best_after(points, -1)) == (2.0, float("inf"))
 
     def row(name: str, loss: float, when: float, **more: Any) -> dict[str, Any]:
         losses = {"valid": {"loss": loss}, "test": {"loss": loss, "error": 0.1}}

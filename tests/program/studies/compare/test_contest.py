@@ -50,7 +50,7 @@ def test_final_is_made_anew_when_a_better_tuner_comes(first: Contestant, options
     assert rows(both) == ["stn", "delta"] + ["final"] * same
     again = held_with(options, first, other, "final").result(1, "final")
     assert again is not None and again["values"] == results[first if same else other]["final_values"]
-    assert (both.place(1, "final").with_name("final-aside-1") / "result.json").exists() != same
+    assert (both.folder_of(1, "final").with_name("final-aside-1") / "result.json").exists() != same
 
 
 def test_final_that_was_stopped_does_not_go_on_at_other_values(
@@ -103,7 +103,7 @@ def test_a_search_that_wrote_no_terms_down_goes_on(
 ) -> None:
     contest = held_with(options, "plain", "random")
     before = contest.validations(1, "random")
-    (contest.place(1, "random") / "terms.json").unlink()
+    (contest.folder_of(1, "random") / "terms.json").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "step", None)
         held_with(options, "plain", "random")
@@ -113,7 +113,7 @@ def test_a_search_that_wrote_no_terms_down_goes_on(
 
 def test_the_length_of_trials_is_in_the_plain_runs_result(options: Options[ImageStudy]) -> None:
     contest = held_with(options, "plain")
-    terms, path = contest.terms(1, "random"), contest.place(1, "plain") / "metrics.jsonl"
+    terms, path = contest.terms(1, "random"), contest.folder_of(1, "plain") / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
     assert held_with(options, "plain", "random").terms(1, "random") == terms
     with pytest.raises(Problem, match="metrics.jsonl has .* bytes, fewer than"):
@@ -177,7 +177,7 @@ def test_a_result_that_was_taken_away_is_written_anew(
 ) -> None:
     contest = held_with(options, "plain", "stn", "final", "random")
     for one in contest.options.contestants:
-        (contest.place(1, one) / "result.json").unlink()
+        (contest.folder_of(1, one) / "result.json").unlink()
     monkeypatch.setattr(Learner, "step", None)
     again = held_with(options, "plain", "stn", "final", "random")
     assert rows(again) == ["plain", "stn", "final", "random"]
