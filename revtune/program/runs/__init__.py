@@ -1,0 +1,1 @@
+"""What any run has: its folder, checkpoints, metrics, clock, and how it is stopped."""
