@@ -27,15 +27,15 @@ ABOUT = {
 """What tells something about a tensor, and reads no number of it."""
 
 
-def why_not(module: nn.Module) -> str | None:
+def reason_left(module: nn.Module) -> str | None:
     """Why a module that is no layer of ours is worth naming; None if it is not."""
     kind = type(module).__name__
     if "Dropout" in kind and isinstance(module, nn.modules.dropout._DropoutNd):
         return f"{kind} has no tuned form; its rate stays {module.p}"
-    return "; ".join(filter(None, [unanswered(module), bypasses(module)])) or None
+    return "; ".join(filter(None, [without_response(module), bypasses(module)])) or None
 
 
-def unanswered(module: nn.Module) -> str | None:
+def without_response(module: nn.Module) -> str | None:
     """What is told of a module with weights of its own and without a response."""
     own = sum(p.numel() for p in module._parameters.values() if p is not None)
     if not own:

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from revtune.tuning.conversion.bypasses import read_directly, shared_weights, unanswered, why_not
+from revtune.tuning.conversion.bypasses import read_directly, reason_left, shared_weights, without_response
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Rate
 from revtune.tuning.noise import BATCH_RATE, RATE
@@ -25,8 +25,8 @@ from revtune.tuning.regularizers.dropouts import (
     TunedLockedDropout,
     TunedNoise,
 )
-from revtune.tuning.regularizers.tuned import Tuned
-from revtune.tuning.responses.registered import LAYERS, ResponseOwn
+from revtune.tuning.regularizers.regularizer import TunedRegularizer
+from revtune.tuning.responses.registered import LAYERS, ResponseRegistered
 from revtune.tuning.responses.responding import Responding
 
 START = 0.05  # of rates that are 0, where no gradient would reach them
@@ -112,7 +112,7 @@ def self_tuning(
     if any(isinstance(module, Responding) for module in net.modules()):
         raise ValueError("the network is self-tuning already; frozen(net) makes a plain one of it")
     for name, module in net.named_modules():
-        if isinstance(module, Tuned) and module.hypers is not hypers:
+        if isinstance(module, TunedRegularizer) and module.hypers is not hypers:
             raise ValueError(f"{name or 'the network'} reads other hyperparameters; give self_tuning the same")
     _check_modules(net, leave)
     plan = _planned(net, hypers, batch_dim, leave)
@@ -207,9 +207,9 @@ def _planned(net: nn.Module, hypers: Hyperparameters | None, batch_dim: int, lea
         elif isinstance(module, TunedNoise | TunedLockedDropout) and module.batch_dim != batch_dim:
             own_dim = f"{own} has batch_dim={module.batch_dim} and the network batch_dim={batch_dim}"
             plan.warnings.append(f"{own_dim}; if its inputs are as those of the layers, give it that too")
-        elif not isinstance(module, Hyperparameters) and (why := why_not(module)):
+        elif not isinstance(module, Hyperparameters) and (why := reason_left(module)):
             plan.told.left[own] = why
-            if unanswered(module):
+            if without_response(module):
                 plan.warnings.append(f"{own}: {why}")
     return plan
 
@@ -259,7 +259,7 @@ def _plan_layer(
     plan: _Plan, name: str, module: nn.Module, shared: set[int], hypers: Hyperparameters | None, batch_dim: int
 ) -> None:
     kind = LAYERS[type(module)]
-    if issubclass(kind, ResponseOwn) and (why := kind.refuses(module)):
+    if issubclass(kind, ResponseRegistered) and (why := kind.refuses(module)):
         raise ValueError(f"{name or 'the network'}, a {type(module).__name__}, cannot respond: {why}")
     if why := (_tied(module, shared) or _fixed(module) or kind.refuses(module)):
         plan.told.left[name or "the network itself"] = why

@@ -8,7 +8,7 @@ from torch import nn
 
 from revtune.tuning.conversion.bypasses import shared_weights
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
-from revtune.tuning.regularizers.tuned import Tuned
+from revtune.tuning.regularizers.regularizer import TunedRegularizer
 from revtune.tuning.responses.responding import Responding
 
 
@@ -30,14 +30,14 @@ def frozen(model: nn.Module) -> nn.Module:
     plain = copy.deepcopy(model)
     hypers = plain.hypers
     assert isinstance(hypers, Hyperparameters)
-    d = hypers.delta()
+    d = hypers.current_departure()
     if d is not None:
         _untie(plain)
     for module in list(plain.modules()):
         if isinstance(module, Responding):
-            module.drop() if d is None else module.fold(d[0])
-        elif isinstance(module, Tuned):
-            module.drop()
+            module.become_plain() if d is None else module.fold(d[0])
+        elif isinstance(module, TunedRegularizer):
+            module.become_plain()
     for name in ("hypers", "conversion"):
         plain.__dict__.pop(name, None)
     for module in plain.modules():

@@ -19,10 +19,10 @@ from revtune.tuning.regularizers.augment import (
     colour_jitter,
     holes_in,
 )
-from revtune.tuning.regularizers.tuned import Tuned
+from revtune.tuning.regularizers.regularizer import TunedRegularizer
 
 
-class TunedCutout(Tuned):
+class TunedCutout(TunedRegularizer):
     """Cutout with tuned numbers of holes and lengths (`augment.cutout`).
 
     Args:
@@ -50,11 +50,11 @@ class TunedCutout(Tuned):
         """Images, in training with holes."""
         if not self.training:
             return x
-        holes = self.drawn(lambda: holes_in(x, self.value("holes"), self.value("length")))
+        holes = self.draw_once(lambda: holes_in(x, self.value("holes"), self.value("length")))
         return x.masked_fill(holes, self.fill)
 
 
-class TunedColourJitter(Tuned):
+class TunedColourJitter(TunedRegularizer):
     """Colour jitter of tuned strengths (`augment.colour_jitter`).
 
     Args:
@@ -91,7 +91,7 @@ class TunedColourJitter(Tuned):
         return self.once(x, lambda: colour_jitter(x, **{key: self.value(key) for key in self.limits}))
 
 
-class TunedAffine(Tuned):
+class TunedAffine(TunedRegularizer):
     """Affine augmentation of tuned strengths (`augment.affine`).
 
     Args:

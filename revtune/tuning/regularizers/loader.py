@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Integer
-from revtune.tuning.regularizers.sampler import Drawn, Key, ValueSampler
+from revtune.tuning.regularizers.sampler import AugmentedBatch, Key, ValueSampler
 
 Augment = Callable[[Any, dict[str, float]], Any]
 
 
 class TunedLoader:
-    """Batches whose examples were each augmented, in workers, by values drawn for them: `drawn.Drawn`.
+    """Batches whose examples were each augmented, in workers, by values drawn for them: `drawn.AugmentedBatch`.
 
     A worker draws its own random numbers (torch's on the CPU, `random`'s, NumPy's) from a seed of each example, so that
     a run is the same with any number of workers, as long as hyperparameters stand still; as they move, a worker's
@@ -92,7 +92,7 @@ class TunedLoader:
         """Batches in a pass."""
         return len(self._sampler)
 
-    def __iter__(self) -> Iterator[Drawn]:
+    def __iter__(self) -> Iterator[AugmentedBatch]:
         """The batches of a pass, or of the rest of one that was loaded."""
         for batch in self._loader:
             self._sampler.take()
@@ -109,7 +109,7 @@ class TunedLoader:
 
 
 @dataclass
-class Augmented(Dataset[Drawn]):
+class Augmented(Dataset[AugmentedBatch]):
     """What workers hold: items of a dataset, augmented by the values of their keys.
 
     Args:
@@ -124,13 +124,13 @@ class Augmented(Dataset[Drawn]):
     names: tuple[str, ...]
     whole: tuple[bool, ...]
 
-    def __getitem__(self, key: Key) -> Drawn:
+    def __getitem__(self, key: Key) -> AugmentedBatch:
         """One item; its `raw` still as numbers."""
         with random_states_kept():
             seed_all(key.seed)
             item = self.dataset[key.item]
             found, still = (None if v is None else self._at(item, key.seed, v) for v in (key.values, key.still))
-        return Drawn(found, key.raw, still)  # type: ignore[arg-type]
+        return AugmentedBatch(found, key.raw, still)  # type: ignore[arg-type]
 
     def _at(self, item: Any, seed: int, values: list[float]) -> Any:
         seed_all(seed + 1)
@@ -144,11 +144,11 @@ class Collate:
 
     items: Callable[[list[Any]], Any]
 
-    def __call__(self, found: list[Drawn]) -> Drawn:
+    def __call__(self, found: list[AugmentedBatch]) -> AugmentedBatch:
         """A batch for each of the two views."""
         raw = torch.tensor([one.raw for one in found], dtype=torch.float64)
         still = None if found[0].still is None else self.items([one.still for one in found])
-        return Drawn(self.items([one.batch for one in found]), raw, still)
+        return AugmentedBatch(self.items([one.batch for one in found]), raw, still)
 
 
 def seed_all(seed: int) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from revtune.tuning.hypers.hyperparameters import Hyperparameters, Values
 
 
-class Drawn(NamedTuple):
+class AugmentedBatch(NamedTuple):
     """A batch whose examples were augmented by values drawn for them; training steps take it as they take a batch.
 
     Attributes:

@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.noise import BATCH_RATE, drop_mask
-from revtune.tuning.regularizers.tuned import Tuned
+from revtune.tuning.regularizers.regularizer import TunedRegularizer
 from revtune.tuning.responses.responding import Responding
 
 
-class TunedEmbeddingDropout(Tuned):
+class TunedEmbeddingDropout(TunedRegularizer):
     """An embedding that drops words at a tuned rate, wherever they stand in a batch.
 
     Args:
@@ -49,7 +49,7 @@ class TunedEmbeddingDropout(Tuned):
         return self.times(rows, lambda: F.embedding(ids, drop_mask(words, self.value("p"), rows)))
 
 
-class TunedWeightDrop(Tuned):
+class TunedWeightDrop(TunedRegularizer):
     """A module whose weight loses single entries at a tuned rate: drop-connect.
 
     What is dropped is the weight that an example's hyperparameters give, W0 and W1 by the same mask.
@@ -101,7 +101,7 @@ class TunedWeightDrop(Tuned):
             dropped[f"{path}.response_weight" if path else "response_weight"] = owner.response_weight * mask
         return functional_call(self.module, dropped, args, kwargs)
 
-    def drop(self) -> None:
-        """As in `Tuned`."""
+    def become_plain(self) -> None:
+        """As in `TunedRegularizer`."""
         del self._weight
-        super().drop()
+        super().become_plain()

@@ -1,1 +1,1 @@
-"""Layers whose weights answer to hyperparameters, and their prediction as a linear function of the answers."""
+"""Layers whose weights respond to hyperparameters, and a prediction that is linear in their responses."""

@@ -17,10 +17,10 @@ from torch.utils.data import TensorDataset
 from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass, Values
 from revtune.tuning.hypers.kinds import Between, Integer, Rate
 from revtune.tuning.regularizers.loader import TunedLoader
-from revtune.tuning.regularizers.sampler import Drawn, ValueSampler
+from revtune.tuning.regularizers.sampler import AugmentedBatch, ValueSampler
 from revtune.tuning.responses.layers import ResponseLinear
-from revtune.tuning.tuner.batches import Streams
-from revtune.tuning.tuner.bilevel import Problem, delta, stn
+from revtune.tuning.tuner.batches import BatchIterators
+from revtune.tuning.tuner.bilevel import BilevelProblem, delta, stn
 from revtune.tuning.tuner.tuner import Tuner
 
 # what torch loads at the first use of forward differentiation says so
@@ -49,11 +49,11 @@ def loader(hypers: Hyperparameters, **options: Any) -> TunedLoader:
     return TunedLoader(DATA, told, hypers, **given)
 
 
-def flat(drawn: Drawn) -> list[Tensor]:
+def flat(drawn: AugmentedBatch) -> list[Tensor]:
     return [torch.as_tensor(one) for one in (*drawn.batch, drawn.raw, *(drawn.still or ()))]
 
 
-def same(one: Drawn, other: Drawn) -> bool:
+def same(one: AugmentedBatch, other: AugmentedBatch) -> bool:
     return all(torch.equal(a, b) for a, b in zip(flat(one), flat(other), strict=True))
 
 
@@ -133,9 +133,9 @@ def only_noise(item: Any, values: dict[str, float]) -> float:
     return values["noise"]
 
 
-def moving(made: TunedLoader, hypers: Hyperparameters, batches: int) -> list[Drawn]:
+def moving(made: TunedLoader, hypers: Hyperparameters, batches: int) -> list[AugmentedBatch]:
     """Batches of several passes, hyperparameters moved by each."""
-    found: list[Drawn] = []
+    found: list[AugmentedBatch] = []
     while len(found) < batches:
         for drawn in made:
             found.append(drawn)
@@ -229,8 +229,8 @@ def cross_entropy(out: Tensor, batch: Any, h: Values) -> Tensor:
     return F.cross_entropy(out, batch[1], reduction="none") * (1 + h.noise)
 
 
-def problem(net: nn.Module, hypers: Hyperparameters) -> Problem:
-    return Problem(
+def problem(net: nn.Module, hypers: Hyperparameters) -> BilevelProblem:
+    return BilevelProblem(
         net, hypers, lambda m, b: m(b[0].float()), cross_entropy, lambda out, b: F.cross_entropy(out, b[1]),
         lambda b: len(b[0]), torch.Generator().manual_seed(4),
     )  # fmt: skip
@@ -252,7 +252,7 @@ def test_a_step_takes_values_that_are_given(step: Callable[..., Tensor]) -> None
     net, other = network(hypers, step is delta), network(others, step is delta)
     losses = [step(problem(net, hypers), batch, unscaled)]
     raw = hypers.perturbed(6, torch.Generator().manual_seed(4)).detach()
-    losses.append(step(problem(other, others), Drawn(batch, raw.double()), unscaled))
+    losses.append(step(problem(other, others), AugmentedBatch(batch, raw.double()), unscaled))
     assert torch.equal(*losses)
     assert len(grads(net)) == 10 and all(torch.equal(a, b) for a, b in zip(grads(net), grads(other), strict=True))
 
@@ -264,13 +264,14 @@ def test_both_steps_of_delta_see_their_own_view() -> None:
     raw = hypers.perturbed(6).detach()
     own, added = problem(net, hypers).parameters()
 
-    def step(drawn: Drawn) -> list[list[Tensor | None]]:
+    def step(drawn: AugmentedBatch) -> list[list[Tensor | None]]:
         for p in net.parameters():
             p.grad = None
         delta(problem(net, hypers), drawn, unscaled)
         return [[p.grad for p in group] for group in (own, added)]
 
-    both, still, moved = (step(Drawn(views[1], raw, views[0])), *(step(Drawn(view, raw)) for view in views))
+    both = step(AugmentedBatch(views[1], raw, views[0]))
+    still, moved = (step(AugmentedBatch(view, raw)) for view in views)
     for found, expected in ((both[0], still[0]), (both[1], moved[1])):
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))  # type: ignore[arg-type]
     with hypers.bound(Pass(6, None, hypers.raw.detach().expand(6, -1))):
@@ -313,7 +314,7 @@ def test_a_resumed_tuner_goes_on_bit_for_bit(workers: int, after: int) -> None:
     straight, made = tuner_of(workers)
     go_on(straight, made, 15)
     for tuner in (whole, resumed, straight):  # else the garbage collector waits for workers, 10 seconds a tuner
-        tuner.streams = Streams()
+        tuner.batch_iterators = BatchIterators()
     assert straight.values() == resumed.values() and straight.hypers.read == set(straight.hypers.names)
     for a, b in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b)

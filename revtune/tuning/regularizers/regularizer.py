@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.ranges import Range, Value
-from revtune.tuning.responses.linearized import Recorded
-from revtune.tuning.responses.responding import laid
+from revtune.tuning.responses.linearized import ResponseRecord
+from revtune.tuning.responses.responding import laid_over
 
 
-class Tuned(nn.Module):
+class TunedRegularizer(nn.Module):
     """What regularizers with tuned values share; write one's own by saying `limits` and reading `self.value(key)`.
 
     Args:
@@ -30,7 +30,7 @@ class Tuned(nn.Module):
         ValueError: there is no such hyperparameter, or it or the number can be outside the limits.
 
     Example:
-        >>> class Gain(Tuned):
+        >>> class Gain(TunedRegularizer):
         ...     limits = {"gain": Range(0)}
         ...     def forward(self, x): return x * self.along("gain", x) if self.training else x
         >>> hypers = Hyperparameters(gain=Positive(2.0))
@@ -63,40 +63,40 @@ class Tuned(nn.Module):
         return found.detach() if isinstance(found, Tensor) else found
 
     def along(self, key: str, x: Tensor, unit_dim: int = -1) -> Value:
-        """A strength now, shaped to broadcast over x as responses are over outputs (`response.laid`)."""
+        """A strength now, shaped to broadcast over x as responses are over outputs (`laid_over`)."""
         value = self.value(key)
         if not isinstance(value, Tensor) or value.dim() == 0:
             return value
         over = x.shape if x.dim() > 1 else (*x.shape, 1)
-        found = laid(value[:, None], over, self.batch_dim, unit_dim, type(self).__name__, self.advice)
+        found = laid_over(over, value[:, None], self.batch_dim, unit_dim, type(self).__name__, self.advice)
         return found if x.dim() > 1 else found[:, 0]
 
     def once(self, x: Tensor, change: Callable[[], Tensor]) -> Tensor:
         """`change()`, x changed at some cost; Delta-STN's second pass does without where it can (`linearized`)."""
-        tape = self._tape
-        return change() if tape is None else tape.once(self, x, change)
+        record = self._record
+        return change() if record is None else record.once(self, x, change)
 
     def times(self, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """`x * draw()`; Delta-STN's second pass takes what was drawn in the first."""
-        tape = self._tape
-        return x * draw() if tape is None else tape.times(self, x, draw)
+        record = self._record
+        return x * draw() if record is None else record.times(self, x, draw)
 
-    def drawn(self, draw: Callable[[], Tensor]) -> Tensor:
+    def draw_once(self, draw: Callable[[], Tensor]) -> Tensor:
         """`draw()`, which is small; Delta-STN's second pass takes what was drawn in the first."""
-        tape = self._tape
-        return draw() if tape is None else tape.drawn(self, draw)
+        record = self._record
+        return draw() if record is None else record.draw_once(self, draw)
 
     @property
-    def _tape(self) -> Recorded | None:
+    def _record(self) -> ResponseRecord | None:
         bound = self.hypers.current
-        return None if bound is None else bound.tape
+        return None if bound is None else bound.record
 
     def now(self) -> dict[str, float]:
         """Current values of all strengths."""
         current = self.hypers.values()
         return {key: current[value] if isinstance(value, str) else value for key, value in self._values.items()}
 
-    def drop(self) -> None:
+    def become_plain(self) -> None:
         """Become a plain torch module that is equal in evaluation."""
         for name in ("_hypers", "_values", "batch_dim"):
             delattr(self, name)
