@@ -1,1 +1,1 @@
-"""What is tuned: dropouts, noise, augmentation and penalties at a value for each example."""
+"""Regularizers at a value for each example: dropouts, noise, augmentation and penalties."""

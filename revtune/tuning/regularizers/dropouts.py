@@ -1,10 +1,10 @@
-"""Regularizers whose strengths are tuned: modules that read hyperparameters as training passes over them.
+"""Dropout and noise whose strengths are tuned.
 
-In training inside a pass a module takes each example's perturbed value, in training outside one the current value. In
-evaluation it does nothing and reads nothing, as a validation loss must reach hyperparameters through responses alone.
+In training, a module takes each example's perturbed value inside a pass and the current value outside. In evaluation it
+does nothing and reads nothing, as a validation loss must reach hyperparameters through responses alone.
 
-`TunedDropout` and its kin are nn.Dropout with their class changed, as response layers are; the others are written into
-a network of one's own, and given a hyperparameter's name, or a number that stays.
+`TunedDropout` and its kin are torch's dropouts with their class changed, as response layers are. The others are written
+into a network by its author, and given a hyperparameter's name, or a number that stays.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from revtune.tuning.regularizers.regularizer import TunedRegularizer
 
 
 class ConvertedDropout(TunedRegularizer):
-    """What the dropouts of torch share when their rate is tuned: their class is changed, and then they `adopt`.
+    """What torch's dropouts share once their rate is tuned: their class is changed, and then they `adopt` it.
 
     Attributes:
-        dims: how many dimensions inputs must have of which whole channels are dropped; None drops single numbers.
+        dims: how many dimensions inputs must have, of which whole channels are dropped; None where single numbers are.
     """
 
     limits = {"p": RATE}
@@ -52,18 +52,18 @@ class ConvertedDropout(TunedRegularizer):
         return x.mul_(self._mask(x)) if self.inplace else self.times(x, lambda: self._mask(x))
 
     def _mask(self, x: Tensor) -> Tensor:
-        """Of single numbers or of whole channels."""
+        """A mask of single numbers or of whole channels."""
         if self.dims is None:
             return drop_mask(x.shape, self.along("p", x), x)
         return drop_mask([*x.shape[:2], *[1] * (x.dim() - 2)], self.along("p", x, 1), x)
 
     def become_plain(self) -> None:
-        """Become plain again, at the current rate."""
+        """Become torch's dropout again, at the current rate."""
         self.p = self.now()["p"]
         super().become_plain()
 
     def extra_repr(self) -> str:
-        """The hyperparameter that the rate is."""
+        """The hyperparameter that is the rate."""
         return f"{super().extra_repr()}, inplace={self.inplace}"
 
 

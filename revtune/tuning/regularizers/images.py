@@ -1,6 +1,6 @@
 """Tuned regularizers for images: cutout, colour jitter and affine augmentation of a batch, inside a network.
 
-They stand first in a network, and do nothing in evaluation; see `augment` for what they do in training.
+They stand first in a network and do nothing in evaluation. What they do in training is in `augment`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TunedCutout(TunedRegularizer):
     Args:
         hypers: where names are looked up.
         holes: the name of an `Integer`, or an integer.
-        length: likewise.
+        length: of the sides in pixels, given in the same way.
         fill: what the holes hold.
 
     Raises:
@@ -60,7 +60,7 @@ class TunedColourJitter(TunedRegularizer):
     Args:
         hypers: where names are looked up.
         brightness, contrast, saturation: names of hyperparameters, or numbers.
-        hue: likewise, from 0 to 0.5.
+        hue: a name or a number, from 0 to 0.5.
 
     Raises:
         ValueError: there is no such hyperparameter, or it can be out of range.
@@ -97,9 +97,9 @@ class TunedAffine(TunedRegularizer):
     Args:
         hypers: where names are looked up.
         rotation: the name of a hyperparameter, or a number; up to 180 degrees.
-        translation: likewise; up to 1, the whole width and height.
-        scale: likewise; at least 0.
-        shear: likewise; up to 89 degrees.
+        translation: a name or a number; up to 1, the whole width and height.
+        scale: a name or a number; at least 0.
+        shear: a name or a number; up to 89 degrees.
 
     Raises:
         ValueError: there is no such hyperparameter, or it can be out of range.
@@ -124,7 +124,7 @@ class TunedAffine(TunedRegularizer):
         super().__init__(hypers, rotation=rotation, translation=translation, scale=scale, shear=shear)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images, in training moved."""
+        """Images, in training rotated, shifted, scaled and sheared."""
         if not self.training:
             return x
         return self.once(x, lambda: affine(x, **{key: self.value(key) for key in self.limits}))

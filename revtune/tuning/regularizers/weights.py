@@ -1,4 +1,4 @@
-"""Tuned regularizers that act on a module's weights, one mask a batch: dropout of words, drop-connect."""
+"""Tuned regularizers that drop weights of a module by one mask a batch: words of an embedding, drop-connect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TunedEmbeddingDropout(TunedRegularizer):
     """An embedding that drops words at a tuned rate, wherever they stand in a batch.
 
     Args:
-        embedding: an nn.Embedding; its response, if it gets one, is dropped with it.
+        embedding: an nn.Embedding; if it gets a response, that is dropped with it.
         hypers: where the name is looked up.
         p: the name of a hyperparameter with per="batch", or a rate.
 
@@ -83,8 +83,8 @@ class TunedWeightDrop(TunedRegularizer):
             raise ValueError(f"TunedWeightDrop: {type(module).__name__} has no parameter {weight!r}; it has {has}")
         owner = module.get_submodule(weight.rpartition(".")[0])
         if isinstance(owner, nn.RNNBase):
-            told = f"TunedWeightDrop cannot drop {weight!r} of {type(owner).__name__}"
-            raise ValueError(f"{told}: its response layer drops weights itself")
+            refusal = f"TunedWeightDrop cannot drop {weight!r} of {type(owner).__name__}"
+            raise ValueError(f"{refusal}: its response layer drops weights itself")
         super().__init__(hypers, p=p)
         self.module, self._weight = module, weight
 
@@ -102,6 +102,6 @@ class TunedWeightDrop(TunedRegularizer):
         return functional_call(self.module, dropped, args, kwargs)
 
     def become_plain(self) -> None:
-        """As in `TunedRegularizer`."""
+        """Become an nn.Sequential of the module."""
         del self._weight
         super().become_plain()
