@@ -14,7 +14,7 @@ from revtune.tuning.responses.normalisation import (
     ResponseGroupNorm,
     ResponseLayerNorm,
 )
-from revtune.tuning.responses.registered import LAYERS, ResponseOwn
+from revtune.tuning.responses.registered import LAYERS, ResponseRegistered
 from revtune.tuning.responses.responding import ADDED, Responding
 
 KINDS: tuple[Any, ...] = (
@@ -30,7 +30,7 @@ def two() -> Hyperparameters:
 
 def adopt(net: nn.Module, hypers: Hyperparameters, batch_dim: int = 0) -> nn.Module:
     """Convert every layer of a network that can respond."""
-    own = {plain: kind for plain, kind in LAYERS.items() if issubclass(kind, ResponseOwn)}
+    own = {plain: kind for plain, kind in LAYERS.items() if issubclass(kind, ResponseRegistered)}
     by_plain = {kind.plain: kind for kind in KINDS} | own
     for name, module in list(net.named_modules()):
         if type(module) in by_plain:

@@ -1,7 +1,7 @@
-"""Noise that regularizes, as strong for each example as its tuned value says (`ranges`).
+"""Masks of dropout and normal noise, as strong for each example as its tuned value says (`ranges`).
 
-Dropout multiplies with a mask that is 0 with probability p and else 1 / (1 - p), drawn by torch's own generator. The
-modules of `regularize` and `regularize_weights` differ in what shares an entry of the mask::
+Dropout multiplies with a mask that is 0 with probability p and else 1 / (1 - p), drawn by torch's own generator. Tuned
+dropouts (`regularizers.dropouts`, `regularizers.weights`) differ in what shares an entry of the mask::
 
     TunedDropout             nothing                          Srivastava et al. 2014
     TunedDropout1d to 3d     a channel of an example          Tompson et al. 2015
@@ -27,8 +27,8 @@ RATE, BATCH_RATE, DEVIATION = Range(0, 1), Range(0, 1, per_batch=True), Range(0)
 def drop_mask(shape: Sequence[int], p: Value, like: Tensor) -> Tensor:
     """0 with probability p, else 1 / (1 - p); p broadcasts over the shape.
 
-    Where 1 - p is less than the machine epsilon of like's dtype, that stands in its place: a rate may come as near to 1
-    as it likes, and no mask is infinite.
+    A rate may be 1 or near it, as 1 / (1 - p) is limited to 1 over the machine epsilon of like's dtype. The mask is
+    drawn in float32 at least: random numbers of fewer bits would shift rates.
     """
     exact = torch.promote_types(like.dtype, torch.float32)
     rate = torch.as_tensor(p, dtype=exact, device=like.device).detach()
@@ -37,10 +37,10 @@ def drop_mask(shape: Sequence[int], p: Value, like: Tensor) -> Tensor:
 
 
 def time_dim(name: str, x: Tensor, batch_dim: int) -> int:
-    """Which dimension of a sequence (B, T, H) or (T, B, H) is time.
+    """Which dimension of a sequence (B, T, H) or (T, B, H) is time; `name` is for messages.
 
     Raises:
-        ValueError: it is no sequence, or `batch_dim` is neither 0 nor 1.
+        ValueError: x has other than three dimensions, or `batch_dim` is neither 0 nor 1.
     """
     if batch_dim not in (0, 1):
         raise ValueError(f"{name}: batch_dim must be 0 or 1, got {batch_dim!r}")

@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def random_states(device: torch.device) -> list[Tensor]:
-    """The states of torch's generators on the CPU and a device."""
+    """The state of torch's generator on the CPU, and on a CUDA device that of its generator."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
 def set_random_states(states: list[Tensor], device: torch.device | None = None) -> None:
-    """Put generators back."""
+    """Put generators back into states that `random_states` gave; by default those of the current CUDA device."""
     torch.set_rng_state(states[0])
     if len(states) > 1:
         torch.cuda.set_rng_state(states[1], device or "cuda")

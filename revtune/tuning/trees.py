@@ -10,30 +10,30 @@ from torch import Tensor
 
 
 def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """The same tree with a function applied to each tensor; what is no tensor stays."""
+    """The same tree with a function applied to each tensor; all else stays."""
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(mapped(function, one) for one in tree))
+        return type(tree)(*(mapped(function, part) for part in tree))  # named tuples take their fields one by one
     if isinstance(tree, tuple | list):
-        return type(tree)(mapped(function, one) for one in tree)
+        return type(tree)(mapped(function, part) for part in tree)
     if isinstance(tree, dict):
-        return type(tree)((key, mapped(function, one)) for key, one in tree.items())
+        return type(tree)((key, mapped(function, part)) for key, part in tree.items())
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        own = {one.name: getattr(tree, one.name) for one in dataclasses.fields(tree) if one.init}
-        found = {name: mapped(function, value) for name, value in own.items()}
-        return tree if all(found[name] is own[name] for name in own) else dataclasses.replace(tree, **found)
+        old = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree) if field.init}
+        new = {name: mapped(function, value) for name, value in old.items()}
+        return tree if all(new[name] is old[name] for name in old) else dataclasses.replace(tree, **new)
     return tree
 
 
 def tensors(tree: Any, *, floating: bool = True) -> list[Tensor]:
-    """The tensors of a tree in order, perhaps those of floating-point numbers alone."""
+    """The tensors of a tree in order; with `floating` only those of floating-point numbers."""
     found: list[Tensor] = []
 
-    def see(one: Tensor) -> Tensor:
-        if one.is_floating_point() or not floating:
-            found.append(one)
-        return one
+    def collect(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() or not floating:
+            found.append(tensor)
+        return tensor
 
-    mapped(see, tree)
+    mapped(collect, tree)
     return found

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass
 from revtune.tuning.hypers.kinds import Positive
 from revtune.tuning.tuner import bilevel
-from revtune.tuning.tuner.bilevel import Problem
+from revtune.tuning.tuner.bilevel import BilevelProblem
 from tests.tuned_nets import adopt
 
 COLUMNS, ROWS = 6, 12
@@ -40,7 +40,7 @@ class Regression:
         self.hypers = Hyperparameters(**penalties).double()
         self.hypers.centred = method == "delta"
         self.net: Any = adopt(net.double(), self.hypers)
-        self.problem = Problem(
+        self.problem = BilevelProblem(
             self.net, self.hypers, lambda net, batch: net(batch[0])[:, 0], self.train_loss, self.valid_loss,
             lambda batch: len(batch[0]), torch.Generator().manual_seed(0),
         )  # fmt: skip
@@ -100,7 +100,7 @@ class Regression:
             weights.step()
             weights.zero_grad()
             if tune and step >= steps // 4:
-                _, grads = bilevel.held_out(self.problem, self.valid, 0.0)
+                _, grads = bilevel.hypergradients(self.problem, self.valid, 0.0)
                 self.hypers.raw.grad = grads[self.hypers.raw]
                 hypers.step()
             for fall in falls[: 1 + (tune and step >= steps // 4)]:
@@ -113,7 +113,7 @@ class Regression:
 
     def gradients(self) -> tuple[Tensor, Tensor]:
         """The hypergradient found and the true one, (n,)."""
-        _, grads = bilevel.held_out(self.problem, self.valid, 0.0)
+        _, grads = bilevel.hypergradients(self.problem, self.valid, 0.0)
         return grads[self.hypers.raw], jacobian(self.held_out, self.hypers.raw.detach())
 
 

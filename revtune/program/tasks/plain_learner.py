@@ -15,7 +15,7 @@ from revtune.tuning.conversion.plain import plain
 from revtune.tuning.hypers.constants import Constants
 from revtune.tuning.random_states import random_states, set_random_states
 from revtune.tuning.trees import mapped
-from revtune.tuning.tuner.bilevel import clipped
+from revtune.tuning.tuner.bilevel import clip_gradients
 
 
 class PlainLearner(Learner):
@@ -55,7 +55,7 @@ class PlainLearner(Learner):
         loss = self.task.train_loss(self.model, out, batch, self.hypers.numbers).mean()
         self.optimizer.zero_grad()
         loss.backward()
-        norm = clipped(list(self.model.parameters()), self.learning.clip)
+        norm = clip_gradients(list(self.model.parameters()), self.learning.clip)
         if not torch.isfinite(loss) or not torch.isfinite(norm):
             raise NonFiniteError(f"step {self._steps + 1} has loss {loss.item()} and a gradient of norm {norm.item()}")
         self.optimizer.step()

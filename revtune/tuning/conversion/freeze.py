@@ -8,36 +8,37 @@ from torch import nn
 
 from revtune.tuning.conversion.bypasses import shared_weights
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
-from revtune.tuning.regularizers.tuned import Tuned
+from revtune.tuning.regularizers.regularizer import TunedRegularizer
 from revtune.tuning.responses.responding import Responding
 
 
 def frozen(model: nn.Module) -> nn.Module:
-    """A plain copy of a tuned network, answered at its hyperparameters' present values.
+    """A plain copy of a tuned network, with its responses folded into its weights at the present hyperparameters.
 
-    It needs nothing of revtune, and in evaluation mode gives the same outputs. A module of one's own that read
-    hyperparameters from an attribute has a dictionary of their values there.
+    It needs nothing of revtune, and in evaluation mode gives the same outputs. Where a module of your own held the
+    `Hyperparameters` as an attribute, the copy has a dictionary of their values.
 
     Args:
         model: as `self_tuning` gives it, perhaps trained.
 
     Raises:
-        ValueError: it is not self-tuning, or weights of a layer have since become computed ones, as by pruning.
+        ValueError: it is not self-tuning, or since its conversion a layer's weight has become a computed one, as by
+            pruning.
     """
     if not isinstance(getattr(model, "hypers", None), Hyperparameters):
         raise ValueError(f"frozen wants a network that self_tuning converted, got {type(model).__name__}")
-    _check(model)
+    _check_weights(model)
     plain = copy.deepcopy(model)
     hypers = plain.hypers
     assert isinstance(hypers, Hyperparameters)
-    d = hypers.delta()
-    if d is not None:
+    d = hypers.current_departure()
+    if d is not None:  # else no weight changes, and tied ones stay tied
         _untie(plain)
     for module in list(plain.modules()):
         if isinstance(module, Responding):
-            module.drop() if d is None else module.fold(d[0])
-        elif isinstance(module, Tuned):
-            module.drop()
+            module.become_plain() if d is None else module.fold(d[0])
+        elif isinstance(module, TunedRegularizer):
+            module.become_plain()
     for name in ("hypers", "conversion"):
         plain.__dict__.pop(name, None)
     for module in plain.modules():
@@ -48,16 +49,16 @@ def frozen(model: nn.Module) -> nn.Module:
     return plain
 
 
-def _check(model: nn.Module) -> None:
+def _check_weights(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        whole = "weight" in module._parameters or isinstance(module, nn.RNNBase)
-        if isinstance(module, Responding) and not whole:
+        has_weight = "weight" in module._parameters or isinstance(module, nn.RNNBase)
+        if isinstance(module, Responding) and not has_weight:
             raise ValueError(f"{name or 'the network'} cannot be made plain: since it was converted its weight is "
                              "computed from others, as by a parametrization")  # fmt: skip
 
 
 def _untie(net: nn.Module) -> None:
-    """Give responding layers weights of their own."""
+    """Give response layers weights of their own, so that folding changes no other module's."""
     shared = shared_weights(net)
     for module in net.modules():
         weight = module._parameters.get("weight") if isinstance(module, Responding) else None

@@ -1,6 +1,6 @@
-"""Hyperparameters that stay where they are put, and plain networks that read them: what costs nothing to read.
+"""Hyperparameters that stay where they are put, as numbers.
 
-A plain network at fixed values has torch's own layers; its regularizers are those of the tuned one, and take numbers.
+A plain network at fixed values reads them: its layers are torch's own, its regularizers those of the tuned network.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from revtune.tuning.hypers.kinds import Hyper
 
 
 class Numbers(dict[str, float]):
-    """Values by name, as `h.name` or `h["name"]`."""
+    """Numbers by name, as `h.name` or `h["name"]`: what a training loss is given in place of tuned values."""
 
     def __getattr__(self, name: str) -> float:
         try:
@@ -23,8 +23,8 @@ class Constants(Hyperparameters):
     """Hyperparameters whose values are numbers in user units, for a network that is not tuned.
 
     Args:
-        specs: their kinds and ranges by name.
-        values: where they are put; by default where they start.
+        specs: kinds of hyperparameters by name.
+        values: their values by name; by default the initial ones.
 
     Example:
         >>> from revtune.tuning.hypers.kinds import Rate
@@ -39,17 +39,17 @@ class Constants(Hyperparameters):
         self.put(values or {})
 
     def put(self, values: dict[str, float]) -> None:
-        """Change values, by name.
+        """Change some values.
 
         Raises:
-            HyperparameterError: there is none of a name.
+            HyperparameterError: there is no hyperparameter of a name.
         """
         for name, value in values.items():
             self.spec(name)
             self.numbers[name] = value
 
     def values(self) -> dict[str, float]:
-        """As in `Hyperparameters`."""
+        """The numbers themselves: what `put` changes later changes here too."""
         return self.numbers
 
     def __getitem__(self, name: str) -> float:

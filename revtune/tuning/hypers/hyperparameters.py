@@ -1,7 +1,13 @@
 """Hyperparameters by name: their current values, their perturbations, and who reads them in which pass.
 
-Training sees perturbed copies `l + scale * e` of an unconstrained l, e normal, one for each example, or one for all
-where the hyperparameter acts on a whole batch (MacKay et al. 2019, section 3.2).
+Training sees perturbed copies of unconstrained hyperparameters, one copy for each example, or one for all where a
+hyperparameter acts on a whole batch (MacKay et al. 2019, section 3.2). The words of this half::
+
+    l     `raw`        unconstrained numbers: the current ones (n,), or perturbed ones l + scale * e, (B, n), e normal
+          `scale`      standard deviation of the perturbations, (n,); tuned as `spread`, of which it is the softplus
+    d     `departure`  what responses are linear in, (B, n): l's distance from the current l, counted in the scales that
+                       perturbations start with (Delta-STN), or l itself (STN)
+          value        what users see, a monotone function of l (`kinds`)
 
 Shapes: B examples, n hyperparameters.
 """
@@ -24,10 +30,10 @@ from revtune.errors import HyperparameterError
 from revtune.tuning.hypers.kinds import Hyper, Integer, softplus_inverse
 
 FARTHEST = 3.0
-"""Where a rate of 0.05 starts: responses to l itself are to no more than that at first."""
+"""The largest l that STN's responses are to see at the start: about that of a `Rate` of 0.05, the default (-2.94)."""
 
 
-OPTIMIZER = (
+OPTIMIZER_SETTINGS = (
     "lr",
     "learning_rate",
     "momentum",
@@ -51,7 +57,7 @@ class Values:
     """Hyperparameters by name in user units, as `h.name` or `h["a.dotted.name"]`.
 
     Args:
-        hypers: whose names and ranges.
+        hypers: which hyperparameters.
         raw: l of each example, shape (B, n).
     """
 
@@ -75,20 +81,21 @@ class Pass:
 
     Attributes:
         size: B.
-        delta: what responses are linear in, shape (B, n); None where every response is zero.
-        raw: perturbed l for those who read values, shape (B, n); None on validation, where reading is an error.
-        training: whether it is of a training step.
+        departure: d, shape (B, n); None where every response is zero.
+        raw: perturbed l, from which values are read, shape (B, n); None on validation, where reading is an error.
+        training: whether it is a pass of a training step.
         statistics: whether running statistics move, those of modules in training mode.
-        tape: None for an ordinary pass. Else responses add nothing to the network's values: a pass with a recording
-            tape keeps what each would have added, and one under forward differentiation carries it as a tangent.
+        record: a `ResponseRecord` in the two passes of a linearised prediction, else None. With one, responses add
+            nothing to the network's values: the first pass records what each would have added, and the second, under
+            forward differentiation, carries it as a tangent.
     """
 
     size: int
-    delta: Tensor | None
+    departure: Tensor | None
     raw: Tensor | None
     training: bool = True
     statistics: bool = False
-    tape: Any = None
+    record: Any = None
 
 
 class Hyperparameters(nn.Module):
@@ -99,10 +106,10 @@ class Hyperparameters(nn.Module):
 
     Attributes:
         raw: l, shape (n,).
-        spread: what scales are the softplus of, shape (n,).
+        spread: the inverse softplus of the scales of perturbations, shape (n,).
         read: names that training has read so far.
-        centred: whether responses are to the difference from the current l (Delta-STN) or to l itself (STN), as
-            `departure` tells.
+        centred: whether responses are linear in the difference from the current l (Delta-STN) or in l itself (STN);
+            see `departure`.
 
     Raises:
         ValueError: there are none; a name belongs to the optimizer, whose settings no loss depends on.
@@ -121,7 +128,7 @@ class Hyperparameters(nn.Module):
             if not isinstance(spec, Hyper):
                 kinds = "Rate, Between, Positive or Integer"
                 raise ValueError(f"hyperparameter {name!r} must be a {kinds}, got {type(spec).__name__} {spec!r}")
-            if name.lower() in OPTIMIZER:
+            if name.lower() in OPTIMIZER_SETTINGS:
                 raise ValueError(
                     f"hyperparameter {name!r} cannot be tuned: it belongs to the optimizer, and the training loss does "
                     "not depend on it, so weights have no response to it"
@@ -149,54 +156,58 @@ class Hyperparameters(nn.Module):
         return self.specs[name]
 
     def column(self, name: str) -> int:
-        """Its place among all."""
+        """The column of a hyperparameter in tensors (B, n)."""
         return self.names.index(name)
 
     def values(self) -> dict[str, float]:
         """Current values in user units."""
         raw = self.raw.detach().double()
-        found = {name: spec.value(raw[i]).item() for i, (name, spec) in enumerate(self.specs.items())}
-        return {name: int(v) if isinstance(self.specs[name], Integer) else _short(v) for name, v in found.items()}
+        values = {name: spec.value(raw[i]).item() for i, (name, spec) in enumerate(self.specs.items())}
+        return {name: int(v) if isinstance(self.specs[name], Integer) else _short(v) for name, v in values.items()}
 
     def scales(self) -> dict[str, float]:
         """Current standard deviations of the perturbations of l."""
         return dict(zip(self.names, map(_short, F.softplus(self.spread.detach().double()).tolist()), strict=True))
 
     def perturbed(self, size: int, generator: torch.Generator | None = None, *, tuned_only: bool = False) -> Tensor:
-        """`l + scale * e` for B examples, shape (B, n), differentiable in l and the scales; perhaps of tuned scales."""
+        """`l + scale * e` for B examples, shape (B, n), differentiable in l and the scales.
+
+        With `tuned_only`, hyperparameters whose scale is not tuned are not perturbed.
+        """
         noise = torch.randn(size, len(self.specs), generator=generator, device=self.raw.device, dtype=self.raw.dtype)
-        together = [i for i, spec in enumerate(self.specs.values()) if spec.per == "batch"]
-        if together:
-            noise[:, together] = noise[:1, together]
+        per_batch = [i for i, spec in enumerate(self.specs.values()) if spec.per == "batch"]
+        if per_batch:
+            noise[:, per_batch] = noise[:1, per_batch]
         if tuned_only:
             noise = noise * self.raw.new_tensor([spec.tune_scale for spec in self.specs.values()])
         return self.raw + F.softplus(self.spread) * noise
 
     def departure(self, raw: Tensor) -> Tensor:
-        """What responses are linear in at l of each example, shape (B, n).
+        """d at l of each example, shape (B, n), in which responses are linear.
 
-        l itself, or where it starts beyond FARTHEST, l brought within (STN); or how far it is from the current one, in
-        units of the scale that perturbations start with (Delta-STN). Responses learn as fast as this squared: in l's
-        own units Delta-STN's learn scale^2 as fast as the weights beside them, and STN's diverge where l is -9.
+        For Delta-STN it is l's distance from the current l, in units of the scale that perturbations start with. For
+        STN it is l itself, divided so that none starts farther from 0 than FARTHEST. The units matter, as a response
+        learns at a rate proportional to d^2: in l's own units, Delta-STN's responses would learn scale^2 as fast as
+        the weights beside them, and STN's would diverge where l is -9.
         """
         if not self.centred:
             return raw / raw.new_tensor([max(1.0, abs(spec.raw()) / FARTHEST) for spec in self.specs.values()])
         return (raw - self.raw.detach()) / raw.new_tensor([spec.scale for spec in self.specs.values()])
 
     def entropy(self) -> Tensor:
-        """Entropy of the perturbations of tuned scale, in nats: their sum of log scale + log(2 pi e) / 2."""
+        """Entropy of those perturbations whose scale is tuned, in nats: the sum of log scale + log(2 pi e) / 2."""
         tuned = self.raw.new_tensor([spec.tune_scale for spec in self.specs.values()])
         return ((F.softplus(self.spread).log() + 0.5 * math.log(2 * math.pi * math.e)) * tuned).sum()
 
     @torch.no_grad()
     def cap(self) -> None:
         """Bring tuned scales back below their caps."""
-        most = [softplus_inverse(s.max_scale) if s.tune_scale else math.inf for s in self.specs.values()]
-        self.spread.clamp_(max=torch.tensor(most, dtype=self.spread.dtype, device=self.spread.device))
+        caps = [softplus_inverse(s.max_scale) if s.tune_scale else math.inf for s in self.specs.values()]
+        self.spread.clamp_(max=torch.tensor(caps, dtype=self.spread.dtype, device=self.spread.device))
 
     @contextlib.contextmanager
     def bound(self, to: Pass) -> Iterator[None]:
-        """A pass for the modules that read from here, until the block ends."""
+        """Modules that read hyperparameters from here are in this pass until the block ends."""
         before, self._pass = self._pass, to
         try:
             yield
@@ -209,7 +220,7 @@ class Hyperparameters(nn.Module):
         return self._pass
 
     def __getitem__(self, name: str) -> float | Tensor:
-        """A value in user units: the current one, or inside a training pass the perturbed ones, (B,) or 0-d.
+        """A value in user units: outside a pass the current one, in a training pass the perturbed ones, (B,) or 0-d.
 
         Raises:
             HyperparameterError: inside a validation pass, whose loss must not see hyperparameters; no such name.
@@ -224,34 +235,34 @@ class Hyperparameters(nn.Module):
             )
         return Values(self, self._pass.raw)[name]
 
-    def delta(self) -> Tensor | None:
-        """What responses are linear in now, (B, n), or (1, n) outside a pass; None where they are zero.
+    def current_departure(self) -> Tensor | None:
+        """d of the pass that is bound, (B, n), or outside a pass of the current l, (1, n); None where it is zero.
 
         Raises:
             ValueError: inside a pass, it is asked for within a reentrant checkpoint, which would cut its gradient off.
         """
         if self._pass is not None:
-            if self._pass.tape is None and not torch.is_grad_enabled() and _reentrant():
+            if self._pass.record is None and not torch.is_grad_enabled() and _reentrant():
                 raise ValueError(
                     "torch.utils.checkpoint must be called with use_reentrant=False here: hyperparameters have no "
                     "gradient through a reentrant one"
                 )
-            return self._pass.delta
+            return self._pass.departure
         return None if self.centred else self.departure(self.raw.detach()[None])
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Names, whether it is centred, and units of departures: what saved numbers mean nothing without."""
+        """Names, `centred`, and the units of departures: saved numbers mean nothing without them."""
         return {"names": list(self.names), "centred": self.centred, "units": self._units()}
 
     def _units(self) -> list[list[float]]:
-        """Where each starts and by how much it is perturbed at first, in l, which `departure` counts in."""
+        """Each one's first l and first scale, which set the units of `departure`."""
         return [[spec.raw(), spec.scale] for spec in self.specs.values()]
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take up what `get_extra_state` gave.
+        """Load what `get_extra_state` gave.
 
         Raises:
-            ValueError: it is of other hyperparameters.
+            ValueError: it is the state of other hyperparameters.
         """
         if tuple(state["names"]) != self.names:
             raise ValueError(
@@ -268,7 +279,7 @@ class Hyperparameters(nn.Module):
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         own = {"raw": self.raw, "spread": self.spread, "_extra_state": self.get_extra_state()}
         own = {prefix + name: value for name, value in own.items()}
-        if not own.keys() & state.keys():  # weights of the plain network
+        if not own.keys() & state.keys():  # a plain network's weights are loaded: hyperparameters stay as they are
             state |= own
         super()._load_from_state_dict(state, prefix, *rest)
 
@@ -278,10 +289,10 @@ class Hyperparameters(nn.Module):
 
 
 def _reentrant() -> bool:
-    """Whether this is called by code in a reentrant checkpoint."""
+    """Whether a reentrant checkpoint is among the callers; torch has no other way to ask."""
     return any(frame.f_code is CheckpointFunction.forward.__code__ for frame, _ in traceback.walk_stack(None))
 
 
 def _short(value: float) -> float:
-    """Rounded to the digits that float32 has."""
+    """Rounded to seven digits, as many as float32 holds."""
     return float(f"{value:.7g}")

@@ -7,7 +7,7 @@ A hyperparameter lives unconstrained, as a real number l; what a user sees is a 
     Positive   softplus(l)                             penalties
     Integer    floor(low + (high + 1 - low) * sigmoid(l))
 
-`hyperparameters` has them by name, with their current values and perturbations.
+`Hyperparameters` holds a set of them by name, with their current values and perturbations.
 """
 
 from __future__ import annotations
@@ -21,9 +21,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Scope = Literal["example", "batch"]
-
+"""What shares one perturbation."""
 
 NEAREST = 1e-5
+"""How near to a bound a value may start, as a share of the way from bound to bound.
+
+The slope of a sigmoid at a share s is s (1 - s): nearer than this, l has less than a hundred-thousandth of the value's
+gradient.
+"""
 
 
 @dataclass(frozen=True)
@@ -50,16 +55,16 @@ class Hyper:
             raise ValueError(f'{kind}: per must be "example" or "batch", got {self.per!r}')
         for name in ("scale", "max_scale"):
             value = getattr(self, name)
-            if not _number(value) or value <= 0:
+            if not _is_finite(value) or value <= 0:
                 raise ValueError(f"{kind}: {name} must be a positive number, got {value!r}")
         if self.tune_scale and self.scale > self.max_scale:
             raise ValueError(f"{kind}: scale must be at most max_scale {self.max_scale}, got {self.scale}")
-        if not _number(self.initial):
+        if not _is_finite(self.initial):
             raise ValueError(f"{kind}: the initial value must be a finite number, got {self.initial!r}")
         self.check()
 
     def check(self) -> None:
-        """Raise `ValueError` for a range or an initial value that cannot be."""
+        """Raise `ValueError` for an impossible range or initial value."""
 
     def value(self, raw: Tensor) -> Tensor:
         """User units from l."""
@@ -71,10 +76,15 @@ class Hyper:
 
 
 def check_signal(kind: str, initial: float, share: float) -> None:
-    """Refuse a start, this share of the way from bound to bound, so near one that perturbations would move nothing.
+    """Refuse an initial value so near to a bound that no gradient would reach it.
+
+    Args:
+        kind: the hyperparameter's kind, for the message.
+        initial: the value.
+        share: how far it is on the way from bound to bound, from 0 to 1.
 
     Raises:
-        ValueError: names it.
+        ValueError: the value is nearer than NEAREST.
     """
     if not NEAREST <= share <= 1 - NEAREST:
         near = f"within {NEAREST:g} of a bound, counted from bound to bound"
@@ -102,17 +112,17 @@ class Rate(Hyper):
     initial: float = 0.05
 
     def check(self) -> None:
-        """As in `Hyper`."""
+        """Refuse an initial value at 0 or 1, or beyond."""
         if not 0 < self.initial < 1:
             raise ValueError(f"Rate: the initial value must be strictly between 0 and 1, got {self.initial}")
         check_signal("Rate", self.initial, self.initial)
 
     def value(self, raw: Tensor) -> Tensor:
-        """As in `Hyper`."""
+        """User units from l."""
         return torch.sigmoid(raw)
 
     def raw(self) -> float:
-        """As in `Hyper`."""
+        """l of the initial value."""
         return _logit(self.initial)
 
 
@@ -137,8 +147,8 @@ class Between(Hyper):
     high: float
 
     def check(self) -> None:
-        """As in `Hyper`."""
-        if not (_number(self.low) and _number(self.high)) or self.low >= self.high:
+        """Refuse bounds out of order, and an initial value at one or beyond."""
+        if not (_is_finite(self.low) and _is_finite(self.high)) or self.low >= self.high:
             raise ValueError(f"Between: low must be less than high, got low={self.low!r}, high={self.high!r}")
         if not self.low < self.initial < self.high:
             bounds = f"strictly between {self.low} and {self.high}"
@@ -146,11 +156,11 @@ class Between(Hyper):
         check_signal("Between", self.initial, (self.initial - self.low) / (self.high - self.low))
 
     def value(self, raw: Tensor) -> Tensor:
-        """As in `Hyper`."""
+        """User units from l."""
         return self.low + (self.high - self.low) * torch.sigmoid(raw)
 
     def raw(self) -> float:
-        """As in `Hyper`."""
+        """l of the initial value."""
         return _logit((self.initial - self.low) / (self.high - self.low))
 
 
@@ -171,16 +181,16 @@ class Positive(Hyper):
     """
 
     def check(self) -> None:
-        """As in `Hyper`."""
+        """Refuse an initial value that is not above 0."""
         if self.initial <= 0:
             raise ValueError(f"Positive: the initial value must be positive, got {self.initial}")
 
     def value(self, raw: Tensor) -> Tensor:
-        """As in `Hyper`."""
+        """User units from l."""
         return F.softplus(raw)
 
     def raw(self) -> float:
-        """As in `Hyper`."""
+        """l of the initial value."""
         return softplus_inverse(self.initial)
 
 
@@ -188,8 +198,8 @@ class Positive(Hyper):
 class Integer(Hyper):
     """An integer from low to high: `floor(low + (high + 1 - low) * sigmoid(l))`, started in the middle of its bin.
 
-    The gradient moves l past the bounds of bins only where perturbations reach over them: a scale that is small against
-    a bin leaves it where it is.
+    A value learns only where its perturbations reach into neighbouring bins. With a scale that is small against a bin
+    it stays where it is.
 
     Args:
         initial: where it starts.
@@ -208,10 +218,10 @@ class Integer(Hyper):
     high: int
 
     def check(self) -> None:
-        """As in `Hyper`."""
+        """Refuse what is no integer, bounds out of order, and an initial value beyond one."""
         for name in ("initial", "low", "high"):
             value = getattr(self, name)
-            if not _number(value) or value != int(value):
+            if not _is_finite(value) or value != int(value):
                 raise ValueError(f"Integer: {name} must be an integer, got {value!r}")
         if self.low >= self.high:
             raise ValueError(f"Integer: low must be less than high, got low={self.low}, high={self.high}")
@@ -221,17 +231,22 @@ class Integer(Hyper):
             )
 
     def value(self, raw: Tensor) -> Tensor:
-        """As in `Hyper`."""
+        """User units from l."""
         bins = self.high + 1 - self.low
-        return torch.floor(self.low + bins * torch.sigmoid(raw)).clamp(max=self.high)
+        return torch.floor(self.low + bins * torch.sigmoid(raw)).clamp(max=self.high)  # where sigmoid rounds to 1
 
     def raw(self) -> float:
-        """As in `Hyper`."""
+        """l of the initial value. It is in the middle of its bin."""
         return _logit((self.initial - self.low + 0.5) / (self.high + 1 - self.low))
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: object) -> bool:
+    """Whether something is a number, which may be infinite or NaN; booleans are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value)
 
 
 def _logit(share: float) -> float:
@@ -239,5 +254,5 @@ def _logit(share: float) -> float:
 
 
 def softplus_inverse(value: float) -> float:
-    """The l whose softplus is a positive value."""
+    """The l whose softplus is this positive value: log(exp(value) - 1), without overflow."""
     return value + math.log(-math.expm1(-value))

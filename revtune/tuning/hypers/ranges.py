@@ -1,4 +1,4 @@
-"""What a regularizer's strength may be: a number or one for each example, within limits.
+"""What a regularizer's strength may be: one number, or one for each example, within limits.
 
 A tuned value is a number, a 0-d tensor, or a tensor (B,) of one value for each of B examples, in user units. No
 gradient flows through it: hyperparameters learn through the weights' response alone.
@@ -44,7 +44,7 @@ class Range:
         return f"be {'an integer of ' if self.whole else ''}at least {self.low:g}"
 
     def check(self, name: str, value: Value) -> None:
-        """Raise `ValueError`, naming what it is the value of, unless all of it is in the range."""
+        """Raise `ValueError`, which begins with the value's name, unless all of the value is in the range."""
         given = torch.as_tensor(value).detach()
         if given.dim() > (0 if self.per_batch else 1):
             shape = "one number" if self.per_batch else "one number or one for each example, of shape (B,)"
@@ -56,18 +56,24 @@ class Range:
             raise ValueError(f"{name} must {self}, got {given[~good].flatten()[0].item():g}")
 
     def check_tuned(self, name: str, value: float | str, hypers: Hyperparameters) -> None:
-        """Raise `ValueError` unless a number, or all that the hyperparameter of a name can be, is in the range."""
+        """Raise `ValueError` unless a number is in the range, or every value that a hyperparameter can have.
+
+        Args:
+            name: what the value is of, for the message.
+            value: a number, or the name of a hyperparameter.
+            hypers: where that name is looked up.
+        """
         if not isinstance(value, str):
             return self.check(name, value)
         if value not in hypers.names:
             raise ValueError(f"{name}: there is no hyperparameter {value!r}; there are {', '.join(hypers.names)}")
         spec = hypers.spec(value)
         low, high = bounds(spec)
-        told = f"{name} must {self}, but hyperparameter {value!r}"
+        refusal = f"{name} must {self}, but hyperparameter {value!r}"
         if low < self.low or high > self.high:
-            raise ValueError(f"{told} is a {type(spec).__name__} from {low:g} to {high:g}")
+            raise ValueError(f"{refusal} is a {type(spec).__name__} from {low:g} to {high:g}")
         if self.whole and not isinstance(spec, Integer):
-            raise ValueError(f"{told} is a {type(spec).__name__}; Integer(...) gives integers")
+            raise ValueError(f"{refusal} is a {type(spec).__name__}; Integer(...) gives integers")
         if self.per_batch and spec.per != "batch":
             raise ValueError(f'{name} acts on a whole batch, so hyperparameter {value!r} must have per="batch"')
 

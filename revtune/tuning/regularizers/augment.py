@@ -16,10 +16,10 @@ from torch import Tensor
 
 from revtune.tuning.hypers.ranges import Range, Value, by_example
 
-COUNT, STRENGTH, HUE = Range(0, whole=True), Range(0), Range(0, 0.5)
-
-
-ANGLE, SHARE, SHEAR = Range(0, 180), Range(0, 1), Range(0, 89)
+COUNT, STRENGTH = Range(0, whole=True), Range(0)
+HUE = Range(0, 0.5)  # of the circle, to either side
+ANGLE, SHARE = Range(0, 180), Range(0, 1)
+SHEAR = Range(0, 89)  # at 90 degrees an image would be a line
 
 
 def cutout(x: Tensor, holes: Value, length: Value, *, fill: float = 0.0) -> Tensor:
@@ -45,22 +45,22 @@ def cutout(x: Tensor, holes: Value, length: Value, *, fill: float = 0.0) -> Tens
 
 
 def holes_in(x: Tensor, holes: Value, length: Value) -> Tensor:
-    """Where `cutout` has holes this time, (B, 1, H, W); how many and how long is taken as it is."""
+    """A draw of where `cutout` has holes, (B, 1, H, W); holes and length are not checked."""
     batch, _, height, width = image_shape("cutout", x)
     counts, sides = (_each(name, value, x).long() for name, value in (("holes", holes), ("length", length)))
     most = int(counts.max()) if batch else 0
     spans = [_spans(sides, most, size, x.device) for size in (height, width)]
-    there = torch.arange(most, device=x.device) < counts[:, None]
-    rows, columns = (span.transpose(1, 2).float() for span in (spans[0] & there[:, :, None], spans[1]))
-    return ((rows @ columns.transpose(1, 2)) > 0)[:, None]
+    exists = torch.arange(most, device=x.device) < counts[:, None]
+    rows, columns = (span.transpose(1, 2).float() for span in (spans[0] & exists[:, :, None], spans[1]))
+    return ((rows @ columns.transpose(1, 2)) > 0)[:, None]  # how many holes cover each pixel, as one product
 
 
 def _spans(sides: Tensor, most: int, size: int, device: torch.device) -> Tensor:
     """Which pixels along one dimension are within each hole, (B, most, size)."""
     centres = torch.randint(size, (len(sides), most, 1), device=device)
     first = centres - sides[:, None, None] // 2
-    place = torch.arange(size, device=device)
-    return (place >= first) & (place < first + sides[:, None, None])
+    pixel = torch.arange(size, device=device)
+    return (pixel >= first) & (pixel < first + sides[:, None, None])
 
 
 def colour_jitter(
@@ -96,15 +96,15 @@ def colour_jitter(
         ("saturation", saturation, enhance.adjust_saturation_with_gray_subtraction),
     ):
         STRENGTH.check(name, value)
-        x = adjust(x, (1 + _drawn(name, value, x)).clamp(min=0))
-    turned: Tensor = enhance.adjust_hue(x, 2 * math.pi * _drawn("hue", hue, x))
+        x = adjust(x, (1 + _uniform(name, value, x)).clamp(min=0))
+    turned: Tensor = enhance.adjust_hue(x, 2 * math.pi * _uniform("hue", hue, x))
     return turned
 
 
 def affine(
     x: Tensor, *, rotation: Value = 0.0, translation: Value = 0.0, scale: Value = 0.0, shear: Value = 0.0
 ) -> Tensor:
-    """Images rotated, shifted, scaled and sheared about their middle, bilinearly, with 0 where nothing was.
+    """Images rotated, shifted, scaled and sheared about their middle, interpolated bilinearly, with 0 outside.
 
     Args:
         x: images (B, C, H, W).
@@ -126,9 +126,9 @@ def affine(
     for (name, value), limits in zip(named.items(), (ANGLE, SHARE, STRENGTH, SHEAR), strict=True):
         limits.check(name, value)
     transform = _kornia("affine").geometry.transform
-    angle, across, down = (_drawn(name, named[name], x) for name in ("rotation", "translation", "translation"))
-    size = torch.exp(_drawn("scale", torch.as_tensor(scale).log1p(), x))
-    lean = torch.deg2rad(_drawn("shear", shear, x))
+    angle, across, down = (_uniform(name, named[name], x) for name in ("rotation", "translation", "translation"))
+    size = torch.exp(_uniform("scale", torch.as_tensor(scale).log1p(), x))
+    lean = torch.deg2rad(_uniform("shear", shear, x))
     centre = torch.tensor([(width - 1) / 2, (height - 1) / 2], device=x.device, dtype=angle.dtype)
     shift = torch.stack([across * width, down * height], 1)
     both = size[:, None].expand(-1, 2)
@@ -154,7 +154,7 @@ def _each(name: str, value: Value, x: Tensor) -> Tensor:
     return torch.as_tensor(by_example(name, value, x[:, 0, 0, 0], 0), device=x.device).detach().expand(len(x))
 
 
-def _drawn(name: str, strength: Value, x: Tensor) -> Tensor:
+def _uniform(name: str, strength: Value, x: Tensor) -> Tensor:
     """Numbers drawn uniformly from -strength to strength, (B,), at least in float32."""
     exact = torch.promote_types(x.dtype, torch.float32)
     return (2 * torch.rand(len(x), device=x.device, dtype=exact) - 1) * _each(name, strength, x).to(exact)
@@ -165,5 +165,5 @@ def _kornia(name: str) -> ModuleType:
         import kornia
     except ImportError as error:
         raise ImportError(f"{name} needs kornia, which is not installed: pip install 'revtune[augment]'") from error
-    found: ModuleType = kornia
-    return found
+    module: ModuleType = kornia
+    return module

@@ -1,10 +1,10 @@
-"""Regularizers whose strengths are tuned: modules that read hyperparameters as training passes over them.
+"""Dropout and noise whose strengths are tuned.
 
-In training inside a pass a module takes each example's perturbed value, in training outside one the current value. In
-evaluation it does nothing and reads nothing, as a validation loss must reach hyperparameters through responses alone.
+In training, a module takes each example's perturbed value inside a pass and the current value outside. In evaluation it
+does nothing and reads nothing, as a validation loss must reach hyperparameters through responses alone.
 
-`TunedDropout` and its kin are nn.Dropout with their class changed, as response layers are; the others are written into
-a network of one's own, and given a hyperparameter's name, or a number that stays.
+`TunedDropout` and its kin are torch's dropouts with their class changed, as response layers are. The others are written
+into a network by its author, and given a hyperparameter's name, or a number that stays.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.noise import DEVIATION, RATE, add_noise, drop_mask, time_dim
-from revtune.tuning.regularizers.tuned import Tuned
+from revtune.tuning.regularizers.regularizer import TunedRegularizer
 
 
-class Dropping(Tuned):
-    """What the dropouts of torch share when their rate is tuned: their class is changed, and then they `adopt`.
+class ConvertedDropout(TunedRegularizer):
+    """What torch's dropouts share once their rate is tuned: their class is changed, and then they `adopt` it.
 
     Attributes:
-        dims: how many dimensions inputs must have of which whole channels are dropped; None drops single numbers.
+        dims: how many dimensions inputs must have, of which whole channels are dropped; None where single numbers are.
     """
 
     limits = {"p": RATE}
@@ -52,29 +52,29 @@ class Dropping(Tuned):
         return x.mul_(self._mask(x)) if self.inplace else self.times(x, lambda: self._mask(x))
 
     def _mask(self, x: Tensor) -> Tensor:
-        """Of single numbers or of whole channels."""
+        """A mask of single numbers or of whole channels."""
         if self.dims is None:
             return drop_mask(x.shape, self.along("p", x), x)
         return drop_mask([*x.shape[:2], *[1] * (x.dim() - 2)], self.along("p", x, 1), x)
 
-    def drop(self) -> None:
-        """Become plain again, at the current rate."""
+    def become_plain(self) -> None:
+        """Become torch's dropout again, at the current rate."""
         self.p = self.now()["p"]
-        super().drop()
+        super().become_plain()
 
     def extra_repr(self) -> str:
-        """The hyperparameter that the rate is."""
+        """The hyperparameter that is the rate."""
         return f"{super().extra_repr()}, inplace={self.inplace}"
 
 
-class TunedDropout(Dropping, nn.Dropout):
+class TunedDropout(ConvertedDropout, nn.Dropout):
     """nn.Dropout at a tuned rate: `module.__class__ = TunedDropout; module.adopt(hypers, "drop", 0)`.
 
     Example:
         >>> module = nn.Dropout(0.3)
         >>> module.__class__ = TunedDropout
         >>> module.adopt(Hyperparameters(drop=Rate(0.25)), "drop")
-        >>> module.drop()
+        >>> module.become_plain()
         >>> module
         Dropout(p=0.25, inplace=False)
     """
@@ -82,25 +82,25 @@ class TunedDropout(Dropping, nn.Dropout):
     plain = nn.Dropout
 
 
-class TunedDropout1d(Dropping, nn.Dropout1d):
+class TunedDropout1d(ConvertedDropout, nn.Dropout1d):
     """nn.Dropout1d, which drops whole channels of (B, C, L), at a tuned rate."""
 
     plain, dims = nn.Dropout1d, 3
 
 
-class TunedDropout2d(Dropping, nn.Dropout2d):
+class TunedDropout2d(ConvertedDropout, nn.Dropout2d):
     """nn.Dropout2d, which drops whole channels of (B, C, H, W), at a tuned rate."""
 
     plain, dims = nn.Dropout2d, 4
 
 
-class TunedDropout3d(Dropping, nn.Dropout3d):
+class TunedDropout3d(ConvertedDropout, nn.Dropout3d):
     """nn.Dropout3d, which drops whole channels of (B, C, D, H, W), at a tuned rate."""
 
     plain, dims = nn.Dropout3d, 5
 
 
-class TunedLockedDropout(Tuned):
+class TunedLockedDropout(TunedRegularizer):
     """Locked dropout at a tuned rate: one mask for all steps of a sequence.
 
     Args:
@@ -132,7 +132,7 @@ class TunedLockedDropout(Tuned):
         return self.times(x, lambda: drop_mask(shape, self.along("p", x), x))
 
 
-class TunedNoise(Tuned):
+class TunedNoise(TunedRegularizer):
     """Normal noise of a tuned standard deviation, for inputs.
 
     Args:

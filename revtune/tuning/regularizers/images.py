@@ -1,6 +1,6 @@
 """Tuned regularizers for images: cutout, colour jitter and affine augmentation of a batch, inside a network.
 
-They stand first in a network, and do nothing in evaluation; see `augment` for what they do in training.
+They stand first in a network and do nothing in evaluation. What they do in training is in `augment`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from revtune.tuning.regularizers.augment import (
     colour_jitter,
     holes_in,
 )
-from revtune.tuning.regularizers.tuned import Tuned
+from revtune.tuning.regularizers.regularizer import TunedRegularizer
 
 
-class TunedCutout(Tuned):
+class TunedCutout(TunedRegularizer):
     """Cutout with tuned numbers of holes and lengths (`augment.cutout`).
 
     Args:
         hypers: where names are looked up.
         holes: the name of an `Integer`, or an integer.
-        length: likewise.
+        length: of the sides in pixels, given in the same way.
         fill: what the holes hold.
 
     Raises:
@@ -50,17 +50,17 @@ class TunedCutout(Tuned):
         """Images, in training with holes."""
         if not self.training:
             return x
-        holes = self.drawn(lambda: holes_in(x, self.value("holes"), self.value("length")))
+        holes = self.draw_once(lambda: holes_in(x, self.value("holes"), self.value("length")))
         return x.masked_fill(holes, self.fill)
 
 
-class TunedColourJitter(Tuned):
+class TunedColourJitter(TunedRegularizer):
     """Colour jitter of tuned strengths (`augment.colour_jitter`).
 
     Args:
         hypers: where names are looked up.
         brightness, contrast, saturation: names of hyperparameters, or numbers.
-        hue: likewise, from 0 to 0.5.
+        hue: a name or a number, from 0 to 0.5.
 
     Raises:
         ValueError: there is no such hyperparameter, or it can be out of range.
@@ -91,15 +91,15 @@ class TunedColourJitter(Tuned):
         return self.once(x, lambda: colour_jitter(x, **{key: self.value(key) for key in self.limits}))
 
 
-class TunedAffine(Tuned):
+class TunedAffine(TunedRegularizer):
     """Affine augmentation of tuned strengths (`augment.affine`).
 
     Args:
         hypers: where names are looked up.
         rotation: the name of a hyperparameter, or a number; up to 180 degrees.
-        translation: likewise; up to 1, the whole width and height.
-        scale: likewise; at least 0.
-        shear: likewise; up to 89 degrees.
+        translation: a name or a number; up to 1, the whole width and height.
+        scale: a name or a number; at least 0.
+        shear: a name or a number; up to 89 degrees.
 
     Raises:
         ValueError: there is no such hyperparameter, or it can be out of range.
@@ -124,7 +124,7 @@ class TunedAffine(Tuned):
         super().__init__(hypers, rotation=rotation, translation=translation, scale=scale, shear=shear)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images, in training moved."""
+        """Images, in training rotated, shifted, scaled and sheared."""
         if not self.training:
             return x
         return self.once(x, lambda: affine(x, **{key: self.value(key) for key in self.limits}))

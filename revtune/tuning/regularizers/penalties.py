@@ -1,6 +1,6 @@
 """Losses for each example, with a coefficient or strength for each: penalties on activations, soft targets, mixup.
 
-What they return, shape (B,), is added to or taken as the losses of a training step; a validation loss has none of them.
+What they return, shape (B,), is for the losses of a training step; a validation loss has none of them.
 
 Shapes: B examples, T steps, H units, C classes.
 """
@@ -59,8 +59,8 @@ def temporal_penalty(outputs: Tensor, coefficient: Value, *, batch_dim: int = 0)
     """
     COEFFICIENT.check("coefficient", coefficient)
     steps = outputs.diff(dim=time_dim("temporal_penalty", outputs, batch_dim))
-    found = _mean_square(steps, batch_dim) if steps.numel() else outputs.new_zeros(outputs.shape[batch_dim])
-    return _times("coefficient", coefficient, found)
+    squares = _mean_square(steps, batch_dim) if steps.numel() else outputs.new_zeros(outputs.shape[batch_dim])
+    return _times("coefficient", coefficient, squares)
 
 
 def _mean_square(x: Tensor, batch_dim: int) -> Tensor:
@@ -70,8 +70,8 @@ def _mean_square(x: Tensor, batch_dim: int) -> Tensor:
 
 
 def _times(name: str, value: Value, losses: Tensor) -> Tensor:
-    laid = by_example(name, value, losses, 0)
-    return losses * (laid.detach().to(losses.dtype) if isinstance(laid, Tensor) else laid)
+    factor = by_example(name, value, losses, 0)
+    return losses * (factor.detach().to(losses.dtype) if isinstance(factor, Tensor) else factor)
 
 
 def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: Value, *, ignore_index: int = -100) -> Tensor:
@@ -102,9 +102,9 @@ def smoothed_cross_entropy(logits: Tensor, targets: Tensor, smoothing: Value, *,
     share = by_example("smoothing", smoothing, targets, 0)
     share = share.to(logits.dtype) if isinstance(share, Tensor) else share
     log_q = logits.log_softmax(1)
-    one = F.nll_loss(log_q, targets, reduction="none", ignore_index=ignore_index)
+    nll = F.nll_loss(log_q, targets, reduction="none", ignore_index=ignore_index)
     counts = targets != ignore_index
-    losses = torch.where(counts, (1 - share) * one - share * log_q.mean(1), 0.0)
+    losses = torch.where(counts, (1 - share) * nll - share * log_q.mean(1), 0.0)
     return losses.flatten(1).sum(1) / counts.flatten(1).sum(1).clamp(min=1) if losses.dim() > 1 else losses
 
 
@@ -118,7 +118,7 @@ def mixup(x: Tensor, y: Tensor, strength: Value) -> tuple[Tensor, tuple[Tensor, 
     Args:
         x: examples, (B, ...), floating-point.
         y: targets, (B, ...).
-        strength: of the Beta distribution, at least 0, where nothing is mixed; a number or (B,).
+        strength: parameter of the Beta distribution, at least 0; at 0 nothing is mixed. A number or (B,).
 
     Returns:
         Mixed examples, both targets, and the weights w, (B,).
@@ -136,18 +136,18 @@ def mixup(x: Tensor, y: Tensor, strength: Value) -> tuple[Tensor, tuple[Tensor, 
         raise ValueError(f"mixup wants floating-point examples, got {x.dtype}")
     if len(x) != len(y):
         raise ValueError(f"mixup wants one target for each of {len(x)} examples, got {len(y)}")
-    laid = by_example("strength", strength, x[(slice(None),) + (0,) * (x.dim() - 1)], 0)
-    weights = _symmetric_beta(torch.as_tensor(laid, device=x.device).float().expand(len(x)))
+    of_each = by_example("strength", strength, x[(slice(None),) + (0,) * (x.dim() - 1)], 0)
+    weights = _symmetric_beta(torch.as_tensor(of_each, device=x.device).float().expand(len(x)))
     others = torch.randperm(len(x), device=x.device)
     across = weights.view(-1, *[1] * (x.dim() - 1)).to(x.dtype)
     return torch.lerp(x[others], x, across), (y, y[others]), weights
 
 
 def _symmetric_beta(a: Tensor) -> Tensor:
-    """Samples of Beta(a, a), which for tiny a are 0 or 1, and 1 for a = 0.
+    """Samples of Beta(a, a): for tiny a nearly all are 0 or 1, and for a = 0 they are 1.
 
-    A gamma variate of shape a underflows then, and two of them would give 1/2. Its logarithm does not: that of one of
-    shape a + 1, plus log(u) / a.
+    A sample is g / (g + g') of two gamma variates of shape a. For tiny a both underflow to 0, so it is computed from
+    their logarithms: log g is that of a variate of shape a + 1, plus log(u) / a for a uniform u.
     """
     both = torch.stack([a, a]).detach().clamp(min=1e-6)
     u = torch.rand_like(both).clamp(min=torch.finfo(both.dtype).tiny)

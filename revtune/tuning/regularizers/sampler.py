@@ -1,9 +1,9 @@
-"""Hyperparameters drawn for examples before a training step, by the sampler of a data loader.
+"""A batch sampler that draws hyperparameters for each example, in the main process.
 
 Workers run ahead of training and in processes of their own, so they cannot read hyperparameters as they stand. The main
-process draws perturbed values for every example, hands them out with its index, and keeps what it handed out until it
-comes back: a step then trains at just the values that its examples were augmented by, however old, and a run that is
-resumed hands out the same again.
+process draws perturbed values for each example and hands them out with its index. It keeps what it handed out until the
+batch comes back. So a step trains at just the values that its examples were augmented by, however old those are, and a
+resumed run hands out the same again. A value without perturbation is called still.
 
 Shapes: B examples, n hyperparameters, R of them read by augmentation.
 """
@@ -21,13 +21,13 @@ from torch import Tensor
 from revtune.tuning.hypers.hyperparameters import Hyperparameters, Values
 
 
-class Drawn(NamedTuple):
+class AugmentedBatch(NamedTuple):
     """A batch whose examples were augmented by values drawn for them; training steps take it as they take a batch.
 
     Attributes:
-        batch: augmented at `raw`.
-        raw: l of each example, (B, n).
-        still: the same examples augmented without perturbation, for the weights of Delta-STN; None for STN.
+        batch: the examples, augmented at `raw`.
+        raw: perturbed l of each example, (B, n).
+        still: the same examples, augmented at the current values, for the weights of Delta-STN; None for STN.
     """
 
     batch: Any
@@ -35,8 +35,8 @@ class Drawn(NamedTuple):
     still: Any = None
 
 
-class Key(NamedTuple):
-    """What a worker is handed for one example: which it is, a seed, l, and values in user units, perturbed and not."""
+class ExampleKey(NamedTuple):
+    """What a worker is handed for one example: its index, a seed, l, and values in user units, perturbed and still."""
 
     item: int
     seed: int
@@ -46,8 +46,11 @@ class Key(NamedTuple):
 
 
 @dataclass
-class Draw:
-    """Keys of a batch, as tensors: `item` and `seed` (B,), `raw` (B, n), `values` and `still` (B, R)."""
+class BatchKeys:
+    """Keys of a batch, as tensors: `item` and `seed` (B,), `raw` (B, n), `values` and `still` (B, R).
+
+    The names of its fields are saved in states.
+    """
 
     item: Tensor
     seed: Tensor
@@ -55,11 +58,11 @@ class Draw:
     values: Tensor
     still: Tensor | None
 
-    def keys(self) -> list[Key]:
-        """One for each example."""
+    def keys(self) -> list[ExampleKey]:
+        """The key of each example."""
         still = [None] * len(self.item) if self.still is None else self.still.tolist()
         lists = (self.item.tolist(), self.seed.tolist(), self.raw.tolist(), self.values.tolist(), still)
-        return [Key(*one) for one in zip(*lists, strict=True)]
+        return [ExampleKey(*fields) for fields in zip(*lists, strict=True)]
 
 
 class ValueSampler:
@@ -67,8 +70,8 @@ class ValueSampler:
 
     Args:
         size: how many examples there are.
-        hypers: what is perturbed; values without perturbation are handed out too while it is centred (Delta-STN).
-        reads: names of those that augmentation reads.
+        hypers: what is perturbed; while it is centred (Delta-STN), still values are handed out too.
+        reads: names of the hyperparameters that augmentation reads.
         batch_size: B, of the last batch perhaps less.
         shuffle: whether each pass has an order of its own.
         drop_last: whether to leave out a last batch that is smaller.
@@ -106,8 +109,8 @@ class ValueSampler:
         self._generator, self._seed = torch.Generator().manual_seed(seed), seed
         self._noise: torch.Generator | None = None
         self._order: Tensor | None = None
-        self._place, self._waiting = 0, deque[Draw]()
-        self._resumes = False
+        self._place, self._handed_out = 0, deque[BatchKeys]()
+        self._resumes = False  # whether the next pass is the rest of a saved one
 
     def __len__(self) -> int:
         """Batches in a pass."""
@@ -117,20 +120,20 @@ class ValueSampler:
             raise TypeError(f"{type(self.sampler).__name__} does not say how many indices it gives") from None
         return size // self.batch_size if self.drop_last else -(-size // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        """The batches of a pass, or of the rest of a saved one, beginning with those handed out and not taken."""
+    def __iter__(self) -> Iterator[list[ExampleKey]]:
+        """The batches of a pass, or of the rest of a saved one, which begins with those that had not come back."""
         if not self._resumes:
             self._begin()
         self._resumes = False
-        for draw in list(self._waiting):
-            yield draw.keys()
-        while (index := self._next()) is not None:
-            draw = self._draw(index)
-            self._waiting.append(draw)
-            yield draw.keys()
+        for batch in list(self._handed_out):
+            yield batch.keys()
+        while (index := self._next_indices()) is not None:
+            batch = self._draw_keys(index)
+            self._handed_out.append(batch)
+            yield batch.keys()
 
     def _begin(self) -> None:
-        self._waiting.clear()
+        self._handed_out.clear()
         self._place = 0
         if self.sampler is not None:
             self._order = torch.tensor([int(i) for i in self.sampler])
@@ -139,8 +142,8 @@ class ValueSampler:
                 torch.randperm(self.size, generator=self._generator) if self.shuffle else torch.arange(self.size)
             )
 
-    def _next(self) -> Tensor | None:
-        """The indices of the next batch."""
+    def _next_indices(self) -> Tensor | None:
+        """The indices of the next batch; None at the end of the pass."""
         assert self._order is not None
         index = self._order[self._place : self._place + self.batch_size]
         if len(index) < (self.batch_size if self.drop_last else 1):
@@ -149,45 +152,45 @@ class ValueSampler:
         return index
 
     @torch.no_grad()
-    def _draw(self, index: Tensor) -> Draw:
-        now = self.hypers.raw.expand(len(index), -1)
-        raw = self.hypers.perturbed(len(index), self._noise_of(now.device))
-        still = self._values(now) if self.hypers.centred else None
-        seed = torch.randint(2**62, (len(index),), generator=self._generator)
-        return Draw(index, seed, raw.cpu(), self._values(raw), still)
+    def _draw_keys(self, index: Tensor) -> BatchKeys:
+        current = self.hypers.raw.expand(len(index), -1)
+        raw = self.hypers.perturbed(len(index), self._noise_generator(current.device))
+        still = self._values(current) if self.hypers.centred else None
+        seed = torch.randint(2**62, (len(index),), generator=self._generator)  # workers add 1, within an int64
+        return BatchKeys(index, seed, raw.cpu(), self._values(raw), still)
 
     def _values(self, raw: Tensor) -> Tensor:
-        """Values in user units of what is read, (B, R)."""
+        """Values, in user units, of the hyperparameters that augmentation reads, (B, R)."""
         values = Values(self.hypers, raw)
         columns = [values[name].expand(len(raw)) for name in self.reads]
         return torch.stack(columns, 1).cpu() if columns else torch.empty(len(raw), 0)
 
-    def _noise_of(self, device: torch.device) -> torch.Generator:
+    def _noise_generator(self, device: torch.device) -> torch.Generator:
         if self._noise is None:
             self._noise = torch.Generator(device).manual_seed(self._seed)
         return self._noise
 
     def take(self) -> None:
-        """Say that the batch handed out first has come back."""
-        self._waiting.popleft()
+        """Let go of the batch handed out first, which has come back."""
+        self._handed_out.popleft()
 
     def finish(self) -> None:
-        """Say that the pass is over."""
+        """End the pass: the next one begins anew."""
         self._order = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands, with what is handed out and not taken: tensors and numbers."""
+        """Where the pass stands, with what is handed out and has not come back: tensors and numbers."""
         return {
-            "order": self._order, "place": self._place, "waiting": [asdict(draw) for draw in self._waiting],
+            "order": self._order, "place": self._place, "waiting": [asdict(batch) for batch in self._handed_out],
             "generator": self._generator.get_state(), "noise": None if self._noise is None else self._noise.get_state(),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Stand there: the next pass is the rest of the saved one."""
+        """Load a saved state: the next pass is the rest of the saved one."""
         self._order, self._place = state["order"], state["place"]
-        self._waiting = deque(Draw(**one) for one in state["waiting"])
+        self._handed_out = deque(BatchKeys(**batch) for batch in state["waiting"])
         self._generator.set_state(state["generator"])
         self._noise = None
         if state["noise"] is not None:
-            self._noise_of(self.hypers.raw.device).set_state(state["noise"])
+            self._noise_generator(self.hypers.raw.device).set_state(state["noise"])
         self._resumes = self._order is not None

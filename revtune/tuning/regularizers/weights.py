@@ -1,4 +1,4 @@
-"""Tuned regularizers that act on a module's weights, one mask a batch: dropout of words, drop-connect."""
+"""Tuned regularizers that drop weights of a module by one mask a batch: words of an embedding, drop-connect."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch.nn import functional as F
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.noise import BATCH_RATE, drop_mask
-from revtune.tuning.regularizers.tuned import Tuned
+from revtune.tuning.regularizers.regularizer import TunedRegularizer
 from revtune.tuning.responses.responding import Responding
 
 
-class TunedEmbeddingDropout(Tuned):
+class TunedEmbeddingDropout(TunedRegularizer):
     """An embedding that drops words at a tuned rate, wherever they stand in a batch.
 
     Args:
-        embedding: an nn.Embedding; its response, if it gets one, is dropped with it.
+        embedding: an nn.Embedding; if it gets a response, that is dropped with it.
         hypers: where the name is looked up.
         p: the name of a hyperparameter with per="batch", or a rate.
 
@@ -49,7 +49,7 @@ class TunedEmbeddingDropout(Tuned):
         return self.times(rows, lambda: F.embedding(ids, drop_mask(words, self.value("p"), rows)))
 
 
-class TunedWeightDrop(Tuned):
+class TunedWeightDrop(TunedRegularizer):
     """A module whose weight loses single entries at a tuned rate: drop-connect.
 
     What is dropped is the weight that an example's hyperparameters give, W0 and W1 by the same mask.
@@ -83,8 +83,8 @@ class TunedWeightDrop(Tuned):
             raise ValueError(f"TunedWeightDrop: {type(module).__name__} has no parameter {weight!r}; it has {has}")
         owner = module.get_submodule(weight.rpartition(".")[0])
         if isinstance(owner, nn.RNNBase):
-            told = f"TunedWeightDrop cannot drop {weight!r} of {type(owner).__name__}"
-            raise ValueError(f"{told}: its response layer drops weights itself")
+            refusal = f"TunedWeightDrop cannot drop {weight!r} of {type(owner).__name__}"
+            raise ValueError(f"{refusal}: its response layer drops weights itself")
         super().__init__(hypers, p=p)
         self.module, self._weight = module, weight
 
@@ -101,7 +101,7 @@ class TunedWeightDrop(Tuned):
             dropped[f"{path}.response_weight" if path else "response_weight"] = owner.response_weight * mask
         return functional_call(self.module, dropped, args, kwargs)
 
-    def drop(self) -> None:
-        """As in `Tuned`."""
+    def become_plain(self) -> None:
+        """Become an nn.Sequential of the module."""
         del self._weight
-        super().drop()
+        super().become_plain()

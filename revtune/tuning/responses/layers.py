@@ -18,19 +18,19 @@ class ResponseLinear(Responding, nn.Linear):
     plain = nn.Linear
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """As in `Responding`."""
+        """The linear map."""
         return F.linear(x, weight, bias)
 
 
 class ResponseConv(Responding):
-    """A convolution with a response, of one scalar a channel."""
+    """A convolution with a response, which has one scalar a channel."""
 
     unit_dim = 1
     _conv_forward: Callable[..., Tensor]
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """As in `Responding`."""
-        return self._conv_forward(x, weight, bias)
+        """The convolution."""
+        return self._conv_forward(x, weight, bias)  # torch's own, which pads as the layer says
 
 
 class ResponseConv1d(ResponseConv, nn.Conv1d):
@@ -52,31 +52,31 @@ class ResponseConv3d(ResponseConv, nn.Conv3d):
 
 
 class ResponseEmbedding(Responding, nn.Embedding):
-    """nn.Embedding with a response, but to numbers that are no examples' own, such as positions: there it has none."""
+    """nn.Embedding with a response; it has none to numbers that are the same for all examples, such as positions."""
 
     plain = nn.Embedding
     bias = None
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
-        """As in `Responding`."""
+        """Why an embedding cannot respond; None if it can."""
         if getattr(module, "max_norm", None) is not None:
             return "max_norm changes its weights in place"
         return "its gradients are sparse" if getattr(module, "sparse", False) else super().refuses(module)
 
     def forward(self, x: Tensor) -> Tensor:
-        """As in `Responding`."""
+        """The rows at these numbers, at each example's hyperparameters."""
         bound = self.hypers.current
-        if bound is None or bound.size == 1 or not self._of_all(x, bound.size):
+        if bound is None or bound.size == 1 or not self._shared_by_all(x, bound.size):
             return super().forward(x)
-        if not self.__dict__.get("_told"):
-            self.__dict__["_told"] = True
-            told = f"{self._name} was given numbers {tuple(x.shape)} that are the same for all {bound.size} examples"
-            warnings.warn(f"{told}, as positions are: it does not respond there", stacklevel=2)
+        if not self.__dict__.get("_warned"):
+            self.__dict__["_warned"] = True
+            given = f"{self._name} was given numbers {tuple(x.shape)} that are the same for all {bound.size} examples"
+            warnings.warn(f"{given}, as positions are: it does not respond there", stacklevel=2)
         return self.base(x)
 
-    def _of_all(self, x: Tensor, size: int) -> bool:
-        """Whether numbers are not of examples, but of all alike: one row for all, or 0, 1, 2 ..."""
+    def _shared_by_all(self, x: Tensor, size: int) -> bool:
+        """Whether numbers are the same for all examples: one row for all, or 0, 1, 2 ..."""
         if x.dim() > 1:
             return x.shape[self.batch_dim] == 1
         return len(x) % size != 0 or torch.equal(x, torch.arange(len(x), device=x.device, dtype=x.dtype))
@@ -86,17 +86,18 @@ class ResponseEmbedding(Responding, nn.Embedding):
         return self.embedding_dim
 
     def by_unit(self, scale: Tensor, weight: Tensor) -> Tensor:
-        """As in `Responding`; units are columns."""
+        """Scalars (U,), which broadcast over a weight as they are: units are its columns."""
         return scale
 
-    def second(self, weight: Tensor) -> Tensor:
-        """As in `Responding`; the row of padding stays 0."""
-        found = super().second(weight)
-        assert found is not None
+    def initial_response_weight(self, weight: Tensor) -> Tensor:
+        """W1 as it starts, with 0 in the row of padding."""
+        start = super().initial_response_weight(weight)
+        assert start is not None
         if self.padding_idx is not None:
-            found[self.padding_idx] = 0
-        return found
+            start[self.padding_idx] = 0
+        return start
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """As in `Responding`."""
+        """The rows of a weight at these numbers."""
+        # no max_norm, with which a layer is refused, and so its norm_type of 2 means nothing
         return F.embedding(x, weight, self.padding_idx, None, 2.0, self.scale_grad_by_freq, self.sparse)

@@ -1,4 +1,4 @@
-"""Normalisations whose affine weights answer to hyperparameters: `y = (w + Q_w d) * x + b + Q_b d`, x normalised."""
+"""Normalisations whose affine weights respond to hyperparameters: `y = (w + Q_w d) * x + b + Q_b d`, x normalised."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from revtune.tuning.responses.responding import Responding
 
 
 class ResponseNorm(Responding):
-    """What normalisations share. Each unit is scaled as it is, so W1 is not needed."""
+    """What normalisations share. They have no W1, as they scale each unit by a weight of its own already."""
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
-        """As in `Responding`."""
+        """Why a normalisation cannot respond; None if it can."""
         weight = getattr(module, "weight", None)
         if weight is None:
             return "it has no affine weights"
         return None if weight.dim() == 1 else "it normalises over more than one dimension"
 
-    def second(self, weight: Tensor) -> None:
-        """None."""
+    def initial_response_weight(self, weight: Tensor) -> None:
+        """None: there is no W1."""
 
     def normalized(self, x: Tensor) -> Tensor:
         """x without the affine weights."""
@@ -41,38 +41,30 @@ class ResponseNorm(Responding):
         return parameter.view(shape)
 
     def base(self, x: Tensor) -> Tensor:
-        """As in `Responding`; outside a pass the plain layer's own, to the last bit."""
+        """The plain layer's output; outside a pass computed by the plain layer itself, for the same last bits."""
         if self.hypers.current is None:
             plain: Tensor = self.plain.forward(self, x)
             return plain
         return self.scaled(self.normalized(x), self.bias)
 
-    def scaled_by(self, x: Tensor) -> Tensor:
-        """As in `Responding`: x, normalised."""
+    def response_product(self, x: Tensor) -> Tensor:
+        """x normalised, which the response scales."""
         return self.normalized(x)
 
-    def answered(self, x: Tensor, d: Tensor) -> Tensor:
-        """As in `Responding`."""
+    def with_response(self, x: Tensor, d: Tensor) -> Tensor:
+        """The plain output and the response together, from one normalisation."""
         x = self.normalized(x)
         y = self.scaled(x, self.bias)
         y = torch.addcmul(y, self.along(F.linear(d, self.response_scale), y), x)
         return y if self.response_shift is None else y + self.along(F.linear(d, self.response_shift), y)
 
-    def carry(self, x: Tensor) -> Tensor | None:
-        """As in `Responding`."""
+    def output_tangent(self, x: Tensor) -> Tensor | None:
+        """The tangent of the plain output, from that of x; None where x has none."""
         if tangent_of(x) is None:
             return None
         tangent = tangent_of(self.normalized(x))
         assert tangent is not None
         return self.scaled(tangent, None)
-
-    def fold(self, d: Tensor) -> None:
-        """As in `Responding`."""
-        with torch.no_grad():
-            self.weight += self.response_scale @ d
-            if self.bias is not None and self.response_shift is not None:
-                self.bias += self.response_shift @ d
-        self.drop()
 
 
 class ResponseLayerNorm(ResponseNorm, nn.LayerNorm):
@@ -81,7 +73,7 @@ class ResponseLayerNorm(ResponseNorm, nn.LayerNorm):
     plain = nn.LayerNorm
 
     def normalized(self, x: Tensor) -> Tensor:
-        """As in `ResponseNorm`."""
+        """x without the affine weights."""
         return F.layer_norm(x, self.normalized_shape, None, None, self.eps)
 
 
@@ -92,21 +84,21 @@ class ResponseGroupNorm(ResponseNorm, nn.GroupNorm):
     unit_dim = 1
 
     def normalized(self, x: Tensor) -> Tensor:
-        """As in `ResponseNorm`."""
+        """x without the affine weights."""
         return F.group_norm(x, self.num_groups, None, None, self.eps)
 
 
 class ResponseBatchNorm(ResponseNorm, nn.modules.batchnorm._BatchNorm):
     """A batch normalisation with a response.
 
-    In training mode it normalises by the batch, in a validation pass too, and its running statistics move, inside a
-    pass only in one that says so. In evaluation mode it goes by its running statistics, in every pass.
+    In training mode it normalises by the batch, in a validation pass too. Its running statistics then move outside of
+    passes, and in those with `statistics`. In evaluation mode it goes by its running statistics, in every pass.
     """
 
     unit_dim = 1
 
     def normalized(self, x: Tensor) -> Tensor:
-        """As in `ResponseNorm`."""
+        """x without the affine weights, by the batch's or the running statistics."""
         self._check_input_dim(x)
         if not self.training and self.running_mean is not None:
             return F.batch_norm(x, self.running_mean, self.running_var, None, None, False, 0.0, self.eps)
@@ -118,10 +110,11 @@ class ResponseBatchNorm(ResponseNorm, nn.modules.batchnorm._BatchNorm):
         bound = self.hypers.current
         if self.running_mean is None or not (bound is None or bound.statistics):
             return F.batch_norm(x, None, None, None, None, True, 0.0, self.eps)
-        return F.batch_norm(x, self.running_mean, self.running_var, None, None, True, self._share(), self.eps)
+        momentum = self._count_batch()
+        return F.batch_norm(x, self.running_mean, self.running_var, None, None, True, momentum, self.eps)
 
-    def _share(self) -> float:
-        """The weight of this batch in the running statistics."""
+    def _count_batch(self) -> float:
+        """Count one more batch; its weight in the running statistics, which average all batches if momentum is None."""
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         return 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum

@@ -1,6 +1,6 @@
-"""nn.LSTM and nn.GRU whose weights answer to hyperparameters.
+"""nn.LSTM and nn.GRU whose weights respond to hyperparameters.
 
-Each direction of each layer has a response in what its input gives and in what its state gives (`response_loop`)::
+Each direction of each layer has a response in a, what its input gives, and in m, what its state gives::
 
     a = W_ih x + b_ih + (Q_ih d) * (V_ih x) + Q_b d          m = W_hh h + b_hh + (Q_hh d) * (V_hh h)
 
@@ -12,7 +12,7 @@ Shapes: T steps, N rows of all steps, B examples, n hyperparameters, I input, H 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,34 +25,35 @@ from torch.nn.utils.rnn import PackedSequence
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.noise import drop_mask
-from revtune.tuning.responses.linearized import Recorded, unchanged
+from revtune.tuning.responses.linearized import ResponseRecord, straight_through
 from revtune.tuning.responses.recurrent_gates import GRU, LSTM
-from revtune.tuning.responses.recurrent_loop import Cell, looped, tangents
-from revtune.tuning.responses.recurrent_steps import Steps, closed, opened
+from revtune.tuning.responses.recurrent_loop import Equations, loop_tangents, run_loop
+from revtune.tuning.responses.recurrent_steps import Steps, from_rows, to_rows
 from revtune.tuning.responses.responding import Responding, lay_along
 from revtune.tuning.trees import mapped
 
 Direction = Callable[[str, Any, Sequence[Tensor], Steps], tuple[Tensor, ...]]
-"""y and last states of a direction of a layer, from its suffix, its input and first states."""
+"""Computes one direction of one layer: y and last states, from its parameters' suffix, its input and first states."""
 
 
 class ResponseRNN(Responding, nn.RNNBase):
     """What nn.LSTM and nn.GRU with a response share.
 
     Attributes:
-        cell: whose equations.
-        batch_dim: 0 where a batch of more sequences than examples has an example's together, 1 where they alternate.
-        _tuned_rate: tells the rate of the dropout between layers, a number, 0-d or (B,); None where it is `dropout`.
-        _tuned_weight_drop: tells the rate at which recurrent weights are dropped, a number or 0-d; None for never.
+        equations: those of a step.
+        batch_dim: where a batch has more sequences than examples, 0 if an example's sequences stand together, 1 if
+            examples alternate.
+        _tuned_rate: gives the rate of the dropout between layers, a number, 0-d or (B,); None where it is `dropout`.
+        _tuned_weight_drop: gives the rate at which recurrent weights are dropped, a number or 0-d; None for never.
     """
 
-    cell: Cell
+    equations: Equations
     _tuned_rate: Callable[[], Tensor | float] | None = None
     _tuned_weight_drop: Callable[[], Tensor | float] | None = None
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
-        """As in `Responding`."""
+        """Why a layer cannot respond; None if it can."""
         assert isinstance(module, nn.RNNBase)
         if module.proj_size:
             return "its states are projected (proj_size), which has no response"
@@ -60,40 +61,23 @@ class ResponseRNN(Responding, nn.RNNBase):
         return f"its {missing[0]} is no parameter of its own" if missing else None
 
     def adopt(self, hypers: Hyperparameters, name: str, batch_dim: int) -> None:
-        """As in `Responding`."""
-        self._hypers, self._name, self.batch_dim = (hypers,), name, batch_dim
+        """Take up the parameters of the response, for each direction of each layer."""
+        self._hypers, self._name, self.batch_dim = (hypers,), name, batch_dim  # a tuple, as in `Responding.adopt`
         for suffix in self._suffixes(*range(self.num_layers)):
             for side in ("ih", "hh"):
                 weight = self._own(f"weight_{side}", suffix)
-                self._add(f"response_weight_{side}{suffix}", self.second(weight))
+                self._add(f"response_weight_{side}{suffix}", self.initial_response_weight(weight))
                 self._add(f"response_scale_{side}{suffix}", weight.new_zeros(len(weight), len(hypers.names)))
             shift = weight.new_zeros(len(weight), len(hypers.names)) if self.bias else None
             self._add(f"response_shift{suffix}", shift)
 
-    def fold(self, d: Tensor) -> None:
-        """As in `Responding`."""
-        with torch.no_grad():
-            for first, second, scale in self.answers():
-                first += scale @ d if second is None else self.by_unit(scale @ d, second) * second
-        self.drop()
-
-    def answers(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-        """Parameters with what they answer by: W, V and Q, or b_ih, None and Q_b."""
-        for suffix in self._suffixes(*range(self.num_layers)):
-            for side in ("ih", "hh"):
-                names = (f"weight_{side}", f"response_weight_{side}", f"response_scale_{side}")
-                first, second, scale = (self._own(name, suffix) for name in names)
-                yield first, second, scale
-            if self.bias:
-                yield self._own("bias_ih", suffix), None, self._own("response_shift", suffix)
-
-    def drop(self) -> None:
-        """As in `Responding`; a tuned rate stays what it is now."""
+    def become_plain(self) -> None:
+        """Become the plain layer again, with the dropout between layers at the rate that it has now."""
         if self._tuned_rate is not None:
             self.dropout = float(self._tuned_rate())
         for name in ("_tuned_rate", "_tuned_weight_drop"):
             self.__dict__.pop(name, None)
-        super().drop()
+        super().become_plain()
 
     def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:  # type: ignore[override]
         """The plain layer's outputs, at each example's hyperparameters.
@@ -101,30 +85,30 @@ class ResponseRNN(Responding, nn.RNNBase):
         Raises:
             ValueError: sequences without steps; in a pass, an input without a batch.
         """
-        bound, d, rate = self.hypers.current, self.hypers.delta(), self._rate()
-        tape = None if bound is None else bound.tape
-        tuned = (self._tuned_rate is not None and rate is not None) or self._weight_rate() is not None
-        if d is None and tape is None and not tuned:
+        bound, d, rate = self.hypers.current, self.hypers.current_departure(), self._dropout_rate()
+        record = None if bound is None else bound.record
+        tuned = (self._tuned_rate is not None and rate is not None) or self._weight_drop_rate() is not None
+        if d is None and record is None and not tuned:
             plain: tuple[Any, Any] = self.plain.forward(self, input, hx)
             return plain
         if isinstance(input, Tensor) and input.dim() == 2:
             return self._unbatched(input, hx)
-        x, steps, states = self._opened(input, hx)
-        with torch.autocast(x.device.type, enabled=False):
+        x, steps, states = self._rows(input, hx)
+        with torch.autocast(x.device.type, enabled=False):  # the loop works in place, in the dtype of the weights
             if isinstance(rate, Tensor) and rate.dim():
-                rate = steps.spread(self._along(rate[:, None], steps, x))
+                rate = steps.per_row(self._by_sequence(rate[:, None], steps, x))
             if d is not None:
-                d = self._along(d, steps, x)
-            if tape is None:
+                d = self._by_sequence(d, steps, x)
+            if record is None:
                 y, finals = self._stacked(partial(self._direction, d, None), x, states, steps, rate)
             else:
-                y, finals = self._linear_in(d, tape, x, states, steps, rate)
+                y, finals = self._linearized_in(d, record, x, states, steps, rate)
         if isinstance(input, PackedSequence) and input.unsorted_indices is not None:
-            finals = [one.index_select(1, input.unsorted_indices) for one in finals]
-        return closed(y, input, self.batch_first), tuple(finals) if self.cell is LSTM else finals[0]
+            finals = [state.index_select(1, input.unsorted_indices) for state in finals]
+        return from_rows(y, input, self.batch_first), tuple(finals) if self.equations is LSTM else finals[0]
 
     def _unbatched(self, input: Tensor, hx: Any) -> tuple[Any, Any]:
-        """An input (T, I), as a batch of one."""
+        """The outputs for an input (T, I), run as a batch of one."""
         if self.hypers.current is not None:
             raise ValueError(
                 f"{self._name}: in a pass every example has hyperparameters of its own, so that the input must have a "
@@ -134,116 +118,127 @@ class ResponseRNN(Responding, nn.RNNBase):
         y, finals = self.forward(input.unsqueeze(batch), mapped(lambda state: state.unsqueeze(1), hx))
         return y.squeeze(batch), mapped(lambda state: state.squeeze(1), finals)
 
-    def _opened(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, Steps, list[Tensor]]:
+    def _rows(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Tensor, Steps, list[Tensor]]:
         """The input's rows, how they stand, and first states (directions of layers, B, H)."""
         x, sizes = (input.data, input.batch_sizes) if isinstance(input, PackedSequence) else (input, None)
         self.check_input(x, sizes)
-        rows, steps = opened(input, self.batch_first)
+        rows, steps = to_rows(input, self.batch_first)
         if not steps.sizes:
             raise ValueError(f"{self._name}: sequences must have at least one step, got {tuple(x.shape)}")
         rows = rows.to(self._own("weight_ih_l0").dtype)
         if hx is None:
             zeros = rows.new_zeros(self.num_layers * (1 + self.bidirectional), steps.sizes[0], self.hidden_size)
-            return rows, steps, [zeros, zeros][: self.cell.states]
+            return rows, steps, [zeros, zeros][: self.equations.states]
         self.check_forward_args(x, hx, sizes)
         states = [hx] if isinstance(hx, Tensor) else list(hx)
         return rows, steps, [steps.ordered(state.to(rows.dtype), 1) for state in states]
 
-    def _along(self, scalars: Tensor, steps: Steps, x: Tensor) -> Tensor:
-        """Scalars (B, k) or (1, k) for the examples of the input, as its steps have them."""
+    def _by_sequence(self, scalars: Tensor, steps: Steps, x: Tensor) -> Tensor:
+        """Scalars of examples (B, k), or of all (1, k), one row for each sequence, in the order of steps."""
         size = steps.sizes[0]
         return steps.ordered(lay_along(scalars, x.new_empty(size, 1), self.batch_dim, -1, self._name).expand(size, -1))
 
     def _stacked(
         self, direction: Direction, x: Any, states: Sequence[Tensor], steps: Steps, rate: Tensor | float | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """All layers and directions, with dropout between layers: y and last states."""
+        """y and last states of all layers and directions, with dropout between layers."""
         finals: list[list[Tensor]] = []
         for layer in range(self.num_layers):
             if layer and rate is not None:
                 x = x * drop_mask(x.shape, rate, x)
             outputs = []
             for suffix in self._suffixes(layer):
-                turned = replace(steps, reverse=suffix.endswith("_reverse"))
-                y, *last = direction(suffix, x, [state[len(finals)] for state in states], turned)
+                own_steps = replace(steps, reverse=suffix.endswith("_reverse"))
+                y, *last = direction(suffix, x, [state[len(finals)] for state in states], own_steps)
                 outputs.append(y)
                 finals.append(last)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
         return x, [torch.stack(last) for last in zip(*finals, strict=True)]
 
     def _direction(
-        self, d: Tensor | None, tape: Recorded | None, suffix: str, x: Tensor, states: Sequence[Tensor], steps: Steps
+        self,
+        d: Tensor | None,
+        record: ResponseRecord | None,
+        suffix: str,
+        x: Tensor,
+        states: Sequence[Tensor],
+        steps: Steps,
     ) -> tuple[Tensor, ...]:
-        fed = F.linear(x, self._own("weight_ih", suffix), self._own("bias_ih", suffix) if self.bias else None)
-        weight, second = self._recurrent(suffix)
-        state = weight, self._own("bias_hh", suffix) if self.bias else None
+        a = F.linear(x, self._own("weight_ih", suffix), self._own("bias_ih", suffix) if self.bias else None)
+        weight, second = self._recurrent_weights(suffix)
+        plain = weight, self._own("bias_hh", suffix) if self.bias else None
         if d is None:
-            return looped(self.cell, steps, fed, *state, None, states)
+            return run_loop(self.equations, steps, a, *plain, None, states)
         response = second, d @ self._own("response_scale_hh", suffix).T
-        change = self._fed_change(d, suffix, x if tape is None else x.detach(), steps)
-        if tape is None:
-            return looped(self.cell, steps, fed.add_(change), *state, response, states)
-        run: list[Tensor] = []
-        found = looped(self.cell, steps, unchanged(fed, change), *state, response, states, run)
-        tape.keep(self, change.detach(), run)
-        return found
+        change = self._input_change(d, suffix, x if record is None else x.detach(), steps)
+        if record is None:
+            return run_loop(self.equations, steps, a.add_(change), *plain, response, states)
+        loop_record: list[Tensor] = []
+        out = run_loop(self.equations, steps, straight_through(a, change), *plain, response, states, loop_record)
+        record.keep(self, change.detach(), loop_record)
+        return out
 
-    def _fed_change(self, d: Tensor, suffix: str, x: Tensor, steps: Steps) -> Tensor:
+    def _input_change(self, d: Tensor, suffix: str, x: Tensor, steps: Steps) -> Tensor:
         """What the response adds to a."""
         product = F.linear(x, self._own("response_weight_ih", suffix))
-        scale = steps.spread(d @ self._own("response_scale_ih", suffix).T)
+        scale = steps.per_row(d @ self._own("response_scale_ih", suffix).T)
         if not self.bias:
             return scale * product
-        return torch.addcmul(steps.spread(d @ self._own("response_shift", suffix).T), scale, product)
+        return torch.addcmul(steps.per_row(d @ self._own("response_shift", suffix).T), scale, product)
 
-    def _linear_in(
-        self, d: Any, tape: Recorded, x: Tensor, states: Sequence[Tensor], steps: Steps, rate: Tensor | float | None
+    def _linearized_in(
+        self,
+        d: Any,
+        record: ResponseRecord,
+        x: Tensor,
+        states: Sequence[Tensor],
+        steps: Steps,
+        rate: Tensor | float | None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """y and last states at d = 0, recorded, or with the tangents of the recording (see `linearized`)."""
-        if tape.recording:
-            y, finals = self._stacked(partial(self._direction, d, tape), x, states, steps, rate)
-            tape.keep(self, *(one.detach().clone() for one in (y, *finals)))
+        """y and last states at d = 0: recorded in the first pass, with their tangents in the second (`linearized`)."""
+        if record.recording:
+            y, finals = self._stacked(partial(self._direction, d, record), x, states, steps, rate)
+            record.keep(self, *(primal.detach().clone() for primal in (y, *finals)))
             return y, finals
         firsts = [forward_ad.unpack_dual(state) for state in states]
         dstates = [torch.zeros_like(first.primal) if first.tangent is None else first.tangent for first in firsts]
-        dy, dfinals = self._stacked(
-            partial(self._carried, tape), forward_ad.unpack_dual(x).tangent, dstates, steps, rate
-        )
-        pairs = zip(tape.recall(self), (dy, *dfinals), strict=True)
-        y, *finals = (forward_ad.make_dual(one, tangent) for one, tangent in pairs)
+        dx = forward_ad.unpack_dual(x).tangent
+        dy, dfinals = self._stacked(partial(self._direction_tangents, record), dx, dstates, steps, rate)
+        pairs = zip(record.recall(self), (dy, *dfinals), strict=True)
+        y, *finals = (forward_ad.make_dual(primal, tangent) for primal, tangent in pairs)
         return y, finals
 
-    def _carried(
-        self, tape: Recorded, suffix: str, dx: Tensor | None, dstates: Sequence[Tensor], steps: Steps
+    def _direction_tangents(
+        self, record: ResponseRecord, suffix: str, dx: Tensor | None, dstates: Sequence[Tensor], steps: Steps
     ) -> tuple[Tensor, ...]:
-        change, run = tape.recall(self)
-        fed = change if dx is None else change + F.linear(dx, self._own("weight_ih", suffix))
-        return tangents(self.cell, steps, run, fed, self._recurrent(suffix)[0], dstates)
+        change, loop_record = record.recall(self)
+        da = change if dx is None else change + F.linear(dx, self._own("weight_ih", suffix))
+        return loop_tangents(self.equations, steps, loop_record, da, self._recurrent_weights(suffix)[0], dstates)
 
-    def _recurrent(self, suffix: str) -> tuple[Tensor, Tensor]:
-        """W_hh and V_hh, by one mask where they are dropped."""
+    def _recurrent_weights(self, suffix: str) -> tuple[Tensor, Tensor]:
+        """W_hh and V_hh; where they are dropped, by one mask."""
         weight, second = self._own("weight_hh", suffix), self._own("response_weight_hh", suffix)
-        rate = self._weight_rate()
+        rate = self._weight_drop_rate()
         if rate is None:
             return weight, second
         mask = drop_mask(weight.shape, rate, weight)
         return weight * mask, second * mask
 
     def _own(self, name: str, suffix: str = "") -> Tensor:
-        found: Tensor = getattr(self, name + suffix)
-        return found
+        parameter: Tensor = getattr(self, name + suffix)
+        return parameter
 
     def _suffixes(self, *layers: int) -> list[str]:
-        """How the names of parameters end, by direction of each layer."""
+        """How the names of parameters end, for each direction of these layers."""
         return [f"_l{layer}{end}" for layer in layers for end in ("", "_reverse")[: 1 + self.bidirectional]]
 
-    def _rate(self) -> Tensor | float | None:
+    def _dropout_rate(self) -> Tensor | float | None:
         """The rate of the dropout between layers; None where there is none."""
         if not self.training or self.num_layers == 1:
             return None
         return (self.dropout or None) if self._tuned_rate is None else self._tuned_rate()
 
-    def _weight_rate(self) -> Tensor | float | None:
+    def _weight_drop_rate(self) -> Tensor | float | None:
         """The rate at which recurrent weights are dropped; None where they are not."""
         return self._tuned_weight_drop() if self.training and self._tuned_weight_drop is not None else None
 
@@ -251,10 +246,10 @@ class ResponseRNN(Responding, nn.RNNBase):
 class ResponseLSTM(ResponseRNN, nn.LSTM):
     """nn.LSTM with a response."""
 
-    plain, cell = nn.LSTM, LSTM
+    plain, equations = nn.LSTM, LSTM
 
 
 class ResponseGRU(ResponseRNN, nn.GRU):
     """nn.GRU with a response."""
 
-    plain, cell = nn.GRU, GRU
+    plain, equations = nn.GRU, GRU

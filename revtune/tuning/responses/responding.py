@@ -1,24 +1,27 @@
-"""Layers whose weights answer to hyperparameters.
+"""What all layers share whose weights respond to hyperparameters.
 
 A response layer adds to what a layer computes a product with a second weight, scaled for each example and output unit
 by a linear function of its hyperparameters (MacKay et al. 2019, section 3.1; centred as in Bae and Grosse 2020)::
 
     y = W0 x + b0 + (Q_w d) * (W1 x) + Q_b d
 
-d is what `Hyperparameters.departure` tells. W0 and b0 are the layer's own parameters and keep their names; W1, Q_w and
-Q_b are `response_weight`, `response_scale` and `response_shift`. Q starts at 0, so that a converted layer starts as the
-layer it was. Normalisations scale each unit already, and answer by their affine weights alone:
-`y = (w + Q_w d) * x + b + Q_b d`.
+    d                     the hyperparameters' departure (`Hyperparameters.departure`)
+    W0, b0                the layer's own parameters, which keep their names
+    W1, Q_w, Q_b          `response_weight`, `response_scale` and `response_shift`
+    Q_w d, Q_b d          scale and shift of the response, one scalar an example and unit (B, U)
 
-A layer is converted where it stands, by changing its class, so that whoever holds it, and its hooks, stay right.
+Q starts at 0, so that a converted layer starts as the layer it was. Normalisations scale each unit already, and respond
+by their affine weights alone: `y = (w + Q_w d) * x + b + Q_b d`.
+
+A layer is converted where it stands, by changing its class: its parameters, its hooks and all that refer to it stay.
 
 Shapes: B examples, n hyperparameters, U output units or channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,28 +29,25 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
-from revtune.tuning.responses.linearized import Change, Recorded, tangent_of
-
-Layer = TypeVar("Layer", bound=nn.Module)
-
+from revtune.tuning.responses.linearized import Change, ResponseRecord, tangent_of
 
 ADDED = ("response_weight", "response_scale", "response_shift")
+"""What the names of a response's parameters begin with."""
 
-
-ROWS = (
+ADVICE = (
     "self_tuning(batch_dim=1) is for models whose first dimension is time, self_tuning(leave=[{name!r}]) lets this "
     "layer be"
 )
-"""What may help a layer that was given rows that are not the examples'."""
+"""What may help a layer whose input's rows are not the examples."""
 
 
 class Responding(nn.Module):
     """What response layers share.
 
     Attributes:
-        plain: the class that it was.
-        unit_dim: which dimension of its output are units.
-        batch_dim: which dimension of its input are examples.
+        plain: torch's class, which it was and can become again.
+        unit_dim: which dimension of its output is units.
+        batch_dim: which dimension of its input is examples.
     """
 
     plain: Any
@@ -67,15 +67,16 @@ class Responding(nn.Module):
 
     @property
     def hypers(self) -> Hyperparameters:
-        """What it answers to."""
-        found: Hyperparameters = self._hypers[0]
-        return found
+        """The hyperparameters that it responds to."""
+        hypers: Hyperparameters = self._hypers[0]
+        return hypers
 
     def adopt(self, hypers: Hyperparameters, name: str, batch_dim: int) -> None:
         """Take up the parameters of the response; called once, when the class has just been changed."""
+        # in a tuple, as nn.Module would make the set a child of every layer, and its parameters theirs
         self._hypers, self._name, self.batch_dim = (hypers,), name, batch_dim
         n, weight = len(hypers.names), self.weight
-        self._add("response_weight", self.second(weight))
+        self._add("response_weight", self.initial_response_weight(weight))
         self._add("response_scale", weight.new_zeros(self.units(), n))
         self._add("response_shift", None if self.bias is None else weight.new_zeros(self.units(), n))
 
@@ -88,13 +89,13 @@ class Responding(nn.Module):
         return [name for name in self._parameters if name.startswith(ADDED)]
 
     def units(self) -> int:
-        """U."""
+        """How many output units or channels there are."""
         return self.weight.shape[0]
 
-    def second(self, weight: Tensor) -> Tensor | None:
-        """W1 as it starts: as spread as the weight is now."""
-        spread = weight.detach().std() if weight.numel() > 1 else weight.detach().abs().sum()
-        return torch.randn_like(weight) * torch.where(spread > 0, spread, weight[0].numel() ** -0.5)
+    def initial_response_weight(self, weight: Tensor) -> Tensor | None:
+        """W1 as it starts: normal, with the weight's own deviation; for a constant weight, 1 / sqrt(inputs)."""
+        deviation = weight.detach().std() if weight.numel() > 1 else weight.detach().abs().sum()
+        return torch.randn_like(weight) * torch.where(deviation > 0, deviation, weight[0].numel() ** -0.5)
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What the plain layer does, linear in weight and bias."""
@@ -104,91 +105,117 @@ class Responding(nn.Module):
         """The plain layer's output."""
         return self.product(x, self.weight, self.bias)
 
-    def scaled_by(self, x: Tensor) -> Tensor:
-        """What the response scales: W1 x."""
+    def response_product(self, x: Tensor) -> Tensor:
+        """W1 x, which the response scales."""
         return self.product(x, self.response_weight, None)
 
     def change(self, x: Tensor, y: Tensor, d: Tensor) -> Change:
         """What the response adds to the output y."""
-        scale, product = self.along(F.linear(d, self.response_scale), y), self.scaled_by(x)
+        scale, product = self.along(F.linear(d, self.response_scale), y), self.response_product(x)
         shift = None if self.response_shift is None else self.along(F.linear(d, self.response_shift), y)
         return Change(scale, product, shift)
 
-    def answered(self, x: Tensor, d: Tensor) -> Tensor:
+    def with_response(self, x: Tensor, d: Tensor) -> Tensor:
         """The plain output and the response together."""
         y = self.base(x)
         scale, product, shift = self.change(x, y, d)
-        answer = torch.addcmul(y, scale, product)
-        return answer if shift is None else answer.add_(shift)
+        out = torch.addcmul(y, scale, product)
+        return out if shift is None else out.add_(shift)
 
     def along(self, scalars: Tensor, y: Tensor) -> Tensor:
-        """Scalars (B, U), shaped to be multiplied with an output."""
+        """Scalars (B, U), shaped to broadcast over an output y."""
         return lay_along(scalars, y, self.batch_dim, self.unit_dim, self._name)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output, at each example's hyperparameters."""
         bound = self.hypers.current
-        if bound is not None and bound.tape is not None:
-            assert bound.delta is not None
-            return self._linearized(x, bound.delta, bound.tape)
-        d = self.hypers.delta()
-        return self.base(x) if d is None else self.answered(x, d)
+        if bound is not None and bound.record is not None:
+            assert bound.departure is not None
+            return self._linearized(x, bound.departure, bound.record)
+        d = self.hypers.current_departure()
+        return self.base(x) if d is None else self.with_response(x, d)
 
-    def _linearized(self, x: Tensor, d: Tensor, tape: Recorded) -> Tensor:
-        if tape.recording:
+    def _linearized(self, x: Tensor, d: Tensor, record: ResponseRecord) -> Tensor:
+        if record.recording:
             y = self.base(x)
-            return tape.add(self, y, self.change(x.detach(), y, d))
-        known, change = tape.next(self)
-        y = self.base(forward_ad.unpack_dual(x).primal) if known is None else known
-        carried = self.carry(x)
-        return forward_ad.make_dual(y, change if carried is None else change + carried)
+            return record.keep_change(self, y, self.change(x.detach(), y, d))
+        kept, change = record.recall_change(self)
+        y = self.base(forward_ad.unpack_dual(x).primal) if kept is None else kept
+        tangent = self.output_tangent(x)
+        return forward_ad.make_dual(y, change if tangent is None else change + tangent)
 
-    def carry(self, x: Tensor) -> Tensor | None:
+    def output_tangent(self, x: Tensor) -> Tensor | None:
         """The tangent of the plain output, from that of x; None where x has none."""
         tangent = tangent_of(x)
         return None if tangent is None else self.product(tangent, self.weight, None)
 
     def fold(self, d: Tensor) -> None:
-        """Make the plain layer of it that gives the same outputs at d, shape (n,)."""
+        """Become the plain layer that gives the same outputs at d, shape (n,)."""
         with torch.no_grad():
-            scale = self.response_scale @ d
-            self.weight += self.by_unit(scale, self.weight) * self.response_weight
-            if self.response_shift is not None:
-                self.bias += self.response_shift @ d
-        self.drop()
+            for first, second, scale in self.responding_parameters():
+                first += scale @ d if second is None else self.by_unit(scale @ d, second) * second
+        self.become_plain()
 
-    def drop(self) -> None:
-        """Become the plain layer again, as it is where all responses are zero."""
+    def responding_parameters(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+        """W0, W1 and Q of each parameter that responds as `W0 + (Q d) * W1`, by output unit.
+
+        W1 is None for a number a unit, `b0 + Q d`. They belong together by name: `weight_ih_l0`,
+        `response_weight_ih_l0` and `response_scale_ih_l0`; `bias` and `response_shift`, of recurrent layers
+        `bias_ih_l0` and `response_shift_l0`.
+
+        Raises:
+            TypeError: a parameter of the response belongs to nothing by its name.
+        """
+        own = {name: p for name, p in self._parameters.items() if p is not None}
+        left = {name for name in own if name.startswith("response_")}
+        for name, first in own.items():
+            suffix = name.removeprefix("weight").removeprefix("bias")
+            second, scale = f"response_weight{suffix}", f"response_scale{suffix}"
+            if name.startswith("weight") and scale in own:
+                left -= {second, scale}
+                yield first, own.get(second), own[scale]
+            shift = f"response_shift{suffix.replace('_ih', '')}"
+            if name.startswith("bias") and shift in own:
+                left.remove(shift)
+                yield first, None, own[shift]
+        if left:
+            raise TypeError(f"one cannot tell what {', '.join(sorted(left))} of {type(self).__name__} belong to")
+
+    def become_plain(self) -> None:
+        """Become the plain layer again, which it is where all responses are zero."""
         for name in self.added:
             del self._parameters[name]
-        self._modules.pop("hyperparameters", None)
-        self.__dict__.pop("_told", None)
+        self._modules.pop("hyperparameters", None)  # one layer of a network has them as a child: see `self_tuning`
+        self.__dict__.pop("_warned", None)
         del self._hypers, self._name, self.batch_dim
         self.__class__ = self.plain
 
     def by_unit(self, scale: Tensor, weight: Tensor) -> Tensor:
-        """Scalars (U,), shaped to be multiplied with a weight."""
+        """Scalars (U,), shaped to broadcast over a weight."""
         return scale.reshape(-1, *[1] * (weight.dim() - 1))
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         own = {name: value for name in self.added if (value := self._parameters[name]) is not None}
-        if not any(prefix + name in state for name in own):
-            plain = any(prefix + name in state for name in self._parameters)
+        if not any(prefix + name in state for name in own):  # a plain layer's weights: W1 stays, Q becomes 0
+            has_weights = any(prefix + name in state for name in self._parameters)
             for name, value in own.items():
-                state[prefix + name] = torch.zeros_like(value) if plain and name.startswith(ADDED[1:]) else value
+                is_q = name.startswith(ADDED[1:])
+                state[prefix + name] = torch.zeros_like(value) if has_weights and is_q else value
         super()._load_from_state_dict(state, prefix, *rest)
 
 
 def lay_along(scalars: Tensor, y: Tensor, batch_dim: int, unit_dim: int, name: str) -> Tensor:
-    """Scalars (B, U) as `laid` shapes them, of y's dtype."""
-    return laid(scalars, y.shape, batch_dim, unit_dim, name).to(y.dtype)
+    """Scalars (B, U) as `laid_over` shapes them, of y's dtype."""
+    return laid_over(y.shape, scalars, batch_dim, unit_dim, name).to(y.dtype)
 
 
-def laid(scalars: Tensor, over: Sequence[int], batch_dim: int, unit_dim: int, name: str, advice: str = ROWS) -> Tensor:
+def laid_over(
+    over: Sequence[int], scalars: Tensor, batch_dim: int, unit_dim: int, name: str, advice: str = ADVICE
+) -> Tensor:
     """Scalars (B, U) to broadcast over a shape, whose dimensions `batch_dim` and `unit_dim` are examples and units.
 
-    Where time or patches have been flattened into the examples, B-fold many rows are told apart by `batch_dim`: 0 for
-    rows in which an example's stand together, 1 for those in which each step has one row of every example.
+    Where time or patches have been flattened into the examples, so that there are several times B rows, `batch_dim`
+    says how they stand: 0 if all rows of an example stand together, 1 if each step has one row of every example.
 
     Raises:
         ValueError: the shape has neither B rows nor a multiple of it.

@@ -1,4 +1,4 @@
-"""The squared norm of a network's weights as they answer to each example's hyperparameters."""
+"""The squared norm of a network's weights as they respond to each example's hyperparameters."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.responses.layers import ResponseEmbedding
 from revtune.tuning.responses.responding import Responding
 
-Answer = tuple[Tensor, Tensor | None, Tensor]
-
 
 def weight_norm2(model: nn.Module) -> Tensor:
     """The squared norm of all parameters at each example's hyperparameters, for weight decay in a training loss.
@@ -28,13 +26,13 @@ def weight_norm2(model: nn.Module) -> Tensor:
     are, tied ones once, hyperparameters and the parameters W1 and Q of responses not at all.
 
     Args:
-        model: perhaps as `self_tuning` gives it.
+        model: any network, self-tuning or plain.
 
     Returns:
         Inside a pass, as in `train_loss`, (B,); outside one 0-d, at the current values.
 
     Raises:
-        TypeError: the parameters of a response layer of one's own have other names.
+        TypeError: a response layer of your own has a parameter by whose name one cannot tell what it is for.
 
     Example:
         >>> weight_norm2(nn.Linear(2, 1)).shape
@@ -58,66 +56,46 @@ def weight_norm2(model: nn.Module) -> Tensor:
 
 
 def _of_layer(layer: Responding, seen: set[int]) -> Iterator[Tensor]:
-    """The squared norms of a layer's parameters that have not been seen, (B,) or 0-d."""
-    d = layer.hypers.delta()
-    for first, second, scale in answers(layer):
+    """The squared norms of a layer's responding parameters that have not been seen, (B,) or 0-d."""
+    d = layer.hypers.current_departure()
+    for first, second, scale in layer.responding_parameters():
         if id(first) not in seen:
             seen.add(id(first))
             yield _square(first) if d is None else _quadratic(first, second, d @ scale.T, layer)
-
-
-def answers(layer: Responding) -> Iterator[Answer]:
-    """Parameters of a layer with what they answer by: W0, W1 and Q, where `W0 + (Q d) * W1` by output unit.
-
-    W1 is None for a number a unit, `b0 + Q d`. They belong together by name: `weight_ih_l0`, `response_weight_ih_l0`
-    and `response_scale_ih_l0`; `bias` and `response_shift`, of recurrent layers `bias_ih_l0` and `response_shift_l0`.
-
-    Raises:
-        TypeError: a part of the response belongs to nothing by its name.
-    """
-    own = {name: p for name, p in layer._parameters.items() if p is not None}
-    left = {name for name in own if name.startswith("response_")}
-    for name, first in own.items():
-        kind, suffix = ("weight", name[6:]) if name.startswith("weight") else ("bias", name[4:].replace("_ih", ""))
-        second, scale = f"response_weight{suffix}", f"response_{'scale' if kind == 'weight' else 'shift'}{suffix}"
-        if name.startswith(kind) and scale in own:
-            left -= {second, scale} if kind == "weight" else {scale}
-            yield first, own.get(second) if kind == "weight" else None, own[scale]
-    if left:
-        raise TypeError(f"weight_norm2 cannot tell what {', '.join(sorted(left))} of {type(layer).__name__} belong to")
 
 
 def _quadratic(first: Tensor, second: Tensor | None, s: Tensor, layer: Responding) -> Tensor:
     """The squared norm of `first + s * second` for s of shape (B, U), shape (B,)."""
     if second is None:
         return (first + s).square().sum(1)
-    inner = 0 if isinstance(layer, ResponseEmbedding) else 1
-    found: Tensor = _Rows.apply(first.flatten(1), second.flatten(1), s, inner)
-    return found
+    inner_dim = 0 if isinstance(layer, ResponseEmbedding) else 1  # an embedding's units are columns
+    norms: Tensor = _QuadraticNorm.apply(first.flatten(1), second.flatten(1), s, inner_dim)
+    return norms
 
 
-class _Rows(torch.autograd.Function):
-    """The quadratic of `weight_norm2` over rows, or columns, with a gradient that reads each weight once."""
+class _QuadraticNorm(torch.autograd.Function):
+    """The quadratic in s of `weight_norm2`, with a gradient that reads each weight once."""
 
     @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor, s: Tensor, inner: int) -> Tensor:
-        """(B,), from weights (U, inner) for inner = 1, (inner, U) for 0, and s (B, U)."""
-        mixed, last = (torch.linalg.vecdot(one, second, dim=inner) for one in (first, second))
-        ctx.save_for_backward(first, second, s, mixed, last)
-        ctx.inner = inner
-        return _square(first) + 2 * s @ mixed + s.square() @ last
+    def forward(ctx: Any, first: Tensor, second: Tensor, s: Tensor, inner_dim: int) -> Tensor:
+        """(B,), from W0 and W1, (U, I) if `inner_dim` is 1 and (I, U) if it is 0, and s (B, U)."""
+        cross = torch.linalg.vecdot(first, second, dim=inner_dim)  # <W0[u], W1[u]>
+        square = torch.linalg.vecdot(second, second, dim=inner_dim)  # |W1[u]|^2
+        ctx.save_for_backward(first, second, s, cross, square)
+        ctx.inner_dim = inner_dim
+        return _square(first) + 2 * s @ cross + s.square() @ square
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """To both weights and s."""
-        first, second, s, mixed, last = ctx.saved_tensors
-        one, two = (2 * (grad @ power).unsqueeze(ctx.inner) for power in (s, s.square()))
-        wanted = ctx.needs_input_grad
+        """Gradients of W0, W1 and s."""
+        first, second, s, cross, square = ctx.saved_tensors
+        by_s, by_s2 = (2 * (grad @ power).unsqueeze(ctx.inner_dim) for power in (s, s.square()))
+        wants_first, wants_second, wants_s, _ = ctx.needs_input_grad
         return (
-            torch.addcmul(2 * grad.sum() * first, second, one) if wanted[0] else None,
-            torch.addcmul(first * one, second, two) if wanted[1] else None,
-            2 * grad[:, None] * torch.addcmul(mixed, s, last) if wanted[2] else None,
+            torch.addcmul(2 * grad.sum() * first, second, by_s) if wants_first else None,
+            torch.addcmul(first * by_s, second, by_s2) if wants_second else None,
+            2 * grad[:, None] * torch.addcmul(cross, s, square) if wants_s else None,
             None,
         )
 

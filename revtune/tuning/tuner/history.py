@@ -1,4 +1,4 @@
-"""Hyperparameters over training steps, a panel for each, and one for all scales that moved."""
+"""What each validation step came to, written as JSON lines or drawn over training steps."""
 
 from __future__ import annotations
 
@@ -6,11 +6,44 @@ import json
 from pathlib import Path
 from typing import Any
 
-WIDE, HIGH, COLUMNS = 3.2, 2.2, 3
+WIDTH, HEIGHT, COLUMNS = 3.2, 2.2, 3  # of a panel in inches; panels in a row
+
+
+class History:
+    """Records of validation steps in order, each with step, seconds, valid (the loss), values and scales by name."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append a record."""
+        self.records.append(record)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def write(self, path: str | Path) -> None:
+        """Write all records, one JSON object a line."""
+        Path(path).write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
+
+    def column(self, name: str) -> list[float]:
+        """The values of one hyperparameter over validation steps."""
+        return [record["values"][name] for record in self.records]
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """A figure of the validation loss and of every value over training steps, written to `path` if one is given.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            ValueError: there is no record yet.
+        """
+        if not self.records:
+            raise ValueError("there is nothing to plot: no validation step has been taken yet")
+        return draw(self.records, path)
 
 
 def draw(records: list[dict[str, Any]], path: str | Path | None) -> Any:
-    """The figure of a history's records, written to `path` if one is given.
+    """A panel for the validation loss, for each hyperparameter, and for all scales that moved; written to `path` too.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -25,7 +58,7 @@ def draw(records: list[dict[str, Any]], path: str | Path | None) -> Any:
     panels = 1 + len(names) + bool(moved)
     columns = min(COLUMNS, panels)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(WIDE * columns, HIGH * rows), layout="constrained")
+    figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     steps = [record["step"] for record in records]
     axes[0].plot(steps, [record["valid"] for record in records], color="0.4", linewidth=1)
@@ -48,36 +81,3 @@ def draw(records: list[dict[str, Any]], path: str | Path | None) -> Any:
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
-
-
-class History:
-    """Records in order, each with step, seconds, valid (loss), values and scales by name."""
-
-    def __init__(self) -> None:
-        self.records: list[dict[str, Any]] = []
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Take down one more."""
-        self.records.append(record)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def write(self, path: str | Path) -> None:
-        """Write all records, one JSON object a line."""
-        Path(path).write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
-
-    def column(self, name: str) -> list[float]:
-        """The values of one hyperparameter."""
-        return [record["values"][name] for record in self.records]
-
-    def plot(self, path: str | Path | None = None) -> Any:
-        """The figure of the validation loss and every value over training steps, as a file too if `path` is given.
-
-        Raises:
-            ImportError: matplotlib is not installed.
-            ValueError: there is no record yet.
-        """
-        if not self.records:
-            raise ValueError("there is nothing to plot: no validation step has been taken yet")
-        return draw(self.records, path)

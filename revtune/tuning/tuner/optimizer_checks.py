@@ -1,4 +1,4 @@
-"""What optimizers a `Tuner` accepts: those that hold what they are to move, and move it by its gradients alone."""
+"""Which optimizers a `Tuner` accepts: those of just the parameters they were given, which use gradients alone."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from torch.optim import Optimizer
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 
 DECAYS = ("weight_decay", "lambd")
-"""Settings of a group by which an optimizer pulls parameters to 0; the second one is ASGD's."""
+"""Settings of a parameter group by which an optimizer pulls parameters to 0; `lambd` is that of ASGD."""
 
 
 def checked(
     optimizer: Optimizer, base: list[nn.Parameter], added: list[nn.Parameter], hypers: Hyperparameters
 ) -> Optimizer:
-    """An optimizer, if it holds just these weights and responses, and lets responses be.
+    """An optimizer of weights and responses, checked.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it holds other parameters, or decays responses.
     """
     check_kind("optimizer", optimizer)
-    wanted = {id(p) for p in [*base, *added]}
+    own = {id(p) for p in [*base, *added]}
     held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
-    if held.keys() != wanted:
+    if held.keys() != own:
         known = {id(hypers.raw): "the hyperparameters", id(hypers.spread): "their scales"}
-        others = [known.get(one, f"one of shape {tuple(p.shape)}") for one, p in held.items() if one not in wanted]
+        others = [known.get(key, f"one of shape {tuple(p.shape)}") for key, p in held.items() if key not in own]
         which = f" ({', '.join(others[:3])}{', ...' if others[3:] else ''})" if others else ""
-        lacks = f"it lacks {len(wanted - held.keys())} of them and holds {len(others)} others{which}"
+        lacks = f"it lacks {len(own - held.keys())} of them and holds {len(others)} others{which}"
         raise ValueError(
-            f"the optimizer must hold the model's {len(wanted)} parameters, but {lacks}; give a factory that makes it "
+            f"the optimizer must hold the model's {len(own)} parameters, but {lacks}; give a factory that makes it "
             "from the groups it is handed"
         )
     check_decay(optimizer, added)
@@ -40,10 +40,10 @@ def checked(
 
 
 def checked_hyper(optimizer: Optimizer, own: list[nn.Parameter]) -> Optimizer:
-    """An optimizer of hyperparameters, if it holds just these and does not pull them anywhere.
+    """An optimizer of hyperparameters and scales, checked.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it holds other parameters, or decays hyperparameters.
     """
     check_kind("hyper_optimizer", optimizer)
     if {id(p) for group in optimizer.param_groups for p in group["params"]} != {id(p) for p in own}:
@@ -53,21 +53,21 @@ def checked_hyper(optimizer: Optimizer, own: list[nn.Parameter]) -> Optimizer:
 
 
 def check_kind(name: str, optimizer: Any) -> None:
-    """Refuse what is no optimizer, or none that takes a step from gradients alone.
+    """Refuse what is no optimizer, and an optimizer that needs more than gradients for a step.
 
     Raises:
-        ValueError: names it.
+        ValueError: names its class.
     """
     kind = type(optimizer).__name__
     if not isinstance(optimizer, Optimizer):
         raise ValueError(f"{name} must make a torch.optim.Optimizer, it made a {kind}")
-    wanted = inspect.signature(optimizer.step).parameters.values()
-    if any(one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in wanted):
+    parameters = inspect.signature(optimizer.step).parameters.values()
+    if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
         raise ValueError(f"{name} must make one that steps by gradients, but {kind} needs a closure to compute losses")
 
 
 def check_decay(optimizer: Optimizer, added: Iterable[nn.Parameter]) -> None:
-    """Refuse an optimizer that decays responses, as it is now.
+    """Refuse an optimizer that decays responses; settings of its groups may have changed since it was made.
 
     Raises:
         ValueError: it does.
@@ -83,7 +83,7 @@ def check_decay(optimizer: Optimizer, added: Iterable[nn.Parameter]) -> None:
 
 
 def check_hyper_decay(optimizer: Optimizer) -> None:
-    """Refuse an optimizer that decays hyperparameters, as it is now.
+    """Refuse an optimizer that decays hyperparameters; settings of its groups may have changed since it was made.
 
     Raises:
         ValueError: it does.

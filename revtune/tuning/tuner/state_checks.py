@@ -1,4 +1,4 @@
-"""What saved states a `Tuner` takes up: all or nothing, and only one from which its next step can be taken."""
+"""Which saved states a `Tuner` loads: a whole one of its own kind, from which its next step can be taken."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from revtune.tuning.hypers.hyperparameters import Hyperparameters
 OPTIMIZERS = ("optimizer", "hyper_optimizer")
 
 
-LATER = {"held"}
-"""What states that were saved by an earlier version lack."""
+YOUNGER_PARTS = {"held"}
+"""Parts of a state that the earliest versions did not save."""
 
 
 def check_state(state: dict[str, Any], own: dict[str, Any]) -> None:
-    """Refuse a saved state that is none of this tuner's, before anything is loaded.
+    """Refuse a saved state that does not fit this tuner, before anything is loaded.
 
     Raises:
         ValueError: names what is missing or differs.
     """
-    if not isinstance(state, dict) or (missing := own.keys() - state.keys() - LATER):
+    if not isinstance(state, dict) or (missing := own.keys() - state.keys() - YOUNGER_PARTS):
         lacks = f"{min(missing)!r} is missing" if isinstance(state, dict) else f"got {type(state).__name__}"
         raise ValueError(f"the saved state is none of a Tuner: {lacks}")
     check_kinds(state)
@@ -43,49 +43,49 @@ def check_state(state: dict[str, Any], own: dict[str, Any]) -> None:
         name = min(differing)
         where = "this" if name in mine else "that"
         raise ValueError(f"the saved state is of another network: {name} is only in {where}")
-    for name, one in mine.items():
-        if isinstance(one, Tensor) and not isinstance(saved[name], Tensor):
+    for name, value in mine.items():
+        if isinstance(value, Tensor) and not isinstance(saved[name], Tensor):
             raise damaged(name, "a tensor", saved[name])
-        if isinstance(one, Tensor) and one.shape != saved[name].shape:
-            shapes = f"{tuple(saved[name].shape)} there and {tuple(one.shape)} here"
+        if isinstance(value, Tensor) and value.shape != saved[name].shape:
+            shapes = f"{tuple(saved[name].shape)} there and {tuple(value.shape)} here"
             raise ValueError(f"the saved state is of another network: {name} is {shapes}")
 
 
 def check_kinds(state: dict[str, Any]) -> None:
-    """Refuse a saved state whose parts are not what they must be.
+    """Refuse a saved state with a part of the wrong type, a count below 0, or an optimizer that lost its state.
 
     Raises:
-        ValueError: names the first that is not.
+        ValueError: names the first such part.
     """
     for name in ("steps", "valid_steps", "accumulate"):
         if type(state[name]) is not int or state[name] < 0:
             raise damaged(name, "a count", state[name])
     if not (type(state["seconds"]) in (int, float) and 0 <= state["seconds"] < math.inf):
         raise damaged("seconds", "a time", state["seconds"])
-    lists = dict.fromkeys(("history", "gradients", "optimizers", *(LATER & state.keys())), list)
+    lists = dict.fromkeys(("history", "gradients", "optimizers", *(YOUNGER_PARTS & state.keys())), list)
     dicts = dict.fromkeys(("model", "states", *OPTIMIZERS), Mapping)
     for name, kind in {"method": str, **lists, **dicts}.items():
         if not isinstance(state[name], kind):
             raise damaged(name, f"a {kind.__name__.lower()}", state[name])
     for name, held in zip(OPTIMIZERS, state.get("held", ()), strict=False):
-        found = state[name].get("state")
-        if not isinstance(found, Mapping) or len(found) != held:
-            raise damaged(f"{name}['state']", f"that of {held} parameters", found)
+        of_parameters = state[name].get("state")
+        if not isinstance(of_parameters, Mapping) or len(of_parameters) != held:
+            raise damaged(f"{name}['state']", f"that of {held} parameters", of_parameters)
 
 
-def damaged(name: str, wanted: str, given: object) -> ValueError:
+def damaged(name: str, expected: str, given: object) -> ValueError:
     """The error for a part of a saved state that is not what it must be."""
-    return ValueError(f"the saved state is damaged: {name} must be {wanted}, got {given!r:.60}")
+    return ValueError(f"the saved state is damaged: {name} must be {expected}, got {given!r:.60}")
 
 
 def check_loaded(hypers: Hyperparameters, *optimizers: Optimizer) -> None:
-    """Refuse what has been loaded, if no step can be taken from it; torch's own optimizers try one on a copy.
+    """Refuse what has been loaded, if no step can be taken from it. Copies of torch's own optimizers try one.
 
     Raises:
         ValueError: names the hyperparameter or the optimizer.
     """
-    for name, fine in zip(hypers.names, (hypers.raw.isfinite() & hypers.spread.isfinite()).tolist(), strict=True):
-        if not fine:
+    for name, finite in zip(hypers.names, (hypers.raw.isfinite() & hypers.spread.isfinite()).tolist(), strict=True):
+        if not finite:
             raise ValueError(f"hyperparameter {name!r} is no finite number")
     for optimizer in optimizers:
         if type(optimizer).__module__.startswith("torch.optim") and optimizer.state:

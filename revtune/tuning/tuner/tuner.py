@@ -19,24 +19,25 @@ from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.random_states import random_states, set_random_states
 from revtune.tuning.trees import mapped
 from revtune.tuning.tuner import bilevel
-from revtune.tuning.tuner.batches import Streams
-from revtune.tuning.tuner.bilevel import Problem, TrainLoss, ValidLoss
-from revtune.tuning.tuner.carried_state import Carried
+from revtune.tuning.tuner.batches import BatchIterators
+from revtune.tuning.tuner.bilevel import BilevelProblem, TrainLoss, ValidLoss
+from revtune.tuning.tuner.carried_state import CarriedState
 from revtune.tuning.tuner.history import History
 from revtune.tuning.tuner.optimizer_checks import check_decay, check_hyper_decay, checked, checked_hyper
 from revtune.tuning.tuner.state_checks import check_loaded, check_state
 from revtune.tuning.tuner.tuner_checks import (
     batch_size,
-    check_devices,
-    check_dtypes,
-    check_method,
-    check_predict,
-    check_settings,
-    of_first,
+    check_network,
+    clip_norm,
+    context_factory,
+    entropy_weight,
+    factory,
+    function,
+    integer,
+    prediction,
 )
 
 Factory = Callable[[list[dict[str, Any]]], Optimizer]
-
 
 GRADIENTS = {"stn": bilevel.stn, "delta": bilevel.delta}
 
@@ -49,12 +50,12 @@ class Tuner:
         train_loss: `train_loss(out, batch, h)` gives losses (B,); `h.name` are the examples' own values in user units.
         valid_loss: `valid_loss(out, batch)` gives losses (B,), or their mean; it cannot see hyperparameters.
         optimizer: makes the optimizer of weights and responses from parameter groups, such as
-            `lambda params: torch.optim.SGD(params, 0.1)`. A factory, as parameters that a conversion replaced would be
-            dead; responses are a group of their own, without weight decay.
+            `lambda params: torch.optim.SGD(params, 0.1)`. It is a factory because an optimizer made before the
+            conversion would lack the responses. They are a group of their own, without weight decay.
         method: "delta" (Bae and Grosse 2020) or "stn" (MacKay et al. 2019).
         predict: `predict(model, batch)` gives the prediction; `model(batch[0])` by default. With `carry`,
             `predict(model, batch, state)` gives the prediction and the next state.
-        hyper_optimizer: likewise of hyperparameters and scales; Adam at 0.01 by default.
+        hyper_optimizer: makes the optimizer of hyperparameters and scales; Adam at 0.01 by default.
         warmup: training batches before the first validation step.
         ratio: training batches to each validation step.
         entropy: weight of the perturbations' entropy in the validation loss, which tunes scales.
@@ -63,7 +64,7 @@ class Tuner:
         autocast: makes the context of forward passes, such as `lambda: torch.autocast("cpu", torch.bfloat16)`.
         scaler: a `torch.amp.GradScaler`, for float16.
         carry: whether a recurrent state goes from batch to batch; detached, one for each level.
-        size: B of a batch; by default the first dimension of its first tensor, or the one that `batch_dim` says.
+        size: `size(batch)` gives B; by default that of the first tensor, in `self_tuning`'s `batch_dim`.
         seed: of the perturbations.
 
     Attributes:
@@ -112,33 +113,26 @@ class Tuner:
             raise ValueError(f"Tuner wants a network that self_tuning converted, got {type(model).__name__}")
         if method not in GRADIENTS:
             raise ValueError(f'method must be "delta" or "stn", got {method!r}')
-        check_settings({
-            "train_loss": train_loss, "valid_loss": valid_loss, "optimizer": optimizer, "predict": predict,
-            "hyper_optimizer": hyper_optimizer, "warmup": warmup, "ratio": ratio, "entropy": entropy, "clip": clip,
-            "accumulate": accumulate, "autocast": autocast, "size": size, "seed": seed,
-        })  # fmt: skip
-        check_predict(predict, model, carry)
-        check_devices(model, hypers)
-        check_dtypes(model, hypers)
-        check_method(model, hypers, method)
-        hypers.centred = method == "delta"
-        self.model, self.hypers, self.method = model, hypers, method
-        self.warmup, self.ratio, self.entropy, self.clip = warmup, ratio, entropy, clip
-        self.accumulate, self.scaler = accumulate, scaler
-        self.generator = torch.Generator(hypers.raw.device).manual_seed(seed)
-        predict = predict or of_first
-        self._carried = Carried(predict, hypers) if carry else None
-        self.problem = Problem(
-            model, hypers, self._carried or predict, train_loss, valid_loss, size or batch_size(model), self.generator,
-            autocast,
+        check_network(model, hypers, method)
+        self.model, self.hypers, self.method, self.scaler = model, hypers, method, scaler
+        self.warmup, self.ratio = integer("warmup", warmup, 0), integer("ratio", ratio, 1)
+        self.accumulate = integer("accumulate", accumulate, 1)
+        self.entropy, self.clip = entropy_weight(entropy), clip_norm(clip)
+        self.generator = torch.Generator(hypers.raw.device).manual_seed(integer("seed", seed))
+        predict = prediction(predict, model, carry)
+        self._carried_state = CarriedState(predict, hypers) if carry else None
+        self.problem = BilevelProblem(
+            model, hypers, self._carried_state or predict, function("train_loss", train_loss),
+            function("valid_loss", valid_loss), batch_size(size, model), self.generator, context_factory(autocast),
         )  # fmt: skip
-        base, added = self.problem.parameters()
-        self.groups = [base, added]
-        groups: list[dict[str, Any]] = [{"params": base}, {"params": added, "weight_decay": 0.0}]
-        self.optimizer = checked(optimizer(groups), base, added, hypers)
+        make, make_hyper = factory("optimizer", optimizer), factory("hyper_optimizer", hyper_optimizer)
+        hypers.centred = method == "delta"  # from here on the network is this method's
+        self.groups = self.problem.parameters()
+        base, added = self.groups
+        self.optimizer = checked(make([{"params": base}, {"params": added, "weight_decay": 0.0}]), base, added, hypers)
         own = [hypers.raw, hypers.spread]
-        self.hyper_optimizer = checked_hyper(hyper_optimizer([{"params": [one]} for one in own]), own)
-        self.history, self.streams = History(), Streams()
+        self.hyper_optimizer = checked_hyper(make_hyper([{"params": [one]} for one in own]), own)
+        self.history, self.batch_iterators = History(), BatchIterators()
         self.steps = self.valid_steps = 0
         hypers.read.clear()
         self._started = time.perf_counter()
@@ -163,37 +157,39 @@ class Tuner:
         return after > self.warmup and (after - self.warmup) % self.ratio == 0
 
     def train_step(self, batch: Any) -> float:
-        """Weights and responses one step on; the loss. As `step`."""
+        """A step of weights and responses, with `accumulate` one batch of a step; the loss. Errors are as in `step`."""
         self._begin("train")
-        waiting = mapped(Tensor.clone, self._added_up())
+        waiting = mapped(Tensor.clone, self._waiting_gradients())
         if not waiting:
-            self.optimizer.zero_grad()  # of what is no step of this tuner's
+            self.optimizer.zero_grad()  # gradients left by the user's own backward are none of this step's
         try:
             with bilevel.statistics_kept(self.model):
                 loss = GRADIENTS[self.method](self.problem, batch, self._scaled)
                 if (self.steps + 1) % self.accumulate == 0:
                     self._update()
         except Exception:
-            self._put_back(waiting)
+            self._set_gradients(waiting)
             raise
         self.steps += 1
-        self._go_on()
+        self._advance_state()
         self._warn_unread()
         return loss.item()
 
     def valid_step(self, batch: Any) -> float:
-        """Hyperparameters and scales one step on; the loss. As `step`."""
+        """A step of hyperparameters and scales; the loss. Errors are as in `step`."""
         self._begin("valid")
-        loss, grads = bilevel.held_out(self.problem, batch, self.entropy)
+        loss, grads = bilevel.hypergradients(self.problem, batch, self.entropy)
         for parameter, grad in grads.items():
             if not torch.isfinite(grad).all():
                 raise NonFiniteError("the gradient of hyperparameters is not finite; they are as before this step")
             parameter.grad = grad
         self._update_hypers()
         self.valid_steps += 1
-        self._go_on()
-        facts = {"step": self.steps, "seconds": round(time.perf_counter() - self._started, 3), "valid": loss.item()}
-        self.history.add(facts | {"values": self.values(), "scales": self.hypers.scales()})
+        self._advance_state()
+        self.history.add({
+            "step": self.steps, "seconds": round(time.perf_counter() - self._started, 3), "valid": loss.item(),
+            "values": self.values(), "scales": self.hypers.scales(),
+        })  # fmt: skip
         return loss.item()
 
     def _begin(self, level: str) -> None:
@@ -208,15 +204,15 @@ class Tuner:
             check_decay(self.optimizer, self.groups[1])
         else:
             check_hyper_decay(self.hyper_optimizer)
-        if self._carried is not None:
-            self._carried.level = level
-        self.model.train()  # a module that is to stay in evaluation mode sees to that in its own `train`
+        if self._carried_state is not None:
+            self._carried_state.level = level
+        self.model.train()  # a module that must stay in evaluation mode overrides `train`
 
     def _update(self) -> None:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         for group, name in zip(self.groups, ("weights", "responses"), strict=True):
-            norm = bilevel.clipped(group, self.clip)
+            norm = bilevel.clip_gradients(group, self.clip)
             if self.scaler is None and not torch.isfinite(norm):
                 raise NonFiniteError(f"the gradient of the {name} is not finite; they are as before this step")
         if self.scaler is None:
@@ -232,14 +228,14 @@ class Tuner:
         self.hyper_optimizer.step()
         self.hyper_optimizer.zero_grad()
         self.hypers.cap()
-        fine = self.hypers.raw.isfinite() & self.hypers.spread.isfinite()
-        if fine.all():
+        finite = self.hypers.raw.isfinite() & self.hypers.spread.isfinite()
+        if finite.all():
             return
         with torch.no_grad():
             self.hypers.raw.copy_(before[0])
             self.hypers.spread.copy_(before[1])
         self.hyper_optimizer.load_state_dict(state)
-        name = self.hypers.names[int((~fine).nonzero()[0])]
+        name = self.hypers.names[int((~finite).nonzero()[0])]
         raise NonFiniteError(
             f"hyperparameter {name!r} left the range of numbers in one step of its optimizer; it is as before the step"
         )
@@ -251,11 +247,11 @@ class Tuner:
     @property
     def states(self) -> dict[str, Any]:
         """The carried state of each level."""
-        return {} if self._carried is None else self._carried.states
+        return {} if self._carried_state is None else self._carried_state.states
 
-    def _go_on(self) -> None:
-        if self._carried is not None:
-            self._carried.go_on()
+    def _advance_state(self) -> None:
+        if self._carried_state is not None:
+            self._carried_state.advance()
 
     def _warn_unread(self) -> None:
         unread = [name for name in self.hypers.names if name not in self.hypers.read]
@@ -274,34 +270,35 @@ class Tuner:
     def batches(self, train: Iterable[Any], valid: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """One pass over training batches, each with a held-out batch where a validation step is due, else None.
 
-        Held-out data are gone through again and again, from one call on to the next. After `load_state_dict` the pass
-        goes on where it was saved.
+        Held-out data are gone through again and again, and the next call goes on where this one stopped. After
+        `load_state_dict` the pass goes on where it was saved.
 
         Raises:
-            ValueError: there are no training batches, or no held-out batches, as from a generator gone through before.
+            ValueError: there are no training batches or no held-out ones, as from a generator gone through before.
         """
-        self.streams.check(train, valid)
-        for batch in self.streams.once(train):
-            yield batch, self.streams.again(valid) if self.due else None
+        self.batch_iterators.check(train, valid)
+        for batch in self.batch_iterators.train_pass(train):
+            yield batch, self.batch_iterators.next_valid(valid) if self.due else None
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, in tensors, numbers and words, for `torch.load(weights_only=True)`.
 
-        Of random numbers these are torch's; a data pipeline that draws by `random` or NumPy keeps its own.
+        It holds the states of torch's random generators; a data pipeline that draws by `random` or NumPy saves its own.
         """
         scaler = {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
-        optimizers = [one.state_dict() for one in (self.optimizer, self.hyper_optimizer)]
+        optimizers = [optimizer.state_dict() for optimizer in (self.optimizer, self.hyper_optimizer)]
         return scaler | {
             "model": self.model.state_dict(), "optimizer": optimizers[0], "hyper_optimizer": optimizers[1],
-            "held": [len(one["state"]) for one in optimizers], "generator": self.generator.get_state(),
+            "held": [len(state["state"]) for state in optimizers], "generator": self.generator.get_state(),
             "random": random_states(self.hypers.raw.device), "states": dict(self.states),
-            "streams": self.streams.state_dict(), "history": list(self.history.records), "method": self.method,
-            "optimizers": self._kinds(), "accumulate": self.accumulate, "gradients": self._added_up(),
-            "steps": self.steps, "valid_steps": self.valid_steps, "seconds": time.perf_counter() - self._started,
+            "streams": self.batch_iterators.state_dict(), "history": list(self.history.records), "method": self.method,
+            "optimizers": self._optimizer_kinds(), "accumulate": self.accumulate,
+            "gradients": self._waiting_gradients(), "steps": self.steps, "valid_steps": self.valid_steps,
+            "seconds": time.perf_counter() - self._started,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Stand where the tuner stood whose `state_dict` this is.
+        """Go on from where a tuner was when it gave this `state_dict`.
 
         Raises:
             ValueError: it is of another method or network, or damaged; nothing has been loaded then.
@@ -309,7 +306,7 @@ class Tuner:
         before = copy.deepcopy(self.state_dict())
         check_state(state, before)
         try:
-            self._load(copy.deepcopy(state))  # optimizers would go on in the tensors of the one that it is from
+            self._load(copy.deepcopy(state))  # optimizers take tensors as they are, and would step in the caller's
             check_loaded(self.hypers, self.optimizer, self.hyper_optimizer)
         except Exception as error:
             self._load(before)
@@ -323,25 +320,25 @@ class Tuner:
             self.scaler.load_state_dict(state["scaler"])
         self.generator.set_state(state["generator"])
         set_random_states(state["random"], self.hypers.raw.device)
-        if self._carried is not None:
-            self._carried.stand(state["states"])
+        if self._carried_state is not None:
+            self._carried_state.restore(state["states"])
         self.history.records = list(state["history"])
-        self.streams.load_state_dict(state["streams"])
-        self._put_back(state["gradients"])
+        self.batch_iterators.load_state_dict(state["streams"])
+        self._set_gradients(state["gradients"])
         self.steps, self.valid_steps = state["steps"], state["valid_steps"]
         self._started = time.perf_counter() - state["seconds"]
 
-    def _kinds(self) -> list[str]:
-        """What the optimizers of both levels are."""
-        return [type(one).__name__ for one in (self.optimizer, self.hyper_optimizer)]
+    def _optimizer_kinds(self) -> list[str]:
+        return [type(optimizer).__name__ for optimizer in (self.optimizer, self.hyper_optimizer)]
 
-    def _put_back(self, gradients: list[Tensor | None]) -> None:
-        """Gradients as `_added_up` gave them."""
+    def _set_gradients(self, gradients: list[Tensor | None]) -> None:
+        """Put back what `_waiting_gradients` gave."""
         self.optimizer.zero_grad()
+        # not strict: the list is empty where no gradient waits
         for parameter, grad in zip([p for group in self.groups for p in group], gradients, strict=False):
             parameter.grad = None if grad is None else grad.to(parameter)
 
-    def _added_up(self) -> list[Tensor | None]:
+    def _waiting_gradients(self) -> list[Tensor | None]:
         """Gradients that wait for more batches before the next update."""
         if self.steps % self.accumulate == 0:
             return []

@@ -1,77 +1,116 @@
-"""What a `Tuner` accepts: settings, networks and batches, each refused with a sentence of its own."""
+"""What a `Tuner` accepts: settings, networks and batches, each refused with a sentence of its own.
+
+A check of a setting returns it, so that a tuner checks settings where it stores them.
+"""
 
 from __future__ import annotations
 
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
+from revtune.tuning.hypers.kinds import is_number
 from revtune.tuning.responses.responding import Responding
 from revtune.tuning.trees import tensors
 
-INTEGERS = {"warmup": 0, "ratio": 1, "accumulate": 1, "seed": None}
-"""Settings that are integers, and the least that each may be."""
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-CALLED = ("train_loss", "valid_loss", "predict", "optimizer", "hyper_optimizer", "autocast", "size")
-
-
-def check_settings(settings: dict[str, Any]) -> None:
-    """Refuse arguments of a `Tuner` that cannot be.
+def integer(name: str, value: int, least: int | None = None) -> int:
+    """An integer, of at least so much.
 
     Raises:
-        ValueError: names the first, what was expected and what was given.
+        ValueError: it is none, or less.
     """
-    for name in ("optimizer", "hyper_optimizer"):
-        if isinstance(settings[name], Optimizer):
-            raise ValueError(
-                f"{name} must be a factory, such as lambda params: torch.optim.SGD(params, 0.1), got a "
-                f"{type(settings[name]).__name__}: one built before the conversion holds none of the responses"
-            )
-    for name in CALLED:
-        if not (callable(settings[name]) or (settings[name] is None and name in ("predict", "size"))):
-            raise ValueError(f"{name} must be a function, got {settings[name]!r:.60}")
-    if hasattr(type(settings["autocast"]), "__enter__"):
-        made = f"lambda: {type(settings['autocast']).__name__}(...)"
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        expected = "an integer" if least is None else f"an integer of at least {least}"
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+    return value
+
+
+def entropy_weight(value: float) -> float:
+    """A weight of the entropy.
+
+    Raises:
+        ValueError: it is negative or not finite.
+    """
+    if not (is_number(value) and 0 <= value < math.inf):
+        raise ValueError(f"entropy must be a finite number of at least 0, got {value!r}")
+    return value
+
+
+def clip_norm(value: float | None) -> float | None:
+    """A largest norm of gradients.
+
+    Raises:
+        ValueError: it is not positive.
+    """
+    if value is not None and not (is_number(value) and value > 0):
+        raise ValueError(f"clip must be a positive number, or None for no limit, got {value!r}")
+    return value
+
+
+def function(name: str, value: F) -> F:
+    """A function.
+
+    Raises:
+        ValueError: it cannot be called.
+    """
+    if not callable(value):
+        raise ValueError(f"{name} must be a function, got {value!r:.60}")
+    return value
+
+
+def factory(name: str, value: F) -> F:
+    """A function that makes an optimizer.
+
+    Raises:
+        ValueError: it cannot be called, or is an optimizer.
+    """
+    if isinstance(value, Optimizer):
+        raise ValueError(
+            f"{name} must be a factory, such as lambda params: torch.optim.SGD(params, 0.1), got a "
+            f"{type(value).__name__}: one built before the conversion holds none of the responses"
+        )
+    return function(name, value)
+
+
+def context_factory(value: F) -> F:
+    """A function that makes an autocast context.
+
+    Raises:
+        ValueError: it cannot be called, or is a context; torch.autocast, which decorates functions, is both.
+    """
+    if hasattr(type(value), "__enter__"):
+        made = f"lambda: {type(value).__name__}(...)"
         raise ValueError(f"autocast must be a function that makes a context, such as {made}, got the context itself")
-    for name, least in INTEGERS.items():
-        value = settings[name]
-        if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-            wanted = "an integer" if least is None else f"an integer of at least {least}"
-            raise ValueError(f"{name} must be {wanted}, got {value!r}")
-    entropy, clip = settings["entropy"], settings["clip"]
-    if not (_is_number(entropy) and 0 <= entropy < math.inf):
-        raise ValueError(f"entropy must be a finite number of at least 0, got {entropy!r}")
-    if clip is not None and not (_is_number(clip) and clip > 0):
-        raise ValueError(f"clip must be a positive number, or None for no limit, got {clip!r}")
+    return function("autocast", value)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def check_predict(predict: Callable[..., Any] | None, model: nn.Module, carry: bool) -> None:
-    """Refuse a prediction that does not take what it will be given.
+def prediction(predict: Callable[..., Any] | None, model: nn.Module, carry: bool) -> Callable[..., Any]:
+    """What makes predictions: a function, or by default the network from the first part of a batch.
 
     Raises:
-        ValueError: says what that is.
+        ValueError: the function, or the network, does not take the arguments that it will be given.
     """
-    if predict is not None and not _takes(predict, 2 + carry):
-        wanted = "a model, a batch and, with carry=True, a state" if carry else "a model and a batch"
-        raise ValueError(f"predict must take {wanted}, got one that takes {inspect.signature(predict)}")
+    if predict is not None and not _takes(function("predict", predict), 2 + carry):
+        expected = "a model, a batch and, with carry=True, a state" if carry else "a model and a batch"
+        raise ValueError(f"predict must take {expected}, got one that takes {inspect.signature(predict)}")
     if predict is None and carry and not _takes(model.forward, 2):
         takes = inspect.signature(model.forward)
         raise ValueError(f"with carry=True the network must take an input and a state, it takes {takes}; give predict=")
+    return predict or _predict_from_first
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
-    """Whether so many arguments can be given by their places, as far as this can be told."""
+    """Whether so many positional arguments can be given; True where a function does not show its signature."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -83,11 +122,53 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def check_dtypes(model: nn.Module, hypers: Hyperparameters) -> None:
-    """Refuse a network of low precision, or one that responds in another precision than its hyperparameters have.
+def _predict_from_first(model: nn.Module, batch: Any, *state: Any) -> Any:
+    if isinstance(batch, Tensor) or not isinstance(batch, tuple | list):
+        kind = type(batch).__name__
+        raise ValueError(f"a batch must be a tuple whose first part the network takes, got {kind}; give Tuner predict=")
+    return model(batch[0], *state)
+
+
+def batch_size(size: Callable[[Any], int] | None, model: nn.Module) -> Callable[[Any], int]:
+    """What gives B of a batch: a function, or by default that of its first tensor.
 
     Raises:
-        ValueError: names the first parameter.
+        ValueError: it is no function.
+    """
+    if size is not None:
+        return function("size", size)
+    conversion: Any = model.conversion
+    return partial(_size_of_first_tensor, conversion.batch_dim)
+
+
+def _size_of_first_tensor(batch_dim: int, batch: Any) -> int:
+    found = tensors(batch, floating=False)
+    if not found:
+        raise ValueError("the batch holds no tensor to tell its size by; give Tuner size=")
+    if any(tensor.device.type == "meta" for tensor in found):
+        raise ValueError("the batch is on the meta device, where tensors have no numbers")
+    shape = tuple(found[0].shape)
+    if len(shape) <= batch_dim or shape[batch_dim] == 0:
+        raise ValueError(f"the batch has no examples: its first tensor is {shape}, examples in dimension {batch_dim}")
+    return shape[batch_dim]
+
+
+def check_network(model: nn.Module, hypers: Hyperparameters, method: str) -> None:
+    """Refuse a network that a tuner of this method cannot train.
+
+    Raises:
+        ValueError: says why.
+    """
+    check_devices(model, hypers)
+    check_dtypes(model, hypers)
+    check_method(model, hypers, method)
+
+
+def check_dtypes(model: nn.Module, hypers: Hyperparameters) -> None:
+    """Refuse a network of low precision, and layers that respond in another dtype than their hyperparameters have.
+
+    Raises:
+        ValueError: names the first such parameter.
     """
     for name, parameter in [*model.named_parameters(), ("what holds the hyperparameters", hypers.raw)]:
         if parameter.dtype not in (torch.float32, torch.float64):
@@ -102,7 +183,7 @@ def check_dtypes(model: nn.Module, hypers: Hyperparameters) -> None:
 
 
 def check_devices(model: nn.Module, hypers: Hyperparameters) -> None:
-    """Refuse a network without numbers, or whose hyperparameters are on another device than all of it.
+    """Refuse a network on the meta device, and hyperparameters on a device on which nothing of the network is.
 
     Raises:
         ValueError: names the devices.
@@ -111,35 +192,8 @@ def check_devices(model: nn.Module, hypers: Hyperparameters) -> None:
     if any(device.type == "meta" for device in devices):
         raise ValueError("the network is on the meta device, where tensors have no numbers; to_empty and load it first")
     if hypers.raw.device not in devices:
-        there = ", ".join(sorted(map(str, devices)))
-        raise ValueError(f"hyperparameters are on {hypers.raw.device}, the network on {there}; move both")
-
-
-def batch_size(model: nn.Module) -> Callable[[Any], int]:
-    """What tells B of a batch by its first tensor."""
-    conversion: Any = model.conversion
-
-    def size(batch: Any) -> int:
-        found = tensors(batch, floating=False)
-        if not found:
-            raise ValueError("the batch holds no tensor to tell its size by; give Tuner size=")
-        if any(one.device.type == "meta" for one in found):
-            raise ValueError("the batch is on the meta device, where tensors have no numbers")
-        if found[0].dim() <= conversion.batch_dim or found[0].shape[conversion.batch_dim] == 0:
-            shape = tuple(found[0].shape)
-            raise ValueError(f"the batch has no examples: its first tensor is {shape}, examples in dimension "
-                             f"{conversion.batch_dim}")  # fmt: skip
-        return found[0].shape[conversion.batch_dim]
-
-    return size
-
-
-def of_first(model: nn.Module, batch: Any, *state: Any) -> Any:
-    """The prediction of a network that takes the first part of a batch."""
-    if isinstance(batch, Tensor) or not isinstance(batch, tuple | list):
-        kind = type(batch).__name__
-        raise ValueError(f"a batch must be a tuple whose first part the network takes, got {kind}; give Tuner predict=")
-    return model(batch[0], *state)
+        others = ", ".join(sorted(map(str, devices)))
+        raise ValueError(f"hyperparameters are on {hypers.raw.device}, the network on {others}; move both")
 
 
 def check_method(model: nn.Module, hypers: Hyperparameters, method: str) -> None:

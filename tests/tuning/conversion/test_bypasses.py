@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.functional import dropout as thrown
 
-from revtune.tuning.conversion.bypasses import bypasses, read_directly, why_not
+from revtune.tuning.conversion.bypasses import functional_dropout, read_directly, reason_left
 
 
 class Plainly(nn.Module):
@@ -125,16 +125,16 @@ class Innocent(nn.Module):
 
 def test_functional_dropout_is_found_in_any_spelling() -> None:
     for kind in (Plainly, InAHelper, ByAnotherName, Above, Between):
-        told = bypasses(kind())
+        told = functional_dropout(kind())
         assert told is not None and "as a function, whose rate stays its own" in told, kind
-    told = bypasses(Attending(0.1))
+    told = functional_dropout(Attending(0.1))
     assert told is not None and "it calls scaled_dot_product_attention" in told
-    assert bypasses(AttendingWithout()) is None
-    assert bypasses(Innocent()) is None and bypasses(Covered()) is None
+    assert functional_dropout(AttendingWithout()) is None
+    assert functional_dropout(Innocent()) is None and functional_dropout(Covered()) is None
 
 
 def test_weights_and_functional_dropout_are_told_together() -> None:
-    told = why_not(WithWeights())
+    told = reason_left(WithWeights())
     assert told is not None and "its 4 weights are trained as they are" in told and "calls dropout" in told
 
 
@@ -146,5 +146,5 @@ def test_layers_whose_weights_are_read_are_found() -> None:
 
 def test_a_class_without_source_is_let_be() -> None:
     made = type("Made", (nn.Module,), {"forward": lambda self, x: x})
-    assert bypasses(made()) is None
-    assert why_not(nn.ReLU()) is None
+    assert functional_dropout(made()) is None
+    assert reason_left(nn.ReLU()) is None

@@ -120,11 +120,11 @@ def test_saved_hyperparameters_come_back_and_others_are_refused() -> None:
 
 def test_responses_are_to_the_difference_or_to_l_itself() -> None:
     hypers = three()
-    assert hypers.delta() is None
+    assert hypers.current_departure() is None
     hypers.centred = False
-    delta = hypers.delta()
-    assert delta is not None and delta.shape == (1, 3)
-    assert math.isclose(delta[0, 0].item(), math.log(0.25), rel_tol=1e-6)
+    departure = hypers.current_departure()
+    assert departure is not None and departure.shape == (1, 3)
+    assert math.isclose(departure[0, 0].item(), math.log(0.25), rel_tol=1e-6)
 
 
 def test_a_departure_is_in_scales_where_it_is_from_the_current_values() -> None:
@@ -142,8 +142,8 @@ def test_what_starts_far_out_departs_no_farther_than_others() -> None:
     hypers.centred = False
     drop, decay = hypers.departure(hypers.raw.detach()[None])[0].tolist()
     assert drop == pytest.approx(math.log(0.05 / 0.95)) and decay == pytest.approx(-3.0)
-    delta = hypers.delta()
-    assert delta is not None and delta[0].tolist() == [drop, decay]
+    departure = hypers.current_departure()
+    assert departure is not None and departure[0].tolist() == [drop, decay]
 
 
 def test_saved_responses_are_not_read_in_other_units() -> None:

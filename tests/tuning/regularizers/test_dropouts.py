@@ -15,7 +15,7 @@ from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass
 from revtune.tuning.hypers.kinds import Between, Integer, Positive, Rate
 from revtune.tuning.noise import drop_mask
 from revtune.tuning.regularizers.dropouts import (
-    Dropping,
+    ConvertedDropout,
     TunedDropout,
     TunedDropout1d,
     TunedDropout2d,
@@ -23,10 +23,10 @@ from revtune.tuning.regularizers.dropouts import (
     TunedLockedDropout,
     TunedNoise,
 )
-from revtune.tuning.regularizers.tuned import Tuned
+from revtune.tuning.regularizers.regularizer import TunedRegularizer
 from revtune.tuning.regularizers.weights import TunedEmbeddingDropout, TunedWeightDrop
 from revtune.tuning.responses.layers import ResponseEmbedding, ResponseLinear
-from revtune.tuning.tuner.bilevel import Problem, delta, held_out, stn
+from revtune.tuning.tuner.bilevel import BilevelProblem, delta, hypergradients, stn
 
 # what torch loads at the first use of forward differentiation says so
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")
@@ -43,7 +43,7 @@ def in_pass(hypers: Hyperparameters, size: int, raw: Tensor | None = None) -> Pa
     return Pass(size, None, hypers.perturbed(size).detach() if raw is None else raw)
 
 
-def adopted(module: nn.Module, kind: type[Dropping], hypers: Hyperparameters, batch_dim: int = 0) -> nn.Module:
+def adopted(module: nn.Module, kind: type[ConvertedDropout], hypers: Hyperparameters, batch_dim: int = 0) -> nn.Module:
     module.__class__ = kind
     module.adopt(hypers, "drop", batch_dim)  # type: ignore[operator]
     return module
@@ -54,7 +54,7 @@ def logits(*rates: float) -> Tensor:
     return torch.tensor(rates).logit()[:, None]
 
 
-def dropped(x: Tensor, *rates: float, kind: type[Dropping] = TunedDropout, batch_dim: int = 0) -> Tensor:
+def dropped(x: Tensor, *rates: float, kind: type[ConvertedDropout] = TunedDropout, batch_dim: int = 0) -> Tensor:
     """An input after a pass at these rates of its examples."""
     hypers = Hyperparameters(drop=Rate(0.3))
     module = adopted(kind.plain(), kind, hypers, batch_dim)
@@ -102,7 +102,7 @@ def test_no_gradient_reaches_a_value() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
-def test_dropout_of_channels_drops_whole_ones(kind: type[Dropping]) -> None:
+def test_dropout_of_channels_drops_whole_ones(kind: type[ConvertedDropout]) -> None:
     y = dropped(torch.ones(2, 4000, *[2] * ((kind.dims or 0) - 2)), 0.2, 0.8, kind=kind).flatten(2)
     assert torch.equal(y, y[:, :, :1].expand_as(y))
     assert torch.allclose((y == 0).float().mean((1, 2)), torch.tensor([0.2, 0.8]), atol=0.03)
@@ -139,7 +139,7 @@ def test_weight_drop_and_noise_have_their_strengths() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tuned_dropout_takes_the_value_of_each_example_in_a_pass(kind: type[Dropping]) -> None:
+def test_a_tuned_dropout_takes_the_value_of_each_example_in_a_pass(kind: type[ConvertedDropout]) -> None:
     hypers = Hyperparameters(drop=Rate(0.3))
     module = adopted(kind.plain(0.9), kind, hypers)
     x = torch.ones(2, 3000, *[2] * ((kind.dims or 3) - 2))
@@ -152,7 +152,7 @@ def test_a_tuned_dropout_takes_the_value_of_each_example_in_a_pass(kind: type[Dr
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_outside_a_pass_it_is_the_plain_one_at_the_current_rate(kind: type[Dropping]) -> None:
+def test_outside_a_pass_it_is_the_plain_one_at_the_current_rate(kind: type[ConvertedDropout]) -> None:
     hypers, x = Hyperparameters(drop=Rate(0.3)), torch.rand(4, 5, *[6] * ((kind.dims or 3) - 2))
     module, plain = adopted(kind.plain(0.9), kind, hypers), kind.plain(hypers.values()["drop"])
     torch.manual_seed(1)
@@ -162,11 +162,11 @@ def test_outside_a_pass_it_is_the_plain_one_at_the_current_rate(kind: type[Dropp
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_dropped_it_is_plain_at_the_current_rate(kind: type[Dropping]) -> None:
+def test_dropped_it_is_plain_at_the_current_rate(kind: type[ConvertedDropout]) -> None:
     hypers = Hyperparameters(drop=Rate(0.25))
     module = adopted(kind.plain(0.9), kind, hypers)
     assert "'drop'" in repr(module)
-    module.drop()  # type: ignore[operator]
+    module.become_plain()  # type: ignore[operator]
     assert type(module) is kind.plain and module.p == 0.25
     assert module.__dict__.keys() == kind.plain().__dict__.keys() and repr(module) == repr(kind.plain(0.25))
 
@@ -235,8 +235,8 @@ def test_dropped_modules_are_torchs_own_and_equal_in_evaluation() -> None:
     hypers = all_hypers()
     for module, x in modules(hypers):
         before, keys = module.eval()(x), list(module.state_dict())
-        assert isinstance(module, Tuned)
-        module.drop()
+        assert isinstance(module, TunedRegularizer)
+        module.become_plain()
         assert type(module).__module__.startswith("torch.nn") and list(module.state_dict()) == keys
         assert torch.equal(module(x), before) and "hypers" not in str(module.__dict__)
 
@@ -289,8 +289,8 @@ def test_weight_drop_masks_both_weights_alike(nested: bool) -> None:
     assert not grad[mask == 0].any()
 
 
-def problem(net: nn.Module, hypers: Hyperparameters) -> Problem:
-    return Problem(
+def problem(net: nn.Module, hypers: Hyperparameters) -> BilevelProblem:
+    return BilevelProblem(
         net, hypers, lambda m, b: m(b[0]),
         lambda out, b, h: F.cross_entropy(out, b[1], reduction="none"),
         lambda out, b: F.cross_entropy(out, b[1]), lambda b: len(b[0]),
@@ -320,13 +320,13 @@ def test_steps_of_both_methods_run_through_every_module(step: Callable[..., Tens
     assert loss.isfinite() and hypers.read == {"drop", "noise", "words"}
     assert all(p.grad is not None and p.grad.isfinite().all() for group in held.parameters() for p in group)
     assert all(p.grad is None for p in hypers.parameters())
-    _, grads = held_out(held, batch, 1e-3)
+    _, grads = hypergradients(held, batch, 1e-3)
     assert grads[hypers.raw].all()
 
 
 def test_the_linearisation_sees_the_same_masks() -> None:
     """Where nothing but the last, linear layer responds, the linear prediction is the prediction itself."""
-    from revtune.tuning.tuner.bilevel import linearized
+    from revtune.tuning.tuner.bilevel import linearized_prediction
 
     hypers, net, batch = whole_net()
     nn.init.zeros_(net[1].response_scale)
@@ -334,7 +334,7 @@ def test_the_linearisation_sees_the_same_masks() -> None:
     raw = hypers.perturbed(10).detach()
     torch.manual_seed(3)
     with forward_ad.dual_level():
-        _, linear = linearized(problem(net, hypers), batch, raw, d := raw - hypers.raw.detach())
+        _, linear = linearized_prediction(problem(net, hypers), batch, raw, d := raw - hypers.raw.detach())
     torch.manual_seed(3)
     with hypers.bound(Pass(10, d, raw)):
         assert torch.allclose(net(batch[0]), linear, atol=1e-5)

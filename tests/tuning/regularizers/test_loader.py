@@ -17,10 +17,10 @@ from torch.utils.data import TensorDataset
 from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass, Values
 from revtune.tuning.hypers.kinds import Between, Integer, Rate
 from revtune.tuning.regularizers.loader import TunedLoader
-from revtune.tuning.regularizers.sampler import Drawn, ValueSampler
+from revtune.tuning.regularizers.sampler import AugmentedBatch, ValueSampler
 from revtune.tuning.responses.layers import ResponseLinear
-from revtune.tuning.tuner.batches import Streams
-from revtune.tuning.tuner.bilevel import Problem, delta, stn
+from revtune.tuning.tuner.batches import BatchIterators
+from revtune.tuning.tuner.bilevel import BilevelProblem, delta, stn
 from revtune.tuning.tuner.tuner import Tuner
 
 # what torch loads at the first use of forward differentiation says so
@@ -49,35 +49,39 @@ def loader(hypers: Hyperparameters, **options: Any) -> TunedLoader:
     return TunedLoader(DATA, told, hypers, **given)
 
 
-def flat(drawn: Drawn) -> list[Tensor]:
-    return [torch.as_tensor(one) for one in (*drawn.batch, drawn.raw, *(drawn.still or ()))]
+def flat(augmented: AugmentedBatch) -> list[Tensor]:
+    return [torch.as_tensor(one) for one in (*augmented.batch, augmented.raw, *(augmented.still or ()))]
 
 
-def same(one: Drawn, other: Drawn) -> bool:
+def same(one: AugmentedBatch, other: AugmentedBatch) -> bool:
     return all(torch.equal(a, b) for a, b in zip(flat(one), flat(other), strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_augment_by_the_values_that_come_with_the_batch(workers: int) -> None:
     hypers, seen = three(), []
-    for drawn in loader(hypers, num_workers=workers):
-        x, y, noise, holes, words, *_, whole = drawn.batch
-        values = Values(hypers, drawn.raw.to(hypers.raw))
+    for augmented in loader(hypers, num_workers=workers):
+        x, y, noise, holes, words, *_, whole = augmented.batch
+        values = Values(hypers, augmented.raw.to(hypers.raw))
         assert torch.equal(values["noise"], noise.float()) and torch.equal(values["holes"], holes.float())
         assert (words == words[0]).all() and values["words"].item() == words[0].item() and whole.all()
         assert len(x) == 1 or len(noise.unique()) == len(x)
-        assert torch.equal(drawn.still[2], torch.full_like(noise, 0.2).float().double())
-        assert not torch.equal(drawn.still[0], x) and torch.equal(drawn.still[1], y)
+        assert torch.equal(augmented.still[2], torch.full_like(noise, 0.2).float().double())
+        assert not torch.equal(augmented.still[0], x) and torch.equal(augmented.still[1], y)
         seen += y.tolist()
     assert sorted(seen) == sorted(DATA.tensors[1].tolist()) and hypers.read == set(hypers.names)
 
 
 def test_both_views_of_an_example_draw_the_same() -> None:
-    for drawn in loader(three()):
-        x, y, noise = drawn.batch[:3]
-        plain = drawn.still[0] - (x - drawn.still[0]) * (drawn.still[2] / (noise - drawn.still[2]))[:, None]
+    for augmented in loader(three()):
+        x, y, noise = augmented.batch[:3]
+        plain = (
+            augmented.still[0] - (x - augmented.still[0]) * (augmented.still[2] / (noise - augmented.still[2]))[:, None]
+        )
         assert (torch.cdist(plain.float(), DATA.tensors[0]).amin(1) < 1e-3).all()
-        assert torch.equal(drawn.still[5], drawn.batch[5]) and torch.equal(drawn.still[6], drawn.batch[6])
+        assert torch.equal(augmented.still[5], augmented.batch[5]) and torch.equal(
+            augmented.still[6], augmented.batch[6]
+        )
 
 
 def test_a_run_is_the_same_with_any_number_of_workers() -> None:
@@ -108,13 +112,13 @@ def test_nobody_elses_random_numbers_are_used(workers: int) -> None:
 def test_stn_gets_one_view() -> None:
     hypers = three()
     hypers.centred = False
-    assert all(drawn.still is None for drawn in loader(hypers))
+    assert all(augmented.still is None for augmented in loader(hypers))
 
 
 def test_values_follow_hyperparameters_as_they_move() -> None:
     hypers, means = Hyperparameters(noise=Between(0.2, 0.0, 0.5, scale=0.01)), []
-    for drawn in TunedLoader(DATA, lambda item, values: item, hypers, reads=["noise"], batch_size=5):
-        means.append((drawn.raw.mean() - hypers.raw).abs().item())
+    for augmented in TunedLoader(DATA, lambda item, values: item, hypers, reads=["noise"], batch_size=5):
+        means.append((augmented.raw.mean() - hypers.raw).abs().item())
         hypers.raw.data += 1
     assert max(means) < 0.05
 
@@ -122,9 +126,9 @@ def test_values_follow_hyperparameters_as_they_move() -> None:
 def test_values_of_workers_are_older_and_still_those_of_the_batch() -> None:
     hypers, ages = Hyperparameters(noise=Between(0.2, 0.0, 0.5, scale=0.01)), []
     made = TunedLoader(DATA, only_noise, hypers, reads=["noise"], batch_size=4, num_workers=2, prefetch_factor=1)
-    for drawn in made:
-        assert torch.equal(Values(hypers, drawn.raw.float())["noise"], drawn.batch.float())
-        ages.append(round((hypers.raw - drawn.raw.mean()).item()))
+    for augmented in made:
+        assert torch.equal(Values(hypers, augmented.raw.float())["noise"], augmented.batch.float())
+        ages.append(round((hypers.raw - augmented.raw.mean()).item()))
         hypers.raw.data += 1
     assert ages == [0, 1, 2, 2, 2, 2]
 
@@ -133,13 +137,13 @@ def only_noise(item: Any, values: dict[str, float]) -> float:
     return values["noise"]
 
 
-def moving(made: TunedLoader, hypers: Hyperparameters, batches: int) -> list[Drawn]:
+def moving(made: TunedLoader, hypers: Hyperparameters, batches: int) -> list[AugmentedBatch]:
     """Batches of several passes, hyperparameters moved by each."""
-    found: list[Drawn] = []
+    found: list[AugmentedBatch] = []
     while len(found) < batches:
-        for drawn in made:
-            found.append(drawn)
-            hypers.raw.data += 0.1 * drawn.batch[0].mean()
+        for augmented in made:
+            found.append(augmented)
+            hypers.raw.data += 0.1 * augmented.batch[0].mean()
             if len(found) == batches:
                 break
     return found
@@ -168,7 +172,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(workers: int, after: int) -> None:
 
 def test_orders_and_sizes() -> None:
     def items(made: TunedLoader) -> list[list[float]]:
-        return [drawn.batch.tolist() for drawn in made]
+        return [augmented.batch.tolist() for augmented in made]
 
     data = torch.arange(7)
     options: dict[str, Any] = {"reads": [], "batch_size": 3}
@@ -229,8 +233,8 @@ def cross_entropy(out: Tensor, batch: Any, h: Values) -> Tensor:
     return F.cross_entropy(out, batch[1], reduction="none") * (1 + h.noise)
 
 
-def problem(net: nn.Module, hypers: Hyperparameters) -> Problem:
-    return Problem(
+def problem(net: nn.Module, hypers: Hyperparameters) -> BilevelProblem:
+    return BilevelProblem(
         net, hypers, lambda m, b: m(b[0].float()), cross_entropy, lambda out, b: F.cross_entropy(out, b[1]),
         lambda b: len(b[0]), torch.Generator().manual_seed(4),
     )  # fmt: skip
@@ -252,7 +256,7 @@ def test_a_step_takes_values_that_are_given(step: Callable[..., Tensor]) -> None
     net, other = network(hypers, step is delta), network(others, step is delta)
     losses = [step(problem(net, hypers), batch, unscaled)]
     raw = hypers.perturbed(6, torch.Generator().manual_seed(4)).detach()
-    losses.append(step(problem(other, others), Drawn(batch, raw.double()), unscaled))
+    losses.append(step(problem(other, others), AugmentedBatch(batch, raw.double()), unscaled))
     assert torch.equal(*losses)
     assert len(grads(net)) == 10 and all(torch.equal(a, b) for a, b in zip(grads(net), grads(other), strict=True))
 
@@ -264,13 +268,14 @@ def test_both_steps_of_delta_see_their_own_view() -> None:
     raw = hypers.perturbed(6).detach()
     own, added = problem(net, hypers).parameters()
 
-    def step(drawn: Drawn) -> list[list[Tensor | None]]:
+    def step(augmented: AugmentedBatch) -> list[list[Tensor | None]]:
         for p in net.parameters():
             p.grad = None
-        delta(problem(net, hypers), drawn, unscaled)
+        delta(problem(net, hypers), augmented, unscaled)
         return [[p.grad for p in group] for group in (own, added)]
 
-    both, still, moved = (step(Drawn(views[1], raw, views[0])), *(step(Drawn(view, raw)) for view in views))
+    both = step(AugmentedBatch(views[1], raw, views[0]))
+    still, moved = (step(AugmentedBatch(view, raw)) for view in views)
     for found, expected in ((both[0], still[0]), (both[1], moved[1])):
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))  # type: ignore[arg-type]
     with hypers.bound(Pass(6, None, hypers.raw.detach().expand(6, -1))):
@@ -313,7 +318,7 @@ def test_a_resumed_tuner_goes_on_bit_for_bit(workers: int, after: int) -> None:
     straight, made = tuner_of(workers)
     go_on(straight, made, 15)
     for tuner in (whole, resumed, straight):  # else the garbage collector waits for workers, 10 seconds a tuner
-        tuner.streams = Streams()
+        tuner.batch_iterators = BatchIterators()
     assert straight.values() == resumed.values() and straight.hypers.read == set(straight.hypers.names)
     for a, b in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -12,8 +12,8 @@ from revtune.tuning.regularizers import images as regularize_images
 from revtune.tuning.regularizers.augment import holes_in
 from revtune.tuning.regularizers.dropouts import TunedLockedDropout, TunedNoise
 from revtune.tuning.regularizers.images import TunedColourJitter, TunedCutout
-from revtune.tuning.regularizers.tuned import Tuned
-from revtune.tuning.responses.linearized import Recorded
+from revtune.tuning.regularizers.regularizer import TunedRegularizer
+from revtune.tuning.responses.linearized import ResponseRecord
 from revtune.tuning.responses.registered import register_response
 from tests.stored import relative
 from tests.tuned_nets import adopt, answering, at, convolutional, two
@@ -21,11 +21,11 @@ from tests.tuned_nets import adopt, answering, at, convolutional, two
 
 def by_hand(net: nn.Module, hypers: Hyperparameters, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     """The output at d = 0 with its graph, and J r(d)."""
-    tape = Recorded()
-    bound = Pass(len(d), d, None, tape=tape)
+    record = ResponseRecord()
+    bound = Pass(len(d), d, None, record=record)
     with hypers.bound(bound):
         y = net(x)
-    with forward_ad.dual_level(), tape.carried(), hypers.bound(bound):
+    with forward_ad.dual_level(), record.replay(), hypers.bound(bound):
         tangent = forward_ad.unpack_dual(net(x)).tangent
     assert tangent is not None
     return y, tangent
@@ -142,12 +142,12 @@ def test_what_was_drawn_is_taken_from_the_recording(monkeypatch: pytest.MonkeyPa
 
     def run() -> list[Tensor]:
         torch.manual_seed(3)
-        tape = Recorded()
-        with hypers.bound(Pass(5, 0.1 * raw, raw, tape=tape)):
+        record = ResponseRecord()
+        with hypers.bound(Pass(5, 0.1 * raw, raw, record=record)):
             y = net(x)
             end = torch.get_rng_state()
             torch.manual_seed(3)
-            with forward_ad.dual_level(), tape.carried():
+            with forward_ad.dual_level(), record.replay():
                 primal, tangent = forward_ad.unpack_dual(net(x))
         assert torch.equal(torch.get_rng_state(), end)
         assert torch.equal(y, primal)
@@ -155,7 +155,7 @@ def test_what_was_drawn_is_taken_from_the_recording(monkeypatch: pytest.MonkeyPa
         return [primal.clone(), tangent.clone()]
 
     found = run()
-    monkeypatch.setattr(Tuned, "_tape", None)
+    monkeypatch.setattr(TunedRegularizer, "_record", None)
     for one, other in zip(found, run(), strict=True):
         assert torch.equal(one, other)
 
@@ -171,10 +171,10 @@ def test_images_are_augmented_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(regularize_images, "colour_jitter", jitter)
     d = torch.randn(5, 2)
-    tape, images = Recorded(), torch.rand(5, 3, 2, 2)
-    with hypers.bound(Pass(5, d, d, tape=tape)):
+    record, images = ResponseRecord(), torch.rand(5, 3, 2, 2)
+    with hypers.bound(Pass(5, d, d, record=record)):
         net(images)
-        with forward_ad.dual_level(), tape.carried():
+        with forward_ad.dual_level(), record.replay():
             net(images)
     assert len(calls) == 1
 
@@ -192,13 +192,13 @@ def test_holes_are_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(regularize_images, "holes_in", holes)
     after.register_forward_hook(lambda module, given, y: seen.append(y.clone()))
-    d, tape, images = torch.randn(5, 2), Recorded(), torch.rand(5, 3, 4, 4)
-    with hypers.bound(Pass(5, d, d, tape=tape)):
+    d, record, images = torch.randn(5, 2), ResponseRecord(), torch.rand(5, 3, 4, 4)
+    with hypers.bound(Pass(5, d, d, record=record)):
         torch.manual_seed(3)
         net(images)
         end = torch.get_rng_state()
         torch.manual_seed(3)
-        with forward_ad.dual_level(), tape.carried():
+        with forward_ad.dual_level(), record.replay():
             net(images)
     assert len(calls) == 1 and torch.equal(torch.get_rng_state(), end)
     assert torch.equal(*seen) and not seen[0].all()

@@ -16,11 +16,11 @@ from revtune.tuning.noise import drop_mask
 from revtune.tuning.responses.layers import ResponseLinear
 from revtune.tuning.responses.recurrent import ResponseGRU, ResponseLSTM
 from revtune.tuning.responses.recurrent_gates import GRU, LSTM
-from revtune.tuning.responses.recurrent_loop import looped
+from revtune.tuning.responses.recurrent_loop import run_loop
 from revtune.tuning.responses.recurrent_steps import Steps
 from revtune.tuning.responses.weight_norm import weight_norm2
 from revtune.tuning.trees import tensors
-from revtune.tuning.tuner.bilevel import Problem, linearized
+from revtune.tuning.tuner.bilevel import BilevelProblem, linearized_prediction
 from tests.tuned_nets import two
 
 T, B, F, H, N = 5, 4, 3, 6, 2
@@ -262,7 +262,7 @@ def test_the_loop_has_the_gradient_of_finite_differences(cell: Any, gates: int, 
     given = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
     def loop(fed: Tensor, weight: Tensor, bias: Tensor, second: Tensor, scale: Tensor, *states: Tensor) -> Any:
-        return looped(cell, steps, fed, weight, bias, (second, scale), states)
+        return run_loop(cell, steps, fed, weight, bias, (second, scale), states)
 
     assert torch.autograd.gradcheck(loop, given)
     with pytest.raises(RuntimeError, match="the gradient of a responding recurrent layer has none itself"):
@@ -326,11 +326,11 @@ class Encoder(nn.Module):
         return [*ys, *tensors(finals)]
 
 
-def problem_of(model: Any) -> Problem:
+def problem_of(model: Any) -> BilevelProblem:
     def never(*_: Any) -> Tensor:
         raise AssertionError
 
-    return Problem(model, model.hypers, lambda net, batch: net(*batch), never, never, lambda batch: B)
+    return BilevelProblem(model, model.hypers, lambda net, batch: net(*batch), never, never, lambda batch: B)
 
 
 @every_form
@@ -341,7 +341,7 @@ def test_its_linearisation_and_the_gradient_are_those_of_jvp(kind: Kind, options
     rows, summary = sequences(form), torch.randn(B, 2, dtype=torch.float64)
     d = torch.randn(B, N, dtype=torch.float64)
     with forward_ad.dual_level():
-        out, linear = linearized(problem_of(model), (rows, summary), d, d)
+        out, linear = linearized_prediction(problem_of(model), (rows, summary), d, d)
     found = [*apart(linear[0], model.rnn.batch_first), *tensors(linear[1])]
     own = {name: p for name, p in model.named_parameters()}
     at_zero, change, *_ = jvp(lambda d: model.slow(own, rows, summary, d), (torch.zeros_like(d),), (d,))
@@ -362,7 +362,7 @@ def test_both_passes_of_a_linearisation_drop_the_same(kind: Kind) -> None:
     batch, d = (sequences(model.form), torch.randn(B, 2).double()), torch.randn(B, N, dtype=torch.float64)
     torch.manual_seed(3)
     with forward_ad.dual_level():
-        out, linear = linearized(problem_of(model), batch, d, d)
+        out, linear = linearized_prediction(problem_of(model), batch, d, d)
     after = torch.rand(1)
 
     def at(step: float) -> list[Tensor]:
@@ -398,7 +398,7 @@ def test_a_tagger_that_packs_its_embeddings_is_linearised(kind: Kind) -> None:
     model = Tagger(kind, two().double())
     batch, d = (torch.randn(B, T, F).double(), torch.tensor([3, 1, 5, 3])), torch.randn(B, N).double()
     with forward_ad.dual_level():
-        out, linear = linearized(problem_of(model), batch, d, d)
+        out, linear = linearized_prediction(problem_of(model), batch, d, d)
     near, other = (in_pass(model, step * d, *batch) for step in (1e-6, -1e-6))
     close(linear.detach(), (out + (near - other) / 2e-6).detach(), 1e-8)
 
@@ -432,7 +432,7 @@ def test_recurrent_weights_are_dropped_with_their_response(kind: Kind) -> None:
         dropped.weight_hh_l0 *= mask
         dropped.response_weight_hh_l0 *= mask
     close(found, in_pass(dropped, d, x), 1e-14)
-    layer.drop()
+    layer.become_plain()
     close(layer.eval()(x), layer.train()(x), 0.0)
 
 
@@ -445,7 +445,7 @@ def test_a_tuned_rate_acts_where_no_response_does_and_stays_in_the_plain_layer(k
         first, second = layer(x)[0], layer(x)[0]
     assert not torch.equal(first, second)
     close(layer.eval()(x), layer.plain.forward(layer, x), 0.0)
-    layer.drop()
+    layer.become_plain()
     assert type(layer) is kind and layer.dropout == pytest.approx(0.3)
 
 

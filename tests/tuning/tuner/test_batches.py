@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from revtune.tuning.tuner.batches import Streams
+from revtune.tuning.tuner.batches import BatchIterators
 
 
 def shuffled(rows: int = 10, **options: Any) -> DataLoader[Any]:
@@ -19,33 +19,33 @@ def numbers(batches: Any) -> list[list[int]]:
 
 
 def test_a_pass_has_every_batch_once_and_the_next_begins_anew() -> None:
-    streams, data = Streams(), shuffled()
+    iterators, data = BatchIterators(), shuffled()
     for _ in range(2):
-        assert sorted(sum(numbers(streams.once(data)), [])) == list(range(10))
-    next(iter(streams.once(data)))
-    assert sorted(sum(numbers(streams.once(data)), [])) == list(range(10))
+        assert sorted(sum(numbers(iterators.train_pass(data)), [])) == list(range(10))
+    next(iter(iterators.train_pass(data)))
+    assert sorted(sum(numbers(iterators.train_pass(data)), [])) == list(range(10))
 
 
 def test_empty_data_are_refused_before_anything_is_learnt() -> None:
-    streams = Streams()
+    iterators = BatchIterators()
     with pytest.raises(ValueError, match="the training data hold no batch"):
-        streams.check([], [1])
+        iterators.check([], [1])
     with pytest.raises(ValueError, match="the validation data hold no batch"):
-        streams.check([1], [])
-    streams.check(iter([]), shuffled())
+        iterators.check([1], [])
+    iterators.check(iter([]), shuffled())
     with pytest.raises(ValueError, match="the training data hold no batch, or could be gone through only once"):
-        next(streams.once(iter([])))
+        next(iterators.train_pass(iter([])))
     once = iter([1])
-    assert streams.again(once) == 1
+    assert iterators.next_valid(once) == 1
     with pytest.raises(ValueError, match="or could be gone through only once, as a generator"):
-        streams.again(once)
+        iterators.next_valid(once)
 
 
 def test_a_generator_that_was_gone_through_is_told_in_the_next_pass() -> None:
-    streams, data = Streams(), (one for one in range(3))
-    assert list(streams.once(data)) == [0, 1, 2]
+    iterators, data = BatchIterators(), (one for one in range(3))
+    assert list(iterators.train_pass(data)) == [0, 1, 2]
     with pytest.raises(ValueError, match="the training data hold no batch, or could be gone through only once"):
-        list(streams.once(data))
+        list(iterators.train_pass(data))
 
 
 class Numbers(IterableDataset[int]):
@@ -54,19 +54,19 @@ class Numbers(IterableDataset[int]):
 
 
 def test_loaders_that_cannot_tell_their_length_are_gone_through() -> None:
-    streams, data = Streams(), DataLoader(Numbers(), 2)
-    streams.check(data, data)
-    assert numbers(streams.once(data)) == numbers(streams.once(data)) == [[0, 1], [2, 3], [4, 5]]
-    assert streams.again(data).tolist() == [0, 1]
+    iterators, data = BatchIterators(), DataLoader(Numbers(), 2)
+    iterators.check(data, data)
+    assert numbers(iterators.train_pass(data)) == numbers(iterators.train_pass(data)) == [[0, 1], [2, 3], [4, 5]]
+    assert iterators.next_valid(data).tolist() == [0, 1]
 
 
 def test_a_pass_that_was_saved_at_its_end_has_no_batch_left() -> None:
-    streams, data = Streams(), [1, 2]
-    passing = streams.once(data)
+    iterators, data = BatchIterators(), [1, 2]
+    passing = iterators.train_pass(data)
     assert [next(passing), next(passing)] == data
-    other = Streams()
-    other.load_state_dict(streams.state_dict())
-    assert list(other.once(data)) == [] and list(other.once(data)) == data
+    other = BatchIterators()
+    other.load_state_dict(iterators.state_dict())
+    assert list(other.train_pass(data)) == [] and list(other.train_pass(data)) == data
 
 
 @pytest.mark.parametrize("taken", [0, 2, 5, 7])
@@ -74,33 +74,33 @@ def test_loaders_with_generators_of_their_own_go_on_where_they_stood(taken: int)
     def loader() -> DataLoader[Any]:
         return shuffled(generator=torch.Generator().manual_seed(3))
 
-    def batches(streams: Streams, data: DataLoader[Any]) -> Any:
+    def batches(iterators: BatchIterators, data: DataLoader[Any]) -> Any:
         while True:
-            yield from streams.once(data)
+            yield from iterators.train_pass(data)
 
-    whole, data = batches(Streams(), loader()), loader()
+    whole, data = batches(BatchIterators(), loader()), loader()
     wanted = numbers(next(whole) for _ in range(15))
-    begun = Streams()
+    begun = BatchIterators()
     first = batches(begun, data)
     found = numbers(next(first) for _ in range(taken))
-    other = Streams()
+    other = BatchIterators()
     other.load_state_dict(begun.state_dict())
     rest = batches(other, loader())
     assert found + numbers(next(rest) for _ in range(15 - taken)) == wanted
 
 
 def test_loading_within_a_pass_is_told() -> None:
-    streams = Streams()
+    iterators = BatchIterators()
     with pytest.raises(RuntimeError, match="a state was loaded inside a pass over batches"):
-        for _ in streams.once([1, 2, 3]):
-            streams.load_state_dict(streams.state_dict())
+        for _ in iterators.train_pass([1, 2, 3]):
+            iterators.load_state_dict(iterators.state_dict())
 
 
 def test_held_out_batches_go_round_and_round() -> None:
-    streams = Streams()
-    assert [streams.again([1, 2, 3]) for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]
+    iterators = BatchIterators()
+    assert [iterators.next_valid([1, 2, 3]) for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]
     with pytest.raises(ValueError, match="the validation data hold no batch"):
-        Streams().again([])
+        BatchIterators().next_valid([])
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -111,15 +111,15 @@ def test_a_pass_goes_on_where_it_was_saved(own: bool) -> None:
         return shuffled(generator=torch.Generator().manual_seed(7)) if own else shuffled()
 
     torch.manual_seed(0)
-    whole = numbers(Streams().once(loader()))
+    whole = numbers(BatchIterators().train_pass(loader()))
     torch.manual_seed(0)
-    streams = Streams()
-    passing = streams.once(loader())
+    iterators = BatchIterators()
+    passing = iterators.train_pass(loader())
     begun = numbers(next(passing) for _ in range(2))
-    saved, random = streams.state_dict(), torch.get_rng_state()
+    saved, random = iterators.state_dict(), torch.get_rng_state()
     torch.manual_seed(99)
-    other = Streams()
+    other = BatchIterators()
     other.load_state_dict(saved)
     torch.set_rng_state(random)
-    assert begun + numbers(other.once(loader())) == whole
+    assert begun + numbers(other.train_pass(loader())) == whole
     assert torch.equal(torch.get_rng_state(), random)

@@ -16,7 +16,7 @@ from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass
 from revtune.tuning.hypers.kinds import Positive, Rate
 from revtune.tuning.regularizers.dropouts import TunedDropout
 from revtune.tuning.tuner import bilevel
-from revtune.tuning.tuner.bilevel import Problem
+from revtune.tuning.tuner.bilevel import BilevelProblem
 from tests.tuned_nets import adopt, answering, convolutional
 
 GRADIENTS = {"delta": bilevel.delta, "stn": bilevel.stn}
@@ -30,14 +30,14 @@ def unscaled(loss: Tensor) -> Tensor:
 # What moves
 
 
-def classifier(method: str) -> tuple[Problem, Any]:
+def classifier(method: str) -> tuple[BilevelProblem, Any]:
     """A convolutional net with everything in it, and a batch."""
     torch.manual_seed(0)
     hypers = Hyperparameters(a=Rate(0.3), b=Positive(0.1)).double()
     hypers.centred = method == "delta"
     net = answering(adopt(convolutional(), hypers))
     batch = (torch.randn(5, 3, 6, 6, dtype=torch.float64), torch.randint(3, (5,)))
-    problem = Problem(
+    problem = BilevelProblem(
         net, hypers, lambda net, batch: net(batch[0]),
         lambda out, batch, h: F.cross_entropy(out, batch[1], reduction="none") * (1 + h.a + h.b),
         lambda out, batch: F.cross_entropy(out, batch[1]), lambda batch: len(batch[1]),
@@ -45,7 +45,7 @@ def classifier(method: str) -> tuple[Problem, Any]:
     return problem, batch
 
 
-def everything(problem: Problem) -> dict[str, Tensor]:
+def everything(problem: BilevelProblem) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in problem.model.state_dict(keep_vars=False).items()}
 
 
@@ -55,7 +55,7 @@ def test_a_validation_step_moves_no_weight_no_statistic_and_no_gradient(method: 
     GRADIENTS[method](problem, batch, unscaled)
     before, own = everything(problem), dict(problem.model.named_parameters())
     grads = {name: p.grad.clone() for name, p in own.items() if p.grad is not None}
-    _, found = bilevel.held_out(problem, batch, 0.0)
+    _, found = bilevel.hypergradients(problem, batch, 0.0)
     assert all(bool(grad.any()) for grad in found.values())
     assert all(torch.equal(value, before[name]) for name, value in everything(problem).items())
     assert grads and all(torch.equal(own[name].grad, grad) for name, grad in grads.items())  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ def test_the_hypergradient_is_that_of_the_responded_loss() -> None:
     with torch.no_grad():
         problem.hypers.spread.fill_(-40.0)
     now = problem.hypers.raw.detach().clone()
-    _, grads = bilevel.held_out(problem, batch, 0.0)
+    _, grads = bilevel.hypergradients(problem, batch, 0.0)
     for place in range(2):
         sides = []
         for sign in (1, -1):
@@ -112,9 +112,9 @@ def test_entropy_rewards_scale() -> None:
     assert torch.equal(rewarded[problem.hypers.raw], without[problem.hypers.raw])
 
 
-def seeded(problem: Problem, batch: Any, entropy: float) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
+def seeded(problem: BilevelProblem, batch: Any, entropy: float) -> tuple[Tensor, dict[nn.Parameter, Tensor]]:
     torch.manual_seed(3)
-    return bilevel.held_out(problem, batch, entropy)
+    return bilevel.hypergradients(problem, batch, entropy)
 
 
 # Bad losses
@@ -127,14 +127,14 @@ def test_a_loss_that_is_not_finite_is_named_by_its_level(method: str) -> None:
     with pytest.raises(NonFiniteError, match="the training loss is nan"):
         GRADIENTS[method](problem, bad, unscaled)
     with pytest.raises(NonFiniteError, match="the validation loss is nan"):
-        bilevel.held_out(problem, bad, 0.0)
+        bilevel.hypergradients(problem, bad, 0.0)
 
 
 def test_a_validation_loss_that_reads_a_hyperparameter_is_refused() -> None:
     problem, batch = classifier("stn")
     problem.model.register_forward_pre_hook(lambda *_: problem.hypers["a"] and None)
     with pytest.raises(HyperparameterError, match="'a' is read in a validation pass"):
-        bilevel.held_out(problem, batch, 0.0)
+        bilevel.hypergradients(problem, batch, 0.0)
     assert problem.hypers.current is None and all(p.requires_grad for p in problem.model.parameters())
 
 
@@ -146,7 +146,7 @@ def test_a_loss_that_is_no_tensor_is_refused() -> None:
 # What Delta-STN goes through, and what it cannot
 
 
-def small(net: nn.Module, method: str, predict: Callable[..., Any] | None = None, loss: Any = None) -> Problem:
+def small(net: nn.Module, method: str, predict: Callable[..., Any] | None = None, loss: Any = None) -> BilevelProblem:
     """A network on rows of 4 numbers that answers, and its losses."""
     hypers = Hyperparameters(a=Rate(0.3), b=Positive(0.1)).double()
     hypers.centred = method == "delta"
@@ -155,7 +155,7 @@ def small(net: nn.Module, method: str, predict: Callable[..., Any] | None = None
         if type(module) is nn.Dropout and module.p:
             module.__class__ = TunedDropout
             module.adopt(hypers, "a")  # type: ignore[operator]
-    return Problem(
+    return BilevelProblem(
         net, hypers, predict or (lambda net, batch: net(batch[0])),
         loss or (lambda out, batch, h: (out**2).flatten(1).sum(1) * (1 + h.b)),
         lambda out, batch: (out**2).mean(), lambda batch: len(batch[0]),
@@ -166,12 +166,12 @@ def row(*shape: int) -> tuple[Tensor]:
     return (torch.randn(*(shape or (5, 4)), generator=torch.Generator().manual_seed(1), dtype=torch.float64),)
 
 
-def gradients(problem: Problem, method: str, batch: Any) -> list[Tensor]:
+def gradients(problem: BilevelProblem, method: str, batch: Any) -> list[Tensor]:
     """Of all weights by a training step, and of hyperparameters by a validation step."""
     torch.manual_seed(3)
     GRADIENTS[method](problem, batch, unscaled)
     grads = [p.grad for group in problem.parameters() for p in group if p.grad is not None]
-    return [*grads, *bilevel.held_out(problem, batch, 0.0)[1].values()]
+    return [*grads, *bilevel.hypergradients(problem, batch, 0.0)[1].values()]
 
 
 class Deep(nn.Module):
@@ -200,7 +200,9 @@ def test_checkpointed_code_has_the_gradients_that_it_has_otherwise(method: str) 
 @methods
 def test_reentrant_checkpoints_are_refused_on_both_levels(method: str) -> None:
     problem = small(Deep(True), method)
-    for step in (lambda: GRADIENTS[method](problem, row(), unscaled), lambda: bilevel.held_out(problem, row(), 0.0)):
+    train = lambda: GRADIENTS[method](problem, row(), unscaled)  # noqa: E731
+    valid = lambda: bilevel.hypergradients(problem, row(), 0.0)  # noqa: E731
+    for step in (train, valid):
         with pytest.raises(ValueError, match="must be called with use_reentrant=False"):
             step()
     problem.model(*row())
@@ -228,7 +230,7 @@ def test_attention_has_the_linear_predictions_gradient() -> None:
     hypers, own = problem.hypers, dict(problem.model.named_parameters())
     raw = hypers.raw.detach() + torch.randn(5, 2, dtype=torch.float64)
     d = hypers.departure(raw)
-    bilevel._responses(problem, (x,), raw, d, unscaled)
+    bilevel._add_response_gradients(problem, (x,), raw, d, unscaled)
     weights = {name: p.detach() for name, p in own.items() if "response" in name}
 
     def loss(weights: dict[str, Tensor]) -> Tensor:

@@ -473,7 +473,7 @@ def test_a_tuner_goes_when_it_is_let_go_and_its_workers_with_it(carry: bool) -> 
     try:
         passes = of.batches(train, valid)
         of.step(*next(passes))
-        iterators = [of.streams._train.batches, of.streams._valid.batches]
+        iterators = [of.batch_iterators._train.batches, of.batch_iterators._valid.batches]
         workers: list[Any] = [one for it in iterators for one in it._workers]  # type: ignore[union-attr]
         gone = weakref.ref(of)
         assert all(worker.is_alive() for worker in workers) and len(workers) == 2

@@ -1,4 +1,4 @@
-"""What regularizers with tuned values share."""
+"""What regularizers with tuned strengths share."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from torch import Tensor, nn
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.ranges import Range, Value
-from revtune.tuning.responses.linearized import Recorded
-from revtune.tuning.responses.responding import laid
+from revtune.tuning.responses.linearized import ResponseRecord
+from revtune.tuning.responses.responding import laid_over
 
 
-class Tuned(nn.Module):
-    """What regularizers with tuned values share; write one's own by saying `limits` and reading `self.value(key)`.
+class TunedRegularizer(nn.Module):
+    """What regularizers with tuned strengths share; for one of your own, set `limits` and read `self.value(key)`.
 
     Args:
         hypers: where names are looked up; the same that `self_tuning` is given.
         batch_dim: which dimension of inputs is examples.
-        values: a hyperparameter's name or a number for each of `limits`.
+        values: for each strength in `limits`, a hyperparameter's name or a number.
 
     Attributes:
-        limits: what each value may be.
-        plain: the class of torch that it becomes where it is tuned no more.
-        advice: what may help where it was given rows that are not the examples'; `name` is its class.
+        limits: what each strength may be.
+        plain: the class of torch that it becomes when it is made plain.
+        advice: what may help where the rows of its input are not the examples; `name` is its class.
 
     Raises:
         ValueError: there is no such hyperparameter, or it or the number can be outside the limits.
 
     Example:
-        >>> class Gain(Tuned):
+        >>> class Gain(TunedRegularizer):
         ...     limits = {"gain": Range(0)}
         ...     def forward(self, x): return x * self.along("gain", x) if self.training else x
         >>> hypers = Hyperparameters(gain=Positive(2.0))
@@ -49,54 +49,55 @@ class Tuned(nn.Module):
     def _take_up(self, hypers: Hyperparameters, batch_dim: int, values: dict[str, float | str]) -> None:
         for key, value in values.items():
             self.limits[key].check_tuned(f"{type(self).__name__}: {key}", value, hypers)
+        # in a tuple, as nn.Module would make the set a child, and its parameters this module's
         self._hypers, self._values, self.batch_dim = (hypers,), dict(values), batch_dim
 
     @property
     def hypers(self) -> Hyperparameters:
-        """Where it reads."""
+        """The hyperparameters that it reads."""
         return self._hypers[0]
 
     def value(self, key: str) -> Value:
-        """A strength now, in user units: a number, 0-d, or (B,); detached."""
-        value = self._values[key]
-        found = self.hypers[value] if isinstance(value, str) else value
-        return found.detach() if isinstance(found, Tensor) else found
+        """A strength as it is now, in user units: a number, 0-d, or (B,); detached."""
+        given = self._values[key]
+        value = self.hypers[given] if isinstance(given, str) else given
+        return value.detach() if isinstance(value, Tensor) else value
 
     def along(self, key: str, x: Tensor, unit_dim: int = -1) -> Value:
-        """A strength now, shaped to broadcast over x as responses are over outputs (`response.laid`)."""
+        """A strength as it is now, shaped to broadcast over x as responses do over outputs (`laid_over`)."""
         value = self.value(key)
         if not isinstance(value, Tensor) or value.dim() == 0:
             return value
-        over = x.shape if x.dim() > 1 else (*x.shape, 1)
-        found = laid(value[:, None], over, self.batch_dim, unit_dim, type(self).__name__, self.advice)
-        return found if x.dim() > 1 else found[:, 0]
+        shape = x.shape if x.dim() > 1 else (*x.shape, 1)
+        shaped = laid_over(shape, value[:, None], self.batch_dim, unit_dim, type(self).__name__, self.advice)
+        return shaped if x.dim() > 1 else shaped[:, 0]
 
     def once(self, x: Tensor, change: Callable[[], Tensor]) -> Tensor:
-        """`change()`, x changed at some cost; Delta-STN's second pass does without where it can (`linearized`)."""
-        tape = self._tape
-        return change() if tape is None else tape.once(self, x, change)
+        """`change()`, which changes x at some cost; Delta-STN's second pass does without it where it can."""
+        record = self._record
+        return change() if record is None else record.once(self, x, change)
 
     def times(self, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """`x * draw()`; Delta-STN's second pass takes what was drawn in the first."""
-        tape = self._tape
-        return x * draw() if tape is None else tape.times(self, x, draw)
+        record = self._record
+        return x * draw() if record is None else record.times(self, x, draw)
 
-    def drawn(self, draw: Callable[[], Tensor]) -> Tensor:
+    def draw_once(self, draw: Callable[[], Tensor]) -> Tensor:
         """`draw()`, which is small; Delta-STN's second pass takes what was drawn in the first."""
-        tape = self._tape
-        return draw() if tape is None else tape.drawn(self, draw)
+        record = self._record
+        return draw() if record is None else record.draw_once(self, draw)
 
     @property
-    def _tape(self) -> Recorded | None:
+    def _record(self) -> ResponseRecord | None:
         bound = self.hypers.current
-        return None if bound is None else bound.tape
+        return None if bound is None else bound.record
 
     def now(self) -> dict[str, float]:
-        """Current values of all strengths."""
+        """The current values of all strengths, as numbers."""
         current = self.hypers.values()
         return {key: current[value] if isinstance(value, str) else value for key, value in self._values.items()}
 
-    def drop(self) -> None:
+    def become_plain(self) -> None:
         """Become a plain torch module that is equal in evaluation."""
         for name in ("_hypers", "_values", "batch_dim"):
             delattr(self, name)

@@ -1,0 +1,232 @@
+"""What a conversion will do, settled module by module before any module is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from revtune.tuning.conversion.bypasses import read_directly, reason_left, shared_weights, without_response
+from revtune.tuning.hypers.hyperparameters import Hyperparameters
+from revtune.tuning.hypers.ranges import Range
+from revtune.tuning.noise import BATCH_RATE, RATE
+from revtune.tuning.regularizers.dropouts import (
+    TunedDropout,
+    TunedDropout1d,
+    TunedDropout2d,
+    TunedDropout3d,
+    TunedLockedDropout,
+    TunedNoise,
+)
+from revtune.tuning.responses.registered import LAYERS, ResponseRegistered
+
+START = 0.05
+"""Where a rate starts that is 0 in the network, as no gradient would reach it there."""
+
+DROPOUTS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Dropout: TunedDropout, nn.Dropout1d: TunedDropout1d, nn.Dropout2d: TunedDropout2d, nn.Dropout3d: TunedDropout3d
+}  # fmt: skip
+"""The tuned class of each of torch's dropouts."""
+
+READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+"""Modules of torch that hand their layers' weights to fused functions: a response in there would not be computed."""
+
+
+class RecurrentRate(NamedTuple):
+    """A rate of a recurrent layer: the attribute by which its response layer reads it, and what it may be."""
+
+    attribute: str
+    limits: Range
+
+
+RECURRENT_RATES = {
+    "dropout": RecurrentRate("_tuned_rate", RATE),
+    "weight_drop": RecurrentRate("_tuned_weight_drop", BATCH_RATE),
+}
+
+
+@dataclass
+class Conversion:
+    """What `self_tuning` did, by name of module: what each was replaced by, and why others were left alone."""
+
+    replaced: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    batch_dim: int = 0
+
+    def __str__(self) -> str:
+        replaced = [f"  {name}: {what}" for name, what in self.replaced.items()] or ["  nothing"]
+        left = [f"  {name}: {why}" for name, why in self.left.items()] or ["  nothing"]
+        return "\n".join(["replaced", *replaced, "left alone", *left])
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """One module to be converted where it stands.
+
+    Attributes:
+        module: the module.
+        kind: the class that it becomes.
+        name: what it adopts: a dropout the hyperparameter of its rate, a layer its own name.
+        batch_dim: which dimension of its input is examples.
+        rates: the hyperparameters of a recurrent layer's rates, by rate.
+    """
+
+    module: Any
+    kind: type[nn.Module]
+    name: str
+    batch_dim: int
+    rates: dict[str, str] = field(default_factory=dict)
+
+    def apply(self, hypers: Hyperparameters) -> None:
+        """Change the module's class, so that its weights, its hooks and all that refer to it stay."""
+        self.module.__class__ = self.kind
+        self.module.adopt(hypers, self.name, self.batch_dim)
+        for rate, tuned in self.rates.items():
+            setattr(self.module, RECURRENT_RATES[rate].attribute, partial(hypers.__getitem__, tuned))
+
+
+class Plan:
+    """The conversion of a network, as far as it can be told before anything is changed.
+
+    Args:
+        net: the network.
+        hypers: what it is to be tuned by; None for a rate for each dropout.
+        batch_dim: which dimension of the layers' inputs is examples.
+        leave: names of modules that stay as they are.
+
+    Attributes:
+        replacements: modules to be converted, in order.
+        rates: without hyperparameters, the present rates of those that are to be tuned, by name.
+        warnings: sentences for the user.
+        report: what will have been done.
+
+    Raises:
+        ValueError: a registered layer cannot respond, or a hyperparameter cannot be a rate.
+    """
+
+    def __init__(
+        self, net: nn.Module, hypers: Hyperparameters | None, batch_dim: int = 0, leave: Collection[str] = ()
+    ) -> None:
+        self._hypers, self._batch_dim = hypers, batch_dim
+        self.replacements: list[Replacement] = []
+        self.rates: dict[str, float] = {}
+        self.warnings: list[str] = []
+        self.report = Conversion(batch_dim=batch_dim)
+        self._shared, self._read = shared_weights(net), _read_weights(net)
+        self._closed: set[str] = set()  # modules whose layers have no response; their dropouts are tuned
+        for name, module in net.named_modules():
+            if _inside(name, leave) is None:
+                self._plan(name, module)
+            elif name in leave:
+                self.report.left[name] = "it was to be left alone"
+
+    def _plan(self, name: str, module: nn.Module) -> None:
+        own = name or "the network itself"
+        if type(module) in DROPOUTS:
+            self._plan_dropout(name or "dropout", module)
+        elif _inside(name, self._closed) is not None:
+            if isinstance(module, nn.MultiheadAttention) and module.dropout:
+                self.report.left[name] = f"the dropout of its weights stays {module.dropout}"
+        elif isinstance(module, READS_WEIGHTS):
+            self._closed.add(name)
+            self.report.left[own] = f"{type(module).__name__} reads the weights of its layers directly"
+            self.warnings.append(f"{own}: {self.report.left[own]}, so they have no response")
+        elif type(module) in LAYERS and (reader := _inside(name, self._read)):
+            self.report.left[name] = f"the forward of {self._read[reader]} reads its weights directly"
+        elif type(module) in LAYERS:
+            self._plan_layer(name, module)
+        elif isinstance(module, TunedNoise | TunedLockedDropout) and module.batch_dim != self._batch_dim:
+            dims = f"{own} has batch_dim={module.batch_dim} and the network batch_dim={self._batch_dim}"
+            self.warnings.append(f"{dims}; if its inputs are as those of the layers, give it that too")
+        elif not isinstance(module, Hyperparameters) and (why := reason_left(module)):
+            self.report.left[own] = why
+            if without_response(module):
+                self.warnings.append(f"{own}: {why}")
+
+    def _plan_dropout(self, name: str, module: Any) -> None:
+        tuned = hyper_of(name, self._hypers)
+        if tuned is None:
+            self.report.left[name] = f"no hyperparameter is named after it; its rate stays {module.p}"
+            return
+        if self._hypers is None:
+            self.rates[tuned] = float(module.p)
+        else:
+            RATE.check_tuned(name, tuned, self._hypers)
+        self.report.replaced[name] = f"{type(module).__name__}, its rate tuned{self._starts(module.p)}"
+        self.replacements.append(Replacement(module, DROPOUTS[type(module)], tuned, self._batch_dim))
+
+    def _plan_layer(self, name: str, module: nn.Module) -> None:
+        kind = LAYERS[type(module)]
+        if issubclass(kind, ResponseRegistered) and (why := kind.refuses(module)):
+            raise ValueError(f"{name or 'the network'}, a {type(module).__name__}, cannot respond: {why}")
+        if why := (_tied(module, self._shared) or _without_grad(module) or kind.refuses(module)):
+            self.report.left[name or "the network itself"] = why
+            return
+        rates = self._plan_rates(name, module) if isinstance(module, nn.LSTM | nn.GRU) else {}
+        if isinstance(module, nn.RNNBase) and module.batch_first == bool(self._batch_dim) and name:
+            its, other = ("examples", "time") if module.batch_first else ("time", "examples")
+            self.warnings.append(
+                f"{name} takes {its} first, and batch_dim={self._batch_dim} says that other layers have {other} first; "
+                f"where they have not, give self_tuning batch_dim={1 - self._batch_dim}"
+            )
+        also = f", its {' and '.join(rates)} tuned" if rates else ""
+        also += self._starts(module.dropout) if rates else ""
+        self.report.replaced[name or "the network itself"] = f"{kind.__name__}{also}"
+        self.replacements.append(Replacement(module, kind, name or "the network", self._batch_dim, rates))
+
+    def _plan_rates(self, name: str, module: nn.LSTM | nn.GRU) -> dict[str, str]:
+        """What `recurrent_rates` gives, checked; without hyperparameters the rates are to become some."""
+        rates = recurrent_rates(name, module, self._hypers)
+        if self._hypers is None:
+            self.rates.update({tuned: module.dropout for tuned in rates.values()})
+            return rates
+        for rate, tuned in rates.items():
+            RECURRENT_RATES[rate].limits.check_tuned(f"{name}.{rate}", tuned, self._hypers)
+        return rates
+
+    def _starts(self, rate: Any) -> str:
+        """What is said of a rate that starts elsewhere than the network has it."""
+        return f" (it was 0, and starts at {START})" if self._hypers is None and not rate else ""
+
+
+def hyper_of(name: str, hypers: Hyperparameters | None) -> str | None:
+    """The hyperparameter that a module of this name is tuned by: that of its name, whole or its last part."""
+    if hypers is None:
+        return name
+    return next((own for own in (name, name.rpartition(".")[2]) if own in hypers.names), None)
+
+
+def recurrent_rates(name: str, module: nn.RNNBase, hypers: Hyperparameters | None) -> dict[str, str]:
+    """The hyperparameters of a recurrent module's rates, by rate: between its layers, and of its recurrent weights."""
+    prefix = f"{name}." if name else ""
+    rates = ["dropout"] * (module.num_layers > 1) + ["weight_drop"] * (hypers is not None)
+    found = {rate: hyper_of(prefix + rate, hypers) for rate in rates}
+    return {rate: tuned for rate, tuned in found.items() if tuned}
+
+
+def _read_weights(net: nn.Module) -> dict[str, str]:
+    """Modules whose weights, or those of all inside, another's forward reads: by name the class of that other one."""
+    return {
+        f"{name}.{path}" if name else path: type(module).__name__
+        for name, module in net.named_modules()
+        for path in read_directly(module)
+    }
+
+
+def _inside(name: str, names: Collection[str]) -> str | None:
+    """The first of some modules that is this one or holds it; "" is the network, which holds all."""
+    return next((outer for outer in names if name == outer or name.startswith(f"{outer}.") or not outer), None)
+
+
+def _without_grad(module: nn.Module) -> str | None:
+    own = [p for p in module._parameters.values() if p is not None]
+    return "its weights are frozen" if own and not any(p.requires_grad for p in own) else None
+
+
+def _tied(module: nn.Module, shared: set[int]) -> str | None:
+    tied = any(id(p) in shared for p in module._parameters.values() if p is not None)
+    # where an embedding and a readout share a weight, the embedding's module has the response
+    return "its weight is tied to another module's" if tied and not isinstance(module, nn.Embedding) else None
