@@ -34,13 +34,13 @@ def adopt(net: nn.Module, hypers: Hyperparameters, batch_dim: int = 0) -> nn.Mod
     by_plain = {kind.plain: kind for kind in KINDS} | own
     for name, module in list(net.named_modules()):
         if type(module) in by_plain:
-            found: Any = module
-            found.__class__ = by_plain[type(module)]
-            found.adopt(hypers, name, batch_dim)
+            layer: Any = module
+            layer.__class__ = by_plain[type(module)]
+            layer.adopt(hypers, name, batch_dim)
     return net
 
 
-def answering(net: nn.Module, seed: int = 0) -> nn.Module:
+def with_responses(net: nn.Module, seed: int = 0) -> nn.Module:
     """The network with responses that are not 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -179,7 +179,9 @@ class Responding(nn.Module):
                 left.remove(shift)
                 yield first, None, own[shift]
         if left:
-            raise TypeError(f"one cannot tell what {', '.join(sorted(left))} of {type(self).__name__} belong to")
+            raise TypeError(
+                f"revtune cannot tell what {', '.join(sorted(left))} of {type(self).__name__} belong to by their names"
+            )
 
     def become_plain(self) -> None:
         """Become the plain layer again, which it is where all responses are zero."""

@@ -222,8 +222,8 @@ def mean_of(losses: Tensor, level: str, size: int | None = None) -> Tensor:
         kind = losses.dtype if isinstance(losses, Tensor) else type(losses).__name__
         raise TypeError(f"the {level} loss must be a tensor of floating-point numbers, got {kind}")
     if size is not None and losses.shape not in ((), (size,)):
-        wanted = f"(B,) = ({size},), one an example, or their mean"
-        raise ValueError(f"the {level} loss must be {wanted}, got shape {tuple(losses.shape)}")
+        expected = f"(B,) = ({size},), one an example, or their mean"
+        raise ValueError(f"the {level} loss must be {expected}, got shape {tuple(losses.shape)}")
     if not losses.requires_grad:
         raise ValueError(f"the {level} loss has no gradient: what it is made of was detached, or made without one")
     return losses.mean()

@@ -131,7 +131,7 @@ class Tuner:
         base, added = self.groups
         self.optimizer = checked(make([{"params": base}, {"params": added, "weight_decay": 0.0}]), base, added, hypers)
         own = [hypers.raw, hypers.spread]
-        self.hyper_optimizer = checked_hyper(make_hyper([{"params": [one]} for one in own]), own)
+        self.hyper_optimizer = checked_hyper(make_hyper([{"params": [parameter]} for parameter in own]), own)
         self.history, self.batch_iterators = History(), BatchIterators()
         self.steps = self.valid_steps = 0
         hypers.read.clear()

@@ -17,7 +17,7 @@ from revtune.tuning.regularizers.dropouts import TunedLockedDropout, TunedNoise
 from revtune.tuning.regularizers.weights import TunedWeightDrop
 from revtune.tuning.responses.responding import Responding
 from revtune.tuning.tuner.tuner import Tuner
-from tests.tuned_nets import Tied, answering, pictures
+from tests.tuned_nets import Tied, pictures, with_responses
 
 
 class Functional(nn.Module):
@@ -64,7 +64,7 @@ def test_the_network_computes_what_it_did_and_keeps_its_names_and_weights() -> N
 
 
 def test_tuned_weights_and_values_are_saved_and_loaded_without_unpickling() -> None:
-    nets: list[Any] = [answering(self_tuning(pictures()), seed) for seed in (1, 2)]
+    nets: list[Any] = [with_responses(self_tuning(pictures()), seed) for seed in (1, 2)]
     net, other = nets
     with torch.no_grad():
         net.hypers.raw.add_(1)
@@ -138,7 +138,7 @@ def test_a_weight_that_forward_reads_is_the_frozen_networks_too(centred: bool) -
             found: Tensor = self.out(self.drop(self.words(x)))
             return found @ self.words.weight.t()
 
-    net: Any = answering(self_tuning(ByHand()))
+    net: Any = with_responses(self_tuning(ByHand()))
     net.hypers.centred = centred
     x = torch.randint(9, (5, 4))
     torch.testing.assert_close(frozen(net).eval()(x), net.eval()(x), atol=1e-5, rtol=1e-5)

@@ -15,7 +15,7 @@ from revtune.tuning.conversion.freeze import frozen
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Rate
 from revtune.tuning.responses.responding import Responding
-from tests.tuned_nets import Tied, answering, pictures
+from tests.tuned_nets import Tied, pictures, with_responses
 
 
 @pytest.mark.parametrize("kept_as", ["hyper", "hypers"])
@@ -39,7 +39,7 @@ def test_frozen_networks_hold_no_hyperparameters_anywhere(kept_as: str) -> None:
 
 @pytest.mark.parametrize("centred", [True, False])
 def test_frozen_is_a_plain_network_of_the_same_outputs(centred: bool) -> None:
-    net: Any = answering(self_tuning(pictures()))
+    net: Any = with_responses(self_tuning(pictures()))
     net.hypers.centred = centred
     x = torch.randn(5, 3, 8, 8)
     plain = frozen(net)
@@ -52,7 +52,7 @@ def test_frozen_is_a_plain_network_of_the_same_outputs(centred: bool) -> None:
 
 @pytest.mark.parametrize("centred", [True, False])
 def test_a_tied_embedding_responds_and_its_readout_stays(centred: bool) -> None:
-    net: Any = answering(self_tuning(Tied()))
+    net: Any = with_responses(self_tuning(Tied()))
     net.hypers.centred = centred
     x = torch.randint(9, (5, 4))
     plain: Any = frozen(net)

@@ -128,8 +128,8 @@ def test_bad_input_is_named(call: Callable[[], object], told: str) -> None:
         call()
 
 
-def answering(net: nn.Module, hypers: Hyperparameters) -> nn.Module:
-    """A network in float64, its layers converted and answering at random."""
+def with_responses(net: nn.Module, hypers: Hyperparameters) -> nn.Module:
+    """A network in float64, its layers converted and with_responses at random."""
     net.double()
     hypers.double()
     for name, layer in net.named_modules():
@@ -176,7 +176,7 @@ def brute(layer: nn.Module, parameters: dict[str, Tensor], d: Tensor) -> Tensor:
 @pytest.mark.parametrize("plain", LAYERS, ids=str)
 def test_the_norm_and_its_gradients_are_those_of_copies(plain: nn.Module) -> None:
     hypers = hypers_of_two()
-    layer, d = answering(copy.deepcopy(plain), hypers), torch.randn(5, 2, dtype=torch.float64)
+    layer, d = with_responses(copy.deepcopy(plain), hypers), torch.randn(5, 2, dtype=torch.float64)
     names, values = zip(*layer.named_parameters(), strict=True)
     with hypers.bound(Pass(5, d, None)):
         found = weight_norm2(layer)
@@ -192,7 +192,7 @@ def test_the_norm_and_its_gradients_are_those_of_copies(plain: nn.Module) -> Non
 @pytest.mark.parametrize("plain", LAYERS, ids=str)
 def test_the_norm_passes_gradcheck(plain: nn.Module) -> None:
     hypers = hypers_of_two()
-    layer = answering(copy.deepcopy(plain), hypers)
+    layer = with_responses(copy.deepcopy(plain), hypers)
     names, values = zip(*layer.named_parameters(), strict=True)
 
     def norm(d: Tensor, *given: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ def whole() -> tuple[Any, Hyperparameters]:
     net: Any = nn.ModuleDict(
         {"words": nn.Embedding(7, 4), "hidden": nn.Linear(4, 4), "norm": nn.LayerNorm(4), "rest": nn.PReLU(4)}
     )
-    answering(net, hypers)
+    with_responses(net, hypers)
     net["out"] = nn.Linear(4, 7, bias=False).double()
     net["out"].weight = net["words"].weight
     net["hidden"].hyperparameters = hypers

@@ -16,7 +16,7 @@ from revtune.tuning.regularizers.regularizer import TunedRegularizer
 from revtune.tuning.responses.linearized import ResponseRecord
 from revtune.tuning.responses.registered import register_response
 from tests.stored import relative
-from tests.tuned_nets import adopt, answering, at, convolutional, two
+from tests.tuned_nets import adopt, at, convolutional, two, with_responses
 
 
 def by_hand(net: nn.Module, hypers: Hyperparameters, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,7 +79,7 @@ NETS: list[tuple[Any, Any]] = [
 def test_prediction_and_gradient_are_those_of_jvp(make: Any, draw: Any) -> None:
     torch.manual_seed(1)
     hypers = two().double()
-    net = answering(adopt(make(), hypers))
+    net = with_responses(adopt(make(), hypers))
     x, d = draw(), torch.randn(5, 2, dtype=torch.float64)
     y, tangent = by_hand(net, hypers, x, d)
     weights = {name: p.detach() for name, p in net.named_parameters() if "response" in name}
@@ -110,7 +110,7 @@ def test_prediction_and_gradient_are_those_of_jvp(make: Any, draw: Any) -> None:
 def test_the_tangent_is_the_difference_quotient() -> None:
     torch.manual_seed(1)
     hypers = two().double()
-    net = answering(adopt(convolutional(), hypers))
+    net = with_responses(adopt(convolutional(), hypers))
     x, d = torch.randn(5, 3, 6, 6, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
     _, tangent = by_hand(net, hypers, x, d)
     quotient = (at(net, hypers, x, 1e-6 * d) - at(net, hypers, x, -1e-6 * d)) / 2e-6
@@ -137,7 +137,7 @@ def test_what_was_drawn_is_taken_from_the_recording(monkeypatch: pytest.MonkeyPa
         adopt(nn.Linear(4, 8), hypers), nn.Dropout(0.5), last,
         nn.ReLU(inplace=True), nn.Dropout(0.5), TunedNoise(hypers, 0.1), adopt(nn.Linear(8, 3), hypers),
     ).double()  # fmt: skip
-    answering(net)
+    with_responses(net)
     x, raw = torch.randn(5, 6, 4, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
 
     def run() -> list[Tensor]:

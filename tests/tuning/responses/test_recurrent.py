@@ -284,7 +284,7 @@ def test_gradients_that_are_not_wanted_are_not_made(kind: Kind) -> None:
 
 
 class Encoder(nn.Module):
-    """A layer that tells inputs and first states to a recurrent one, all answering."""
+    """A layer that tells inputs and first states to a recurrent one, all with_responses."""
 
     def __init__(self, kind: Kind, options: dict[str, Any], form: str) -> None:
         super().__init__()

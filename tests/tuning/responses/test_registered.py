@@ -12,7 +12,7 @@ from revtune.tuning.conversion.convert import self_tuning
 from revtune.tuning.conversion.freeze import frozen
 from revtune.tuning.hypers.hyperparameters import Pass
 from revtune.tuning.responses.registered import LAYERS, register_response
-from tests.tuned_nets import answering
+from tests.tuned_nets import with_responses
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def registry() -> Iterator[None]:
 
 def tuned(layer: nn.Module, x: Tensor) -> Any:
     """A network of it after a pass in which it answers."""
-    net: Any = answering(self_tuning(nn.Sequential(layer, nn.Dropout(0.1))))
+    net: Any = with_responses(self_tuning(nn.Sequential(layer, nn.Dropout(0.1))))
     with net.hypers.bound(Pass(len(x), torch.randn(len(x), 1), None, training=False)):
         net.eval()(x)
     return net
@@ -42,7 +42,7 @@ def test_ones_own_layer_responds_once_it_is_registered() -> None:
 
     try:
         register_response(Doubled)
-        layer: Any = answering(self_tuning(nn.Sequential(Doubled(), nn.Dropout(0.1))))
+        layer: Any = with_responses(self_tuning(nn.Sequential(Doubled(), nn.Dropout(0.1))))
     finally:
         LAYERS.pop(Doubled, None)
     x, d = torch.randn(5, 4), torch.randn(5, 1)

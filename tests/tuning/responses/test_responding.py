@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from revtune.tuning.hypers.hyperparameters import Pass
 from revtune.tuning.responses.responding import ADDED
-from tests.tuned_nets import adopt, answering, at, responding, two
+from tests.tuned_nets import adopt, at, responding, two, with_responses
 
 LAYERS: list[tuple[Any, Any]] = [
     (lambda: nn.Linear(5, 4), lambda: torch.randn(6, 5)),
@@ -42,7 +42,7 @@ def test_every_example_is_answered_at_its_own_hyperparameters(make: Any, draw: A
     torch.manual_seed(0)
     hypers, x, d = two(), draw(), torch.randn(6, 2)
     plain = make()
-    layer = answering(adopt(plain, hypers))
+    layer = with_responses(adopt(plain, hypers))
     y = at(layer, hypers, x, d)
     for row in range(6):
         folded: Any = copy.deepcopy(layer)
@@ -54,17 +54,17 @@ def test_every_example_is_answered_at_its_own_hyperparameters(make: Any, draw: A
 @layers
 def test_plain_weights_load_and_tuned_ones_too(make: Any, draw: Any) -> None:
     weights = make().state_dict()
-    layer, other = (answering(adopt(make(), two()), seed) for seed in (1, 2))
+    layer, other = (with_responses(adopt(make(), two()), seed) for seed in (1, 2))
     layer.load_state_dict(weights)
     assert all(torch.equal(layer.state_dict()[name], value) for name, value in weights.items())
     assert not any(value.any() for name, value in layer.named_parameters() if name.startswith(ADDED[1:]))
-    answering(layer, 1)
+    with_responses(layer, 1)
     other.load_state_dict(layer.state_dict())
     assert all(torch.equal(other.state_dict()[name], value) for name, value in layer.state_dict().items())
 
 
 def test_weights_without_a_layers_own_leave_its_response() -> None:
-    net = answering(adopt(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)), two()))
+    net = with_responses(adopt(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3)), two()))
     before = {name: value.clone() for name, value in net.state_dict().items()}
     net.load_state_dict({name: value for name, value in before.items() if name in ("0.weight", "0.bias")}, strict=False)
     assert not net.get_parameter("0.response_scale").any() and not net.get_parameter("0.response_shift").any()
@@ -73,7 +73,7 @@ def test_weights_without_a_layers_own_leave_its_response() -> None:
 
 def test_a_response_has_the_gradient_of_its_equation() -> None:
     hypers = two().double()
-    layer: Any = answering(adopt(nn.Linear(3, 2).double(), hypers))
+    layer: Any = with_responses(adopt(nn.Linear(3, 2).double(), hypers))
     x, d = torch.randn(4, 3, dtype=torch.float64, requires_grad=True), torch.randn(4, 2, dtype=torch.float64)
     d.requires_grad_()
 
@@ -91,7 +91,7 @@ def test_time_may_come_first_or_be_flattened_into_rows() -> None:
     d, x = torch.randn(4, 2), torch.randn(7, 4, 5)
     for batch_dim in (0, 1):
         hypers = two()
-        layer = answering(adopt(nn.Linear(5, 3), hypers, batch_dim))
+        layer = with_responses(adopt(nn.Linear(5, 3), hypers, batch_dim))
         shaped = x if batch_dim else x.transpose(0, 1).contiguous()
         y = at(layer, hypers, shaped, d)
         torch.testing.assert_close(at(layer, hypers, shaped.flatten(0, 1), d), y.flatten(0, 1))
@@ -108,7 +108,7 @@ def test_rows_that_are_no_batch_are_refused_by_the_layers_name() -> None:
 
 def test_padding_is_not_answered() -> None:
     hypers = two()
-    layer = answering(adopt(nn.Embedding(5, 3, padding_idx=0), hypers))
+    layer = with_responses(adopt(nn.Embedding(5, 3, padding_idx=0), hypers))
     assert not at(layer, hypers, torch.zeros(4, 2, dtype=torch.long), torch.randn(4, 2)).any()
 
 
@@ -121,7 +121,7 @@ def test_a_copy_has_hyperparameters_of_its_own() -> None:
 
 def test_under_autocast_a_layer_computes_in_the_low_precision() -> None:
     hypers = two()
-    layer = answering(adopt(nn.Linear(5, 3), hypers))
+    layer = with_responses(adopt(nn.Linear(5, 3), hypers))
     x, d = torch.randn(4, 5), torch.randn(4, 2)
     with torch.autocast("cpu", torch.bfloat16):
         y = at(layer, hypers, x, d)
@@ -139,7 +139,7 @@ def test_the_second_weight_is_as_spread_as_the_first() -> None:
 def test_positions_are_no_examples(rows: int) -> None:
     """An embedding of numbers that all examples share gives the same with and without hyperparameters."""
     hypers = two()
-    layer: Any = answering(adopt(nn.Embedding(12, 3), hypers))
+    layer: Any = with_responses(adopt(nn.Embedding(12, 3), hypers))
     with pytest.warns(UserWarning, match=r"are the same for all 6 examples, as positions are"):
         y = at(layer, hypers, torch.arange(rows), torch.randn(6, 2))
     assert torch.equal(y, F.embedding(torch.arange(rows), layer.weight))

@@ -17,7 +17,7 @@ from revtune.tuning.hypers.kinds import Positive, Rate
 from revtune.tuning.regularizers.dropouts import TunedDropout
 from revtune.tuning.tuner import bilevel
 from revtune.tuning.tuner.bilevel import BilevelProblem
-from tests.tuned_nets import adopt, answering, convolutional
+from tests.tuned_nets import adopt, convolutional, with_responses
 
 GRADIENTS = {"delta": bilevel.delta, "stn": bilevel.stn}
 methods = pytest.mark.parametrize("method", GRADIENTS)
@@ -35,7 +35,7 @@ def classifier(method: str) -> tuple[BilevelProblem, Any]:
     torch.manual_seed(0)
     hypers = Hyperparameters(a=Rate(0.3), b=Positive(0.1)).double()
     hypers.centred = method == "delta"
-    net = answering(adopt(convolutional(), hypers))
+    net = with_responses(adopt(convolutional(), hypers))
     batch = (torch.randn(5, 3, 6, 6, dtype=torch.float64), torch.randint(3, (5,)))
     problem = BilevelProblem(
         net, hypers, lambda net, batch: net(batch[0]),
@@ -150,7 +150,7 @@ def small(net: nn.Module, method: str, predict: Callable[..., Any] | None = None
     """A network on rows of 4 numbers that answers, and its losses."""
     hypers = Hyperparameters(a=Rate(0.3), b=Positive(0.1)).double()
     hypers.centred = method == "delta"
-    answering(adopt(net.double(), hypers))
+    with_responses(adopt(net.double(), hypers))
     for module in net.modules():
         if type(module) is nn.Dropout and module.p:
             module.__class__ = TunedDropout
