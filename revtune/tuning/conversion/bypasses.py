@@ -4,12 +4,14 @@ response, are shared, or are read past their layer's forward."""
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import itertools
-import sys
 import textwrap
 import tokenize
 from collections import Counter
+from types import FunctionType
+from typing import NamedTuple
 
 from torch import nn
 from torch.nn import functional as F
@@ -24,6 +26,13 @@ METADATA = {
     "is_floating_point", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor",
 }  # fmt: skip
 """Attributes of a tensor that read none of its numbers."""
+
+
+class Method(NamedTuple):
+    """The source of a method, and the names that it sees."""
+
+    tree: ast.FunctionDef
+    names: dict[str, object]
 
 
 def reason_left(module: nn.Module) -> str | None:
@@ -51,8 +60,7 @@ def shared_weights(net: nn.Module) -> set[int]:
 
 def functional_dropout(module: nn.Module) -> str | None:
     """What is reported of a dropout that a module's forward calls as a function, or a method that it calls."""
-    for kind, method in _methods(type(module)):
-        names = vars(sys.modules[kind.__module__]) if kind.__module__ in sys.modules else {}
+    for method, names in _methods(type(module)):
         for node in ast.walk(method):
             if isinstance(node, ast.Call) and (name := _dropout_called(node, names)):
                 return f"it calls {name} as a function, whose rate stays its own; nn.Dropout would be tuned"
@@ -65,7 +73,7 @@ def read_directly(module: nn.Module) -> set[str]:
     Where it indexes a list of layers by what is no constant, that is the list's name.
     """
     names = set[str]()
-    for _, method in _methods(type(module)):
+    for method, _ in _methods(type(module)):
         own = method.args.args[0].arg if method.args.args else ""
         nodes = list(ast.walk(method))
         metadata_of = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and node.attr in METADATA}
@@ -76,8 +84,8 @@ def read_directly(module: nn.Module) -> set[str]:
     return names - {""}  # "" is the module's own weight
 
 
-def _methods(kind: type[nn.Module]) -> list[tuple[type, ast.FunctionDef]]:
-    """The class's forward and all methods that it calls, directly or not, each with the class that defines it.
+def _methods(kind: type[nn.Module]) -> list[Method]:
+    """The class's forward and all methods that it calls, directly or not.
 
     Methods without source, and torch's own classes, are left out.
     """
@@ -85,28 +93,37 @@ def _methods(kind: type[nn.Module]) -> list[tuple[type, ast.FunctionDef]]:
         base for base in kind.__mro__ if base.__module__.partition(".")[0] not in ("torch", "builtins", "typing")
     ]
     defined = {(i, name): method for i, base in enumerate(classes) for name, method in _defined(base).items()}
-    called: dict[tuple[int, str], ast.FunctionDef] = {}
+    called: dict[tuple[int, str], Method] = {}
     to_find = [(0, "forward")]  # from which class on, as `super()` begins above its own
     while to_find:
         first, name = to_find.pop()
         i = next((i for i in range(first, len(classes)) if (i, name) in defined), None)
         if i is None or (i, name) in called:
             continue
-        method = called[i, name] = defined[i, name]
+        called[i, name] = defined[i, name]
+        method = defined[i, name].tree
         own = method.args.args[0].arg if method.args.args else ""
         for call in (node.func for node in ast.walk(method) if isinstance(node, ast.Call)):
             if isinstance(call, ast.Attribute) and (_is_name(call.value, own) or _is_super(call.value)):
                 to_find.append((i + 1 if _is_super(call.value) else 0, call.attr))
-    return [(classes[i], method) for (i, _), method in called.items()]
+    return list(called.values())
 
 
-def _defined(kind: type) -> dict[str, ast.FunctionDef]:
-    """The methods in a class's source, by name."""
+def _defined(kind: type) -> dict[str, Method]:
+    """The methods of a class whose source is there, by name."""
+    functions = {name: inspect.unwrap(value) for name, value in vars(kind).items() if inspect.isroutine(value)}
+    methods = {name: _read(value) for name, value in functions.items() if inspect.isfunction(value)}
+    return {name: method for name, method in methods.items() if method}
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(function: FunctionType) -> Method | None:
+    """A method's source; not its class's, which is not to be had where a class is published by another module."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-    except (OSError, TypeError, SyntaxError, tokenize.TokenError):
-        return {}
-    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    except (OSError, TypeError, ValueError, SyntaxError, tokenize.TokenError):
+        return None
+    return Method(tree, function.__globals__) if isinstance(tree, ast.FunctionDef) else None
 
 
 def _dropout_called(call: ast.Call, names: dict[str, object]) -> str | None:
