@@ -113,7 +113,7 @@ class Repeater(nn.Module):
 
 def learn(study: RepeatStudy, cell: Cell) -> dict[str, Any]:
     """Train a cell's model and score it on fresh sequences; the figures depend on the seed alone."""
-    torch.set_num_threads(1)  # a process a processor, and sums in one order on every machine
+    torch.set_num_threads(1)  # each processor has a process of its own, and sums come out alike on every machine
     torch.manual_seed(cell.seed)
     model = Repeater(cell.model, study)
     optimizer = torch.optim.Adam(model.parameters(), lr=study.lr)

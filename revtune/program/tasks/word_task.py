@@ -28,7 +28,7 @@ HELD_OUT = 5
 
 
 MOST_NATS = 99.0
-"""Beyond this a perplexity is e^99: a number that JSON can hold."""
+"""A perplexity is at most e to this, as `math.exp` overflows beyond 709."""
 
 
 Source = Literal["ptb", "wikitext2"]
