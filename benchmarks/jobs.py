@@ -35,7 +35,7 @@ class Job(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Celled:
+class RecurrentJob:
     """What runs of recurrent nets share.
 
     Args:

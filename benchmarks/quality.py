@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 from benchmarks import jobs as queue
-from benchmarks.jobs import COUNTERPART, NAMES, Celled, Figures, alone, backend, call, measured
+from benchmarks.jobs import COUNTERPART, NAMES, Figures, RecurrentJob, alone, backend, call, measured
 from revtune.program.errors import Problem
 from revtune.program.files import write
 from revtune.program.language.config import Config, Model, from_json
@@ -31,18 +31,18 @@ from revtune.program.language.run import Run
 from revtune.program.recipes import ptb
 
 RESULTS = queue.RESULTS / "quality"
-EPOCH = 664
+EPOCH = 664  # updates, at 20 streams of 70 words
 EPOCHS = 6
 RATE = 4e-3
 DROPOUT = 0.2
 SEEDS = (1, 2, 3)
 TOLD = ("batch", "length", "lr", "warmup", "clip", "threads", "seed")
 PAUSED = 5  # medians that a step takes at least when the process was stopped in it
-CLOSE = 1.01
+CLOSE = 1.01  # the ratio of perplexities up to which a reversible layer is told as close
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job(Celled):
+class Job(RecurrentJob):
     """A run of the study.
 
     Args:
@@ -94,7 +94,7 @@ def jobs() -> list[Job]:
 
 
 @dataclass(frozen=True)
-class Study:
+class Folders:
     """Where runs are trained and where their figures are kept."""
 
     runs: Path
@@ -148,7 +148,7 @@ def figures(lines: list[Figures]) -> Figures:
     """
     steps = [line for line in lines if "seconds" in line]
     valid = [(line["step"], line["valid_loss"]) for line in lines if "valid_loss" in line]
-    best = min(valid, key=lambda one: one[1])
+    best = min(valid, key=lambda validation: validation[1])
     typical = median(line["seconds"] for line in steps)
     found: Figures = {
         "perplexity": math.exp(best[1]), "best_step": best[0], "final_perplexity": math.exp(valid[-1][1]),
@@ -166,25 +166,25 @@ def by_epoch(steps: list[Figures]) -> list[float]:
     return [fmean(line["loss"] for line in steps[first : first + EPOCH]) for first in range(0, len(steps), EPOCH)]
 
 
-def keep(study: Study, job: Job) -> None:
+def keep(folders: Folders, job: Job) -> None:
     """Write the figures of a finished run and the table."""
     facts = {
         "name": job.name, "command": " ".join(job.command()), "seed": job.seed,
         "backend": backend() if job.reversible else "torch's layer",
-        "torch": importlib.metadata.version("torch"), **figures(measured(study.run(job).metrics)),
-        "config": json.loads(study.run(job).config().json()),
+        "torch": importlib.metadata.version("torch"), **figures(measured(folders.run(job).metrics)),
+        "config": json.loads(folders.run(job).config().json()),
     }  # fmt: skip
-    write(study.file(job), json.dumps(facts, indent=1).encode() + b"\n")
-    study.write_table()
+    write(folders.file(job), json.dumps(facts, indent=1).encode() + b"\n")
+    folders.write_table()
 
 
-def train(study: Study, job: Job) -> None:
+def train(folders: Folders, job: Job) -> None:
     """Train a run from where it stands to its end, and keep its figures.
 
     Raises:
         Problem: when the folder holds a run of another recipe, or the program gives up or is stopped.
     """
-    run = study.run(job)
+    run = folders.run(job)
     begun = (run.folder / "config.json").exists()
     if begun and run.config() != job.config():
         raise Problem(f"{run.folder} holds a run of another recipe; move it away to train this one")
@@ -192,7 +192,7 @@ def train(study: Study, job: Job) -> None:
         words = ["train", "--resume", str(run.folder)] if begun else [*job.command()[1:], "--out", str(run.folder)]
         if code := call([sys.executable, "-m", "revtune", *words]):
             raise Problem(f"{job.name} ended with exit code {code}", code=code)
-    keep(study, job)
+    keep(folders, job)
 
 
 def readme(done: dict[Job, Figures]) -> str:
@@ -228,9 +228,9 @@ def table(done: dict[Job, Figures]) -> Iterator[str]:
 
 def row(group: Job, runs: dict[int, Figures]) -> tuple[str, ...]:
     """What was trained, how often, and the perplexity."""
-    found = [one["perplexity"] for one in runs.values()]
-    half = f" ± {(max(found) - min(found)) / 2:.1f}" if len(found) > 1 else ""
-    return NAMES[group.model], str(group.units), group.limit, str(len(runs)), f"{fmean(found):.1f}{half}"
+    values = [figures["perplexity"] for figures in runs.values()]
+    half = f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
+    return NAMES[group.model], str(group.units), group.limit, str(len(runs)), f"{fmean(values):.1f}{half}"
 
 
 def ratio(group: Job, runs: dict[int, Figures], done: dict[Job, Figures]) -> tuple[str, str]:
@@ -238,20 +238,20 @@ def ratio(group: Job, runs: dict[int, Figures], done: dict[Job, Figures]) -> tup
     if not group.reversible:
         return "", ""
     model = COUNTERPART[group.model]
-    theirs = {seed: done.get(Job(model=model, units=group.units, seed=seed)) for seed in SEEDS}
-    there = {seed: one["perplexity"] for seed, one in theirs.items() if one}
-    shared = [seed for seed in runs if seed in there]
+    counterparts = {seed: done.get(Job(model=model, units=group.units, seed=seed)) for seed in SEEDS}
+    theirs = {seed: figures["perplexity"] for seed, figures in counterparts.items() if figures}
+    shared = [seed for seed in runs if seed in theirs]
     if not shared:
         return "", ""
     ours = fmean(runs[seed]["perplexity"] for seed in shared)
-    value = ours / fmean(there[seed] for seed in shared)
-    return f"{value:.3f}", "yes" if value <= CLOSE or ours <= max(there.values()) else "no"
+    value = ours / fmean(theirs[seed] for seed in shared)
+    return f"{value:.3f}", "yes" if value <= CLOSE or ours <= max(theirs.values()) else "no"
 
 
 def costs(runs: dict[int, Figures]) -> tuple[str, ...]:
     """Bits and time, means over seeds."""
-    bits = [one["stored_bits"] for one in runs.values() if "stored_bits" in one]
-    step, seconds = (fmean(one[name] for one in runs.values()) for name in ("step_seconds", "seconds"))
+    bits = [figures["stored_bits"] for figures in runs.values() if "stored_bits" in figures]
+    step, seconds = (fmean(figures[name] for figures in runs.values()) for name in ("step_seconds", "seconds"))
     return f"{fmean(bits):.2f}" if bits else "", f"{step:.2f}", f"{seconds / 60:.0f}"
 
 
@@ -266,18 +266,18 @@ def chosen(only: str | None, reversible: bool) -> list[Job]:
     return [job for job in jobs() if reversible or not job.reversible]
 
 
-def work(study: Study, wanted: list[Job]) -> None:
+def work(folders: Folders, wanted: list[Job]) -> None:
     """Train what is not done yet, and make the table.
 
     Raises:
         Problem: as `jobs.work`.
     """
-    study.results.mkdir(parents=True, exist_ok=True)
-    with alone(study.runs):
+    folders.results.mkdir(parents=True, exist_ok=True)
+    with alone(folders.runs):
         try:
-            queue.work("quality", wanted, study.kept, lambda job: train(study, job))
+            queue.work("quality", wanted, folders.kept, lambda job: train(folders, job))
         finally:
-            study.write_table()
+            folders.write_table()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -289,12 +289,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/quality"), help="folder of the runs themselves")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of figures and table")
     options = parser.parse_args(arguments)
-    study = Study(options.runs, options.results)
+    folders = Folders(options.runs, options.results)
     try:
         if options.list:
-            print("\n".join(f"{job.name:28} {study.standing(job)}" for job in jobs()))
+            print("\n".join(f"{job.name:28} {folders.standing(job)}" for job in jobs()))
         else:
-            work(study, chosen(options.only, options.reversible))
+            work(folders, chosen(options.only, options.reversible))
     except Problem as problem:
         print(f"quality: {problem}", file=sys.stderr)
         return problem.code

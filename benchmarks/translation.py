@@ -39,7 +39,7 @@ TIMES = "times.json"
 
 
 @dataclass(frozen=True)
-class Place:
+class Folders:
     """Where runs are trained and where their figures are kept."""
 
     runs: Path
@@ -68,8 +68,8 @@ class Place:
             if lacking := {"bytes", "words"} - found.keys():
                 raise ValueError(f"it lacks {', '.join(sorted(lacking))}")
         except (OSError, KeyError, TypeError, ValueError) as error:
-            told = f"{path} is damaged or of an earlier version: {error}"
-            raise Problem(f"{told}; move it away to train this one") from error
+            reason = f"{path} is damaged or of an earlier version: {error}"
+            raise Problem(f"{reason}; move it away to train this one") from error
         if theirs != job.study():
             raise Problem(f"{path} is of another recipe, `{command}`; move it away to train this one")
         return found
@@ -113,34 +113,34 @@ class Place:
                 yield str(problem)
 
 
-def train(place: Place, job: Job) -> None:
+def train(folders: Folders, job: Job) -> None:
     """Train a run from where it stands to its end, measure its memory, and keep its figures.
 
     Raises:
         Problem: when the folder holds a run of another recipe, the program gives up or is stopped, or its memory cannot
             be measured.
     """
-    if found := place.kept(job):
-        keep(place, job, found)
+    if found := folders.kept(job):
+        keep(folders, job, found)
         return
-    folder = place.run(job)
+    folder = folders.run(job)
     begun = (folder / "config.json").exists()
-    if begun and at_home(stored(folder)[1]) != job.study():
+    if begun and without_data_folder(stored(folder)[1]) != job.study():
         raise Problem(f"{folder} holds a run of another recipe; move it away to train this one")
     if not (folder / "result.json").exists():
         words = ["train", "--resume", str(folder)] if begun else [*job.command()[1:], "--out", str(folder)]
         if code := call([sys.executable, "-m", "revtune", *words]):
             raise Problem(f"{job.name} ended with exit code {code}", code=code)
-    keep(place, job, figures(folder, job))
+    keep(folders, job, figures(folder, job))
 
 
-def at_home(study: TranslationStudy) -> TranslationStudy:
+def without_data_folder(study: TranslationStudy) -> TranslationStudy:
     """A study without the folder that its data were found in."""
     return replace(study, text=replace(study.text, data=None))
 
 
-def keep(place: Place, job: Job, found: Figures) -> None:
-    """Measure the memory of a finished run, and write its figures and the table.
+def keep(folders: Folders, job: Job, found: Figures) -> None:
+    """Measure the memory of a finished run, and write these figures and the table.
 
     Raises:
         Problem: it cannot be measured; all else is kept.
@@ -150,8 +150,8 @@ def keep(place: Place, job: Job, found: Figures) -> None:
     if not job.reversible:
         blocks = replace(sizes, net=replace(sizes.net, loss_in_blocks=True))
         found["bytes_in_blocks"] = translation_memory.measured(blocks)
-    write(place.file(job), json.dumps(found, indent=1).encode() + b"\n")
-    place.write_table()
+    write(folders.file(job), json.dumps(found, indent=1).encode() + b"\n")
+    folders.write_table()
     if failed := error_in(found):
         raise Problem(f"the memory of {job.name} could not be measured: {failed}")
 
@@ -178,29 +178,29 @@ def figures(folder: Path, job: Job) -> Figures:
     }  # fmt: skip
 
 
-def work(place: Place, wanted: list[Job]) -> None:
+def work(folders: Folders, wanted: list[Job]) -> None:
     """Train what is not done yet, and make the table.
 
     Raises:
         Problem: as `jobs.work`.
     """
-    place.results.mkdir(parents=True, exist_ok=True)
-    for told in place.unusable():
-        print(f"translation: left out: {told}", file=sys.stderr)
-    with alone(place.runs):
+    folders.results.mkdir(parents=True, exist_ok=True)
+    for reason in folders.unusable():
+        print(f"translation: left out: {reason}", file=sys.stderr)
+    with alone(folders.runs):
         try:
-            queue.work("translation", wanted, place.done, lambda job: train(place, job))
+            queue.work("translation", wanted, folders.done, lambda job: train(folders, job))
         finally:
-            place.write_table()
+            folders.write_table()
 
 
-def take_times(place: Place) -> None:
+def take_times(folders: Folders) -> None:
     """Time the updates of all contestants in turns, and keep the seconds."""
-    place.results.mkdir(parents=True, exist_ok=True)
+    folders.results.mkdir(parents=True, exist_ok=True)
     seconds = translation_speed.timed({job.name: job.study() for job in timed()})
     facts = {"torch": importlib.metadata.version("torch"), "backend": backend(), "seconds": seconds}
-    write(place.results / TIMES, json.dumps(facts, indent=1).encode() + b"\n")
-    place.write_table()
+    write(folders.results / TIMES, json.dumps(facts, indent=1).encode() + b"\n")
+    folders.write_table()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -213,14 +213,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/translation"), help="folder of the runs themselves")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of figures and table")
     options = parser.parse_args(arguments)
-    place = Place(options.runs, options.results)
+    folders = Folders(options.runs, options.results)
     try:
         if options.list:
-            print("\n".join(f"{job.name:28} {place.standing(job)}" for job in jobs()))
+            print("\n".join(f"{job.name:28} {folders.standing(job)}" for job in jobs()))
         elif options.time:
-            take_times(place)
+            take_times(folders)
         else:
-            work(place, jobs(every=options.all) if options.only is None else queue.named(jobs(), options.only))
+            work(folders, jobs(every=options.all) if options.only is None else queue.named(jobs(), options.only))
     except Problem as problem:
         print(f"translation: {problem}", file=sys.stderr)
         return problem.code

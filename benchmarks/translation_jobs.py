@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, replace
 
-from benchmarks.jobs import COUNTERPART, Celled
+from benchmarks.jobs import COUNTERPART, RecurrentJob
 from revtune.program.recipes import multi30k
 from revtune.program.translation.task import TranslationStudy
 from revtune.program.translation.translator import Model
@@ -14,7 +14,7 @@ TOLD = ("batch", "hidden", "lr", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job(Celled):
+class Job(RecurrentJob):
     """A run of the study.
 
     Args:

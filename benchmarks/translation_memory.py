@@ -1,12 +1,12 @@
 """Memory of a translator's training step, measured: of all of it, and of encoder and decoder by themselves.
 
 Each is the peak of resident anonymous memory above what was there before, less the gradients that remain, as in
-`bench`; a first run, which does not count, has taken what a process takes once. The encoder by itself goes forward and
-back from the gradients of its final state and of what the decoder attends to; the decoder by itself, with attention,
-softmax and loss, from encoder outputs that are there. What an encoder holds is what is there once it has gone forward:
-its outputs, and what it will go back by.
+`revtune bench memory`; a first run, which does not count, has taken what a process takes once. The encoder by itself
+goes forward, and back from gradients of its final state and of what the decoder attends to. The decoder by itself has
+attention, softmax and loss, and starts from encoder outputs that are there already. What an encoder holds is there once
+it has gone forward: its outputs, and what it will go back by.
 
-    python -m revtune.translation_memory JOB     the figures of a job as JSON; `worker.outcome` runs it
+    python -m benchmarks.translation_memory JOB     the figures of a job as JSON; `worker.outcome` runs it
 
 Shapes: S = T steps, B sentences, no padding.
 """
@@ -53,23 +53,22 @@ def work(job: Job) -> dict[str, int]:
     keep_to(job.threads)
     torch.manual_seed(1)
     model = build(job.net, job.source_words, job.target_words).train()
-    batch = drawn(job)
+    batch = random_batch(job)
     annotations, state = model.encoded(batch.source, batch.source_lengths)
-    given = leaf(annotations), tuple(map(leaf, state)) if isinstance(state, tuple) else leaf(state)
+    leaves = leaf(annotations), tuple(map(leaf, state)) if isinstance(state, tuple) else leaf(state)
 
     def encoder() -> None:
-        found, last = model.encoded(batch.source, batch.source_lengths)
-        total(found, last).backward()
+        total(*model.encoded(batch.source, batch.source_lengths)).backward()
 
     parts: dict[str, Callable[[], object]] = {
         "step": lambda: model.loss(batch).backward(), "encoder": encoder,
-        "decoder": lambda: model.decoded(batch, *given).backward(),
+        "decoder": lambda: model.decoded(batch, *leaves).backward(),
     }  # fmt: skip
     held = {"held": kept(lambda: model.encoded(batch.source, batch.source_lengths))}
     return held | {name: needed(model, run) for name, run in parts.items()}
 
 
-def drawn(job: Job) -> Batch:
+def random_batch(job: Job) -> Batch:
     """Sentences of random words, all equally long."""
     shape = job.steps, job.batch
     source, targets = torch.randint(job.source_words, shape), torch.randint(job.target_words, shape)
@@ -78,22 +77,22 @@ def drawn(job: Job) -> Batch:
 
 
 def leaf(value: Tensor) -> Tensor:
-    """A copy of its own that gathers a gradient."""
+    """A copy with a gradient of its own."""
     return value.detach().clone().requires_grad_()
 
 
 def total(annotations: Tensor, state: State) -> Tensor:
     """A number that all encoder outputs have a gradient of."""
     states = state if isinstance(state, tuple) else (state,)
-    return annotations.sum() + sum((one.sum() for one in states), annotations.new_zeros(()))
+    return annotations.sum() + sum((part.sum() for part in states), annotations.new_zeros(()))
 
 
 def kept(run: Callable[[], object]) -> int:
-    """Bytes that are there as long as what a run gives is."""
+    """Bytes that a run's outputs hold, the graph behind them included."""
     gauge = ResidentGauge()
-    found = run()
+    outputs = run()
     held = gauge.now()
-    del found
+    del outputs
     return held
 
 

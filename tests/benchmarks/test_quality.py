@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import quality
 from benchmarks.jobs import STOPPED, alone
-from benchmarks.quality import EPOCHS, Job, Study, chosen, figures, jobs, main, table
+from benchmarks.quality import EPOCHS, Folders, Job, chosen, figures, jobs, main, table
 from revtune.program.cli.train import runner_and_options
 from revtune.program.errors import Problem
 
@@ -61,12 +61,12 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Program:
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Study:
-    return Study(tmp_path / "runs", tmp_path / "results")
+def folders(tmp_path: Path) -> Folders:
+    return Folders(tmp_path / "runs", tmp_path / "results")
 
 
-def work(study: Study, *words: str) -> int:
-    return main(["--runs", str(study.runs), "--results", str(study.results), *words])
+def work(folders: Folders, *words: str) -> int:
+    return main(["--runs", str(folders.runs), "--results", str(folders.results), *words])
 
 
 def test_the_runs_are_those_of_the_study() -> None:
@@ -90,20 +90,20 @@ def test_all_runs_share_their_recipe() -> None:
     assert len({(c.learning.steps, c.learning.batch, c.learning.length, c.learning.lr) for c in shared}) == 1
 
 
-def test_the_queue_stops_before_the_reversible_runs(study: Study, program: Program) -> None:
-    assert work(study) == 0
+def test_the_queue_stops_before_the_reversible_runs(folders: Folders, program: Program) -> None:
+    assert work(folders) == 0
     assert len(program.commands) == 8
-    assert work(study, "--reversible") == 0
+    assert work(folders, "--reversible") == 0
     assert len(program.commands) == len(jobs())
-    assert work(study, "--reversible") == 0
+    assert work(folders, "--reversible") == 0
     assert len(program.commands) == len(jobs()), "what is kept is not trained again"
-    assert len((study.results / "README.md").read_text().split("| RevGRU |")) == 1 + 5
+    assert len((folders.results / "README.md").read_text().split("| RevGRU |")) == 1 + 5
 
 
-def test_a_kept_run_has_its_figures(study: Study, program: Program) -> None:
+def test_a_kept_run_has_its_figures(folders: Folders, program: Program) -> None:
     job = Job(model="revgru", units=650)
-    assert work(study, "--only", job.name) == 0
-    found = study.kept(job)
+    assert work(folders, "--only", job.name) == 0
+    found = folders.kept(job)
     assert found is not None
     assert found["perplexity"] == pytest.approx(100)
     assert found["final_perplexity"] == pytest.approx(100 * math.exp(0.1))
@@ -111,50 +111,50 @@ def test_a_kept_run_has_its_figures(study: Study, program: Program) -> None:
     assert (found["seed"], found["backend"], found["config"]["net"]["hidden"]) == (1, "a kernel", 650)
 
 
-def test_a_stopped_run_goes_on(study: Study, program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_run_goes_on(folders: Folders, program: Program, capsys: pytest.CaptureFixture[str]) -> None:
     program.reached, program.code = 25, STOPPED
-    assert work(study) == STOPPED
+    assert work(folders) == STOPPED
     assert len(program.commands) == 1, "nor does the next one begin"
-    assert main(["--list", "--runs", str(study.runs), "--results", str(study.results)]) == 0
+    assert main(["--list", "--runs", str(folders.runs), "--results", str(folders.results)]) == 0
     assert f"at step 25 of {LAST}" in capsys.readouterr().out
     program.reached, program.code = LAST, 0
-    assert work(study, "--only", jobs()[0].name) == 0
-    assert program.commands[1][-2:] == ["--resume", str(study.run(jobs()[0]).folder)]
-    assert study.standing(jobs()[0]) == "done"
+    assert work(folders, "--only", jobs()[0].name) == 0
+    assert program.commands[1][-2:] == ["--resume", str(folders.run(jobs()[0]).folder)]
+    assert folders.standing(jobs()[0]) == "done"
 
 
-def test_a_run_that_ended_unseen_is_kept_without_training(study: Study, program: Program) -> None:
+def test_a_run_that_ended_unseen_is_kept_without_training(folders: Folders, program: Program) -> None:
     job = jobs()[0]
-    assert work(study, "--only", job.name) == 0
-    study.file(job).unlink()
-    assert work(study, "--only", job.name) == 0
+    assert work(folders, "--only", job.name) == 0
+    folders.file(job).unlink()
+    assert work(folders, "--only", job.name) == 0
     assert len(program.commands) == 1
-    assert study.kept(job)
+    assert folders.kept(job)
 
 
-def test_a_run_that_fails_leaves_the_next_its_turn(study: Study, program: Program) -> None:
+def test_a_run_that_fails_leaves_the_next_its_turn(folders: Folders, program: Program) -> None:
     program.code = 1
-    assert work(study) == 1
+    assert work(folders) == 1
     assert len(program.commands) == 8
-    assert not study.kept(jobs()[0])
+    assert not folders.kept(jobs()[0])
 
 
 def test_a_run_of_another_recipe_is_refused(
-    study: Study, program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folders: Folders, program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = jobs()[0]
-    assert work(study, "--only", job.name) == 0
+    assert work(folders, "--only", job.name) == 0
     monkeypatch.setattr(quality, "RATE", 1e-3)
-    assert work(study, "--only", job.name) == 1
-    study.file(job).unlink()
-    assert work(study, "--only", job.name) == 1
+    assert work(folders, "--only", job.name) == 1
+    folders.file(job).unlink()
+    assert work(folders, "--only", job.name) == 1
     assert capsys.readouterr().err.count("of another recipe") >= 2
     assert len(program.commands) == 1
 
 
-def test_two_queues_do_not_share_a_folder(study: Study, program: Program) -> None:
-    with alone(study.runs):
-        assert work(study) == 1
+def test_two_queues_do_not_share_a_folder(folders: Folders, program: Program) -> None:
+    with alone(folders.runs):
+        assert work(folders) == 1
     assert not program.commands
 
 

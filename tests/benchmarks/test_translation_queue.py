@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import translation, translation_memory, translation_speed
 from benchmarks.jobs import STOPPED
-from benchmarks.translation import Place, main
+from benchmarks.translation import Folders, main
 from benchmarks.translation_jobs import Job, jobs, timed
 from revtune.program.cli.train import runner_and_options
 from revtune.program.errors import Problem
@@ -65,12 +65,12 @@ def needed(net: Net) -> dict[str, float]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path / "runs", tmp_path / "results")
+def folders(tmp_path: Path) -> Folders:
+    return Folders(tmp_path / "runs", tmp_path / "results")
 
 
-def work(place: Place, *words: str) -> int:
-    return main(["--runs", str(place.runs), "--results", str(place.results), *words])
+def work(folders: Folders, *words: str) -> int:
+    return main(["--runs", str(folders.runs), "--results", str(folders.results), *words])
 
 
 def test_the_runs_are_those_of_the_study() -> None:
@@ -86,11 +86,11 @@ def test_a_command_says_its_whole_configuration(job: Job) -> None:
     assert runner_and_options("multi30k", job.command()[3:])[1].study == job.study()
 
 
-def test_a_run_leaves_figures_and_a_table(place: Place, program: Program) -> None:
-    assert work(place, "--only", "gru-full") == work(place, "--only", "revgru-emb-slice20-3bits") == 0
-    kept = place.kept(Job(model="revgru", attend="emb+slice:20"))
+def test_a_run_leaves_figures_and_a_table(folders: Folders, program: Program) -> None:
+    assert work(folders, "--only", "gru-full") == work(folders, "--only", "revgru-emb-slice20-3bits") == 0
+    kept = folders.kept(Job(model="revgru", attend="emb+slice:20"))
     assert kept is not None and kept["bleu"] == 34.5 and kept["bytes"]["step"] == 17e6
-    rows = (place.results / "README.md").read_text().splitlines()
+    rows = (folders.results / "README.md").read_text().splitlines()
     ours = [row for row in rows if row.startswith("| RevGRU")]
     assert ours[0] == "| RevGRU | emb+slice:20 | 3 bits | 34.50 | 33.00 | 7.40 | 227 |  |  |"
     less = ("17.0 (10.0x, 5.0x)", "2.5 (10.0x, 5.0x)", "2.0 (10.0x, 5.0x)", "16.0 (10.0x, 5.0x)")
@@ -98,79 +98,79 @@ def test_a_run_leaves_figures_and_a_table(place: Place, program: Program) -> Non
     assert "| nn.GRU, loss in blocks | full | | 85.0 | 12.5 | 10.0 | 80.0 |  |  |  |  |" in rows
 
 
-def test_times_are_taken_in_turns_and_told(place: Place, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_are_taken_in_turns_and_told(folders: Folders, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     def seconds(studies: dict[str, Any]) -> dict[str, list[float]]:
         assert list(studies) == [job.name for job in timed()] and len(studies) == 10
         own = {"gru-full": 0.2, "gru-full-blocks": 0.1, "revgru-emb-slice20-3bits": 0.15}
         return {name: [own.get(name, 1.0)] * 7 for name in studies}
 
     monkeypatch.setattr(translation_speed, "timed", seconds)
-    assert work(place, "--only", "revgru-emb-slice20-3bits") == work(place, "--time") == 0
+    assert work(folders, "--only", "revgru-emb-slice20-3bits") == work(folders, "--time") == 0
     row = "| RevGRU | emb+slice:20 | 3 bits | 34.50 | 33.00 | 7.40 | 227 | 15 | 0.75, 1.50 |"
-    assert row in (place.results / "README.md").read_text().splitlines()
+    assert row in (folders.results / "README.md").read_text().splitlines()
 
 
 def test_what_is_done_is_left_and_what_was_begun_goes_on(
-    place: Place, program: Program, capsys: pytest.CaptureFixture[str]
+    folders: Folders, program: Program, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program.code = STOPPED
-    assert work(place) == STOPPED and len(program.commands) == 1
+    assert work(folders) == STOPPED and len(program.commands) == 1
     capsys.readouterr()
-    assert work(place, "--list") == 0
+    assert work(folders, "--list") == 0
     assert "at step 227 of 6000" in capsys.readouterr().out.splitlines()[0]
     program.code = 0
-    assert work(place, "--only", "gru-full") == 0 and "--resume" in program.commands[-1]
-    assert work(place, "--only", "gru-full") == 0 and len(program.commands) == 2
+    assert work(folders, "--only", "gru-full") == 0 and "--resume" in program.commands[-1]
+    assert work(folders, "--only", "gru-full") == 0 and len(program.commands) == 2
 
 
-def test_another_recipe_is_refused(place: Place, program: Program) -> None:
+def test_another_recipe_is_refused(folders: Folders, program: Program) -> None:
     job = Job(model="gru")
-    assert work(place, "--only", job.name) == 0
-    facts = json.loads(place.file(job).read_text())
+    assert work(folders, "--only", job.name) == 0
+    facts = json.loads(folders.file(job).read_text())
     facts["study"]["learning"]["lr"] = 1.0
-    place.file(job).write_text(json.dumps(facts))
+    folders.file(job).write_text(json.dumps(facts))
     with pytest.raises(Problem, match="of another recipe"):
-        place.kept(job)
+        folders.kept(job)
 
 
 @pytest.mark.parametrize("damage", ["another", "half", "earlier"])
 def test_figures_that_cannot_be_used_are_told_and_the_others_go_on(
-    damage: str, place: Place, program: Program, capsys: pytest.CaptureFixture[str]
+    damage: str, folders: Folders, program: Program, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = Job(model="gru")
-    assert work(place, "--only", job.name) == 0
-    facts, path = json.loads(place.file(job).read_text()), place.file(job)
+    assert work(folders, "--only", job.name) == 0
+    facts, path = json.loads(folders.file(job).read_text()), folders.file(job)
     if damage == "another":
         facts["study"]["learning"]["lr"] = 1.0
     elif damage == "earlier":
         del facts["words"]
     path.write_text(json.dumps(facts)[: None if damage != "half" else -9])
     capsys.readouterr()
-    assert work(place, "--list") == 0
+    assert work(folders, "--list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(jobs()) and f"{path} is " in lines[0] and "move it away" in lines[0]
-    assert work(place, "--only", "revgru-emb-slice20-3bits") == 0
+    assert work(folders, "--only", "revgru-emb-slice20-3bits") == 0
     assert f"translation: left out: {path} is " in capsys.readouterr().err
-    assert "| RevGRU |" in (place.results / "README.md").read_text()
-    assert work(place) == 1 and len(program.commands) == 8, "all others were trained"
+    assert "| RevGRU |" in (folders.results / "README.md").read_text()
+    assert work(folders) == 1 and len(program.commands) == 8, "all others were trained"
 
 
 def test_memory_that_could_not_be_measured_is_measured_again(
-    place: Place, program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folders: Folders, program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(translation_memory, "measured", lambda job: {"error": "exit 1: no memory"})
-        assert work(place, "--only", "gru-full") == 1
+        assert work(folders, "--only", "gru-full") == 1
     assert "the memory of gru-full could not be measured: exit 1: no memory" in capsys.readouterr().err
-    assert "| nn.GRU | full |  | failed |" in (place.results / "README.md").read_text()
-    assert work(place, "--list") == 0
+    assert "| nn.GRU | full |  | failed |" in (folders.results / "README.md").read_text()
+    assert work(folders, "--list") == 0
     assert "done, but its memory could not be measured: exit 1" in capsys.readouterr().out.splitlines()[0]
-    shutil.rmtree(place.runs)
-    assert work(place, "--only", "gru-full") == 0 and len(program.commands) == 1, "it is not trained again"
-    kept = place.kept(Job(model="gru"))
+    shutil.rmtree(folders.runs)
+    assert work(folders, "--only", "gru-full") == 0 and len(program.commands) == 1, "it is not trained again"
+    kept = folders.kept(Job(model="gru"))
     assert kept is not None and kept["bytes"] == BYTES["gru"] and kept["bleu"] == 34.5
 
 
-def test_a_wrong_name_is_told(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    assert work(place, "--only", "gru") == 2
+def test_a_wrong_name_is_told(folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
+    assert work(folders, "--only", "gru") == 2
     assert "--only must name a run, got 'gru'" in capsys.readouterr().err

@@ -15,23 +15,24 @@ from revtune.tuning.regularizers.images import TunedColourJitter, TunedCutout
 
 kind = "tuned"
 
-PAPER = Tuning(warmup=1560, hyper_lr=3e-3)
+PAPER = Tuning(warmup=1560, hyper_lr=3e-3)  # five passes over the paper's training images
 
 
 CHANNELS = (1, 3, 6, 4, 4)
-"""Channels of the five convolutions, in those of the first."""
+"""Channels of the five convolutions, in multiples of the first's."""
 
 
 DROPS = ("input_drop", "drop1", "drop2", "drop3", "drop4", "drop5", "drop6", "drop7")
 
 
 MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+"""Of each colour, over the training images."""
 
 
 def study(size: Size = "small") -> ImageStudy:
     """2,500 images and 8 to 48 channels, or all and 64 to 384 (MacKay et al. 2019, section 5.2).
 
-    As `fashion`, few images and scales that stay where they start.
+    As in `fashion`, images are few and scales stay where they start.
     """
     if size == "paper":
         learning = Learning(steps=100_000, batch=128, lr=0.01, valid_every=312)
@@ -56,7 +57,7 @@ class Cifar10(ImageTask):
     data = "cifar10"
 
     def hypers(self) -> dict[str, Hyper]:
-        """As in `Task`."""
+        """15: eight dropouts, noise, four of colour jitter and two of cutout."""
         return {
             **{name: Rate(0.05) for name in DROPS}, "noise": Between(0.05, 0.0, 0.3), "hue": Between(0.05, 0.0, 0.5),
             **{name: Between(0.1, 0.0, 1.0) for name in ("contrast", "saturation", "brightness")},
@@ -64,7 +65,7 @@ class Cifar10(ImageTask):
         }  # fmt: skip
 
     def spaces(self) -> dict[str, Space]:
-        """As in `Task`. Eight dropouts at rates up to 0.9 would leave next to nothing of most trials' signals."""
+        """Rates up to 0.5: eight dropouts at 0.9 would leave next to nothing of a signal."""
         return {
             **{name: Space(0.0, 0.5) for name in DROPS}, "noise": Space(0.0, 0.3), "hue": Space(0.0, 0.5),
             **{name: Space(0.0, 1.0) for name in ("contrast", "saturation", "brightness")},
@@ -72,9 +73,9 @@ class Cifar10(ImageTask):
         }  # fmt: skip
 
     def build(self, hypers: Hyperparameters) -> nn.Module:
-        """As in `ImageTask`."""
+        """Regularizers of the image first, then convolutions and linear layers, with a dropout behind each."""
         one, two, three, four, five = (self.study.width * times for times in CHANNELS)
-        linear = 64 * self.study.width
+        linear = 64 * self.study.width  # AlexNet's 4,096 at the paper's width
         jitter = TunedColourJitter(
             hypers, brightness="brightness", contrast="contrast", saturation="saturation", hue="hue"
         )

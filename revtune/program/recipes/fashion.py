@@ -15,13 +15,14 @@ from revtune.tuning.regularizers.images import TunedCutout
 
 kind = "tuned"
 
+# warmup: five passes over the paper's training images
 PAPER = Tuning(warmup=1875, ratio=5, optimizer="rmsprop", hyper_lr=0.01)
 
 
 def study(size: Size = "small") -> ImageStudy:
     """2,500 images and 16 channels, or all and 64 (Bae and Grosse 2020, section 5).
 
-    Few images are soon learnt by heart, so that a plain run is over in seconds, and regularizers matter. Scales stay
+    A few images are soon learnt by heart, so that a plain run is over in seconds and regularizers matter. Scales stay
     where they start: tuned ones shrink, as validation is perturbed too, and responses then learn nothing.
     """
     if size == "paper":
@@ -39,21 +40,21 @@ class Fashion(ImageTask):
     data = "fashion"
 
     def hypers(self) -> dict[str, Hyper]:
-        """As in `Task`."""
+        """Input noise, the number and the side of cutout's holes, and three dropouts."""
         return {
             "noise": Between(0.02, 0.0, 0.3), "holes": Integer(1, 0, 4), "length": Integer(4, 0, 14),
             "drop1": Rate(0.05), "drop2": Rate(0.05), "drop3": Rate(0.05),
         }  # fmt: skip
 
     def spaces(self) -> dict[str, Space]:
-        """As in `Task`."""
+        """All of what each can be, but dropouts of nearly everything."""
         rates = {name: Space(0.0, 0.9) for name in ("drop1", "drop2", "drop3")}
         return {
             "noise": Space(0.0, 0.3), "holes": Space(0, 4, whole=True), "length": Space(0, 14, whole=True), **rates
         }  # fmt: skip
 
     def build(self, hypers: Hyperparameters) -> nn.Module:
-        """As in `ImageTask`."""
+        """For images of 28 x 28 pixels, of which two strides leave 7 x 7."""
         width = self.study.width
         net = nn.Sequential()
         for name, module in {

@@ -11,6 +11,9 @@ from revtune.tuning.hypers.kinds import Hyper, Rate
 
 kind = "tuned"
 
+# warmup: five passes over the paper's training images
+PAPER = Tuning(warmup=1875, ratio=5, optimizer="rmsprop", hyper_lr=0.01)
+
 
 def study(size: Size = "small") -> ImageStudy:
     """5,000 images and 300 units, or all and 1,200 (Bae and Grosse 2020, section 5)."""
@@ -22,24 +25,21 @@ def study(size: Size = "small") -> ImageStudy:
     return ImageStudy(images=5_000, width=300, learning=learning, stn=stn, delta=delta)
 
 
-PAPER = Tuning(warmup=1875, ratio=5, optimizer="rmsprop", hyper_lr=0.01)
-
-
 class Mnist(ImageTask):
     """Two hidden layers, with dropout of the image and of each of them."""
 
     data = "mnist"
 
     def hypers(self) -> dict[str, Hyper]:
-        """As in `Task`."""
+        """Three dropouts."""
         return {name: Rate(0.05) for name in ("input_drop", "drop1", "drop2")}
 
     def spaces(self) -> dict[str, Space]:
-        """As in `Task`."""
+        """Any rate but those that drop nearly everything."""
         return {name: Space(0.0, 0.9) for name in self.hypers()}
 
     def build(self, hypers: Hyperparameters) -> nn.Module:
-        """As in `ImageTask`."""
+        """For images of 28 x 28 pixels."""
         width = self.study.width
         net = nn.Sequential()
         for name, module in {

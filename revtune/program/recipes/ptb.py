@@ -9,7 +9,7 @@ kind = "text"
 
 
 def recipe(size: Size = "small") -> Config:
-    """One tied RevGRU layer over 10,000 words.
+    """One RevGRU layer over 10,000 words, whose softmax shares the embedding's weights.
 
     The paper's size learns by SGD, its rate quartered on plateaus; the small one by Adam for two epochs.
     """

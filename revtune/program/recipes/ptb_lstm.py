@@ -18,12 +18,14 @@ from revtune.tuning.regularizers.weights import TunedEmbeddingDropout
 kind = "tuned"
 
 START = 0.05
+"""Of all hyperparameters (MacKay et al. 2019, section 5.1)."""
 
 
 DROPOUTS = ("input_drop", "hidden_drop", "output_drop")
 
 
 BATCH_DROPOUTS = ("embedding_drop", "weight_drop")
+"""Those of weights, of which a batch has one mask."""
 
 
 PENALTIES = ("activation", "temporal")
@@ -36,14 +38,15 @@ EPOCH = 29
 """Updates of a pass over the small study's text."""
 
 
+# warmup: a pass over the paper's training text
 PAPER = Tuning(warmup=332, tune_scales=False, scale=1.0)
 
 
 def study(size: Size = "small") -> WordStudy:
     """20,000 words and 64 units, or the settings of MacKay et al. 2019, section 5.1.
 
-    Few words are soon learnt by heart, so that a plain run is over in seconds, and regularizers matter. Momentum takes
-    the place of the paper's learning rate of 30, by which held-out loss jumps more than regularizers change it.
+    A few words are soon learnt by heart, so that a plain run is over in seconds and regularizers matter. Momentum takes
+    the place of the paper's learning rate of 30, at which held-out loss jumps by more than regularizers change it.
     """
     if size == "paper":
         learning = Learning(
@@ -62,7 +65,7 @@ class WordNet(nn.Module):
     The readout stays plain: its weight is the embedding's. Recurrent weights are dropped at the rate `weight_drop`.
 
     Args:
-        hypers: what the dropouts read; the rate of one that is not there is 0.
+        hypers: what the dropouts read; a dropout whose hyperparameter is not among them drops nothing.
         words: V.
         width: H, of embedding and layers.
     """
@@ -94,18 +97,18 @@ class PtbLstm(WordTask):
     source = "ptb"
 
     def hypers(self) -> dict[str, Hyper]:
-        """As in `Task`; all start at 0.05, as published."""
+        """Five rates and the weights of two penalties."""
         dropouts = {name: Rate(START) for name in DROPOUTS}
         batch_dropouts = {name: Rate(START, per="batch") for name in BATCH_DROPOUTS}
         return {**dropouts, **batch_dropouts, **{name: Positive(START) for name in PENALTIES}}
 
     def spaces(self) -> dict[str, Space]:
-        """As in `Task`."""
+        """Any rate but those that drop nearly everything, and penalties over four decades."""
         rates = {name: Space(0.0, 0.9) for name in (*DROPOUTS, *BATCH_DROPOUTS)}
         return {**rates, **{name: Space(1e-3, 10.0, log=True) for name in PENALTIES}}
 
     def build(self, hypers: Hyperparameters, words: int) -> nn.Module:
-        """As in `WordTask`."""
+        """`WordNet` of the study's width."""
         return WordNet(hypers, words, self.study.width)
 
     def train_loss(self, model: nn.Module, out: Out, batch: Segment, h: Any) -> Tensor:

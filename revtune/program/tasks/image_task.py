@@ -18,6 +18,7 @@ from revtune.program.tasks.task import Split, Study, Task
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 
 AT_A_TIME = 500
+"""Images that are evaluated together; gradients are not kept, so many fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class ImageStudy(Study):
 
 
 class ImageTask(Task):
-    """A network that classifies images, as `Task` wants it.
+    """A network that classifies images.
 
     Attributes:
         data: which images, by name.
@@ -44,11 +45,10 @@ class ImageTask(Task):
     def __init__(self, study: ImageStudy, images: Parts | None = None) -> None:
         super().__init__(study)
         self.images = images or parts(self.data, study.data, study.images)
-        self._orders: dict[str, tuple[int, Tensor]] = {}
+        self._orders: dict[str, tuple[int, Tensor]] = {}  # by part: the pass asked for last, and its order
         for name in ("train", "valid"):
-            if len(self._part(name)[0]) < study.learning.batch:
-                there = len(self._part(name)[0])
-                raise Problem(f"--batch must be at most {there}, the {name} images, got {study.learning.batch}", code=2)
+            if (count := len(self._part(name)[0])) < study.learning.batch:
+                raise Problem(f"--batch must be at most {count}, the {name} images, got {study.learning.batch}", code=2)
 
     def digest(self) -> str:
         """SHA-256 of all images and classes."""
@@ -60,10 +60,10 @@ class ImageTask(Task):
 
     @abstractmethod
     def build(self, hypers: Hyperparameters) -> nn.Module:
-        """The network, from torch's generator."""
+        """The network, its weights drawn from torch's generator."""
 
     def net(self, hypers: Hyperparameters) -> nn.Module:
-        """As in `Task`."""
+        """A fresh network; torch's generator is left as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.study.seed)
             return self.build(hypers)
@@ -78,15 +78,15 @@ class ImageTask(Task):
         return F.cross_entropy(out, batch[1], reduction="none")
 
     def valid_loss(self, out: Any, batch: Any) -> Tensor:
-        """Likewise, its mean."""
+        """Mean cross entropy, in nats."""
         return F.cross_entropy(out, batch[1])
 
     def train_batch(self, step: int) -> Part:
-        """Images (B, C, H, W) from 0 to 1 and classes (B,): every pass over them has an order of its own."""
+        """Images (B, C, H, W) from 0 to 1 and classes (B,); every pass over them has its own order."""
         return self._batch("train", step)
 
     def valid_batch(self, number: int) -> Part:
-        """Likewise of the held-out images."""
+        """A batch of held-out images, like those of `train_batch`."""
         return self._batch("valid", number)
 
     def _part(self, name: str) -> Part:
@@ -95,15 +95,17 @@ class ImageTask(Task):
 
     def _batch(self, name: str, number: int) -> Part:
         (x, y), size = self._part(name), self.study.learning.batch
-        done, place = divmod(number, len(x) // size)
-        rows = self._order(name, done, len(x))[place * size : (place + 1) * size]
+        epoch, position = divmod(number, len(x) // size)
+        rows = self._order(name, epoch, len(x))[position * size : (position + 1) * size]
         return x[rows].float() / 255, y[rows]
 
-    def _order(self, name: str, done: int, size: int) -> Tensor:
-        if (kept := self._orders.get(name)) is not None and kept[0] == done:
-            return kept[1]
-        draw = torch.Generator().manual_seed(hash((self.study.seed, done, name == "train")))
-        self._orders[name] = done, torch.randperm(size, generator=draw)
+    def _order(self, name: str, epoch: int, size: int) -> Tensor:
+        """All images of a part, shuffled anew for every pass."""
+        if (last := self._orders.get(name)) is not None and last[0] == epoch:
+            return last[1]
+        # CPython's hash of integers, the same in every process; runs go on by it, so another mix would change them
+        draw = torch.Generator().manual_seed(hash((self.study.seed, epoch, name == "train")))
+        self._orders[name] = epoch, torch.randperm(size, generator=draw)
         return self._orders[name][1]
 
     @torch.no_grad()

@@ -1,8 +1,8 @@
 """The repeat task: say at each step which token came the step before (MacKay et al. 2018, on what no forgetting costs).
 
-An ordinary net forgets a token once it has been said. A net that rewinds without stored bits cannot: its last state
-must hold the whole sequence, so that an easy task becomes learning the sequence by heart, the harder the longer it is.
-With a few bits a step to forget by, reversible nets solve it as torch's own do.
+An ordinary net forgets a token once it has said it. A net that rewinds without stored bits cannot: its last state must
+hold the whole sequence. The easy task thus becomes one of memory, the harder the longer the sequence is. With a few
+bits a step to forget by, reversible nets solve it as torch's own do.
 
 A cell of the study's table is one model, length and seed.
 """
@@ -28,6 +28,7 @@ MODELS = ("nn.GRU", "nn.LSTM", "RevGRU", "RevLSTM", "NF-RevGRU", "NF-RevLSTM")
 
 
 FIRST = -100
+"""The target of the first step, which has none; losses leave it out, as `ignore_index` does in torch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +97,12 @@ class Repeater(nn.Module):
         return F.one_hot(tokens, self.tokens).to(self.readout.weight.dtype)
 
     def loss(self, tokens: Tensor) -> Tensor:
-        """Mean loss in nats of saying the token before, (T, B) tokens; the first step has none before it."""
+        """Mean loss in nats of saying the token before, at all of (T, B) tokens but the first of each sequence."""
         targets = torch.cat([torch.full_like(tokens[:1], FIRST), tokens[:-1]])
         if isinstance(self.rnn, RevRNN):
             return rt.rewind_loss(self.rnn, tokens, targets, encode=self.encode, readout=self.readout)[0]
         y, _ = self.rnn(self.encode(tokens))
-        loss: Tensor = self.readout(y, targets) / tokens[1:].numel()
+        loss: Tensor = self.readout(y, targets) / tokens[1:].numel()  # it sums; `rewind_loss` gives a mean
         return loss
 
     def said(self, tokens: Tensor) -> Tensor:
@@ -111,8 +112,8 @@ class Repeater(nn.Module):
 
 
 def learn(study: RepeatStudy, cell: Cell) -> dict[str, Any]:
-    """Train a cell's model and score it on fresh sequences, on one thread: the figures depend on the seed alone."""
-    torch.set_num_threads(1)
+    """Train a cell's model and score it on fresh sequences; the figures depend on the seed alone."""
+    torch.set_num_threads(1)  # each processor has a process of its own, and sums come out alike on every machine
     torch.manual_seed(cell.seed)
     model = Repeater(cell.model, study)
     optimizer = torch.optim.Adam(model.parameters(), lr=study.lr)
@@ -137,7 +138,7 @@ def score(model: Repeater, study: RepeatStudy, cell: Cell) -> dict[str, Any]:
 
 
 def check(study: RepeatStudy) -> None:
-    """Raise `Problem` for a study that cannot be."""
+    """Raise `Problem` for the first setting that no study can have."""
     if not study.lengths or min(study.lengths) < 2:
         raise Problem(f"--lengths must be two steps or more each, got {' '.join(map(str, study.lengths))}", code=2)
     for name in ("seeds", "updates", "batch", "tested"):
@@ -153,15 +154,15 @@ def check(study: RepeatStudy) -> None:
 
 
 def to_json(study: RepeatStudy) -> str:
-    """The study as its folder's config.json tells of it."""
+    """The content of a study's config.json."""
     return json.dumps({"recipe": "repeat", **dataclasses.asdict(study)}, indent=1) + "\n"
 
 
 def from_json(text: str, path: Path) -> RepeatStudy:
-    """The study that a folder's config.json tells of.
+    """The study of a config.json's content.
 
     Raises:
-        Problem: when it is another program's.
+        Problem: when it is another recipe's or of another version.
     """
     try:
         facts = json.loads(text)

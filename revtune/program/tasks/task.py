@@ -1,9 +1,9 @@
-"""A study of tuned hyperparameters, told once: what every way of tuning them shares.
+"""A task whose hyperparameters are tuned, described once for every way of tuning them.
 
-STN, Delta-STN, a plain run at fixed values and a searcher's trial learn one `Task`, and none asks which it is::
+STN, Delta-STN, a plain run at fixed values and a searcher's trial all learn a `Task` by these calls::
 
     hypers = Hyperparameters(**task.hypers())             tuned: what `net` reads changes, from example to example
-    hypers = Constants(task.hypers(), values)             plain: numbers; layers are torch's own (`constants.plain`)
+    hypers = Constants(task.hypers(), values)             plain: numbers; layers are torch's own (`plain`)
     net = task.net(hypers)                                not converted; `self_tuning(net, hypers)` is the tuner's part
     batch = task.train_batch(step)                        a function of its number, so a run goes on from any step
     out = task.predict(model, batch)                      or (out, state) = task.predict(model, batch, state)
@@ -11,8 +11,8 @@ STN, Delta-STN, a plain run at fixed values and a searcher's trial learn one `Ta
     loss = task.valid_loss(out, task.valid_batch(number))
     task.evaluate(model, "valid")["loss"]                 what is compared, nats over all of a split
 
-A recipe with a task has two functions: `study(size)`, the typed settings, a subclass of `Study` if it has some of its
-own, and `task(study)`, which loads the data. `learning` and `tuning` are read by who trains, not by the task.
+A recipe with a task has two functions: `study(size)` gives the typed settings, of a subclass of `Study` where it has
+some of its own, and `task(study)` loads the data. Learners read `learning`, `stn` and `delta`; the task does not.
 
 Shapes: B examples.
 """
@@ -32,12 +32,6 @@ from revtune.program.errors import Problem
 from revtune.program.typed import check_numbers
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper
-
-
-def with_absolute_paths(study: S) -> S:
-    """A study with its path made absolute, to be found from any folder later."""
-    return dataclasses.replace(study, data=study.data and study.data.absolute())
-
 
 Tuned = Literal["delta", "stn"]
 
@@ -170,7 +164,7 @@ class Task(ABC):
         self.study = study
 
     def digest(self) -> str:
-        """What tells the data from others; a run does not go on with those."""
+        """What tells the data from others; a run does not go on with other data than its own."""
         return ""
 
     @abstractmethod
@@ -179,14 +173,14 @@ class Task(ABC):
 
     @abstractmethod
     def spaces(self) -> dict[str, Space]:
-        """Where searchers look for each."""
+        """Where searchers look for each hyperparameter."""
 
     @abstractmethod
     def net(self, hypers: Hyperparameters) -> nn.Module:
         """A fresh network of plain layers, its weights by the study's seed.
 
         An nn.Dropout is tuned by the hyperparameter of its name, as in `self_tuning`; other regularizers are `Tuned`
-        ones that read `hypers`. Reading costs a plain run nothing: it is handed `Constants`.
+        ones that read `hypers`. In a plain run `hypers` are `Constants`, so that reading them costs nothing.
         """
 
     @abstractmethod
@@ -203,11 +197,11 @@ class Task(ABC):
 
     @abstractmethod
     def train_batch(self, step: int) -> Any:
-        """The batch of an update, from 0 on, by the study's seed: the same whenever it is asked for."""
+        """The batch of an update, from 0 on: it depends on this number and the study's seed alone."""
 
     @abstractmethod
     def valid_batch(self, number: int) -> Any:
-        """Likewise of a step on held-out data."""
+        """The batch of a step on held-out data, likewise."""
 
     @abstractmethod
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
@@ -215,6 +209,11 @@ class Task(ABC):
 
 
 S = TypeVar("S", bound=Study)
+
+
+def with_absolute_paths(study: S) -> S:
+    """A study with its path made absolute, to be found from any folder later."""
+    return dataclasses.replace(study, data=study.data and study.data.absolute())
 
 
 def check(study: Study) -> None:
@@ -229,11 +228,11 @@ def check(study: Study) -> None:
 
 
 def check_tuned(study: Study, method: Method) -> None:
-    """Raise `Problem` for a study in whose updates a method that tunes would never do so."""
+    """Raise `Problem` for a study with so few updates that the method would never tune."""
     if method == "plain":
         return
     tuning, steps = study.tuning(method), study.learning.steps
     if steps < (first := tuning.warmup + tuning.ratio):
-        told = f"by --{method}.warmup {tuning.warmup} and --{method}.ratio {tuning.ratio}"
-        raise Problem(f"--steps must be at least {first}, the first at which hyperparameters are tuned {told}, "
+        why = f"by --{method}.warmup {tuning.warmup} and --{method}.ratio {tuning.ratio}"
+        raise Problem(f"--steps must be at least {first}, the first at which hyperparameters are tuned {why}, "
                       f"got {steps}", code=2)  # fmt: skip

@@ -24,6 +24,11 @@ from revtune.program.tasks.task import Split, Study, Task
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 
 HELD_OUT = 5
+"""How many times fewer words are held out than learnt from."""
+
+
+MOST_NATS = 99.0
+"""A perplexity is at most e to this, as `math.exp` overflows beyond 709."""
 
 
 Source = Literal["ptb", "wikitext2"]
@@ -60,7 +65,7 @@ class Out(NamedTuple):
 
 
 class WordTask(Task):
-    """A recurrent language model, as `Task` wants it.
+    """A recurrent language model.
 
     Args:
         study: the settings.
@@ -70,7 +75,7 @@ class WordTask(Task):
         source: which text, by name.
 
     Raises:
-        Problem: the text is missing, or has not as many words.
+        Problem: the text is missing, or has fewer words than asked for.
     """
 
     source: ClassVar[Source]
@@ -85,15 +90,15 @@ class WordTask(Task):
         self.rows = {name: streams(part, study.learning.batch, name=name) for name, part in parts.items()}
 
     def digest(self) -> str:
-        """As in `Task`."""
+        """SHA-256 of the text and its vocabulary."""
         return self.corpus.digest()
 
     @abstractmethod
     def build(self, hypers: Hyperparameters, words: int) -> nn.Module:
-        """The network, from torch's generator: `net(inputs, state)` gives `Out` and the next state."""
+        """The network, its weights from torch's generator; `net(inputs, state)` gives `Out` and the next state."""
 
     def net(self, hypers: Hyperparameters) -> nn.Module:
-        """As in `Task`."""
+        """A fresh network; torch's generator is left as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.study.seed)
             return self.build(hypers, len(self.corpus.vocabulary))
@@ -103,12 +108,12 @@ class WordTask(Task):
         return model(batch.inputs, None if batch.first else state[0])
 
     def train_loss(self, model: nn.Module, out: Out, batch: Segment, h: Any) -> Tensor:
-        """Cross entropy of each stream, (B,)."""
+        """Mean cross entropy of a word in each stream, (B,), in nats."""
         losses = F.cross_entropy(out.logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
         return losses.view(batch.targets.shape).mean(0)
 
     def valid_loss(self, out: Out, batch: Segment) -> Tensor:
-        """Likewise, its mean."""
+        """Mean cross entropy of a word, in nats."""
         return F.cross_entropy(out.logits.flatten(0, 1), batch.targets.flatten())
 
     def train_batch(self, step: int) -> Segment:
@@ -116,16 +121,16 @@ class WordTask(Task):
         return self._segment("train", step)
 
     def valid_batch(self, number: int) -> Segment:
-        """Likewise of the held-out text."""
+        """A segment of the held-out text's streams."""
         return self._segment("valid", number)
 
     def _segment(self, name: str, number: int) -> Segment:
         rows, length = self.rows[name], self.study.length
-        place = number % self._segments(name)
-        return Segment(*segment(rows, place * length, length), place == 0)
+        index = number % self._segments(name)
+        return Segment(*segment(rows, index * length, length), index == 0)
 
     def _segments(self, name: str) -> int:
-        return math.ceil((len(self.rows[name]) - 1) / self.study.length)
+        return math.ceil((len(self.rows[name]) - 1) / self.study.length)  # the last row is only a target
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
@@ -136,14 +141,14 @@ class WordTask(Task):
             out, state = self.predict(model, batch, state)
             loss += self.valid_loss(out, batch).item() * batch.targets.numel()
             count += batch.targets.numel()
-        return {"loss": loss / count, "perplexity": math.exp(min(loss / count, 99.0))}
+        return {"loss": loss / count, "perplexity": math.exp(min(loss / count, MOST_NATS))}
 
 
 def text(source: Source, study: WordStudy) -> Corpus:
-    """As much of a text as is asked for, its vocabulary that of the training text.
+    """As much of a text as is asked for, with the vocabulary of its training part.
 
     Raises:
-        Problem: it is missing, or has not as many words.
+        Problem: it is missing, or has fewer words than asked for.
     """
     train, valid, test = (split_words(decode(part, source)) for part in sources.named(source, study.data))
     if study.words is not None:
