@@ -148,3 +148,10 @@ def test_a_class_without_source_is_let_be() -> None:
     made = type("Made", (nn.Module,), {"forward": lambda self, x: x})
     assert functional_dropout(made()) is None
     assert reason_left(nn.ReLU()) is None
+
+
+def test_a_class_that_another_module_publishes_is_read_too() -> None:
+    """As public classes of many packages are, whose `__module__` is the package."""
+    module = Plainly()
+    published = type("Published", (Plainly,), {"forward": Plainly.forward, "__module__": "torchlike"})
+    assert functional_dropout(published()) == functional_dropout(module) is not None
