@@ -6,10 +6,11 @@ import pickle
 import re
 import types
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import revtune as rt
 
@@ -53,6 +54,32 @@ def test_a_layer_saved_whole_loads_by_its_own_name_alone(name: str) -> None:
     assert vars(loaded).keys() == vars(layer).keys()
     for key, value in layer.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value)
+
+
+class Tagger(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Embedding(5, 4), nn.Dropout(0.1), nn.LSTM(4, 4, num_layers=2, dropout=0.2, batch_first=True)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        y: Tensor = self[2](self[1](self[0](tokens)))[0]
+        return y
+
+
+def test_a_tuned_network_saved_whole_loads_by_the_names_of_its_layers() -> None:
+    net: Any = rt.self_tuning(Tagger())
+    saved = io.BytesIO()
+    torch.save(net, saved)
+    saved.seek(0)
+    layers = [type(module) for module in net.modules()]
+    with torch.serialization.safe_globals([*layers, type(net.conversion)]):
+        loaded = torch.load(saved, weights_only=True)
+    tokens = torch.randint(5, (3, 2))
+    net.eval(), loaded.eval()
+    assert torch.equal(loaded(tokens), net(tokens)) and loaded.hypers.values() == net.hypers.values()
+    assert loaded.hypers.specs == net.hypers.specs and str(loaded.conversion) == str(net.conversion)
+    assert rt.frozen(loaded).get_submodule("2").dropout == pytest.approx(0.2)
 
 
 def test_a_cell_put_in_place_of_a_layer_s_own_is_saved_with_it() -> None:

@@ -140,6 +140,15 @@ class Hyperparameters(nn.Module):
         self._pass: Pass | None = None
         self.read: set[str] = set()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: kinds as plain values, so that `torch.load(weights_only=True)` needs no other name."""
+        return {**self.__dict__, "specs": {name: spec.to_plain() for name, spec in self.specs.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up what `__getstate__` gave."""
+        specs = {name: Hyper.from_plain(plain) for name, plain in state["specs"].items()}
+        super().__setstate__({**state, "specs": specs})
+
     @property
     def names(self) -> tuple[str, ...]:
         """All names, in order."""

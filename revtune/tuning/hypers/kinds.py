@@ -12,6 +12,7 @@ A hyperparameter lives unconstrained, as a real number l; what a user sees is a 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -62,6 +63,16 @@ class Hyper:
         if not _is_finite(self.initial):
             raise ValueError(f"{kind}: the initial value must be a finite number, got {self.initial!r}")
         self.check()
+
+    def to_plain(self) -> dict[str, Any]:
+        """The kind's name and its settings."""
+        return {"kind": type(self).__name__, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def from_plain(plain: dict[str, Any]) -> Hyper:
+        """The hyperparameter that `to_plain` gave this of."""
+        kinds = {kind.__name__: kind for kind in Hyper.__subclasses__()}
+        return kinds[plain["kind"]](**{name: value for name, value in plain.items() if name != "kind"})
 
     def check(self) -> None:
         """Raise `ValueError` for an impossible range or initial value."""

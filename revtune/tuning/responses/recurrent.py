@@ -36,6 +36,10 @@ Direction = Callable[[str, Any, Sequence[Tensor], Steps], tuple[Tensor, ...]]
 """Computes one direction of one layer: y and last states, from its parameters' suffix, its input and first states."""
 
 
+RATES = ("_tuned_rate", "_tuned_weight_drop")
+"""The attributes by which a layer reads its rates."""
+
+
 class ResponseRNN(Responding, nn.RNNBase):
     """What nn.LSTM and nn.GRU with a response share.
 
@@ -50,6 +54,18 @@ class ResponseRNN(Responding, nn.RNNBase):
     equations: Equations
     _tuned_rate: Callable[[], Tensor | float] | None = None
     _tuned_weight_drop: Callable[[], Tensor | float] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: rates by the names of their hyperparameters."""
+        state: dict[str, Any] = super().__getstate__()
+        rates = {key: state[key].args[0] for key in RATES if isinstance(state.get(key), partial)}
+        return {**state, **rates}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up what `__getstate__` gave."""
+        (hypers,) = state["_hypers"]
+        rates = {key: partial(hypers.__getitem__, name) for key in RATES if isinstance(name := state.get(key), str)}
+        super().__setstate__({**state, **rates})
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
@@ -75,7 +91,7 @@ class ResponseRNN(Responding, nn.RNNBase):
         """Become the plain layer again, with the dropout between layers at the rate that it has now."""
         if self._tuned_rate is not None:
             self.dropout = float(self._tuned_rate())
-        for name in ("_tuned_rate", "_tuned_weight_drop"):
+        for name in RATES:
             self.__dict__.pop(name, None)
         super().become_plain()
 
