@@ -17,6 +17,7 @@ def figures() -> dict[str, dict[str, int]]:
     return {name: measured(Job(net=net, **LONG)) for name, net in nets.items()}
 
 
+@pytest.mark.slow
 def test_parts_are_no_more_than_the_whole(figures: dict[str, dict[str, int]]) -> None:
     for found in figures.values():
         assert 0 < found["held"] <= found["encoder"] and max(found["encoder"], found["decoder"]) < 1.2 * found["step"]

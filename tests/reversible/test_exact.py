@@ -94,6 +94,7 @@ def test_rewinding_is_exact(kind: str, bits: float | None, number: int, steps: i
         assert all(tape.buffer.words == 0 for tape in stack.tapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "backend"), [("minGRU", "reference"), ("RevLSTM", "reference"), *((kind, "native") for kind in CELLS)],
     indirect=["backend"],

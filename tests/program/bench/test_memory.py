@@ -52,6 +52,7 @@ def test_contestants_of_a_cell_take_the_same_step() -> None:
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_worker_measures_in_its_own_process() -> None:
     shape = Shape(steps=400, batch=16, hidden=64, vocabulary=16)
     plain = measured(Contestant(cell="nn.GRU"), shape, 1, "cpu")

@@ -99,6 +99,7 @@ def test_ratios_are_to_the_plain_step_of_the_same_round() -> None:
     assert [one.ratios for one in memories([memory_record(SMALL[0])])] == [[2.0], [3.0], [4.0], [5.0]]
 
 
+@pytest.mark.slow
 def test_times_and_memory_are_measured_in_processes_of_their_own() -> None:
     job = TuningJob(cases=SMALL[:1], threads=1, rounds=2, turn=1e-9)
     (record,) = timed(job)

@@ -212,6 +212,7 @@ def stopped(text: Path, out: Path, how: signal.Signals, steps: int = 60) -> subp
     return subprocess.CompletedProcess(process.args, process.returncode, told, complaint)
 
 
+@pytest.mark.slow
 def test_kill_9_and_ctrl_c_lose_nothing(text: Path, tmp_path: Path) -> None:
     killed = stopped(text, tmp_path / "killed", signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL

@@ -102,6 +102,7 @@ def test_a_finished_study_learns_nothing_anew(tmp_path: Path, monkeypatch: pytes
     run(TINY, tmp_path)
 
 
+@pytest.mark.slow
 def test_cells_are_learned_in_processes(tmp_path: Path) -> None:
     study = dataclasses.replace(TINY, lengths=(3,), updates=1)
     run(study, tmp_path, workers=2)

@@ -165,6 +165,7 @@ def test_the_compiler_may_have_arguments(source: Path, monkeypatch: pytest.Monke
     assert native.load()
 
 
+@pytest.mark.slow
 def test_processes_that_race_make_one_library_beside_one_that_has_no_operators(source: Path, tmp_path: Path) -> None:
     (source / "revtune.cpp").write_text(OPERATOR.replace("NAMESPACE", "revtune"))
     folder, command, other = build.folders()[0], build.compiler(), tmp_path / "other"

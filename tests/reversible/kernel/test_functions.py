@@ -81,6 +81,7 @@ def measured(name: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_sigmoid_and_tanh_are_right_to_a_few_last_places(name: str) -> None:
     found = measured(name)
@@ -89,12 +90,14 @@ def test_sigmoid_and_tanh_are_right_to_a_few_last_places(name: str) -> None:
     assert found["tanh"] <= 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_layers_are_the_references(name: str) -> None:
     """Up to a forget gate that rounds the other way now and then, by 1/1024."""
     assert measured(name)["off"] < 1e-3
 
 
+@pytest.mark.slow
 def test_vectors_of_another_width_give_the_same_bits() -> None:
     """As long as there is a fused multiply-add, which rounds once where multiplying and adding round twice."""
     for what in ("functions", "layers"):

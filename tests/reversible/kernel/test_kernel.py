@@ -203,6 +203,7 @@ def chunks(draw: st.DrawFn) -> tuple[Problem, dict[str, Any], int, int]:
     return of._replace(state=tuple(size * state for state in of.state)), options, seed, draw(st.integers(1, 5))
 
 
+@pytest.mark.slow
 @settings(max_examples=10_000, deadline=None, derandomize=True, database=None)
 @given(chunks())
 def test_any_chunk_comes_back_bit_for_bit(drawn: tuple[Problem, dict[str, Any], int, int]) -> None:
