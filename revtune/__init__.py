@@ -34,6 +34,7 @@ The code lies in two halves, `revtune.reversible` and `revtune.tuning`. The prog
 """
 
 from revtune.errors import HyperparameterError, NonFiniteError, ReversalError, StateRangeError
+from revtune.published import publish
 from revtune.reversible.cells.buffer import Buffer, default_share, ideal_bits
 from revtune.reversible.cells.cell import Cell, Coupling, Stage, Step, forget_gate
 from revtune.reversible.cells.gru import rev_gru
@@ -99,18 +100,9 @@ __all__ = [
 ]
 
 
-def _publish() -> None:
-    """Have public names pickle and print as `revtune.Name`, so that files outlive moves within the package."""
-    for name in __all__:
-        public = globals()[name]
-        public._module_source, public.__module__ = public.__module__, __name__
-        if "__firstlineno__" in vars(public):
-            del public.__firstlineno__  # of another file: inspect would show the same line of this one
-
-
 def __dir__() -> list[str]:
     """Public names and the two halves; doors such as `revtune.penalties` are imported by name."""
     return sorted([*__all__, "__version__", "reversible", "tuning"])
 
 
-_publish()
+publish(globals(), __all__)

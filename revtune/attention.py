@@ -1,5 +1,8 @@
 """Attention of a decoder to an encoder, also as the readout of a stream."""
 
-from revtune.reversible.streams.attention import Attention as Attention
-from revtune.reversible.streams.attention import AttentionReadout as AttentionReadout
-from revtune.reversible.streams.attention import numbered as numbered
+from revtune.published import publish
+from revtune.reversible.streams.attention import Attention, AttentionReadout, numbered
+
+__all__ = ["Attention", "AttentionReadout", "numbered"]
+
+publish(globals(), __all__)

@@ -1,3 +1,8 @@
 """A data loader whose workers augment by hyperparameters."""
 
-from revtune.tuning.regularizers.loader import TunedLoader as TunedLoader
+from revtune.published import publish
+from revtune.tuning.regularizers.loader import TunedLoader
+
+__all__ = ["TunedLoader"]
+
+publish(globals(), __all__)

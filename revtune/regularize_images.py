@@ -1,5 +1,8 @@
 """Tuned regularizers for images."""
 
-from revtune.tuning.regularizers.images import TunedAffine as TunedAffine
-from revtune.tuning.regularizers.images import TunedColourJitter as TunedColourJitter
-from revtune.tuning.regularizers.images import TunedCutout as TunedCutout
+from revtune.published import publish
+from revtune.tuning.regularizers.images import TunedAffine, TunedColourJitter, TunedCutout
+
+__all__ = ["TunedAffine", "TunedColourJitter", "TunedCutout"]
+
+publish(globals(), __all__)

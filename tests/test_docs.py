@@ -16,8 +16,7 @@ import revtune
 
 REFERS = {"RevLSTM": "RevGRU", "record": "scan"}
 ROOT = Path(__file__).parent.parent
-LIBRARY = (path for wing in ("reversible", "tuning") for path in (ROOT / "revtune" / wing).rglob("*.py"))
-EXAMPLES = sorted(path for path in LIBRARY if ">>> " in path.read_text())
+EXAMPLES = sorted(path for path in (ROOT / "revtune").rglob("*.py") if ">>> " in path.read_text())
 
 
 class Finder(doctest.DocTestFinder):

@@ -1,10 +1,12 @@
 """What `import revtune` shows, and under which names its classes are saved."""
 
 import dataclasses
+import importlib
 import io
 import pickle
 import re
 import types
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +43,21 @@ def test_public_names_are_pickled_by_the_face(name: str) -> None:
     assert public.__module__ == "revtune"
     saved = pickle.dumps(public)
     assert pickle.loads(saved) is public and b"reversible" not in saved and b"tuning." not in saved
+
+
+@pytest.mark.parametrize("name", sorted(rt.__all__))
+def test_annotations_of_public_names_are_resolved(name: str) -> None:
+    public = getattr(rt, name)
+    if isinstance(public, type):
+        typing.get_type_hints(public)
+
+
+@pytest.mark.parametrize("door", ["attention", "loader", "penalties", "regularize_images", "regularize_weights"])
+def test_what_a_door_hands_on_is_pickled_by_it(door: str) -> None:
+    module = importlib.import_module(f"revtune.{door}")
+    for name in module.__all__:
+        public = getattr(module, name)
+        assert public.__module__ == f"revtune.{door}" and pickle.loads(pickle.dumps(public)) is public
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -41,10 +41,11 @@ MODULES = {dotted(path): path for path in sorted(HOUSE.rglob("*.py"))}
 @cache
 def imports(module: str) -> frozenset[str]:
     """The modules that one imports, wherever in it, but for annotations alone."""
-    return frozenset(found(ast.parse(MODULES[module].read_text(encoding="utf-8"))))
+    return frozenset(imported_names(ast.parse(MODULES[module].read_text(encoding="utf-8"))))
 
 
-def found(node: ast.AST) -> Iterator[str]:
+def imported_names(node: ast.AST) -> Iterator[str]:
+    """The modules, or names of modules from outside, in import statements; strings such as cli's commands are none."""
     if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
         return
     if isinstance(node, ast.Import):
@@ -54,7 +55,7 @@ def found(node: ast.AST) -> Iterator[str]:
         names = [f"{node.module}.{name.name}" for name in node.names]
         yield from (name if name in MODULES else node.module for name in names)
     for child in ast.iter_child_nodes(node):
-        yield from found(child)
+        yield from imported_names(child)
 
 
 def within(module: str) -> set[str]:
@@ -101,6 +102,18 @@ def test_a_room_imports_rooms_of_lower_floors_alone(wing: str) -> None:
     for module in own:
         below = {room_of(name) for name in within(module) if wing_of(name) == wing} - {room_of(module)}
         assert all(floor[room] < floor[room_of(module)] for room in below), f"{module} imports from {below}"
+
+
+def test_recipes_describe_and_never_run() -> None:
+    runners = {"trainer", "train", "run", "loop", "learner", "plain_learner", "tuned_learner", "studies", "cli", "runs"}
+    for module in MODULES:
+        if module.startswith("revtune.program.recipes"):
+            assert not {part for name in within(module) for part in name.split(".")} & runners, module
+
+
+def test_every_wing_has_floors() -> None:
+    wings = {wing_of(module) for module in MODULES if room_of(module)}
+    assert wings == set(FLOORS) and set(WINGS) - {"joint"} == wings - {"program"}
 
 
 def test_no_circle() -> None:

@@ -33,10 +33,10 @@ def blank(width: float, height: float) -> Figure:
     return figure
 
 
-def png(figure: Figure) -> bytes:
-    """A figure as the content of a PNG file."""
+def png(figure: Figure, dots: int = DOTS) -> bytes:
+    """A figure as the content of a PNG file, at so many dots an inch."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DOTS)
+    figure.savefig(content, format="png", dpi=dots)
     return content.getvalue()
 
 

@@ -1,10 +1,19 @@
-"""The processors of this machine."""
+"""What figures depend on: the processors of this machine, and versions."""
 
 from __future__ import annotations
 
 import os
 import platform
 from pathlib import Path
+
+import torch
+
+import revtune as rt
+
+
+def versions() -> dict[str, str]:
+    """Versions that all figures depend on."""
+    return {"revtune": rt.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def processors() -> int:

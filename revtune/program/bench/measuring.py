@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
-import revtune as rt
 from revtune.program.errors import Problem
 from revtune.program.machine import processors
 from revtune.reversible.meter import ResidentGauge
@@ -100,8 +98,3 @@ def check_resident(advice: str = "") -> None:
     """Raise `Problem`, which ends in the advice, where the peak of resident memory cannot be read."""
     if not Path("/proc/self/clear_refs").exists():
         raise Problem(f"resident memory is read from Linux's /proc, which is not here{advice}")
-
-
-def versions() -> dict[str, str]:
-    """Versions that all figures depend on."""
-    return {"revtune": rt.__version__, "torch": torch.__version__, "python": platform.python_version()}

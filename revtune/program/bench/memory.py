@@ -24,12 +24,12 @@ import torch
 import revtune as rt
 from revtune.program.bench import worker
 from revtune.program.bench.contestants import Contestant, ContestantNet, Shape, chunk_of
-from revtune.program.bench.measuring import bad_threads, check_resident, keep_to, peak_of, versions
+from revtune.program.bench.measuring import bad_threads, check_resident, keep_to, peak_of
 from revtune.program.bench.speed_cases import PAIRS
 from revtune.program.bench.worker import ALLOCATOR, Job, Record
 from revtune.program.errors import Problem
-from revtune.program.files import check_output, drafts
-from revtune.program.machine import processors
+from revtune.program.files import check_output, drafts, write
+from revtune.program.machine import processors, versions
 from revtune.reversible.kernel import backend as native
 
 SHAPES = (
@@ -81,9 +81,9 @@ def memory(
         threads: threads of each contestant; they hardly change its memory.
         device: cpu or cuda.
     """
+    # here, since a worker runs this module too, and must not load rich or matplotlib
     from revtune.program.bench import memory_results
     from revtune.program.bench.display import Markdown, Terminal
-    from revtune.program.files import write
 
     check(threads, device)
     display = Markdown() if markdown else Terminal()

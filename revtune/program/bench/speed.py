@@ -22,13 +22,13 @@ import torch
 
 from revtune.program.bench import worker
 from revtune.program.bench.contestants import Contestant, backend_seen
-from revtune.program.bench.measuring import LEAST_ROUNDS, THREADS, TURN, check_turns, turns, versions, warmed_up
+from revtune.program.bench.measuring import LEAST_ROUNDS, THREADS, TURN, check_turns, turns, warmed_up
 from revtune.program.bench.speed_cases import PAIRS, SpeedCase, plan
 from revtune.program.bench.speed_steps import steps_of
 from revtune.program.bench.worker import Job, Record
 from revtune.program.errors import Problem
-from revtune.program.files import check_output, drafts
-from revtune.program.machine import processor, processors
+from revtune.program.files import check_output, drafts, write
+from revtune.program.machine import processor, processors, versions
 from revtune.reversible.kernel import backend as native
 
 Backend = Literal["auto", "reference", "native"]
@@ -76,9 +76,9 @@ def speed(
         out: file that the figures go to as JSON.
         plot: PNG, by default beside the figures; --sweep draws time against length, and ratios to NAME-ratios.png.
     """
+    # here, since a worker runs this module too, and must not load rich or matplotlib
     from revtune.program.bench import speed_plot, speed_table
     from revtune.program.bench.display import Markdown, Terminal, thread_count
-    from revtune.program.files import write
 
     check(quick, sweep, threads, rounds, backend)
     check_output(out)

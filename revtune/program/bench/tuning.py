@@ -34,7 +34,7 @@ from revtune.program.bench.tuning_cases import NETS, TUNED, StepKind, TunedNet, 
 from revtune.program.bench.tuning_steps import step_of, steps_of
 from revtune.program.bench.worker import Job, Record
 from revtune.program.errors import Problem
-from revtune.program.files import drafts
+from revtune.program.files import drafts, write
 
 WARM_UP = 2
 """Steps before those whose memory counts: optimizers make their state in the first."""
@@ -77,9 +77,9 @@ def tuning(
         out: file that the figures go to as JSON.
         plot: PNG, by default beside the figures.
     """
+    # here, since a worker runs this module too, and must not load rich or matplotlib
     from revtune.program.bench import tuning_results
     from revtune.program.bench.display import Markdown, Terminal, thread_count
-    from revtune.program.files import write
 
     check(nets, threads, rounds)
     plot = out.with_suffix(".png") if plot is None else plot

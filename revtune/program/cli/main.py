@@ -21,6 +21,7 @@ import os
 import sys
 from typing import Any, cast
 
+import revtune as rt
 from revtune.errors import BackendError, NonFiniteError, ReversalError, SettingError, StateRangeError
 from revtune.program.errors import Problem
 
@@ -29,7 +30,6 @@ EXTRAS = {"optuna": "search", "kornia": "augment", "sacrebleu": "translate", "to
 
 
 PROGRAM_NEEDS = {"tyro", "rich", "safetensors", "datasets", "matplotlib", "numpy", "shtab", "docstring_parser"}
-
 """Packages of the extra `program`, and those that these need."""
 
 
@@ -106,7 +106,7 @@ def dispatch(arguments: list[str]) -> None:
         print((__doc__ or "").strip())
         return
     if arguments[0] == "--version":
-        print(f"revtune {importlib.import_module('revtune').__version__}")  # not at the top: it imports torch
+        print(f"revtune {rt.__version__}")
         return
     if arguments[0] not in COMMANDS:
         raise Problem(f"there is no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", code=2)
@@ -116,7 +116,3 @@ def dispatch(arguments: list[str]) -> None:
 
 COMMANDS = ("train", "generate", "translate", "evaluate", "compare", "bench", "doctor")
 """Each is a function in the module of its name in this room, imported when asked for: none needs another's packages."""
-
-
-if __name__ == "__main__":
-    sys.exit(main())

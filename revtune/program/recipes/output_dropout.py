@@ -32,11 +32,11 @@ class OutputDropoutStudy(WordStudy):
     rates: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
     """Rates that stay."""
     deviation: float = 0.05
-    """Standard deviation of the best one's noise."""
+    """Standard deviation of the noise on the best fixed rate."""
     amplitude: float = 0.1
-    """How far a sinusoid takes it to either side."""
+    """Amplitude of the sinusoid about the best fixed rate."""
     period: int = 400
-    """Updates of a whole turn of that."""
+    """Updates of one period of the sinusoid."""
 
     def contestants(self) -> list[str]:
         """All that compete, in the order in which they can learn."""

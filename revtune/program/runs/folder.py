@@ -41,10 +41,7 @@ def claimed(recipe: str, out: Path | None) -> Iterator[Path]:
     Raises:
         Problem: it holds a run already, cannot be made, or another process begins one there.
     """
-    try:
-        folder = next_folder(recipe) if out is None else _made(out)
-    except OSError as error:
-        raise Problem(f"cannot make the folder {out or RUNS}: {error.strerror}") from error
+    folder = made_folder(recipe, out)
     with locked(folder):
         refuse_taken(folder)
         yield folder
@@ -75,6 +72,16 @@ def next_folder(recipe: str) -> Path:
     raise AssertionError  # count never ends
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def made_folder(recipe: str, out: Path | None) -> Path:
+    """The folder `out`, or the next free `runs/<recipe>-<n>`.
+
+    Raises:
+        Problem: it cannot be made.
+    """
+    try:
+        if out is None:
+            return next_folder(recipe)
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Problem(f"cannot make the folder {out or RUNS}: {error.strerror}") from error
+    return out

@@ -40,7 +40,7 @@ class Options(Generic[S]):
     size: Size = "small"
     """small is made for two cores; paper has the settings of the paper that the recipe is from."""
     resume: Path | None = None
-    """Go on with the run in this folder as it was told; no other option goes with this one."""
+    """Go on with the run in this folder with its own settings; no other option goes with this one."""
 
 
 def start(name: str, options: Options[Any]) -> Path:

@@ -58,7 +58,7 @@ class TaskRun:
 
     Args:
         learner: what learns.
-        folder: where the run is kept; one that is there is gone on with.
+        folder: where the run is kept; one that is there is resumed.
         command: what goes on with it, for whoever stops it.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Sequence
 
@@ -32,11 +31,9 @@ def plot(source: Sequence[str], target: Sequence[str], attention: Tensor) -> byt
     axes.tick_params(length=0)
     for edge in axes.spines.values():
         edge.set_visible(False)
-    content = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # what the font lacks is drawn as a box
-        figure.savefig(content, format="png", dpi=150)
-    return content.getvalue()
+        return figures.png(figure, dots=150)
 
 
 def literal(word: str) -> str:

@@ -22,7 +22,7 @@ from revtune.reversible.kernel.environment import Environment
 from revtune.reversible.kernel.kernel import PARTS
 from revtune.reversible.kernel.sequence_arguments import DIFFERENTIABLE, BackwardArguments, SequenceArguments
 from revtune.reversible.kernel.sequence_recall import ChunkRecord, RecalledLayer, SequenceRun, chunk_steps, kept_steps
-from revtune.reversible.transforms import wants_gradient
+from revtune.reversible.transforms import refuse_double_backward, wants_gradient
 
 _WEIGHTS = {
     "ih": "ih", "bias": "bias", "hh": "hh", "ih_v": "ih.V", "ih_s": "ih.s", "hh_v": "hh.V", "hh_s": "hh.s",
@@ -167,10 +167,8 @@ def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> No
 
 
 def _backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError(
-            "revtune does not support double backward: a rewound gradient has no graph; use create_graph=False"
-        )
+    if not torch.compiler.is_compiling():
+        refuse_double_backward("revtune")
     y, final, kept, words, facts, *tensors = ctx.saved_tensors
     wanted = list(ctx.needs_input_grad[: len(DIFFERENTIABLE)])
     computed = torch.ops.revtune.sequence_backward(

@@ -77,7 +77,7 @@ class BatchIterators:
 
 @dataclass
 class ResumableIterator:
-    """One pass over some data after another, each of which can be saved and gone on with.
+    """One pass over some data after another, each of which can be saved and resumed.
 
     Data that can save where they stand, as a `TunedLoader`, are asked to. Others are begun again from the same states
     of the generators, from which loaders draw their order, and gone through up to the same batch.

@@ -186,7 +186,7 @@ def test_a_run_begins_its_text_again_without_a_state(text: Path) -> None:
 
 
 def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "revtune.program.cli.main", *map(str, words)]
+    return [sys.executable, "-m", "revtune", *map(str, words)]
 
 
 def options(text: Path, out: Path, steps: int) -> list[str]:

@@ -79,7 +79,7 @@ def learn(contest: Contest, seed: int, console: Console) -> None:
         aside = contest.begin(seed, contestant)
         with CompareReport(console, f"seed {seed}, {contestant}", options.budget, options.clock).shown() as report:
             if aside is not None:
-                why = f"as what it depends on has changed; before is in {aside}"
+                why = f"as what it depends on has changed; the earlier run is in {aside}"
                 report.say(f"seed {seed}, {contestant}: begun anew, {why}")
             facts = (searched if contestant in SEARCHERS else tuned)(contest, task, seed, contestant, report)
         report.through(facts)

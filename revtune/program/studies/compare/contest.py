@@ -59,7 +59,7 @@ RESULT: Template = {"budget": float, "wall": float, "cpu": float, "values": dict
 
 
 MORE = ("seeds", "contestants", "budget")
-"""What a contest may have more of when it is gone on with."""
+"""What a contest may have more of when it is resumed."""
 
 
 S = TypeVar("S", bound=Study)
@@ -79,7 +79,7 @@ class Options(Generic[S]):
     contestants: tuple[Contestant, ...] = CONTESTANTS
     """Who takes part; final needs stn or delta, searchers need plain, found needs one of each."""
     out: Path | None = None
-    """Folder of the contest; one that holds this contest is gone on with. By default the next free runs/compare-<n>."""
+    """Folder of the contest; one that holds this contest is resumed. By default the next free runs/compare-<n>."""
     size: Size = "small"
     """small is made for two cores; paper has the settings of the paper that the recipe is from."""
 

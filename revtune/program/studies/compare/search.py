@@ -55,7 +55,7 @@ class Search:
     Args:
         task: what trials learn.
         searcher: how values are chosen.
-        folder: where it is kept; what is there is gone on with.
+        folder: where it is kept; what is there is resumed.
         steps: updates of a whole trial.
         command: what goes on with the search, for whoever stops it.
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import platform
 from statistics import median
 
-import torch
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-import revtune as rt
 from revtune.program import recipes, tables
 from revtune.program.files import write
+from revtune.program.machine import versions
 from revtune.program.studies.compare.contest import CONTESTANTS, NAMES, TUNERS, Contest, Contestant
 from revtune.program.studies.compare.curves import best_after, curve, goal, median_of, reached
 from revtune.program.studies.compare.plot import plot
@@ -53,8 +51,7 @@ def figures(contest: Contest) -> JsonObject:
         for run in row["runs"]:
             run["reached"] = reached(run, goal(rows, run["seed"]))
     facts = {"recipe": contest.recipe, "budget": options.budget, "clock": options.clock, "quoted": quoted}
-    versions = {"revtune": rt.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    return {**versions, **facts, "rows": rows}
+    return {**versions(), **facts, "rows": rows}
 
 
 def run_at(contest: Contest, seed: int, contestant: Contestant) -> JsonObject:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,11 +22,11 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-import revtune as rt
 from revtune.program.errors import Problem
 from revtune.program.files import write
+from revtune.program.machine import versions
 from revtune.program.recipes.output_dropout import NAME, OutputDropout, OutputDropoutStudy
-from revtune.program.runs.folder import next_folder
+from revtune.program.runs.folder import made_folder
 from revtune.program.studies.json_files import JsonObject, Template, read_lines, read_object
 from revtune.program.studies.output_dropout.contestants import (
     Schedule,
@@ -61,7 +60,7 @@ class Options:
 
     study: Annotated[OutputDropoutStudy, tyro.conf.arg(name="")]
     out: Path | None = None
-    """Folder of the experiment; one that holds it is gone on with. By default the next free runs/output_dropout-<n>."""
+    """Folder of the experiment; one that holds it is resumed. By default the next free runs/output_dropout-<n>."""
     full: bool = False
     """The settings of the paper: days instead of half an hour."""
 
@@ -215,13 +214,12 @@ def stored(folder: Path) -> OutputDropoutStudy:
 
 
 def folder_of(study: OutputDropoutStudy, out: Path | None) -> Path:
-    """The experiment's folder, its configuration in it; one that holds the same already is gone on with."""
+    """The experiment's folder, its configuration in it; one that holds the same already is resumed."""
     if out is not None and (out / "config.json").exists():
         if stored(out) != study:
             raise Problem(f"{out} holds an experiment with other settings; give another --out")
         return out
-    folder = out or next_folder(RECIPE)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(RECIPE, out)
     facts = {"recipe": RECIPE, "study": dataclasses.asdict(study)}
     write(folder / "config.json", json.dumps(facts, indent=1, default=str).encode() + b"\n")
     return folder
@@ -252,6 +250,6 @@ def figures(experiment: Experiment) -> JsonObject:
             steps = [(record["step"], record["values"][NAME]) for record in experiment.history(name)]
             row["schedule"] = [(0, float(rate)), *steps]
         rows.append(row)
-    versions = {"revtune": rt.__version__, "torch": torch.__version__, "python": platform.python_version()}
     facts = {"method": study.method, "updates": study.learning.steps, "best_rate": experiment.best_rate()}
-    return {**versions, **facts, "study": json.loads(json.dumps(dataclasses.asdict(study), default=str)), "rows": rows}
+    settings = json.loads(json.dumps(dataclasses.asdict(study), default=str))
+    return {**versions(), **facts, "study": settings, "rows": rows}

@@ -16,7 +16,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import platform
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,12 +29,11 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-import revtune as rt
 from revtune.program.errors import Problem
 from revtune.program.files import read_text, write
-from revtune.program.machine import processors
+from revtune.program.machine import processors, versions
 from revtune.program.runs.arithmetic import Arithmetic
-from revtune.program.runs.folder import RUNS, next_folder
+from revtune.program.runs.folder import made_folder
 from revtune.program.runs.metrics import Metrics
 from revtune.program.studies.repeat.results import markdown, plot, summary, table, title
 from revtune.program.tasks.repeat import Cell, RepeatStudy, check, from_json, learn, to_json
@@ -49,7 +47,7 @@ class Options:
 
     study: tyro.conf.OmitArgPrefixes[RepeatStudy]
     out: Path | None = None
-    """Folder of the study; one that holds this study is gone on with. By default the next free runs/repeat-<n>."""
+    """Folder of the study; one that holds this study is resumed. By default the next free runs/repeat-<n>."""
     full: bool = False
     """Longer sequences, more updates and seeds: hours instead of minutes."""
     workers: int | None = None
@@ -119,16 +117,12 @@ def stored(folder: Path) -> RepeatStudy:
 
 
 def folder_of(study: RepeatStudy, out: Path | None) -> Path:
-    """The study's folder, with its configuration in it; one that holds the same study already is gone on with."""
+    """The study's folder, with its configuration in it; one that holds the same study already is resumed."""
     if out is not None and (out / "config.json").exists():
         if stored(out) != study:
             raise Problem(f"{out} holds a study with other settings; give another --out")
         return out
-    try:
-        folder = next_folder("repeat") if out is None else out
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Problem(f"cannot make the folder {out or RUNS}: {error.strerror}") from error
+    folder = made_folder("repeat", out)
     write(folder / "config.json", to_json(study).encode())
     return folder
 
@@ -194,8 +188,7 @@ def watched(console: Console, done: int, left: int, cells: Iterator[Figures]) ->
 
 def finish(study: RepeatStudy, cells: list[Figures], folder: Path) -> None:
     """Write figures, table and plot."""
-    versions = {"revtune": rt.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    figures = {**versions, "study": dataclasses.asdict(study), "table": summary(study, cells)}
+    figures = {**versions(), "study": dataclasses.asdict(study), "table": summary(study, cells)}
     write(folder / "results.json", json.dumps(figures, indent=1).encode() + b"\n")
     write(folder / "table.md", markdown(study, cells).encode())
     write(folder / "repeat.png", plot(study, cells))
