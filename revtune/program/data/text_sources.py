@@ -27,7 +27,7 @@ class Text:
 
     source: Annotated[TextSource, tyro.conf.Suppress] = "stdlib"
     unit: TextUnit = "byte"
-    """What one token is."""
+    """What one token is; bytes are the text's own, its line ends among them."""
     file: Path | None = None
     """The text of recipe `text`: 90% of it is for training, 5% for validation, 5% for the test, in whole lines."""
     data: Path | None = None
