@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from revtune.program.data.lines import ENDS, LINE_END, decode, read_packed, split_lines
 from revtune.program.data.moses import Language, TextForm, shaped
 from revtune.program.data.named_sets import SPLITS, Split, ask_hub, data_folder, not_in
-from revtune.program.data.text import decode
 from revtune.program.errors import Problem
-from revtune.program.files import read_bytes
 
 PairSource = Literal["multi30k", "iwslt14"]
 
@@ -66,10 +64,6 @@ HUB = {"multi30k": "bentrevett/multi30k", "iwslt14": "bbaaaa/iwslt14-de-en"}
 
 
 HUB_NOTES = {"iwslt14": "the text is the hub's, which is raw; BLEU may not compare with that of the published files"}
-
-
-MARK = "\ufeff"
-"""A byte order mark, which some editors put before a text."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +122,31 @@ def together(source: Path, target: Path) -> Lines:
     """Two files of one sentence a line.
 
     Raises:
-        Problem: they have different numbers of lines, or one is no text.
+        Problem: they have different numbers of lines, one breaks a line where the other does not, or one is no text.
     """
-    sides = [text_lines(path) for path in (source, target)]
+    texts = _text(source), _text(target)
+    _check_breaks((source, target), texts)
+    sides = [_stripped(text) for text in texts]
     if len(sides[0]) != len(sides[1]):
         given = f"{len(sides[0])} and {len(sides[1])}"
         raise Problem(f"{source} and {target} must have as many lines, each other's translations, got {given}")
     return Lines(*sides)
+
+
+def _check_breaks(paths: tuple[Path, Path], texts: tuple[str, str]) -> None:
+    """Raise `Problem` for the first line up to an LF that other ends break up in one file and not in the other.
+
+    Sentences after it would be taken for translations of their neighbours; as many lines do not tell.
+    """
+    rows = [re.split("\r?\n", text.rstrip("".join(ENDS))) for text in texts]
+    if len(rows[0]) != len(rows[1]) or len(rows[0]) == 1:
+        return
+    for number, row in enumerate(zip(*rows, strict=True), 1):
+        ends = [LINE_END.findall(line) for line in row]
+        if len(ends[0]) != len(ends[1]):
+            more = len(ends[1]) > len(ends[0])
+            found = f"U+{ord(ends[more][0]):04X} ends a line inside line {number}, where {paths[not more]} has one line"
+            raise Problem(f"{paths[more]}: {found}; they must have as many, each other's translations")
 
 
 def text_lines(path: Path) -> list[str]:
@@ -143,14 +155,15 @@ def text_lines(path: Path) -> list[str]:
     Raises:
         Problem: it cannot be read or is no UTF-8 text.
     """
-    content = read_bytes(path)
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise Problem(f"{path} is damaged or no gzip file: {error}") from error
-    lines = decode(content, str(path), advice="").removeprefix(MARK).split("\n")
-    return [line.strip() for line in (lines[:-1] if lines[-1] == "" else lines)]
+    return _stripped(_text(path))
+
+
+def _text(path: Path) -> str:
+    return decode(read_packed(path), str(path), advice="")
+
+
+def _stripped(text: str) -> list[str]:
+    return [line.strip() for line in split_lines(text)]
 
 
 def from_hub(name: PairSource, unit: PairUnit, source: Language, target: Language, folder: Path | None) -> Texts:

@@ -64,16 +64,3 @@ def segment(rows: Tensor, position: int, length: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets (T, B), int64, of the `length` steps from `position` on, fewer at the end of the text."""
     stop = min(position + length, len(rows) - 1)
     return rows[position:stop].long(), rows[position + 1 : stop + 1].long()
-
-
-def decode(content: bytes, name: str, *, advice: str = "; --unit byte reads any file") -> str:
-    """Bytes as UTF-8 text.
-
-    Raises:
-        Problem: they are none; it names the first wrong byte and ends in the advice.
-    """
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        where = f"byte {error.object[error.start]:#04x} at {error.start}"
-        raise Problem(f"{name} is no UTF-8 text: {where}{advice}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sysconfig
 import zlib
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from revtune.program.data.lines import decode, read
 from revtune.program.data.named_sets import SPLITS, TEXT_FILES, ask_hub, data_folder, no_answer, not_in
-from revtune.program.data.text import Corpus, byte_corpus, decode, word_corpus
-from revtune.program.data.vocabulary import TextUnit, split_words
+from revtune.program.data.readings import BY_BYTES, BY_LINES, Parts, Reading
+from revtune.program.data.text import Corpus, byte_corpus, word_corpus
+from revtune.program.data.vocabulary import TextUnit
 from revtune.program.errors import Problem
-from revtune.program.files import read_bytes
 
 TextSource = Literal["stdlib", "ptb", "wikitext2", "file"]
 
@@ -25,9 +27,9 @@ class Text:
 
     source: Annotated[TextSource, tyro.conf.Suppress] = "stdlib"
     unit: TextUnit = "byte"
-    """What one token is."""
+    """What one token is; bytes are the text's own, its line ends among them."""
     file: Path | None = None
-    """The text of recipe `text`: 90% of it is for training, 5% for validation, 5% for the test."""
+    """The text of recipe `text`: 90% of it is for training, 5% for validation, 5% for the test, in whole lines."""
     data: Path | None = None
     """Folder with data sets by name, as in ptb/ptb.train.txt; default: the environment's REVTUNE_DATA, then the hub."""
     max_words: int = 50_000
@@ -52,25 +54,40 @@ FEWEST_BYTES = 1_000
 """Of a text; the loss on a twentieth of fewer would tell nothing."""
 
 
-def load(text: Text) -> Corpus:
+def load(text: Text, digest: str | None = None) -> Corpus:
     """The corpus that a configuration asks for.
+
+    Args:
+        text: the configuration.
+        digest: of the corpus that a run learned from; where earlier versions read the text as that one, so it is read.
 
     Raises:
         Problem: a text is missing, unreadable, too short or no text.
     """
+    corpus = _read(text, BY_LINES)
+    if digest not in (None, corpus.digest()):
+        with contextlib.suppress(Problem):  # earlier versions refused some texts
+            earlier = _read(text, BY_BYTES)
+            corpus = earlier if earlier.digest() == digest else corpus
+    return corpus
+
+
+def _read(text: Text, reading: Reading) -> Corpus:
     if text.source == "stdlib":
-        train, valid, test = stdlib()
+        parts = stdlib()
     elif text.source == "file":
-        train, valid, test = file_parts(text.file)
+        parts = file_parts(text.file, reading)
     else:
-        train, valid, test = named(text.source, text.data)
+        parts = named(text.source, text.data, reading)
     if text.unit == "byte":
-        return byte_corpus(train, valid, test)
+        return byte_corpus(*parts)
     name = str(text.file or text.source)
-    return word_corpus(*(split_words(decode(part, name)) for part in (train, valid, test)), most=text.max_words)
+    if text.source == "file":
+        decode(b"".join(parts), name)  # an error tells the place in the file, not in a part
+    return word_corpus(*(reading.words(decode(part, name)) for part in parts), most=text.max_words)
 
 
-def stdlib(folder: Path | None = None) -> tuple[bytes, bytes, bytes]:
+def stdlib(folder: Path | None = None) -> Parts:
     """The Python source of the standard library; a fortieth of its files is for validation, another for the test.
 
     A checksum of a file's path decides where it goes, so that all machines with the same library have the same parts.
@@ -80,46 +97,39 @@ def stdlib(folder: Path | None = None) -> tuple[bytes, bytes, bytes]:
     for path in sorted(folder.rglob("*.py")):
         name = path.relative_to(folder)
         if SKIPPED.isdisjoint(name.parts) and not path.name.startswith("_sysconfigdata"):  # made when Python was built
-            parts[{0: 1, 1: 2}.get(zlib.crc32(name.as_posix().encode()) % 40, 0)].append(read_bytes(path))
+            parts[{0: 1, 1: 2}.get(zlib.crc32(name.as_posix().encode()) % 40, 0)].append(read(path))
     train, valid, test = (b"".join(part) for part in parts)
     if min(len(train), len(valid), len(test)) < FEWEST_BYTES:
         raise Problem(f"{folder} holds too little Python source to learn from: {len(train)} bytes for training")
     return train, valid, test
 
 
-def file_parts(path: Path | None) -> tuple[bytes, bytes, bytes]:
-    """A file's text in three, 90% for training, 5% for validation and 5% for the test, cut after whole lines.
+def file_parts(path: Path | None, reading: Reading = BY_LINES) -> Parts:
+    """A file's text in three, about 90% for training, 5% for validation and 5% for the test, by a reading's cuts.
 
     Raises:
         Problem: there is no file, or it is unreadable or too short.
     """
     if path is None:
         raise Problem("recipe text learns a file of yours: give it by --file", code=2)
-    content = read_bytes(path)
+    content = reading.read(path)
     if len(content) < FEWEST_BYTES:
         raise Problem(f"{path} is too short to learn from: {len(content)} bytes, at least {FEWEST_BYTES} are needed")
-    first, second = (_line_end(content, len(content) * share // 100) for share in (90, 95))
-    return content[:first], content[first:second], content[second:]
+    return reading.parts(content)
 
 
-def _line_end(content: bytes, near: int) -> int:
-    """The end of the last line that ends in the 2% of the content before `near`, or `near` itself."""
-    end = content.rfind(b"\n", near - len(content) // 50, near) + 1
-    return end or near
-
-
-def named(name: str, folder: Path | None) -> tuple[bytes, bytes, bytes]:
+def named(name: str, folder: Path | None, reading: Reading = BY_LINES) -> Parts:
     """A data set's three texts, from the folder in its standard layout, else from the hub."""
     folder = data_folder(folder)
     if folder is not None:
         paths = [folder / TEXT_FILES[name].format(split) for split in SPLITS]
         if all(path.exists() for path in paths):
-            train, valid, test = (read_bytes(path) for path in paths)
+            train, valid, test = (reading.read(path) for path in paths)
             return train, valid, test
     return from_hub(name, folder)
 
 
-def from_hub(name: str, folder: Path | None) -> tuple[bytes, bytes, bytes]:
+def from_hub(name: str, folder: Path | None) -> Parts:
     """A data set's three texts from the hub.
 
     Raises:

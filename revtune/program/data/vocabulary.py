@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+from revtune.program.data.lines import split_lines
+
 TextUnit = Literal["byte", "word"]
 
 
@@ -110,7 +112,4 @@ def vocabulary(stored: dict[str, Any]) -> Vocabulary:
 
 def split_words(text: str) -> list[str]:
     """The words of a text with `<eos>` after each of its lines, also after the empty ones."""
-    lines = text.split("\n")
-    if lines[-1] == "" and len(lines) > 1:
-        lines.pop()
-    return [word for line in lines for word in [*line.split(), END]]
+    return [word for line in split_lines(text) for word in [*line.split(), END]]

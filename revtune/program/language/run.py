@@ -135,7 +135,7 @@ def create(config: Config, corpus: Corpus, out: Path | None) -> Run:
 def held_out_loss(run: Run, split: str) -> float:
     """Mean loss in nats a token of a run's best model on its validation or test text."""
     config, model = run.config(), run.model()
-    corpus = load(config.text)
+    corpus = load(config.text, run.corpus_json().get("digest"))
     run.check_data(corpus)
     tokens = corpus.test if split == "test" else corpus.valid
     return evaluate(model, held_out_streams(tokens, config.learning, name=split), config.learning.length)

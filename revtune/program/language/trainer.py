@@ -263,7 +263,7 @@ def resume(run: Run, report: Report) -> Run:
             set is not the checkpoint's, and the environment does not ask for it by name.
     """
     config = run.config()
-    corpus = load(config.text)
+    corpus = load(config.text, run.corpus_json().get("digest"))
     run.check_data(corpus)
     trainer = Trainer(config, corpus)
     size, digest, before = 0, None, None

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from revtune.program.data import text_sources as sources
-from revtune.program.data.text import Corpus, decode, segment, streams, word_corpus
+from revtune.program.data.lines import decode
+from revtune.program.data.text import Corpus, segment, streams, word_corpus
 from revtune.program.data.vocabulary import split_words
 from revtune.program.errors import Problem
 from revtune.program.tasks.task import Split, Study, Task

@@ -12,7 +12,8 @@ from typing import Annotated, Any, BinaryIO, cast
 
 import tyro
 
-from revtune.program.data.pair_sources import MARK, text_lines
+from revtune.program.data.lines import MARK, split_lines
+from revtune.program.data.pair_sources import text_lines
 from revtune.program.data.pairs import Lexicon
 from revtune.program.data.subwords import Subwords
 from revtune.program.errors import Problem
@@ -110,9 +111,10 @@ def groups(lines: list[str] | None, typed: bool) -> Iterator[list[str]]:
     if typed:
         print("a sentence a line; end with Ctrl-D", file=sys.stderr)
     with contextlib.suppress(AttributeError, ValueError):
-        cast(Any, sys.stdin).reconfigure(errors="replace", newline="\n")  # lines end where those of files do
+        cast(Any, sys.stdin).reconfigure(errors="replace", newline="\n")  # `split_lines` knows the other ends
     for number, line in enumerate(sys.stdin):
-        yield [(line if number else line.removeprefix(MARK)).strip()]
+        for part in split_lines(line if number else line.removeprefix(MARK)):
+            yield [part.strip()]
 
 
 class Output:

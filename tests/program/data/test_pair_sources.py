@@ -105,6 +105,25 @@ def test_sides_of_different_length_are_named(tmp_path: Path) -> None:
         together(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.parametrize("end", ["\r", "\x85", "\u2028", "\u2029"])
+def test_a_line_that_is_two_in_one_file_alone_is_named(end: str, tmp_path: Path) -> None:
+    """Here both files have three lines, but the second is no translation of the second."""
+    (tmp_path / "a").write_text(f"one{end}two\nthree\n", encoding="utf-8", newline="")
+    (tmp_path / "b").write_text(f"eins\nzwei{end}drei\n", encoding="utf-8", newline="")
+    told = rf"a: U\+{ord(end):04X} ends a line inside line 1, where .*b has one line; they must have as many"
+    with pytest.raises(Problem, match=told):
+        together(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b").write_text(f"eins{end}zwei\ndrei", encoding="utf-8", newline="")
+    assert together(tmp_path / "a", tmp_path / "b") == Lines(["one", "two", "three"], ["eins", "zwei", "drei"])
+
+
+def test_files_may_end_their_lines_each_in_its_way(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"one\rtwo\rthree\r")
+    for other in (b"\xef\xbb\xbfeins\r\nzwei\r\ndrei\r\n", b"eins\nzwei\ndrei", b"eins\rzwei\rdrei"):
+        (tmp_path / "b").write_bytes(other)
+        assert together(tmp_path / "a", tmp_path / "b") == Lines(["one", "two", "three"], ["eins", "zwei", "drei"])
+
+
 def test_what_is_no_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\xff\xfe")
     (tmp_path / "b.gz").write_bytes(b"no gzip")

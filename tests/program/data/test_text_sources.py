@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from revtune.program.data import text_sources
 from revtune.program.data.named_sets import SPLITS
+from revtune.program.data.readings import BY_BYTES
 from revtune.program.data.text_sources import Text, TextSource
-from revtune.program.data.vocabulary import Words
+from revtune.program.data.vocabulary import TextUnit, Words
 from revtune.program.errors import Problem
 
 
@@ -65,9 +67,41 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
 def test_words_of_no_utf8_are_refused_with_the_place(tmp_path: Path) -> None:
     path = tmp_path / "text"
     path.write_bytes(b"a b\n" * 300 + b"\xff" * 9)
-    with pytest.raises(Problem, match=r"text is no UTF-8 text: byte 0xff at \d+; --unit byte reads any file"):
+    with pytest.raises(Problem, match=r"text is no UTF-8 text: byte 0xff at 1200; --unit byte reads any file"):
         text_sources.load(Text(source="file", file=path, unit="word"))
     assert len(text_sources.load(Text(source="file", file=path)).train) > 1000
+
+
+def test_valid_text_of_one_line_is_read_as_words(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("\ufeff" + "é " * 705, encoding="utf-8")
+    corpus = text_sources.load(Text(source="file", file=path, unit="word"))
+    assert isinstance(corpus.vocabulary, Words)
+    assert corpus.vocabulary.words == ["é", "<eos>", "<unk>"]
+
+
+def test_bytes_are_the_file_s_own_but_for_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(b"\xef\xbb\xbf" + b"alpha\r\nbeta\r" * 100)
+    corpus = text_sources.load(Text(source="file", file=path))
+    assert bytes(torch.cat([corpus.train, corpus.valid, corpus.test]).tolist()) == path.read_bytes()[3:]
+
+
+@pytest.mark.parametrize("unit", ["byte", "word"])
+@pytest.mark.parametrize("content", [b"alpha beta " * 201, b"\xef\xbb\xbf" + b"a b\n" * 300, b"a\rb\n" * 300])
+def test_a_text_that_was_learnt_as_earlier_versions_read_it_is_read_so(
+    content: bytes, unit: TextUnit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(content)
+    text = Text(source="file", file=path, unit=unit)
+    now = text_sources.load(text).digest()
+    with monkeypatch.context() as patch:
+        patch.setattr(text_sources, "BY_LINES", BY_BYTES)
+        then = text_sources.load(text).digest()
+    assert (now != then) or (unit, content[:2]) == ("byte", b"a\r")
+    assert text_sources.load(text, then).digest() == then
+    assert text_sources.load(text, now).digest() == text_sources.load(text, "another").digest() == now
 
 
 def ptb_like(folder: Path) -> Path:

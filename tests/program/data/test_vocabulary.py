@@ -14,6 +14,8 @@ def text_of(tokens: Sequence[int], words: Words | Bytes) -> str:
 def test_lines_end_in_eos_also_empty_ones() -> None:
     assert split_words(" a b \n\nc\n") == ["a", "b", "<eos>", "<eos>", "c", "<eos>"]
     assert split_words("a") == ["a", "<eos>"]
+    assert split_words("a b\rc\r\n\u2028d") == ["a", "b", "<eos>", "c", "<eos>", "<eos>", "d", "<eos>"]
+    assert split_words("") == []
 
 
 def test_words_are_the_most_frequent_and_the_marks() -> None:

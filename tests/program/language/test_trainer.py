@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,6 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from revtune.errors import BackendError, SettingError
+from revtune.program.data import text_sources
+from revtune.program.data.readings import BY_BYTES
 from revtune.program.data.text import Corpus, streams, word_corpus
 from revtune.program.data.text_sources import Text, load
 from revtune.program.errors import Problem
@@ -446,3 +449,20 @@ def test_lengths_follow_from_the_step() -> None:
     assert 0.03 < sum(length < 50 for length in lengths) / 2000 < 0.07
     assert 68 < sum(lengths) / 2000 < 69
     assert segment_length(Learning(length=9), 3) == 9
+
+
+def test_a_run_on_a_text_that_earlier_versions_cut_in_words_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = tmp_path / "text", tmp_path / "run"
+    path.write_text("alpha beta " * 201)
+    with monkeypatch.context() as patch:
+        patch.setattr(text_sources, "BY_LINES", BY_BYTES)
+        with pytest.raises(Died):
+            train.start(config(path), out, Silent(dies_at=5))
+    run = train.resume(Run(out), Silent())
+    assert losses(out)[-1][0] == LEARNING.steps
+    assert math.isfinite(held_out_loss(run, "test"))
+    path.write_text("alpha beta " * 202)
+    with pytest.raises(Problem, match="the data are not those"):
+        held_out_loss(run, "test")
