@@ -101,6 +101,29 @@ def test_no_gradient_reaches_a_value() -> None:
             assert not module.requires_grad_(False)(x).requires_grad, module
 
 
+@pytest.mark.filterwarnings("ignore:dropout.d. Received a:UserWarning")  # torch's own
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("dims", [2, 3, 4, 5])
+def test_every_shape_that_torch_takes_loses_what_it_loses_in_torch(kind: Any, dims: int) -> None:
+    x = torch.ones(200, 20, *[3] * (dims - 2))
+    try:
+        plain = kind.plain(0.5)(x)
+    except RuntimeError:
+        with pytest.raises(ValueError, match=rf"{kind.__name__} wants 3 dimensions, \(B, C, \.\.\.\), got \(200, 20,"):
+            dropped(x, *[0.5] * 200, kind=kind)
+        return
+    y = dropped(x, *[0.2] * 100, *[0.7] * 100, kind=kind)
+    assert whole(y) == whole(plain)
+    rates = (y == 0).flatten(1).float().mean(1)
+    assert [half.mean().item() for half in rates.chunk(2)] == pytest.approx([0.2, 0.7], abs=0.15)
+
+
+def whole(y: Tensor) -> tuple[bool, bool]:
+    """Whether whole rows and whole channels are dropped."""
+    rows, channels = y.flatten(1), y.flatten(0, 1).reshape(y.shape[0] * y.shape[1], -1)
+    return bool((rows == rows[:, :1]).all()), bool((channels == channels[:, :1]).all())
+
+
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_dropout_of_channels_drops_whole_ones(kind: type[ConvertedDropout]) -> None:
     y = dropped(torch.ones(2, 4000, *[2] * ((kind.dims or 0) - 2)), 0.2, 0.8, kind=kind).flatten(2)
@@ -376,8 +399,8 @@ def test_what_cannot_be_tuned_so_is_refused(make: Callable[[Hyperparameters], ob
 def test_shapes_that_a_module_cannot_take_are_named() -> None:
     hypers = Hyperparameters(drop=Rate(0.1))
     with hypers.bound(in_pass(hypers, 2)):
-        with pytest.raises(ValueError, match=r"TunedDropout2d wants 4 dimensions, \(B, C, \.\.\.\), got \(2, 3, 4\)"):
-            adopted(nn.Dropout2d(), TunedDropout2d, hypers)(torch.ones(2, 3, 4))
+        with pytest.raises(ValueError, match=r"TunedDropout2d wants 4 dimensions, \(B, C, \.\.\.\), got \(2,\)"):
+            adopted(nn.Dropout2d(), TunedDropout2d, hypers)(torch.ones(2))
         with pytest.raises(ValueError, match=r"TunedLockedDropout wants \(B, T, H\), got \(2, 3\)"):
             TunedLockedDropout(hypers, "drop")(torch.ones(2, 3))
         with pytest.raises(ValueError, match="TunedLockedDropout: batch_dim must be 0 or 1, got 2"):
