@@ -21,7 +21,8 @@ from revtune.tuning.regularizers.dropouts import (
     TunedLockedDropout,
     TunedNoise,
 )
-from revtune.tuning.responses.registered import LAYERS, ResponseRegistered
+from revtune.tuning.responses.registered import ResponseRegistered, response_class
+from revtune.tuning.responses.responding import Responding
 
 START = 0.05
 """Where a rate starts that is 0 in the network, as no gradient would reach it there."""
@@ -134,10 +135,10 @@ class Plan:
             self._closed.add(name)
             self.report.left[own] = f"{type(module).__name__} reads the weights of its layers directly"
             self.warnings.append(f"{own}: {self.report.left[own]}, so they have no response")
-        elif type(module) in LAYERS and (reader := _inside(name, self._read)):
+        elif (kind := response_class(type(module))) and (reader := _inside(name, self._read)):
             self.report.left[name] = f"the forward of {self._read[reader]} reads its weights directly"
-        elif type(module) in LAYERS:
-            self._plan_layer(name, module)
+        elif kind:
+            self._plan_layer(name, module, kind)
         elif isinstance(module, TunedNoise | TunedLockedDropout) and module.batch_dim != self._batch_dim:
             dims = f"{own} has batch_dim={module.batch_dim} and the network batch_dim={self._batch_dim}"
             self.warnings.append(f"{dims}; if its inputs are as those of the layers, give it that too")
@@ -158,11 +159,10 @@ class Plan:
         self.report.replaced[name] = f"{type(module).__name__}, its rate tuned{self._starts(module.p)}"
         self.replacements.append(Replacement(module, DROPOUTS[type(module)], tuned, self._batch_dim))
 
-    def _plan_layer(self, name: str, module: nn.Module) -> None:
-        kind = LAYERS[type(module)]
+    def _plan_layer(self, name: str, module: nn.Module, kind: type[Responding]) -> None:
         if issubclass(kind, ResponseRegistered) and (why := kind.refuses(module)):
             raise ValueError(f"{name or 'the network'}, a {type(module).__name__}, cannot respond: {why}")
-        if why := (_tied(module, self._shared) or _without_grad(module) or kind.refuses(module)):
+        if why := (_tied(module, self._shared) or _without_grad(module) or _patched(module) or kind.refuses(module)):
             self.report.left[name or "the network itself"] = why
             return
         rates = self._plan_rates(name, module) if isinstance(module, nn.LSTM | nn.GRU) else {}
@@ -224,6 +224,10 @@ def _inside(name: str, names: Collection[str]) -> str | None:
 def _without_grad(module: nn.Module) -> str | None:
     own = [p for p in module._parameters.values() if p is not None]
     return "its weights are frozen" if own and not any(p.requires_grad for p in own) else None
+
+
+def _patched(module: nn.Module) -> str | None:
+    return "its forward has been replaced on this module alone" if "forward" in vars(module) else None
 
 
 def _tied(module: nn.Module, shared: set[int]) -> str | None:
