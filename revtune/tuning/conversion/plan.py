@@ -51,11 +51,15 @@ RECURRENT_RATES = {
 
 @dataclass
 class Conversion:
-    """What `self_tuning` did, by name of module: what each was replaced by, and why others were left alone."""
+    """What `self_tuning` did, by name of module: what each was replaced by, and why others were left alone.
+
+    `leave` are the names of modules that were to be left alone, with all inside.
+    """
 
     replaced: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     batch_dim: int = 0
+    leave: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         replaced = [f"  {name}: {what}" for name, what in self.replaced.items()] or ["  nothing"]
@@ -115,11 +119,11 @@ class Plan:
         self.replacements: list[Replacement] = []
         self.rates: dict[str, float] = {}
         self.warnings: list[str] = []
-        self.report = Conversion(batch_dim=batch_dim)
+        self.report = Conversion(batch_dim=batch_dim, leave=tuple(leave))
         self._shared, self._read = shared_weights(net), _read_weights(net)
         self._closed: set[str] = set()  # modules whose layers have no response; their dropouts are tuned
         for name, module in net.named_modules():
-            if _inside(name, leave) is None:
+            if inside(name, leave) is None:
                 self._plan(name, module)
             elif name in leave:
                 self.report.left[name] = "it was to be left alone"
@@ -128,14 +132,14 @@ class Plan:
         own = name or "the network itself"
         if type(module) in DROPOUTS:
             self._plan_dropout(name or "dropout", module)
-        elif _inside(name, self._closed) is not None:
+        elif inside(name, self._closed) is not None:
             if isinstance(module, nn.MultiheadAttention) and module.dropout:
                 self.report.left[name] = f"the dropout of its weights stays {module.dropout}"
         elif isinstance(module, READS_WEIGHTS):
             self._closed.add(name)
             self.report.left[own] = f"{type(module).__name__} reads the weights of its layers directly"
             self.warnings.append(f"{own}: {self.report.left[own]}, so they have no response")
-        elif (kind := response_class(type(module))) and (reader := _inside(name, self._read)):
+        elif (kind := response_class(type(module))) and (reader := inside(name, self._read)):
             self.report.left[name] = f"the forward of {self._read[reader]} reads its weights directly"
         elif kind:
             self._plan_layer(name, module, kind)
@@ -216,7 +220,7 @@ def _read_weights(net: nn.Module) -> dict[str, str]:
     }
 
 
-def _inside(name: str, names: Collection[str]) -> str | None:
+def inside(name: str, names: Collection[str]) -> str | None:
     """The first of some modules that is this one or holds it; "" is the network, which holds all."""
     return next((outer for outer in names if name == outer or name.startswith(f"{outer}.") or not outer), None)
 
