@@ -21,6 +21,7 @@ from revtune.tuning.regularizers.dropouts import (
     TunedLockedDropout,
     TunedNoise,
 )
+from revtune.tuning.regularizers.paths import path_rate, rate_of, refuses_path, tuned_path
 from revtune.tuning.responses.registered import ResponseRegistered, response_class
 from revtune.tuning.responses.responding import Responding
 
@@ -131,7 +132,12 @@ class Plan:
     def _plan(self, name: str, module: nn.Module) -> None:
         own = name or "the network itself"
         if type(module) in DROPOUTS:
-            self._plan_dropout(name or "dropout", module)
+            self._plan_dropout(name or "dropout", module, DROPOUTS[type(module)], rate_of(module, "p"))
+        elif rate := path_rate(module):
+            if why := refuses_path(module, self._batch_dim):
+                self.report.left[own] = why
+            else:
+                self._plan_dropout(name or "dropout", module, tuned_path(type(module), rate), rate_of(module, rate))
         elif inside(name, self._closed) is not None:
             if isinstance(module, nn.MultiheadAttention) and module.dropout:
                 self.report.left[name] = f"the dropout of its weights stays {module.dropout}"
@@ -139,10 +145,10 @@ class Plan:
             self._closed.add(name)
             self.report.left[own] = f"{type(module).__name__} reads the weights of its layers directly"
             self.warnings.append(f"{own}: {self.report.left[own]}, so they have no response")
-        elif (kind := response_class(type(module))) and (reader := inside(name, self._read)):
+        elif (layer := response_class(type(module))) and (reader := inside(name, self._read)):
             self.report.left[name] = f"the forward of {self._read[reader]} reads its weights directly"
-        elif kind:
-            self._plan_layer(name, module, kind)
+        elif layer:
+            self._plan_layer(name, module, layer)
         elif isinstance(module, TunedNoise | TunedLockedDropout) and module.batch_dim != self._batch_dim:
             dims = f"{own} has batch_dim={module.batch_dim} and the network batch_dim={self._batch_dim}"
             self.warnings.append(f"{dims}; if its inputs are as those of the layers, give it that too")
@@ -151,17 +157,17 @@ class Plan:
             if without_response(module):
                 self.warnings.append(f"{own}: {why}")
 
-    def _plan_dropout(self, name: str, module: Any) -> None:
+    def _plan_dropout(self, name: str, module: nn.Module, kind: type[nn.Module], rate: float) -> None:
         tuned = hyper_of(name, self._hypers)
         if tuned is None:
-            self.report.left[name] = f"no hyperparameter is named after it; its rate stays {module.p}"
+            self.report.left[name] = f"no hyperparameter is named after it; its rate stays {rate}"
             return
         if self._hypers is None:
-            self.rates[tuned] = float(module.p)
+            self.rates[tuned] = float(rate)
         else:
             RATE.check_tuned(name, tuned, self._hypers)
-        self.report.replaced[name] = f"{type(module).__name__}, its rate tuned{self._starts(module.p)}"
-        self.replacements.append(Replacement(module, DROPOUTS[type(module)], tuned, self._batch_dim))
+        self.report.replaced[name] = f"{type(module).__name__}, its rate tuned{self._starts(rate)}"
+        self.replacements.append(Replacement(module, kind, tuned, self._batch_dim))
 
     def _plan_layer(self, name: str, module: nn.Module, kind: type[Responding]) -> None:
         if issubclass(kind, ResponseRegistered) and (why := kind.refuses(module)):
@@ -213,10 +219,12 @@ def recurrent_rates(name: str, module: nn.RNNBase, hypers: Hyperparameters | Non
 
 def _read_weights(net: nn.Module) -> dict[str, str]:
     """Modules whose weights, or those of all inside, another's forward reads: by name the class of that other one."""
+    by_class = {type(module): module for module in net.modules()}
+    read = {kind: read_directly(module) for kind, module in by_class.items()}
     return {
         f"{name}.{path}" if name else path: type(module).__name__
         for name, module in net.named_modules()
-        for path in read_directly(module)
+        for path in read[type(module)]
     }
 
 

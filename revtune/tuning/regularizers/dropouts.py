@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from revtune.sequences import drawn_once
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.noise import DEVIATION, RATE, add_noise, drop_mask, time_dim
 from revtune.tuning.regularizers.regularizer import TunedRegularizer
@@ -104,7 +106,7 @@ class TunedDropout3d(ConvertedDropout, nn.Dropout3d):
 
 
 class TunedLockedDropout(TunedRegularizer):
-    """Locked dropout at a tuned rate: one mask for all steps of a sequence.
+    """Locked dropout at a tuned rate: one mask for all steps of a sequence, inside `rewind_loss` as well.
 
     Args:
         hypers: where the name is looked up.
@@ -130,9 +132,14 @@ class TunedLockedDropout(TunedRegularizer):
         """x, in training with units dropped from whole sequences."""
         if not self.training:
             return x
-        shape = list(x.shape)
-        shape[time_dim(type(self).__name__, x, self.batch_dim)] = 1
-        return self.times(x, lambda: drop_mask(shape, self.along("p", x), x))
+        sizes = list(x.shape)
+        sizes[time_dim(type(self).__name__, x, self.batch_dim)] = 1
+        shape = tuple(sizes)
+
+        def draw(generator: torch.Generator | None) -> Tensor:
+            return drop_mask(shape, self.along("p", x), x, generator)
+
+        return self.times(x, lambda: drawn_once(self, shape, x.device, draw))
 
 
 class TunedNoise(TunedRegularizer):

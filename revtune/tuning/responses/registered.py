@@ -146,6 +146,16 @@ class ResponseOfSubclass(Responding):
         """Why a layer cannot respond; None if it can."""
         return super().refuses(module) or _taken(cls, module)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy or a saved network makes its class anew, as no module holds that by name."""
+        return _blank, (self.plain,), self.__dict__.copy()
+
+
+def _blank(plain: type[nn.Module]) -> nn.Module:
+    kind = response_class(plain)
+    assert kind is not None
+    return kind.__new__(kind)
+
 
 class ResponseRegistered(Responding):
     """A registered layer with a response."""

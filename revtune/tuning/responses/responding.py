@@ -98,7 +98,8 @@ class Responding(nn.Module):
     def initial_response_weight(self, weight: Tensor) -> Tensor | None:
         """W1 as it starts: normal, with the weight's own deviation; for a constant weight, 1 / sqrt(inputs)."""
         deviation = weight.detach().std() if weight.numel() > 1 else weight.detach().abs().sum()
-        return torch.randn_like(weight) * torch.where(deviation > 0, deviation, weight[0].numel() ** -0.5)
+        start = torch.randn_like(weight, requires_grad=False)
+        return start.mul_(torch.where(deviation > 0, deviation, weight[0].numel() ** -0.5))
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What the plain layer does, linear in weight and bias."""

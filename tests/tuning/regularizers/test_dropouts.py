@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+import revtune as rt
 from revtune.errors import HyperparameterError
 from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass
 from revtune.tuning.hypers.kinds import Between, Integer, Positive, Rate
@@ -408,3 +409,45 @@ def test_shapes_that_a_module_cannot_take_are_named() -> None:
         told = "TunedNoise: dimension 0 .* must be the batch of 2 examples"
         with pytest.raises(ValueError, match=rf"{told}.*; TunedNoise\(\.\.\., batch_dim=1\) is for inputs"):
             TunedNoise(hypers, "drop")(torch.ones(3, 5))
+
+
+class Modules(nn.Module):
+    """Masks of a sequence's units, of words and of a weight."""
+
+    def __init__(self, hypers: Hyperparameters) -> None:
+        super().__init__()
+        self.words = TunedEmbeddingDropout(nn.Embedding(9, 16), hypers, "words")
+        self.weight = TunedWeightDrop(nn.Linear(16, 16, bias=False), hypers, "words")
+        self.locked = TunedLockedDropout(hypers, "drop", batch_dim=1)
+        self.rows = nn.Dropout(0.1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        y: Tensor = self.locked(self.weight(self.words(ids)))
+        return y
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_inside_a_stream_a_sequence_has_one_mask_though_it_runs_in_chunks(backend: Any) -> None:
+    hypers = Hyperparameters(drop=Rate(0.5), words=Rate(0.4, per="batch"))
+    modules, seen = Modules(hypers), list[Tensor]()
+    ids = torch.arange(9).repeat(20)[:, None].expand(-1, 4).contiguous()  # (180, 4)
+    rnn, targets = rt.RevGRU(16, 8, backend=backend), ids.new_zeros(180, 4, 1)
+
+    def encode(ids: Tensor) -> Tensor:
+        y = modules(ids)
+        seen.append(torch.stack([y.detach()[ids[:, 0] == word][0] for word in range(9)]))
+        return modules.rows(y)
+
+    def loss() -> Tensor:
+        found, _ = rt.rewind_loss(
+            rnn, ids, targets, encode=encode, readout=lambda y, t: y.square().sum(), checkpoint_every=30
+        )
+        return found
+
+    with hypers.bound(in_pass(hypers, 4)):
+        loss().backward()
+        assert len(seen) > 6 and all(torch.equal(one, seen[0]) for one in seen)
+        assert 0.2 < (seen[0] == 0).float().mean() < 0.95
+        first = seen[0]
+        loss()
+        assert not torch.equal(first, seen[-1])

@@ -1,6 +1,7 @@
 """Layers of one's own respond once they are registered, if they are linear."""
 
 import copy
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -151,6 +152,8 @@ def test_a_subclass_that_computes_the_same_responds() -> None:
     plain.fold(d[2])
     assert type(plain) is Scaled
     torch.testing.assert_close(plain(x[2:3]), y[2:3])
+    saved = pickle.loads(pickle.dumps(net))  # as torch.save does with a network as a whole
+    assert torch.equal(saved.eval()(x[:, None]), net.eval()(x[:, None])) and saved[0].hypers is saved.hypers
     assert type(self_tuning(nn.Sequential(Scaled(4), nn.Dropout(0.1)))[0]) is type(net[0])  # type: ignore[index]
 
 
