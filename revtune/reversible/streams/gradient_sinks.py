@@ -1,7 +1,8 @@
 """Accumulators that gradients of large weights go into directly, so that no dense gradient of a chunk is made.
 
 `rewind_loss` opens a collection of sinks. An embedding or a readout that finds one for its weight adds its gradient
-there and gives autograd nothing. A tied weight has one sink.
+there and gives autograd nothing. A tied weight has one sink. Sparse gradients, as of nn.Embedding(sparse=True), stay
+sparse.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ def self_tuning(
             nn.LSTM and nn.GRU, gets a `Rate` named after its module, which starts at its present rate, or at 0.05 if
             that is 0.
         batch_dim: which dimension of the layers' inputs is examples: 1 where time comes first.
-        leave: names of modules that stay as they are, with all inside, such as layers whose input is not of examples.
+        leave: names of modules that stay as they are, with all inside, such as layers whose input is not of examples;
+            they may be complex, compiled by torch.jit or lazy.
         verbose: whether to print what was done.
 
     Raises:
