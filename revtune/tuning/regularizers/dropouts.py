@@ -57,7 +57,9 @@ class ConvertedDropout(TunedRegularizer):
         """A mask of single numbers or of whole channels."""
         if self.dims is None:
             return drop_mask(x.shape, self.along("p", x), x)
-        if x.dim() < 2 or (self.dims == 3 and x.dim() > 3):  # of other dimensions torch warns at most
+        # of other dimensions torch warns at most, but takes the first one for examples, where time may stand
+        odd = x.dim() > 2 and x.dim() != self.dims
+        if x.dim() < 2 or (odd and (self.dims == 3 or self.batch_dim)):
             raise ValueError(f"{type(self).__name__} wants {self.dims} dimensions, (B, C, ...), got {tuple(x.shape)}")
         whole = 1 if self.unbatched and x.dim() != self.dims else 2
         return drop_mask([*x.shape[:whole], *[1] * (x.dim() - whole)], self.along("p", x, 1), x)

@@ -63,10 +63,11 @@ _TUNED: dict[type[nn.Module], type[TunedPath]] = {}
 
 def path_rate(module: nn.Module) -> str | None:
     """The attribute that is the rate of a module that drops paths; None if it is no such module."""
-    kind = type(module).__name__
-    if kind.endswith("DropPath") and hasattr(module, "drop_prob"):
-        return "drop_prob"
-    return "p" if kind == "StochasticDepth" and hasattr(module, "p") and hasattr(module, "mode") else None
+    kind, own = type(module).__name__, vars(module)
+    name = "drop_prob" if kind.endswith("DropPath") else "p" if kind == "StochasticDepth" and "mode" in own else None
+    if name is None or module._parameters or module._modules:
+        return None
+    return name if isinstance(own.get(name, ""), float | int | None) else None
 
 
 def rate_of(module: Any, rate_name: str) -> float:

@@ -198,6 +198,10 @@ class ResponseRegistered(Responding):
             self._parameters = own
         return y
 
+    def shared_by_all(self, x: Tensor, size: int) -> bool:
+        """Whether an input is one row for all examples; a vector may be a number for each."""
+        return x.dim() > 1 and super().shared_by_all(x, size)
+
     def response_product(self, x: Tensor) -> Tensor:
         """W1 x, which the response scales; a bias is 0 there and not None, as a layer with one may need a tensor."""
         return self.product(x, self.response_weight, None if self.bias is None else torch.zeros_like(self.bias))

@@ -402,6 +402,8 @@ def test_shapes_that_a_module_cannot_take_are_named() -> None:
     with hypers.bound(in_pass(hypers, 2)):
         with pytest.raises(ValueError, match=r"TunedDropout2d wants 4 dimensions, \(B, C, \.\.\.\), got \(2,\)"):
             adopted(nn.Dropout2d(), TunedDropout2d, hypers)(torch.ones(2))
+        with pytest.raises(ValueError, match=r"TunedDropout2d wants 4 dimensions, \(B, C, \.\.\.\), got \(4, 2, 3\)"):
+            adopted(nn.Dropout2d(), TunedDropout2d, hypers, 1)(torch.ones(4, 2, 3))
         with pytest.raises(ValueError, match=r"TunedLockedDropout wants \(B, T, H\), got \(2, 3\)"):
             TunedLockedDropout(hypers, "drop")(torch.ones(2, 3))
         with pytest.raises(ValueError, match="TunedLockedDropout: batch_dim must be 0 or 1, got 2"):

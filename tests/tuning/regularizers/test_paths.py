@@ -138,4 +138,6 @@ def test_paths_that_cannot_be_tuned_are_told() -> None:
     assert net.conversion.left["depth"] == "it drops whole batches, so its rate stays 0.3"
     mixed = nn.ModuleDict({"fc": nn.Linear(2, 2), "drop": nn.Dropout(0.1), "path": DropPath(0.3)})
     net = self_tuning(mixed, batch_dim=1)
+    branches = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1), DropPath([0.1, 0.2]))  # type: ignore[arg-type]
+    assert self_tuning(branches).hypers.names == ("1",)  # type: ignore[union-attr]
     assert net.conversion.left["path"].startswith("it drops rows of dimension 0, which are no examples")
