@@ -21,7 +21,8 @@ FLOORS = {
     ],
 }  # fmt: skip
 """The rooms of each wing from the ground up: a room imports rooms of lower floors alone."""
-WINGS = {"reversible": {"errors"}, "tuning": {"errors"}, "joint": {"errors", "reversible", "tuning"}}
+SHARED = {"errors", "sequences"}
+WINGS = {"reversible": SHARED, "tuning": SHARED, "joint": SHARED | {"reversible", "tuning"}}
 """What a wing of the library imports of the house besides itself."""
 LAZY = {
     "revtune.tuning.regularizers.augment": {"kornia"},

@@ -7,19 +7,27 @@ from torch import Tensor, nn
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass
 from revtune.tuning.hypers.kinds import Positive, Rate
-from revtune.tuning.responses.layers import ResponseConv2d, ResponseEmbedding, ResponseLinear
+from revtune.tuning.responses.layers import (
+    ResponseConv2d,
+    ResponseConvTranspose1d,
+    ResponseConvTranspose2d,
+    ResponseConvTranspose3d,
+    ResponseEmbedding,
+    ResponseLinear,
+)
 from revtune.tuning.responses.normalisation import (
     ResponseBatchNorm1d,
     ResponseBatchNorm2d,
     ResponseGroupNorm,
     ResponseLayerNorm,
+    ResponseRMSNorm,
 )
 from revtune.tuning.responses.registered import LAYERS, ResponseRegistered
 from revtune.tuning.responses.responding import ADDED, Responding
 
 KINDS: tuple[Any, ...] = (
     ResponseLinear, ResponseConv2d, ResponseEmbedding, ResponseBatchNorm1d, ResponseBatchNorm2d, ResponseGroupNorm,
-    ResponseLayerNorm,
+    ResponseLayerNorm, ResponseRMSNorm, ResponseConvTranspose1d, ResponseConvTranspose2d, ResponseConvTranspose3d,
 )  # fmt: skip
 
 

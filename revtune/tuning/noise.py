@@ -24,7 +24,7 @@ from revtune.tuning.hypers.ranges import Range, Value
 RATE, BATCH_RATE, DEVIATION = Range(0, 1), Range(0, 1, per_batch=True), Range(0)
 
 
-def drop_mask(shape: Sequence[int], p: Value, like: Tensor) -> Tensor:
+def drop_mask(shape: Sequence[int], p: Value, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """0 with probability p, else 1 / (1 - p); p broadcasts over the shape.
 
     A rate may be 1 or near it, as 1 / (1 - p) is limited to 1 over the machine epsilon of like's dtype. The mask is
@@ -33,7 +33,7 @@ def drop_mask(shape: Sequence[int], p: Value, like: Tensor) -> Tensor:
     exact = torch.promote_types(like.dtype, torch.float32)
     rate = torch.as_tensor(p, dtype=exact, device=like.device).detach()
     scale = (1 - rate).clamp(min=torch.finfo(like.dtype).eps).reciprocal()
-    return torch.rand(shape, dtype=exact, device=like.device).ge_(rate).mul_(scale).to(like.dtype)
+    return torch.rand(shape, dtype=exact, device=like.device, generator=generator).ge_(rate).mul_(scale).to(like.dtype)
 
 
 def time_dim(name: str, x: Tensor, batch_dim: int) -> int:

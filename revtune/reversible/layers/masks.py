@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from revtune.sequences import Draw, drawn_once, present
 
 
 class BatchSpec(NamedTuple):
@@ -30,17 +31,13 @@ class SequenceMasks:
         self._masks: dict[tuple[int, tuple[int, ...]], Tensor] = {}
         self._seed = new_seed() if torch.is_grad_enabled() else None
 
-    def mask(self, owner: nn.Module, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
+    def once(self, owner: nn.Module, shape: tuple[int, ...], device: torch.device, draw: Draw) -> Tensor:
         """The mask of this module and shape; the n-th one drawn depends on the sequence's seed and n alone."""
         key = (id(owner), shape)  # the module outlives the sequence, so no other one can get its id
         if key not in self._masks:
             self._seed = new_seed() if self._seed is None else self._seed
-            generator = torch.Generator(like.device).manual_seed(self._seed + len(self._masks))
-            self._masks[key] = drop_mask(shape, p, like, generator)
+            self._masks[key] = draw(torch.Generator(device).manual_seed(self._seed + len(self._masks)))
         return self._masks[key]
-
-
-_present: ContextVar[SequenceMasks | None] = ContextVar("revtune_sequence", default=None)
 
 
 def new_seed() -> int:
@@ -51,11 +48,11 @@ def new_seed() -> int:
 @contextmanager
 def one_sequence(masks: SequenceMasks | None = None) -> Iterator[None]:
     """Within this block each module has one locked mask: of a new sequence, or of one that runs again."""
-    token = _present.set(masks or SequenceMasks())
+    token = present.set(masks or SequenceMasks())
     try:
         yield
     finally:
-        _present.reset(token)
+        present.reset(token)
 
 
 def drop_mask(
@@ -68,5 +65,4 @@ def drop_mask(
 
 def locked_mask(owner: nn.Module, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
     """The mask that `owner` uses for the present sequence; outside `one_sequence` each call is a sequence."""
-    masks = _present.get()
-    return drop_mask(shape, p, like) if masks is None else masks.mask(owner, shape, p, like)
+    return drawn_once(owner, shape, like.device, lambda generator: drop_mask(shape, p, like, generator))

@@ -1,7 +1,8 @@
 """Accumulators that gradients of large weights go into directly, so that no dense gradient of a chunk is made.
 
 `rewind_loss` opens a collection of sinks. An embedding or a readout that finds one for its weight adds its gradient
-there and gives autograd nothing. A tied weight has one sink.
+there and gives autograd nothing. A tied weight has one sink. Sparse gradients, as of nn.Embedding(sparse=True), stay
+sparse.
 """
 
 from __future__ import annotations
@@ -21,14 +22,25 @@ class Sinks:
         self._grads: dict[int, tuple[Tensor, Tensor]] = {}  # by id, with the tensor so that no other takes its id
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The accumulator of this tensor, zero at first."""
-        if id(tensor) not in self._grads:
-            self._grads[id(tensor)] = (tensor, torch.zeros_like(tensor, memory_format=torch.contiguous_format))
-        return self._grads[id(tensor)][1]
+        """The accumulator of this tensor, dense, zero at first."""
+        _, kept = self._grads.get(id(tensor), (tensor, None))
+        if kept is None:
+            kept = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+        elif kept.is_sparse:
+            kept = kept.to_dense()
+        self._grads[id(tensor)] = (tensor, kept)
+        return kept
 
     def add(self, tensor: Tensor, grad: Tensor | None) -> None:
-        """Add a gradient, if there is one, to this tensor's accumulator."""
-        if grad is not None:
+        """Add a gradient, if there is one, to this tensor's accumulator, which is sparse while all gradients are."""
+        if grad is None:
+            return
+        _, kept = self._grads.get(id(tensor), (tensor, None))
+        if grad.is_sparse and (kept is None or kept.is_sparse):
+            total = grad.clone() if kept is None else kept + grad
+            # one entry a row that was looked up, however long the sequence
+            self._grads[id(tensor)] = (tensor, total.coalesce() if total._nnz() > tensor.shape[0] else total)
+        else:
             self.of(tensor).add_(grad)  # never kept as the accumulator: autograd may hand the same tensor to others
 
     def drain(self) -> tuple[list[Tensor], list[Tensor]]:

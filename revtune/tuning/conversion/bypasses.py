@@ -16,6 +16,8 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn import functional as F
 
+from revtune.tuning.responses.registered import LAYERS, changed_by, registrable
+
 ANY_INDEX = "*"
 """Stands for the index of a list that is no constant."""
 
@@ -48,8 +50,11 @@ def without_response(module: nn.Module) -> str | None:
     own = sum(p.numel() for p in module._parameters.values() if p is not None)
     if not own:
         return None
-    kind = type(module).__name__
-    return f"{kind} has no response, so its {own:,} weights are trained as they are; see register_response"
+    kind, base = type(module).__name__, next((base for base in type(module).__mro__ if base in LAYERS), None)
+    changed = base and changed_by(type(module), base)
+    why = f" as {base.__name__} has, as it has a {changed} of its own" if base and changed else ""
+    hint = "; see register_response" if registrable(module) else ""
+    return f"{kind} has no response{why}, so its {own:,} weights are trained as they are{hint}"
 
 
 def shared_weights(net: nn.Module) -> set[int]:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from revtune.tuning.conversion.plan import START, Plan
+from revtune.tuning.conversion.plan import START, Plan, inside
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Rate
 from revtune.tuning.regularizers.regularizer import TunedRegularizer
@@ -40,7 +40,8 @@ def self_tuning(
             nn.LSTM and nn.GRU, gets a `Rate` named after its module, which starts at its present rate, or at 0.05 if
             that is 0.
         batch_dim: which dimension of the layers' inputs is examples: 1 where time comes first.
-        leave: names of modules that stay as they are, with all inside, such as layers whose input is not of examples.
+        leave: names of modules that stay as they are, with all inside, such as layers whose input is not of examples;
+            they may be complex, compiled by torch.jit or lazy.
         verbose: whether to print what was done.
 
     Raises:
@@ -71,7 +72,7 @@ def self_tuning(
         hypers = Hyperparameters(**{name: _started(name, rate) for name, rate in plan.rates.items()})
     if not any(what.startswith("Response") for what in plan.report.replaced.values()):
         raise ValueError(f"no layer of the network can respond to hyperparameters: {plan.report.left or 'it has none'}")
-    like = next(net.parameters())
+    like = next(p for replacement in plan.replacements for p in replacement.module.parameters())
     hypers.to(like.device, like.dtype if like.dtype == torch.float64 else None)  # at least as exact as the weights
     for replacement in plan.replacements:
         replacement.apply(hypers)
@@ -108,10 +109,12 @@ def _check_modules(net: nn.Module, leave: Collection[str]) -> None:
         if hasattr(net, name) and not isinstance(getattr(net, name), Hyperparameters):
             raise ValueError(f"the network has a {name} of its own, whose name self_tuning needs; give it another")
     for name, module in net.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
+        if isinstance(module, torch.jit.ScriptModule) and inside(name, leave) is None:
             raise ValueError(f"{name or 'the network'} is compiled by torch.jit, which fixes what it does; convert the "
                              "module that it was made of")  # fmt: skip
     for name, parameter in net.named_parameters():
+        if inside(name, leave) is not None:
+            continue
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise ValueError(f"{name} has no shape yet: run a batch through the network before it is converted")
         if parameter.dtype not in (torch.float32, torch.float64):

@@ -21,7 +21,9 @@ from revtune.tuning.regularizers.dropouts import (
     TunedLockedDropout,
     TunedNoise,
 )
-from revtune.tuning.responses.registered import LAYERS, ResponseRegistered
+from revtune.tuning.regularizers.paths import path_rate, rate_of, refuses_path, tuned_path
+from revtune.tuning.responses.registered import ResponseRegistered, response_class
+from revtune.tuning.responses.responding import Responding
 
 START = 0.05
 """Where a rate starts that is 0 in the network, as no gradient would reach it there."""
@@ -50,11 +52,15 @@ RECURRENT_RATES = {
 
 @dataclass
 class Conversion:
-    """What `self_tuning` did, by name of module: what each was replaced by, and why others were left alone."""
+    """What `self_tuning` did, by name of module: what each was replaced by, and why others were left alone.
+
+    `leave` are the names of modules that were to be left alone, with all inside.
+    """
 
     replaced: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     batch_dim: int = 0
+    leave: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         replaced = [f"  {name}: {what}" for name, what in self.replaced.items()] or ["  nothing"]
@@ -114,11 +120,11 @@ class Plan:
         self.replacements: list[Replacement] = []
         self.rates: dict[str, float] = {}
         self.warnings: list[str] = []
-        self.report = Conversion(batch_dim=batch_dim)
+        self.report = Conversion(batch_dim=batch_dim, leave=tuple(leave))
         self._shared, self._read = shared_weights(net), _read_weights(net)
         self._closed: set[str] = set()  # modules whose layers have no response; their dropouts are tuned
         for name, module in net.named_modules():
-            if _inside(name, leave) is None:
+            if inside(name, leave) is None:
                 self._plan(name, module)
             elif name in leave:
                 self.report.left[name] = "it was to be left alone"
@@ -126,18 +132,23 @@ class Plan:
     def _plan(self, name: str, module: nn.Module) -> None:
         own = name or "the network itself"
         if type(module) in DROPOUTS:
-            self._plan_dropout(name or "dropout", module)
-        elif _inside(name, self._closed) is not None:
+            self._plan_dropout(name or "dropout", module, DROPOUTS[type(module)], rate_of(module, "p"))
+        elif rate := path_rate(module):
+            if why := refuses_path(module, self._batch_dim):
+                self.report.left[own] = why
+            else:
+                self._plan_dropout(name or "dropout", module, tuned_path(type(module), rate), rate_of(module, rate))
+        elif inside(name, self._closed) is not None:
             if isinstance(module, nn.MultiheadAttention) and module.dropout:
                 self.report.left[name] = f"the dropout of its weights stays {module.dropout}"
         elif isinstance(module, READS_WEIGHTS):
             self._closed.add(name)
             self.report.left[own] = f"{type(module).__name__} reads the weights of its layers directly"
             self.warnings.append(f"{own}: {self.report.left[own]}, so they have no response")
-        elif type(module) in LAYERS and (reader := _inside(name, self._read)):
+        elif (layer := response_class(type(module))) and (reader := inside(name, self._read)):
             self.report.left[name] = f"the forward of {self._read[reader]} reads its weights directly"
-        elif type(module) in LAYERS:
-            self._plan_layer(name, module)
+        elif layer:
+            self._plan_layer(name, module, layer)
         elif isinstance(module, TunedNoise | TunedLockedDropout) and module.batch_dim != self._batch_dim:
             dims = f"{own} has batch_dim={module.batch_dim} and the network batch_dim={self._batch_dim}"
             self.warnings.append(f"{dims}; if its inputs are as those of the layers, give it that too")
@@ -146,23 +157,22 @@ class Plan:
             if without_response(module):
                 self.warnings.append(f"{own}: {why}")
 
-    def _plan_dropout(self, name: str, module: Any) -> None:
+    def _plan_dropout(self, name: str, module: nn.Module, kind: type[nn.Module], rate: float) -> None:
         tuned = hyper_of(name, self._hypers)
         if tuned is None:
-            self.report.left[name] = f"no hyperparameter is named after it; its rate stays {module.p}"
+            self.report.left[name] = f"no hyperparameter is named after it; its rate stays {rate}"
             return
         if self._hypers is None:
-            self.rates[tuned] = float(module.p)
+            self.rates[tuned] = float(rate)
         else:
             RATE.check_tuned(name, tuned, self._hypers)
-        self.report.replaced[name] = f"{type(module).__name__}, its rate tuned{self._starts(module.p)}"
-        self.replacements.append(Replacement(module, DROPOUTS[type(module)], tuned, self._batch_dim))
+        self.report.replaced[name] = f"{type(module).__name__}, its rate tuned{self._starts(rate)}"
+        self.replacements.append(Replacement(module, kind, tuned, self._batch_dim))
 
-    def _plan_layer(self, name: str, module: nn.Module) -> None:
-        kind = LAYERS[type(module)]
+    def _plan_layer(self, name: str, module: nn.Module, kind: type[Responding]) -> None:
         if issubclass(kind, ResponseRegistered) and (why := kind.refuses(module)):
             raise ValueError(f"{name or 'the network'}, a {type(module).__name__}, cannot respond: {why}")
-        if why := (_tied(module, self._shared) or _without_grad(module) or kind.refuses(module)):
+        if why := (_tied(module, self._shared) or _without_grad(module) or _patched(module) or kind.refuses(module)):
             self.report.left[name or "the network itself"] = why
             return
         rates = self._plan_rates(name, module) if isinstance(module, nn.LSTM | nn.GRU) else {}
@@ -209,14 +219,16 @@ def recurrent_rates(name: str, module: nn.RNNBase, hypers: Hyperparameters | Non
 
 def _read_weights(net: nn.Module) -> dict[str, str]:
     """Modules whose weights, or those of all inside, another's forward reads: by name the class of that other one."""
+    by_class = {type(module): module for module in net.modules()}
+    read = {kind: read_directly(module) for kind, module in by_class.items()}
     return {
         f"{name}.{path}" if name else path: type(module).__name__
         for name, module in net.named_modules()
-        for path in read_directly(module)
+        for path in read[type(module)]
     }
 
 
-def _inside(name: str, names: Collection[str]) -> str | None:
+def inside(name: str, names: Collection[str]) -> str | None:
     """The first of some modules that is this one or holds it; "" is the network, which holds all."""
     return next((outer for outer in names if name == outer or name.startswith(f"{outer}.") or not outer), None)
 
@@ -224,6 +236,10 @@ def _inside(name: str, names: Collection[str]) -> str | None:
 def _without_grad(module: nn.Module) -> str | None:
     own = [p for p in module._parameters.values() if p is not None]
     return "its weights are frozen" if own and not any(p.requires_grad for p in own) else None
+
+
+def _patched(module: nn.Module) -> str | None:
+    return "its forward has been replaced on this module alone" if "forward" in vars(module) else None
 
 
 def _tied(module: nn.Module, shared: set[int]) -> str | None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from revtune.sequences import drawn_once
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.noise import DEVIATION, RATE, add_noise, drop_mask, time_dim
 from revtune.tuning.regularizers.regularizer import TunedRegularizer
@@ -22,12 +24,14 @@ class ConvertedDropout(TunedRegularizer):
     """What torch's dropouts share once their rate is tuned: their class is changed, and then they `adopt` it.
 
     Attributes:
-        dims: how many dimensions inputs must have, of which whole channels are dropped; None where single numbers are.
+        dims: how many dimensions inputs have, of which whole channels are dropped; None where single numbers are.
+        unbatched: whether torch takes an input of another number of dimensions for one example, and drops its rows.
     """
 
     limits = {"p": RATE}
     advice = "self_tuning(..., batch_dim=1) is for inputs whose first dimension is time"
     dims: ClassVar[int | None] = None
+    unbatched: ClassVar[bool] = False
     p: float
     inplace: bool
 
@@ -47,15 +51,18 @@ class ConvertedDropout(TunedRegularizer):
             self.p = self.now()["p"]
             dropped: Tensor = self.plain.forward(self, x)
             return dropped
-        if self.dims not in (None, x.dim()):
-            raise ValueError(f"{type(self).__name__} wants {self.dims} dimensions, (B, C, ...), got {tuple(x.shape)}")
         return x.mul_(self._mask(x)) if self.inplace else self.times(x, lambda: self._mask(x))
 
     def _mask(self, x: Tensor) -> Tensor:
         """A mask of single numbers or of whole channels."""
         if self.dims is None:
             return drop_mask(x.shape, self.along("p", x), x)
-        return drop_mask([*x.shape[:2], *[1] * (x.dim() - 2)], self.along("p", x, 1), x)
+        # of other dimensions torch warns at most, but takes the first one for examples, where time may stand
+        odd = x.dim() > 2 and x.dim() != self.dims
+        if x.dim() < 2 or (odd and (self.dims == 3 or self.batch_dim)):
+            raise ValueError(f"{type(self).__name__} wants {self.dims} dimensions, (B, C, ...), got {tuple(x.shape)}")
+        whole = 1 if self.unbatched and x.dim() != self.dims else 2
+        return drop_mask([*x.shape[:whole], *[1] * (x.dim() - whole)], self.along("p", x, 1), x)
 
     def become_plain(self) -> None:
         """Become torch's dropout again, at the current rate."""
@@ -85,7 +92,7 @@ class TunedDropout(ConvertedDropout, nn.Dropout):
 class TunedDropout1d(ConvertedDropout, nn.Dropout1d):
     """nn.Dropout1d, which drops whole channels of (B, C, L), at a tuned rate."""
 
-    plain, dims = nn.Dropout1d, 3
+    plain, dims, unbatched = nn.Dropout1d, 3, True
 
 
 class TunedDropout2d(ConvertedDropout, nn.Dropout2d):
@@ -97,11 +104,11 @@ class TunedDropout2d(ConvertedDropout, nn.Dropout2d):
 class TunedDropout3d(ConvertedDropout, nn.Dropout3d):
     """nn.Dropout3d, which drops whole channels of (B, C, D, H, W), at a tuned rate."""
 
-    plain, dims = nn.Dropout3d, 5
+    plain, dims, unbatched = nn.Dropout3d, 5, True
 
 
 class TunedLockedDropout(TunedRegularizer):
-    """Locked dropout at a tuned rate: one mask for all steps of a sequence.
+    """Locked dropout at a tuned rate: one mask for all steps of a sequence, inside `rewind_loss` as well.
 
     Args:
         hypers: where the name is looked up.
@@ -127,9 +134,14 @@ class TunedLockedDropout(TunedRegularizer):
         """x, in training with units dropped from whole sequences."""
         if not self.training:
             return x
-        shape = list(x.shape)
-        shape[time_dim(type(self).__name__, x, self.batch_dim)] = 1
-        return self.times(x, lambda: drop_mask(shape, self.along("p", x), x))
+        sizes = list(x.shape)
+        sizes[time_dim(type(self).__name__, x, self.batch_dim)] = 1
+        shape = tuple(sizes)
+
+        def draw(generator: torch.Generator | None) -> Tensor:
+            return drop_mask(shape, self.along("p", x), x, generator)
+
+        return self.times(x, lambda: drawn_once(self, shape, x.device, draw))
 
 
 class TunedNoise(TunedRegularizer):

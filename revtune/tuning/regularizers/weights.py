@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from revtune.sequences import drawn_once
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.noise import BATCH_RATE, drop_mask
 from revtune.tuning.regularizers.regularizer import TunedRegularizer
@@ -46,7 +48,11 @@ class TunedEmbeddingDropout(TunedRegularizer):
         if not self.training:
             return rows
         words = (self.embedding.num_embeddings, 1)
-        return self.times(rows, lambda: F.embedding(ids, drop_mask(words, self.value("p"), rows)))
+
+        def draw(generator: torch.Generator | None) -> Tensor:
+            return drop_mask(words, self.value("p"), rows, generator)
+
+        return self.times(rows, lambda: F.embedding(ids, drawn_once(self, words, rows.device, draw)))
 
 
 class TunedWeightDrop(TunedRegularizer):
@@ -93,7 +99,11 @@ class TunedWeightDrop(TunedRegularizer):
         if not self.training:
             return self.module(*args, **kwargs)
         whole = self.module.get_parameter(self._weight)
-        mask = drop_mask(whole.shape, self.value("p"), whole)
+
+        def draw(generator: torch.Generator | None) -> Tensor:
+            return drop_mask(whole.shape, self.value("p"), whole, generator)
+
+        mask = drawn_once(self, tuple(whole.shape), whole.device, draw)
         dropped = {self._weight: whole * mask}
         path, _, name = self._weight.rpartition(".")
         owner = self.module.get_submodule(path)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ class ResponseConv(Responding):
     unit_dim = 1
     _conv_forward: Callable[..., Tensor]
 
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output; an input without a batch, as torch takes it too, is one row."""
+        return super().forward(x) if x.dim() == self.weight.dim() else super().forward(x[None])[0]
+
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution."""
         return self._conv_forward(x, weight, bias)  # torch's own, which pads as the layer says
@@ -51,11 +55,81 @@ class ResponseConv3d(ResponseConv, nn.Conv3d):
     plain = nn.Conv3d
 
 
+class ResponseConvTranspose(Responding):
+    """A transposed convolution with a response, which has one scalar a channel.
+
+    Dimension 1 of its weight (I, U / groups, ...) is the output channels of a group.
+    """
+
+    unit_dim = 1
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: Any
+    output_padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    out_channels: int
+    _output_padding: Any
+
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """The layer's output, at each example's hyperparameters, of a size if one is given."""
+        if x.dim() != self.weight.dim():  # an input without a batch, as torch takes it too, is one row
+            return self.forward(x[None], output_size)[0]
+        if output_size is None:
+            return super().forward(x)
+        dims, own = len(self.kernel_size), self.output_padding
+        settings = self.stride, self.padding, self.kernel_size, dims, self.dilation
+        self.output_padding = tuple(self._output_padding(x, list(output_size), *settings))
+        try:
+            return super().forward(x)
+        finally:
+            self.output_padding = own
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The transposed convolution."""
+        transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[len(self.kernel_size) - 1]
+        settings: Any = self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        return transposed(x, weight, bias, *settings)
+
+    def units(self) -> int:
+        """How many output channels there are."""
+        return self.out_channels
+
+    def by_unit(self, scale: Tensor, weight: Tensor) -> Tensor:
+        """Scalars (U,), shaped to broadcast over a weight, whose inputs stand group by group."""
+        of_groups = scale.view(self.groups, 1, -1).expand(-1, len(weight) // self.groups, -1)
+        return of_groups.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
+
+    def by_row(self, weight: Tensor) -> Tensor:
+        """A weight as a matrix (U, I)."""
+        of_groups = weight.unflatten(0, (self.groups, -1)).transpose(1, 2)
+        return of_groups.reshape(self.out_channels, -1)
+
+
+class ResponseConvTranspose1d(ResponseConvTranspose, nn.ConvTranspose1d):
+    """nn.ConvTranspose1d with a response."""
+
+    plain = nn.ConvTranspose1d
+
+
+class ResponseConvTranspose2d(ResponseConvTranspose, nn.ConvTranspose2d):
+    """nn.ConvTranspose2d with a response."""
+
+    plain = nn.ConvTranspose2d
+
+
+class ResponseConvTranspose3d(ResponseConvTranspose, nn.ConvTranspose3d):
+    """nn.ConvTranspose3d with a response."""
+
+    plain = nn.ConvTranspose3d
+
+
 class ResponseEmbedding(Responding, nn.Embedding):
     """nn.Embedding with a response; it has none to numbers that are the same for all examples, such as positions."""
 
     plain = nn.Embedding
     bias = None
+    weight_unit_dim = 1
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
@@ -64,30 +138,14 @@ class ResponseEmbedding(Responding, nn.Embedding):
             return "max_norm changes its weights in place"
         return "its gradients are sparse" if getattr(module, "sparse", False) else super().refuses(module)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The rows at these numbers, at each example's hyperparameters."""
-        bound = self.hypers.current
-        if bound is None or bound.size == 1 or not self._shared_by_all(x, bound.size):
-            return super().forward(x)
-        if not self.__dict__.get("_warned"):
-            self.__dict__["_warned"] = True
-            given = f"{self._name} was given numbers {tuple(x.shape)} that are the same for all {bound.size} examples"
-            warnings.warn(f"{given}, as positions are: it does not respond there", stacklevel=2)
-        return self.base(x)
-
-    def _shared_by_all(self, x: Tensor, size: int) -> bool:
+    def shared_by_all(self, x: Tensor, size: int) -> bool:
         """Whether numbers are the same for all examples: one row for all, or 0, 1, 2 ..."""
         if x.dim() > 1:
             return x.shape[self.batch_dim] == 1
         return len(x) % size != 0 or torch.equal(x, torch.arange(len(x), device=x.device, dtype=x.dtype))
 
-    def units(self) -> int:
-        """The width of a row."""
-        return self.embedding_dim
-
-    def by_unit(self, scale: Tensor, weight: Tensor) -> Tensor:
-        """Scalars (U,), which broadcast over a weight as they are: units are its columns."""
-        return scale
+    def _shared_input(self, x: Tensor) -> str:
+        return f"numbers {tuple(x.shape)} that are"
 
     def initial_response_weight(self, weight: Tensor) -> Tensor:
         """W1 as it starts, with 0 in the row of padding."""

@@ -77,6 +77,17 @@ class ResponseLayerNorm(ResponseNorm, nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, None, None, self.eps)
 
 
+class ResponseRMSNorm(ResponseNorm, nn.RMSNorm):
+    """nn.RMSNorm over one dimension, with a response by its weight, as it has no bias."""
+
+    plain = nn.RMSNorm
+    bias = None
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """x without the weight."""
+        return F.rms_norm(x, self.normalized_shape, None, self.eps)
+
+
 class ResponseGroupNorm(ResponseNorm, nn.GroupNorm):
     """nn.GroupNorm with a response."""
 

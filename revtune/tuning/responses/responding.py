@@ -20,6 +20,7 @@ Shapes: B examples, n hyperparameters, U output units or channels.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -47,11 +48,13 @@ class Responding(nn.Module):
     Attributes:
         plain: torch's class, which it was and can become again.
         unit_dim: which dimension of its output is units.
+        weight_unit_dim: which dimension of its weight is units.
         batch_dim: which dimension of its input is examples.
     """
 
     plain: Any
     unit_dim = -1
+    weight_unit_dim = 0
     batch_dim: int
     weight: Any
     bias: Any
@@ -90,12 +93,13 @@ class Responding(nn.Module):
 
     def units(self) -> int:
         """How many output units or channels there are."""
-        return self.weight.shape[0]
+        return self.weight.shape[self.weight_unit_dim]
 
     def initial_response_weight(self, weight: Tensor) -> Tensor | None:
         """W1 as it starts: normal, with the weight's own deviation; for a constant weight, 1 / sqrt(inputs)."""
         deviation = weight.detach().std() if weight.numel() > 1 else weight.detach().abs().sum()
-        return torch.randn_like(weight) * torch.where(deviation > 0, deviation, weight[0].numel() ** -0.5)
+        start = torch.randn_like(weight, requires_grad=False)
+        return start.mul_(torch.where(deviation > 0, deviation, weight[0].numel() ** -0.5))
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What the plain layer does, linear in weight and bias."""
@@ -129,11 +133,29 @@ class Responding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output, at each example's hyperparameters."""
         bound = self.hypers.current
+        if bound is not None and bound.size > 1 and self.shared_by_all(x, bound.size):
+            self._warn_shared(x, bound.size)
+            return self.base(x)
         if bound is not None and bound.record is not None:
             assert bound.departure is not None
             return self._linearized(x, bound.departure, bound.record)
         d = self.hypers.current_departure()
         return self.base(x) if d is None else self.with_response(x, d)
+
+    def shared_by_all(self, x: Tensor, size: int) -> bool:
+        """Whether an input is the same for all examples: one row, or a vector; the layer does not respond to it."""
+        unit_dim = self.unit_dim % max(x.dim(), 1)
+        return x.dim() < 2 or x.shape[self.batch_dim if self.batch_dim < unit_dim else 0] == 1
+
+    def _warn_shared(self, x: Tensor, size: int) -> None:
+        if not self.__dict__.get("_warned"):
+            self.__dict__["_warned"] = True
+            given = f"{self._name} was given {self._shared_input(x)} the same for all {size} examples"
+            warnings.warn(f"{given}, as positions are: it does not respond there", stacklevel=3)
+
+    def _shared_input(self, x: Tensor) -> str:
+        """What is said of an input that all examples share."""
+        return f"one row, {tuple(x.shape)}, that is"
 
     def _linearized(self, x: Tensor, d: Tensor, record: ResponseRecord) -> Tensor:
         if record.recording:
@@ -194,7 +216,11 @@ class Responding(nn.Module):
 
     def by_unit(self, scale: Tensor, weight: Tensor) -> Tensor:
         """Scalars (U,), shaped to broadcast over a weight."""
-        return scale.reshape(-1, *[1] * (weight.dim() - 1))
+        return scale.reshape(-1, *[1] * (weight.dim() - 1 - self.weight_unit_dim))
+
+    def by_row(self, weight: Tensor) -> Tensor:
+        """A weight as a matrix, whose dimension `weight_unit_dim` is units."""
+        return weight.flatten(1)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         own = {name: value for name in self.added if (value := self._parameters[name]) is not None}

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
-from revtune.tuning.responses.layers import ResponseEmbedding
 from revtune.tuning.responses.responding import Responding
 
 
@@ -68,8 +67,8 @@ def _quadratic(first: Tensor, second: Tensor | None, s: Tensor, layer: Respondin
     """The squared norm of `first + s * second` for s of shape (B, U), shape (B,)."""
     if second is None:
         return (first + s).square().sum(1)
-    inner_dim = 0 if isinstance(layer, ResponseEmbedding) else 1  # an embedding's units are columns
-    norms: Tensor = _QuadraticNorm.apply(first.flatten(1), second.flatten(1), s, inner_dim)
+    inner_dim = 1 - layer.weight_unit_dim
+    norms: Tensor = _QuadraticNorm.apply(layer.by_row(first), layer.by_row(second), s, inner_dim)
     return norms
 
 

@@ -241,10 +241,18 @@ def finite(loss: Tensor, level: str) -> Tensor:
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float | None) -> Tensor:
-    """Scale gradients down to a largest norm, as nn.utils.clip_grad_norm_ does; the norm that they had."""
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    """Scale gradients down to a largest norm, as nn.utils.clip_grad_norm_ does; the norm that they had.
+
+    Of a sparse gradient the rows that were looked up count, each with all that came to it.
+    """
+    given = [p.grad for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm([grad.coalesce().values() if grad.is_sparse else grad for grad in given])
     if max_norm is not None and norm + 1e-6 > max_norm:  # 1e-6 as in torch, which multiplies smaller gradients by 1
-        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        dense = [p for p in parameters if p.grad is not None and not p.grad.is_sparse]
+        nn.utils.clip_grads_with_norm_(dense, max_norm, norm)
+        for grad in given:
+            if grad.is_sparse:
+                grad.mul_(max_norm / (norm + 1e-6))
     return norm
 
 

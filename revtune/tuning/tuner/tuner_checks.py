@@ -167,10 +167,15 @@ def check_network(model: nn.Module, hypers: Hyperparameters, method: str) -> Non
 def check_dtypes(model: nn.Module, hypers: Hyperparameters) -> None:
     """Refuse a network of low precision, and layers that respond in another dtype than their hyperparameters have.
 
+    Parts that `self_tuning` was to leave alone may have any.
+
     Raises:
         ValueError: names the first such parameter.
     """
+    leave = tuple(f"{name}." for name in getattr(getattr(model, "conversion", None), "leave", ()))
     for name, parameter in [*model.named_parameters(), ("what holds the hyperparameters", hypers.raw)]:
+        if name.startswith(leave):
+            continue
         if parameter.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"{name} must be float32 or float64, got {parameter.dtype}; give Tuner autocast= instead")
     for name, module in model.named_modules():

@@ -395,6 +395,34 @@ def test_every_kind_of_embedding_streams(options: dict[str, Any]) -> None:
     agree(loss, wanted, [embedding.weight, *rnn.parameters()])
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_sparse_embedding_has_the_gradient_that_its_layer_gives(tied: bool) -> None:
+    """Sparse, with no more entries than words, unless a readout reads the weight too."""
+    _, inputs, targets = small()
+    inputs[0] = 3
+    found = []
+    for sparse in (False, True):
+        torch.manual_seed(1)
+        embedding, head = (
+            nn.Embedding(WORDS, 8, dtype=real(), sparse=sparse),
+            rt.LinearCrossEntropy(8, WORDS, dtype=real()),
+        )
+        wide = rt.RevGRU(8, 8, dtype=real())
+        if tied:
+            head.weight = embedding.weight
+        loss, _ = rt.rewind_loss(wide, inputs, targets, encode=embedding, readout=head)
+        loss.backward()
+        assert embedding.weight.grad is not None
+        assert embedding.weight.grad.is_sparse == (sparse and not tied)
+        assert not embedding.weight.grad.is_sparse or embedding.weight.grad._nnz() <= WORDS
+        found.append(embedding.weight.grad.to_dense())
+    torch.testing.assert_close(*found)
+    _, state = rt.rewind_encode(wide, inputs, encode=(other := nn.Embedding(WORDS, 8, dtype=real(), sparse=True)))
+    assert isinstance(state, Tensor)
+    state.sum().backward()
+    assert other.weight.grad is not None and other.weight.grad.is_sparse
+
+
 def test_targets_may_be_anything_that_the_readout_takes() -> None:
     rnn, inputs, _ = small()
     embedding, weight = nn.Embedding(WORDS, 6, dtype=real()), leaf(2, 8)

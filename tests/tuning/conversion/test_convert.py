@@ -127,6 +127,48 @@ def test_modules_are_left_alone_on_request() -> None:
     assert type(net[0]) is nn.Conv2d and net.hypers.names == ("4",)
 
 
+class Fourier(nn.Module):
+    """A filter of complex weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.irfft(torch.fft.rfft(x) * self.weight, n=x.shape[-1])
+
+
+LEFT: dict[str, Any] = {
+    "complex": Fourier,
+    "scripted": lambda: torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.Tanh())),
+    "lazy": lambda: nn.LazyLinear(6),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("kind", LEFT)
+@pytest.mark.parametrize("method", ["delta", "stn"])
+def test_what_is_left_alone_may_be_of_any_kind(kind: str, method: Any) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(8, 6), torch.arange(8) % 3
+    plain = nn.Sequential(LEFT[kind](), nn.Linear(6, 6), nn.Dropout(0.1), nn.Linear(6, 3))
+    with pytest.raises(ValueError):
+        self_tuning(plain)
+    net: Any = self_tuning(plain, leave=["0"])
+    assert net.hypers.raw.dtype == torch.float32
+    tuner = Tuner(
+        net, lambda out, batch, h: F.cross_entropy(out, batch[1], reduction="none"),
+        lambda out, batch: F.cross_entropy(out, batch[1]), optimizer=lambda groups: torch.optim.SGD(groups, 0.5),
+        method=method, clip=10.0,
+    )  # fmt: skip
+    tuner.train_step((x, y))
+    before = [p.detach().clone() for p in net[0].parameters()]
+    tuner.step((x, y), (x, y))
+    assert not any(map(torch.equal, before, net[0].parameters()))
+    tuner.load_state_dict(tuner.state_dict())
+    torch.testing.assert_close(frozen(net).eval()(x), net.eval()(x))
+
+
 @pytest.mark.parametrize("centred", [True, False])
 def test_a_weight_that_forward_reads_is_the_frozen_networks_too(centred: bool) -> None:
     class ByHand(nn.Module):

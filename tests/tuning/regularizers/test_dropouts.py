@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+import revtune as rt
 from revtune.errors import HyperparameterError
 from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass
 from revtune.tuning.hypers.kinds import Between, Integer, Positive, Rate
@@ -99,6 +100,29 @@ def test_no_gradient_reaches_a_value() -> None:
     with hypers.bound(Pass(3, None, hypers.perturbed(3))):
         for module, x in modules(hypers):
             assert not module.requires_grad_(False)(x).requires_grad, module
+
+
+@pytest.mark.filterwarnings("ignore:dropout.d. Received a:UserWarning")  # torch's own
+@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("dims", [2, 3, 4, 5])
+def test_every_shape_that_torch_takes_loses_what_it_loses_in_torch(kind: Any, dims: int) -> None:
+    x = torch.ones(200, 20, *[3] * (dims - 2))
+    try:
+        plain = kind.plain(0.5)(x)
+    except RuntimeError:
+        with pytest.raises(ValueError, match=rf"{kind.__name__} wants 3 dimensions, \(B, C, \.\.\.\), got \(200, 20,"):
+            dropped(x, *[0.5] * 200, kind=kind)
+        return
+    y = dropped(x, *[0.2] * 100, *[0.7] * 100, kind=kind)
+    assert whole(y) == whole(plain)
+    rates = (y == 0).flatten(1).float().mean(1)
+    assert [half.mean().item() for half in rates.chunk(2)] == pytest.approx([0.2, 0.7], abs=0.15)
+
+
+def whole(y: Tensor) -> tuple[bool, bool]:
+    """Whether whole rows and whole channels are dropped."""
+    rows, channels = y.flatten(1), y.flatten(0, 1).reshape(y.shape[0] * y.shape[1], -1)
+    return bool((rows == rows[:, :1]).all()), bool((channels == channels[:, :1]).all())
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
@@ -376,8 +400,10 @@ def test_what_cannot_be_tuned_so_is_refused(make: Callable[[Hyperparameters], ob
 def test_shapes_that_a_module_cannot_take_are_named() -> None:
     hypers = Hyperparameters(drop=Rate(0.1))
     with hypers.bound(in_pass(hypers, 2)):
-        with pytest.raises(ValueError, match=r"TunedDropout2d wants 4 dimensions, \(B, C, \.\.\.\), got \(2, 3, 4\)"):
-            adopted(nn.Dropout2d(), TunedDropout2d, hypers)(torch.ones(2, 3, 4))
+        with pytest.raises(ValueError, match=r"TunedDropout2d wants 4 dimensions, \(B, C, \.\.\.\), got \(2,\)"):
+            adopted(nn.Dropout2d(), TunedDropout2d, hypers)(torch.ones(2))
+        with pytest.raises(ValueError, match=r"TunedDropout2d wants 4 dimensions, \(B, C, \.\.\.\), got \(4, 2, 3\)"):
+            adopted(nn.Dropout2d(), TunedDropout2d, hypers, 1)(torch.ones(4, 2, 3))
         with pytest.raises(ValueError, match=r"TunedLockedDropout wants \(B, T, H\), got \(2, 3\)"):
             TunedLockedDropout(hypers, "drop")(torch.ones(2, 3))
         with pytest.raises(ValueError, match="TunedLockedDropout: batch_dim must be 0 or 1, got 2"):
@@ -385,3 +411,45 @@ def test_shapes_that_a_module_cannot_take_are_named() -> None:
         told = "TunedNoise: dimension 0 .* must be the batch of 2 examples"
         with pytest.raises(ValueError, match=rf"{told}.*; TunedNoise\(\.\.\., batch_dim=1\) is for inputs"):
             TunedNoise(hypers, "drop")(torch.ones(3, 5))
+
+
+class Modules(nn.Module):
+    """Masks of a sequence's units, of words and of a weight."""
+
+    def __init__(self, hypers: Hyperparameters) -> None:
+        super().__init__()
+        self.words = TunedEmbeddingDropout(nn.Embedding(9, 16), hypers, "words")
+        self.weight = TunedWeightDrop(nn.Linear(16, 16, bias=False), hypers, "words")
+        self.locked = TunedLockedDropout(hypers, "drop", batch_dim=1)
+        self.rows = nn.Dropout(0.1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        y: Tensor = self.locked(self.weight(self.words(ids)))
+        return y
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_inside_a_stream_a_sequence_has_one_mask_though_it_runs_in_chunks(backend: Any) -> None:
+    hypers = Hyperparameters(drop=Rate(0.5), words=Rate(0.4, per="batch"))
+    modules, seen = Modules(hypers), list[Tensor]()
+    ids = torch.arange(9).repeat(20)[:, None].expand(-1, 4).contiguous()  # (180, 4)
+    rnn, targets = rt.RevGRU(16, 8, backend=backend), ids.new_zeros(180, 4, 1)
+
+    def encode(ids: Tensor) -> Tensor:
+        y = modules(ids)
+        seen.append(torch.stack([y.detach()[ids[:, 0] == word][0] for word in range(9)]))
+        return modules.rows(y)
+
+    def loss() -> Tensor:
+        found, _ = rt.rewind_loss(
+            rnn, ids, targets, encode=encode, readout=lambda y, t: y.square().sum(), checkpoint_every=30
+        )
+        return found
+
+    with hypers.bound(in_pass(hypers, 4)):
+        loss().backward()
+        assert len(seen) > 6 and all(torch.equal(one, seen[0]) for one in seen)
+        assert 0.2 < (seen[0] == 0).float().mean() < 0.95
+        first = seen[0]
+        loss()
+        assert not torch.equal(first, seen[-1])

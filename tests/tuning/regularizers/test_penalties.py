@@ -16,10 +16,16 @@ from revtune.tuning.responses.layers import (
     ResponseConv1d,
     ResponseConv2d,
     ResponseConv3d,
+    ResponseConvTranspose2d,
     ResponseEmbedding,
     ResponseLinear,
 )
-from revtune.tuning.responses.normalisation import ResponseBatchNorm2d, ResponseGroupNorm, ResponseLayerNorm
+from revtune.tuning.responses.normalisation import (
+    ResponseBatchNorm2d,
+    ResponseGroupNorm,
+    ResponseLayerNorm,
+    ResponseRMSNorm,
+)
 from revtune.tuning.responses.recurrent import ResponseGRU, ResponseLSTM
 from revtune.tuning.responses.responding import Responding
 from revtune.tuning.responses.weight_norm import weight_norm2
@@ -28,7 +34,7 @@ KINDS: dict[type[nn.Module], type[Responding]] = {
     kind.plain: kind
     for kind in (
         ResponseLinear, ResponseConv1d, ResponseConv2d, ResponseConv3d, ResponseEmbedding, ResponseLayerNorm,
-        ResponseGroupNorm, ResponseBatchNorm2d, ResponseLSTM, ResponseGRU,
+        ResponseConvTranspose2d, ResponseRMSNorm, ResponseGroupNorm, ResponseBatchNorm2d, ResponseLSTM, ResponseGRU,
     )
 }  # fmt: skip
 
@@ -144,7 +150,8 @@ def with_responses(net: nn.Module, hypers: Hyperparameters) -> nn.Module:
 
 LAYERS = [
     nn.Linear(3, 4), nn.Linear(3, 4, bias=False), nn.Conv1d(2, 4, 3), nn.Conv2d(4, 6, 3, groups=2), nn.Conv3d(2, 3, 2),
-    nn.Embedding(5, 3, padding_idx=1), nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.BatchNorm2d(3),
+    nn.ConvTranspose2d(4, 6, 2, groups=2), nn.Embedding(5, 3, padding_idx=1), nn.LayerNorm(4), nn.RMSNorm(4),
+    nn.GroupNorm(2, 4), nn.BatchNorm2d(3),
     nn.LSTM(2, 3, bidirectional=True), nn.GRU(3, 2, num_layers=2), nn.GRU(3, 2, bias=False),
 ]  # fmt: skip
 
@@ -165,6 +172,9 @@ def brute(layer: nn.Module, parameters: dict[str, Tensor], d: Tensor) -> Tensor:
         second = parameters.get(f"response_weight{suffix}") if kind == "weight" else None
         if second is None:
             each = own + s
+        elif isinstance(layer, nn.ConvTranspose2d):  # inputs and units stand group by group
+            blocks = [own.chunk(layer.groups), second.chunk(layer.groups), s.chunk(layer.groups, 1)]
+            each = torch.cat([a + c[:, None, :, None, None] * b for a, b, c in zip(*blocks, strict=True)], 1)
         elif isinstance(layer, nn.Embedding):
             each = own + s[:, None, :] * second
         else:

@@ -66,7 +66,31 @@ def squashed() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 5), Squashed(5, 6), Squashed(6, 3, bias=False)).double()
 
 
+class Relative(nn.Module):
+    """Positions that all examples share pass a normalisation and a layer that examples pass too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions, self.norm, self.key = nn.Parameter(torch.randn(1, 3, 4)), nn.LayerNorm(4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys = self.key(self.norm(self.positions))
+        return (self.key(self.norm(x)) @ keys.transpose(1, 2)).softmax(-1)
+
+
+def transposed() -> nn.Module:
+    """Transposed convolutions of one to three dimensions, and normalisation by the root mean square."""
+    return nn.Sequential(
+        nn.ConvTranspose1d(2, 4, 3, groups=2), nn.Tanh(), nn.RMSNorm(5), nn.Unflatten(2, (1, 5)),
+        nn.ConvTranspose2d(4, 6, 2, stride=2, output_padding=1, groups=2), nn.Tanh(), nn.Unflatten(3, (1, 11)),
+        nn.ConvTranspose3d(6, 2, 2, bias=False, padding=(1, 0, 1)), nn.Flatten(1), nn.RMSNorm(80, eps=0.1),
+        nn.Linear(80, 3),
+    ).double()  # fmt: skip
+
+
 NETS: list[tuple[Any, Any]] = [
+    (lambda: Relative().double(), lambda: torch.randn(5, 6, 4, dtype=torch.float64)),
+    (transposed, lambda: torch.randn(5, 2, 3, dtype=torch.float64)),
     (convolutional, lambda: torch.randn(5, 3, 6, 6, dtype=torch.float64)),
     (resting_norms, lambda: torch.randn(5, 3, 6, 6, dtype=torch.float64)),
     (squashed, lambda: torch.randn(5, 4, dtype=torch.float64)),
@@ -76,6 +100,7 @@ NETS: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize(("make", "draw"), NETS)
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # of the reference
+@pytest.mark.filterwarnings("ignore:.*the same for all 5 examples:UserWarning")
 def test_prediction_and_gradient_are_those_of_jvp(make: Any, draw: Any) -> None:
     torch.manual_seed(1)
     hypers = two().double()

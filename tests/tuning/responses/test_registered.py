@@ -1,5 +1,7 @@
 """Layers of one's own respond once they are registered, if they are linear."""
 
+import copy
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from revtune.tuning.conversion.convert import self_tuning
 from revtune.tuning.conversion.freeze import frozen
 from revtune.tuning.hypers.hyperparameters import Pass
 from revtune.tuning.responses.registered import LAYERS, register_response
+from revtune.tuning.responses.weight_norm import weight_norm2
 from tests.tuned_nets import with_responses
 
 
@@ -109,3 +112,97 @@ def test_what_a_registered_layer_lacks_is_named_and_nothing_is_converted() -> No
     register_response(Unweighted)
     with pytest.raises(ValueError, match="0, a Unweighted, cannot respond: its units has a name that responses use"):
         self_tuning(nn.Sequential(Unweighted(), nn.Dropout(0.1)))
+
+
+class Scaled(nn.Linear):
+    """Starts otherwise, computes the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width)
+        self.note = "mine"
+
+    def reset_parameters(self) -> None:
+        nn.init.eye_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class Standardised(nn.Conv2d):
+    """Computes with another weight than its own."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(input, weight - weight.mean((1, 2, 3), keepdim=True), bias)
+
+
+class Named(nn.Linear):
+    """Uses a name that responses use."""
+
+    def units(self) -> int:
+        return 3
+
+
+def test_a_subclass_that_computes_the_same_responds() -> None:
+    torch.manual_seed(0)
+    net: Any = with_responses(self_tuning(nn.Sequential(Scaled(4), nn.Dropout(0.1), Grouped(1, 2, 3))))
+    assert net.conversion.replaced["0"] == "ResponseScaled" and net.conversion.replaced["2"] == "ResponseGrouped"
+    assert isinstance(net[0], Scaled) and net[0].note == "mine"
+    x, d = torch.randn(5, 4), torch.randn(5, 1)
+    with net.hypers.bound(Pass(5, d, None, training=False)):
+        y = net[0](x)
+    plain: Any = copy.deepcopy(net[0])
+    plain.fold(d[2])
+    assert type(plain) is Scaled
+    torch.testing.assert_close(plain(x[2:3]), y[2:3])
+    saved = pickle.loads(pickle.dumps(net))  # as torch.save does with a network as a whole
+    assert torch.equal(saved.eval()(x[:, None]), net.eval()(x[:, None])) and saved[0].hypers is saved.hypers
+    assert type(self_tuning(nn.Sequential(Scaled(4), nn.Dropout(0.1)))[0]) is type(net[0])  # type: ignore[index]
+
+
+def test_a_subclass_that_does_not_respond_is_told_why() -> None:
+    patched = nn.Linear(2, 2)
+    patched.forward = lambda x: x  # type: ignore[assignment, method-assign]
+    mixed = nn.ModuleDict({
+        "linear": nn.Linear(2, 2), "drop": nn.Dropout(0.1), "other": Standardised(2, 2, 1), "own": Whitened(2, 2),
+        "named": Named(2, 2), "patched": patched, "cell": nn.GRUCell(2, 2), "two": nn.Bilinear(2, 2, 2),
+        "bag": nn.EmbeddingBag(3, 2),
+    })  # fmt: skip
+    with pytest.warns(UserWarning):
+        net: Any = self_tuning(mixed)
+    left = net.conversion.left
+    assert left["other"].startswith("Standardised has no response as Conv2d has, as it has a _conv_forward of its own")
+    assert left["own"].startswith("Whitened has no response as Linear has, as it has a forward of its own, so its 6")
+    assert left["own"].endswith("; see register_response")
+    assert left["named"] == "its units has a name that responses use"
+    assert left["patched"] == "its forward has been replaced on this module alone"
+    for name in ("cell", "two", "bag"):  # which register_response cannot take
+        assert left[name].endswith("are trained as they are")
+
+
+class Conv1D(nn.Module):
+    """Hugging Face's, as GPT-2 has it: a linear layer whose weight is (inputs, units)."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight, self.bias = nn.Parameter(torch.empty(nx, nf)), nn.Parameter(torch.zeros(nf))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = (*x.size()[:-1], self.nf)
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(out)
+
+
+@pytest.mark.parametrize("inputs", [4, 6])
+def test_a_weight_may_have_its_units_in_columns(inputs: int) -> None:
+    register_response(Conv1D)
+    torch.manual_seed(0)
+    x, d = torch.randn(5, 3, inputs), torch.randn(5, 1)
+    net = tuned(Conv1D(6, inputs), x)
+    with net.hypers.bound(Pass(5, d, None, training=False)):
+        y, norms = net[0](x), weight_norm2(net)
+    for row in range(5):
+        plain: Any = copy.deepcopy(net[0])
+        plain.fold(d[row])
+        torch.testing.assert_close(plain(x[row]), y[row])
+        torch.testing.assert_close(weight_norm2(plain), norms[row])
+    net.hypers.centred = False
+    torch.testing.assert_close(frozen(net)(x), net(x))

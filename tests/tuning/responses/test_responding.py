@@ -19,6 +19,10 @@ LAYERS: list[tuple[Any, Any]] = [
     (lambda: nn.Conv2d(4, 4, 3, groups=2, stride=2), lambda: torch.randn(6, 4, 7, 7)),
     (lambda: nn.Embedding(7, 4, padding_idx=0), lambda: torch.randint(7, (6, 3))),
     (lambda: nn.LayerNorm(4), lambda: torch.randn(6, 3, 4)),
+    (lambda: nn.RMSNorm(4, eps=0.1), lambda: torch.randn(6, 3, 4)),
+    (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, groups=2), lambda: torch.randn(6, 4, 5)),
+    (lambda: nn.ConvTranspose2d(4, 4, 2, groups=2, output_padding=1, stride=2), lambda: torch.randn(6, 4, 3, 3)),
+    (lambda: nn.ConvTranspose3d(2, 3, 2, bias=False, padding=1), lambda: torch.randn(6, 2, 4, 4, 4)),
     (lambda: nn.GroupNorm(2, 4), lambda: torch.randn(6, 4, 3)),
     (lambda: nn.BatchNorm1d(4).eval(), lambda: torch.randn(6, 4)),
 ]
@@ -147,3 +151,40 @@ def test_positions_are_no_examples(rows: int) -> None:
     assert torch.equal(one_row[0], y)
     labels = at(layer, hypers, torch.tensor([1, 0, 2, 3, 4, 5]), torch.randn(6, 2))
     assert not torch.equal(labels, F.embedding(torch.tensor([1, 0, 2, 3, 4, 5]), layer.weight))
+
+
+ONE_ROW: list[tuple[Any, Any]] = [
+    (lambda: nn.Linear(5, 4), (1, 7, 5)),
+    (lambda: nn.Linear(5, 4), (5,)),
+    (lambda: nn.LayerNorm(5), (1, 7, 5)),
+    (lambda: nn.RMSNorm(5), (5,)),
+    (lambda: nn.BatchNorm2d(4), (1, 4, 3, 3)),
+    (lambda: nn.Conv2d(4, 3, 1), (1, 4, 3, 3)),
+    (lambda: nn.Conv2d(4, 3, 1), (4, 3, 3)),
+    (lambda: nn.ConvTranspose1d(4, 3, 2), (4, 5)),
+]
+
+
+@pytest.mark.parametrize(("make", "shape"), ONE_ROW)
+def test_one_row_for_all_examples_is_not_answered(make: Any, shape: tuple[int, ...]) -> None:
+    """As relative positions (DeBERTa) and positional encodings (XCiT) are."""
+    torch.manual_seed(0)
+    hypers, plain, x = two(), make(), torch.randn(shape)
+    layer: Any = with_responses(adopt(copy.deepcopy(plain), hypers))
+    with pytest.warns(UserWarning, match=r"was given one row, \(.*\), that is the same for all 6 examples"):
+        y = at(layer, hypers, x, torch.randn(6, 2))
+    torch.testing.assert_close(y, plain(x))
+    one = at(layer, hypers, x, d := torch.randn(1, 2))
+    layer.fold(d[0])
+    torch.testing.assert_close(one, layer(x))
+
+
+def test_a_transposed_convolution_answers_at_the_size_that_is_asked_for() -> None:
+    torch.manual_seed(0)
+    hypers, x, d = two(), torch.randn(6, 4, 5, 5), torch.randn(6, 2)
+    layer: Any = with_responses(adopt(nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), hypers))
+    with hypers.bound(Pass(6, d, None)):
+        y = layer(x, output_size=[12, 11])
+    assert y.shape == (6, 6, 12, 11) and layer.output_padding == (0, 0)
+    layer.fold(d[2])
+    torch.testing.assert_close(y[2:3], layer(x[2:3], [12, 11]))

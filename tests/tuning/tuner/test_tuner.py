@@ -21,6 +21,7 @@ from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Positive, Rate
 from revtune.tuning.trees import tensors
 from revtune.tuning.tuner.tuner import Tuner
+from tests import small_tuner
 from tests.tuned_nets import adopt
 
 methods = pytest.mark.parametrize("method", ["delta", "stn"])
@@ -481,3 +482,25 @@ def test_a_tuner_goes_when_it_is_let_go_and_its_workers_with_it(carry: bool) -> 
         assert gone() is None and not any(worker.is_alive() for worker in workers)
     finally:
         gc.enable()
+
+
+@methods
+@pytest.mark.parametrize("options", [{}, {"clip": 0.05}, {"accumulate": 2}])
+def test_a_sparse_embedding_is_trained_as_a_dense_one(method: Any, options: dict[str, Any]) -> None:
+    words, found = torch.randint(20, (8, 4)), []
+    batch = (words, torch.arange(8) % 3)
+    for sparse in (False, True):
+        torch.manual_seed(0)
+        net = self_tuning(
+            nn.Sequential(nn.Embedding(20, 8, sparse=sparse), nn.Flatten(), nn.Dropout(0.1), nn.Linear(32, 3)),
+            leave=["0"],
+        )
+        of = small_tuner.tuner(net, method=method, **options)
+        for _ in range(4):
+            of.step(batch, batch)
+        found.append(of)
+    for dense, sparse_one in zip(*map(small_tuner.everything, found), strict=True):
+        torch.testing.assert_close(dense, sparse_one)
+    state = found[1].state_dict()
+    found[1].load_state_dict(state)
+    assert torch.isfinite(torch.tensor(found[1].train_step(batch)))
