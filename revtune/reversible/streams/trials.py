@@ -241,7 +241,7 @@ def _trial(function: Any, autocast: Autocast) -> Iterator[SameDraws]:
     """A block that leaves no trace in what a function holds, but for what Python code keeps itself."""
     modules = [module for _, module in held_parts(function) if isinstance(module, nn.Module)]
     kept = [
-        (module, name, buffer, buffer._version, buffer.detach().clone())
+        (module, name, buffer, buffer.detach().clone())
         for module in modules
         for name, buffer in module._buffers.items()
         if buffer is not None
@@ -252,11 +252,11 @@ def _trial(function: Any, autocast: Autocast) -> Iterator[SameDraws]:
             yield draws
     finally:
         with torch.no_grad():
-            for module, name, buffer, version, copy in kept:
-                changed = module._buffers[name] is not buffer or buffer._version != version
-                draws.normed |= changed and _spectral(module)
+            for module, name, buffer, copy in kept:
+                changed = not torch.equal(buffer, copy)  # versions do not tell of running statistics
+                draws.normed |= (changed or module._buffers[name] is not buffer) and _spectral(module)
                 module._buffers[name] = buffer
-                if buffer._version != version:
+                if changed:
                     buffer.copy_(copy)
 
 
