@@ -81,8 +81,8 @@ def check_refusals(rank: int, mesh: DeviceMesh) -> None:
     for name, argument in (("words", "encode"), ("head", "readout"), ("rnn", "rnn")):
         for root in (False, True):
             model = Model()
-            fully_shard(getattr(model, name), mesh=mesh)
-            whole = fully_shard(model, mesh=mesh) if root else model
+            sharded(getattr(model, name), mesh)
+            whole: Any = fully_shard(model, mesh=mesh) if root else model
             with pytest.raises(
                 ValueError, match=f"rewind_loss: {argument} is sharded .*wrap or shard the module whose"
             ):
