@@ -25,11 +25,14 @@ class SequenceMasks:
 
     In training their seed is drawn before the first chunk is encoded. A chunk that is encoded again draws no mask, so
     it meets the same random numbers as the first time.
+
+    Args:
+        seed: of the masks; drawn from torch's generator by default.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int | None = None) -> None:
         self._masks: dict[tuple[int, tuple[int, ...]], Tensor] = {}
-        self._seed = new_seed() if torch.is_grad_enabled() else None
+        self._seed = new_seed() if seed is None and torch.is_grad_enabled() else seed
 
     def once(self, owner: nn.Module, shape: tuple[int, ...], device: torch.device, draw: Draw) -> Tensor:
         """The mask of this module and shape; the n-th one drawn depends on the sequence's seed and n alone."""

@@ -12,7 +12,10 @@ from torch.nn import functional as F
 from revtune.reversible.arguments import check_rate, check_tensor
 from revtune.reversible.layers.masks import locked_mask
 from revtune.reversible.streams.gradient_sinks import sink_of
-from revtune.reversible.streams.hooks import hooked
+from revtune.reversible.streams.hooks import called_as_written
+
+_LOOK_UP = nn.Embedding.forward
+"""Noted here, since someone may replace it later."""
 
 
 class LockedDropout(nn.Module):
@@ -115,13 +118,22 @@ class Embedding(nn.Embedding):
         return f"{super().extra_repr()}, dropout={self.dropout}"
 
 
+_FORWARD = Embedding.forward
+
+
 def plain_embedding(module: Callable[..., Tensor] | None) -> bool:
     """Whether this is an nn.Embedding that `look_up` can replace."""
     return (
         type(module) is nn.Embedding
         and module.max_norm is None
-        and not (module.sparse or module.scale_grad_by_freq or hooked(module))
+        and not (module.sparse or module.scale_grad_by_freq)
+        and called_as_written(module, _LOOK_UP)
     )
+
+
+def known_encoder(module: Callable[..., Tensor] | None) -> bool:
+    """Whether this is an embedding, called as it was written, that surely encodes each step by itself."""
+    return plain_embedding(module) or (type(module) is Embedding and called_as_written(module, _FORWARD))
 
 
 def look_up(embedding: nn.Embedding, ids: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
+from revtune.reversible.streams.parallel import refuse_wrapped
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
 from revtune.reversible.transforms import graph_retained, refuse_batches, refuse_double_backward
 
@@ -69,6 +70,7 @@ def _rewind_encode(
 ) -> tuple[Tensor, Hx]:
     what = "rewind_encode"
     check_net(what, rnn, encode)
+    refuse_wrapped(what, encode=encode)
     (inputs,) = check_tensors(what, rnn, encode is None, inputs=inputs)
     check_lengths(lengths, inputs.shape[0], inputs.shape[1], inputs.device)
     if isinstance(units, bool) or not isinstance(units, int) or not 0 <= units <= rnn.hidden_size // 2:
@@ -154,7 +156,8 @@ class EncodePass:
         top = stack.tapes[-1]
         aim(stack, dfinals)
         for first, last in reversed(self.spans):
-            y = stack.rewind(self.encoder.run(first, last, graph=True), first)
+            with self.encoder.answering():
+                y = stack.rewind(self.encoder.run(first, last, graph=True), first)
             dy = torch.zeros_like(y) if top.sliced else None
             if dy is not None:
                 dy[:, :, : top.sliced] = dannotations[first:last]

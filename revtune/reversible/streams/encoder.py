@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from revtune.errors import ReversalError
 from revtune.reversible.arguments import check_tensor
 from revtune.reversible.layers.masks import new_seed
 from revtune.reversible.streams.chunk_graph import Autocast, chunk_gradients, leaves
-from revtune.reversible.streams.dropout import look_up, plain_embedding
+from revtune.reversible.streams.dropout import known_encoder, look_up, plain_embedding
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
 from revtune.reversible.streams.hooks import refuse_hooks
 from revtune.reversible.streams.replay import NoDraws, Replay
+from revtune.reversible.streams.trials import try_encoder
 from revtune.reversible.transforms import refuse_transforms
 
 Encode = Callable[[Tensor], Tensor]
@@ -41,21 +43,44 @@ class Encoder:
         # A plain embedding draws nothing; to watch its operators for draws would only cost time
         replayed = torch.is_grad_enabled() and encode is not None and not plain_embedding(encode)
         self._seed = new_seed() if replayed else None
+        self._graphed = None if encode is not None and not known_encoder(encode) else False
+        self._span: tuple[int, int] | None = None
         self._root: Tensor | None = None
         self._leaf: Tensor | None = None
 
     def run(self, first: int, last: int, *, graph: bool = False) -> Tensor:
         """Encode steps `first` to `last`, (K, B, I); with `graph`, keep what `gradient` needs."""
-        chunk = self._inputs[first:last].detach()
-        if graph and self._inputs.requires_grad:
+        if self._graphed is None and self._encode is not None:
+            self._graphed = try_encoder(self._encode, self._inputs, self._autocast, graph=self._seed is not None)
+        chunk, recorded = self._inputs[first:last].detach(), graph or bool(self._graphed)
+        if recorded and self._inputs.requires_grad:
             chunk.requires_grad_()
-        self._leaf = chunk
+        self._leaf, self._span = chunk, (first, last)
         draws = nullcontext() if self._seed is None else Replay(self._seed + first)
-        with draws, torch.set_grad_enabled(graph), opened(self._sinks):
+        with draws, torch.set_grad_enabled(recorded), opened(self._sinks):
             with self._autocast.again():
                 encoded = chunk if self._encode is None else self._encode(chunk)
-                self._root = self._check(self._shaped(encoded, chunk))
-        return self._root.detach()
+                root = self._check(self._shaped(encoded, chunk))
+        self._root = root if graph else root.detach()
+        return root.detach()
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Within this block an error of rewinding names the encoder, if it is to blame."""
+        try:
+            yield
+        except ReversalError as error:
+            if self._encode is None or self._span is None or self._repeats(*self._span):
+                raise
+            raise ReversalError(
+                "encode gave other numbers when it was given the same steps again, so that they could not be rewound; "
+                "it must depend on nothing but its input, its weights and what torch draws; no gradient was produced"
+            ) from error
+
+    def _repeats(self, first: int, last: int) -> bool:
+        """Whether a chunk comes out the same three times, with a graph and without."""
+        once, *others = (self.run(first, last, graph=graph) for graph in (False, False, True))
+        return all(torch.equal(once, other) for other in others)
 
     @staticmethod
     def _shaped(encoded: Tensor, chunk: Tensor) -> Tensor:

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from types import CellType, FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
+
+from revtune.reversible.streams.held import held_tensors
+
+_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks",
+                 "_global_backward_pre_hooks")  # fmt: skip
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether hooks are to see a module's calls, or their gradients."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks)
+    """Whether hooks, its own or those of all modules, are to see a module's calls, or their gradients."""
+    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(own) or any(vars(torch_modules)[name] for name in _GLOBAL_HOOKS)
+
+
+def called_as_written(module: nn.Module, forward: object) -> bool:
+    """Whether calling a module would run just this `forward`, which may then be done in another way.
+
+    Args:
+        module: may have hooks, or a forward of its own, as accelerate, adapters and quantizers give it.
+        forward: what its class had for a forward when it was written.
+    """
+    return not (hooked(module) or "forward" in vars(module) or type(module).forward is not forward)
 
 
 def refuse_hooks(name: str, function: Any) -> None:
@@ -30,43 +44,6 @@ def refuse_hooks(name: str, function: Any) -> None:
                 f"rewind_loss: {what} on the computed tensor {tuple(tensor.shape)} that {name} uses would see the "
                 f"gradient of each chunk by itself; put hooks on leaves, or compute the tensor inside {name}"
             )
-
-
-def held_tensors(holder: Any, seen: set[int]) -> Iterator[Tensor]:
-    """The tensors in a module's attributes, or in a function's closure, defaults or bound arguments.
-
-    Args:
-        holder: the module or function, or anything that one holds.
-        seen: ids of what has been looked through, since modules and functions may hold each other in a circle.
-    """
-    if id(holder) in seen:
-        return
-    seen.add(id(holder))
-    if isinstance(holder, Tensor):
-        yield holder
-    for part in _parts(holder):
-        yield from held_tensors(part, seen)
-
-
-def _parts(holder: Any) -> list[Any]:
-    if isinstance(holder, nn.Module):
-        return [*vars(holder).values(), *holder.children()]
-    if isinstance(holder, partial):
-        return [holder.func, *holder.args, *holder.keywords.values()]
-    if isinstance(holder, MethodType):
-        return [holder.__self__, holder.__func__]
-    if isinstance(holder, FunctionType):
-        defaults = (*(holder.__defaults__ or ()), *(holder.__kwdefaults__ or {}).values())
-        return [*defaults, *(cell.cell_contents for cell in holder.__closure__ or () if _filled(cell))]
-    return []
-
-
-def _filled(cell: CellType) -> bool:
-    """Whether a closure's variable has a value yet; one that is assigned later has none, and to ask raises."""
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
 
 
 @contextmanager

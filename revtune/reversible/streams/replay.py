@@ -23,6 +23,10 @@ _defaults_lock = RLock()
 """Held while torch's own generators are lent to a block, for one operator that takes no other."""
 
 
+_MOST_ROUNDS = 20
+"""Times that rows are brought down to a norm at most; each lowers them by a rounding."""
+
+
 class Replay(TorchDispatchMode):
     """Within this block what torch draws depends on the seed alone, and torch's own generators do not move on.
 
@@ -40,7 +44,9 @@ class Replay(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = _by_name(func, args, kwargs) if _draws(func) else None
+        if func is torch.ops.aten.embedding_renorm_.default:
+            return _renormalised(*args)
+        given = _by_name(func, args, kwargs) if draws(func) else None
         if given is None or given.get("generator") is not None:
             return func(*args, **(kwargs or {}))
         device = _device(given)
@@ -71,6 +77,17 @@ class Replay(TorchDispatchMode):
                     default.set_state(state)
 
 
+def _renormalised(weight: torch.Tensor, ids: torch.Tensor, max_norm: float, norm_type: float) -> torch.Tensor:
+    """Bring rows of an embedding down to a norm until no rounding is left that would change them another time."""
+    known = ids.reshape(-1).unique()
+    for _ in range(_MOST_ROUNDS):
+        before = weight[known]
+        torch.embedding_renorm_(weight, ids, max_norm, norm_type)
+        if torch.equal(before, weight[known]):
+            break
+    return weight
+
+
 class NoDraws(TorchDispatchMode):
     """Within this block nothing may be drawn: it is the way back through a `Replay`, whose draws are made already."""
 
@@ -78,8 +95,8 @@ class NoDraws(TorchDispatchMode):
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         # Backward operators of dropouts are marked as drawing, but read the mask that was drawn forward
-        draws = _draws(func) and func.namespace == "aten" and not func._opname.endswith("backward")
-        if draws and _by_name(func, args, kwargs).get("generator") is None:
+        drawing = draws(func) and func.namespace == "aten" and not func._opname.endswith("backward")
+        if drawing and _by_name(func, args, kwargs).get("generator") is None:
             raise ReversalError(
                 f"encode draws random numbers while its gradient is taken ({func._opname}), as torch.utils.checkpoint "
                 "does, and they would not be those of the forward pass: rewind_loss holds one chunk at a time, so "
@@ -98,7 +115,7 @@ def _names(func: OpOverload) -> tuple[str, ...]:
 
 
 @cache
-def _draws(func: OpOverload) -> bool:
+def draws(func: OpOverload) -> bool:
     """Whether an operator may draw, as far as its schema tells; one of another library always may."""
     seeded = "generator" in _names(func) or torch.Tag.nondeterministic_seeded in func.tags
     return seeded or func.namespace not in ("aten", "prim", "prims", "revtune")

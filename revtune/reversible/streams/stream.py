@@ -28,7 +28,8 @@ from revtune.reversible.layers.stack import Move
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
 from revtune.reversible.streams.known_gradients import with_gradients
-from revtune.reversible.streams.readout_pass import Readout, ReadoutPass
+from revtune.reversible.streams.parallel import refuse_wrapped
+from revtune.reversible.streams.readout_pass import Normalizer, Readout, ReadoutPass, mean_weight
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
 
 
@@ -55,6 +56,7 @@ def rewind_loss(
     lengths: Tensor | None = None,
     context: Sequence[Tensor] = (),
     reduction: Literal["mean", "sum"] = "mean",
+    normalizer: Normalizer | None = None,
     checkpoint_every: int | Literal["auto"] | None = None,
 ) -> tuple[Tensor, Hx]:
     """The loss of a recurrent net over a sequence, in memory that hardly depends on its length.
@@ -63,18 +65,21 @@ def rewind_loss(
         rnn: a RevGRU or RevLSTM, not bidirectional.
         inputs: (T, B, ...), or (B, T, ...) if the net is batch_first.
         targets: likewise; what `readout` expects.
-        encode: maps a time-first chunk of inputs to (K, B, I): an embedding, any module, any function. None if inputs
-            are features. A chunk is encoded two or three times, with the same random draws, which torch's own generator
-            has no part in (one compiled by torch.compile runs uncompiled for that); a module that counts its calls,
-            such as BatchNorm with running statistics, counts them all.
-        readout: `readout(y, targets)` with y (N, H) gives the *summed* loss of its N positions. Gradients reach every
-            tensor that it uses but the targets. `LinearCrossEntropy` is the fast one. Padded positions are left out.
+        encode: maps a time-first chunk of inputs to (K, B, I), each step by itself: an embedding, any module or
+            function. None if inputs are features. A chunk is encoded two or three times, with the same random draws,
+            which torch's own generator has no part in (one compiled by torch.compile runs uncompiled for that).
+        readout: `readout(y, targets)` with y (N, H) gives the *sum* of its N positions' losses. They come time first:
+            the B rows of a step, then those of the next, padded positions left out. Gradients reach every tensor that
+            it uses but the targets. `LinearCrossEntropy` is the fast one. On the first call with an encoder or readout
+            it is tried on a few steps: one that does not stream is refused.
         state: `h_0`, or `(h_0, c_0)`, (L, B, H); pass on what the previous call returned for truncated
             backpropagation. Zeros by default. Gradients flow to one that requires them.
         lengths: steps of each row, (B,), in 1..T. Padded inputs must still be finite numbers or valid ids.
         context: tensors that the readout takes besides, `readout(y, targets, *context)`, such as annotations of another
             sequence (`rewind_encode`); their gradients are added up over chunks and reach them once.
         reduction: "mean" divides by the number of positions (or by `readout.total_weight(targets)`), "sum" does not.
+        normalizer: what "mean" divides by instead: a number, or `normalizer(targets)` of the targets (N, ...) that are
+            no padding.
         checkpoint_every: keep the state every so many steps and the buffer of one such segment only, for one more
             forward pass; "auto" takes sqrt(64 T) steps, which stores least at one forgotten bit a step.
 
@@ -88,7 +93,8 @@ def rewind_loss(
         streamed evaluation.
 
     Raises:
-        ValueError: a bidirectional net, or arguments that do not fit.
+        ValueError: a bidirectional net, arguments that do not fit, an encoder that looks along time or changes with
+            each call, a readout that is no sum, or a part that is wrapped or sharded by itself.
         NonFiniteError, StateRangeError, ReversalError: as in `scan`.
 
     Example:
@@ -98,14 +104,16 @@ def rewind_loss(
         >>> loss.backward()
     """
     batch = Batch(inputs, targets, encode, readout, state, lengths, context)
-    return _rewind_loss(rnn, batch, reduction, checkpoint_every)
+    return _rewind_loss(rnn, batch, reduction, normalizer, checkpoint_every)
 
 
 @torch.compiler.disable
-def _rewind_loss(rnn: RevRNN, batch: Batch, reduction: str, checkpoint_every: int | str | None) -> tuple[Tensor, Hx]:
-    batch = _checked(rnn, batch, reduction)
+def _rewind_loss(
+    rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer | None, checkpoint_every: int | str | None
+) -> tuple[Tensor, Hx]:
+    batch = _checked(rnn, batch, reduction, normalizer)
     segment = segment_steps(checkpoint_every, batch.inputs.shape[0])
-    weight = _total_weight(batch) if reduction == "mean" else 1.0
+    weight = _total_weight(batch, normalizer) if reduction == "mean" else 1.0
     for tensor in batch.context:
         check_tensor("rewind_loss: each of context", tensor)
     stream = Stream(rnn, batch, segment)
@@ -162,7 +170,8 @@ class Stream:
         ends = [*starts[1:], None]  # where the last segment ends is not known before it has run
         for (first, last), start, end in reversed(list(zip(segments, starts, ends, strict=True))):
             self._restart(start)
-            self._run_segment(first, last, end)
+            with self._encoder.answering():
+                self._run_segment(first, last, end)
         return self._loss
 
     def gradients(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -218,6 +227,7 @@ class Stream:
     def _positions(self, y: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Outputs (N, H) and targets (N, ...) of the chunk's positions, padding left out."""
         live, targets = self._live(first, last), self._targets[first:last]
+        self._readout.try_once(y, targets, live)
         return (y.flatten(0, 1), targets.flatten(0, 1)) if live is None else (y[live], targets[live])
 
     def _placed(self, grad: Tensor, y: Tensor, first: int, last: int) -> Tensor:
@@ -250,14 +260,20 @@ class Stream:
                 )
 
 
-def _checked(rnn: RevRNN, batch: Batch, reduction: str) -> Batch:
+def _checked(rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer | None) -> Batch:
     """The batch, time first, if all in it fits together."""
     what = "rewind_loss"
     check_net(what, rnn, batch.encode)
+    refuse_wrapped(what, encode=batch.encode, readout=batch.readout)
     if rnn.options.output != "all":
         raise ValueError('rewind_loss reads out every step; for one target a sequence call the net with output="last"')
     if reduction not in ("mean", "sum"):
         raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
+    if normalizer is not None and (reduction != "mean" or isinstance(normalizer, bool)):
+        raise ValueError(
+            'normalizer is what reduction="mean" divides by, a number or a function of targets, '
+            f"got {normalizer!r} with reduction={reduction!r}"
+        )
     inputs, targets = check_tensors(what, rnn, batch.encode is None, inputs=batch.inputs, targets=batch.targets)
     if targets.requires_grad:
         raise ValueError("rewind_loss gives no gradient to targets; pass targets.detach()")
@@ -279,16 +295,10 @@ def segment_steps(checkpoint_every: int | str | None, steps: int) -> int:
     return min(steps, int(checkpoint_every))
 
 
-def _total_weight(batch: Batch) -> float:
+def _total_weight(batch: Batch, normalizer: Normalizer | None) -> float:
     """What a mean divides by."""
     if batch.lengths is None:
         targets = batch.targets.flatten(0, 1)
     else:
         targets = batch.targets[running(batch.lengths, 0, batch.targets.shape[0])]
-    total = getattr(batch.readout, "total_weight", None)
-    weight = float(targets.shape[0]) if total is None else float(total(targets))
-    if not weight > 0:
-        raise ValueError(
-            "rewind_loss: no target counts, so there is no mean loss; use reduction='sum' or leave the batch out"
-        )
-    return weight
+    return mean_weight(batch.readout, normalizer, targets)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from revtune.reversible.arguments import check_tensor
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.streams.hooks import hooked
+from revtune.reversible.streams.parallel import refuse_wrapped, unwrapped_net
 from revtune.reversible.transforms import refuse_transforms
 
 
@@ -24,11 +25,18 @@ def check_net(what: str, rnn: RevRNN, encode: Callable[[Tensor], Tensor] | None)
         ValueError: it is no RevGRU or RevLSTM, is bidirectional, or has a forward or hooks that would not be called.
     """
     if not isinstance(rnn, RevRNN):
-        raise ValueError(f"{what} wants a RevGRU or RevLSTM, got {type(rnn).__name__}")
+        raise ValueError(f"{what} wants a RevGRU or RevLSTM, got {type(rnn).__name__}{unwrapped_net(what, rnn)}")
+    refuse_wrapped(what, rnn=rnn)
     if hooked(rnn):
-        raise ValueError(f"{what} does not call the net's forward, so its hooks would not run; remove them")
+        raise ValueError(
+            f"{what} does not call the net's forward, so its hooks would not run; remove them (and those of all "
+            "modules, register_module_forward_hook and the like)"
+        )
     if type(rnn).forward is not RevRNN.forward or "forward" in vars(rnn):
-        raise ValueError(f"{what} does not call the net's forward, but {type(rnn).__name__} has one of its own")
+        raise ValueError(
+            f"{what} does not call the net's forward, but {type(rnn).__name__} has one of its own; "
+            "what patches a forward may patch that of the module around it"
+        )
     if isinstance(encode, nn.Module) and any(getattr(m, "scale_grad_by_freq", False) for m in encode.modules()):
         raise ValueError(f"{what} looks words up chunk by chunk, so scale_grad_by_freq must be False, got True")
     refuse_transforms(list(rnn.parameters()))

@@ -96,7 +96,7 @@ def test_other_threads_draw_as_if_nothing_were_replayed(monkeypatch: pytest.Monk
         loss, _ = rt.rewind_loss(rnn, ids, ids, encode=encode, readout=head)
     torch.manual_seed(5)
     alone, _ = rt.rewind_loss(rnn, ids, ids, encode=nn.Sequential(embedding, dropout), readout=head)
-    assert torch.equal(loss, alone) and len(drawn) == 2 * 5
+    assert torch.equal(loss, alone) and len(drawn) == 2 * (5 + 5), "five calls, and the five of the trial"
     assert drawn == torch.stack([torch.rand(()) for _ in drawn]).tolist()
 
 

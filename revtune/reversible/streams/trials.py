@@ -1,0 +1,308 @@
+"""Encoder and readout are asked chunk by chunk: what cannot be is found by a trial on its first call, and refused.
+
+A trial draws nothing from torch's generators, opens no sinks and leaves buffers as they were. It is made once of a
+function or module as it stands: of the code that it runs through, and the modules, each in training mode or not.
+
+Shapes: K steps, B batch, N positions.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
+
+from revtune.errors import ReversalError
+from revtune.reversible.layers.masks import SequenceMasks, one_sequence
+from revtune.reversible.streams.chunk_graph import Autocast
+from revtune.reversible.streams.gradient_sinks import Sinks, opened
+from revtune.reversible.streams.held import held_parts
+from revtune.reversible.streams.replay import Replay, draws
+
+ENCODED_STEPS = 16
+"""Steps that an encoder is tried on, spread over the sequence, since its first ones may be padding or silence."""
+
+READ_POSITIONS = 8
+"""Positions that a readout is tried on, but two steps of them at least."""
+
+_MOST_KNOWN = 1000
+"""Trials that are remembered; with one more all are forgotten, which only costs their time again."""
+
+_known: dict[Hashable, bool] = {}
+_DRAWN = {"bernoulli": 1.0, "bernoulli_": 1.0, "rand": 0.5, "rand_like": 0.5, "uniform": 0.5, "uniform_": 0.5,
+          "randn": 0.5, "randn_like": 0.5, "normal": 0.5, "normal_": 0.5, "exponential_": 0.5}  # fmt: skip
+
+
+class SameDraws(Replay):
+    """Within this block what is drawn is the same number everywhere, so that dropout hides no difference.
+
+    `conclusive` turns False where an operator draws otherwise, `normed` True where spectral_norm moved on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.conclusive, self.normed = True, False
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func._opname == "embedding" and func.namespace == "aten" and _counts_words(func, args, kwargs):
+            raise ValueError(
+                "rewind_loss and rewind_encode look words up chunk by chunk, so scale_grad_by_freq must be False in "
+                "encode, got True"
+            )
+        if not draws(func):
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        given = (kwargs or {}).get("generator")
+        before, own = self._states(), None if given is None else given.get_state()
+        drawn = super().__torch_dispatch__(func, types, args, kwargs)
+        if func.namespace == "aten" and func._opname in _DRAWN:
+            drawn = drawn.fill_(_DRAWN[func._opname])
+        elif not (isinstance(drawn, Tensor) and drawn.dim() == 0):  # one number for all steps is the same for each
+            moved = [a.tolist() for a in self._states()] != [b.tolist() for b in before]
+            self.conclusive &= not (moved or own is not None)
+        if given is not None:
+            given.set_state(own)
+        return drawn
+
+    def _states(self) -> list[Tensor]:
+        return [generator.get_state() for generator in self._own.values()]
+
+
+def _counts_words(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> bool:
+    names = [argument.name for argument in func._schema.arguments]
+    return bool((dict(zip(names, args, strict=False)) | (kwargs or {})).get("scale_grad_by_freq"))
+
+
+def try_encoder(encode: Callable[[Tensor], Tensor], inputs: Tensor, autocast: Autocast, *, graph: bool) -> bool:
+    """Whether a chunk must be encoded with a graph even where none is wanted, since without one its numbers differ.
+
+    Args:
+        encode: the user's encoder.
+        inputs: (T, B, ...), of which some steps are encoded, together and in two parts.
+        autocast: the caller's setting.
+        graph: whether gradients will be wanted, for which chunks are encoded again.
+
+    Raises:
+        ValueError: steps come out otherwise in parts.
+        ReversalError: they come out otherwise a second time.
+    """
+    steps = min(len(inputs), ENCODED_STEPS)
+    key = _key(("encode", graph), encode)
+    if key in _known or steps < 2:
+        return _known.get(key, False)
+    block = inputs[torch.linspace(0, len(inputs) - 1, steps, device=inputs.device).long()].detach()
+
+    def run(chunk: Tensor, graph: bool) -> Tensor:
+        with torch.set_grad_enabled(graph):
+            return encode(chunk.detach().requires_grad_(graph and inputs.requires_grad))
+
+    with _trial(encode, autocast) as draws:
+        whole = run(block, graph)
+        if not isinstance(whole, Tensor) or whole.dim() != 3 or whole.shape[:2] != block.shape[:2]:
+            return False  # which the first chunk tells
+        again = run(block, graph) if graph else whole
+        plain = run(block, False) if graph else whole
+        parts = [run(part, graph) for part in (block[: steps // 2], block[steps // 2 :])]
+    _refuse_spectral_norm("encode", encode, draws)
+    if draws.conclusive and whole.is_floating_point() and whole.isfinite().all():
+        _check_same(encode, whole.detach(), again.detach())
+        _check_parts(encode, whole.detach(), parts, _tolerance(whole, autocast))
+    return _remember(key, not torch.equal(whole.detach(), plain.detach()))
+
+
+def _refuse_spectral_norm(name: str, function: Any, draws: SameDraws) -> None:
+    if draws.normed:
+        raise ValueError(f"{name} is called chunk by chunk and must not change with each call{_suspects(function)}")
+
+
+def _check_same(encode: Any, first: Tensor, second: Tensor) -> None:
+    if not torch.equal(first, second):
+        raise ReversalError(
+            "encode gave other numbers when it was given the same steps again, but every chunk is encoded two or three "
+            f"times and must come out the same{_suspects(encode)}; let it depend on nothing but its input, its weights "
+            "and what torch draws"
+        )
+
+
+def _check_parts(encode: Any, whole: Tensor, parts: Sequence[Tensor], most: float) -> None:
+    if any(not isinstance(part, Tensor) or part.shape[1:] != whole.shape[1:] for part in parts):
+        return
+    joined = torch.cat([part.detach() for part in parts])
+    if len(joined) != len(whole) or not _apart(joined, whole, most):
+        return
+    raise ValueError(
+        "encode gave other numbers for the same steps in two parts than together, but it is given chunks and must work "
+        f"on each step by itself{_suspects(encode)}; what looks along time (a convolution, positions, another net, a "
+        "norm over the sequence) goes before: pass its output as inputs, with encode=None, or call the net as a layer"
+    )
+
+
+def _apart(got: Tensor, wanted: Tensor, most: float) -> bool:
+    return bool(((got - wanted).abs().amax() > most * wanted.abs().amax()).item())
+
+
+def try_readout(
+    readout: Callable[..., Tensor], loss: Callable[[Tensor, Tensor], Tensor], y: Tensor, targets: Tensor,
+    live: Tensor | None, autocast: Autocast,
+) -> bool:  # fmt: skip
+    """Check that a readout's loss of some positions is the sum of its losses of two parts of them.
+
+    Args:
+        readout: the user's readout.
+        loss: what calls it; the summed loss of positions, 0-d float64.
+        y, targets: of a chunk's steps, (K, B, H) and (K, B, ...).
+        live: which positions are no padding, (K, B); None for all.
+        autocast: the caller's setting.
+
+    Returns:
+        Whether that is known now: these positions may all lose nothing.
+
+    Raises:
+        ValueError: it is not, or comes out otherwise a second time.
+    """
+    key = _key("readout", readout)
+    if key in _known:
+        return True
+    for steps in dict.fromkeys((max(2, READ_POSITIONS // y.shape[1]), len(y))):
+        parts = _two_parts(y[:steps].detach(), targets[:steps], None if live is None else live[:steps])
+        if parts is None:
+            return False
+        whole = tuple(torch.cat(pair) for pair in zip(*parts, strict=True))
+        with _trial(readout, autocast) as draws, torch.no_grad():
+            values = [float(loss(y.clone(), targets)) for y, targets in (whole, whole, *parts)]
+        _refuse_spectral_norm("readout", readout, draws)
+        if math.isfinite(sum(values)) or math.isfinite(values[0]):  # a loss of whole sequences may need many steps
+            if draws.conclusive:
+                _check_sum(readout, len(whole[0]), values, _tolerance(y, autocast))
+            return any(values) and not _remember(key, False)
+    return False
+
+
+def _check_sum(readout: Any, count: int, values: Sequence[float], most: float) -> None:
+    together, again, first, second = values
+    scale = abs(together) + abs(first) + abs(second)
+    if abs(together - again) > most * scale:
+        raise ValueError(
+            f"readout gave {together:.6g} for the loss of {count} positions and {again:.6g} when it was asked again"
+            f"{_suspects(readout)}; let it depend on nothing but what it is given, its weights and what torch draws"
+        )
+    if not abs(together - first - second) <= min(most * scale, 1e300):
+        raise ValueError(_not_a_sum(readout, count, together, first, second))
+
+
+def _not_a_sum(readout: Any, count: int, together: float, first: float, second: float) -> str:
+    return (
+        f"readout(y, targets) must return the sum of its positions' losses, each of one position alone, since it is "
+        f"given chunks of them: it gave {together:.6g} for {count} positions, and {first:.6g} and {second:.6g} for two "
+        f'parts of them{_suspects(readout)}; F.cross_entropy and its like want reduction="sum", whose mean rewind_loss '
+        "takes (normalizer= says what it divides by); a penalty on weights is added outside; a loss of a whole "
+        "sequence (CTC, CRF, differences between steps) needs all outputs at once: call the net as a layer"
+    )
+
+
+def _two_parts(
+    y: Tensor, targets: Tensor, live: Tensor | None
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """The positions of the first and of the last steps; of a single step, those and others made from them."""
+    cut = len(y) // 2
+    halves = [slice(0, cut), slice(cut, len(y))] if cut else [slice(0, 1)]
+    parts = []
+    for half in halves:
+        every = torch.ones(targets[half].shape[:2], dtype=torch.bool, device=y.device)
+        alive = every if live is None else live[half]
+        if bool(alive.any()):
+            parts.append((y[half][alive], targets[half][alive]))
+    if not parts:
+        return None
+    return (parts[0], parts[1]) if len(parts) > 1 else (parts[0], (parts[0][0] / 2, parts[0][1]))
+
+
+def _tolerance(like: Tensor, autocast: Autocast) -> float:
+    """How far sums of these numbers may lie apart by rounding, relative to their size."""
+    if autocast.enabled or like.dtype in (torch.float16, torch.bfloat16):
+        return 3e-2
+    if like.dtype == torch.float64:
+        return 1e-10
+    return 1e-5 if like.device.type == "cpu" else 3e-3  # TF32
+
+
+@contextmanager
+def _trial(function: Any, autocast: Autocast) -> Iterator[SameDraws]:
+    """A block that leaves no trace in what a function holds, but for what Python code keeps itself."""
+    modules = [module for _, module in held_parts(function) if isinstance(module, nn.Module)]
+    kept = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    draws = SameDraws()
+    try:
+        with one_sequence(SequenceMasks(seed=0)), opened(Sinks()), autocast.again(), draws:
+            yield draws
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, copy in kept:
+                changed = not torch.equal(buffer, copy)  # versions do not tell of running statistics
+                draws.normed |= (changed or module._buffers[name] is not buffer) and _spectral(module)
+                module._buffers[name] = buffer
+                if changed:
+                    buffer.copy_(copy)
+
+
+def _suspects(function: Any) -> str:
+    """The modules that a function holds and that are known not to stream, in brackets."""
+    for name, module in held_parts(function):
+        kind = type(module).__name__
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            return f" ({kind} {name!r} takes each chunk for a batch: put it in evaluation mode, or use nn.LayerNorm)"
+        if isinstance(module, nn.Module) and module.training and _spectral(module):
+            return f" (spectral_norm {name!r} changes with each call: put it in evaluation mode, or leave it out)"
+    return ""
+
+
+def _spectral(module: nn.Module) -> bool:
+    old = any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
+    return old or type(module).__name__ == "_SpectralNorm"
+
+
+def _key(kind: Hashable, function: Any) -> Hashable:
+    """What tells a function or module, as it stands, from others; a function made anew each step is the same one."""
+    return (kind, *map(_identity, (part for _, part in held_parts(function))))
+
+
+def _identity(part: Any) -> Hashable:
+    if isinstance(part, nn.Module):
+        own = ("forward" in vars(part), len(part._forward_hooks), len(part._forward_pre_hooks))
+        return (weakref.ref(part), part.training, *own)
+    if isinstance(part, FunctionType):
+        return (part.__code__, part.__code__.co_filename, *_words(part.__closure__ or ()))
+    return (type(part),)
+
+
+def _words(cells: Sequence[Any]) -> Iterator[Hashable]:
+    """Strings and switches in a closure, such as a reduction; numbers may change from step to step."""
+    for cell in cells:
+        try:
+            value = cell.cell_contents
+        except ValueError:
+            continue
+        if isinstance(value, str | bool):
+            yield value
+
+
+def _remember(key: Hashable, answer: bool) -> bool:
+    if len(_known) >= _MOST_KNOWN:
+        _known.clear()
+    _known[key] = answer
+    return answer
