@@ -125,6 +125,17 @@ def check_spelling(path: Path) -> None:
         raise Problem(f"{name} is no path that revtune can use: it must be UTF-8; rename it", code=2) from error
 
 
+def absolute(path: Path | None) -> Path | None:
+    """A path made absolute, to be found from any folder later; None stays None.
+
+    Raises:
+        Problem: it is no UTF-8, as where the folder that the program was started in is none.
+    """
+    if path is not None:
+        check_spelling(path := path.absolute())
+    return path
+
+
 def check_output(path: Path) -> None:
     """Raise `Problem` when a path to write to is that of something other than a file."""
     if path.exists() and not path.is_file():

@@ -9,6 +9,7 @@ import pytest
 from revtune.program import files
 from revtune.program.errors import Problem
 from revtune.program.files import (
+    absolute,
     check_distinct,
     check_output,
     check_spelling,
@@ -123,6 +124,7 @@ def test_what_became_a_pipe_meanwhile_is_not_waited_for(tmp_path: Path, monkeypa
 
 def test_paths_are_utf_8(tmp_path: Path) -> None:
     check_spelling(tmp_path / "ä b")
+    assert absolute(None) is None and absolute(Path("x")) == Path.cwd() / "x"
     with pytest.raises(Problem, match=r"\\xff is no path that revtune can use: it must be UTF-8; rename it"):
         check_spelling(Path(os.fsdecode(b"/x/\xff")))
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from revtune.program.errors import Problem
+from revtune.program.files import absolute
 from revtune.program.language import sample, trainer
 from revtune.program.language.config import Config, Size, check
 from revtune.program.language.live import Report, measure
@@ -43,7 +44,7 @@ def resume(folder: Path, *, accept_edits: bool = False, file: Path | None = None
     Raises:
         Problem: it holds none, or nothing is left to do.
     """
-    run = Run(folder, file and file.absolute(), accept_edits)
+    run = Run(folder, absolute(file), accept_edits)
     with Report(run.config()).shown() as report:
         trainer.resume(run, report)
     finish(run)
@@ -60,7 +61,7 @@ def with_absolute_paths(config: Config) -> Config:
         raise Problem(
             f"recipe {config.recipe} reads no file; {command_line('train', 'text', '--file', text.file)} does", code=2
         )
-    file, data = (path and path.absolute() for path in (text.file, text.data))
+    file, data = absolute(text.file), absolute(text.data)
     return dataclasses.replace(config, text=dataclasses.replace(text, file=file, data=data))
 
 

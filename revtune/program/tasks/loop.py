@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from revtune.errors import NonFiniteError
 from revtune.program.errors import Problem
-from revtune.program.files import read_bytes, write
+from revtune.program.files import read_bytes, regular, write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved, packed, unpacked
 from revtune.program.runs.clock import Clock
@@ -216,8 +216,8 @@ class TaskRun:
         facts = {"step": step, **figures, "values": learner.values(), "final_values": last, **more}
         seals = {**self.seals.digests, DATA: learner.task.digest()}
         if history := self._history():
-            history.write(self.folder / HISTORY)
-            history.plot(self.folder / "history.png")
+            history.write(regular(self.folder / HISTORY))
+            history.plot(regular(self.folder / "history.png"))
             seals[HISTORY] = digest(read_bytes(self.folder / HISTORY))
         write(self.folder / WEIGHTS, checkpoint.pack(Saved(learner.weights(), facts, seals)))
         # last, as whoever finds it takes the run for finished

@@ -17,7 +17,7 @@ import tyro
 
 from revtune.program.data.moses import shaped
 from revtune.program.errors import Problem
-from revtune.program.files import read_text, write
+from revtune.program.files import absolute, read_text, write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.folder import claimed, command_line, config_of, refuse_taken
 from revtune.program.runs.seals import Seals
@@ -49,7 +49,7 @@ def start(name: str, options: Options) -> Path:
     refuse_taken(options.out)
     import_module("sacrebleu")  # an extra: better missed now than when all is learnt
     text = options.study.text
-    study = dataclasses.replace(options.study, text=dataclasses.replace(text, data=text.data and text.data.absolute()))
+    study = dataclasses.replace(options.study, text=dataclasses.replace(text, data=absolute(text.data)))
     check(study)
     task = TranslationTask(study)
     learner = TranslationLearner(task)
