@@ -50,6 +50,8 @@ def read_bytes(path: Path) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 raise Problem(f"cannot read {path}: it is no regular file")
             return file.read(status.st_size)
+    except MemoryError as error:
+        raise Problem(f"cannot read {path}: it has more bytes than there is memory") from error
     except OSError as error:
         raise Problem(f"cannot read {path}: {error.strerror}") from error
 

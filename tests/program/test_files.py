@@ -115,6 +115,13 @@ def test_a_file_that_grows_while_it_is_read_comes_to_an_end(tmp_path: Path, monk
     assert read_bytes(path) == b"abc"
 
 
+def test_a_file_larger_than_memory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    os.truncate(tmp_path / "log", 2**42)
+    with pytest.raises(Problem, match="log: it has more bytes than there is memory"):
+        read_bytes(tmp_path / "log")
+
+
 def test_what_became_a_pipe_meanwhile_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe")
     monkeypatch.setattr("revtune.program.files.regular", lambda path: path)
