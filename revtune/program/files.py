@@ -1,4 +1,7 @@
-"""Files: read whole, written whole or not at all, and locked by one process at a time."""
+"""Files: read whole, written whole or not at all, and locked by one process at a time.
+
+Every file that the program reads as a whole is read by `read_bytes` or `read_text`, which never wait and always end.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +38,20 @@ def regular(path: Path) -> Path:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file's bytes.
+    """A file's bytes, as many as it has when it is opened: one that grows meanwhile comes to an end too.
 
     Raises:
         Problem: it cannot be read or is no regular file.
     """
     try:
-        return regular(path).read_bytes()
+        # O_NONBLOCK: what became a pipe since it was looked at is not waited for
+        with open(os.open(regular(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Problem(f"cannot read {path}: it is no regular file")
+            return file.read(status.st_size)
+    except MemoryError as error:
+        raise Problem(f"cannot read {path}: it has more bytes than there is memory") from error
     except OSError as error:
         raise Problem(f"cannot read {path}: {error.strerror}") from error
 
@@ -53,9 +63,7 @@ def read_text(path: Path) -> str:
         Problem: it cannot be read, is no regular file, or is not UTF-8.
     """
     try:
-        return regular(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise Problem(f"cannot read {path}: {error.strerror}") from error
+        return read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise Problem(f"{path} is no text: {error}") from error
 
@@ -66,7 +74,7 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         Problem: for a full disk and whatever else the system refuses.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial, saved = path.with_name(path.name + ".partial"), path.exists()
     try:
         with open(partial, "wb") as file:
             file.write(content)
@@ -77,7 +85,8 @@ def write(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise Problem(f"cannot write {path}: {error.strerror}; what was saved before is intact") from error
+        intact = "; what was saved before is intact" if saved else ""
+        raise Problem(f"cannot write {path}: {error.strerror}{intact}") from error
 
 
 def _sync(folder: Path) -> None:
@@ -107,6 +116,26 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise Problem(f"another process is at work in {folder}") from error
         yield
+
+
+def check_spelling(path: Path) -> None:
+    """Raise `Problem` for a path that is no UTF-8: what a run is written with has no name for it."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise Problem(f"{name} is no path that revtune can use: it must be UTF-8; rename it", code=2) from error
+
+
+def absolute(path: Path | None) -> Path | None:
+    """A path made absolute, to be found from any folder later; None stays None.
+
+    Raises:
+        Problem: it is no UTF-8, as where the folder that the program was started in is none.
+    """
+    if path is not None:
+        check_spelling(path := path.absolute())
+    return path
 
 
 def check_output(path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -81,6 +83,22 @@ def _fits(value: Any, annotation: Any) -> bool:
     if annotation is Path and isinstance(value, Path):  # pathlib makes a PosixPath, whose type is not Path
         return "\0" not in str(value)
     return type(value) is annotation
+
+
+@contextlib.contextmanager
+def told_of(path: Path) -> Iterator[None]:
+    """Have what the block says of an option say it of the file that the setting was read from instead.
+
+    Raises:
+        Problem: as "config.json: lr must be above 0" where it was "--lr must be above 0", with exit code 1.
+    """
+    try:
+        yield
+    except Problem as error:
+        if not str(error).startswith("--"):
+            raise
+        settings = re.sub(r"--([a-z][a-z.-]*)", lambda option: option[1].replace("-", "_"), str(error))
+        raise Problem(f"{path}: {settings}") from error
 
 
 def check_each(group: object, names: str, right: Callable[[Any], bool], wanted: str) -> None:

@@ -1,11 +1,24 @@
 """Files that commands write: where they may lie, and drafts that replace them when all are there."""
 
+import ast
+import os
 from pathlib import Path
 
 import pytest
 
+from revtune.program import files
 from revtune.program.errors import Problem
-from revtune.program.files import check_distinct, check_output, drafts, same_file
+from revtune.program.files import (
+    absolute,
+    check_distinct,
+    check_output,
+    check_spelling,
+    drafts,
+    read_bytes,
+    read_text,
+    same_file,
+    write,
+)
 
 
 def test_drafts_replace_their_files_together_at_the_end(tmp_path: Path) -> None:
@@ -78,3 +91,77 @@ def test_only_files_are_written_over(tmp_path: Path) -> None:
     for path in (tmp_path, Path("/dev/null")):
         with pytest.raises(Problem, match=f"cannot write {path}: it is no regular file"):
             check_output(path)
+
+
+def test_what_would_never_end_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/zero"), Path("/dev/tty")):
+        for read in (read_bytes, read_text):
+            with pytest.raises(Problem, match=f"cannot read {path}: "):
+                read(path)
+
+
+def test_a_file_that_grows_while_it_is_read_comes_to_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, look = tmp_path / "log", os.fstat
+    path.write_bytes(b"abc")
+
+    def grow(descriptor: int) -> os.stat_result:
+        status = look(descriptor)
+        path.write_bytes(b"abcdef")
+        return status
+
+    monkeypatch.setattr(os, "fstat", grow)
+    assert read_bytes(path) == b"abc"
+
+
+def test_a_file_larger_than_memory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    os.truncate(tmp_path / "log", 2**42)
+    with pytest.raises(Problem, match="log: it has more bytes than there is memory"):
+        read_bytes(tmp_path / "log")
+
+
+def test_what_became_a_pipe_meanwhile_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr("revtune.program.files.regular", lambda path: path)
+    with pytest.raises(Problem, match="it is no regular file"):
+        read_bytes(tmp_path / "pipe")
+
+
+def test_paths_are_utf_8(tmp_path: Path) -> None:
+    check_spelling(tmp_path / "ä b")
+    assert absolute(None) is None and absolute(Path("x")) == Path.cwd() / "x"
+    with pytest.raises(Problem, match=r"\\xff is no path that revtune can use: it must be UTF-8; rename it"):
+        check_spelling(Path(os.fsdecode(b"/x/\xff")))
+
+
+AROUND = {"read_text", "read_bytes", "open"}
+"""What reads a file without looking what it is."""
+
+
+OTHERS = {
+    "files.py": "the reader", "machine.py": "/proc", "language/live.py": "/proc", "runs/metrics.py": "after `regular`",
+    "cli/main.py": "/dev/null", "translation/translate.py": "an output",
+}  # fmt: skip
+"""Who may, and why."""
+
+
+def test_nothing_reads_around_the_one_reader() -> None:
+    room = Path(files.__file__).parent
+    found = set()
+    for path in room.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Attribute)
+                and node.attr in AROUND
+                or isinstance(node, ast.Name)
+                and node.id == "open"
+            ):
+                found.add(path.relative_to(room).as_posix())
+    assert found == set(OTHERS)
+
+
+def test_nothing_saved_is_called_intact_where_there_was_nothing(tmp_path: Path) -> None:
+    with pytest.raises(Problem, match=r"cannot write /proc/new: No such file or directory$"):
+        write(Path("/proc/new"), b"x")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from revtune.program import recipes
 from revtune.program.cli.folders import kind_of, opened
 from revtune.program.cli.options import Evaluate, parse
+from revtune.program.errors import Problem
 from revtune.program.language.live import measure as text_measure
 from revtune.program.language.run import held_out_loss
 from revtune.program.studies import tuned
@@ -23,29 +23,31 @@ def evaluate(arguments: list[str]) -> None:
     """Print a run's loss on held-out data."""
     options: Evaluate = parse(Evaluate, arguments, "evaluate")
     kind = kind_of(options.run, "evaluate")
-    EVALUATIONS[kind](options.run, ("valid", "test") if options.split == "both" else (options.split,))
+    if options.file is not None and kind != "text":
+        raise Problem(f"--file is the text of a language model; {options.run} is of another kind", code=2)
+    EVALUATIONS[kind](options, ("valid", "test") if options.split == "both" else (options.split,))
 
 
-def evaluate_text(folder: Path, splits: Sequence[Split]) -> None:
+def evaluate_text(options: Evaluate, splits: Sequence[Split]) -> None:
     """Print the loss of a language model."""
-    run = opened(folder)
+    run = opened(options.run, file=options.file, accept_edits=options.accept_edits)
     unit = run.config().text.unit
     for split in splits:
         loss = held_out_loss(run, split)
         print(f"{split}: {text_measure(unit, loss)} ({loss:.4f} nats a {unit})")
 
 
-def evaluate_tuned(folder: Path, splits: Sequence[Split]) -> None:
+def evaluate_tuned(options: Evaluate, splits: Sequence[Split]) -> None:
     """Print the figures of a network whose hyperparameters were tuned."""
-    task, model = tuned.opened(folder)
+    task, model = tuned.opened(options.run, accept_edits=options.accept_edits)
     for split in splits:
         print(f"{split}: {measure(task.measure, task.evaluate(model, split))}")
 
 
-def evaluate_translation(folder: Path, splits: Sequence[Split]) -> None:
+def evaluate_translation(options: Evaluate, splits: Sequence[Split]) -> None:
     """Print the perplexity of a translator, and its BLEU on the test sentences."""
-    learned = translation.opened(folder)
-    task, model = task_of(folder, learned.study), learned.model
+    learned = translation.opened(options.run, accept_edits=options.accept_edits)
+    task, model = task_of(options.run, learned.study), learned.model
     for split in splits:
         print(f"{split}: {measure(task.measure, task.evaluate(model, split))}")
     if "test" in splits:
@@ -53,6 +55,6 @@ def evaluate_translation(folder: Path, splits: Sequence[Split]) -> None:
         print(f"test: BLEU {scores['bleu']:.2f} by beam, {scores['greedy_bleu']:.2f} greedy ({scores['signature']})")
 
 
-EVALUATIONS: dict[recipes.Kind, Callable[[Path, Sequence[Split]], None]] = {
+EVALUATIONS: dict[recipes.Kind, Callable[[Evaluate, Sequence[Split]], None]] = {
     "text": evaluate_text, "tuned": evaluate_tuned, "translation": evaluate_translation
 }  # fmt: skip

@@ -9,7 +9,9 @@ import torch
 
 from revtune.program import recipes
 from revtune.program.errors import Problem
+from revtune.program.files import read_bytes
 from revtune.program.language.run import Run
+from revtune.program.runs.folder import command_line
 
 COMMANDS: dict[recipes.Kind, list[str]] = {
     "text": ["generate", "evaluate", "train --resume"],
@@ -27,23 +29,23 @@ def kind_of(folder: Path, command: str) -> recipes.Kind:
     Raises:
         Problem: the command does not take it; the message names its recipe and the commands that do.
     """
+    path = folder / "config.json"
     try:
-        settings = json.loads((folder / "config.json").read_bytes())
-        name = settings["recipe"]
-    except (OSError, KeyError, TypeError, ValueError):
+        name = (settings := json.loads(read_bytes(path)))["recipe"] if path.exists() else None
+    except (KeyError, TypeError, ValueError, RecursionError):
         return "text"
     if name not in recipes.names():
         return "text"
     kind: recipes.Kind = recipes.find(name).kind
     takers = [f"compare {name} --out"] if "contestants" in settings else COMMANDS[kind]
     if command not in takers:
-        others = ", ".join(f"revtune {taker} {folder}" for taker in takers)
+        others = ", ".join(command_line(*taker.split(), folder) for taker in takers)
         raise Problem(f"{folder} is of recipe {name}, and revtune {command} does not take it; these do: {others}")
     return kind
 
 
-def opened(folder: Path) -> Run:
+def opened(folder: Path, *, file: Path | None = None, accept_edits: bool = False) -> Run:
     """A language model's run to use as it is, on as many threads as it was trained on."""
-    run = Run(folder)
+    run = Run(folder, file, accept_edits)
     torch.set_num_threads(run.config().learning.threads)
     return run

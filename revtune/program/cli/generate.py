@@ -20,7 +20,7 @@ def generate(arguments: list[str]) -> None:
         raise Problem("--length must be at least 1 and --temperature at least 0", code=2)
     if options.seed not in SEEDS:
         raise Problem(f"--seed must be from -2^63 to 2^63 - 1, got {options.seed}", code=2)
-    run = opened(options.run)
+    run = opened(options.run, accept_edits=options.accept_edits)
     model, vocabulary = run.model(), run.vocabulary()
     if unknown := vocabulary.unknown(options.prompt):
         print(f"revtune: read as <unk>, not in the vocabulary: {' '.join(unknown)}", file=sys.stderr)

@@ -55,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         if (message := sentence(error)) is None:
             raise
         discard_output()
-        print(f"revtune: {message}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # of a terminal that has gone away
+            print(f"revtune: {message}", file=sys.stderr)
         return error.code if isinstance(error, Problem) else 1
     return 0
 

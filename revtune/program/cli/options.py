@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -10,6 +11,7 @@ from typing import Any, Literal, cast
 import tyro
 
 from revtune.program.errors import Problem
+from revtune.program.files import check_spelling
 from revtune.program.language.config import Size
 
 
@@ -19,7 +21,18 @@ def parse(
     """A dataclass or a function's arguments from a command line, options without group names before them if `flat`."""
     settings = {} if default is None else {"default": default}
     config = (tyro.conf.OmitArgPrefixes,) if flat else ()
-    return tyro.cli(kind, args=arguments, prog=f"revtune {command}", description=about, config=config, **settings)
+    options = tyro.cli(kind, args=arguments, prog=f"revtune {command}", description=about, config=config, **settings)
+    check_paths(options)
+    return options
+
+
+def check_paths(options: Any) -> None:
+    """Raise `Problem` for the first path in a dataclass, or in those inside it, that is no UTF-8."""
+    if isinstance(options, Path):
+        check_spelling(options)
+    elif dataclasses.is_dataclass(options):
+        for field in dataclasses.fields(options):
+            check_paths(getattr(options, field.name))
 
 
 def size_of(arguments: list[str]) -> Size:
@@ -46,6 +59,8 @@ class Generate:
     """Below 1 is safer than what was learned, above 1 wilder; 0 takes the likeliest token always."""
     seed: int = 1
     """Seed of the draws."""
+    accept_edits: bool = False
+    """Take the run's settings and vocabulary as they are, though they were edited since it learnt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +71,7 @@ class Evaluate:
     """Folder of the run."""
     split: Literal["valid", "test", "both"] = "both"
     """Which text."""
+    file: Path | None = None
+    """The text that the run learnt, where it has been moved."""
+    accept_edits: bool = False
+    """Take the run's settings and vocabulary as they are, though they were edited since it learnt."""

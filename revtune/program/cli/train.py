@@ -10,10 +10,9 @@ from typing import Any, Protocol, cast, get_args
 
 from revtune.program import recipes
 from revtune.program.cli.folders import kind_of
-from revtune.program.cli.options import parse, size_of
+from revtune.program.cli.options import check_paths, parse, size_of
 from revtune.program.data.pair_sources import PairUnit
 from revtune.program.errors import Problem
-from revtune.program.files import regular
 from revtune.program.language import train as text
 from revtune.program.studies import tuned
 from revtune.program.studies.output_dropout import experiment as output_dropout
@@ -35,13 +34,24 @@ def train(arguments: list[str]) -> None:
 
 def resume(arguments: list[str]) -> None:
     """Go on with the run in a folder."""
-    if len(arguments) == 1 and "=" in arguments[0]:
-        arguments = arguments[0].split("=", 1)
-    if len(arguments) != 2 or arguments[0] != "--resume":
-        raise Problem("--resume takes a run's folder and no other option, the run knows its own", code=2)
-    folder = Path(arguments[1])
-    regular(folder / "config.json")
-    RUNNERS[kind_of(folder, "train --resume")][0].resume(folder)
+    given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--resume", "--file"):
+        given.add_argument(option, nargs="?", const="")
+    given.add_argument("--accept-edits", action="store_true")
+    options, others = given.parse_known_args(arguments)
+    if others or not options.resume or options.file == "":
+        known = "but --file TEXT and --accept-edits, the run knows its own"
+        raise Problem(f"--resume takes a run's folder and no other option {known}", code=2)
+    folder, file = Path(options.resume), None if options.file is None else Path(options.file)
+    check_paths(folder)
+    check_paths(file)
+    kind = kind_of(folder, "train --resume")
+    if kind == "text":
+        text.resume(folder, accept_edits=options.accept_edits, file=file)
+        return
+    if file is not None:
+        raise Problem(f"--file is the text of a language model; {folder} is of another kind", code=2)
+    RUNNERS[kind][0].resume(folder, accept_edits=options.accept_edits)
 
 
 def runner_and_options(name: str, arguments: list[str]) -> tuple[Runner, Any]:
@@ -104,7 +114,7 @@ class Runner(Protocol):
     def start(self, name: str, options: Any) -> object:
         """Start a run of a recipe."""
 
-    def resume(self, folder: Path) -> object:
+    def resume(self, folder: Path, *, accept_edits: bool = False) -> object:
         """Go on with the run in a folder."""
 
 

@@ -14,7 +14,7 @@ import tyro
 from revtune.program.data.text_sources import Text, TextSource
 from revtune.program.data.vocabulary import TextUnit
 from revtune.program.errors import Problem
-from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, TOO_MANY, check_each, typed
+from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, TOO_MANY, check_each, told_of, typed
 
 Model = Literal["revgru", "revlstm", "gru", "lstm"]
 
@@ -129,7 +129,8 @@ def from_json(text: str, where: Path) -> Config:
             parts["text"][name] = None if parts["text"][name] is None else Path(parts["text"][name])
         groups = {"text": Text, "net": Net, "learning": Learning}
         config = typed(Config, {**parts, **{name: typed(kind, parts[name]) for name, kind in groups.items()}})
-        check(config)
+        with told_of(where):
+            check(config)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Problem(f"{where} is no configuration of this revtune: {error}") from error
     return config

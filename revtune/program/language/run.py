@@ -12,13 +12,15 @@ A file is written beside the one that it replaces and then renamed, so that a wh
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from revtune.program.data.text import Corpus
-from revtune.program.data.text_sources import load
+from revtune.program.data.text_sources import Text, load
 from revtune.program.data.vocabulary import Vocabulary, vocabulary
 from revtune.program.errors import Problem
 from revtune.program.files import read_text, write
@@ -29,13 +31,22 @@ from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved
 from revtune.program.runs.folder import claimed, config_of
 from revtune.program.runs.metrics import last_step
+from revtune.program.runs.seals import Seals
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder and the files in it."""
+    """A run's folder and the files in it.
+
+    Args:
+        folder: where it is.
+        file: its text, where that has been moved.
+        accept_edits: whether settings and vocabulary are taken as they are, though they were edited.
+    """
 
     folder: Path
+    file: Path | None = None
+    accept_edits: bool = False
 
     @property
     def metrics(self) -> Path:
@@ -61,6 +72,21 @@ class Run:
         path = config_of(self.folder)
         return from_json(read_text(path), path)
 
+    def text(self) -> Text:
+        """Which text the run reads, from where it is now."""
+        config = self.config()
+        if config.text.source != "file":
+            if self.file is not None:
+                raise Problem(
+                    f"{self.folder} is of recipe {config.recipe}, which reads no file; leave --file out", code=2
+                )
+            return config.text
+        return dataclasses.replace(config.text, file=self.file or found(config.text.file, self.folder))
+
+    def seals(self) -> Seals:
+        """The digests of settings and vocabulary as they are now."""
+        return Seals.of(self.folder, accept_edits=self.accept_edits)
+
     def corpus_json(self) -> dict[str, Any]:
         """The vocabulary and the digest of the data that the run learned from."""
         path = self.folder / "vocabulary.json"
@@ -85,8 +111,10 @@ class Run:
         if not self.weights.exists():
             step = config.learning.valid_every
             raise Problem(f"{self.folder} has no weights yet: its first validation is at step {step}")
+        self.check_seals()
+        saved = checkpoint.read(self.weights)
         model = build(config.net, len(self.vocabulary()))
-        checkpoint.load_weights(model, checkpoint.read(self.weights), self.weights)
+        checkpoint.load_weights(model, saved, self.weights)
         return model.eval()
 
     def best(self) -> dict[str, Any]:
@@ -107,6 +135,18 @@ class Run:
         if type(saved_at) is not int or saved_at < step:  # later is right: weights are saved before the checkpoint
             raise Problem(f"{self.weights} holds the weights of step {saved_at}, but those of step {step} are the best")
 
+    def check_seals(self) -> None:
+        """Raise `Problem` when settings or vocabulary are not those that weights and checkpoint were written with."""
+        for path in (self.weights, self.checkpoint):
+            if path.exists():
+                self.seals().check(checkpoint.read_facts(path).seals, path)
+
+    def seal_anew(self) -> None:
+        """Have the weights and the checkpoint that are there carry the digests of the edited files."""
+        for path in (self.weights, self.checkpoint):
+            if path.exists():
+                self.save(path, dataclasses.replace(checkpoint.read(path), seals=self.seals().digests))
+
     def check_no_checkpoint(self, save_every: int) -> None:
         """Raise `Problem` when the measurements go so far that a checkpoint must have been there."""
         step = last_step(self.metrics)
@@ -117,6 +157,23 @@ class Run:
         """Raise `Problem` when the data are not those that the run learned from."""
         if corpus.digest() != self.corpus_json().get("digest"):
             raise Problem(f"the data are not those that {self.folder} was trained on: their digest differs")
+
+
+def found(file: Path | None, folder: Path) -> Path | None:
+    """Where a run's text is: at its own path, else of the same name in the run's folder or beside it.
+
+    Whether it is the run's text, its digest decides.
+
+    Raises:
+        Problem: it is at none of these.
+    """
+    if file is None or file.exists():
+        return file
+    for moved in (folder / file.name, folder.parent / file.name):
+        if moved.exists():
+            print(f"revtune: {file} is not there; {moved} is read in its place", file=sys.stderr)
+            return moved
+    raise Problem(f"the text of {folder} is not at {file}; give the path that it has now by --file")
 
 
 def create(config: Config, corpus: Corpus, out: Path | None) -> Run:
@@ -135,7 +192,7 @@ def create(config: Config, corpus: Corpus, out: Path | None) -> Run:
 def held_out_loss(run: Run, split: str) -> float:
     """Mean loss in nats a token of a run's best model on its validation or test text."""
     config, model = run.config(), run.model()
-    corpus = load(config.text, run.corpus_json().get("digest"))
+    corpus = load(run.text(), run.corpus_json().get("digest"))
     run.check_data(corpus)
     tokens = corpus.test if split == "test" else corpus.valid
     return evaluate(model, held_out_streams(tokens, config.learning, name=split), config.learning.length)

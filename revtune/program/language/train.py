@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from revtune.program.errors import Problem
+from revtune.program.files import absolute
 from revtune.program.language import sample, trainer
 from revtune.program.language.config import Config, Size, check
 from revtune.program.language.live import Report, measure
 from revtune.program.language.run import Run
+from revtune.program.runs.folder import command_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +38,13 @@ def start(name: str, options: Options) -> Path:
     return run.folder
 
 
-def resume(folder: Path) -> None:
-    """Go on with the run in a folder.
+def resume(folder: Path, *, accept_edits: bool = False, file: Path | None = None) -> None:
+    """Go on with the run in a folder; `file` is its text, where that has been moved.
 
     Raises:
         Problem: it holds none, or nothing is left to do.
     """
-    run = Run(folder)
+    run = Run(folder, absolute(file), accept_edits)
     with Report(run.config()).shown() as report:
         trainer.resume(run, report)
     finish(run)
@@ -56,8 +58,10 @@ def with_absolute_paths(config: Config) -> Config:
     """
     text = config.text
     if text.file is not None and text.source != "file":
-        raise Problem(f"recipe {config.recipe} reads no file; revtune train text --file {text.file} does", code=2)
-    file, data = (path and path.absolute() for path in (text.file, text.data))
+        raise Problem(
+            f"recipe {config.recipe} reads no file; {command_line('train', 'text', '--file', text.file)} does", code=2
+        )
+    file, data = absolute(text.file), absolute(text.data)
     return dataclasses.replace(config, text=dataclasses.replace(text, file=file, data=data))
 
 
@@ -71,5 +75,5 @@ def finish(run: Run) -> None:
     print("".join(pieces).strip("\n") + "\n")
     print(f"the run is in {run.folder}; next:")
     prompt = "def " if config.text.source == "stdlib" else "the market" if words else "The "
-    print(f"  revtune generate {run.folder} --prompt '{prompt}'")
-    print(f"  revtune evaluate {run.folder}")
+    print(f"  {command_line('generate', run.folder, '--prompt', prompt)}")
+    print(f"  {command_line('evaluate', run.folder)}")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any, Protocol
 
 import torch
@@ -27,9 +28,11 @@ from revtune.program.language.schedule import learning_rate, segment_length
 from revtune.program.runs import checkpoint
 from revtune.program.runs.arithmetic import Arithmetic
 from revtune.program.runs.checkpoint import RecurrentState, Saved
-from revtune.program.runs.folder import already_finished, refuse_taken
+from revtune.program.runs.folder import already_finished, command_line, intact, refuse_taken
 from revtune.program.runs.metrics import Metrics
+from revtune.program.runs.seals import Seals
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
+from revtune.program.typed import told_of
 from revtune.tuning.random_states import random_states, set_random_states
 
 METER_EVERY = 10
@@ -95,6 +98,7 @@ class Trainer:
         self.held_out = held_out_streams(corpus.valid, config.learning, name="validation").to(self.device)
         self.progress = Progress()
         self.state: RecurrentState = None
+        self.seals = Seals({})
 
     def train(self, run: Run, metrics: Metrics, report: Report) -> Progress:
         """Take the steps that are left.
@@ -102,33 +106,34 @@ class Trainer:
         Raises:
             Problem: it was asked to stop, which it does after a checkpoint; a step fails; the disk refuses.
         """
+        self.seals = run.seals()  # now, so that what is edited while it learns is found
         with asked_to_stop() as asked:
             while self.progress.step < self.learning.steps:
                 facts = self.step()
                 metrics.add(facts)
-                self._tell(report.step, facts, run)
+                self._tell(report.step, facts, run, asked)
                 last = self.progress.step == self.learning.steps
                 if last or self.progress.step % self.learning.valid_every == 0:
                     facts = self.validate(run)
                     metrics.add(facts)
-                    self._tell(report.valid, facts, run)
+                    self._tell(report.valid, facts, run, asked)
                 if last or asked.is_set() or self.progress.step % self.learning.save_every == 0:
-                    self._check_finite()  # or nothing could go on from the checkpoint
+                    self._check_finite(run)  # or nothing could go on from the checkpoint
                     run.save(run.checkpoint, self.saved(metrics.sync(), metrics.digest()))
                 if asked.is_set() and not last:
-                    goes_on = f"revtune train --resume {run.folder} goes on"
+                    goes_on = f"{command_line('train', '--resume', run.folder)} goes on"
                     raise Problem(f"stopped after step {self.progress.step}; {goes_on}", code=STOPPED)
         return self.progress
 
-    def _tell(self, tell: Callable[[dict[str, Any]], None], facts: dict[str, Any], run: Run) -> None:
-        with telling(self.progress.step, f"revtune train --resume {run.folder}"):
+    def _tell(self, tell: Callable[[dict[str, Any]], None], facts: dict[str, Any], run: Run, asked: Event) -> None:
+        with telling(self.progress.step, command_line("train", "--resume", run.folder), asked):
             tell(facts)
 
-    def _check_finite(self) -> None:
+    def _check_finite(self, run: Run) -> None:
         for name, tensor in checkpoint.weights(self.model).items():
             if not tensor.isfinite().all():
                 after = f"{name} is not finite after step {self.progress.step}"
-                raise Problem(f"{after}; a lower --lr may help, and the last checkpoint is intact")
+                raise Problem(f"{after}; a lower --lr may help{intact(run.folder)}")
 
     def step(self) -> dict[str, Any]:
         """Take one update; returns its measurements."""
@@ -175,7 +180,7 @@ class Trainer:
     def validate(self, run: Run) -> dict[str, Any]:
         """Measure the held-out loss; save the best model's weights, or lower the learning rate on a plateau."""
         progress = self.progress
-        self._check_finite()
+        self._check_finite(run)
         try:
             loss = evaluate(self.model, self.held_out, self.learning.length)
         except (NonFiniteError, ReversalError, StateRangeError) as error:
@@ -185,7 +190,7 @@ class Trainer:
         facts = {"step": progress.step, "valid_loss": loss}
         if progress.best is None or loss < progress.best:
             progress.best, progress.best_step, progress.stale = loss, progress.step, 0
-            run.save(run.weights, Saved(checkpoint.weights(self.model), facts))
+            run.save(run.weights, Saved(checkpoint.weights(self.model), facts, self.seals.digests))
         else:
             progress.stale += 1
             if progress.stale >= self.learning.patience:
@@ -202,7 +207,7 @@ class Trainer:
         }
         tensors = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
         facts = {"place": dataclasses.asdict(self.progress), "metrics": metrics_size, "metrics_sha256": metrics_digest}
-        return Saved(tensors, {**facts, "arithmetic": self.arithmetic.to_json()})
+        return Saved(tensors, {**facts, "arithmetic": self.arithmetic.to_json()}, self.seals.digests)
 
     def restore(self, saved: Saved, path: Path) -> tuple[int, str]:
         """Take up what the trainer that made `saved` had; returns the size and the digest of its metrics file.
@@ -263,9 +268,11 @@ def resume(run: Run, report: Report) -> Run:
             set is not the checkpoint's, and the environment does not ask for it by name.
     """
     config = run.config()
-    corpus = load(config.text, run.corpus_json().get("digest"))
+    run.check_seals()
+    corpus = load(run.text(), run.corpus_json().get("digest"))
     run.check_data(corpus)
-    trainer = Trainer(config, corpus)
+    with told_of(run.folder / "config.json"):
+        trainer = Trainer(config, corpus)
     size, digest, before = 0, None, None
     if run.checkpoint.exists():
         saved = checkpoint.read(run.checkpoint)
@@ -279,6 +286,8 @@ def resume(run: Run, report: Report) -> Run:
         raise already_finished(run.folder, config.learning.steps)
     if before is not None:
         trainer.arithmetic.go_on(Arithmetic.of(before, run.checkpoint), run.folder)
+    if run.accept_edits:
+        run.seal_anew()
     with contextlib.closing(Metrics(run.metrics, size, digest)) as metrics:
         trainer.train(run, metrics, report)
     return run

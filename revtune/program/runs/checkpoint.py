@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from revtune.program.errors import Problem
 from revtune.program.files import regular
 
-FACTS, CHECKSUM = "revtune", "sha256"
+FACTS, SEALS, CHECKSUM = "revtune", "seals", "sha256"
 """Keys of a file's metadata."""
 
 
@@ -34,21 +35,23 @@ RecurrentState = Tensor | tuple[Tensor, ...] | None
 
 @dataclass(frozen=True)
 class Saved:
-    """Named tensors and JSON facts, as one file holds them."""
+    """Named tensors and JSON facts, as one file holds them, and the digests of files that it is of use with alone."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
+    seals: Mapping[str, str] = field(default_factory=dict)
 
 
 def pack(saved: Saved) -> bytes:
     """The content of a safetensors file, which has the facts and a checksum of everything in its metadata."""
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in saved.tensors.items()}
-    facts = json.dumps(saved.facts)
-    return save(tensors, metadata={FACTS: facts, CHECKSUM: checksum(tensors, facts)})
+    facts, seals = json.dumps(saved.facts), json.dumps(dict(saved.seals)) if saved.seals else ""
+    metadata = {FACTS: facts, CHECKSUM: checksum(tensors, facts + seals)}
+    return save(tensors, metadata={**metadata, SEALS: seals} if seals else metadata)
 
 
 def checksum(tensors: dict[str, Tensor], facts: str) -> str:
-    """SHA-256 of facts and of all tensors with their names, dtypes and shapes."""
+    """SHA-256 of facts, seals behind them, and of all tensors with their names, dtypes and shapes."""
     sha = hashlib.sha256(facts.encode())
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -70,13 +73,30 @@ def read(path: Path) -> Saved:
         raise Problem(f"{path} is not there") from error
     except (SafetensorError, OSError) as error:
         raise Problem(f"{path} is damaged or no safetensors file: {error}") from error
+    facts, seals = _facts_and_seals(metadata, path)
+    if metadata.get(CHECKSUM) != checksum(tensors, metadata[FACTS] + metadata.get(SEALS, "")):
+        raise Problem(f"{path} is damaged: its contents do not match its checksum")
+    return Saved(tensors, facts, seals)
+
+
+def read_facts(path: Path) -> Saved:
+    """As `read`, without the tensors, so that their part of the checksum is not compared."""
     try:
-        facts = json.loads(metadata.get(FACTS, ""))
+        with safe_open(regular(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise Problem(f"{path} is damaged or no safetensors file: {error}") from error
+    return Saved({}, *_facts_and_seals(metadata, path))
+
+
+def _facts_and_seals(metadata: dict[str, str], path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        facts, seals = json.loads(metadata.get(FACTS, "")), json.loads(metadata.get(SEALS, "{}"))
     except (ValueError, RecursionError) as error:
         raise Problem(f"{path} was not written by revtune: its metadata has no facts of a run") from error
-    if metadata.get(CHECKSUM) != checksum(tensors, metadata[FACTS]) or not isinstance(facts, dict):
+    if not isinstance(facts, dict) or not isinstance(seals, dict):
         raise Problem(f"{path} is damaged: its contents do not match its checksum")
-    return Saved(tensors, facts)
+    return facts, seals
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

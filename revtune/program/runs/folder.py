@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,16 @@ LEARNT = ("checkpoint.safetensors", "weights.safetensors", "result.json", "metri
 
 OWN = (*LEARNT, "config.json", "vocabulary.json", "lock")
 """The files of a run, which nothing else may be written to."""
+
+
+def command_line(*words: str | Path) -> str:
+    """A command of this program as a shell takes it, for hints: paths may have spaces, quotes and more."""
+    return shlex.join(["revtune", *map(str, words)])
+
+
+def intact(folder: Path) -> str:
+    """What to say after a failure of the checkpoint in a folder; nothing where there is none yet."""
+    return "; the last checkpoint is intact" if (folder / "checkpoint.safetensors").exists() else ""
 
 
 def config_of(folder: Path) -> Path:
@@ -52,7 +63,7 @@ def refuse_taken(out: Path | None) -> None:
     if out is None:
         return
     if (out / "config.json").exists():
-        raise Problem(f"{out} already holds a run; revtune train --resume {out} goes on with it")
+        raise Problem(f"{out} already holds a run; {command_line('train', '--resume', out)} goes on with it")
     if left := next((name for name in LEARNT if (out / name).exists()), None):
         raise Problem(f"{out} holds {left} of a run whose config.json is not there; put it back, or give another --out")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from revtune.program.errors import Problem
 from revtune.program.files import read_text, regular
+from revtune.program.runs.folder import intact
 
 
 def last_step(path: Path) -> int:
@@ -85,4 +86,4 @@ class Metrics:
         try:
             action()
         except OSError as error:
-            raise Problem(f"cannot write {self.path}: {error.strerror}; the last checkpoint is intact") from error
+            raise Problem(f"cannot write {self.path}: {error.strerror}{intact(self.path.parent)}") from error

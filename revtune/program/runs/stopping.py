@@ -15,15 +15,22 @@ STOPPED = 130
 
 
 @contextlib.contextmanager
-def telling(step: int, goes_on: str) -> Iterator[None]:
-    """Print in the block how a run does after a step; `goes_on` is the command that resumes it.
+def telling(step: int, goes_on: str, asked: threading.Event | None = None) -> Iterator[None]:
+    """Print in the block how a run does after a step.
+
+    Args:
+        step: the run's last.
+        goes_on: the command that resumes it.
+        asked: whether it was asked to stop, as by a terminal that went away: it then stops in order.
 
     Raises:
-        Problem: the output takes no more.
+        Problem: the output takes no more, and nobody has asked.
     """
     try:
         yield
     except (OSError, SystemExit) as error:  # rich makes a SystemExit of a broken pipe
+        if asked is not None and asked.is_set():
+            return
         reason = error.strerror if isinstance(error, OSError) else "Broken pipe"
         why = f"as the output takes no more ({reason})"
         raise Problem(f"stopped after step {step}, {why}; {goes_on} goes on") from error
@@ -31,7 +38,10 @@ def telling(step: int, goes_on: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def asked_to_stop() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, to be looked at between steps; a second signal ends the program at once."""
+    """An event that Ctrl-C, SIGTERM or a terminal that goes away sets, to be looked at between steps.
+
+    A second signal ends the program at once. A hangup that is ignored, as under nohup, stays ignored.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked  # Python takes handlers in the main thread alone
@@ -39,10 +49,12 @@ def asked_to_stop() -> Iterator[threading.Event]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for each, handler in before.items():  # a shell that is left and the system behind it both send a SIGHUP
+            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else handler)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] == signal.SIG_IGN:
+        del before[signal.SIGHUP]
     try:
         for number in before:
             signal.signal(number, ask)

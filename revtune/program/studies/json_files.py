@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from revtune.program.errors import Problem
-from revtune.program.files import regular
+from revtune.program.files import read_bytes
 
 JsonObject = dict[str, Any]
 
@@ -22,7 +22,7 @@ def read_object(path: Path, template: Template) -> JsonObject:
     Raises:
         Problem: it is none, or one that lacks something.
     """
-    return parsed(regular(path).read_bytes(), template, path)
+    return parsed(read_bytes(path), template, path)
 
 
 def read_lines(path: Path, template: Template) -> list[JsonObject]:
@@ -31,7 +31,7 @@ def read_lines(path: Path, template: Template) -> list[JsonObject]:
     Raises:
         Problem: there is none, the last has no end, or one is damaged.
     """
-    *lines, rest = regular(path).read_bytes().split(b"\n")
+    *lines, rest = read_bytes(path).split(b"\n")
     if rest or not lines:
         damage = f"line {len(lines) + 1} has no end" if rest else "it is empty"
         raise Problem(f"{path} is damaged: {damage}, expected a JSON object a line")

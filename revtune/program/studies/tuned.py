@@ -16,14 +16,15 @@ from torch import nn
 
 from revtune.program import recipes
 from revtune.program.errors import Problem
-from revtune.program.files import write
+from revtune.program.files import read_text, write
 from revtune.program.runs import checkpoint
-from revtune.program.runs.folder import claimed, refuse_taken
+from revtune.program.runs.folder import claimed, command_line, refuse_taken
+from revtune.program.runs.seals import Seals
 from revtune.program.tasks.live import measure
-from revtune.program.tasks.loop import WEIGHTS, TaskRun, best_weights
+from revtune.program.tasks.loop import DATA, WEIGHTS, TaskRun, best_weights, check_seals
 from revtune.program.tasks.task import METHODS, Method, S, Size, Study, Task, check, check_tuned, with_absolute_paths
 from revtune.program.tasks.tuned_learner import learner
-from revtune.program.typed import read_typed
+from revtune.program.typed import read_typed, told_of
 from revtune.tuning.conversion.plain import plain
 from revtune.tuning.hypers.constants import Constants
 
@@ -53,7 +54,7 @@ def start(name: str, options: Options[Any]) -> Path:
     facts = {"recipe": name, "size": options.size, "method": options.method, "study": dataclasses.asdict(study)}
     with claimed(name, options.out) as folder:
         write(folder / "config.json", json.dumps(facts, indent=2, default=str).encode() + b"\n")
-    go_on(task, options.method, folder)
+    go_on(task, options.method, folder, Seals.of(folder))
     return folder
 
 
@@ -65,7 +66,7 @@ def stored(folder: Path) -> tuple[str, Method, Study]:
     """
     path = folder / "config.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(read_text(path))
         method = facts["method"]
         if method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
@@ -73,41 +74,50 @@ def stored(folder: Path) -> tuple[str, Method, Study]:
         study = read_typed(type(default), facts["study"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise Problem(f"{path} is no configuration of this revtune: {error}") from error
-    check(study)
+    with told_of(path):
+        check(study)
     return facts["recipe"], method, study
 
 
-def resume(folder: Path) -> None:
+def resume(folder: Path, *, accept_edits: bool = False) -> None:
     """Go on with the run in a folder.
 
     Raises:
         Problem: nothing is left to do.
     """
-    name, method, study = stored(folder)
-    go_on(recipes.find(name).task(study), method, folder)
+    (name, method, study), seals = stored(folder), Seals.of(folder, accept_edits=accept_edits)
+    check_seals(folder, seals)
+    with told_of(folder / "config.json"):
+        task = recipes.find(name).task(study)
+    go_on(task, method, folder, seals)
 
 
-def go_on(task: Any, method: Method, folder: Path) -> None:
+def go_on(task: Any, method: Method, folder: Path, seals: Seals) -> None:
     """Take the steps that are left, write what is missing of the result, and say what the run came to.
 
     Raises:
         Problem: nothing is left to do.
     """
     torch.set_num_threads(task.study.threads)
-    with contextlib.closing(TaskRun(learner(task, method), folder, f"revtune train --resume {folder}")) as task_run:
+    command = command_line("train", "--resume", folder)
+    with contextlib.closing(TaskRun(learner(task, method), folder, command, seals)) as task_run:
         task_run.learn_to_end(task.measure)
         print(in_words(task.measure, task_run.result(), folder))
 
 
-def opened(folder: Path) -> tuple[Task, nn.Module]:
+def opened(folder: Path, *, accept_edits: bool = False) -> tuple[Task, nn.Module]:
     """The task of the run in a folder, and its best network, plain and ready to evaluate.
 
     Raises:
         Problem: the run has not come to its end, or its weights are damaged.
     """
     saved, (name, _, study) = best_weights(folder), stored(folder)
+    Seals.of(folder, accept_edits=accept_edits).check(saved.seals, folder / WEIGHTS)
     torch.set_num_threads(study.threads)
-    task: Task = recipes.find(name).task(study)
+    with told_of(folder / "config.json"):
+        task: Task = recipes.find(name).task(study)
+    if saved.seals.get(DATA, task.digest()) != task.digest():
+        raise Problem(f"the data are not those that {folder} was trained on: their digest differs")
     hypers = Constants(task.hypers())
     model = plain(task.net(hypers), hypers)
     untie(model, saved.tensors.keys())

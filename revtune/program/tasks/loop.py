@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,13 @@ from typing import Any, Protocol
 
 from revtune.errors import NonFiniteError
 from revtune.program.errors import Problem
-from revtune.program.files import regular, write
+from revtune.program.files import read_bytes, regular, write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved, packed, unpacked
 from revtune.program.runs.clock import Clock
-from revtune.program.runs.folder import already_finished
+from revtune.program.runs.folder import already_finished, command_line
 from revtune.program.runs.metrics import Metrics
+from revtune.program.runs.seals import Seals, digest, edited
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.live import RunReport
@@ -35,7 +37,11 @@ SAVE_SECONDS = 20.0
 """Between checkpoints: a run that is killed loses no more, and writing them costs little beside it."""
 
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS, HISTORY = "weights.safetensors", "history.jsonl"
+
+
+DATA = "data"
+"""What weights call the digest of the data that they were learnt from, among their seals."""
 
 
 LONGEST_REASON = 200
@@ -60,14 +66,15 @@ class TaskRun:
         learner: what learns.
         folder: where the run is kept; one that is there is resumed.
         command: what goes on with it, for whoever stops it.
+        seals: of the files that the run was begun with.
 
     Raises:
         Problem: the folder's checkpoint is damaged or another task's, or not there though it once was; or another
             process learns there.
     """
 
-    def __init__(self, learner: Learner, folder: Path, command: str) -> None:
-        self.learner, self.folder, self.command = learner, folder, command
+    def __init__(self, learner: Learner, folder: Path, command: str, seals: Seals | None = None) -> None:
+        self.learner, self.folder, self.command, self.seals = learner, folder, command, seals or Seals({})
         self.clock, size, digest = Clock(), 0, None
         self.path = folder / "checkpoint.safetensors"
         if self.path.exists():
@@ -75,7 +82,7 @@ class TaskRun:
         elif trace := self._trace_of_checkpoint():
             raise Problem(f"{self.path} is not there, but {trace}; put it back, or move {folder} away to begin anew")
         self.metrics = Metrics(folder / "metrics.jsonl", size, digest)
-        self._saved = time.monotonic()
+        self._saved, self._asked = time.monotonic(), threading.Event()
 
     def _trace_of_checkpoint(self) -> str | None:
         """What shows that a folder without a checkpoint once had one, if anything; the run would write over it."""
@@ -83,7 +90,7 @@ class TaskRun:
             if (self.folder / name).exists():
                 return f"{name} is"
         path, late = self.folder / "metrics.jsonl", list[int]()
-        for line in regular(path).read_bytes().splitlines() if path.exists() else []:
+        for line in read_bytes(path).splitlines() if path.exists() else []:
             with contextlib.suppress(KeyError, TypeError, ValueError):
                 facts = json.loads(line)
                 if facts["wall"] > SAVE_SECONDS:
@@ -92,6 +99,7 @@ class TaskRun:
         return f"{path.name} knows of step {late[-1]}" if len(late) > 1 else None
 
     def _restore(self, saved: Saved) -> tuple[int, str]:
+        self.seals.check(saved.seals, self.path)
         try:
             facts = saved.facts["course"]  # the run's, under the name that all checkpoints have
             if facts["data"] != self.learner.task.digest():
@@ -109,7 +117,8 @@ class TaskRun:
         saved = packed(self.learner.state())
         metrics = {"metrics": self.metrics.sync(), "metrics_sha256": self.metrics.digest()}
         facts = {"data": self.learner.task.digest(), **self.clock.now(), **metrics}
-        write(self.path, checkpoint.pack(Saved(saved.tensors, {**saved.facts, "course": facts})))
+        facts = {**saved.facts, "course": facts}
+        write(self.path, checkpoint.pack(Saved(saved.tensors, facts, self.seals.digests)))
         self._saved = time.monotonic()
 
     def close(self) -> None:
@@ -129,6 +138,7 @@ class TaskRun:
         """
         every = self.learner.learning.valid_every
         with asked_to_stop() as asked:
+            self._asked = asked
             while not is_over(self.learner, self.clock):
                 self._ask(self.learner.step)
                 if self.learner.steps % every == 0:
@@ -161,7 +171,7 @@ class TaskRun:
         figures = self._ask(self.learner.validate)
         facts = {"step": self.learner.steps, **self.clock.now(), **figures, "values": self.learner.values()}
         self.metrics.add(facts)
-        with self.clock.stopped(), telling(self.learner.steps, self.command):
+        with self.clock.stopped(), telling(self.learner.steps, self.command, self._asked):
             report.valid(facts)
 
     def _ask(self, action: Callable[[], Any]) -> Any:
@@ -173,11 +183,11 @@ class TaskRun:
     def is_complete(self) -> bool:
         """Whether all that `result` writes is there, and figures and weights are as they were written."""
         try:
-            result = json.loads((self.folder / "result.json").read_bytes())
+            result = json.loads(read_bytes(self.folder / "result.json"))
             beside_weights = checkpoint.read(self.folder / WEIGHTS).facts
         except (OSError, ValueError, RecursionError, Problem):
             return False
-        history = ("history.jsonl", "history.png") if self._history() else ()
+        history = (HISTORY, "history.png") if self._history() else ()
         return bool(result == beside_weights) and all((self.folder / name).exists() for name in history)
 
     def _history(self) -> History | None:
@@ -204,13 +214,40 @@ class TaskRun:
         learner.take_best()
         figures = {split: learner.figures(split) for split in ("valid", "test")}
         facts = {"step": step, **figures, "values": learner.values(), "final_values": last, **more}
-        write(self.folder / WEIGHTS, checkpoint.pack(Saved(learner.weights(), facts)))
+        seals = {**self.seals.digests, DATA: learner.task.digest()}
         if history := self._history():
-            history.write(self.folder / "history.jsonl")
-            history.plot(self.folder / "history.png")
+            history.write(regular(self.folder / HISTORY))
+            history.plot(regular(self.folder / "history.png"))
+            seals[HISTORY] = digest(read_bytes(self.folder / HISTORY))
+        write(self.folder / WEIGHTS, checkpoint.pack(Saved(learner.weights(), facts, seals)))
         # last, as whoever finds it takes the run for finished
         write(self.folder / "result.json", json.dumps(facts, indent=1).encode() + b"\n")
         return facts
+
+
+def check_result(folder: Path, result: dict[str, Any], seals: Seals) -> None:
+    """Raise `Problem` when settings or result.json are not those that the weights were written with."""
+    path = folder / WEIGHTS
+    if path.exists() and (saved := checkpoint.read_facts(path)).seals:
+        seals.check(saved.seals, path)
+        if json.dumps(saved.facts) != json.dumps(result) and not seals.accept_edits:
+            raise edited(folder / "result.json", path)
+
+
+def check_metrics(folder: Path, *, accept_edits: bool) -> None:
+    """Raise `Problem` when the measurements of a run that has ended are not those that its checkpoint knows of."""
+    path = folder / "checkpoint.safetensors"
+    if path.exists() and not accept_edits:
+        known = checkpoint.read_facts(path).facts.get("course", {}).get("metrics_sha256")
+        if known is not None and known != digest(read_bytes(folder / "metrics.jsonl")):
+            raise edited(folder / "metrics.jsonl", path)
+
+
+def check_seals(folder: Path, seals: Seals) -> None:
+    """Raise `Problem` when a file of a run is not the one that its checkpoint was written with."""
+    path = folder / "checkpoint.safetensors"
+    if path.exists():
+        seals.check(checkpoint.read_facts(path).seals, path)
 
 
 def best_weights(folder: Path) -> Saved:
@@ -219,7 +256,7 @@ def best_weights(folder: Path) -> Saved:
     Raises:
         Problem: the run has not come to its end, or the file is damaged.
     """
-    path, command = folder / WEIGHTS, f"revtune train --resume {folder}"
+    path, command = folder / WEIGHTS, command_line("train", "--resume", folder)
     if not path.exists():
         raise Problem(f"{folder} has no weights yet; {command} goes on with it")
     try:

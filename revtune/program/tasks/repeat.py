@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 import revtune as rt
 from revtune.program.errors import Problem
+from revtune.program.typed import told_of
 from revtune.reversible.layers.rnn import RevRNN
 
 MODELS = ("nn.GRU", "nn.LSTM", "RevGRU", "RevLSTM", "NF-RevGRU", "NF-RevLSTM")
@@ -172,5 +173,6 @@ def from_json(text: str, path: Path) -> RepeatStudy:
         study = RepeatStudy(**facts)
     except (KeyError, TypeError, ValueError) as error:
         raise Problem(f"{path} is no configuration of the repeat study: {error}") from error
-    check(study)
+    with told_of(path):
+        check(study)
     return study

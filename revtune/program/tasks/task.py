@@ -29,6 +29,7 @@ import tyro
 from torch import Tensor, nn
 
 from revtune.program.errors import Problem
+from revtune.program.files import absolute
 from revtune.program.typed import check_numbers
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper
@@ -213,7 +214,7 @@ S = TypeVar("S", bound=Study)
 
 def with_absolute_paths(study: S) -> S:
     """A study with its path made absolute, to be found from any folder later."""
-    return dataclasses.replace(study, data=study.data and study.data.absolute())
+    return dataclasses.replace(study, data=absolute(study.data))
 
 
 def check(study: Study) -> None:

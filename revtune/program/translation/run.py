@@ -17,11 +17,12 @@ import tyro
 
 from revtune.program.data.moses import shaped
 from revtune.program.errors import Problem
-from revtune.program.files import write
+from revtune.program.files import absolute, read_text, write
 from revtune.program.runs import checkpoint
-from revtune.program.runs.folder import claimed, config_of, refuse_taken
+from revtune.program.runs.folder import claimed, command_line, config_of, refuse_taken
+from revtune.program.runs.seals import Seals
 from revtune.program.tasks.live import measure
-from revtune.program.tasks.loop import WEIGHTS, TaskRun, best_weights
+from revtune.program.tasks.loop import WEIGHTS, TaskRun, best_weights, check_seals
 from revtune.program.translation.interpreter import Decoding
 from revtune.program.translation.learner import TranslationLearner
 from revtune.program.translation.saved_vocabulary import SavedVocabulary, read_vocabulary, task_of, vocabulary_json
@@ -29,7 +30,7 @@ from revtune.program.translation.scores import scored
 from revtune.program.translation.stored_bits import stored as stored_bits
 from revtune.program.translation.task import TranslationStudy, TranslationTask
 from revtune.program.translation.translator import Attended, Translator, build
-from revtune.program.typed import check_each, check_numbers, read_typed
+from revtune.program.typed import check_each, check_numbers, read_typed, told_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ def start(name: str, options: Options) -> Path:
     refuse_taken(options.out)
     import_module("sacrebleu")  # an extra: better missed now than when all is learnt
     text = options.study.text
-    study = dataclasses.replace(options.study, text=dataclasses.replace(text, data=text.data and text.data.absolute()))
+    study = dataclasses.replace(options.study, text=dataclasses.replace(text, data=absolute(text.data)))
     check(study)
     task = TranslationTask(study)
     learner = TranslationLearner(task)
@@ -58,7 +59,7 @@ def start(name: str, options: Options) -> Path:
     with claimed(name, options.out) as folder:
         write(folder / "vocabulary.json", json.dumps(vocabulary_json(task)).encode())
         write(folder / "config.json", json.dumps(settings, indent=2, default=str).encode() + b"\n")
-    go_on(learner, folder)
+    go_on(learner, folder, Seals.of(folder))
     return folder
 
 
@@ -96,29 +97,35 @@ def stored(folder: Path) -> tuple[str, TranslationStudy]:
     """
     path = config_of(folder)
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(read_text(path))
         name, study = settings["recipe"], read_typed(TranslationStudy, settings["study"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise Problem(f"{path} is no configuration of a translation run: {error}") from error
-    check(study)
+    with told_of(path):
+        check(study)
     return name, study
 
 
-def resume(folder: Path) -> None:
+def resume(folder: Path, *, accept_edits: bool = False) -> None:
     """Go on with the run in a folder.
 
     Raises:
         Problem: nothing is left to do.
     """
     import_module("sacrebleu")  # as in `start`
-    go_on(TranslationLearner(task_of(folder, stored(folder)[1])), folder)
+    study, seals = stored(folder)[1], Seals.of(folder, accept_edits=accept_edits)
+    read_vocabulary(folder, study)  # before the seals, to say what is wrong with it
+    check_seals(folder, seals)
+    with told_of(folder / "config.json"):
+        learner = TranslationLearner(task_of(folder, study))
+    go_on(learner, folder, seals)
 
 
-def go_on(learner: TranslationLearner, folder: Path) -> None:
+def go_on(learner: TranslationLearner, folder: Path, seals: Seals) -> None:
     """Take the steps that are left, write what is missing of the result, and say what the run came to."""
     task = learner.task
     torch.set_num_threads(task.study.threads)
-    with contextlib.closing(TaskRun(learner, folder, f"revtune train --resume {folder}")) as task_run:
+    with contextlib.closing(TaskRun(learner, folder, command_line("train", "--resume", folder), seals)) as task_run:
         task_run.learn_to_end(task.measure)
         spent = task_run.clock.now()
         learner.take_best()
@@ -128,7 +135,7 @@ def go_on(learner: TranslationLearner, folder: Path) -> None:
         result = task_run.result(**spent, **scores, epoch=task.epoch, bits=bits, vocabularies=mark)
     print(f"\nbest held-out {measure(task.measure, result['valid'])}, at step {result['step']}")
     print(f"test BLEU {result['bleu']:.2f} by beam, {result['greedy_bleu']:.2f} greedy ({result['signature']})")
-    print(f"the run is in {folder}; next:\n  revtune translate {folder}")
+    print(f"the run is in {folder}; next:\n  {command_line('translate', folder)}")
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,7 @@ class Learned:
         return shaped(text, self.vocabulary.form, self.study.text.source)
 
 
-def opened(folder: Path) -> Learned:
+def opened(folder: Path, *, accept_edits: bool = False) -> Learned:
     """The run in a folder, for which no data are needed.
 
     Raises:
@@ -153,7 +160,9 @@ def opened(folder: Path) -> Learned:
     _, study = stored(folder)
     saved, vocabulary = best_weights(folder), read_vocabulary(folder, study)
     path = folder / WEIGHTS
-    if saved.facts.get("vocabularies", vocabulary.mark) != vocabulary.mark:  # runs of an earlier version have no mark
+    Seals.of(folder, accept_edits=accept_edits).check(saved.seals, path)
+    mark = saved.facts.get("vocabularies", vocabulary.mark)  # runs of an earlier version have none
+    if mark != vocabulary.mark and not accept_edits:
         raise Problem(f"{folder / 'vocabulary.json'} has been changed: {path} was not learnt with it; put it back")
     torch.set_num_threads(study.threads)
     model = build(study.net, len(vocabulary.source), len(vocabulary.target))

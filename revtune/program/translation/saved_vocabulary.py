@@ -12,6 +12,7 @@ from revtune.program.data.moses import TextForm
 from revtune.program.data.pair_sources import FILES
 from revtune.program.data.pairs import Lexicon, lexicon
 from revtune.program.errors import Problem
+from revtune.program.files import read_text
 from revtune.program.translation.task import TranslationStudy, TranslationTask
 
 
@@ -46,7 +47,7 @@ def read_vocabulary(folder: Path, study: TranslationStudy) -> SavedVocabulary:
     """
     path = folder / "vocabulary.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         # runs of an earlier version do not name it; they read the first of a data set's layouts
         form = content.get("form", FILES[study.text.name][study.text.unit][0].form)
         if form not in get_args(TextForm):

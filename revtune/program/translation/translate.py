@@ -53,6 +53,8 @@ class Options:
     tokenized: bool = False
     """The sentences are lower-cased and tokenized already, as in the files that were learnt from."""
     decoding: Annotated[Decoding, tyro.conf.arg(name="")] = field(default_factory=Decoding)
+    accept_edits: bool = False
+    """Take the run's settings and vocabulary as they are, though they were edited since it learnt."""
     plot: Path | None = None
     """PNG that the attention of the first sentence goes to."""
 
@@ -65,7 +67,7 @@ def translate(options: Options) -> None:
     """
     check(options.decoding)
     check_places(options)
-    learned = opened(options.run)
+    learned = opened(options.run, accept_edits=options.accept_edits)
     reader = Reader(learned, options.decoding, tokenized=options.tokenized)
     lines = text_lines(options.file) if options.file else None
     if lines is None and sys.stdin is None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from revtune.program.cli.main import main
 from revtune.program.data.text import byte_corpus
 from revtune.program.data.text_sources import Text
 from revtune.program.errors import Problem
@@ -346,3 +347,47 @@ def test_a_state_comes_back(state: checkpoint.RecurrentState) -> None:
     again = checkpoint.state_of(saved, Path("file"), torch.device("cpu"), tuple(parts.values()), prefix="state/")
     assert type(again) is type(state)
     assert all(map(torch.equal, checkpoint.state_tensors(again).values(), parts.values()))
+
+
+@pytest.mark.parametrize("how", ["gone", "beside", "told"])
+def test_a_run_moved_with_its_text_is_evaluated_and_goes_on(
+    how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, run, moved = tmp_path / "text", tmp_path / "run", tmp_path / "new" / "run"
+    text.write_text("the cat sat on the mat .\na dog ran .\n" * 60)
+    sizes = "--hidden 16 --embedding 8 --batch 4 --length 16 --steps 2 --valid-every 2".split()
+    assert main(["train", "text", "--file", str(text), "--out", str(run), *sizes]) == 0
+    moved.parent.mkdir()
+    run.rename(moved)
+    place = moved.parent / ("text" if how == "beside" else "other")
+    text.rename(place)
+    file = ["--file", str(place)] if how == "told" else []
+    capsys.readouterr()
+    code = main(["evaluate", str(moved), *file])
+    complaint = capsys.readouterr().err
+    if how == "gone":
+        assert code == 1 and f"the text of {moved} is not at {text}; give the path that it has now by" in complaint
+        return
+    assert code == 0 and complaint.startswith(
+        f"revtune: {text} is not there; {place} is read" if how == "beside" else ""
+    )
+    assert main(["train", "--resume", str(moved), *file]) == 1
+    assert "is finished: all 2 steps are done" in capsys.readouterr().err
+    place.write_text("another text\n" * 200)
+    for words in (["evaluate", str(moved)], ["train", "--resume", str(moved)]):
+        assert main([*words, *file]) == 1
+        assert f"the data are not those that {moved} was trained on" in capsys.readouterr().err
+
+
+def test_paths_that_are_no_utf_8_are_refused_before_the_first_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / os.fsdecode(b"\xff")
+    bad.write_text("the cat sat on the mat .\na dog ran .\n" * 60)
+    for words in (
+        ["train", "text", "--file", str(bad)], ["train", "text", "--file", "x", "--out", str(bad)],
+        ["train", "mnist", "--data", str(bad)], ["train", "--resume", str(bad)], ["evaluate", str(bad)],
+    ):  # fmt: skip
+        assert main(words) == 2
+        assert "/\\xff is no path that revtune can use: it must be UTF-8; rename it" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [bad]

@@ -262,9 +262,11 @@ def test_a_finished_run_is_not_resumed(text: Path, tmp_path: Path) -> None:
 def test_checkpoints_that_are_not_the_runs_are_refused(text: Path, tmp_path: Path) -> None:
     done = train.start(config(text), tmp_path / "run", Silent())
     other = train.start(config(text, net={"layers": 2}), tmp_path / "other", Silent())
-    content = other.checkpoint.read_bytes()
+    whole = other.checkpoint.read_bytes()
+    content = checkpoint.pack(dataclasses.replace(checkpoint.read(other.checkpoint), seals={}))
     foreign = checkpoint.pack(Saved({"a": torch.ones(1)}, {"step": 1}))
     for wrong, sentence in (
+        (whole, r"config\.json is not the file that .*checkpoint\.safetensors was written with"),
         (content, "does not fit the model: .* is only in the file"),
         (content[:-9], "is damaged or no safetensors file"),
         (foreign, "is no checkpoint of a run: 'place' is missing"),
@@ -371,7 +373,7 @@ def test_an_output_that_takes_no_more_stops_the_run_with_a_sentence(text: Path, 
 
     for error, why in ((OSError(28, "No space left"), "No space left"), (SystemExit(1), "Broken pipe")):
         part = tmp_path / why
-        with pytest.raises(Problem, match=rf"stopped after step 1, .*\({why}\).*--resume .*{why} goes on"):
+        with pytest.raises(Problem, match=rf"stopped after step 1, .*\({why}\).*--resume .*{why}' goes on"):
             train.start(config(text), part, Full(error))
         assert train.resume(Run(part), Silent())
 

@@ -153,7 +153,9 @@ def test_the_program_trains_stops_and_goes_on(
     config = json.loads((tmp_path / "cut/config.json").read_text())
     config["study"]["learning"]["steps"] = 6
     (tmp_path / "cut/config.json").write_text(json.dumps(config))
-    assert main(["train", "--resume", cut]) == 0
+    assert main(["train", "--resume", cut]) == 1
+    assert "config.json is not the file that" in capsys.readouterr().err
+    assert main(["train", "--resume", cut, "--accept-edits"]) == 0
     for name in ("result.json", "history.png", "weights.safetensors"):
         assert (tmp_path / "whole" / name).exists()
     first, second = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "cut"))
@@ -304,7 +306,9 @@ def test_other_data_are_refused(tmp_path: Path) -> None:
     (tmp_path / "run/config.json").write_text(json.dumps(config))
     write_images(tmp_path, seed=1)
     with pytest.raises(Problem, match="data are not those"):
-        tuned_train.resume(tmp_path / "run")
+        tuned_train.resume(tmp_path / "run", accept_edits=True)
+    with pytest.raises(Problem, match="data are not those"):
+        tuned_train.opened(tmp_path / "run", accept_edits=True)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Translation runs: they learn, stop and go on bit for bit, are used without their data, and say what is wrong."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -240,13 +241,24 @@ def test_other_data_are_refused(run: Path, tmp_path: Path, capsys: pytest.Captur
     other = write_pairs(tmp_path / "other", train=150)
     copy = elsewhere(run, tmp_path / "run", other, steps=200)
     for words in (["evaluate", str(copy)], ["train", "--resume", str(copy)]):
-        assert main(words) == 1
+        assert main([*words, "--accept-edits"]) == 1
         told = f"the data, or {copy / 'vocabulary.json'}, are not those that {copy} was trained on"
         assert f"{told}: their digest differs" in capsys.readouterr().err
     (copy / "checkpoint.safetensors").unlink()
     assert main(["train", "--resume", str(copy)]) == 1
     assert "their digest differs" in capsys.readouterr().err
-    assert main(["translate", str(copy), "--file", str(tmp_path / "other/multi30k/tok/val.lc.norm.tok.en")]) == 0
+    assert (
+        main(
+            [
+                "translate",
+                str(copy),
+                "--accept-edits",
+                "--file",
+                str(tmp_path / "other/multi30k/tok/val.lc.norm.tok.en"),
+            ]
+        )
+        == 0
+    )
 
 
 def test_a_run_of_an_earlier_version_is_evaluated_with_a_word(
@@ -255,6 +267,8 @@ def test_a_run_of_an_earlier_version_is_evaluated_with_a_word(
     copy = elsewhere(run, tmp_path / "run", data)
     facts = json.loads((copy / "vocabulary.json").read_text())
     (copy / "vocabulary.json").write_text(json.dumps({side: facts[side] for side in ("source", "target")}))
+    weights = copy / "weights.safetensors"
+    weights.write_bytes(checkpoint.pack(dataclasses.replace(checkpoint.read(weights), seals={})))
     assert main(["evaluate", str(copy), "--split", "valid"]) == 0
     told = capsys.readouterr()
     assert told.out.startswith("valid: loss 0.") and "whether these are the same is not known" in told.err
@@ -281,6 +295,10 @@ def test_vocabularies_of_another_order_are_told(
     facts = json.loads(path.read_text())
     facts["target"]["words"].reverse()
     path.write_text(json.dumps(facts))
+    assert main(["translate", str(path.parent)]) == 1
+    assert f"{path} is not the file that {path.parent / 'weights.safetensors'} was" in capsys.readouterr().err
+    weights = path.parent / "weights.safetensors"  # an earlier version's
+    weights.write_bytes(checkpoint.pack(dataclasses.replace(checkpoint.read(weights), seals={})))
     assert main(["translate", str(path.parent)]) == 1
     assert f"{path} has been changed: {path.parent / 'weights.safetensors'} was not" in capsys.readouterr().err
 

@@ -90,7 +90,8 @@ def tuned(contest: Contest, task: Task, seed: int, contestant: Contestant, repor
     terms, budget = contest.terms(seed, contestant) or {}, contest.options.budget
     method: Method = contestant if contestant in ("stn", "delta") else "plain"
     folder = contest.folder_of(seed, contestant)
-    with contextlib.closing(TaskRun(learner(task, method, terms.get("values")), folder, contest.command)) as task_run:
+    learns = learner(task, method, terms.get("values"))
+    with contextlib.closing(TaskRun(learns, folder, contest.command, contest.seals())) as task_run:
         report.best = task_run.learner.progress.best
         task_run.learn(partial(is_over, contest, contestant, terms), report, last=False)
         return task_run.result(steps=task_run.learner.steps, budget=budget, **task_run.clock.now())
@@ -116,7 +117,8 @@ def searched(contest: Contest, task: Task, seed: int, contestant: Contestant, re
     options, terms = contest.options, contest.terms(seed, contestant)
     assert terms is not None and contestant in ("random", "grid", "tpe", "hyperband")
     folder = contest.folder_of(seed, contestant)
-    with contextlib.closing(Search(task, contestant, folder, terms["steps"], contest.command)) as search:
+    command, seals = contest.command, contest.seals()
+    with contextlib.closing(Search(task, contestant, folder, terms["steps"], command, seals)) as search:
         if best := search.best():
             report.best = best.user_attrs["loss"]
         search.learn(options.budget, options.clock, report)

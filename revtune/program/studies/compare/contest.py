@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
@@ -23,10 +24,13 @@ import tyro
 
 from revtune.program import recipes
 from revtune.program.errors import Problem
-from revtune.program.files import write
+from revtune.program.files import read_bytes, write
+from revtune.program.runs import checkpoint
 from revtune.program.runs.clock import ClockKind
 from revtune.program.runs.metrics import last_step
+from revtune.program.runs.seals import Seals, digest
 from revtune.program.studies.json_files import JsonObject, Template, missing, read_lines, read_object
+from revtune.program.tasks.loop import check_metrics, check_result
 from revtune.program.tasks.task import SEARCHERS, Size, Study
 from revtune.program.typed import read_typed
 
@@ -82,6 +86,8 @@ class Options(Generic[S]):
     """Folder of the contest; one that holds this contest is resumed. By default the next free runs/compare-<n>."""
     size: Size = "small"
     """small is made for two cores; paper has the settings of the paper that the recipe is from."""
+    accept_edits: bool = False
+    """Take what is in the folder as it is, though it was edited."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,27 @@ class Contest:
             result = read_object(path, self._template(contestant))
         except Problem as error:
             raise Problem(f"{error}; without it, {self.command} writes it anew") from error
-        return result if result["budget"] >= self.options.budget else None
+        if result["budget"] < self.options.budget:
+            return None
+        self._check_sealed(path, result, contestant)
+        return result
+
+    def seals(self, folder: Path | None = None, *files: str) -> Seals:
+        """The digests of the settings but for `MORE`, which can grow, and of files of a contestant."""
+        own = Seals.of(folder, files).digests if folder else {}
+        settings = json.dumps({**self._settings(), **dict.fromkeys(MORE)}).encode()
+        return Seals({"../../config.json": digest(settings), **own}, self.options.accept_edits)
+
+    def _check_sealed(self, path: Path, result: JsonObject, contestant: Contestant) -> None:
+        if contestant not in SEARCHERS:
+            check_result(path.parent, result, self.seals())
+        else:
+            self._check_search(path.parent, result, path.name)
+
+    def _check_search(self, folder: Path, result: JsonObject, name: str) -> None:
+        best = folder / f"trial-{result['trial']}.safetensors"
+        if best.exists():
+            self.seals(folder, name).check(checkpoint.read_facts(best).seals, best)
 
     def _template(self, contestant: Contestant) -> Template:
         own: Template = (
@@ -134,7 +160,13 @@ class Contest:
         Raises:
             Problem: there is none, or one is damaged.
         """
-        return read_lines(self.folder_of(seed, contestant) / "metrics.jsonl", VALIDATION)
+        folder = self.folder_of(seed, contestant)
+        lines = read_lines(folder / "metrics.jsonl", VALIDATION)
+        if contestant not in SEARCHERS:
+            check_metrics(folder, accept_edits=self.options.accept_edits)
+        elif (result := self.result(seed, contestant)) is not None:
+            self._check_search(folder, result, "metrics.jsonl")
+        return lines
 
     def terms(self, seed: int, contestant: Contestant) -> JsonObject | None:
         """What a contestant's run takes from others' results; None while those are not there."""
@@ -186,9 +218,7 @@ class Contest:
         Raises:
             Problem: it holds another, or one with a larger budget.
         """
-        path, settings = self.folder / "config.json", {"recipe": self.recipe, **dataclasses.asdict(self.options)}
-        del settings["out"]
-        settings = json.loads(json.dumps(settings, default=str))  # as they are read: paths as text, tuples as lists
+        path, settings = self.folder / "config.json", self._settings()
         if path.exists():
             before = self._stored(path)
             if {**before, **dict.fromkeys(MORE)} != {**settings, **dict.fromkeys(MORE)}:
@@ -198,9 +228,15 @@ class Contest:
                               f"got {settings['budget']:g}", code=2)  # fmt: skip
         write(path, json.dumps(settings, indent=1).encode() + b"\n")
 
+    def _settings(self) -> JsonObject:
+        settings = {"recipe": self.recipe, **dataclasses.asdict(self.options)}
+        del settings["out"], settings["accept_edits"]
+        read: JsonObject = json.loads(json.dumps(settings, default=str))  # paths as text, tuples as lists
+        return read
+
     def _stored(self, path: Path) -> JsonObject:
         try:
-            settings: JsonObject = json.loads(path.read_bytes())
+            settings: JsonObject = json.loads(read_bytes(path))
             if (expected := missing(settings, CONFIG)) is not None:
                 raise ValueError(f"expected {expected}")
             read_typed(type(self.options.study), settings["study"])
@@ -211,4 +247,4 @@ class Contest:
     @property
     def command(self) -> str:
         """What goes on with the contest."""
-        return f"the same command with --out {self.folder}"
+        return f"the same command with --out {shlex.quote(str(self.folder))}"

@@ -14,7 +14,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from revtune.program.errors import Problem
-from revtune.program.files import regular
+from revtune.program.files import read_bytes
 from revtune.program.studies.json_files import parsed
 
 RECORD = {"op_code": int}
@@ -43,9 +43,9 @@ def mend(path: Path) -> None:
     Raises:
         Problem: another line is damaged.
     """
-    if not regular(path).exists():
+    if not path.exists():
         return
-    *lines, rest = path.read_bytes().split(b"\n")
+    *lines, rest = read_bytes(path).split(b"\n")
     for number, line in enumerate(lines, 1):
         parsed(line, RECORD, path, number)
     if rest:

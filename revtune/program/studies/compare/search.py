@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from revtune.errors import NonFiniteError
 from revtune.program.errors import Problem
-from revtune.program.files import write
+from revtune.program.files import read_bytes, write
 from revtune.program.runs import checkpoint
-from revtune.program.runs.checkpoint import packed, unpacked
+from revtune.program.runs.checkpoint import Saved, packed, unpacked
 from revtune.program.runs.clock import Clock, ClockKind
 from revtune.program.runs.metrics import Metrics
+from revtune.program.runs.seals import Seals, digest
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
 from revtune.program.studies.compare import journal
 from revtune.program.studies.json_files import parsed
@@ -58,13 +60,17 @@ class Search:
         folder: where it is kept; what is there is resumed.
         steps: updates of a whole trial.
         command: what goes on with the search, for whoever stops it.
+        seals: of the files that the search was begun with.
 
     Raises:
         Problem: another process searches there, or a file there is damaged.
     """
 
-    def __init__(self, task: Task, searcher: Searcher, folder: Path, steps: int, command: str) -> None:
+    def __init__(
+        self, task: Task, searcher: Searcher, folder: Path, steps: int, command: str, seals: Seals | None = None
+    ) -> None:  # fmt: skip
         self.task, self.searcher, self.folder, self.steps, self.command = task, searcher, folder, steps, command
+        self.seals = seals or Seals({})
         self.spaces, path = task.spaces(), folder / "metrics.jsonl"
         # held with all its lines, so that no other process is at the journal while it is mended
         self.metrics = Metrics(path, path.stat().st_size if path.exists() else 0)
@@ -165,7 +171,7 @@ class Search:
             before = self.best()
             better = bool(learner.best) and (before is None or learner.progress.best < _loss(before))
             if better:
-                write(self._weights(trial.number), checkpoint.pack(packed(learner.best)))
+                self._write(trial.number, packed(learner.best), self.seals.digests)
             if learner.best:
                 trial.set_user_attr("loss", learner.progress.best)
             for name, seconds in spent.items():
@@ -173,6 +179,9 @@ class Search:
             self.study.tell(trial, learner.progress.best if state == TrialState.COMPLETE else None, state)
             if better and before is not None:
                 self._weights(before.number).unlink(missing_ok=True)
+
+    def _write(self, number: int, best: Saved, seals: Mapping[str, str]) -> None:
+        write(self._weights(number), checkpoint.pack(replace(best, seals=seals)))
 
     def _weights(self, number: int) -> Path:
         return self.folder / f"trial-{number}.safetensors"
@@ -193,13 +202,18 @@ class Search:
         if best is None:
             raise Problem(f"{self.folder} has no result: none of {len(self.ended())} trials was validated")
         learner = PlainLearner(self.task, dict(best.params))
-        learner.best = unpacked(checkpoint.read(self._weights(best.number)))
+        saved = checkpoint.read(self._weights(best.number))
+        self.seals.check(saved.seals, self._weights(best.number))
+        learner.best = unpacked(saved)
         learner.take_best()
         figures = {split: learner.figures(split) for split in ("valid", "test")}
         states = [trial.state for trial in self.ended()]
         counts = {"trials": states.count(TrialState.COMPLETE), "pruned": states.count(TrialState.PRUNED)}
         facts = {"trial": best.number, **figures, "values": learner.values(), **counts, **spent, **more}
-        write(self.folder / "result.json", json.dumps(facts, indent=1).encode() + b"\n")
+        content = json.dumps(facts, indent=1).encode() + b"\n"
+        own = {"result.json": digest(content), "metrics.jsonl": self.metrics.digest()}
+        self._write(best.number, saved, {**self.seals.digests, **own})
+        write(self.folder / "result.json", content)
         return facts
 
 
@@ -215,7 +229,7 @@ def kept(path: Path, ended: list[FrozenTrial]) -> int:
         Problem: a line is damaged, or a trial that was validated has none.
     """
     numbers, seen, size = {trial.number for trial in ended}, set[int](), 0
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], 1):
         trial = parsed(line, {"trial": int}, path, number)["trial"]
         if trial not in numbers:
             break

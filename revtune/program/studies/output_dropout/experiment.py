@@ -23,10 +23,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from revtune.program.errors import Problem
-from revtune.program.files import write
+from revtune.program.files import read_text, write
 from revtune.program.machine import versions
 from revtune.program.recipes.output_dropout import NAME, OutputDropout, OutputDropoutStudy
-from revtune.program.runs.folder import made_folder
+from revtune.program.runs.folder import command_line, made_folder
+from revtune.program.runs.seals import Seals
 from revtune.program.studies.json_files import JsonObject, Template, read_lines, read_object
 from revtune.program.studies.output_dropout.contestants import (
     Schedule,
@@ -40,10 +41,10 @@ from revtune.program.studies.output_dropout.contestants import (
 from revtune.program.studies.output_dropout.results import markdown, plot, table, title, verdicts
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.live import measure
-from revtune.program.tasks.loop import TaskRun
+from revtune.program.tasks.loop import HISTORY, TaskRun, check_result
 from revtune.program.tasks.task import with_absolute_paths
 from revtune.program.tasks.tuned_learner import TunedLearner
-from revtune.program.typed import read_typed
+from revtune.program.typed import read_typed, told_of
 
 RECIPE = "output_dropout"
 
@@ -72,15 +73,25 @@ class Experiment:
     Attributes:
         study: what it compares.
         folder: where it is kept.
+        accept_edits: whether its files are taken as they are, though they were edited.
     """
 
     study: OutputDropoutStudy
     folder: Path
+    accept_edits: bool = False
+
+    def seals(self, name: str, *files: str) -> Seals:
+        """The digests of the configuration, and of files of a contestant, as they are now."""
+        return Seals.of(self.folder / name, ("../config.json", *files), accept_edits=self.accept_edits)
 
     def result(self, name: str) -> JsonObject | None:
         """What a contestant came to, if it has come to its end."""
         path = self.folder / name / "result.json"
-        return read_object(path, RESULT) if path.exists() else None
+        if not path.exists():
+            return None
+        result = read_object(path, RESULT)
+        check_result(path.parent, result, self.seals(name, HISTORY))
+        return result
 
     def history(self, name: str) -> list[JsonObject]:
         """All steps of a tuned contestant's rate."""
@@ -118,12 +129,13 @@ def start(name: str, options: Options) -> Path:
     return run(options.study, options.out)
 
 
-def run(study: OutputDropoutStudy, out: Path | None) -> Path:
+def run(study: OutputDropoutStudy, out: Path | None, *, accept_edits: bool = False) -> Path:
     """Have all contestants learn whose results `out` does not hold, then write figures, table and plot there.
 
     Args:
         study: what to compare.
         out: folder of the experiment; by default the next free `runs/output_dropout-<n>`.
+        accept_edits: whether files in it are taken as they are, though they were edited.
 
     Returns:
         The folder.
@@ -134,7 +146,7 @@ def run(study: OutputDropoutStudy, out: Path | None) -> Path:
     study = with_absolute_paths(study)
     check(study)
     task, console = OutputDropout(study), Console(highlight=False)
-    experiment = Experiment(study, folder_of(study, out))
+    experiment = Experiment(study, folder_of(study, out), accept_edits)
     torch.set_num_threads(study.threads)
     with Report(console, study).shown() as report:
         for name in study.contestants():
@@ -145,17 +157,18 @@ def run(study: OutputDropoutStudy, out: Path | None) -> Path:
     return experiment.folder
 
 
-def resume(folder: Path) -> Path:
+def resume(folder: Path, *, accept_edits: bool = False) -> Path:
     """Go on with the experiment in a folder."""
-    return run(stored(folder), folder)
+    return run(stored(folder), folder, accept_edits=accept_edits)
 
 
 def learned(experiment: Experiment, task: OutputDropout, name: str, report: Report) -> JsonObject:
     """Have a contestant learn, or go on; what it came to."""
     folder, steps = experiment.folder / name, experiment.study.learning.steps
     folder.mkdir(exist_ok=True)
-    command = f"revtune train --resume {experiment.folder}"
-    with contextlib.closing(TaskRun(experiment.learner(task, name), folder, command)) as task_run:
+    command = command_line("train", "--resume", experiment.folder)
+    learner, seals = experiment.learner(task, name), experiment.seals(name)
+    with contextlib.closing(TaskRun(learner, folder, command, seals)) as task_run:
         task_run.learn(lambda learner, clock: learner.steps >= steps, report)
         return task_run.result()
 
@@ -203,13 +216,14 @@ def stored(folder: Path) -> OutputDropoutStudy:
     """
     path = folder / "config.json"
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads(read_text(path))
         if facts["recipe"] != RECIPE:
             raise ValueError("it is another recipe's")
         study = read_typed(OutputDropoutStudy, facts["study"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise Problem(f"{path} is no configuration of the {RECIPE} experiment: {error}") from error
-    check(study)
+    with told_of(path):
+        check(study)
     return study
 
 

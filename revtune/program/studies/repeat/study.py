@@ -30,15 +30,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from revtune.program.errors import Problem
-from revtune.program.files import read_text, write
+from revtune.program.files import read_bytes, read_text, write
 from revtune.program.machine import processors, versions
 from revtune.program.runs.arithmetic import Arithmetic
 from revtune.program.runs.folder import made_folder
 from revtune.program.runs.metrics import Metrics
+from revtune.program.runs.seals import digest, edited, sealed
+from revtune.program.studies.json_files import parsed
 from revtune.program.studies.repeat.results import markdown, plot, summary, table, title
 from revtune.program.tasks.repeat import Cell, RepeatStudy, check, from_json, learn, to_json
 
 Figures = dict[str, Any]
+
+SEALS = "seals"
+"""What a line calls the digests of the configuration and of its own figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +65,23 @@ def start(name: str, options: Options) -> Path:
     return run(options.study, options.out, workers=options.workers)
 
 
-def run(study: RepeatStudy, out: Path | None, *, workers: int | None = None) -> Path:
+def run(
+    study: RepeatStudy, out: Path | None, *, workers: int | None = None, accept_edits: bool = False
+) -> Path:  # fmt: skip
     """Learn every cell that `out` does not hold yet, then write table and plot there.
 
     Args:
         study: what to compare.
         out: folder of the study; by default the next free `runs/repeat-<n>`.
         workers: processes; by default one for each processor.
+        accept_edits: whether cells are taken as they are, though they or the configuration were edited.
 
     Returns:
         The folder.
 
     Raises:
-        Problem: when the folder holds something else, its cells were learned by another backend or instruction set that
-            the environment does not name, a process died, or the disk refuses.
+        Problem: when the folder holds something else, a file of it was edited, its cells were learned by another
+            backend or instruction set that the environment does not name, a process died, or the disk refuses.
         BackendError, SettingError: when the environment asks for a backend that cannot be had.
     """
     check(study)
@@ -84,14 +92,15 @@ def run(study: RepeatStudy, out: Path | None, *, workers: int | None = None) -> 
     path = folder / "cells.jsonl"
     lines = whole_lines(path)
     with contextlib.closing(Metrics(path, sum(map(len, lines)))) as metrics:
-        cells: list[Figures] = [json.loads(line) for line in lines]
+        config = sealed(folder / "config.json")
+        cells = [read_cell(line, number, path, config, accept_edits) for number, line in enumerate(lines, 1)]
         done = {(figures["model"], figures["steps"], figures["seed"]) for figures in cells}
         missing = [cell for cell in study.cells() if dataclasses.astuple(cell) not in done]
         if missing:
             check_arithmetic(here, cells, path)
         for figures in watched(console, len(cells), len(missing), learned(study, missing, workers)):
             figures["arithmetic"] = here.to_json()
-            metrics.add(figures)
+            metrics.add({**figures, SEALS: {"config.json": config, "line": digest(json.dumps(figures).encode())}})
             metrics.sync()
             cells.append(figures)
         finish(study, cells, folder)
@@ -101,9 +110,9 @@ def run(study: RepeatStudy, out: Path | None, *, workers: int | None = None) -> 
     return folder
 
 
-def resume(folder: Path) -> Path:
+def resume(folder: Path, *, accept_edits: bool = False) -> Path:
     """Learn what is left of the study in a folder."""
-    return run(stored(folder), folder)
+    return run(stored(folder), folder, accept_edits=accept_edits)
 
 
 def stored(folder: Path) -> RepeatStudy:
@@ -131,7 +140,23 @@ def whole_lines(path: Path) -> list[bytes]:
     """The lines of a file that were written to their end; none when it is not there."""
     if not path.exists():
         return []
-    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    return [line for line in read_bytes(path).splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def read_cell(line: bytes, number: int, path: Path, config: str, accept_edits: bool) -> Figures:
+    """The figures of a cell, of a line that knows its own digest and that of the configuration.
+
+    Raises:
+        Problem: the line is damaged, or it or the configuration was edited; earlier versions sealed neither.
+    """
+    figures: Figures = parsed(line, {"model": str, "steps": int, "seed": int}, path, number)
+    seals = figures.pop(SEALS, {})
+    if not accept_edits and seals:
+        if seals.get("config.json") != config:
+            raise edited(path.with_name("config.json"), path)
+        if seals.get("line") != digest(json.dumps(figures).encode()):
+            raise Problem(f"{path} has been edited in line {number}; put it back, or --accept-edits takes it as it is")
+    return figures
 
 
 def check_arithmetic(here: Arithmetic, cells: list[Figures], path: Path) -> None:
