@@ -23,13 +23,17 @@ class ConvertedDropout(TunedRegularizer):
 
     Attributes:
         dims: how many dimensions inputs must have, of which whole channels are dropped; None where single numbers are.
+        p: the rate as a number, for code that hands it on, as attention does, instead of calling the module. It is the
+            current value, and in a training step that of the batch where the hyperparameter has one (per="batch").
+        read_as_number: whether a training step read `p` where each example has a rate of its own, and has not called
+            the module since.
     """
 
     limits = {"p": RATE}
     advice = "self_tuning(..., batch_dim=1) is for inputs whose first dimension is time"
     dims: ClassVar[int | None] = None
-    p: float
     inplace: bool
+    read_as_number = False
 
     def adopt(self, hypers: Hyperparameters, name: str, batch_dim: int = 0) -> None:
         """Take the rate from the hyperparameter of a name; called once, when the class has just been changed.
@@ -39,14 +43,30 @@ class ConvertedDropout(TunedRegularizer):
         """
         self._take_up(hypers, batch_dim, {"p": name})
 
+    @property
+    def p(self) -> float:
+        """The rate as a number."""
+        bound, name = self.hypers.current, self._values["p"]
+        if bound is None or bound.raw is None or not isinstance(name, str):
+            return self.now()["p"]
+        if self.hypers.spec(name).per == "batch":
+            return float(self.value("p"))
+        self.read_as_number = True
+        return self.now()["p"]
+
+    @p.setter
+    def p(self, rate: float) -> None:
+        self.__dict__["p"] = rate  # what torch's dropout has again once it is plain
+
     def forward(self, x: Tensor) -> Tensor:
         """x, in training with a share of it dropped."""
         if not self.training:
             return x
         if self.hypers.current is None:
-            self.p = self.now()["p"]
             dropped: Tensor = self.plain.forward(self, x)
             return dropped
+        if self.read_as_number:
+            self.read_as_number = False
         if self.dims not in (None, x.dim()):
             raise ValueError(f"{type(self).__name__} wants {self.dims} dimensions, (B, C, ...), got {tuple(x.shape)}")
         return x.mul_(self._mask(x)) if self.inplace else self.times(x, lambda: self._mask(x))
@@ -60,6 +80,7 @@ class ConvertedDropout(TunedRegularizer):
     def become_plain(self) -> None:
         """Become torch's dropout again, at the current rate."""
         self.p = self.now()["p"]
+        self.__dict__.pop("read_as_number", None)
         super().become_plain()
 
     def extra_repr(self) -> str:

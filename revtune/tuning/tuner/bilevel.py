@@ -170,9 +170,11 @@ def linearized_prediction(problem: BilevelProblem, batch: Any, raw: Tensor, d: T
     set_random_states(states, device)
     try:
         with record.replay(), problem.hypers.bound(bound), problem.autocast():
-            linear = mapped(_primal_plus_tangent, problem.predict(problem.model, batch))
+            second = problem.predict(problem.model, batch)
     except NotImplementedError as error:
         raise without_formula(error, problem.model) from error
+    with torch.no_grad():
+        linear = mapped(_primal_plus_tangent, second)
     return out, mapped(lambda y: y.requires_grad_() if y.is_floating_point() else y, linear)
 
 
