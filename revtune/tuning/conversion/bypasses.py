@@ -66,7 +66,8 @@ def functional_dropout(module: nn.Module) -> str | None:
     known = bool(rates_read(module))
     for method, names in _methods(type(module)):
         for node in ast.walk(method):
-            if isinstance(node, ast.Call) and (name := _dropout_called(node, names)) and not _hands_on(node, name, known):
+            name = _dropout_called(node, names) if isinstance(node, ast.Call) else None
+            if isinstance(node, ast.Call) and name and not (known and _hands_on(node, name)):
                 return f"it calls {name} as a function, whose rate stays its own; nn.Dropout would be tuned"
     return None
 
@@ -98,8 +99,9 @@ def rates_read(module: nn.Module) -> set[str]:
         own = method.args.args[0].arg if method.args.args else ""
         nodes = list(ast.walk(method))
         asked = {id(part) for node in nodes for question in _questions(node) for part in ast.walk(question)}
-        reads = [node for node in nodes if isinstance(node, ast.Attribute) and node.attr == "p" and id(node) not in asked]
-        names.update(".".join(_path(node.value, own) or []) for node in reads)
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and node.attr == "p" and id(node) not in asked:
+                names.add(".".join(_path(node.value, own) or []))
     return names - {""}
 
 
@@ -190,11 +192,12 @@ def _rates(name: str, call: ast.Call) -> list[ast.expr]:
     return [*call.args[place : place + 1], *(given.value for given in call.keywords if given.arg == keyword)]
 
 
-def _hands_on(call: ast.Call, name: str, known: bool) -> bool:
-    """Whether the rate in a call is read from a dropout, here or, where the module reads some, by way of a variable."""
+def _hands_on(call: ast.Call, name: str) -> bool:
+    """Whether the rate in a call is read from a dropout, by way of a variable perhaps, in a module that reads some."""
     rates = _rates(name, call)
     read = any(isinstance(part, ast.Attribute) and part.attr == "p" for rate in rates for part in ast.walk(rate))
-    return known and (read or any(isinstance(rate, ast.Name) for rate in rates))
+    either = [side for rate in rates for side in ((rate.body, rate.orelse) if isinstance(rate, ast.IfExp) else (rate,))]
+    return read or any(isinstance(side, ast.Name) for side in either)
 
 
 def _path(node: ast.expr, own: str) -> list[str] | None:

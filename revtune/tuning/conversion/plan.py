@@ -165,8 +165,8 @@ class Plan:
             self._leave_alone(name, f"{patched}, so its rate stays {module.p}")
             return
         if reader and self._hypers is not None and self._hypers.spec(tuned).per == "example":
-            self._leave_alone(name, f"the forward of {reader} reads its rate as a number, where each example would have "
-                              f'one of its own; it stays {module.p}, and Rate(..., per="batch") would be tuned')  # fmt: skip
+            read = f"the forward of {reader} reads its rate as a number, where each example would have one of its own"
+            self._leave_alone(name, f'{read}; it stays {module.p}, and Rate({module.p}, per="batch") would be tuned')
             return
         if self._hypers is not None:
             RATE.check_tuned(name, tuned, self._hypers)

@@ -25,8 +25,7 @@ class ConvertedDropout(TunedRegularizer):
         dims: how many dimensions inputs must have, of which whole channels are dropped; None where single numbers are.
         p: the rate as a number, for code that hands it on, as attention does, instead of calling the module. It is the
             current value, and in a training step that of the batch where the hyperparameter has one (per="batch").
-        read_as_number: whether a training step read `p` where each example has a rate of its own, and has not called
-            the module since.
+        read_as_number: whether a training step read `p` and has not called the module since.
     """
 
     limits = {"p": RATE}
@@ -46,17 +45,20 @@ class ConvertedDropout(TunedRegularizer):
     @property
     def p(self) -> float:
         """The rate as a number."""
-        bound, name = self.hypers.current, self._values["p"]
-        if bound is None or bound.raw is None or not isinstance(name, str):
+        bound = self.hypers.current
+        if bound is None or bound.raw is None:
             return self.now()["p"]
-        if self.hypers.spec(name).per == "batch":
-            return float(self.value("p"))
         self.read_as_number = True
-        return self.now()["p"]
+        return float(self.value("p")) if self.per == "batch" else self.now()["p"]
 
     @p.setter
     def p(self, rate: float) -> None:
         self.__dict__["p"] = rate  # what torch's dropout has again once it is plain
+
+    @property
+    def per(self) -> str:
+        """Whether the rate is that of an "example" or of a "batch"."""
+        return self.hypers.spec(str(self._values["p"])).per
 
     def forward(self, x: Tensor) -> Tensor:
         """x, in training with a share of it dropped."""

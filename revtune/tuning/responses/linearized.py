@@ -24,11 +24,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from revtune.tuning.random_states import random_states, set_random_states
-from revtune.tuning.trees import mapped
+from revtune.tuning.trees import mapped, tensors
 
 
 class Change(NamedTuple):
@@ -208,7 +209,7 @@ class _StraightThroughResponse(torch.autograd.Function):
 
 
 INNER_GRADIENT = (
-    'the network differentiates itself, by torch.autograd.grad or backward in its forward, which Delta-STN cannot '
+    "the network differentiates itself, by torch.autograd.grad or backward in its forward, which Delta-STN cannot "
     'differentiate forward in its second pass; use method="stn"'
 )
 
@@ -227,11 +228,25 @@ class _SecondPass(TorchFunctionMode):
             raise ValueError(INNER_GRADIENT)
         if getattr(function, "__name__", "") != "_pack_padded_sequence":
             out = function(*args, **(kwargs or {}))
+            if isinstance(function, OpOverload | OpOverloadPacket) and torch.is_grad_enabled():
+                _check_tangents(function, (args, kwargs), out)
             return out if torch.is_grad_enabled() else mapped(_without_tangent, out)
         padded, *rest = args
         primal, tangent = forward_ad.unpack_dual(padded)
         rows, sizes = function(primal, *rest)
         return (rows if tangent is None else forward_ad.make_dual(rows, function(tangent, *rest)[0])), sizes
+
+
+def _check_tangents(operation: OpOverload | OpOverloadPacket, given: Any, out: Any) -> None:
+    """Refuse an operation of `torch.library` that has dropped tangents, as it does where it has no formula for them.
+
+    Raises:
+        NotImplementedError: it has, in torch's words for its own operations.
+    """
+    found = tensors(out)
+    if found and not any(tangent_of(y) is not None for y in found):
+        if any(tangent_of(x) is not None for x in tensors(given)):
+            raise NotImplementedError(f"Trying to use forward AD with {operation} that does not support it")
 
 
 def _without_tangent(x: Tensor) -> Tensor:
