@@ -272,7 +272,7 @@ def second_pass() -> Iterator[None]:
         ) from error
 
 
-def without_formula(error: NotImplementedError, model: nn.Module) -> NotImplementedError:
+def without_formula(error: RuntimeError, model: nn.Module) -> NotImplementedError:
     """torch's error in a sentence that names the operation, and the module that ran it, as far as they can be found.
 
     torch names operations of its own. A custom autograd function without a jvp fails inside torch, whose last frame

@@ -201,7 +201,9 @@ def linearized_prediction(problem: BilevelProblem, batch: Any, raw: Tensor, d: T
     try:
         with record.replay(), problem.hypers.bound(bound), problem.autocast():
             second = problem.predict(problem.model, batch)
-    except NotImplementedError as error:
+    except RuntimeError as error:  # NotImplementedError is one; code of others says it in its own words
+        if not isinstance(error, NotImplementedError) and "forward-mode" not in str(error):
+            raise
         raise without_formula(error, problem.model) from error
     with torch.no_grad():
         linear = mapped(_primal_plus_tangent, second)

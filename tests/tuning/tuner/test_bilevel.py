@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+import revtune as rt
 from revtune.errors import HyperparameterError, NonFiniteError
 from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass
 from revtune.tuning.hypers.kinds import Positive, Rate
@@ -481,3 +482,20 @@ def test_what_a_loss_says_of_a_linear_prediction_is_told_with_what_that_is() -> 
 
     with pytest.raises(RuntimeError, match=r"on Delta-STN's linear prediction, .* own words: all elements must be"):
         bilevel.delta(small(nn.Linear(4, 3), "delta", loss=loss), row(), unscaled)
+
+
+class Rewinding(nn.Module):
+    """A reversible layer inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rnn = nn.Linear(4, 4), rt.RevGRU(4, 4, backend="reference")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.rnn(self.first(x)[None])[0][-1]
+        return y
+
+
+def test_a_reversible_layer_is_named_at_the_first_step() -> None:
+    with pytest.raises(NotImplementedError, match=r"^an operation of rnn \(RevGRU\) cannot be .* use method=.stn"):
+        bilevel.delta(small(Rewinding(), "delta"), row(), unscaled)
