@@ -64,10 +64,15 @@ def shared_weights(net: nn.Module) -> set[int]:
 
 
 def functional_dropout(module: nn.Module) -> str | None:
-    """What is reported of a dropout that a module's forward calls as a function, or a method that it calls."""
+    """What is reported of a dropout that a module's forward calls as a function, or a method that it calls.
+
+    Where the rate is read from an nn.Dropout, that is reported of it.
+    """
+    known = bool(rates_read(module))
     for method, names in _methods(type(module)):
         for node in ast.walk(method):
-            if isinstance(node, ast.Call) and (name := _dropout_called(node, names)):
+            name = _dropout_called(node, names) if isinstance(node, ast.Call) else None
+            if isinstance(node, ast.Call) and name and not (known and _hands_on(node, name)):
                 return f"it calls {name} as a function, whose rate stays its own; nn.Dropout would be tuned"
     return None
 
@@ -87,6 +92,40 @@ def read_directly(module: nn.Module) -> set[str]:
                 path = _path(node.value, own) or []
                 names.add(".".join(itertools.takewhile(lambda name: name != ANY_INDEX, path)))
     return names - {""}  # "" is the module's own weight
+
+
+def rates_read(module: nn.Module) -> set[str]:
+    """Names of children whose `p` a module's forward reads as a number, or a method that it calls.
+
+    An index of a list that is no constant is ANY_INDEX. To compare a rate, or to ask for its truth, is not to use it.
+    """
+    names = set[str]()
+    for method, _ in _methods(type(module)):
+        own = method.args.args[0].arg if method.args.args else ""
+        nodes = list(ast.walk(method))
+        asked = {id(part) for node in nodes for question in _questions(node) for part in ast.walk(question)}
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and node.attr == "p" and id(node) not in asked:
+                names.add(".".join(_path(node.value, own) or []))
+    return names - {""}
+
+
+def _questions(node: ast.AST) -> list[ast.expr]:
+    """The expressions in a node that are only compared, or only asked whether they are true."""
+    if isinstance(node, ast.Compare):
+        return [node]
+    return [node.test] if isinstance(node, ast.If | ast.IfExp | ast.While | ast.Assert) else []
+
+
+def replaced_forward(module: nn.Module) -> str | None:
+    """What is reported of a module whose own forward is not its class's, as hooks of accelerate leave it."""
+    return "its forward was replaced on the module itself before the conversion" if "forward" in vars(module) else None
+
+
+def stands_for(path: str, name: str) -> bool:
+    """Whether a path, which may hold ANY_INDEX, leads to the module of a name."""
+    steps, names = path.split("."), name.split(".")
+    return len(steps) == len(names) and all(s in (ANY_INDEX, n) for s, n in zip(steps, names, strict=True))
 
 
 def _methods(kind: type[nn.Module]) -> list[Method]:
@@ -149,9 +188,21 @@ def _drops(name: str, call: ast.Call) -> bool:
     """Whether a call of a function of this name drops something."""
     if name != ATTENTION:
         return "dropout" in name
-    # `dropout_p` is attention's fifth argument
-    rates = [*call.args[4:5], *(keyword.value for keyword in call.keywords if keyword.arg == "dropout_p")]
-    return any(not (isinstance(rate, ast.Constant) and not rate.value) for rate in rates)
+    return any(not (isinstance(rate, ast.Constant) and not rate.value) for rate in _rates(name, call))
+
+
+def _rates(name: str, call: ast.Call) -> list[ast.expr]:
+    """The rate in a call of a dropout or of attention, whose fifth argument it is; none where it is not given."""
+    place, keyword = (4, "dropout_p") if name == ATTENTION else (1, "p")
+    return [*call.args[place : place + 1], *(given.value for given in call.keywords if given.arg == keyword)]
+
+
+def _hands_on(call: ast.Call, name: str) -> bool:
+    """Whether the rate in a call is read from a dropout, by way of a variable perhaps, in a module that reads some."""
+    rates = _rates(name, call)
+    read = any(isinstance(part, ast.Attribute) and part.attr == "p" for rate in rates for part in ast.walk(rate))
+    either = [side for rate in rates for side in ((rate.body, rate.orelse) if isinstance(rate, ast.IfExp) else (rate,))]
+    return read or any(isinstance(side, ast.Name) for side in either)
 
 
 def _path(node: ast.expr, own: str) -> list[str] | None:

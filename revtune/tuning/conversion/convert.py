@@ -68,8 +68,8 @@ def self_tuning(
     plan = Plan(net, hypers, batch_dim, leave)
     if hypers is None:
         if not plan.rates:
-            raise ValueError("the network has no nn.Dropout to tune; name what to tune by Hyperparameters(...)")
-        hypers = Hyperparameters(**{name: _started(name, rate) for name, rate in plan.rates.items()})
+            raise ValueError(_nothing_to_tune(plan))
+        hypers = Hyperparameters(**_started(plan))
     if not any(what.startswith("Response") for what in plan.report.replaced.values()):
         raise ValueError(f"no layer of the network can respond to hyperparameters: {plan.report.left or 'it has none'}")
     like = next(p for replacement in plan.replacements for p in replacement.module.parameters())
@@ -97,7 +97,7 @@ def dropout_rates(net: nn.Module) -> dict[str, Rate]:
         >>> self_tuning(net, hypers).hypers.values()
         {'decay': 0.0001, '1': 0.2}
     """
-    return {name: _started(name, rate) for name, rate in Plan(net, None).rates.items()}
+    return _started(Plan(net, None))
 
 
 def _check_modules(net: nn.Module, leave: Collection[str]) -> None:
@@ -121,11 +121,26 @@ def _check_modules(net: nn.Module, leave: Collection[str]) -> None:
             raise ValueError(f"{name} must be float32 or float64, got {parameter.dtype}; Tuner takes autocast= instead")
 
 
-def _started(name: str, rate: float) -> Rate:
-    try:
-        return Rate(rate or START)
-    except ValueError as error:
-        raise ValueError(f"{name} cannot be tuned from where it is: {error}") from None
+def _started(plan: Plan) -> dict[str, Rate]:
+    """A rate for each that is to be tuned, where it is now."""
+    rates = dict[str, Rate]()
+    for name, rate in plan.rates.items():
+        try:
+            rates[name] = Rate(rate or START, per="batch" if name in plan.of_batch else "example")
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be tuned from where it is: {error}") from None
+    return rates
+
+
+def _nothing_to_tune(plan: Plan) -> str:
+    """What is said of a network without an nn.Dropout, which may still drop by a function."""
+    sentence = "the network has no nn.Dropout to tune; name what to tune by Hyperparameters(...)"
+    if functional := next(((name, why) for name, why in plan.report.left.items() if "as a function" in why), None):
+        sentence += (
+            f". {functional[0]}: {functional[1]}. Two lines do that: self.drop = nn.Dropout(0.1) in __init__ and "
+            "x = self.drop(x) in forward, each with the rate and the tensor that are there now"
+        )
+    return sentence
 
 
 def _make_child(hypers: Hyperparameters, net: nn.Module) -> None:

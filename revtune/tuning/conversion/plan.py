@@ -9,7 +9,15 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from revtune.tuning.conversion.bypasses import read_directly, reason_left, shared_weights, without_response
+from revtune.tuning.conversion.bypasses import (
+    rates_read,
+    read_directly,
+    reason_left,
+    replaced_forward,
+    shared_weights,
+    stands_for,
+    without_response,
+)
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.ranges import Range
 from revtune.tuning.noise import BATCH_RATE, RATE
@@ -106,6 +114,7 @@ class Plan:
     Attributes:
         replacements: modules to be converted, in order.
         rates: without hyperparameters, the present rates of those that are to be tuned, by name.
+        of_batch: names in `rates` of those that are read as numbers, of which a batch has one.
         warnings: sentences for the user.
         report: what will have been done.
 
@@ -119,9 +128,10 @@ class Plan:
         self._hypers, self._batch_dim = hypers, batch_dim
         self.replacements: list[Replacement] = []
         self.rates: dict[str, float] = {}
+        self.of_batch: set[str] = set()
         self.warnings: list[str] = []
         self.report = Conversion(batch_dim=batch_dim, leave=tuple(leave))
-        self._shared, self._read = shared_weights(net), _read_weights(net)
+        self._shared, self._read, self._numbers = shared_weights(net), _read_weights(net), _read_rates(net)
         self._closed: set[str] = set()  # modules whose layers have no response; their dropouts are tuned
         for name, module in net.named_modules():
             if inside(name, leave) is None:
@@ -132,7 +142,8 @@ class Plan:
     def _plan(self, name: str, module: nn.Module) -> None:
         own = name or "the network itself"
         if type(module) in DROPOUTS:
-            self._plan_dropout(name or "dropout", module, DROPOUTS[type(module)], rate_of(module, "p"))
+            reader = _readers(name, self._numbers)
+            self._plan_dropout(name or "dropout", module, DROPOUTS[type(module)], rate_of(module, "p"), reader)
         elif rate := path_rate(module):
             if why := refuses_path(module, self._batch_dim):
                 self.report.left[own] = why
@@ -157,22 +168,41 @@ class Plan:
             if without_response(module):
                 self.warnings.append(f"{own}: {why}")
 
-    def _plan_dropout(self, name: str, module: nn.Module, kind: type[nn.Module], rate: float) -> None:
+    def _plan_dropout(
+        self, name: str, module: nn.Module, kind: type[nn.Module], rate: float, reader: str | None = None
+    ) -> None:
         tuned = hyper_of(name, self._hypers)
         if tuned is None:
             self.report.left[name] = f"no hyperparameter is named after it; its rate stays {rate}"
             return
-        if self._hypers is None:
-            self.rates[tuned] = float(rate)
-        else:
+        if patched := replaced_forward(module):
+            self._leave_alone(name, f"{patched}, so its rate stays {rate}")
+            return
+        if reader and self._hypers is not None and self._hypers.spec(tuned).per == "example":
+            read = f"the forward of {reader} reads its rate as a number, where each example would have one of its own"
+            self._leave_alone(name, f'{read}; it stays {rate}, and Rate({rate}, per="batch") would be tuned')
+            return
+        if self._hypers is not None:
             RATE.check_tuned(name, tuned, self._hypers)
-        self.report.replaced[name] = f"{type(module).__name__}, its rate tuned{self._starts(rate)}"
+        else:
+            self.rates[tuned] = float(rate)
+            self.of_batch |= {tuned} if reader else set()
+        number = f', one for the whole batch, as {reader} reads it as a number (per="batch")' if reader else ""
+        self.report.replaced[name] = f"{type(module).__name__}, its rate tuned{number}{self._starts(rate)}"
         self.replacements.append(Replacement(module, kind, tuned, self._batch_dim))
+
+    def _leave_alone(self, name: str, why: str) -> None:
+        """Report a module that is left alone, though its user may count on it; with a warning."""
+        self.report.left[name] = why
+        self.warnings.append(f"{name}: {why}")
 
     def _plan_layer(self, name: str, module: nn.Module, kind: type[Responding]) -> None:
         if issubclass(kind, ResponseRegistered) and (why := kind.refuses(module)):
             raise ValueError(f"{name or 'the network'}, a {type(module).__name__}, cannot respond: {why}")
-        if why := (_tied(module, self._shared) or _without_grad(module) or _patched(module) or kind.refuses(module)):
+        if why := replaced_forward(module):
+            self._leave_alone(name or "the network itself", f"{why}, so it has no response")
+            return
+        if why := (_tied(module, self._shared) or _without_grad(module) or kind.refuses(module)):
             self.report.left[name or "the network itself"] = why
             return
         rates = self._plan_rates(name, module) if isinstance(module, nn.LSTM | nn.GRU) else {}
@@ -228,6 +258,20 @@ def _read_weights(net: nn.Module) -> dict[str, str]:
     }
 
 
+def _read_rates(net: nn.Module) -> dict[str, str]:
+    """Dropouts whose rates another module's forward reads as numbers: by path the class of that other one."""
+    return {
+        f"{name}.{path}" if name else path: type(module).__name__
+        for name, module in net.named_modules()
+        for path in rates_read(module)
+    }
+
+
+def _readers(name: str, paths: dict[str, str]) -> str | None:
+    """The class of a module that reads something of the module of this name; paths may hold indices that are open."""
+    return next((reader for path, reader in paths.items() if stands_for(path, name)), None)
+
+
 def inside(name: str, names: Collection[str]) -> str | None:
     """The first of some modules that is this one or holds it; "" is the network, which holds all."""
     return next((outer for outer in names if name == outer or name.startswith(f"{outer}.") or not outer), None)
@@ -236,10 +280,6 @@ def inside(name: str, names: Collection[str]) -> str | None:
 def _without_grad(module: nn.Module) -> str | None:
     own = [p for p in module._parameters.values() if p is not None]
     return "its weights are frozen" if own and not any(p.requires_grad for p in own) else None
-
-
-def _patched(module: nn.Module) -> str | None:
-    return "its forward has been replaced on this module alone" if "forward" in vars(module) else None
 
 
 def _tied(module: nn.Module, shared: set[int]) -> str | None:

@@ -26,14 +26,17 @@ class ConvertedDropout(TunedRegularizer):
     Attributes:
         dims: how many dimensions inputs have, of which whole channels are dropped; None where single numbers are.
         unbatched: whether torch takes an input of another number of dimensions for one example, and drops its rows.
+        p: the rate as a number, for code that hands it on, as attention does, instead of calling the module. It is the
+            current value, and in a training step that of the batch where the hyperparameter has one (per="batch").
+        read_as_number: whether a training step read `p` and has not called the module since.
     """
 
     limits = {"p": RATE}
     advice = "self_tuning(..., batch_dim=1) is for inputs whose first dimension is time"
     dims: ClassVar[int | None] = None
     unbatched: ClassVar[bool] = False
-    p: float
     inplace: bool
+    read_as_number = False
 
     def adopt(self, hypers: Hyperparameters, name: str, batch_dim: int = 0) -> None:
         """Take the rate from the hyperparameter of a name; called once, when the class has just been changed.
@@ -43,14 +46,33 @@ class ConvertedDropout(TunedRegularizer):
         """
         self._take_up(hypers, batch_dim, {"p": name})
 
+    @property
+    def p(self) -> float:
+        """The rate as a number."""
+        bound = self.hypers.current
+        if bound is None or bound.raw is None:
+            return self.now()["p"]
+        self.read_as_number = True
+        return float(self.value("p")) if self.per == "batch" else self.now()["p"]
+
+    @p.setter
+    def p(self, rate: float) -> None:
+        self.__dict__["p"] = rate  # what torch's dropout has again once it is plain
+
+    @property
+    def per(self) -> str:
+        """Whether the rate is that of an "example" or of a "batch"."""
+        return self.hypers.spec(str(self._values["p"])).per
+
     def forward(self, x: Tensor) -> Tensor:
         """x, in training with a share of it dropped."""
         if not self.training:
             return x
         if self.hypers.current is None:
-            self.p = self.now()["p"]
             dropped: Tensor = self.plain.forward(self, x)
             return dropped
+        if self.read_as_number:
+            self.read_as_number = False
         return x.mul_(self._mask(x)) if self.inplace else self.times(x, lambda: self._mask(x))
 
     def _mask(self, x: Tensor) -> Tensor:
@@ -67,6 +89,7 @@ class ConvertedDropout(TunedRegularizer):
     def become_plain(self) -> None:
         """Become torch's dropout again, at the current rate."""
         self.p = self.now()["p"]
+        self.__dict__.pop("read_as_number", None)
         super().become_plain()
 
     def extra_repr(self) -> str:

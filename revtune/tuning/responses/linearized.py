@@ -24,10 +24,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from revtune.tuning.random_states import random_states, set_random_states
+from revtune.tuning.trees import mapped, tensors
 
 
 class Change(NamedTuple):
@@ -71,7 +73,8 @@ class ResponseRecord:
             ValueError: it took other layers than the first.
         """
         self.recording = False
-        with torch.no_grad(), _TangentsThroughPacking(), warnings.catch_warnings():
+        # gradients stay enabled, though no graph is made, so that the network's own no_grad can be told
+        with torch.enable_grad(), _SecondPass(), warnings.catch_warnings():
             # forward mode compiles some of its formulas by torch.jit, and torch warns of that itself
             warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
             yield
@@ -205,17 +208,49 @@ class _StraightThroughResponse(torch.autograd.Function):
         )
 
 
-class _TangentsThroughPacking(TorchFunctionMode):
-    """Lets tangents through the packing of sequences, for which torch has no forward-mode formula."""
+INNER_GRADIENT = (
+    "the network differentiates itself, by torch.autograd.grad or backward in its forward, which Delta-STN cannot "
+    'differentiate forward in its second pass; use method="stn"'
+)
+
+
+class _SecondPass(TorchFunctionMode):
+    """What the second pass must treat in a way of its own.
+
+    Tangents go through the packing of sequences, for which torch has no forward-mode formula, and are dropped where the
+    network says `torch.no_grad()`, which does not stop them. Gradients inside are refused: values come from the record,
+    which has no graph.
+    """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """What the function gives; packing is linear, so a tangent is packed as its primal is."""
+        if function in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
+            raise ValueError(INNER_GRADIENT)
         if getattr(function, "__name__", "") != "_pack_padded_sequence":
-            return function(*args, **(kwargs or {}))
+            out = function(*args, **(kwargs or {}))
+            if isinstance(function, OpOverload | OpOverloadPacket) and torch.is_grad_enabled():
+                _check_tangents(function, (args, kwargs), out)
+            return out if torch.is_grad_enabled() else mapped(_without_tangent, out)
         padded, *rest = args
         primal, tangent = forward_ad.unpack_dual(padded)
         rows, sizes = function(primal, *rest)
         return (rows if tangent is None else forward_ad.make_dual(rows, function(tangent, *rest)[0])), sizes
+
+
+def _check_tangents(operation: OpOverload | OpOverloadPacket, given: Any, out: Any) -> None:
+    """Refuse an operation of `torch.library` that has dropped tangents, as it does where it has no formula for them.
+
+    Raises:
+        NotImplementedError: it has, in torch's words for its own operations.
+    """
+    found = tensors(out)
+    if found and not any(tangent_of(y) is not None for y in found):
+        if any(tangent_of(x) is not None for x in tensors(given)):
+            raise NotImplementedError(f"Trying to use forward AD with {operation} that does not support it")
+
+
+def _without_tangent(x: Tensor) -> Tensor:
+    return x if tangent_of(x) is None else forward_ad.unpack_dual(x).primal
 
 
 @contextlib.contextmanager
@@ -237,7 +272,7 @@ def second_pass() -> Iterator[None]:
         ) from error
 
 
-def without_formula(error: NotImplementedError, model: nn.Module) -> NotImplementedError:
+def without_formula(error: RuntimeError, model: nn.Module) -> NotImplementedError:
     """torch's error in a sentence that names the operation, and the module that ran it, as far as they can be found.
 
     torch names operations of its own. A custom autograd function without a jvp fails inside torch, whose last frame

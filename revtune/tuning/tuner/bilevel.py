@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -30,7 +31,7 @@ from revtune.tuning.random_states import random_states, set_random_states
 from revtune.tuning.regularizers.sampler import AugmentedBatch
 from revtune.tuning.responses.linearized import ResponseRecord, second_pass, tangent_of, without_formula
 from revtune.tuning.responses.normalisation import ResponseBatchNorm
-from revtune.tuning.responses.responding import ADDED
+from revtune.tuning.responses.responding import ADDED, Responding
 from revtune.tuning.trees import mapped, tensors
 
 Predict = Callable[[nn.Module, Any], Any]
@@ -40,6 +41,12 @@ ValidLoss = Callable[[Any, Any], Tensor]
 UNSEEN = (
     "the training loss reads tensors of the network that are not in its prediction, but in an attribute or a hook, by "
     'which Delta-STN teaches responses nothing: let predict return them too, or use method="stn"'
+)
+
+LINEAR = (
+    "the training loss fails on Delta-STN's linear prediction, which can leave the range that the network's last "
+    "operation keeps, as sigmoid does, and has no graph that leads back to inputs or weights: let the network return "
+    'what that operation is given, such as logits, and what the loss differentiates; or use method="stn".'
 )
 
 
@@ -78,6 +85,17 @@ class BilevelProblem:
         added = {id(p) for name, p in named if name.rpartition(".")[2].startswith(ADDED)}
         return [p for _, p in named if id(p) not in added], [p for _, p in named if id(p) in added]
 
+    def resting(self) -> list[nn.Parameter]:
+        """Parameters of responses to be left as they are now, as the weights that they belong to are frozen."""
+        return [p for first, added in self._answering if not first.requires_grad for p in added]
+
+    @functools.cached_property
+    def _answering(self) -> list[tuple[Tensor, list[Any]]]:
+        """Each weight that responds, with the parameters of its response."""
+        layers = [module for module in self.model.modules() if isinstance(module, Responding)]
+        parts = [parts for layer in layers for parts in layer.responding_parameters()]
+        return [(first, [p for p in added if p is not None]) for first, *added in parts]
+
     def perturbed(self, batch: Any) -> tuple[Any, Any, Tensor]:
         """A batch for the current hyperparameters, one for perturbed ones, and the perturbed ones, (B, n).
 
@@ -107,7 +125,8 @@ def stn(problem: BilevelProblem, batch: Any, scale_loss: Callable[[Tensor], Tens
     """
     _, batch, raw = problem.perturbed(batch)
     d = problem.hypers.departure(raw)
-    with problem.hypers.bound(Pass(raw.shape[0], d, raw, statistics=True)):
+    bound = Pass(raw.shape[0], d, raw, statistics=True)
+    with without_grad(problem.resting()), problem.hypers.bound(bound):
         with problem.autocast():
             loss = problem.loss(problem.predict(problem.model, batch), batch, raw)
         scale_loss(finite(loss, "training")).backward()  # in the pass, as checkpointed code runs again
@@ -121,11 +140,12 @@ def delta(problem: BilevelProblem, batch: Any, scale_loss: Callable[[Tensor], Te
     """
     (still, batch, raw), (base, added) = problem.perturbed(batch), problem.parameters()
     now = problem.hypers.raw.detach().expand(raw.shape[0], -1)
+    resting = problem.resting()
     with without_grad(added), problem.hypers.bound(Pass(raw.shape[0], None, now, statistics=True)):
         with problem.autocast():
             loss = problem.loss(problem.predict(problem.model, still), still, now)
         scale_loss(finite(loss, "training")).backward()
-    with without_grad(base), statistics_kept(problem.model, always=True):
+    with without_grad([*base, *resting]), statistics_kept(problem.model, always=True), uncompiled():
         _add_response_gradients(problem, batch, raw, problem.hypers.departure(raw), scale_loss)
     return loss.detach()
 
@@ -137,7 +157,7 @@ def _add_response_gradients(
         with second_pass():
             out, linear = linearized_prediction(problem, batch, raw, d)
             with problem.hypers.bound(Pass(raw.shape[0], d, raw)), problem.autocast():
-                loss = problem.loss(linear, batch, raw)
+                loss = _loss_of_linear(problem, linear, batch, raw)
             if tangent_of(loss) is not None:
                 warnings.warn(UNSEEN, stacklevel=2)
         scale_loss(finite(loss, "responses' training")).backward()
@@ -147,6 +167,16 @@ def _add_response_gradients(
             # checkpointed code runs again here: as in the first pass, but nothing is to be kept of it
             with problem.hypers.bound(Pass(raw.shape[0], d, raw, record=ResponseRecord(0))):
                 torch.autograd.backward([y for y, _ in reached], [grad for _, grad in reached])
+
+
+def _loss_of_linear(problem: BilevelProblem, linear: Any, batch: Any, raw: Tensor) -> Tensor:
+    """The loss of a linear prediction, whose failure is told with what sets that prediction apart."""
+    try:
+        return problem.loss(linear, batch, raw)
+    except RuntimeError as error:
+        if "Nested forward mode" in str(error):
+            raise
+        raise RuntimeError(f"{LINEAR} The training loss's own words: {error}") from error
 
 
 def linearized_prediction(problem: BilevelProblem, batch: Any, raw: Tensor, d: Tensor) -> tuple[Any, Any]:
@@ -170,9 +200,13 @@ def linearized_prediction(problem: BilevelProblem, batch: Any, raw: Tensor, d: T
     set_random_states(states, device)
     try:
         with record.replay(), problem.hypers.bound(bound), problem.autocast():
-            linear = mapped(_primal_plus_tangent, problem.predict(problem.model, batch))
-    except NotImplementedError as error:
+            second = problem.predict(problem.model, batch)
+    except RuntimeError as error:  # NotImplementedError is one; code of others says it in its own words
+        if not isinstance(error, NotImplementedError) and "forward-mode" not in str(error):
+            raise
         raise without_formula(error, problem.model) from error
+    with torch.no_grad():
+        linear = mapped(_primal_plus_tangent, second)
     return out, mapped(lambda y: y.requires_grad_() if y.is_floating_point() else y, linear)
 
 
@@ -267,6 +301,14 @@ def without_grad(parameters: list[nn.Parameter]) -> Iterator[None]:
     finally:
         for parameter in before:
             parameter.requires_grad_(True)
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """What torch.compile has compiled runs as it was written until the block ends: compiled code drops tangents."""
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 @contextlib.contextmanager

@@ -22,11 +22,13 @@ from revtune.tuning.tuner import bilevel
 from revtune.tuning.tuner.batches import BatchIterators
 from revtune.tuning.tuner.bilevel import BilevelProblem, TrainLoss, ValidLoss
 from revtune.tuning.tuner.carried_state import CarriedState
+from revtune.tuning.tuner.first_step import FirstStep
 from revtune.tuning.tuner.history import History
 from revtune.tuning.tuner.optimizer_checks import check_decay, check_hyper_decay, checked, checked_hyper
 from revtune.tuning.tuner.state_checks import check_loaded, check_state
 from revtune.tuning.tuner.tuner_checks import (
     batch_size,
+    check_frozen,
     check_network,
     clip_norm,
     context_factory,
@@ -135,6 +137,7 @@ class Tuner:
         self.history, self.batch_iterators = History(), BatchIterators()
         self.steps = self.valid_steps = 0
         hypers.read.clear()
+        self._first: FirstStep | None = FirstStep(self.problem, method == "delta")
         self._started = time.perf_counter()
 
     def step(self, batch: Any, held_out: Any = None) -> tuple[float, float | None]:
@@ -164,7 +167,7 @@ class Tuner:
             self.optimizer.zero_grad()  # gradients left by the user's own backward are none of this step's
         try:
             with bilevel.statistics_kept(self.model):
-                loss = GRADIENTS[self.method](self.problem, batch, self._scaled)
+                loss = self._gradients(batch)
                 if (self.steps + 1) % self.accumulate == 0:
                     self._update()
         except Exception:
@@ -175,11 +178,24 @@ class Tuner:
         self._warn_unread()
         return loss.item()
 
+    def _gradients(self, batch: Any) -> Tensor:
+        """Add a training step's gradients; the first one is watched."""
+        if self._first is None:
+            return GRADIENTS[self.method](self.problem, batch, self._scaled)
+        with self._first.watched() as watched:
+            loss = GRADIENTS[self.method](watched, batch, self._scaled)
+        for finding in self._first.findings():
+            warnings.warn(finding, stacklevel=4)
+        self._first = None
+        return loss
+
     def valid_step(self, batch: Any) -> float:
         """A step of hyperparameters and scales; the loss. Errors are as in `step`."""
         self._begin("valid")
         loss, grads = bilevel.hypergradients(self.problem, batch, self.entropy)
+        resting = [self.hypers.column(name) for name in self.unread]
         for parameter, grad in grads.items():
+            grad[resting] = 0.0
             if not torch.isfinite(grad).all():
                 raise NonFiniteError("the gradient of hyperparameters is not finite; they are as before this step")
             parameter.grad = grad
@@ -203,6 +219,7 @@ class Tuner:
         if level == "train":
             check_decay(self.optimizer, self.groups[1])
         else:
+            check_frozen(self.hypers)
             check_hyper_decay(self.hyper_optimizer)
         if self._carried_state is not None:
             self._carried_state.level = level
@@ -254,17 +271,21 @@ class Tuner:
             self._carried_state.advance()
 
     def _warn_unread(self) -> None:
-        unread = [name for name in self.hypers.names if name not in self.hypers.read]
-        if self.steps == 1 and unread:
-            names = ", ".join(map(repr, unread))
+        if self.steps == 1 and self.unread:
+            names = ", ".join(map(repr, self.unread))
             warnings.warn(
-                f"nobody read hyperparameter {names} in a training step, so nothing tunes it: a module or the training "
-                "loss must use its value, which no optimizer and no evaluation can do for it",
+                f"nobody read hyperparameter {names} in a training step, so nothing tunes it and it stays: a module or "
+                "the training loss must use its value, which no optimizer and no evaluation can do for it",
                 stacklevel=3,
             )
 
+    @property
+    def unread(self) -> list[str]:
+        """Names of hyperparameters that no training step has read so far, which stay as they are; none before one."""
+        return [name for name in self.hypers.names if name not in self.hypers.read] if self.steps else []
+
     def values(self) -> dict[str, float]:
-        """Current values of the hyperparameters, in user units."""
+        """Current values of the hyperparameters, in user units; those that nobody reads, `unread`, stay."""
         return self.hypers.values()
 
     def batches(self, train: Iterable[Any], valid: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -294,7 +315,7 @@ class Tuner:
             "streams": self.batch_iterators.state_dict(), "history": list(self.history.records), "method": self.method,
             "optimizers": self._optimizer_kinds(), "accumulate": self.accumulate,
             "gradients": self._waiting_gradients(), "steps": self.steps, "valid_steps": self.valid_steps,
-            "seconds": time.perf_counter() - self._started,
+            "read": sorted(self.hypers.read), "seconds": time.perf_counter() - self._started,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -326,6 +347,7 @@ class Tuner:
         self.batch_iterators.load_state_dict(state["streams"])
         self._set_gradients(state["gradients"])
         self.steps, self.valid_steps = state["steps"], state["valid_steps"]
+        self.hypers.read = set(state.get("read", self.hypers.names))
         self._started = time.perf_counter() - state["seconds"]
 
     def _optimizer_kinds(self) -> list[str]:

@@ -159,9 +159,23 @@ def check_network(model: nn.Module, hypers: Hyperparameters, method: str) -> Non
     Raises:
         ValueError: says why.
     """
+    check_frozen(hypers)
     check_devices(model, hypers)
     check_dtypes(model, hypers)
     check_method(model, hypers, method)
+
+
+def check_frozen(hypers: Hyperparameters) -> None:
+    """Refuse hyperparameters that require no gradient, as they do where all of a network's parameters were frozen.
+
+    Raises:
+        ValueError: says how they are tuned again.
+    """
+    if not (hypers.raw.requires_grad and hypers.spread.requires_grad):
+        raise ValueError(
+            "the hyperparameters require no gradient: they are parameters of one of the network's layers, so that "
+            "freezing that layer, or net.parameters(), freezes them; net.hypers.requires_grad_(True) lets them be tuned"
+        )
 
 
 def check_dtypes(model: nn.Module, hypers: Hyperparameters) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.functional import dropout as thrown
 
-from revtune.tuning.conversion.bypasses import functional_dropout, read_directly, reason_left
+from revtune.tuning.conversion.bypasses import functional_dropout, rates_read, read_directly, reason_left, stands_for
 
 
 class Plainly(nn.Module):
@@ -155,3 +155,26 @@ def test_a_class_that_another_module_publishes_is_read_too() -> None:
     module = Plainly()
     published = type("Published", (Plainly,), {"forward": Plainly.forward, "__module__": "torchlike"})
     assert functional_dropout(published()) == functional_dropout(module) is not None
+
+
+class HandingOn(nn.Module):
+    """Rates of dropouts handed on: to attention, by way of a variable, out of a list; one is only asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.asked, self.mlp = nn.Dropout(0.1), nn.Dropout(0.1), nn.ModuleDict({"drop": nn.Dropout()})
+        self.many, self.p = nn.ModuleList([nn.Dropout()]), 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        rate = self.drop.p if self.training else 0.0
+        if self.asked.p > 0 or self.asked.p:
+            x = self.asked(x)
+        for place in range(1):
+            x = F.dropout(x, self.many[place].p, self.training)  # type: ignore[arg-type]
+        return F.scaled_dot_product_attention(x, x, x, None, rate) * self.p
+
+
+def test_rates_that_are_read_as_numbers_are_found() -> None:
+    assert rates_read(HandingOn()) == {"drop", "many.*"} and rates_read(Innocent()) == set()
+    assert stands_for("many.*", "many.3") and not stands_for("many.*", "many.3.drop")
+    assert functional_dropout(HandingOn()) is None

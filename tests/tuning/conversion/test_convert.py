@@ -2,6 +2,7 @@
 
 import copy
 import io
+from functools import partial
 from typing import Any
 
 import pytest
@@ -398,3 +399,15 @@ def test_a_dropout_cannot_be_tuned_by_what_is_no_rate() -> None:
     with pytest.raises(ValueError, match=r"1 must lie in 0\.\.1, but hyperparameter '1' is a Positive from 0 to inf"):
         self_tuning(net, Hyperparameters(**{"1": Positive(0.1)}))
     assert type(net[0]) is nn.Linear
+
+
+def test_a_layer_whose_forward_was_replaced_before_is_left_and_told() -> None:
+    """As accelerate's hooks and the patches of peft replace it; the class's forward would never be called."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.1), nn.Linear(8, 8), nn.Dropout(0.1), nn.Linear(8, 2))
+    for place in (0, 1):  # a layer and a dropout
+        net[place].forward = partial(type(net[place]).forward, net[place])
+    with pytest.warns(UserWarning, match="its forward was replaced on the module itself before") as told:
+        conversion: Any = self_tuning(net).conversion
+    assert [str(warning.message)[:2] for warning in told] == ["0:", "1:"]
+    assert set(conversion.left) == {"0", "1"} and "its rate stays 0.1" in conversion.left["1"]
+    assert set(conversion.replaced) == {"2", "3", "4"} and type(net[0]) is nn.Linear

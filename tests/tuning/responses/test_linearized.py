@@ -28,7 +28,7 @@ def by_hand(net: nn.Module, hypers: Hyperparameters, x: Tensor, d: Tensor) -> tu
     with forward_ad.dual_level(), record.replay(), hypers.bound(bound):
         tangent = forward_ad.unpack_dual(net(x)).tangent
     assert tangent is not None
-    return y, tangent
+    return y, tangent.detach()
 
 
 class Recurrent(nn.Module):

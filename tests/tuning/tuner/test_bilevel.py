@@ -11,10 +11,12 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+import revtune as rt
 from revtune.errors import HyperparameterError, NonFiniteError
 from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass
 from revtune.tuning.hypers.kinds import Positive, Rate
 from revtune.tuning.regularizers.dropouts import TunedDropout
+from revtune.tuning.responses.linearized import tangent_of
 from revtune.tuning.tuner import bilevel
 from revtune.tuning.tuner.bilevel import BilevelProblem
 from tests.tuned_nets import adopt, convolutional, with_responses
@@ -270,7 +272,7 @@ class Fused(nn.Module):
     """What torch says of its own operations that have no formula."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
+        if tangent_of(x) is not None:
             raise NotImplementedError("Trying to use forward AD with fused_op that does not support it because ...")
         return x
 
@@ -378,3 +380,122 @@ def test_generators_of_the_networks_device_are_put_back(monkeypatch: pytest.Monk
     monkeypatch.setattr(bilevel, "set_random_states", lambda states, device=None: seen.append(device))
     bilevel.delta(small(Deep(), "delta"), row(), unscaled)
     assert seen == [torch.device("cpu")]
+
+
+# What the second pass must tell apart
+
+
+@torch.library.custom_op("revtune_tests::doubled", mutates_args=())
+def doubled(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+doubled.register_autograd(lambda ctx, grad: 2 * grad)
+
+
+class Doubled(nn.Module):
+    """By an operation for which torch drops tangents without a word."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = doubled(x)
+        return y
+
+
+def test_operations_that_drop_tangents_are_named() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), Doubled(), nn.Linear(6, 3))
+    with pytest.raises(NotImplementedError, match=r"doubled\S* .*cannot be differentiated forward, .* use method=.stn"):
+        bilevel.delta(small(net, "delta"), row(), unscaled)
+
+
+class OwnTarget(nn.Module):
+    """A student and a target by the same layers, which is a constant."""
+
+    def __init__(self, constant: str) -> None:
+        super().__init__()
+        self.body, self.head, self.constant = nn.Linear(4, 6), nn.Linear(6, 3), constant
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x).tanh()
+        if self.constant == "detach":
+            return self.head(y) - (self.head(y + self.body(x + 1)) * y.mean()).detach()
+        with torch.no_grad():
+            target = self.head(y + self.body(x + 1)) * y.mean()
+        return self.head(y) - target
+
+
+def response_gradients(net: nn.Module) -> dict[str, Tensor]:
+    """Those of one step of Delta-STN, by name."""
+    problem = small(net, "delta")
+    bilevel.delta(problem, row(), unscaled)
+    return {name: p.grad for name, p in net.named_parameters() if "response" in name and p.grad is not None}
+
+
+def test_no_grad_stops_tangents_as_detach_does() -> None:
+    found = []
+    for constant in ("detach", "no_grad"):
+        torch.manual_seed(2)
+        found.append(response_gradients(OwnTarget(constant)))
+    assert found[0] and found[0].keys() == found[1].keys()
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+
+
+class Force(nn.Module):
+    """It differentiates itself: the values of its layers come from the record then, and have no graph."""
+
+    def __init__(self, prior: float) -> None:
+        super().__init__()
+        self.energy, self.prior = nn.Linear(4, 3), prior
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        energy = self.energy(x).square().sum() + self.prior * x.square().sum()
+        return torch.autograd.grad(energy, x, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("prior", [0.0, 1.0])
+def test_a_network_that_differentiates_itself_is_refused(prior: float) -> None:
+    with pytest.raises(ValueError, match=r'^the network differentiates itself, .* use method="stn"$'):
+        bilevel.delta(small(Force(prior), "delta"), row(), unscaled)
+    bilevel.stn(small(Force(prior), "stn"), row(), unscaled)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch.compile reads itself
+def test_responses_of_a_compiled_network_are_those_of_the_network() -> None:
+    found = []
+    for compiled in (False, True):
+        torch.manual_seed(2)
+        net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+        if compiled:
+            net.compile(backend="eager")
+        found.append(response_gradients(net))
+    torch._dynamo.reset()
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+
+
+def test_what_a_loss_says_of_a_linear_prediction_is_told_with_what_that_is() -> None:
+    """Where it is no first step that finds it."""
+
+    def loss(out: Tensor, batch: Any, h: Any) -> Tensor:
+        if out.grad_fn is None:
+            raise RuntimeError("all elements must be between 0 and 1")
+        return out.square().sum(1) * (1 + h.b)
+
+    with pytest.raises(RuntimeError, match=r"on Delta-STN's linear prediction, .* own words: all elements must be"):
+        bilevel.delta(small(nn.Linear(4, 3), "delta", loss=loss), row(), unscaled)
+
+
+class Rewinding(nn.Module):
+    """A reversible layer inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rnn = nn.Linear(4, 4), rt.RevGRU(4, 4, backend="reference")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.rnn(self.first(x)[None])[0][-1]
+        return y
+
+
+def test_a_reversible_layer_is_named_at_the_first_step() -> None:
+    with pytest.raises(NotImplementedError, match=r"^an operation of rnn \(RevGRU\) cannot be .* use method=.stn"):
+        bilevel.delta(small(Rewinding(), "delta"), row(), unscaled)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from revtune.errors import NonFiniteError
 from revtune.tuning.conversion.convert import self_tuning
 from revtune.tuning.conversion.freeze import frozen
+from revtune.tuning.conversion.plan import Conversion
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Positive, Rate
 from revtune.tuning.trees import tensors
@@ -34,7 +35,7 @@ class Net(nn.Module):
         super().__init__()
         self.first, self.drop, self.last = nn.Linear(6, 8), nn.Dropout(0.3), nn.Linear(8, 3)
         self.hypers = Hyperparameters(noise=Rate(0.2), decay=Positive(0.01), **options)
-        self.conversion = type("Told", (), {"batch_dim": 0})()
+        self.conversion = Conversion()
         adopt(self, self.hypers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -342,7 +343,7 @@ def test_a_penalty_is_tuned_to_where_held_out_loss_is_least(method: Any) -> None
     net: Any = nn.Sequential(nn.Linear(1, 1, bias=False))
     hypers = Hyperparameters(penalty=Positive(0.1, per="batch", scale=0.3, tune_scale=False))
     adopt(net, hypers)
-    net.__dict__.update(hypers=hypers, conversion=type("Told", (), {"batch_dim": 0})())
+    net.__dict__.update(hypers=hypers, conversion=Conversion())
 
     def loss(out: Tensor, batch: Any, h: Any) -> Tensor:
         return (out[:, 0] - 1) ** 2 + h.penalty * out[:, 0] ** 2
