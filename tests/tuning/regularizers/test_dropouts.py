@@ -437,7 +437,8 @@ def test_inside_a_stream_a_sequence_has_one_mask_though_it_runs_in_chunks(backen
 
     def encode(ids: Tensor) -> Tensor:
         y = modules(ids)
-        seen.append(torch.stack([y.detach()[ids[:, 0] == word][0] for word in range(9)]))
+        if len(ids) > 16:  # more than an encoder's trial takes
+            seen.append(torch.stack([y.detach()[ids[:, 0] == word][0] for word in range(9)]))
         return modules.rows(y)
 
     def loss() -> Tensor:
