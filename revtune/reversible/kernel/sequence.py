@@ -22,6 +22,7 @@ from revtune.reversible.kernel.environment import Environment
 from revtune.reversible.kernel.kernel import PARTS
 from revtune.reversible.kernel.sequence_arguments import DIFFERENTIABLE, BackwardArguments, SequenceArguments
 from revtune.reversible.kernel.sequence_recall import ChunkRecord, RecalledLayer, SequenceRun, chunk_steps, kept_steps
+from revtune.reversible.kernel.storage import check_stored
 from revtune.reversible.transforms import wants_gradient
 
 _WEIGHTS = {
@@ -107,6 +108,7 @@ def _sequence_backward(*arguments: Any) -> list[Tensor]:
     given, want = call.sequence, dict(zip(DIFFERENTIABLE, call.wanted, strict=True))
     record = SequenceRecord.of(call.facts, len(given.read_again()))
     run = SequenceRun(call.y, call.final, call.kept, call.words, record.chunks)
+    check_stored(f"{given.name}: input", given.x)
     with torch.no_grad(), record.environment.restored(torch.device("cpu")):
         _check_unchanged(given, record.digests)
         layer = RecalledLayer(given, frozenset(name for field, name in _WEIGHTS.items() if want[field]))
@@ -119,6 +121,8 @@ def _sequence_backward(*arguments: Any) -> list[Tensor]:
 
 def _digests(given: SequenceArguments) -> dict[str, int]:
     """A digest of each tensor that backward reads again, by what errors call it."""
+    for label, tensor in given.read_again().items():
+        check_stored(f"{given.name}: {label}", tensor)
     return {label: torch.ops.revtune.digest([tensor.contiguous()]) for label, tensor in given.read_again().items()}
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from revtune.reversible.arguments import check_tensor
+from revtune.reversible.kernel.inner_graph import inner_graph
 from revtune.reversible.layers.masks import new_seed
 from revtune.reversible.streams.chunk_graph import Autocast, chunk_gradients, leaves
 from revtune.reversible.streams.dropout import look_up, plain_embedding
@@ -51,7 +52,7 @@ class Encoder:
             chunk.requires_grad_()
         self._leaf = chunk
         draws = nullcontext() if self._seed is None else Replay(self._seed + first)
-        with draws, torch.set_grad_enabled(graph), opened(self._sinks):
+        with draws, torch.set_grad_enabled(graph), inner_graph(), opened(self._sinks):
             with self._autocast.again():
                 encoded = chunk if self._encode is None else self._encode(chunk)
                 self._root = self._check(self._shaped(encoded, chunk))
