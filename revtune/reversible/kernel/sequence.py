@@ -18,6 +18,7 @@ from torch import Tensor
 from revtune.errors import ReversalError
 from revtune.reversible.cells.cell import Cell, Response, State
 from revtune.reversible.kernel.backend import when_loaded
+from revtune.reversible.kernel.checksum import chained
 from revtune.reversible.kernel.environment import Environment
 from revtune.reversible.kernel.kernel import PARTS
 from revtune.reversible.kernel.sequence_arguments import DIFFERENTIABLE, BackwardArguments, SequenceArguments
@@ -77,20 +78,34 @@ class SequenceRecord(NamedTuple):
     @staticmethod
     def size(tensors: int, chunks: int) -> int:
         """How many numbers a record of so many digests and chunks has."""
-        return len(Environment._fields) + tensors + len(ChunkRecord._fields) * chunks
+        return len(Environment._fields) + tensors + len(ChunkRecord._fields) * chunks + 1
 
     def tensor(self) -> Tensor:
         """This record as int64 numbers."""
         chunks = [number for chunk in self.chunks for number in chunk]
-        return torch.tensor([*self.environment.numbers(), *self.digests, *chunks])
+        numbers = [*self.environment.numbers(), *self.digests, *chunks]
+        return torch.tensor([*numbers, _sealing(numbers)])
 
     @classmethod
     def of(cls, facts: Tensor, tensors: int) -> SequenceRecord:
-        """The record, with so many digests, that `tensor` packed."""
-        numbers = iter(facts.tolist())
+        """The record, with so many digests, that `tensor` packed.
+
+        Raises:
+            ReversalError: its numbers are not those that were packed.
+        """
+        *recorded, seal = facts.tolist()
+        if seal != _sealing(recorded):
+            raise ReversalError("the record of a sequence is not the one that was made; no gradient was produced")
+        numbers = iter(recorded)
         environment = Environment.of([next(numbers) for _ in Environment._fields])
         digests = [next(numbers) for _ in range(tensors)]
         return cls(environment, digests, [ChunkRecord(*pair) for pair in zip(numbers, numbers, strict=True)])
+
+
+def _sealing(numbers: list[int]) -> int:
+    """A number that seals a record: any change of the others almost surely changes it."""
+    number = chained(numbers)
+    return number - 2**64 if number >= 2**63 else number  # as int64
 
 
 def _sequence(*arguments: Any) -> tuple[Tensor, ...]:
