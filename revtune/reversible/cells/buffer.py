@@ -212,5 +212,7 @@ class Buffer:
     def _load(self) -> Tensor:
         """The words on top of the stack, unpacked."""
         if self._top is None or not self._top.numel():
+            if not self._sealed:
+                raise ReversalError(f"the information buffer is empty where {self.words} words should be left")
             self._top = self._sealed.pop().double().add_(WORD / 2)
         return self._top

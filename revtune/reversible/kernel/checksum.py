@@ -5,13 +5,23 @@ The kernel has a checksum of its own, csrc/digest.h, with the same two multiplie
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 _BLOCK = 2**16
 """Numbers of a tensor that are mixed at a time, so that they stay in a core's cache."""
+
+_DEVICE_BLOCK = 2**24
+"""The same on a device that waits for each block."""
+
+_PIECES = 64
+"""Pieces in which a tensor is copied that is not dense."""
+
+_WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+"""Whole numbers by the bytes that one takes."""
 
 _KEY, _MIX = -0x61C8864680B583EB, -0x40A7B892E31B1A47
 """SplitMix64's increment and first multiplier (Steele, Lea, Flood 2014), 0x9E3779B97F4A7C15 and 0xBF58476D1CE4E5B9, as
@@ -39,5 +49,23 @@ def checksum(depth: int, tensors: Iterable[Tensor]) -> int:
 
 def fingerprint(tensor: Tensor) -> int:
     """The checksum of any tensor's bits, block by block: a change of bits, or of their order, almost surely shows."""
-    bits = tensor.detach().resolve_neg().contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int64)
-    return checksum(0, (block.long() for block in bits.flatten().split(_BLOCK)))
+    return chained(checksum(0, _blocks(piece)) for piece in dense_pieces(tensor))
+
+
+def chained(numbers: Iterable[int]) -> int:
+    """One number for several, in their order."""
+    return reduce(lambda total, number: (total * _FOLD + number) & (2**64 - 1), numbers, 0)
+
+
+def dense_pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor's numbers, contiguous, in the order in which they lie in memory; few at a time where that is a copy."""
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    ordered = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
+    pieces = [ordered] if ordered.is_contiguous() else ordered.chunk(_PIECES)
+    return (piece.contiguous() for piece in pieces)
+
+
+def _blocks(dense: Tensor) -> Iterator[Tensor]:
+    """The bits of a contiguous tensor as int64."""
+    bits = dense.flatten().view(_WHOLE.get(dense.element_size(), torch.int64))
+    return (block.long() for block in bits.split(_BLOCK if bits.device.type == "cpu" else _DEVICE_BLOCK))

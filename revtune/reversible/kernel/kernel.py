@@ -220,6 +220,8 @@ class Kernel:
 
         Returns a digest of counts and heads before the chunk, and whether its words were used up exactly.
         """
+        if not _fit(words, len(chunk.gates[0])):
+            return 0, False
         result: tuple[int, bool] = torch.ops.revtune.rewind(
             chunk.gates, counts, heads, words, *chunk.states(), chunk.rh, *self._reading(), self._lengths, first,
             *self._limit, slices,
@@ -242,7 +244,7 @@ class Kernel:
 
     def recall_cells(self, chunk: ChunkBuffers, counts: Tensor, heads: Tensor, words: Tensor, first: int) -> bool:
         """Rewind c alone, once gates and h are known. Returns whether its words were used up exactly."""
-        exact: bool = torch.ops.revtune.recall_cells(
+        exact: bool = _fit(words, len(chunk.gates[0])) and torch.ops.revtune.recall_cells(
             chunk.gates, counts, heads, words, *chunk.states(), self._lengths, first, *self._limit
         )
         return exact
@@ -294,6 +296,14 @@ class Kernel:
 
     def _add_product(self, rows: slice, value: Tensor, grads: Tensor) -> None:
         self.weights.add_product("hh", rows, value.flatten(0, 1), grads.flatten(0, 1), len(grads))
+
+
+def _fit(words: Tensor, rows: int) -> bool:
+    """Whether a chunk's words are as many as they say, row by row, before them (csrc/words.h)."""
+    if not words.numel():
+        return True
+    counts = words[: 2 * rows].clone().view(torch.int32) if words.numel() >= 2 * rows else words
+    return len(counts) == rows and int(counts.min()) >= 0 and int(counts.sum()) == words.numel() - 2 * rows
 
 
 def stacked(parts: Mapping[str, Tensor], cell: Cell) -> Tensor:

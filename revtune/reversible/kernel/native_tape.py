@@ -117,6 +117,8 @@ class NativeTape(Tape):
 
     def rewind(self, x: Tensor, first: int) -> Tensor:
         chunk = self._keep(self.kernel.chunk_buffers(x, recorded=True), first)
+        if not (self.buffer.chunks and self.buffer.digests):
+            raise ReversalError(self._explain(x, first, "the chunk's words or digest are not there"))
         words, recorded = self.buffer.chunks.pop(), self.buffer.digests.pop()
         slices = self.slices[first : first + len(x)] if self.sliced else None
         digest, exact = self.kernel.rewind(chunk, self._counts, self.buffer.heads, words, first, slices)

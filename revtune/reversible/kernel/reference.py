@@ -128,7 +128,7 @@ class ReferenceTape(Tape):
         except ReversalError as error:
             raise ReversalError(self._explain(x, first, str(error))) from None
         self._graphs.reverse()
-        if self._checksum() != self._checks.pop():
+        if not self._checks or self._checksum() != self._checks.pop():
             raise ReversalError(self._explain(x, first, "the state differs from the one recorded before these steps"))
         return y
 

@@ -18,10 +18,12 @@ from torch import Tensor
 from revtune.errors import ReversalError
 from revtune.reversible.cells.cell import Cell, Response, State
 from revtune.reversible.kernel.backend import when_loaded
+from revtune.reversible.kernel.checksum import chained
 from revtune.reversible.kernel.environment import Environment
 from revtune.reversible.kernel.kernel import PARTS
 from revtune.reversible.kernel.sequence_arguments import DIFFERENTIABLE, BackwardArguments, SequenceArguments
 from revtune.reversible.kernel.sequence_recall import ChunkRecord, RecalledLayer, SequenceRun, chunk_steps, kept_steps
+from revtune.reversible.kernel.storage import check_stored
 from revtune.reversible.transforms import refuse_double_backward, wants_gradient
 
 _WEIGHTS = {
@@ -76,20 +78,34 @@ class SequenceRecord(NamedTuple):
     @staticmethod
     def size(tensors: int, chunks: int) -> int:
         """How many numbers a record of so many digests and chunks has."""
-        return len(Environment._fields) + tensors + len(ChunkRecord._fields) * chunks
+        return len(Environment._fields) + tensors + len(ChunkRecord._fields) * chunks + 1
 
     def tensor(self) -> Tensor:
         """This record as int64 numbers."""
         chunks = [number for chunk in self.chunks for number in chunk]
-        return torch.tensor([*self.environment.numbers(), *self.digests, *chunks])
+        numbers = [*self.environment.numbers(), *self.digests, *chunks]
+        return torch.tensor([*numbers, _sealing(numbers)])
 
     @classmethod
     def of(cls, facts: Tensor, tensors: int) -> SequenceRecord:
-        """The record, with so many digests, that `tensor` packed."""
-        numbers = iter(facts.tolist())
+        """The record, with so many digests, that `tensor` packed.
+
+        Raises:
+            ReversalError: its numbers are not those that were packed.
+        """
+        *recorded, seal = facts.tolist()
+        if seal != _sealing(recorded):
+            raise ReversalError("the record of a sequence is not the one that was made; no gradient was produced")
+        numbers = iter(recorded)
         environment = Environment.of([next(numbers) for _ in Environment._fields])
         digests = [next(numbers) for _ in range(tensors)]
         return cls(environment, digests, [ChunkRecord(*pair) for pair in zip(numbers, numbers, strict=True)])
+
+
+def _sealing(numbers: list[int]) -> int:
+    """A number that seals a record: any change of the others almost surely changes it."""
+    number = chained(numbers)
+    return number - 2**64 if number >= 2**63 else number  # as int64
 
 
 def _sequence(*arguments: Any) -> tuple[Tensor, ...]:
@@ -107,6 +123,7 @@ def _sequence_backward(*arguments: Any) -> list[Tensor]:
     given, want = call.sequence, dict(zip(DIFFERENTIABLE, call.wanted, strict=True))
     record = SequenceRecord.of(call.facts, len(given.read_again()))
     run = SequenceRun(call.y, call.final, call.kept, call.words, record.chunks)
+    check_stored(f"{given.name}: input", given.x)
     with torch.no_grad(), record.environment.restored(torch.device("cpu")):
         _check_unchanged(given, record.digests)
         layer = RecalledLayer(given, frozenset(name for field, name in _WEIGHTS.items() if want[field]))
@@ -119,6 +136,8 @@ def _sequence_backward(*arguments: Any) -> list[Tensor]:
 
 def _digests(given: SequenceArguments) -> dict[str, int]:
     """A digest of each tensor that backward reads again, by what errors call it."""
+    for label, tensor in given.read_again().items():
+        check_stored(f"{given.name}: {label}", tensor)
     return {label: torch.ops.revtune.digest([tensor.contiguous()]) for label, tensor in given.read_again().items()}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from revtune.reversible.cells.cell import Response, Rows, Stage, Step
+from revtune.reversible.kernel.inner_graph import inner_graph
 
 
 class Product(NamedTuple):
@@ -121,7 +122,7 @@ class StageGraph:
     def __init__(self, stage: Stage, step: RecordingStep, live: Tensor | None) -> None:
         self._stage, self._step, self._live = stage, step, live
         step.forbidden = stage.changes
-        with torch.enable_grad():
+        with torch.enable_grad(), inner_graph():
             self._gates: tuple[Tensor, ...] = stage.gates(step)
         self._couplings: dict[int, _CouplingGraph] = {}
 
@@ -129,7 +130,7 @@ class StageGraph:
         """z and u of the coupling of this index."""
         part, earlier = self._stage.changes[index], self._stage.changes[:index]
         self._step.changed, self._step.forbidden = earlier, (part,)
-        with torch.enable_grad():
+        with torch.enable_grad(), inner_graph():
             z, u = self._stage.couplings[index].update(self._step, *self._gates)
         wants_z, wants_u = z is not None and z.requires_grad, u.requires_grad
         edges = [get_gradient_edge(t) for t, wanted in ((z, wants_z), (u, wants_u)) if wanted and t is not None]

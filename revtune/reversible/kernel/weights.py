@@ -14,7 +14,7 @@ from torch import Tensor
 
 from revtune.reversible.cells.cell import Response, Rows, block_rows
 from revtune.reversible.cells.state_range import check_finite
-from revtune.reversible.kernel.checksum import fingerprint
+from revtune.reversible.kernel.checksum import chained, dense_pieces, fingerprint
 from revtune.reversible.kernel.matmuls import NativeProducts, Products
 
 
@@ -65,7 +65,7 @@ class Weights:
         if native:
             self.tensors = {name: weight.contiguous() for name, weight in self.tensors.items()}
             self.responses = {name: (v.contiguous(), s.contiguous()) for name, (v, s) in self.responses.items()}
-        for name, tensor in self._all() if check else ():
+        for name, tensor in self.named() if check else ():
             check_finite(tensor, f"{owner}: weight {name!r}")
 
     def fresh(self) -> Weights:
@@ -74,15 +74,10 @@ class Weights:
         other.gradients = {}
         return other
 
-    def fingerprints(self) -> list[tuple[str, int]]:
-        """The name and fingerprint of every tensor."""
-        return [(name, self.fingerprint(tensor)) for name, tensor in self._all()]
-
     def fingerprint(self, tensor: Tensor) -> int:
         """A number that a change of any of the tensor's bits almost surely changes. The kernel computes it faster."""
-        if self._native:
-            number: int = torch.ops.revtune.digest([tensor.detach().contiguous()])
-            return number
+        if self._native and tensor.device.type == "cpu":
+            return chained(torch.ops.revtune.digest([piece]) for piece in dense_pieces(tensor))
         return fingerprint(tensor)
 
     def project(self, x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -151,7 +146,7 @@ class Weights:
             self.gradients[name] = torch.zeros_like(like, memory_format=torch.contiguous_format)
         return self.gradients[name]
 
-    def _all(self) -> Iterable[tuple[str, Tensor]]:
+    def named(self) -> Iterable[tuple[str, Tensor]]:
         """Every weight and response tensor, by name."""
         yield from self.tensors.items()
         for name, (extra, scale) in self.responses.items():

@@ -5,7 +5,7 @@ Shapes: T time, B batch, I input, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from revtune.reversible import meter as metering
 from revtune.reversible.cells.cell import State
 from revtune.reversible.kernel.chunks import chunks
 from revtune.reversible.kernel.environment import Environment
+from revtune.reversible.kernel.storage import check_stored
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.stack import Stack
 from revtune.reversible.transforms import graph_retained, refuse_batches, refuse_double_backward, refuse_transforms
@@ -98,31 +99,45 @@ class _Rewind(torch.autograd.Function):
 
 def fingerprints(stack: Stack, x: Tensor, encoder_tensors: Iterable[Tensor] = ()) -> Fingerprints:
     """Fingerprints of all that both directions must read alike: input, its encoder, weights, masks and lengths."""
-    name, fingerprint = stack.tapes[0].name, stack.tapes[0].weights.fingerprint
-    found = [(f"{name}: input", fingerprint(x))]
-    found += [
-        (f"{name}: what encodes its input, of shape {tuple(tensor.shape)},", fingerprint(tensor))
-        for tensor in encoder_tensors
-    ]
+    fingerprint, read = stack.tapes[0].weights.fingerprint, list(read_again(stack, x, encoder_tensors))
+    check_all_stored(read)
+    return [(what, fingerprint(tensor)) for what, tensor in read]
+
+
+def check_all_stored(read: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse tensors whose memory is gone, which to read would end the process.
+
+    Raises:
+        ReversalError: names the first of them.
+    """
+    for what, tensor in read:
+        check_stored(what, tensor)
+
+
+def read_again(stack: Stack, x: Tensor, encoder_tensors: Iterable[Tensor] = ()) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of which `fingerprints` takes fingerprints, each after what errors call it."""
+    name = stack.tapes[0].name
+    yield f"{name}: input", x
+    for tensor in encoder_tensors:
+        yield f"{name}: what encodes its input, of shape {tuple(tensor.shape)},", tensor
     for tape in stack.tapes:
-        found += [(f"{tape.name}: weight {key!r}", number) for key, number in tape.weights.fingerprints()]
-        found += [(f"{tape.name}: mask {part!r}", fingerprint(mask)) for part, mask in tape.masks.items()]
+        yield from ((f"{tape.name}: weight {key!r}", weight) for key, weight in tape.weights.named())
+        yield from ((f"{tape.name}: mask {part!r}", mask) for part, mask in tape.masks.items())
         if tape.lengths is not None:
-            found.append((f"{tape.name}: lengths", fingerprint(tape.lengths)))
-    return found
+            yield f"{tape.name}: lengths", tape.lengths
 
 
-def check_unchanged(before: Fingerprints, now: Fingerprints) -> None:
-    """Compare fingerprints.
+def check_unchanged(
+    before: Fingerprints, now: Fingerprints, when: str = "(through .data?) between forward and backward"
+) -> None:
+    """Compare fingerprints; `when` says what lies between them.
 
     Raises:
         ReversalError: names the first tensor that has changed.
     """
     for (what, known), (_, number) in zip(before, now, strict=True):
         if number != known:
-            raise ReversalError(
-                f"{what} was changed (through .data?) between forward and backward; no gradient was produced"
-            )
+            raise ReversalError(f"{what} was changed {when}; no gradient was produced")
 
 
 def aim(stack: Stack, dfinals: Iterable[Tensor]) -> None:

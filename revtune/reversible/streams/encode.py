@@ -8,6 +8,7 @@ Shapes: T time, B batch, I input, H hidden, L layers, k units that are kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +20,15 @@ from revtune.reversible.arguments import check_lengths
 from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.kernel.environment import Environment
 from revtune.reversible.layers.masks import BatchSpec, SequenceMasks, one_sequence
-from revtune.reversible.layers.rewind import Fingerprints, aim, check_unchanged, fingerprints, last_states
+from revtune.reversible.layers.rewind import (
+    Fingerprints,
+    aim,
+    check_all_stored,
+    check_unchanged,
+    fingerprints,
+    last_states,
+    read_again,
+)
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.streams.encoder import Encode, Encoder
@@ -125,8 +134,12 @@ class EncodePass:
     @torch.no_grad()
     def forward(self) -> list[Tensor]:
         """Annotations and final states, from which `backward` rewinds."""
+        read = list(self._read_again())
         for first, last in self.spans:
-            self.stack.forward(self.encoder.run(first, last), first)
+            check_all_stored(read)
+            x = self.encoder.run(first, last)
+            check_all_stored(read)
+            self.stack.forward(x, first)
         metering.report(self.stack.usages())
         return self._results()
 
@@ -146,8 +159,13 @@ class EncodePass:
 
     def fingerprints(self) -> Fingerprints:
         """Fingerprints of all that both directions must read alike."""
-        inputs = self.inputs if self.inputs.is_floating_point() else self.inputs.long()
-        return fingerprints(self.stack, inputs, [tensor for tensor in self._reached if tensor is not self.inputs])
+        return fingerprints(self.stack, self.inputs, self._encoder_tensors())
+
+    def _read_again(self) -> Iterator[tuple[str, Tensor]]:
+        return read_again(self.stack, self.inputs, self._encoder_tensors())
+
+    def _encoder_tensors(self) -> list[Tensor]:
+        return [tensor for tensor in self._reached if tensor is not self.inputs]
 
     @torch.no_grad()
     def backward(self, dannotations: Tensor, dfinals: list[Tensor], keep: bool) -> list[Tensor | None]:
@@ -155,9 +173,13 @@ class EncodePass:
         stack = self.stack.copy() if keep else self.stack
         top = stack.tapes[-1]
         aim(stack, dfinals)
+        read = list(self._read_again())
         for first, last in reversed(self.spans):
+            check_all_stored(read)
             with self.encoder.answering():
-                y = stack.rewind(self.encoder.run(first, last, graph=True), first)
+                x = self.encoder.run(first, last, graph=True)
+                check_all_stored(read)
+                y = stack.rewind(x, first)
             dy = torch.zeros_like(y) if top.sliced else None
             if dy is not None:
                 dy[:, :, : top.sliced] = dannotations[first:last]
@@ -197,7 +219,10 @@ class _RewindEncode(torch.autograd.Function):
             torch.autocast(device.type, enabled=False),
             ctx.environment.restored(device),
         ):
-            grads = encode_pass.backward(dannotations, list(dfinals), keep)
+            try:
+                grads = encode_pass.backward(dannotations, list(dfinals), keep)
+            finally:  # a change is the reason for other errors too
+                check_unchanged(ctx.fingerprints, encode_pass.fingerprints(), "while rewind_encode went back")
         if not keep:
             ctx.encode_pass = None
         return (None, *grads)

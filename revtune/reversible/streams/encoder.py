@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from revtune.errors import ReversalError
 from revtune.reversible.arguments import check_tensor
+from revtune.reversible.kernel.inner_graph import inner_graph
 from revtune.reversible.layers.masks import new_seed
 from revtune.reversible.streams.chunk_graph import Autocast, chunk_gradients, leaves
 from revtune.reversible.streams.dropout import known_encoder, look_up, plain_embedding
@@ -57,7 +58,7 @@ class Encoder:
             chunk.requires_grad_()
         self._leaf, self._span = chunk, (first, last)
         draws = nullcontext() if self._seed is None else Replay(self._seed + first)
-        with draws, torch.set_grad_enabled(recorded), opened(self._sinks):
+        with draws, torch.set_grad_enabled(recorded), inner_graph(), opened(self._sinks):
             with self._autocast.again():
                 encoded = chunk if self._encode is None else self._encode(chunk)
                 root = self._check(self._shaped(encoded, chunk))

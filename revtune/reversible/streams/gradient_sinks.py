@@ -43,6 +43,10 @@ class Sinks:
         else:
             self.of(tensor).add_(grad)  # never kept as the accumulator: autograd may hand the same tensor to others
 
+    def tensors(self) -> list[Tensor]:
+        """The tensors that gradients have been added up for."""
+        return [tensor for tensor, _ in self._grads.values()]
+
     def drain(self) -> tuple[list[Tensor], list[Tensor]]:
         """The tensors and their gradients; the sinks are empty then."""
         pairs = list(self._grads.values())

@@ -13,7 +13,12 @@ _CALLED = FunctionType | MethodType | partial
 
 
 def held_tensors(holder: Any, seen: set[int]) -> Iterator[Tensor]:
-    """The tensors in a module's attributes, or in a function's closure, defaults or bound arguments.
+    """The tensors among what `held` finds; arguments as there."""
+    return (thing for thing in held(holder, seen) if isinstance(thing, Tensor))
+
+
+def held(holder: Any, seen: set[int]) -> Iterator[Any]:
+    """What stands in a module's attributes, or in a function's closure, defaults or bound arguments, and all in that.
 
     Args:
         holder: the module or function, or anything that one holds.
@@ -22,10 +27,9 @@ def held_tensors(holder: Any, seen: set[int]) -> Iterator[Tensor]:
     if id(holder) in seen:
         return
     seen.add(id(holder))
-    if isinstance(holder, Tensor):
-        yield holder
+    yield holder
     for part in _parts(holder):
-        yield from held_tensors(part, seen)
+        yield from held(part, seen)
 
 
 def held_parts(holder: Any, seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from revtune.reversible.kernel.inner_graph import inner_graph
 from revtune.reversible.streams.chunk_graph import Autocast, chunk_gradients, leaves
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
 from revtune.reversible.streams.hooks import called_as_written, refuse_hooks
@@ -65,7 +66,7 @@ class ReadoutPass:
             assert dy is not None
             return loss, dy
         y = y.detach().requires_grad_()
-        with torch.enable_grad(), opened(self._sinks), self._autocast.again():
+        with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again():
             # A clone, since a readout may change its argument in place, which autograd refuses of a leaf
             total = _scalar(self._readout(y.clone(), targets, *self._given()))
         return total.detach().double(), self._back(total, None, y)
@@ -77,7 +78,7 @@ class ReadoutPass:
         total, dy = torch.zeros((), dtype=torch.float64, device=y.device), torch.zeros_like(y)
         for part in readout.parts(targets):
             y_part = y[part].requires_grad_()
-            with torch.enable_grad(), opened(self._sinks), self._autocast.again():
+            with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again():
                 features, classes = readout.features(y_part.clone(), targets[part], *self._given())
                 features = head.cast(features)
             loss, cotangent = head.loss_and_gradient(features, classes, self._sinks)

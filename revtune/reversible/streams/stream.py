@@ -31,6 +31,7 @@ from revtune.reversible.streams.known_gradients import with_gradients
 from revtune.reversible.streams.parallel import refuse_wrapped
 from revtune.reversible.streams.readout_pass import Normalizer, Readout, ReadoutPass, mean_weight
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
+from revtune.reversible.streams.surroundings import Surroundings
 
 
 class Batch(NamedTuple):
@@ -95,7 +96,8 @@ def rewind_loss(
     Raises:
         ValueError: a bidirectional net, arguments that do not fit, an encoder that looks along time or changes with
             each call, a readout that is no sum, or a part that is wrapped or sharded by itself.
-        NonFiniteError, StateRangeError, ReversalError: as in `scan`.
+        NonFiniteError, StateRangeError, ReversalError: as in `scan`. ReversalError too where a parameter of the net, of
+            encode or of readout, or one of the tensors given, is changed in place, or freed, while this runs.
 
     Example:
         >>> rnn, tokens = RevGRU(8, 16), torch.randint(10, (20, 3))
@@ -141,6 +143,8 @@ class Stream:
         states, native = rnn.first_states(spec, batch.state, batched=True), rnn.runs_native(weight)
         self.stack, self.layers = rnn.assemble(self.steps, spec, states, batch.lengths, native=native)
         self.chunk = self.stack.chunk_steps(segment)
+        self._rnn, self._batch = rnn, batch
+        self._surroundings = Surroundings("rewind_loss", self.stack.tapes[0].weights.fingerprint)
         self._targets, self._lengths = batch.targets, batch.lengths
         self._sinks = Sinks()
         self._encoder = Encoder(batch.encode, inputs, self._sinks, rnn.check_input)
@@ -160,19 +164,43 @@ class Stream:
 
     @torch.no_grad()
     def train(self) -> Tensor:
-        """The summed loss; its gradients are then in `gradients`."""
+        """The summed loss; its gradients are then in `gradients`.
+
+        Raises:
+            ReversalError: rewinding failed, or something that is read until the end was changed on the way.
+        """
+        self._watch()
+        try:
+            self._forth_and_back()
+        except RuntimeError as error:
+            if found := self._surroundings.changed():
+                raise found from error
+            raise
+        self._surroundings.compare()
+        return self._loss
+
+    def _forth_and_back(self) -> None:
         segments = list(pieces(0, self.steps, self.segment))
         starts = [self._tape_positions()]
         for first, last in segments[:-1]:
             for span in pieces(first, last, self.chunk):
-                self.stack.preview(self._encoder.run(*span), span[0])
+                self.stack.preview(self._encoded(*span), span[0])
             starts.append(self._tape_positions())
         ends = [*starts[1:], None]  # where the last segment ends is not known before it has run
         for (first, last), start, end in reversed(list(zip(segments, starts, ends, strict=True))):
             self._restart(start)
             with self._encoder.answering():
                 self._run_segment(first, last, end)
-        return self._loss
+
+    def _watch(self) -> None:
+        """Watch all that is read more than once."""
+        watched, batch = self._surroundings, self._batch
+        watched.watch_net(self._rnn, self.stack)
+        for name, tensor in (("inputs", batch.inputs), ("targets", batch.targets), ("lengths", batch.lengths)):
+            watched.watch(name, [] if tensor is None else [tensor])
+        watched.watch("one of context", batch.context)
+        watched.watch_held("encode", batch.encode)
+        watched.watch_held("readout", batch.readout)
 
     def gradients(self) -> tuple[list[Tensor], list[Tensor]]:
         """The tensors that require a gradient, and their gradients; asked once, since these are given away."""
@@ -193,26 +221,36 @@ class Stream:
         """Run a segment forward, turn around at its last chunk, and rewind it with readout and gradients."""
         spans = list(pieces(first, last, self.chunk))
         for span in spans[:-1]:
-            self.stack.forward(self._encoder.run(*span), span[0])
+            self.stack.forward(self._encoded(*span), span[0])
         self._pass(self.stack.record, *spans[-1], then=lambda: self._end_segment(end, last))
         for span in reversed(spans[:-1]):
             self._pass(self.stack.rewind, *span)
+
+    def _encoded(self, first: int, last: int, *, graph: bool = False) -> Tensor:
+        """A chunk of the encoder, as its `run`; what encoder and stack read is there before each of them reads it."""
+        self._surroundings.glance()
+        x = self._encoder.run(first, last, graph=graph)
+        self._surroundings.glance()
+        return x
 
     def _end_segment(self, end: list[TapePosition] | None, last: int) -> None:
         """Note where the sequence ends, or check that this segment ends where it did the first time."""
         if end is None:
             self._last = [tape.state(tape.final) for tape in self.stack.tapes]
+            self._surroundings.compare()
         else:
             self._check_end(end, last)
         metering.report(self.stack.usages())
 
     def _pass(self, move: Move, first: int, last: int, *, then: Callable[[], None] | None = None) -> None:
         """Record or rewind a chunk, call `then`, and take the chunk's readout, loss and gradients."""
-        y = move(self._encoder.run(first, last, graph=True), first)
+        y = move(self._encoded(first, last, graph=True), first)
         if then:
             then()
         dy = self._read_out(y, first, last)
         del y  # the stack's gradient needs memory, and no outputs
+        self._surroundings.watch("a tensor that readout or encode reads", self._sinks.tensors())
+        self._surroundings.glance()
         self._encoder.gradient(self.stack.gradient(dy, first), first)
 
     def _read_out(self, y: Tensor, first: int, last: int) -> Tensor | None:

@@ -1,0 +1,149 @@
+"""What a stream reads more than once, watched: a tensor that is changed on the way is named, and no gradient given.
+
+A layer's backward finds such changes by autograd's version counters and by fingerprints. A stream is one call, in which
+nothing compares them for it, while encoder and readout, which are the user's, and other threads run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from revtune.errors import ReversalError
+from revtune.reversible.kernel.storage import check_stored
+from revtune.reversible.layers.stack import Stack
+from revtune.reversible.streams.held import held
+
+Fingerprint = Callable[[Tensor], int]
+
+
+@dataclass
+class _Known:
+    """A tensor as it was.
+
+    Attributes:
+        what: what errors call it.
+        tensor: the tensor itself, so that no other takes its id.
+        version: autograd's count of its changes in place.
+        fingerprint: of its bits.
+    """
+
+    what: str
+    tensor: Tensor
+    version: int
+    fingerprint: int
+
+
+class Surroundings:
+    """Tensors that must stay as they are while a stream runs.
+
+    Args:
+        owner: the function that watches, for messages.
+        fingerprint: a number that a change of any of a tensor's bits almost surely changes.
+    """
+
+    def __init__(self, owner: str, fingerprint: Fingerprint) -> None:
+        self._owner, self._fingerprint = owner, fingerprint
+        self._known: dict[int, _Known] = {}
+        self._changing: set[int] = set()  # ids of weights that an embedding scales down when it first sees a row
+
+    def watch(self, what: str, tensors: Iterable[Tensor]) -> None:
+        """Watch tensors from now on, those that are not watched yet.
+
+        Args:
+            what: what errors call them.
+            tensors: of any kind; those without numbers of their own are passed over.
+        """
+        for tensor in tensors:
+            if id(tensor) not in self._changing | self._known.keys() and _has_numbers(tensor):
+                called = f"{self._owner}: {what}"
+                check_stored(called, tensor)
+                version, fingerprint = _version(tensor), self._fingerprint(tensor)
+                self._known[id(tensor)] = _Known(called, tensor, version, fingerprint)
+
+    def watch_net(self, net: nn.Module, stack: Stack) -> None:
+        """Watch a net's parameters by their names, and what else its layers read, but for views of those."""
+        for name, parameter in net.named_parameters():
+            self.watch(name, [parameter])
+        named = [known.tensor for known in self._known.values()]
+        for tape in stack.tapes:
+            others = [(f"weight {name!r}", weight) for name, weight in tape.weights.named()]
+            others += [(f"mask {part!r}", mask) for part, mask in tape.masks.items()]
+            for what, tensor in others:
+                if not any(map(tensor.is_set_to, named)):
+                    self.watch(f"{tape.name}, {what}", [tensor])
+
+    def watch_held(self, name: str, function: object) -> None:
+        """Watch the parameters of an encoder or readout, where its module or function is seen to hold them."""
+        for holder in _holders(function):
+            if isinstance(holder, nn.Embedding | nn.EmbeddingBag) and holder.max_norm is not None:
+                self._changing |= {id(weight) for weight in holder.parameters(recurse=False)}
+            elif isinstance(holder, nn.Module):
+                for key, parameter in holder.named_parameters(recurse=False):
+                    self.watch(f"{key} of {type(holder).__name__} in {name}", [parameter])
+            elif isinstance(holder, Tensor) and holder.is_leaf and holder.requires_grad:
+                self.watch(f"a tensor of {name}", [holder])
+
+    def glance(self) -> None:
+        """Look whether each tensor's memory is there, and at the bits of those that autograd saw changed in place.
+
+        Raises:
+            ReversalError: names the tensor.
+        """
+        for known in self._known.values():
+            check_stored(known.what, known.tensor)
+            if _version(known.tensor) != known.version:
+                self._compare(known)
+
+    def compare(self) -> None:
+        """Look at the bits of every tensor.
+
+        Raises:
+            ReversalError: names the tensor.
+        """
+        for known in self._known.values():
+            check_stored(known.what, known.tensor)
+            self._compare(known)
+
+    def changed(self) -> ReversalError | None:
+        """The error that names the first tensor which was changed."""
+        try:
+            self.compare()
+        except ReversalError as found:
+            return found
+        return None
+
+    def _compare(self, known: _Known) -> None:
+        version = _version(known.tensor)
+        if self._fingerprint(known.tensor) != known.fingerprint:
+            raise ReversalError(
+                f"{known.what} of shape {tuple(known.tensor.shape)} was changed while {self._owner} ran (by encode, by "
+                "readout, or by another thread's optimizer), and it is read until the end; no gradient was produced"
+            )
+        known.version = version
+
+
+def _holders(function: object) -> Iterator[object]:
+    """All that a function or module is seen to hold; of an object that is called, or its method, the attributes."""
+    owner, seen = getattr(function, "__self__", function), set[int]()
+    attributes = [] if isinstance(owner, nn.Module) else getattr(owner, "__dict__", {}).values()
+    for holder in [function, *attributes]:
+        yield from held(holder, seen)
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor has memory of its own on a device, unlike lazy, meta, sharded and sparse ones."""
+    wrapped: bool = is_traceable_wrapper_subclass(tensor)
+    if wrapped or is_lazy(tensor) or tensor.is_meta:
+        return False
+    return tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_quantized)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; 0 for one of inference mode, whose changes nobody counts."""
+    return 0 if tensor.is_inference() else tensor._version

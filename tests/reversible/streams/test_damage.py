@@ -1,0 +1,62 @@
+"""Bits that are flipped in what a stream or a layer keeps: a ReversalError, whichever they are."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import revtune as rt
+from revtune.reversible.layers.stack import Stack
+from tests.backends import real
+from tests.chunking import set_stack_chunk_steps
+
+BACKENDS = ("reference", "native")
+Damage = Callable[[Any], object]
+
+
+def flip(tensor: Tensor, byte: int, bit: int = 4) -> None:
+    tensor.data.view(torch.uint8).flatten()[byte] ^= 1 << bit
+
+
+def stored(tape: Any) -> list[Tensor]:
+    """The words of each chunk."""
+    chunks: list[Tensor] = tape.buffer.chunks if hasattr(tape.buffer, "chunks") else tape.buffer._sealed
+    return chunks
+
+
+def checks(tape: Any) -> list[int]:
+    found: list[int] = tape.buffer.digests if hasattr(tape.buffer, "digests") else tape._checks
+    return found
+
+
+DAMAGES: dict[str, Damage] = {
+    "first word or count": lambda tape: flip(stored(tape)[-1], 0),
+    "high bit of a count": lambda tape: flip(stored(tape)[-1], 3, 7),
+    "last word": lambda tape: flip(stored(tape)[0], -1),
+    "head": lambda tape: flip(tape.buffer.heads, 3),
+    "checksum": lambda tape: checks(tape).__setitem__(0, checks(tape)[0] ^ 1),
+    "words of a chunk": lambda tape: stored(tape).pop(),
+    "one word": lambda tape: stored(tape).__setitem__(0, stored(tape)[0][:-1]),
+    "a checksum less": lambda tape: checks(tape).pop(0),
+    "all words": lambda tape: stored(tape).clear(),
+}
+
+
+@pytest.mark.parametrize("rev", [rt.RevGRU, rt.RevLSTM])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_what_a_stream_keeps_is_a_reversal_error(rev: Any, damage: str, monkeypatch: Any) -> None:
+    torch.manual_seed(0)
+    set_stack_chunk_steps(monkeypatch, 4)
+    record = Stack.record
+
+    def damaged(stack: Stack, x: Tensor, first: int) -> Tensor:
+        y = record(stack, x, first)
+        DAMAGES[damage](stack.tapes[0])
+        return y
+
+    monkeypatch.setattr(Stack, "record", damaged)
+    net, head = rev(3, 16, dtype=real()), rt.LinearCrossEntropy(16, 5, dtype=real())
+    with pytest.raises(rt.ReversalError):
+        rt.rewind_loss(net, torch.randn(16, 2, 3, dtype=real()), torch.randint(5, (16, 2)), readout=head)
