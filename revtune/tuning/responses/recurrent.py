@@ -219,7 +219,8 @@ class ResponseRNN(Responding, nn.RNNBase):
         firsts = [forward_ad.unpack_dual(state) for state in states]
         dstates = [torch.zeros_like(first.primal) if first.tangent is None else first.tangent for first in firsts]
         dx = forward_ad.unpack_dual(x).tangent
-        dy, dfinals = self._stacked(partial(self._direction_tangents, record), dx, dstates, steps, rate)
+        with torch.no_grad():  # tangents go by themselves here, and the loop writes in place
+            dy, dfinals = self._stacked(partial(self._direction_tangents, record), dx, dstates, steps, rate)
         pairs = zip(record.recall(self), (dy, *dfinals), strict=True)
         y, *finals = (forward_ad.make_dual(primal, tangent) for primal, tangent in pairs)
         return y, finals

@@ -4,7 +4,6 @@ import copy
 import io
 import random
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
+from revtune.tuning.conversion.plan import Conversion
 from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass, Values
 from revtune.tuning.hypers.kinds import Between, Integer, Rate
 from revtune.tuning.regularizers.loader import TunedLoader
@@ -225,7 +225,7 @@ def network(hypers: Hyperparameters, centred: bool) -> Any:
         layer.adopt(hypers, name, 0)
         nn.init.normal_(layer.response_scale, 0, 0.1)
     net[0].hyperparameters = hypers
-    net.__dict__.update(hypers=hypers, conversion=SimpleNamespace(batch_dim=0))
+    net.__dict__.update(hypers=hypers, conversion=Conversion())
     return net
 
 

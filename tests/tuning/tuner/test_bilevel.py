@@ -499,3 +499,27 @@ class Rewinding(nn.Module):
 def test_a_reversible_layer_is_named_at_the_first_step() -> None:
     with pytest.raises(NotImplementedError, match=r"^an operation of rnn \(RevGRU\) cannot be .* use method=.stn"):
         bilevel.delta(small(Rewinding(), "delta"), row(), unscaled)
+
+
+class Packing(nn.Module):
+    """A recurrent layer on what has been made of an input that wants its gradient itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rnn = nn.Linear(4, 4), nn.GRU(4, 3, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.rnn((self.first(x) * x)[:, None])[0][:, 0]
+        return y
+
+
+def test_inputs_may_want_their_gradients() -> None:
+    found = []
+    for wants in (False, True):
+        torch.manual_seed(2)
+        net = Packing()
+        problem = small(net, "delta")
+        (x,) = row()
+        bilevel.delta(problem, (x.requires_grad_(wants),), unscaled)
+        found.append({name: p.grad for name, p in net.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
