@@ -50,11 +50,15 @@ RECURRENT_RATES = {
 
 @dataclass
 class Conversion:
-    """What `self_tuning` did, by name of module: what each was replaced by, and why others were left alone."""
+    """What `self_tuning` did, by name of module: what each was replaced by, and why others were left alone.
+
+    `rows` is what the user said of the rows of modules (`self_tuning(rows=)`).
+    """
 
     replaced: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     batch_dim: int = 0
+    rows: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         replaced = [f"  {name}: {what}" for name, what in self.replaced.items()] or ["  nothing"]

@@ -26,7 +26,10 @@ class ConvertedDropout(TunedRegularizer):
     """
 
     limits = {"p": RATE}
-    advice = "self_tuning(..., batch_dim=1) is for inputs whose first dimension is time"
+    advice = (
+        "self_tuning(..., batch_dim=1) is for inputs whose first dimension is time, self_tuning(rows=) says how rows "
+        "repeat"
+    )
     dims: ClassVar[int | None] = None
     p: float
     inplace: bool
@@ -129,7 +132,7 @@ class TunedLockedDropout(TunedRegularizer):
             return x
         shape = list(x.shape)
         shape[time_dim(type(self).__name__, x, self.batch_dim)] = 1
-        return self.times(x, lambda: drop_mask(shape, self.along("p", x), x))
+        return self.times(x, lambda: drop_mask(shape, self.along("p", x, axis=self.batch_dim), x))
 
 
 class TunedNoise(TunedRegularizer):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -64,22 +63,17 @@ class ResponseEmbedding(Responding, nn.Embedding):
             return "max_norm changes its weights in place"
         return "its gradients are sparse" if getattr(module, "sparse", False) else super().refuses(module)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The rows at these numbers, at each example's hyperparameters."""
-        bound = self.hypers.current
-        if bound is None or bound.size == 1 or not self._shared_by_all(x, bound.size):
-            return super().forward(x)
-        if not self.__dict__.get("_warned"):
-            self.__dict__["_warned"] = True
-            given = f"{self._name} was given numbers {tuple(x.shape)} that are the same for all {bound.size} examples"
-            warnings.warn(f"{given}, as positions are: it does not respond there", stacklevel=2)
-        return self.base(x)
+    def output_shape(self, x: Tensor) -> Sequence[int]:
+        """The shape of the rows at these numbers."""
+        return (*x.shape, self.embedding_dim)
 
-    def _shared_by_all(self, x: Tensor, size: int) -> bool:
-        """Whether numbers are the same for all examples: one row for all, or 0, 1, 2 ..."""
+    def positions(self, x: Tensor, size: int, axis: int, constant: bool) -> bool:
+        """Whether numbers, made without the examples or from nobody knows what, are positions: the same for all."""
+        if constant:
+            return x.shape[axis] != size or not torch.equal(x, x.narrow(axis, 0, 1).expand_as(x))
         if x.dim() > 1:
             return x.shape[self.batch_dim] == 1
-        return len(x) % size != 0 or torch.equal(x, torch.arange(len(x), device=x.device, dtype=x.dtype))
+        return torch.equal(x, torch.arange(len(x), device=x.device, dtype=x.dtype))
 
     def units(self) -> int:
         """The width of a row."""
