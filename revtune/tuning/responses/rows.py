@@ -50,7 +50,7 @@ class Laid:
         unit_dim %= len(shape)
         if self.index is not None:
             rows = self.index.shape
-            laid = scalars.index_select(0, self.index.to(scalars.device).reshape(-1)).unflatten(0, rows)
+            laid = scalars.index_select(0, self.index.to(scalars.device).reshape(-1)).reshape(*rows, -1)
             return laid if unit_dim == len(shape) - 1 else laid.reshape(*laid.shape, *[1] * (len(shape) - laid.dim()))
         times = 1 if len(scalars) == 1 else shape[self.axis] // len(scalars)
         if self.way == "together" and times > 1:

@@ -201,3 +201,12 @@ def test_positions_on_a_grid_are_no_examples(steps: int) -> None:
         tuner.train_step(batch)
     assert not net.get_parameter("bias.response_scale").any()
     tuner.train_step(batch)
+
+
+def one_by_one(net: Any, x: Tensor) -> Tensor:
+    return torch.stack([net.rows(example) for example in x])
+
+
+def test_examples_given_one_by_one_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"first: in one pass it is given two inputs \(6, 5\) whose rows are of diff"):
+        gradients(one_by_one, "stn", batches()[:1])
