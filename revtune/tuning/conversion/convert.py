@@ -6,12 +6,13 @@ Modules are converted where they stand (`Replacement`), all or none. What is lef
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from revtune.tuning.conversion.plan import START, Plan, inside
+from revtune.tuning.conversion.told_rows import checked_rows, tell_rows
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Rate
 from revtune.tuning.regularizers.regularizer import TunedRegularizer
@@ -24,6 +25,7 @@ def self_tuning(
     *,
     batch_dim: int = 0,
     leave: Collection[str] = (),
+    rows: Mapping[str, str | Sequence[int] | Tensor] | None = None,
     verbose: bool = False,
 ) -> nn.Module:
     """Make a network tune its own hyperparameters: a response for every layer, a tuned rate for every dropout.
@@ -42,11 +44,15 @@ def self_tuning(
         batch_dim: which dimension of the layers' inputs is examples: 1 where time comes first.
         leave: names of modules that stay as they are, with all inside, such as layers whose input is not of examples;
             they may be complex, compiled by torch.jit or lazy.
+        rows: how the rows of modules repeat, by name, with all inside, where they are not the batch and revtune cannot
+            follow them from it: "together" if the rows of an example stand together, as `flatten(0, 1)` puts them,
+            "alternating" if examples do, as `torch.cat([a, b])` puts them, "all" if each row is of all examples, as
+            positions are, or the example of each row, a list or tensor of integers.
         verbose: whether to print what was done.
 
     Raises:
         ValueError: nothing in the network can be tuned, or nothing responds; it is self-tuning already; it has no
-            module of a name in `leave`. Nothing has been changed then.
+            module of a name in `leave` or `rows`, or rows that mean nothing. Nothing has been changed then.
 
     Example:
         >>> net = self_tuning(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3)))
@@ -66,6 +72,7 @@ def self_tuning(
             raise ValueError(f"{name or 'the network'} reads other hyperparameters; give self_tuning the same")
     _check_modules(net, leave)
     plan = Plan(net, hypers, batch_dim, leave)
+    plan.report.rows.update(checked_rows(net, rows or {}, {replacement.module for replacement in plan.replacements}))
     if hypers is None:
         if not plan.rates:
             raise ValueError(_nothing_to_tune(plan))
@@ -76,6 +83,7 @@ def self_tuning(
     hypers.to(like.device, like.dtype if like.dtype == torch.float64 else None)  # at least as exact as the weights
     for replacement in plan.replacements:
         replacement.apply(hypers)
+    tell_rows(net, plan.report.rows)
     _make_child(hypers, net)
     net.__dict__.update(hypers=hypers, conversion=plan.report)  # past nn.Module, which would make a child of hypers
     for sentence in plan.warnings:

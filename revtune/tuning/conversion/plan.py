@@ -62,13 +62,15 @@ RECURRENT_RATES = {
 class Conversion:
     """What `self_tuning` did, by name of module: what each was replaced by, and why others were left alone.
 
-    `leave` are the names of modules that were to be left alone, with all inside.
+    `leave` are the names of modules that were to be left alone, with all inside; `rows` is what the user said of the
+    rows of modules (`self_tuning(rows=)`).
     """
 
     replaced: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     batch_dim: int = 0
     leave: tuple[str, ...] = ()
+    rows: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         replaced = [f"  {name}: {what}" for name, what in self.replaced.items()] or ["  nothing"]

@@ -88,6 +88,7 @@ class Pass:
         record: a `ResponseRecord` in the two passes of a linearised prediction, else None. With one, responses add
             nothing to the network's values: the first pass records what each would have added, and the second, under
             forward differentiation, carries it as a tangent.
+        rows: a `RowsMemory`, by which layers know whose rows they are given; None outside of a tuner's steps.
     """
 
     size: int
@@ -96,6 +97,7 @@ class Pass:
     training: bool = True
     statistics: bool = False
     record: Any = None
+    rows: Any = None
 
 
 class Hyperparameters(nn.Module):

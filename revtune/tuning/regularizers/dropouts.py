@@ -32,7 +32,10 @@ class ConvertedDropout(TunedRegularizer):
     """
 
     limits = {"p": RATE}
-    advice = "self_tuning(..., batch_dim=1) is for inputs whose first dimension is time"
+    advice = (
+        "self_tuning(..., batch_dim=1) is for inputs whose first dimension is time, self_tuning(rows=) says how rows "
+        "repeat"
+    )
     dims: ClassVar[int | None] = None
     unbatched: ClassVar[bool] = False
     inplace: bool
@@ -162,7 +165,7 @@ class TunedLockedDropout(TunedRegularizer):
         shape = tuple(sizes)
 
         def draw(generator: torch.Generator | None) -> Tensor:
-            return drop_mask(shape, self.along("p", x), x, generator)
+            return drop_mask(shape, self.along("p", x, axis=self.batch_dim), x, generator)
 
         return self.times(x, lambda: drawn_once(self, shape, x.device, draw))
 

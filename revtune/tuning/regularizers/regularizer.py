@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.ranges import Range, Value
 from revtune.tuning.responses.linearized import ResponseRecord
-from revtune.tuning.responses.responding import laid_over
+from revtune.tuning.responses.rows import Told, laid_in
 
 
 class TunedRegularizer(nn.Module):
@@ -25,6 +25,7 @@ class TunedRegularizer(nn.Module):
         limits: what each strength may be.
         plain: the class of torch that it becomes when it is made plain.
         advice: what may help where the rows of its input are not the examples; `name` is its class.
+        rows: how the examples' rows repeat in its inputs, where `self_tuning(rows=)` says so.
 
     Raises:
         ValueError: there is no such hyperparameter, or it or the number can be outside the limits.
@@ -40,7 +41,11 @@ class TunedRegularizer(nn.Module):
 
     limits: ClassVar[dict[str, Range]] = {}
     plain: ClassVar[type[nn.Module]] = nn.Identity
-    advice: ClassVar[str] = "{name}(..., batch_dim=1) is for inputs whose first dimension is time"
+    advice: ClassVar[str] = (
+        "{name}(..., batch_dim=1) is for inputs whose first dimension is time, self_tuning(rows=) says how rows repeat"
+    )
+    rows: Told = None
+    _where = ""
 
     def __init__(self, hypers: Hyperparameters, *, batch_dim: int = 0, **values: float | str) -> None:
         super().__init__()
@@ -63,14 +68,37 @@ class TunedRegularizer(nn.Module):
         value = self.hypers[given] if isinstance(given, str) else given
         return value.detach() if isinstance(value, Tensor) else value
 
-    def along(self, key: str, x: Tensor, unit_dim: int = -1) -> Value:
-        """A strength as it is now, shaped to broadcast over x as responses do over outputs (`laid_over`)."""
+    def along(self, key: str, x: Tensor, unit_dim: int = -1, axis: int | None = None) -> Value:
+        """A strength as it is now, shaped to broadcast over x as responses do over outputs (`rows`).
+
+        Args:
+            key: which strength.
+            x: the input.
+            unit_dim: which dimension of it is units.
+            axis: the only dimension that may be examples; any by default.
+        """
         value = self.value(key)
         if not isinstance(value, Tensor) or value.dim() == 0:
             return value
-        shape = x.shape if x.dim() > 1 else (*x.shape, 1)
-        shaped = laid_over(shape, value[:, None], self.batch_dim, unit_dim, type(self).__name__, self.advice)
+        shape, bound = x.shape if x.dim() > 1 else (*x.shape, 1), self.hypers.current
+        laid = laid_in(
+            self, x, shape, len(value), unit_dim=unit_dim, name=self._own_name, advice=self.advice,
+            memory=None if bound is None else bound.rows, axis=axis,
+        )  # fmt: skip
+        if laid.way == "all":
+            return self.now()[key]
+        shaped = laid.spread(value[:, None], shape, unit_dim)
         return shaped if x.dim() > 1 else shaped[:, 0]
+
+    def placed(self, where: str, rows: Told) -> None:
+        """Take up the name that a network has for it, and what its user says of its rows."""
+        self._where = where
+        if rows is not None:
+            self.rows = rows
+
+    @property
+    def _own_name(self) -> str:
+        return f"{self._where}, a {type(self).__name__}" if self._where else type(self).__name__
 
     def once(self, x: Tensor, change: Callable[[], Tensor]) -> Tensor:
         """`change()`, which changes x at some cost; Delta-STN's second pass does without it where it can."""
@@ -101,6 +129,8 @@ class TunedRegularizer(nn.Module):
         """Become a plain torch module that is equal in evaluation."""
         for name in ("_hypers", "_values", "batch_dim"):
             delattr(self, name)
+        for name in ("rows", "_where"):
+            self.__dict__.pop(name, None)
         self.__class__ = self.plain  # type: ignore[assignment]
 
     def extra_repr(self) -> str:

@@ -139,10 +139,20 @@ class ResponseEmbedding(Responding, nn.Embedding):
         return "its gradients are sparse" if getattr(module, "sparse", False) else super().refuses(module)
 
     def shared_by_all(self, x: Tensor, size: int) -> bool:
-        """Whether numbers are the same for all examples: one row for all, or 0, 1, 2 ..."""
+        """Whether numbers (B, ...) are one row for all; whether a vector of them is positions, `shared` finds out."""
+        return x.dim() > 1 and x.shape[self.batch_dim] == 1
+
+    def output_shape(self, x: Tensor) -> Sequence[int]:
+        """The shape of the rows at these numbers."""
+        return (*x.shape, self.embedding_dim)
+
+    def positions(self, x: Tensor, size: int, axis: int, constant: bool) -> bool:
+        """Whether numbers, made without the examples or from nobody knows what, are positions: the same for all."""
+        if constant:
+            return x.shape[axis] != size or not torch.equal(x, x.narrow(axis, 0, 1).expand_as(x))
         if x.dim() > 1:
             return x.shape[self.batch_dim] == 1
-        return len(x) % size != 0 or torch.equal(x, torch.arange(len(x), device=x.device, dtype=x.dtype))
+        return torch.equal(x, torch.arange(len(x), device=x.device, dtype=x.dtype))
 
     def _shared_input(self, x: Tensor) -> str:
         return f"numbers {tuple(x.shape)} that are"

@@ -130,6 +130,16 @@ class ResponseRecord:
         y = y if intact else primal * factor
         return y if tangent is None else forward_ad.make_dual(y, tangent * factor)
 
+    @property
+    def kept(self) -> int:
+        """How many entries have been kept."""
+        return len(self._entries)
+
+    def forget(self, kept: int) -> None:
+        """Go back to when so many entries had been kept."""
+        while len(self._entries) > kept:
+            self._entries.pop()
+
     def keep(self, owner: nn.Module, *entry: Any) -> None:
         """Keep whatever a layer will need in the second pass."""
         self._entries.append((owner, entry))

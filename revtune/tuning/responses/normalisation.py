@@ -53,10 +53,10 @@ class ResponseNorm(Responding):
 
     def with_response(self, x: Tensor, d: Tensor) -> Tensor:
         """The plain output and the response together, from one normalisation."""
-        x = self.normalized(x)
+        given, x = x, self.normalized(x)
         y = self.scaled(x, self.bias)
-        y = torch.addcmul(y, self.along(F.linear(d, self.response_scale), y), x)
-        return y if self.response_shift is None else y + self.along(F.linear(d, self.response_shift), y)
+        y = torch.addcmul(y, self.along(F.linear(d, self.response_scale), y, given), x)
+        return y if self.response_shift is None else y + self.along(F.linear(d, self.response_shift), y, given)
 
     def output_tangent(self, x: Tensor) -> Tensor | None:
         """The tangent of the plain output, from that of x; None where x has none."""

@@ -28,8 +28,10 @@ from revtune.tuning.noise import drop_mask
 from revtune.tuning.responses.linearized import ResponseRecord, straight_through
 from revtune.tuning.responses.recurrent_gates import GRU, LSTM
 from revtune.tuning.responses.recurrent_loop import Equations, loop_tangents, run_loop
+from revtune.tuning.responses.recurrent_rows import follow_on, laid_sequences
 from revtune.tuning.responses.recurrent_steps import Steps, from_rows, to_rows
-from revtune.tuning.responses.responding import Responding, lay_along
+from revtune.tuning.responses.responding import ADVICE, Responding
+from revtune.tuning.responses.rows import Laid
 from revtune.tuning.trees import mapped
 
 Direction = Callable[[str, Any, Sequence[Tensor], Steps], tuple[Tensor, ...]]
@@ -45,8 +47,7 @@ class ResponseRNN(Responding, nn.RNNBase):
 
     Attributes:
         equations: those of a step.
-        batch_dim: where a batch has more sequences than examples, 0 if an example's sequences stand together, 1 if
-            examples alternate.
+        batch_dim: which dimension of other layers' inputs is examples; here it is by `batch_first`.
         _tuned_rate: gives the rate of the dropout between layers, a number, 0-d or (B,); None where it is `dropout`.
         _tuned_weight_drop: gives the rate at which recurrent weights are dropped, a number or 0-d; None for never.
     """
@@ -102,7 +103,20 @@ class ResponseRNN(Responding, nn.RNNBase):
             ValueError: sequences without steps; in a pass, an input without a batch.
         """
         bound, d, rate = self.hypers.current, self.hypers.current_departure(), self._dropout_rate()
-        record = None if bound is None else bound.record
+        if bound is None or (isinstance(input, Tensor) and input.dim() == 2):
+            return self._run(input, hx, d, None, rate, Laid())
+        following = None if bound.rows is None else bound.rows.following
+        laid = laid_sequences(self, input, bound.size, bound.rows, ADVICE)
+        if following is None:
+            return self._run(input, hx, d, bound.record, rate, laid)
+        with following.pause():
+            out = self._run(input, hx, d, bound.record, rate, laid)
+            follow_on(following, self, input, out, laid, bound.size)
+        return out
+
+    def _run(
+        self, input: Any, hx: Any, d: Tensor | None, record: ResponseRecord | None, rate: Any, laid: Laid
+    ) -> tuple[Any, Any]:
         tuned = (self._tuned_rate is not None and rate is not None) or self._weight_drop_rate() is not None
         if d is None and record is None and not tuned:
             plain: tuple[Any, Any] = self.plain.forward(self, input, hx)
@@ -112,9 +126,9 @@ class ResponseRNN(Responding, nn.RNNBase):
         x, steps, states = self._rows(input, hx)
         with torch.autocast(x.device.type, enabled=False):  # the loop works in place, in the dtype of the weights
             if isinstance(rate, Tensor) and rate.dim():
-                rate = steps.per_row(self._by_sequence(rate[:, None], steps, x))
+                rate = steps.per_row(self._by_sequence(rate[:, None], steps, laid))
             if d is not None:
-                d = self._by_sequence(d, steps, x)
+                d = self._by_sequence(d, steps, laid)
             if record is None:
                 y, finals = self._stacked(partial(self._direction, d, None), x, states, steps, rate)
             else:
@@ -149,10 +163,9 @@ class ResponseRNN(Responding, nn.RNNBase):
         states = [hx] if isinstance(hx, Tensor) else list(hx)
         return rows, steps, [steps.ordered(state.to(rows.dtype), 1) for state in states]
 
-    def _by_sequence(self, scalars: Tensor, steps: Steps, x: Tensor) -> Tensor:
+    def _by_sequence(self, scalars: Tensor, steps: Steps, laid: Laid) -> Tensor:
         """Scalars of examples (B, k), or of all (1, k), one row for each sequence, in the order of steps."""
-        size = steps.sizes[0]
-        return steps.ordered(lay_along(scalars, x.new_empty(size, 1), self.batch_dim, -1, self._name).expand(size, -1))
+        return steps.ordered(laid.each(scalars, steps.sizes[0]))
 
     def _stacked(
         self, direction: Direction, x: Any, states: Sequence[Tensor], steps: Steps, rate: Tensor | float | None

@@ -232,8 +232,8 @@ class ResponseRegistered(Responding):
         scale, shift = (torch.linspace(low, 1.0, self.units()).to(self.weight) for low in (0.5, -1.0))
         bias = None if self.bias is None else self.bias + shift
         folded = self.product(x, self.weight + self.by_unit(scale, self.weight) * self.response_weight, bias)
-        expected = y + self.along(scale[None], y) * self.response_product(x)
-        expected = expected if bias is None else expected + self.along(shift[None], y)
+        expected = y + self.along(scale[None], y, x) * self.response_product(x)
+        expected = expected if bias is None else expected + self.along(shift[None], y, x)
         if folded.shape != expected.shape or (folded - expected).abs().max() > CLOSE * folded.abs().max():
             raise ValueError(
                 f"{self._name}: a registered layer must be linear in weight and bias together, with units in dimension "

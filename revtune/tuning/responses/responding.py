@@ -31,13 +31,15 @@ from torch.nn import functional as F
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.responses.linearized import Change, ResponseRecord, tangent_of
+from revtune.tuning.responses.rows import Laid, Told, laid_in
 
 ADDED = ("response_weight", "response_scale", "response_shift")
 """What the names of a response's parameters begin with."""
 
 ADVICE = (
-    "self_tuning(batch_dim=1) is for models whose first dimension is time, self_tuning(leave=[{name!r}]) lets this "
-    "layer be"
+    "self_tuning(batch_dim=1) is for models whose first dimension is time, self_tuning(rows={{{name!r}: "
+    '"together"}}) says how rows repeat ("together", "alternating", "all", or a list of each row\'s example), '
+    "self_tuning(leave=[{name!r}]) lets this layer be"
 )
 """What may help a layer whose input's rows are not the examples."""
 
@@ -50,8 +52,10 @@ class Responding(nn.Module):
         unit_dim: which dimension of its output is units.
         weight_unit_dim: which dimension of its weight is units.
         batch_dim: which dimension of its input is examples.
+        rows: how the examples' rows repeat, where its user says so (`rows`).
     """
 
+    rows: Told = None
     plain: Any
     unit_dim = -1
     weight_unit_dim = 0
@@ -115,8 +119,8 @@ class Responding(nn.Module):
 
     def change(self, x: Tensor, y: Tensor, d: Tensor) -> Change:
         """What the response adds to the output y."""
-        scale, product = self.along(F.linear(d, self.response_scale), y), self.response_product(x)
-        shift = None if self.response_shift is None else self.along(F.linear(d, self.response_shift), y)
+        scale, product = self.along(F.linear(d, self.response_scale), y, x), self.response_product(x)
+        shift = None if self.response_shift is None else self.along(F.linear(d, self.response_shift), y, x)
         return Change(scale, product, shift)
 
     def with_response(self, x: Tensor, d: Tensor) -> Tensor:
@@ -126,15 +130,38 @@ class Responding(nn.Module):
         out = torch.addcmul(y, scale, product)
         return out if shift is None else out.add_(shift)
 
-    def along(self, scalars: Tensor, y: Tensor) -> Tensor:
-        """Scalars (B, U), shaped to broadcast over an output y."""
-        return lay_along(scalars, y, self.batch_dim, self.unit_dim, self._name)
+    def along(self, scalars: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """Scalars (B, U), shaped to broadcast over the output y for an input x."""
+        laid = self.laid(x, y.shape, len(scalars))
+        return laid.spread(scalars, y.shape, self.unit_dim).to(y.dtype)
+
+    def laid(self, x: Tensor, shape: Sequence[int], size: int) -> Laid:
+        """How B examples lie in an input, for which the output has this shape."""
+        bound = self.hypers.current
+        return laid_in(
+            self, x, shape, size, unit_dim=self.unit_dim, name=self._name, advice=ADVICE,
+            memory=None if bound is None else bound.rows,
+        )  # fmt: skip
+
+    def shared(self, x: Tensor, size: int) -> bool:
+        """Whether the rows of an input are the same for all examples, so that the layer does not respond to them."""
+        if size == 1 or self.laid(x, self.output_shape(x), size).way != "all":
+            return False
+        if self.rows is None:
+            self._warn_shared(x, size, f"{tuple(x.shape)} that are")
+        return True
+
+    def output_shape(self, x: Tensor) -> Sequence[int]:
+        """The shape of the output for an input, as far as rows are concerned: as many dimensions, and rows."""
+        return x.shape
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output, at each example's hyperparameters."""
         bound = self.hypers.current
         if bound is not None and bound.size > 1 and self.shared_by_all(x, bound.size):
-            self._warn_shared(x, bound.size)
+            self._warn_shared(x, bound.size, self._shared_input(x))
+            return self.base(x)
+        if bound is not None and self.shared(x, bound.size):
             return self.base(x)
         if bound is not None and bound.record is not None:
             assert bound.departure is not None
@@ -147,11 +174,11 @@ class Responding(nn.Module):
         unit_dim = self.unit_dim % max(x.dim(), 1)
         return x.dim() < 2 or x.shape[self.batch_dim if self.batch_dim < unit_dim else 0] == 1
 
-    def _warn_shared(self, x: Tensor, size: int) -> None:
+    def _warn_shared(self, x: Tensor, size: int, given: str) -> None:
         if not self.__dict__.get("_warned"):
             self.__dict__["_warned"] = True
-            given = f"{self._name} was given {self._shared_input(x)} the same for all {size} examples"
-            warnings.warn(f"{given}, as positions are: it does not respond there", stacklevel=3)
+            what = f"{self._name} was given {given} the same for all {size} examples"
+            warnings.warn(f"{what}, as positions are: it does not respond there", stacklevel=4)
 
     def _shared_input(self, x: Tensor) -> str:
         """What is said of an input that all examples share."""
@@ -210,7 +237,8 @@ class Responding(nn.Module):
         for name in self.added:
             del self._parameters[name]
         self._modules.pop("hyperparameters", None)  # one layer of a network has them as a child: see `self_tuning`
-        self.__dict__.pop("_warned", None)
+        for name in ("_warned", "rows"):
+            self.__dict__.pop(name, None)
         del self._hypers, self._name, self.batch_dim
         self.__class__ = self.plain
 
@@ -230,36 +258,3 @@ class Responding(nn.Module):
                 is_q = name.startswith(ADDED[1:])
                 state[prefix + name] = torch.zeros_like(value) if has_weights and is_q else value
         super()._load_from_state_dict(state, prefix, *rest)
-
-
-def lay_along(scalars: Tensor, y: Tensor, batch_dim: int, unit_dim: int, name: str) -> Tensor:
-    """Scalars (B, U) as `laid_over` shapes them, of y's dtype."""
-    return laid_over(y.shape, scalars, batch_dim, unit_dim, name).to(y.dtype)
-
-
-def laid_over(
-    over: Sequence[int], scalars: Tensor, batch_dim: int, unit_dim: int, name: str, advice: str = ADVICE
-) -> Tensor:
-    """Scalars (B, U) to broadcast over a shape, whose dimensions `batch_dim` and `unit_dim` are examples and units.
-
-    Where time or patches have been flattened into the examples, so that there are several times B rows, `batch_dim`
-    says how they stand: 0 if all rows of an example stand together, 1 if each step has one row of every example.
-
-    Raises:
-        ValueError: the shape has neither B rows nor a multiple of it.
-    """
-    size, units = scalars.shape
-    unit_dim %= len(over)
-    axis = batch_dim if batch_dim < unit_dim else 0
-    rows = over[axis]
-    if size not in (1, rows):
-        if axis != 0 or rows % size or unit_dim == 0:
-            raise ValueError(
-                f"{name}: dimension {axis} of its output {tuple(over)} must be the batch of {size} examples, or a "
-                f"multiple of it; {advice.format(name=name)}"
-            )
-        times = rows // size
-        scalars = scalars.repeat(times, 1) if batch_dim else scalars.repeat_interleave(times, 0)
-    shape = [1] * len(over)
-    shape[axis], shape[unit_dim] = scalars.shape[0], units
-    return scalars if list(scalars.shape) == shape else scalars.reshape(shape)

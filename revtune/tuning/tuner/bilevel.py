@@ -32,7 +32,9 @@ from revtune.tuning.regularizers.sampler import AugmentedBatch
 from revtune.tuning.responses.linearized import ResponseRecord, second_pass, tangent_of, without_formula
 from revtune.tuning.responses.normalisation import ResponseBatchNorm
 from revtune.tuning.responses.responding import ADDED, Responding
+from revtune.tuning.responses.rows import RowsMemory
 from revtune.tuning.trees import mapped, tensors
+from revtune.tuning.tuner.followed import predicted
 
 Predict = Callable[[nn.Module, Any], Any]
 TrainLoss = Callable[[Any, Any, Values], Tensor]
@@ -96,6 +98,21 @@ class BilevelProblem:
         parts = [parts for layer in layers for parts in layer.responding_parameters()]
         return [(first, [p for p in added if p is not None]) for first, *added in parts]
 
+    @functools.cached_property
+    def rows(self) -> RowsMemory:
+        """What is known of whose the rows of layers' inputs are."""
+        return RowsMemory()
+
+    def predicted(self, batch: Any) -> Any:
+        """The prediction of the model, in the pass that is bound; rows that are not known yet are followed."""
+        run = functools.partial(self.predict, self.model, batch)
+        return predicted(run, self.model, batch, self.hypers, self.rows, self.batch_dim)
+
+    @property
+    def batch_dim(self) -> int:
+        """Which dimension is examples."""
+        return int(getattr(getattr(self.model, "conversion", None), "batch_dim", 0))
+
     def perturbed(self, batch: Any) -> tuple[Any, Any, Tensor]:
         """A batch for the current hyperparameters, one for perturbed ones, and the perturbed ones, (B, n).
 
@@ -125,10 +142,10 @@ def stn(problem: BilevelProblem, batch: Any, scale_loss: Callable[[Tensor], Tens
     """
     _, batch, raw = problem.perturbed(batch)
     d = problem.hypers.departure(raw)
-    bound = Pass(raw.shape[0], d, raw, statistics=True)
+    bound = Pass(raw.shape[0], d, raw, statistics=True, rows=problem.rows)
     with without_grad(problem.resting()), problem.hypers.bound(bound):
         with problem.autocast():
-            loss = problem.loss(problem.predict(problem.model, batch), batch, raw)
+            loss = problem.loss(problem.predicted(batch), batch, raw)
         scale_loss(finite(loss, "training")).backward()  # in the pass, as checkpointed code runs again
     return loss.detach()
 
@@ -141,9 +158,9 @@ def delta(problem: BilevelProblem, batch: Any, scale_loss: Callable[[Tensor], Te
     (still, batch, raw), (base, added) = problem.perturbed(batch), problem.parameters()
     now = problem.hypers.raw.detach().expand(raw.shape[0], -1)
     resting = problem.resting()
-    with without_grad(added), problem.hypers.bound(Pass(raw.shape[0], None, now, statistics=True)):
+    with without_grad(added), problem.hypers.bound(Pass(raw.shape[0], None, now, statistics=True, rows=problem.rows)):
         with problem.autocast():
-            loss = problem.loss(problem.predict(problem.model, still), still, now)
+            loss = problem.loss(problem.predicted(still), still, now)
         scale_loss(finite(loss, "training")).backward()
     with without_grad([*base, *resting]), statistics_kept(problem.model, always=True), uncompiled():
         _add_response_gradients(problem, batch, raw, problem.hypers.departure(raw), scale_loss)
@@ -165,7 +182,7 @@ def _add_response_gradients(
         reached = [(y, grad) for y, grad in pairs if grad is not None]
         if reached:
             # checkpointed code runs again here: as in the first pass, but nothing is to be kept of it
-            with problem.hypers.bound(Pass(raw.shape[0], d, raw, record=ResponseRecord(0))):
+            with problem.hypers.bound(Pass(raw.shape[0], d, raw, record=ResponseRecord(0), rows=problem.rows)):
                 torch.autograd.backward([y for y, _ in reached], [grad for _, grad in reached])
 
 
@@ -191,16 +208,16 @@ def linearized_prediction(problem: BilevelProblem, batch: Any, raw: Tensor, d: T
         NotImplementedError: an operation has no forward-mode formula.
     """
     record, device = ResponseRecord(), problem.hypers.raw.device
-    bound, states = Pass(raw.shape[0], d, raw, record=record), random_states(device)
+    bound, states = Pass(raw.shape[0], d, raw, record=record, rows=problem.rows), random_states(device)
     with problem.hypers.bound(bound), problem.autocast():
-        out = problem.predict(problem.model, batch)
+        out = problem.predicted(batch)
     if not tensors(out):
         kinds = "a tensor, or tuples, lists, dictionaries or dataclasses that hold some"
         raise TypeError(f"a prediction must be {kinds} of floating-point numbers, got {type(out).__name__}")
     set_random_states(states, device)
     try:
         with record.replay(), problem.hypers.bound(bound), problem.autocast():
-            second = problem.predict(problem.model, batch)
+            second = problem.predicted(batch)
     except RuntimeError as error:  # NotImplementedError is one; code of others says it in its own words
         if not isinstance(error, NotImplementedError) and "forward-mode" not in str(error):
             raise
@@ -235,10 +252,10 @@ def hypergradients(problem: BilevelProblem, batch: Any, entropy: float) -> tuple
     raw = hypers.perturbed(size, problem.generator, tuned_only=True)
     d = hypers.departure(raw)
     base, added = problem.parameters()
-    validation = Pass(size, d, None, training=False)
+    validation = Pass(size, d, None, training=False, rows=problem.rows)
     with without_grad([*base, *added]), in_evaluation_mode(problem.model), hypers.bound(validation):
         with problem.autocast():
-            loss = mean_of(problem.valid_loss(problem.predict(problem.model, batch), batch), "validation")
+            loss = mean_of(problem.valid_loss(problem.predicted(batch), batch), "validation")
         finite(loss, "validation")
         moved = [hypers.raw, hypers.spread]
         grads = torch.autograd.grad(loss - entropy * hypers.entropy(), moved, allow_unused=True)

@@ -198,15 +198,17 @@ def test_dropped_it_is_plain_at_the_current_rate(kind: type[ConvertedDropout]) -
 def test_examples_whose_steps_were_flattened_keep_their_rates() -> None:
     for batch_dim in (0, 1):
         hypers = Hyperparameters(drop=Rate(0.3))
-        module = adopted(nn.Dropout(), TunedDropout, hypers, batch_dim)
+        module: Any = adopted(nn.Dropout(), TunedDropout, hypers, batch_dim)
+        module.rows = ("together", "alternating")[batch_dim]
         with hypers.bound(in_pass(hypers, 2, logits(0.05, 0.95))):
             y = module(torch.ones(2 * 3, 4000)).view(*((2, 3) if batch_dim == 0 else (3, 2)), 4000)
             share = (y == 0).float().mean((1 - batch_dim, 2))
             assert torch.allclose(share, torch.tensor([0.05, 0.95]), atol=0.02)
             assert module(torch.ones(2)).shape == (2,)
+            module.rows = None
             told = "TunedDropout: dimension 0 .* must be the batch of 2 examples"
             with pytest.raises(ValueError, match=rf"{told}.*; self_tuning\(\.\.\., batch_dim=1\) is for inputs"):
-                module(torch.ones(3, 5))
+                module(torch.ones(2 * 3, 5))
 
 
 def test_in_place_it_changes_its_input() -> None:

@@ -188,9 +188,11 @@ def test_sequences_of_one_example_are_answered_alike(kind: Kind) -> None:
     """Words of sentences, say: a batch of which each example has three."""
     plain, d = kind(F, H, dtype=torch.float64), torch.randn(2, N, dtype=torch.float64)
     x = torch.randn(T, 6, F, dtype=torch.float64)
-    for batch_dim, owner in ((0, [0, 0, 0, 1, 1, 1]), (1, [0, 1, 0, 1, 0, 1])):
-        layer = converted(plain, two().double(), batch_dim=batch_dim)
+    for told, owner in (("together", [0, 0, 0, 1, 1, 1]), ("alternating", [0, 1, 0, 1, 0, 1])):
+        layer = converted(plain, two().double())
+        layer.rows = told
         close(in_pass(layer, d, x), in_pass(layer, d[owner], x), 1e-12)
+    layer.rows = None
     with pytest.raises(ValueError, match="rnn: .* must be the batch of 2 examples"):
         in_pass(layer, d, x[:, :5])
 

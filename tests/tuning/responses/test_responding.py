@@ -95,10 +95,14 @@ def test_time_may_come_first_or_be_flattened_into_rows() -> None:
     d, x = torch.randn(4, 2), torch.randn(7, 4, 5)
     for batch_dim in (0, 1):
         hypers = two()
-        layer = with_responses(adopt(nn.Linear(5, 3), hypers, batch_dim))
+        layer: Any = with_responses(adopt(nn.Linear(5, 3), hypers, batch_dim))
         shaped = x if batch_dim else x.transpose(0, 1).contiguous()
         y = at(layer, hypers, shaped, d)
+        layer.rows = ("together", "alternating")[batch_dim]
         torch.testing.assert_close(at(layer, hypers, shaped.flatten(0, 1), d), y.flatten(0, 1))
+        layer.rows = None
+        with pytest.raises(ValueError, match=r"whose they are is not known; .*rows=\{'': \"together\"\}"):
+            at(layer, hypers, shaped.flatten(0, 1), d)
         last = shaped.select(1 - batch_dim, 6)
         torch.testing.assert_close(at(layer, hypers, last, d), y.select(1 - batch_dim, 6))
 
@@ -106,7 +110,7 @@ def test_time_may_come_first_or_be_flattened_into_rows() -> None:
 def test_rows_that_are_no_batch_are_refused_by_the_layers_name() -> None:
     hypers = two()
     net = adopt(nn.Sequential(nn.Linear(5, 3)), hypers)
-    with pytest.raises(ValueError, match=r"0: dimension 0 of its output \(9, 3\) must be the batch of 4 examples"):
+    with pytest.raises(ValueError, match=r"0: dimension 0 of its input \(9, 5\) must be the batch of 4 examples"):
         at(net, hypers, torch.randn(9, 5), torch.randn(4, 2))
 
 

@@ -1,0 +1,103 @@
+"""Whose the sequences of a recurrent layer's input are, padded or packed, and so whose its outputs and states are."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils.rnn import PackedSequence
+
+from revtune.tuning.responses.following import Following
+from revtune.tuning.responses.owners import Owners
+from revtune.tuning.responses.rows import Laid, laid_in, of_dimension
+from revtune.tuning.trees import tensors
+
+
+def laid_sequences(layer: Any, input: Tensor | PackedSequence, size: int, memory: Any, advice: str) -> Laid:
+    """How B examples lie among the sequences of a layer's input.
+
+    Raises:
+        ValueError: it cannot be told.
+    """
+    if layer.rows == "all":
+        raise ValueError(f'{layer._name}: a recurrent layer has sequences of examples, so rows cannot say "all"')
+    named = {"unit_dim": -1, "name": layer._name, "advice": advice, "memory": memory}
+    if isinstance(input, Tensor):
+        axis = 0 if layer.batch_first else 1
+        return laid_in(layer, input, input.shape, size, axis=axis, **named)
+    sequences = torch.empty(int(input.batch_sizes[0]), 1)
+    if memory is not None and memory.following is not None:
+        memory.following.set(sequences, _of_sequences(memory.following, input))
+    return laid_in(layer, sequences, sequences.shape, size, axis=0, **named)
+
+
+def _of_sequences(following: Following, input: PackedSequence) -> Owners | None:
+    """Whose each packed sequence is, in the order of the batch."""
+    owners, count = following.owners(input.data), int(input.batch_sizes[0])
+    if owners is None:
+        return None
+    vector = of_dimension(owners.of, 0).expand(len(input.data) if len(owners.of) == 1 else -1)[:count]
+    if input.unsorted_indices is None:
+        return Owners(vector[:, None], owners.fixed_sequences)
+    vector = vector[input.unsorted_indices.cpu()]
+    # torch sorted them, and sorts them back: where the batch comes out, it does for every batch
+    return Owners(vector[:, None], torch.equal(vector, torch.arange(count, dtype=vector.dtype)))
+
+
+def follow_on(following: Following, layer: Any, input: Any, out: tuple[Any, Any], laid: Laid, size: int) -> None:
+    """Say whose a recurrent layer's outputs and last states are."""
+    y, finals = out
+    source = following.owners(input.data if isinstance(input, PackedSequence) else input)
+    fixed = source is None or source.fixed or isinstance(input, PackedSequence)
+    numbers = torch.arange(size, dtype=torch.int32)[:, None]
+    for state in tensors(finals):
+        vector = laid.each(numbers, state.shape[1])[:, 0]
+        following.set(state, Owners(vector.reshape(1, -1, *[1] * (state.dim() - 2)), fixed))
+    if not isinstance(y, PackedSequence):
+        axis = 0 if layer.batch_first else 1
+        vector = laid.each(numbers, y.shape[axis])[:, 0]
+        following.set(y, Owners(vector.reshape([-1 if dim == axis else 1 for dim in range(y.dim())]), fixed))
+        return
+    sizes: list[int] = y.batch_sizes.tolist()
+    vector = laid.each(numbers, sizes[0])[:, 0]
+    vector = vector if y.sorted_indices is None else vector[y.sorted_indices.cpu()]
+    rows = torch.cat([vector[:count] for count in sizes])[:, None]
+    following.set(y.data, Owners(rows, False, fixed_sequences=y.sorted_indices is None))
+
+
+@contextlib.contextmanager
+def hooked(model: nn.Module, following: Following, answering: type[nn.Module]) -> Iterator[None]:
+    """Recurrent layers without response say whose their outputs are, which their kernels do not show.
+
+    They are told by what torch's have: `batch_first`, `hidden_size` and `num_layers`.
+    """
+    kinds = ("batch_first", "hidden_size", "num_layers")
+    layers = [m for m in model.modules() if not isinstance(m, answering) and all(hasattr(m, kind) for kind in kinds)]
+
+    def pass_on(layer: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        if any(layer is own for own in layers):
+            _pass_on(following, layer, args, out)
+
+    # not a hook of the layers themselves, which streams refuse
+    handle = register_module_forward_hook(pass_on) if layers else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _pass_on(following: Following, layer: Any, args: tuple[Any, ...], out: Any) -> None:
+    if not (args and isinstance(args[0], Tensor) and args[0].dim() == 3 and isinstance(out, tuple) and len(out) == 2):
+        return
+    owners, axis = following.owners(args[0]), 0 if layer.batch_first else 1
+    if owners is None or not isinstance(out[0], Tensor):
+        return
+    vector = of_dimension(owners.of, axis)
+    for result, dim in [(out[0], axis), *((state, 1) for state in tensors(out[1]))]:
+        if result.dim() == 3 and result.shape[dim] == args[0].shape[axis]:
+            following.set(result, Owners(vector.reshape([-1 if d == dim else 1 for d in range(3)]), owners.fixed))

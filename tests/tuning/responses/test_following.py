@@ -1,0 +1,93 @@
+"""Whose the entries of tensors are, followed through operations: what the same operation makes of marks."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from revtune.tuning.responses.following import Following
+
+B, T, D = 4, 6, 8
+
+EACH = [0] * T + [1] * T + [2] * T + [3] * T
+TWO = [0, 0, 1, 1, 2, 2, 3, 3]
+
+OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], list[int]]] = {
+    "flatten": (lambda x: x.flatten(0, 1), EACH),
+    "time first": (lambda x: x.transpose(0, 1).reshape(-1, D), [0, 1, 2, 3] * 6),
+    "cat": (lambda x: torch.cat([x[:, 0], x[:, 1]]), [0, 1, 2, 3, 0, 1, 2, 3]),
+    "a product and a softmax": (lambda x: (x @ x.transpose(1, 2)).softmax(-1).flatten(0, 1)[::3], TWO),
+    "windows": (lambda x: x.unfold(1, 3, 3).flatten(0, 1), TWO),
+    "a sum over time": (lambda x: x.transpose(0, 1).sum(0), [0, 1, 2, 3]),
+    "what is written in place": (
+        lambda x: x.new_zeros(2 * B, D).copy_(
+            torch.stack([x[:, 0], x[:, 1]], 1).flatten(0, 1)
+        ),
+        TWO,
+    ),
+    "convolutions": (lambda x: F.conv1d(x.flatten(0, 1)[:, None], torch.ones(2, 1, 3))[:, :, 0], EACH),
+    "a sum of examples": (lambda x: x.sum(0), [-2] * 6),
+    "a mean that is taken off": (lambda x: (x - x.mean(0))[:, 0], [-2] * 4),
+}  # fmt: skip
+
+
+def marked(shape: tuple[int, ...], dim: int = 0) -> tuple[Following, Tensor]:
+    following, x = Following(), torch.randn(shape)
+    following.mark(x, dim)
+    return following, x
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_owners_go_where_entries_go(name: str) -> None:
+    run, expected = OPERATIONS[name]
+    following, x = marked((B, T, D))
+    with following:
+        y = run(x)
+    owners = following.owners(y)
+    assert owners is not None and owners.fixed
+    assert owners.of.expand(y.shape).reshape(len(y), -1)[:, 0].tolist() == expected
+
+
+def test_rows_that_numbers_of_the_batch_choose_are_not_fixed() -> None:
+    following, x = marked((B, T, D))
+    with following:
+        y, z = x[x[:, :, 0] > 0], x[:, torch.arange(3)]
+    chosen, first = following.owners(y), following.owners(z)
+    assert chosen is not None and not chosen.fixed
+    assert chosen.of[:, 0].tolist() == [b for b in range(B) for t in range(T) if x[b, t, 0] > 0]
+    assert first is not None and first.fixed
+
+
+def test_what_is_written_into_a_view_is_in_the_whole() -> None:
+    following, x = marked((B, D))
+    with following:
+        whole = torch.zeros(2 * B, D)
+        whole[0::2] = x
+        half = following.owners(whole)
+        whole[1::2] = torch.relu(x)
+    owners = following.owners(whole)
+    assert half is not None and half.of[:, 0].tolist() == [0, -1, 1, -1, 2, -1, 3, -1]
+    assert owners is not None and owners.of[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_layers_of_torch_hand_owners_on() -> None:
+    following, x = marked((B, T, D))
+    layer = nn.TransformerEncoderLayer(D, 2, 16, batch_first=True)
+    for parameter in layer.parameters():
+        following.constant(parameter)
+    with following:
+        y = layer(x)
+        positions = torch.arange(T)[:, None] - torch.arange(T)
+    owners, nobody = following.owners(y), following.owners(positions)
+    assert owners is not None and owners.of.flatten().tolist() == [0, 1, 2, 3]
+    assert nobody is not None and nobody.constant
+
+
+def test_of_what_it_does_not_know_it_says_nothing() -> None:
+    following, x = marked((B, D))
+    with following:
+        y = torch.from_numpy(x.numpy()[::-1].copy())
+        z = torch.linalg.inv(x[:, :B])
+    assert following.owners(y) is None and following.owners(z) is None
