@@ -60,6 +60,8 @@ def chained(numbers: Iterable[int]) -> int:
 def dense_pieces(tensor: Tensor) -> Iterator[Tensor]:
     """A tensor's numbers, contiguous, in the order in which they lie in memory; few at a time where that is a copy."""
     tensor = tensor.detach().resolve_conj().resolve_neg()
+    if tensor.is_contiguous():
+        return iter((tensor,))
     ordered = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
     pieces = [ordered] if ordered.is_contiguous() else ordered.chunk(_PIECES)
     return (piece.contiguous() for piece in pieces)

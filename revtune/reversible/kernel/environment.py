@@ -12,6 +12,10 @@ _PRECISIONS = ("none", "ieee", "tf32", "bf16")
 """torch's names of float32 precisions; an environment's numbers are indices into these."""
 
 
+NUMBERS = 3
+"""Numbers that tell an environment."""
+
+
 class Environment(NamedTuple):
     """Thread count, the switch for oneDNN, and the precisions of matmuls under which a sequence ran."""
 
@@ -31,13 +35,15 @@ class Environment(NamedTuple):
         )
 
     def numbers(self) -> list[int]:
-        """These settings as numbers, one a field, so that they fit in a tensor."""
-        return [self.threads, int(self.onednn), *(map(_PRECISIONS.index, (self.cpu_precision, self.cuda_precision)))]
+        """These settings as `NUMBERS` numbers, so that they fit in a tensor."""
+        cpu, cuda = map(_PRECISIONS.index, (self.cpu_precision, self.cuda_precision))
+        return [self.threads, int(self.onednn), len(_PRECISIONS) * cpu + cuda]
 
     @classmethod
     def of(cls, numbers: list[int]) -> Environment:
         """The settings that `numbers` encodes."""
-        threads, onednn, cpu, cuda = numbers
+        threads, onednn, precisions = numbers
+        cpu, cuda = divmod(precisions, len(_PRECISIONS))
         return cls(threads, bool(onednn), _PRECISIONS[cpu], _PRECISIONS[cuda])
 
     def _apply(self) -> None:

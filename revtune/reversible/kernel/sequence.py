@@ -19,7 +19,7 @@ from revtune.errors import ReversalError
 from revtune.reversible.cells.cell import Cell, Response, State
 from revtune.reversible.kernel.backend import when_loaded
 from revtune.reversible.kernel.checksum import chained
-from revtune.reversible.kernel.environment import Environment
+from revtune.reversible.kernel.environment import NUMBERS, Environment
 from revtune.reversible.kernel.kernel import PARTS
 from revtune.reversible.kernel.sequence_arguments import DIFFERENTIABLE, BackwardArguments, SequenceArguments
 from revtune.reversible.kernel.sequence_recall import ChunkRecord, RecalledLayer, SequenceRun, chunk_steps, kept_steps
@@ -78,7 +78,7 @@ class SequenceRecord(NamedTuple):
     @staticmethod
     def size(tensors: int, chunks: int) -> int:
         """How many numbers a record of so many digests and chunks has."""
-        return len(Environment._fields) + tensors + len(ChunkRecord._fields) * chunks + 1
+        return NUMBERS + tensors + len(ChunkRecord._fields) * chunks + 1
 
     def tensor(self) -> Tensor:
         """This record as int64 numbers."""
@@ -97,7 +97,7 @@ class SequenceRecord(NamedTuple):
         if seal != _sealing(recorded):
             raise ReversalError("the record of a sequence is not the one that was made; no gradient was produced")
         numbers = iter(recorded)
-        environment = Environment.of([next(numbers) for _ in Environment._fields])
+        environment = Environment.of([next(numbers) for _ in range(NUMBERS)])
         digests = [next(numbers) for _ in range(tensors)]
         return cls(environment, digests, [ChunkRecord(*pair) for pair in zip(numbers, numbers, strict=True)])
 

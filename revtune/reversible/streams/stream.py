@@ -227,8 +227,7 @@ class Stream:
             self._pass(self.stack.rewind, *span)
 
     def _encoded(self, first: int, last: int, *, graph: bool = False) -> Tensor:
-        """A chunk of the encoder, as its `run`; what encoder and stack read is there before each of them reads it."""
-        self._surroundings.glance()
+        """A chunk of the encoder, as its `run`; what the stack reads is there still."""
         x = self._encoder.run(first, last, graph=graph)
         self._surroundings.glance()
         return x

@@ -30,13 +30,18 @@ class _Known:
         what: what errors call it.
         tensor: the tensor itself, so that no other takes its id.
         version: autograd's count of its changes in place.
+        counted: whether there is such a count; there is none for a tensor of inference mode.
         fingerprint: of its bits.
+        storage: its memory, and how many bytes that has.
     """
 
     what: str
     tensor: Tensor
     version: int
+    counted: bool
     fingerprint: int
+    storage: torch.UntypedStorage
+    size: int
 
 
 class Surroundings:
@@ -60,11 +65,16 @@ class Surroundings:
             tensors: of any kind; those without numbers of their own are passed over.
         """
         for tensor in tensors:
-            if id(tensor) not in self._changing | self._known.keys() and _has_numbers(tensor):
+            if id(tensor) in self._known or id(tensor) in self._changing:
+                continue
+            if _has_numbers(tensor):
                 called = f"{self._owner}: {what}"
                 check_stored(called, tensor)
-                version, fingerprint = _version(tensor), self._fingerprint(tensor)
-                self._known[id(tensor)] = _Known(called, tensor, version, fingerprint)
+                counted, storage = not tensor.is_inference(), tensor.untyped_storage()
+                version = tensor._version if counted else 0
+                self._known[id(tensor)] = _Known(
+                    called, tensor, version, counted, self._fingerprint(tensor), storage, storage.nbytes()
+                )
 
     def watch_net(self, net: nn.Module, stack: Stack) -> None:
         """Watch a net's parameters by their names, and what else its layers read, but for views of those."""
@@ -96,8 +106,9 @@ class Surroundings:
             ReversalError: names the tensor.
         """
         for known in self._known.values():
-            check_stored(known.what, known.tensor)
-            if _version(known.tensor) != known.version:
+            if known.storage.nbytes() != known.size:
+                check_stored(known.what, known.tensor)
+            if known.counted and known.tensor._version != known.version:
                 self._compare(known)
 
     def compare(self) -> None:
@@ -119,7 +130,7 @@ class Surroundings:
         return None
 
     def _compare(self, known: _Known) -> None:
-        version = _version(known.tensor)
+        version = known.tensor._version if known.counted else 0
         if self._fingerprint(known.tensor) != known.fingerprint:
             raise ReversalError(
                 f"{known.what} of shape {tuple(known.tensor.shape)} was changed while {self._owner} ran (by encode, by "
@@ -142,8 +153,3 @@ def _has_numbers(tensor: Tensor) -> bool:
     if wrapped or is_lazy(tensor) or tensor.is_meta:
         return False
     return tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_quantized)
-
-
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; 0 for one of inference mode, whose changes nobody counts."""
-    return 0 if tensor.is_inference() else tensor._version
