@@ -158,7 +158,8 @@ class Responding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output, at each example's hyperparameters."""
         bound = self.hypers.current
-        if bound is not None and bound.size > 1 and self.shared_by_all(x, bound.size):
+        known = bound is not None and x.dim() > 1 and bound.rows is not None and bound.rows.knows(self, x, bound.size)
+        if bound is not None and bound.size > 1 and not known and self.shared_by_all(x, bound.size):
             self._warn_shared(x, bound.size, self._shared_input(x))
             return self.base(x)
         if bound is not None and self.shared(x, bound.size):

@@ -108,6 +108,13 @@ class RowsMemory:
             return Laid(axis)  # in this network all rows are the batch
         raise Lost
 
+    def knows(self, owner: nn.Module, x: Tensor, size: int) -> bool:
+        """Whether it is known that rows of an input are examples' own."""
+        if self.following is None:
+            return (self._shapes, (tuple(x.shape), size)) in self._known.get(owner, {})
+        owners = self.following.owners(x)
+        return owners is not None and not owners.constant
+
     def keep(self, owner: Any, key: Any, laid: Laid, fixed: bool, name: str) -> Laid:
         """Remember it; rows that are not fixed have every pass followed.
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.random_states import random_states, set_random_states
@@ -65,7 +66,8 @@ def _followed(
     following = Following()
     memory.begin((model.training, *(tensor.shape for tensor in tensors(batch, floating=False))))
     for constant in itertools.chain(model.parameters(), model.buffers()):
-        following.constant(constant)
+        if not is_lazy(constant):  # what it will be is made in the pass
+            following.constant(constant)
     for tensor in tensors(batch, floating=False):
         dims = [dim for dim in (batch_dim, 0) if dim < tensor.dim() and tensor.shape[dim] == size]
         if dims:
