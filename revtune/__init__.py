@@ -35,9 +35,9 @@ The code lies in two halves, `revtune.reversible` and `revtune.tuning`. The prog
 
 from revtune.errors import HyperparameterError, NonFiniteError, ReversalError, StateRangeError
 from revtune.published import publish
-from revtune.reversible.cells.buffer import Buffer, default_share, ideal_bits
 from revtune.reversible.cells.cell import Cell, Coupling, Stage, Step, forget_gate
 from revtune.reversible.cells.gru import rev_gru
+from revtune.reversible.cells.information_buffer import Buffer, default_share, ideal_bits
 from revtune.reversible.cells.lstm import rev_lstm
 from revtune.reversible.layers.modules import RevGRU, RevLSTM
 from revtune.reversible.layers.scan import Recording, record, scan, unscan

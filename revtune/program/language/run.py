@@ -123,7 +123,7 @@ class Run:
 
     def save(self, path: Path, saved: Saved) -> None:
         """Write tensors and facts as safetensors, whole or not at all."""
-        write(path, checkpoint.pack(saved))
+        checkpoint.write(path, saved)
 
     def check_best(self, model: LanguageModel, step: int) -> None:
         """Raise `Problem` when the best weights, those of `step` or of a later one, are not there or not whole."""

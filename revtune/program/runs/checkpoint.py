@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from revtune.program import files
 from revtune.program.errors import Problem
 from revtune.program.files import regular
 
@@ -57,6 +58,15 @@ def checksum(tensors: dict[str, Tensor], facts: str) -> str:
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+def write(path: Path, saved: Saved) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        Problem: it cannot be written.
+    """
+    files.write(path, pack(saved))
 
 
 def read(path: Path) -> Saved:

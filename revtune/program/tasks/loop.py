@@ -118,7 +118,7 @@ class TaskRun:
         metrics = {"metrics": self.metrics.sync(), "metrics_sha256": self.metrics.digest()}
         facts = {"data": self.learner.task.digest(), **self.clock.now(), **metrics}
         facts = {**saved.facts, "course": facts}
-        write(self.path, checkpoint.pack(Saved(saved.tensors, facts, self.seals.digests)))
+        checkpoint.write(self.path, Saved(saved.tensors, facts, self.seals.digests))
         self._saved = time.monotonic()
 
     def close(self) -> None:
@@ -219,7 +219,7 @@ class TaskRun:
             history.write(regular(self.folder / HISTORY))
             history.plot(regular(self.folder / "history.png"))
             seals[HISTORY] = digest(read_bytes(self.folder / HISTORY))
-        write(self.folder / WEIGHTS, checkpoint.pack(Saved(learner.weights(), facts, seals)))
+        checkpoint.write(self.folder / WEIGHTS, Saved(learner.weights(), facts, seals))
         # last, as whoever finds it takes the run for finished
         write(self.folder / "result.json", json.dumps(facts, indent=1).encode() + b"\n")
         return facts

@@ -3,7 +3,7 @@
 A *coupling* changes one part `a` of the state and reads only what it leaves alone::
 
     a  <-  z * a + u        z in (0, 1], u: functions of x_t and of the other parts
-    a  <-  (a - u) / z      its inverse, exact in fixed point (fixed.py, buffer.py)
+    a  <-  (a - u) / z      its inverse, exact in fixed point (fixed.py, information_buffer.py)
 
 A *stage* is a run of couplings that share their gates; a *cell* is a tuple of stages. Undoing the couplings in the
 opposite order undoes a step. Nothing here knows about time, buffers or gradients: `scan` brings those to any cell.

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from revtune.reversible import meter as metering
 from revtune.reversible.cells import fixed
-from revtune.reversible.cells.buffer import HEAD_START, check_share, default_share
 from revtune.reversible.cells.cell import Cell, slope_of
+from revtune.reversible.cells.information_buffer import HEAD_START, check_share, default_share
 from revtune.reversible.kernel.weights import Weights
 
 PARTS = 2

@@ -19,8 +19,8 @@ from torch import Tensor
 from revtune.errors import ReversalError, StateRangeError
 from revtune.reversible import meter as metering
 from revtune.reversible.cells import fixed
-from revtune.reversible.cells.buffer import Buffer, default_share, ideal_bits
 from revtune.reversible.cells.cell import Cell, Step
+from revtune.reversible.cells.information_buffer import Buffer, default_share, ideal_bits
 from revtune.reversible.cells.state_range import LARGEST_COUNT, check_input, name_bad_count
 from revtune.reversible.kernel.checksum import checksum
 from revtune.reversible.kernel.stage_graph import RecordingStep, StageGraph

@@ -28,6 +28,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from revtune.errors import HyperparameterError
 from revtune.tuning.hypers.kinds import Hyper, Integer, softplus_inverse
+from revtune.tuning.hypers.perturbation import perturbed
 
 FARTHEST = 3.0
 """The largest l that STN's responses are to see at the start: about that of a `Rate` of 0.05, the default (-2.94)."""
@@ -185,13 +186,8 @@ class Hyperparameters(nn.Module):
 
         With `tuned_only`, hyperparameters whose scale is not tuned are not perturbed.
         """
-        noise = torch.randn(size, len(self.specs), generator=generator, device=self.raw.device, dtype=self.raw.dtype)
-        per_batch = [i for i, spec in enumerate(self.specs.values()) if spec.per == "batch"]
-        if per_batch:
-            noise[:, per_batch] = noise[:1, per_batch]
-        if tuned_only:
-            noise = noise * self.raw.new_tensor([spec.tune_scale for spec in self.specs.values()])
-        return self.raw + F.softplus(self.spread) * noise
+        specs = list(self.specs.values())
+        return perturbed(self.raw, self.spread, specs, size, generator, tuned_only=tuned_only)
 
     def departure(self, raw: Tensor) -> Tensor:
         """d at l of each example, shape (B, n), in which responses are linear.

@@ -181,7 +181,7 @@ class Search:
                 self._weights(before.number).unlink(missing_ok=True)
 
     def _write(self, number: int, best: Saved, seals: Mapping[str, str]) -> None:
-        write(self._weights(number), checkpoint.pack(replace(best, seals=seals)))
+        checkpoint.write(self._weights(number), replace(best, seals=seals))
 
     def _weights(self, number: int) -> Path:
         return self.folder / f"trial-{number}.safetensors"
