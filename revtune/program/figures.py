@@ -14,10 +14,8 @@ if TYPE_CHECKING:
 COLOURS = {"nn.GRU": "#d55e00", "nn.LSTM": "#cc79a7", "RevGRU": "#0072b2", "RevLSTM": "#009e73"}
 """By recurrent layer: four of the colours of Okabe and Ito, which colour-blind eyes tell apart."""
 
-
 DOTS = 130
 """An inch: a plot of 8 inches has about a thousand pixels, the width of a README."""
-
 
 MARKERS = "osd^v"
 """By thread count, or whatever else has a row's ratios beside each other."""

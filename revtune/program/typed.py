@@ -15,22 +15,17 @@ from revtune.program.errors import Problem
 
 T = TypeVar("T")
 
-
 LARGEST = 1e30
 """Of rates and norms: a float32 ends at 3.4e38, and these are factors in products."""
-
 
 MOST_THREADS = 1024
 """More than a machine has; OpenMP ends the process when it cannot start as many as it is told to."""
 
-
 SEEDS = range(-(2**63), 2**63)
 """What torch's generators take."""
 
-
 TOO_MANY = 2**31
 """No count comes near this, the first that is no int32."""
-
 
 MAY_BE_0 = ("warmup", "momentum", "entropy", "seed")
 """Names of the settings whose 0 means something; every other number must be above it."""

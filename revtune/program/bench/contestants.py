@@ -25,7 +25,6 @@ from revtune.reversible.streams.stream import Batch, Stream, segment_steps
 CELLS: dict[str, type[nn.Module]] = {"RevGRU": rt.RevGRU, "RevLSTM": rt.RevLSTM, "nn.GRU": nn.GRU, "nn.LSTM": nn.LSTM}
 """The recurrent layers by name."""
 
-
 CheckpointEvery = int | Literal["auto"] | None
 """As `rewind_loss` takes it."""
 

@@ -17,18 +17,14 @@ from revtune.reversible.meter import ResidentGauge
 StepFunction = Callable[[], object]
 """Takes one step of a contestant."""
 
-
 TURN = 0.05
 """Seconds that a turn lasts at least: long beside the clock's resolution and a call from Python."""
-
 
 MOST_REPEATS = 50
 """Steps of a turn at most, so that the fastest cases do not wait for the clock."""
 
-
 LEAST_ROUNDS = 7
 """Rounds of which the median is taken: three of them may be disturbed."""
-
 
 THREADS = tuple(range(1, min(2, processors()) + 1))
 """Thread counts that are measured by default: one and two, where there are two processors."""

@@ -39,13 +39,10 @@ SHAPES = (
 )
 """Words as in PTB, then two longer sequences of bytes."""
 
-
 QUICK = SHAPES[1:2]
-
 
 LONG = Shape(steps=100_000, batch=8, hidden=256)
 """Measured with the reversible layers alone; what nn.GRU would need is extrapolated to it."""
-
 
 Device = Literal["cpu", "cuda"]
 

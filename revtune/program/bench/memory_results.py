@@ -12,9 +12,7 @@ from revtune.program.figures import COLOURS, blank, png
 AUTO = "checkpoint_every='auto'"
 """What the names of contestants say of checkpoints that `rewind_loss` places itself."""
 
-
 HEADINGS = ("MB", "nn.GRU needs", "bytes", "bits stored", "forgotten")
-
 
 NOTE = (
     "MB above the parameters and their gradients. Bytes: the same a unit and step. Bits: what the information buffer "

@@ -12,13 +12,11 @@ from revtune.program.bench.goals import Goal
 
 CaseKind = Literal["layer", "inference", "step"]
 
-
 KINDS: dict[CaseKind, str] = {
     "layer": "bare layer, forward and backward",
     "inference": "bare layer, no gradients",
     "step": "whole training step",
 }
-
 
 PAIRS = (("RevGRU", "nn.GRU"), ("RevLSTM", "nn.LSTM"))
 """Each reversible cell and the layer of torch that it is measured against."""
@@ -68,17 +66,13 @@ BARE_LAYERS = (
     Shape(steps=1000, batch=8, inputs=256, hidden=256),
 )
 
-
 ONE_ROW = Shape(steps=512, batch=1, inputs=128, hidden=128)
 """One row, where the products of a step are too small to hide any other cost."""
-
 
 WORTH_CHECKPOINTS = 500
 """Steps from which checkpointed layers compete; a whole step also competes with shorter ones."""
 
-
 WHOLE_STEP = Shape(steps=70, batch=20, hidden=650, vocabulary=10_000)
-
 
 GOALS: dict[tuple[CaseKind, Shape, str], Goal] = {
     ("layer", BARE_LAYERS[0], "RevGRU"): Goal(0.75, 0.60),
@@ -96,9 +90,7 @@ GOALS: dict[tuple[CaseKind, Shape, str], Goal] = {
 }
 """Time of the reversible layer over that of torch's, on one thread and on two."""
 
-
 SweptSize = Literal["steps", "hidden", "batch"]
-
 
 SWEEP: dict[SweptSize, tuple[Shape, tuple[int, ...]]] = {
     "steps": (Shape(steps=20, batch=8, hidden=256), (20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)),
@@ -106,7 +98,6 @@ SWEEP: dict[SweptSize, tuple[Shape, tuple[int, ...]]] = {
     "batch": (Shape(steps=200, batch=1, hidden=256), (1, 4, 16, 64)),
 }
 """Where each size is varied by itself, and its values."""
-
 
 LONGEST_OF_TWO = 2000
 """Most steps with two layers, which double the memory: one layer of nn.LSTM takes 1.4 GB at 10,000."""

@@ -17,7 +17,6 @@ from revtune.program.bench.worker import Record
 
 HEADINGS = ("cell", "ratio", "range", "goal", "ckpt", "mm", "own mm")
 
-
 NOTE = (
     "Ratio: time of RevGRU over nn.GRU's, or of RevLSTM over nn.LSTM's, median over rounds; range: of a round's, least "
     "to largest. Goal: the ratio that will do, behind it the one within reach. Ckpt: torch's layer under "

@@ -39,10 +39,8 @@ from revtune.program.files import drafts, write
 WARM_UP = 2
 """Steps before those whose memory counts: optimizers make their state in the first."""
 
-
 LOOKS, PROCESSES = 5, 3
 """Steps of a process whose memory is read, and processes; the median of each counts."""
-
 
 LITTLE, MORE_PROCESSES = 4_000_000, 6
 """Below so many bytes, freed pages that stay resident blur a tenth of them; then so many more processes measure."""

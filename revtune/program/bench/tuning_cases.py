@@ -11,16 +11,12 @@ from revtune.program.bench.goals import Goal
 
 TunedNet = Literal["mnist", "fashion", "cifar10", "ptb_lstm"]
 
-
 StepKind = Literal["plain", "STN", "Delta-STN", "STN validation", "Delta-STN validation"]
-
 
 Measure = Literal["time", "memory"]
 
-
 NETS: dict[TunedNet, str] = {"mnist": "MLP", "fashion": "CNN", "cifar10": "AlexNet", "ptb_lstm": "LSTM"}
 """The recipes whose networks take part, and what these are called."""
-
 
 TUNED: tuple[StepKind, ...] = ("STN", "Delta-STN", "STN validation", "Delta-STN validation")
 """Steps that are compared with a plain one: training steps, and steps of the hyperparameters."""
@@ -59,9 +55,7 @@ class TuningCase:
 LSTM = TuningCase(net="ptb_lstm", width=200, batch=40, steps=70, tokens=10_000)
 """The batch, span and vocabulary of MacKay et al. 2019, in a narrower network than its 650 units."""
 
-
 IMAGE_TIMES = {"STN": Goal(2.1), "Delta-STN": Goal(3.0), "STN validation": Goal(1.5), "Delta-STN validation": Goal(1.5)}
-
 
 IMAGE_MEMORY = Goal(2.2)
 """Like the times above, of the networks for images; the same for all steps."""

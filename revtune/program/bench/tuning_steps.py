@@ -19,7 +19,6 @@ from revtune.program.tasks.tuned_learner import TunedLearner
 
 SHAPES = {"mnist": (1, 28, 28), "fashion": (1, 28, 28), "cifar10": (3, 32, 32)}
 
-
 CLASSES = 10
 
 

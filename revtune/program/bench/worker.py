@@ -18,7 +18,6 @@ from revtune.program.typed import read_typed
 Record = dict[str, Any]
 """What was measured of one case, ready for JSON."""
 
-
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 """glibc otherwise moves these thresholds as it goes, and freed memory that stays resident would hide growth."""
 

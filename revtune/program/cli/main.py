@@ -28,10 +28,8 @@ from revtune.program.errors import Problem
 EXTRAS = {"optuna": "search", "kornia": "augment", "sacrebleu": "translate", "tokenizers": "translate"}
 """Packages of the extras that are named for what they are for."""
 
-
 PROGRAM_NEEDS = {"tyro", "rich", "safetensors", "datasets", "matplotlib", "numpy", "shtab", "docstring_parser"}
 """Packages of the extra `program`, and those that these need."""
-
 
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """In the messages of torch's RuntimeErrors, which have no class of their own for it on a CPU."""

@@ -26,7 +26,6 @@ class Batch(NamedTuple):
 TokenPair = tuple[list[int], list[int]]
 """Source and target."""
 
-
 POOL = 50
 """Batches whose sentences are sorted by length together: enough for little padding, few enough to stay shuffled."""
 

@@ -16,10 +16,8 @@ from revtune.program.errors import Problem
 
 Part = tuple[Tensor, Tensor]
 
-
 HELD_OUT = 5
 """One image in so many is held out of the training images."""
-
 
 TEST = 10_000
 """Test images of CIFAR-10."""

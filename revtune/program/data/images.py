@@ -25,9 +25,7 @@ from revtune.program.files import read_bytes
 
 ImageSource = Literal["mnist", "fashion", "cifar10"]
 
-
 FOLDERS = {"mnist": "mnist", "fashion": "fashion-mnist", "cifar10": "cifar-10-batches-bin"}
-
 
 HUB = {
     "mnist": ("ylecun/mnist", "image", "label"),
@@ -36,16 +34,12 @@ HUB = {
 }
 """Path on the hub, and the columns of images and labels."""
 
-
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-
 
 CLASSES = 10
 
-
 SIDE = 32
 """Pixels of CIFAR-10's images each way."""
-
 
 RECORD = 1 + 3 * SIDE * SIDE
 """Bytes of one of CIFAR-10's images with its label."""

@@ -18,17 +18,13 @@ from revtune.program.files import read_bytes
 MARK = "\ufeff"
 """A byte order mark, which some editors put before a text."""
 
-
 ENDS = ("\n", "\r", "\x85", "\u2028", "\u2029")
 """What ends a line, but for CR LF, which is one end and not two."""
-
 
 WINDOW = 10
 """A cut is looked for in the last tenth of a text before the place where it is wanted."""
 
-
 LINE_END = re.compile("\r\n|[" + "".join(ENDS) + "]")
-
 
 _WORDS = re.compile(r".*\s", re.DOTALL)
 

@@ -14,18 +14,14 @@ from typing import Literal
 
 Language = Literal["en", "de"]
 
-
 TextForm = Literal["multi30k", "iwslt14", "plain"]
 """The data set whose files a text looks like; plain text is left as it is."""
-
 
 Rules = tuple[tuple[str, str], ...]
 """Patterns and what they are replaced by, one after another."""
 
-
 LETTER, NO_LETTER, HARD = r"([^\W\d_])", r"([\W\d_])", "\u00a0"
 """Groups of a letter and of anything else, and a space that no line breaks at."""
-
 
 NORMAL: Rules = (
     (r"\(", " ("), (r"\)", ") "), (r" +", " "), (r"\) ([.!:?;,])", r")\1"), (r"\( ", "("), (r" \)", ")"),
@@ -36,22 +32,18 @@ NORMAL: Rules = (
 )  # fmt: skip
 """`normalize-punctuation.perl` for all languages; `QUOTES` are its last rules, by language."""
 
-
 QUOTES: dict[Language, Rules] = {
     "en": ((r'"([,.]+)', r'\1"'), (rf"(\d){HARD}(\d)", r"\1.\2")),
     "de": ((r',"', '",'), (r'(\.+)"(?!<)', r'"\1'), (rf"(\d){HARD}(\d)", r"\1,\2")),
 }
 
-
 DOT = "\u0298"  # a letter, as what the script puts in the place of dots in a row is of letters
-
 
 APART: Rules = (
     (r"\s+", " "), (r"[\x00-\x1f]", ""), (r"^ +| +$", ""), (r"([^\w\s.'`,-]|_)", r" \1 "),
     (rf"({DOT}+)(?=[^{DOT}])", r"\1 "), (r"([^\d]),", r"\1 , "), (r",([^\d])", r" , \1"), (r"(\d),$", r"\1 ,"),
 )  # fmt: skip
 """`tokenizer.perl`: marks stand apart from words, but commas inside numbers do not; `APOSTROPHES` come after it."""
-
 
 APOSTROPHES: dict[Language, Rules] = {
     "en": (
@@ -61,12 +53,9 @@ APOSTROPHES: dict[Language, Rules] = {
     "de": (("'", " ' "),),
 }  # fmt: skip
 
-
 ESCAPES = {"|": "&#124;", "<": "&lt;", ">": "&gt;", "'": "&apos;", '"': "&quot;", "[": "&#91;", "]": "&#93;"}
 
-
 LETTERS = set("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-
 
 KEPT: dict[Language, set[str]] = {
     "en": LETTERS | set(
@@ -80,7 +69,6 @@ KEPT: dict[Language, set[str]] = {
     ),
 }  # fmt: skip
 """Abbreviations that keep their dot before anything; before a word in lower case all do."""
-
 
 NUMBERED = {"No", "Nos", "Art", "Nr", "pp"}
 """English ones that keep it before a number."""

@@ -11,9 +11,7 @@ from revtune.program.errors import Problem
 
 Split = Literal["train", "valid", "test"]
 
-
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-
 
 TEXT_FILES = {"ptb": "ptb/ptb.{}.txt", "wikitext2": "wikitext-2/wiki.{}.tokens"}
 """The files of a text in the folder, with the split to be filled in; here, as `revtune doctor` has no extras."""

@@ -14,7 +14,6 @@ from revtune.program.errors import Problem
 
 PairSource = Literal["multi30k", "iwslt14"]
 
-
 PairUnit = Literal["word", "subword"]
 
 
@@ -35,18 +34,15 @@ class Layout(NamedTuple):
 MULTI30K = {"train": "train", "valid": "val", "test": "test_2016_flickr"}
 """What its files call the splits."""
 
-
 SAMPLE = (
     "the training text is the sample in iwslt14-de-en-small, {pairs:,} pairs where IWSLT 2014 has about 160,000; "
     "its scores do not compare with those of the whole"
 )
 
-
 IWSLT14 = (
     Layout("iwslt14.tokenized.de-en/{split}.{language}", "iwslt14"),
     Layout("iwslt14-de-en-small/{small}.{language}", "iwslt14", SAMPLE),
 )
-
 
 FILES: dict[PairSource, dict[PairUnit, tuple[Layout, ...]]] = {
     "multi30k": {
@@ -59,9 +55,7 @@ FILES: dict[PairSource, dict[PairUnit, tuple[Layout, ...]]] = {
 }  # fmt: skip
 """The layouts that are looked for, in order. Multi30K is published in words and raw, IWSLT 2014 in words alone."""
 
-
 HUB = {"multi30k": "bentrevett/multi30k", "iwslt14": "bbaaaa/iwslt14-de-en"}
-
 
 HUB_NOTES = {"iwslt14": "the text is the hub's, which is raw; BLEU may not compare with that of the published files"}
 

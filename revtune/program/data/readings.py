@@ -58,6 +58,5 @@ def words_by_feeds(text: str) -> list[str]:
 
 BY_LINES = Reading(read, parts_by_lines, split_words)
 
-
 BY_BYTES = Reading(read_bytes, parts_by_bytes, words_by_feeds)
 """How texts were read before lines ended at anything but LF; a byte order mark was part of the text."""

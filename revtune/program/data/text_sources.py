@@ -42,13 +42,11 @@ HUB = {
 }
 """Path, subset, revision and column on the hub; PTB's own revision is a script, which `datasets` no longer runs."""
 
-
 SKIPPED = {
     "__pycache__", "dist-packages", "encodings", "ensurepip", "idle_test", "idlelib", "lib2to3", "pydoc_data",
     "site-packages", "test", "tests", "turtledemo",
 }  # fmt: skip
 """Folders of the standard library that hold tests, tables, or packages that not every machine has."""
-
 
 FEWEST_BYTES = 1_000
 """Of a text; the loss on a twentieth of fewer would tell nothing."""

@@ -11,9 +11,7 @@ from revtune.program.data.lines import split_lines
 
 TextUnit = Literal["byte", "word"]
 
-
 END = "<eos>"
-
 
 UNKNOWN = "<unk>"
 

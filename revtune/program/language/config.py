@@ -18,12 +18,9 @@ from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, TOO_MANY, check_
 
 Model = Literal["revgru", "revlstm", "gru", "lstm"]
 
-
 Rule = Literal["adam", "sgd"]
 
-
 Schedule = Literal["cosine", "plateau"]
-
 
 Size = Literal["small", "paper"]
 

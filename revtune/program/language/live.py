@@ -22,7 +22,6 @@ from revtune.program.language.config import Config
 LINE_EVERY = 15.0
 """Seconds between lines where there is no panel."""
 
-
 SMOOTHING = 0.95
 """Share of the mean so far in the next one: a mean over about the last 20 steps."""
 

@@ -16,9 +16,7 @@ from revtune.reversible.layers.masks import drop_mask
 
 TIED_INIT = 0.1  # as Merity et al. 2018; an embedding's usual N(0, 1) is far too large for a softmax
 
-
 LAYER_BYTES = 4096  # of Python's objects around a layer's weights, at least
-
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")  # in the order that torch.gru and torch.lstm take them
 

@@ -38,7 +38,6 @@ from revtune.tuning.random_states import random_states, set_random_states
 METER_EVERY = 10
 """Steps between two whose stored bits are metered: metering each would slow a run down."""
 
-
 GENERATORS = ("cpu", "cuda")
 """What a checkpoint calls the random states, in their order."""
 

@@ -17,13 +17,10 @@ kind = "tuned"
 
 PAPER = Tuning(warmup=1560, hyper_lr=3e-3)  # five passes over the paper's training images
 
-
 CHANNELS = (1, 3, 6, 4, 4)
 """Channels of the five convolutions, in multiples of the first's."""
 
-
 DROPS = ("input_drop", "drop1", "drop2", "drop3", "drop4", "drop5", "drop6", "drop7")
-
 
 MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 """Of each colour, over the training images."""

@@ -20,19 +20,14 @@ kind = "tuned"
 START = 0.05
 """Of all hyperparameters (MacKay et al. 2019, section 5.1)."""
 
-
 DROPOUTS = ("input_drop", "hidden_drop", "output_drop")
-
 
 BATCH_DROPOUTS = ("embedding_drop", "weight_drop")
 """Those of weights, of which a batch has one mask."""
 
-
 PENALTIES = ("activation", "temporal")
 
-
 EMBEDDING_INIT = 0.1  # as Merity et al. 2018; an embedding's usual N(0, 1) is far too large for a softmax
-
 
 EPOCH = 29
 """Updates of a pass over the small study's text."""

@@ -23,7 +23,6 @@ from revtune.reversible.kernel import backend as native
 SAME_BITS = {"avx512": "avx2"}
 """Instruction sets of the kernel that give the bits of another: docs/kernel.md, "Why its bits repeat"."""
 
-
 DECIDES = {"REVTUNE_BACKEND": "backend", "REVTUNE_ISA": "instructions"}
 """The field of `Arithmetic` that an environment variable decides."""
 

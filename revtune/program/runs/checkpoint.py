@@ -25,10 +25,8 @@ from revtune.program.files import regular
 FACTS, SEALS, CHECKSUM = "revtune", "seals", "sha256"
 """Keys of a file's metadata."""
 
-
 ADAM_KEYS, SGD_KEYS = ("exp_avg", "exp_avg_sq", "step"), ("momentum_buffer",)
 """What the two optimizers keep for a parameter."""
-
 
 RecurrentState = Tensor | tuple[Tensor, ...] | None
 """h, or (h, c), or None before the first segment."""

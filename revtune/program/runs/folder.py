@@ -14,10 +14,8 @@ from revtune.program.files import locked
 RUNS = Path("runs")
 """Where runs go that are given no folder."""
 
-
 LEARNT = ("checkpoint.safetensors", "weights.safetensors", "result.json", "metrics.jsonl")
 """What a run has once it has learnt something."""
-
 
 OWN = (*LEARNT, "config.json", "vocabulary.json", "lock")
 """The files of a run, which nothing else may be written to."""

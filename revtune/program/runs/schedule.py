@@ -8,7 +8,6 @@ from typing import Literal
 FALL = 4.0
 """What a plateau divides the rate by, as in MacKay et al. 2018 and 2019, section 5.1."""
 
-
 LOWEST = 0.05
 """The share of the highest rate that a cosine ends at; it is above 0, so that the last updates still learn."""
 

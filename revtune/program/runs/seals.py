@@ -23,7 +23,6 @@ from revtune.program.files import read_bytes
 SETTINGS, PLACES = "config.json", ("data", "file")
 """The file of settings, and which of them say where the data are."""
 
-
 SEALED = (SETTINGS, "vocabulary.json")
 """The files of a run's folder that it begins with and never changes."""
 

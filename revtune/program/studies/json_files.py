@@ -11,7 +11,6 @@ from revtune.program.files import read_bytes
 
 JsonObject = dict[str, Any]
 
-
 Template = dict[str, Any]
 """What an object must hold at least: types by name, `float` for any number, or such a dictionary again."""
 

@@ -36,17 +36,13 @@ from revtune.tuning.tuner.history import History
 SAVE_SECONDS = 20.0
 """Between checkpoints: a run that is killed loses no more, and writing them costs little beside it."""
 
-
 WEIGHTS, HISTORY = "weights.safetensors", "history.jsonl"
-
 
 DATA = "data"
 """What weights call the digest of the data that they were learnt from, among their seals."""
 
-
 LONGEST_REASON = 200
 """Characters told of torch's message on a state that does not fit, which may list every weight."""
-
 
 IsOver = Callable[[Learner, Clock], bool]
 """Whether a learner has come to its end, after the time on a clock."""

@@ -27,7 +27,6 @@ from revtune.reversible.layers.rnn import RevRNN
 
 MODELS = ("nn.GRU", "nn.LSTM", "RevGRU", "RevLSTM", "NF-RevGRU", "NF-RevLSTM")
 
-
 FIRST = -100
 """The target of the first step, which has none; losses leave it out, as `ignore_index` does in torch."""
 

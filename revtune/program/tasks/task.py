@@ -36,30 +36,21 @@ from revtune.tuning.hypers.kinds import Hyper
 
 Tuned = Literal["delta", "stn"]
 
-
 Method = Literal["delta", "stn", "plain"]
-
 
 Searcher = Literal["random", "grid", "tpe", "hyperband"]
 
-
 Rule = Literal["sgd", "adam"]
-
 
 HyperRule = Literal["adam", "rmsprop"]
 
-
 Schedule = Literal["constant", "cosine", "plateau"]
-
 
 Split = Literal["valid", "test"]
 
-
 Size = Literal["small", "paper"]
 
-
 METHODS: tuple[Method, ...] = ("delta", "stn", "plain")
-
 
 SEARCHERS: tuple[Searcher, ...] = get_args(Searcher)
 

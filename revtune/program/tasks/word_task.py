@@ -27,10 +27,8 @@ from revtune.tuning.hypers.hyperparameters import Hyperparameters
 HELD_OUT = 5
 """How many times fewer words are held out than learnt from."""
 
-
 MOST_NATS = 99.0
 """A perplexity is at most e to this, as `math.exp` overflows beyond 709."""
-
 
 Source = Literal["ptb", "wikitext2"]
 

@@ -12,7 +12,6 @@ from revtune.program import figures
 INCH_A_WORD, INCH_A_LETTER = 0.32, 0.09
 """Room for labels in matplotlib's usual size."""
 
-
 LONGEST_LABEL = 30
 """Characters of a word that are written; the start of a longer one."""
 

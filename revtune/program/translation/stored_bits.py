@@ -19,7 +19,6 @@ from revtune.program.translation.translator import Attended, Net, RewindingTrans
 FLOAT = 32
 """Bits of a float, which torch's layers keep for every number of a state."""
 
-
 BATCHES = 100
 """That bits are averaged over: of Multi30K more than a fifth of a pass."""
 

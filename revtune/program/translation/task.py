@@ -23,10 +23,8 @@ from revtune.program.translation.translator import Model, Net, Translator, build
 PAPERS_RATES: dict[Model, float] = {"gru": 0.2, "revgru": 0.2, "revlstm": 0.5, "lstm": 1.0}
 """Learning rates of SGD (MacKay et al. 2018, on Multi30K)."""
 
-
 MOST_TOKENS: dict[PairUnit, int] = {"word": 50_000, "subword": 8_000}
 """Of each language's vocabulary, by default."""
-
 
 PAPERS_EPOCH = 454
 """Updates of a pass over Multi30K, 64 pairs each."""

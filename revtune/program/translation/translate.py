@@ -27,14 +27,11 @@ from revtune.program.translation.run import Learned, opened
 MOST_TOLD = 500
 """Characters of a line's unknown words that are printed."""
 
-
 AT_ONCE = 640
 """Lines of a file that are translated together."""
 
-
 MOST_DRAWN = 200
 """Words of a sentence, or of its translation, beyond which a picture of its attention shows nothing."""
-
 
 MOST_READ = 1_000
 """Words, or sub-words, of a line that are translated at least; those of a whole book would fill the memory."""

@@ -30,9 +30,7 @@ from revtune.reversible.streams.attention import Attention, AttentionReadout, nu
 
 Model = Literal["revgru", "revlstm", "gru", "lstm"]
 
-
 State = Tensor | tuple[Tensor, ...]
-
 
 INIT = 0.1
 """Weights start uniform up to this, as in MacKay et al. 2018."""

@@ -11,7 +11,6 @@ import torch
 _PRECISIONS = ("none", "ieee", "tf32", "bf16")
 """torch's names of float32 precisions; an environment's numbers are indices into these."""
 
-
 NUMBERS = 3
 """Numbers that tell an environment."""
 

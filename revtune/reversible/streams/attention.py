@@ -26,7 +26,6 @@ from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntrop
 
 Keys = Callable[..., Tensor]
 
-
 _LENGTH_NAMES = ("source lengths", "the positions of the keys")
 """What messages call the lengths, and what these count."""
 

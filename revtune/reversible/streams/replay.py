@@ -22,7 +22,6 @@ from revtune.errors import ReversalError
 _defaults_lock = RLock()
 """Held while torch's own generators are lent to a block, for one operator that takes no other."""
 
-
 _MOST_ROUNDS = 20
 """Times that rows are brought down to a norm at most; each lowers them by a rounding."""
 

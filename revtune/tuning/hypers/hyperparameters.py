@@ -33,7 +33,6 @@ from revtune.tuning.hypers.perturbation import perturbed
 FARTHEST = 3.0
 """The largest l that STN's responses are to see at the start: about that of a `Rate` of 0.05, the default (-2.94)."""
 
-
 OPTIMIZER_SETTINGS = (
     "lr",
     "learning_rate",

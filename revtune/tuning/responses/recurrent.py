@@ -37,7 +37,6 @@ from revtune.tuning.trees import mapped
 Direction = Callable[[str, Any, Sequence[Tensor], Steps], tuple[Tensor, ...]]
 """Computes one direction of one layer: y and last states, from its parameters' suffix, its input and first states."""
 
-
 RATES = ("_tuned_rate", "_tuned_weight_drop")
 """The attributes by which a layer reads its rates."""
 

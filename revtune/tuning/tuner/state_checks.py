@@ -15,7 +15,6 @@ from revtune.tuning.hypers.hyperparameters import Hyperparameters
 
 OPTIMIZERS = ("optimizer", "hyper_optimizer")
 
-
 YOUNGER_PARTS = {"held", "read"}
 """Parts of a state that the earliest versions did not save."""
 

@@ -39,32 +39,23 @@ NAMES: dict[str, str] = {
     "grid": "grid", "tpe": "TPE", "hyperband": "Hyperband", "found": "plain, found",
 }  # fmt: skip
 
-
 Contestant = Literal["plain", "stn", "delta", "final", "random", "grid", "tpe", "hyperband", "found"]
-
 
 CONTESTANTS: tuple[Contestant, ...] = get_args(Contestant)
 
-
 TUNERS: tuple[Contestant, ...] = ("stn", "delta")
-
 
 REPEATS: tuple[Contestant, ...] = ("final", "found")
 """Plain runs at the values that the better tuner ended with, and at those that the best searcher found."""
 
-
 CONFIG: Template = {"recipe": str, "study": dict, "budget": float}
-
 
 VALIDATION: Template = {"step": int, "loss": float, "wall": float, "cpu": float}
 
-
 RESULT: Template = {"budget": float, "wall": float, "cpu": float, "values": dict, "valid": {"loss": float}}
-
 
 MORE = ("seeds", "contestants", "budget")
 """What a contest may have more of when it is resumed."""
-
 
 S = TypeVar("S", bound=Study)
 

@@ -15,7 +15,6 @@ LOOKS = {
     "found": ("#117733", "--"),
 }  # fmt: skip
 
-
 POINTS = 400
 """At which the lines are drawn; the figure has about two pixels for each."""
 

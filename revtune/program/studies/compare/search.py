@@ -46,7 +46,6 @@ from revtune.tuning.hypers.constants import Constants
 GRID_POINTS = 100
 """A grid has at least so many points, and at least two values of each hyperparameter."""
 
-
 REDUCTION, ROUNDS = 3, 9
 """Hyperband's reduction factor; its shortest trials have one in so many of the validations of a whole one."""
 

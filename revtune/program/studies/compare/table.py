@@ -20,7 +20,6 @@ from revtune.program.studies.json_files import JsonObject
 SHARES = (0.125, 0.25, 0.5, 1.0)
 """Of the budget, at which the table tells losses; `headings` names them."""
 
-
 TRIALS = 30
 """Whole trials that a searcher has at least in a fair contest; fewer are told."""
 

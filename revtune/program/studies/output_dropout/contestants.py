@@ -31,7 +31,6 @@ from revtune.tuning.hypers.kinds import NEAREST
 HIGHEST = 0.99
 """The most that noise or a sinusoid takes a rate to; at 1 all would be dropped."""
 
-
 Schedule = Callable[[int], float]
 """The rate of an update, from 0 on."""
 

@@ -48,9 +48,7 @@ from revtune.program.typed import read_typed, told_of
 
 RECIPE = "output_dropout"
 
-
 FIGURES: Template = {"loss": float, "perplexity": float}
-
 
 RESULT: Template = {"step": int, "valid": FIGURES, "test": FIGURES, "final_values": {NAME: float}}
 

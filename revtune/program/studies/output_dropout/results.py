@@ -13,9 +13,7 @@ from revtune.program.studies.json_files import JsonObject
 
 HEADINGS = ("", "held-out", "test", "best at update", "last rate")
 
-
 METHODS = {"stn": "STN", "delta": "Delta-STN"}
-
 
 COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00")
 

@@ -12,12 +12,9 @@ from revtune.program.tasks.repeat import MODELS, RepeatStudy
 
 Figures = dict[str, Any]
 
-
 COLOURS = dict(zip(MODELS, ("#666666", "#56b4e9", "#0072b2", "#009e73", "#d55e00", "#cc79a7"), strict=True))
 
-
 MARKERS = dict(zip(MODELS, ("", "", "o", "s", "d", "v"), strict=True))
-
 
 WIDTHS = dict(zip(MODELS, (9, 6.5, 4, 1.5, 1.8, 1.8), strict=True))
 """Nets that solve the task lie on one line; the wider ones show from below."""
