@@ -18,7 +18,9 @@ _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_
 def hooked(module: nn.Module) -> bool:
     """Whether hooks, its own or those of all modules, are to see a module's calls, or their gradients."""
     own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(own) or any(vars(torch_modules)[name] for name in _GLOBAL_HOOKS)
+    of_all = (hook for name in _GLOBAL_HOOKS for hook in vars(torch_modules)[name].values())
+    # one of self-tuning that follows rows says that it need not see every call
+    return any(own) or not all(getattr(hook, "only_looks", False) for hook in of_all)
 
 
 def called_as_written(module: nn.Module, forward: object) -> bool:

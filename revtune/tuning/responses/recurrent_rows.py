@@ -82,7 +82,7 @@ def hooked(model: nn.Module, following: Following, answering: type[nn.Module]) -
         if any(layer is own for own in layers):
             _pass_on(following, layer, args, out)
 
-    # not a hook of the layers themselves, which streams refuse
+    pass_on.only_looks = True  # type: ignore[attr-defined]  # streams, which call no forward, refuse other hooks
     handle = register_module_forward_hook(pass_on) if layers else None
     try:
         yield

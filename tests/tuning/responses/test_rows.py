@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import revtune as rt
 from revtune.tuning.conversion.convert import self_tuning
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Positive
@@ -210,3 +211,36 @@ def one_by_one(net: Any, x: Tensor) -> Tensor:
 def test_examples_given_one_by_one_are_refused() -> None:
     with pytest.raises(ValueError, match=r"first: in one pass it is given two inputs \(6, 5\) whose rows are of diff"):
         gradients(one_by_one, "stn", batches()[:1])
+
+
+class Streamed(nn.Module):
+    """A language model whose forward is a streamed loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.drop = nn.Embedding(50, 16), nn.Dropout(0.1)
+        self.rnn, self.head = rt.RevGRU(16, 32), nn.Linear(32, 50)
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        def readout(y: Tensor, targets: Tensor) -> Tensor:
+            return F.cross_entropy(self.head(y), targets, reduction="sum")
+
+        def encode(chunk: Tensor) -> Tensor:
+            encoded: Tensor = self.drop(self.words(chunk))
+            return encoded
+
+        return rt.rewind_loss(self.rnn, ids[:-1], ids[1:], encode=encode, readout=readout, lengths=lengths)[0]
+
+
+@pytest.mark.filterwarnings("ignore:rnn. RevGRU has no response:UserWarning")
+@pytest.mark.parametrize("lengths", [[12, 9, 4, 3], [12, 9, 4, 4]])
+def test_positions_of_a_streamed_loss_are_refused_by_the_heads_name(lengths: list[int]) -> None:
+    """Also where their number is a multiple of B."""
+    net = rt.self_tuning(Streamed(), batch_dim=1)
+    tuner = rt.Tuner(
+        net, lambda out, batch, h: out, lambda out, batch: out, optimizer=lambda groups: torch.optim.SGD(groups, 0.1),
+        method="stn", predict=lambda model, batch: model(*batch),
+    )  # fmt: skip
+    batch = torch.randint(50, (13, 4)), torch.tensor(lengths)
+    with pytest.raises(ValueError, match="^head"):
+        tuner.step(batch, batch)
