@@ -31,6 +31,9 @@ class Learnable(Protocol):
     def digest(self) -> str:
         """What tells the data from others."""
 
+    def train_batch(self, step: int) -> Any:
+        """The batch of an update, from 0 on."""
+
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """Figures over all of a split by a model in evaluation mode."""
 

@@ -49,7 +49,7 @@ def test_generators_are_put_back_on_the_device_of_the_weights(
     task: TranslationTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    learner = "revtune.program.translation.learner"
+    learner = "revtune.program.tasks.weight_learner"
     monkeypatch.setattr(f"{learner}.set_random_states", lambda _, device=None: asked.append(device))
     one = TranslationLearner(task)
     one.restore(one.state())
