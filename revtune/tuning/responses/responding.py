@@ -145,11 +145,22 @@ class Responding(nn.Module):
 
     def shared(self, x: Tensor, size: int) -> bool:
         """Whether the rows of an input are the same for all examples, so that the layer does not respond to them."""
-        if size == 1 or self.laid(x, self.output_shape(x), size).way != "all":
+        if size == 1:
             return False
-        if self.rows is None:
-            self._warn_shared(x, size, f"{tuple(x.shape)} that are")
+        one_row = self.shared_by_all(x, size) and not self._rows_known(x, size)
+        if not one_row and self.laid(x, self.output_shape(x), size).way != "all":
+            return False
+        if (one_row or self.rows is None) and not self.__dict__.get("_warned"):
+            self.__dict__["_warned"] = True
+            given = self._shared_input(x) if one_row else f"{tuple(x.shape)} that are"
+            what = f"{self._name} was given {given} the same for all {size} examples"
+            warnings.warn(f"{what}, as positions are: it does not respond there", stacklevel=3)
         return True
+
+    def _rows_known(self, x: Tensor, size: int) -> bool:
+        """Whether rows were followed from the batch, and are examples' own though there is one of them."""
+        bound = self.hypers.current
+        return x.dim() > 1 and bound is not None and bound.rows is not None and bound.rows.knows(self, x, size)
 
     def output_shape(self, x: Tensor) -> Sequence[int]:
         """The shape of the output for an input, as far as rows are concerned: as many dimensions, and rows."""
@@ -158,10 +169,6 @@ class Responding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output, at each example's hyperparameters."""
         bound = self.hypers.current
-        known = bound is not None and x.dim() > 1 and bound.rows is not None and bound.rows.knows(self, x, bound.size)
-        if bound is not None and bound.size > 1 and not known and self.shared_by_all(x, bound.size):
-            self._warn_shared(x, bound.size, self._shared_input(x))
-            return self.base(x)
         if bound is not None and self.shared(x, bound.size):
             return self.base(x)
         if bound is not None and bound.record is not None:
@@ -174,12 +181,6 @@ class Responding(nn.Module):
         """Whether an input is the same for all examples: one row, or a vector; the layer does not respond to it."""
         unit_dim = self.unit_dim % max(x.dim(), 1)
         return x.dim() < 2 or x.shape[self.batch_dim if self.batch_dim < unit_dim else 0] == 1
-
-    def _warn_shared(self, x: Tensor, size: int, given: str) -> None:
-        if not self.__dict__.get("_warned"):
-            self.__dict__["_warned"] = True
-            what = f"{self._name} was given {given} the same for all {size} examples"
-            warnings.warn(f"{what}, as positions are: it does not respond there", stacklevel=4)
 
     def _shared_input(self, x: Tensor) -> str:
         """What is said of an input that all examples share."""
