@@ -30,6 +30,7 @@ from torch import Tensor
 
 from revtune.errors import ReversalError
 from revtune.reversible.arguments import is_size
+from revtune.reversible.cells.word_store import WordStore
 
 HEAD_START = 2.0**14
 """Where heads begin, and the least that they are."""
@@ -110,7 +111,7 @@ class Buffer:
         width = -(-units // turns)
         self.heads = torch.full((rows, width), HEAD_START, dtype=torch.float64, device=device)
         self._turns = [slice(first, min(first + width, units)) for first in range(0, units, width)]
-        self._sealed: list[Tensor] = []
+        self._sealed = WordStore(device)
         self._open: list[Tensor] = []
         self._top: Tensor | None = None
         self._words = 0
@@ -129,7 +130,7 @@ class Buffer:
         """A buffer that goes its own way from here; the words spilled so far are shared, not copied."""
         other = copy.copy(self)
         other.heads = self.heads.clone()
-        other._sealed, other._open = list(self._sealed), list(self._open)
+        other._sealed, other._open = self._sealed.copy(), list(self._open)
         return other
 
     def multiply(self, h: Tensor, zi: Tensor) -> Tensor:
@@ -185,9 +186,9 @@ class Buffer:
             words = torch.cat(self._open).remainder_(WORD).sub_(WORD / 2).to(torch.int16)
             self._open = []
             if self._top is not None and self._top.numel():
-                self._sealed.append((self._top - WORD / 2).to(torch.int16))
+                self._sealed.push((self._top - WORD / 2).to(torch.int16))
             self._top = None
-            self._sealed.append(words)
+            self._sealed.push(words)
 
     def discard(self) -> None:
         """Forget the words spilled since the last `seal`, for a pass that will not be rewound."""
@@ -212,7 +213,7 @@ class Buffer:
     def _load(self) -> Tensor:
         """The words on top of the stack, unpacked."""
         if self._top is None or not self._top.numel():
-            if not self._sealed:
+            if not len(self._sealed):
                 raise ReversalError(f"the information buffer is empty where {self.words} words should be left")
             self._top = self._sealed.pop().double().add_(WORD / 2)
         return self._top

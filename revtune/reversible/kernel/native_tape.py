@@ -6,6 +6,7 @@ Shapes: K steps of a chunk, B batch, I input, N units of a part, H output, S sta
 from __future__ import annotations
 
 import copy
+from array import array
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from revtune.errors import ReversalError
 from revtune.reversible.cells.state_range import check_input
+from revtune.reversible.cells.word_store import WordStore
 from revtune.reversible.kernel.kernel import ChunkBuffers, Keep, Kernel, new_tally, stacked, tallied_bits, unstacked
 from revtune.reversible.kernel.reference import name_bad_state
 from revtune.reversible.kernel.tape import Tape, TapePosition
@@ -31,22 +33,22 @@ class NativeBuffer:
     """
 
     heads: Tensor
-    chunks: list[Tensor] = field(default_factory=list)
-    digests: list[int] = field(default_factory=list)
+    chunks: WordStore = field(default_factory=WordStore)
+    digests: array[int] = field(default_factory=lambda: array("q"))
 
     @property
     def words(self) -> int:
         """How many words are stored."""
-        return sum(chunk.numel() - 2 * self.heads.shape[1] for chunk in self.chunks if chunk.numel())
+        return sum(len(chunk) - 2 * self.heads.shape[1] for chunk in self.chunks if len(chunk))
 
     @property
     def stored_bits(self) -> int:
         """What is stored now: 16 bits a word, 32 bits a head, 32 bits a row and chunk for the number of words."""
-        return 16 * sum(chunk.numel() for chunk in self.chunks) + 32 * self.heads.numel()
+        return 16 * self.chunks.words + 32 * self.heads.numel()
 
     def copy(self) -> NativeBuffer:
         """A buffer that goes its own way from here; the words spilled so far are shared, not copied."""
-        return NativeBuffer(self.heads.clone(), list(self.chunks), list(self.digests))
+        return NativeBuffer(self.heads.clone(), self.chunks.copy(), self.digests[:])
 
 
 class NativeTape(Tape):
@@ -95,7 +97,7 @@ class NativeTape(Tape):
         y, words, digest = self._run(x, first, Keep.EVERYTHING, tally)
         if tally is not None:
             self._ideal += tallied_bits(tally)
-        self.buffer.chunks.append(words)
+        self.buffer.chunks.push(words)
         self.buffer.digests.append(digest)
         self._spilled += self._unit_steps(x, first)
         return y

@@ -121,7 +121,7 @@ def test_every_changed_word_is_refused(kind: str, chunk: int) -> None:
 def test_words_cut_short_or_too_many_are_refused(kind: str) -> None:
     recording, tape = recorded(problem(kind, 60), chunk=60)
     chunks = tape.buffer.chunks
-    (whole,) = chunks
+    (whole,) = (words.clone() for words in chunks)
     more = torch.cat([whole, whole[-1:]])
     more[:2] += torch.tensor([1, 0], dtype=torch.int16)
     counts = whole.clone()
@@ -130,11 +130,13 @@ def test_words_cut_short_or_too_many_are_refused(kind: str) -> None:
     negative[:2] = -1
     cut = [whole[:size] for size in (0, 1, 5, 6, 7, whole.numel() - 1)]
     for words in (*cut, more, counts, negative, torch.full_like(whole, -1), torch.zeros_like(whole)):
-        chunks[0] = words
+        chunks.pop()
+        chunks.push(words)
         with pytest.raises((rt.ReversalError, RuntimeError)) as caught:
             rt.unscan(recording)
         assert isinstance(caught.value, rt.ReversalError) or "words" in str(caught.value)
-    chunks[0] = whole
+    chunks.pop()
+    chunks.push(whole)
     rt.unscan(recording)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import revtune as rt
+from revtune.reversible.cells.word_store import WordStore
 from revtune.reversible.layers.stack import Stack
 from tests.backends import real
 from tests.chunking import set_stack_chunk_steps
@@ -20,10 +21,18 @@ def flip(tensor: Tensor, byte: int, bit: int = 4) -> None:
     tensor.data.view(torch.uint8).flatten()[byte] ^= 1 << bit
 
 
-def stored(tape: Any) -> list[Tensor]:
+def stored(tape: Any) -> WordStore:
     """The words of each chunk."""
-    chunks: list[Tensor] = tape.buffer.chunks if hasattr(tape.buffer, "chunks") else tape.buffer._sealed
+    chunks: WordStore = tape.buffer.chunks if hasattr(tape.buffer, "chunks") else tape.buffer._sealed
     return chunks
+
+
+def change(chunks: WordStore, how: Callable[[list[Tensor]], object]) -> None:
+    """Change what is stored as if it were a list."""
+    words = [chunks.pop().clone() for _ in range(len(chunks))][::-1]
+    how(words)
+    for chunk in words:
+        chunks.push(chunk)
 
 
 def checks(tape: Any) -> list[int]:
@@ -38,9 +47,9 @@ DAMAGES: dict[str, Damage] = {
     "head": lambda tape: flip(tape.buffer.heads, 3),
     "checksum": lambda tape: checks(tape).__setitem__(0, checks(tape)[0] ^ 1),
     "words of a chunk": lambda tape: stored(tape).pop(),
-    "one word": lambda tape: stored(tape).__setitem__(0, stored(tape)[0][:-1]),
+    "one word": lambda tape: change(stored(tape), lambda words: words.__setitem__(0, words[0][:-1])),
     "a checksum less": lambda tape: checks(tape).pop(0),
-    "all words": lambda tape: stored(tape).clear(),
+    "all words": lambda tape: change(stored(tape), list.clear),
 }
 
 
