@@ -35,6 +35,7 @@ from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
 from revtune.reversible.streams.parallel import refuse_wrapped
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
+from revtune.reversible.streams.surroundings import scaled_down
 from revtune.reversible.transforms import graph_retained, refuse_batches, refuse_double_backward
 
 
@@ -122,6 +123,7 @@ class EncodePass:
         self.encoder = Encoder(encode, inputs, self.sinks, rnn.check_input)
         self.spans = list(pieces(0, steps, self.stack.chunk_steps(steps)))
         self._reached: list[Tensor] = []
+        self._scaled_down = scaled_down(encode)
 
     def tensors(self) -> list[Tensor]:
         """The tensors that gradients flow to: the layers', and what the encoder reads for the first chunk."""
@@ -160,6 +162,14 @@ class EncodePass:
     def fingerprints(self) -> Fingerprints:
         """Fingerprints of all that both directions must read alike."""
         return fingerprints(self.stack, self.inputs, self._encoder_tensors())
+
+    def settled(self, before: Fingerprints) -> Fingerprints:
+        """Fingerprints from before `forward`, but those of weights that an embedding has scaled down in it."""
+        fingerprint, read = self.stack.tapes[0].weights.fingerprint, self._read_again()
+        return [
+            (what, fingerprint(tensor) if id(tensor) in self._scaled_down else number)
+            for (what, number), (_, tensor) in zip(before, read, strict=True)
+        ]
 
     def _read_again(self) -> Iterator[tuple[str, Tensor]]:
         return read_again(self.stack, self.inputs, self._encoder_tensors())
@@ -200,9 +210,10 @@ class _RewindEncode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, encode_pass: EncodePass, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.environment, ctx.encode_pass = Environment.current(), encode_pass
-        ctx.fingerprints = encode_pass.fingerprints()
+        before = encode_pass.fingerprints()
         with ctx.environment.restored(encode_pass.inputs.device):
             annotations, *finals = encode_pass.forward()
+        ctx.fingerprints = encode_pass.settled(before)
         ctx.save_for_backward(*tensors, annotations)
         return (annotations, *finals)
 

@@ -90,10 +90,9 @@ class Surroundings:
 
     def watch_held(self, name: str, function: object) -> None:
         """Watch the parameters of an encoder or readout, where its module or function is seen to hold them."""
+        self._changing |= scaled_down(function)
         for holder in _holders(function):
-            if isinstance(holder, nn.Embedding | nn.EmbeddingBag) and holder.max_norm is not None:
-                self._changing |= {id(weight) for weight in holder.parameters(recurse=False)}
-            elif isinstance(holder, nn.Module):
+            if isinstance(holder, nn.Module):
                 for key, parameter in holder.named_parameters(recurse=False):
                     self.watch(f"{key} of {type(holder).__name__} in {name}", [parameter])
             elif isinstance(holder, Tensor) and holder.is_leaf and holder.requires_grad:
@@ -137,6 +136,12 @@ class Surroundings:
                 "readout, or by another thread's optimizer), and it is read until the end; no gradient was produced"
             )
         known.version = version
+
+
+def scaled_down(function: object) -> set[int]:
+    """Ids of the weights that an embedding with `max_norm`, which a function or module holds, brings down to it."""
+    tables = (holder for holder in _holders(function) if isinstance(holder, nn.Embedding | nn.EmbeddingBag))
+    return {id(table.weight) for table in tables if table.max_norm is not None}
 
 
 def _holders(function: object) -> Iterator[object]:
