@@ -33,7 +33,7 @@ from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
-from revtune.reversible.streams.parallel import refuse_wrapped
+from revtune.reversible.streams.parallel import refuse_shared, refuse_wrapped
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
 from revtune.reversible.streams.surroundings import scaled_down
 from revtune.reversible.transforms import graph_retained, refuse_batches, refuse_double_backward
@@ -91,6 +91,7 @@ def _rewind_encode(
         encode_pass = EncodePass(rnn, inputs, encode, units, state, lengths, masks)
         tensors = encode_pass.tensors() if torch.is_grad_enabled() else []
         if any(tensor.requires_grad for tensor in tensors):
+            encode_pass.refuse_shared()
             annotations, *finals = _RewindEncode.apply(encode_pass, *tensors)
         else:
             annotations, *finals = encode_pass.infer()
@@ -132,6 +133,14 @@ class EncodePass:
         self._reached = self.encoder.reached()
         self.sinks.drain()  # accumulators that the first chunk opened; the way back opens its own
         return [tensor for layer in self.layers for tensor in layer.flat()] + self._reached
+
+    def refuse_shared(self) -> None:
+        """Refuse weights that other processes may change before the way back."""
+        for tape in self.stack.tapes:
+            for name, weight in tape.weights.named():
+                refuse_shared("rewind_encode", f"{tape.name}, weight {name!r}", weight)
+        for tensor in self._encoder_tensors():
+            refuse_shared("rewind_encode", "a tensor that encode reads", tensor)
 
     @torch.no_grad()
     def forward(self) -> list[Tensor]:

@@ -207,8 +207,8 @@ class Stream:
         watched, batch = self._surroundings, self._batch
         watched.watch_net(self._rnn, self.stack)
         for name, tensor in (("inputs", batch.inputs), ("targets", batch.targets), ("lengths", batch.lengths)):
-            watched.watch(name, [] if tensor is None else [tensor])
-        watched.watch("one of context", batch.context)
+            watched.watch(name, [] if tensor is None else [tensor], weights=False)
+        watched.watch("one of context", batch.context, weights=False)
         watched.watch_held("encode", batch.encode)
         watched.watch_held("readout", batch.readout)
 
