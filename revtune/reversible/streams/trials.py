@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,10 @@ from revtune.reversible.layers.masks import SequenceMasks, one_sequence
 from revtune.reversible.streams.chunk_graph import Autocast
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
 from revtune.reversible.streams.held import held_parts
+from revtune.reversible.streams.mean import Counted, note_operator, noted
 from revtune.reversible.streams.replay import Replay, draws
+
+T = TypeVar("T")
 
 ENCODED_STEPS = 16
 """Steps that an encoder is tried on, spread over the sequence, since its first ones may be padding or silence."""
@@ -38,6 +41,7 @@ _MOST_KNOWN = 1000
 """Trials that are remembered; with one more all are forgotten, which only costs their time again."""
 
 _known: dict[Hashable, bool] = {}
+_counted: dict[Hashable, Counted] = {}
 _DRAWN = {"bernoulli": 1.0, "bernoulli_": 1.0, "rand": 0.5, "rand_like": 0.5, "uniform": 0.5, "uniform_": 0.5,
           "randn": 0.5, "randn_like": 0.5, "normal": 0.5, "normal_": 0.5, "exponential_": 0.5}  # fmt: skip
 
@@ -60,6 +64,7 @@ class SameDraws(Replay):
                 "rewind_loss and rewind_encode look words up chunk by chunk, so scale_grad_by_freq must be False in "
                 "encode, got True"
             )
+        note_operator(func, args, kwargs)
         if not draws(func):
             return super().__torch_dispatch__(func, types, args, kwargs)
         given = (kwargs or {}).get("generator")
@@ -97,7 +102,7 @@ def try_encoder(encode: Callable[[Tensor], Tensor], inputs: Tensor, autocast: Au
         ReversalError: they come out otherwise a second time.
     """
     steps = min(len(inputs), ENCODED_STEPS)
-    key = _key(("encode", graph), encode)
+    key = _key(graph, encode)
     if key in _known or steps < 2:
         return _known.get(key, False)
     block = inputs[torch.linspace(0, len(inputs) - 1, steps, device=inputs.device).long()].detach()
@@ -117,7 +122,7 @@ def try_encoder(encode: Callable[[Tensor], Tensor], inputs: Tensor, autocast: Au
     if draws.conclusive and whole.is_floating_point() and whole.isfinite().all():
         _check_same(encode, whole.detach(), again.detach())
         _check_parts(encode, whole.detach(), parts, _tolerance(whole, autocast))
-    return _remember(key, not torch.equal(whole.detach(), plain.detach()))
+    return _remember(_known, key, not torch.equal(whole.detach(), plain.detach()))
 
 
 def _refuse_spectral_norm(name: str, function: Any, draws: SameDraws) -> None:
@@ -154,7 +159,7 @@ def _apart(got: Tensor, wanted: Tensor, most: float) -> bool:
 def try_readout(
     readout: Callable[..., Tensor], loss: Callable[[Tensor, Tensor], Tensor], y: Tensor, targets: Tensor,
     live: Tensor | None, autocast: Autocast,
-) -> bool:  # fmt: skip
+) -> tuple[bool, Counted]:  # fmt: skip
     """Check that a readout's loss of some positions is the sum of its losses of two parts of them.
 
     Args:
@@ -165,27 +170,27 @@ def try_readout(
         autocast: the caller's setting.
 
     Returns:
-        Whether that is known now: these positions may all lose nothing.
+        Whether that is known now, since these positions may all lose nothing, and what the losses count.
 
     Raises:
         ValueError: it is not, or comes out otherwise a second time.
     """
-    key = _key("readout", readout)
-    if key in _known:
-        return True
+    key, counted = _key("readout", readout), Counted()
+    if key in _counted:
+        return True, _counted[key]
     for steps in dict.fromkeys((max(2, READ_POSITIONS // y.shape[1]), len(y))):
         parts = _two_parts(y[:steps].detach(), targets[:steps], None if live is None else live[:steps])
         if parts is None:
-            return False
+            break
         whole = tuple(torch.cat(pair) for pair in zip(*parts, strict=True))
-        with _trial(readout, autocast) as draws, torch.no_grad():
+        with _trial(readout, autocast) as draws, torch.no_grad(), noted() as counted:
             values = [float(loss(y.clone(), targets)) for y, targets in (whole, whole, *parts)]
         _refuse_spectral_norm("readout", readout, draws)
         if math.isfinite(sum(values)) or math.isfinite(values[0]):  # a loss of whole sequences may need many steps
             if draws.conclusive:
                 _check_sum(readout, len(whole[0]), values, _tolerance(y, autocast))
-            return any(values) and not _remember(key, False)
-    return False
+            return any(values) and bool(_remember(_counted, key, counted)), counted
+    return False, counted
 
 
 def _check_sum(readout: Any, count: int, values: Sequence[float], most: float) -> None:
@@ -301,8 +306,8 @@ def _words(cells: Sequence[Any]) -> Iterator[Hashable]:
             yield value
 
 
-def _remember(key: Hashable, answer: bool) -> bool:
-    if len(_known) >= _MOST_KNOWN:
-        _known.clear()
-    _known[key] = answer
+def _remember(known: dict[Hashable, T], key: Hashable, answer: T) -> T:
+    if len(known) >= _MOST_KNOWN:
+        known.clear()
+    known[key] = answer
     return answer
