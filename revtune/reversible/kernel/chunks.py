@@ -10,9 +10,18 @@ FEWEST_STEPS = 4
 """Shorter chunks would save little memory and cost time: weight gradients are one matmul a chunk."""
 
 
-def most_steps(budget: int, step_bytes: int) -> int:
-    """The most steps of a chunk, each of so many bytes, that fit a budget of bytes; no fewer than `FEWEST_STEPS`."""
-    return max(FEWEST_STEPS, budget // step_bytes)
+ENOUGH_ROWS = 256
+"""Positions at which such a matmul is worth its reading and writing of weights, in however few steps they stand."""
+
+
+def fewest_steps(rows: int) -> int:
+    """The fewest steps of a chunk of so many rows."""
+    return max(1, min(FEWEST_STEPS, -(-ENOUGH_ROWS // rows)))
+
+
+def most_steps(budget: int, step_bytes: int, fewest: int = FEWEST_STEPS) -> int:
+    """The most steps of a chunk, each of so many bytes, that fit a budget of bytes; no fewer than `fewest`."""
+    return max(fewest, budget // step_bytes)
 
 
 def evened_out(steps: int, most: int, *, fewest: int = FEWEST_STEPS) -> int:

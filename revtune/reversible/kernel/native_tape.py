@@ -109,12 +109,11 @@ class NativeTape(Tape):
         return self._run(x, first, Keep.NOTHING)[0]
 
     def record(self, x: Tensor, first: int) -> Tensor:
-        start = self.position()
+        counts, heads = self._counts.clone(), self.buffer.heads.clone()
         y, _, _ = self._run(x, first, Keep.HEADS, recorded=True)
         self.final = self.position()
-        assert start.heads is not None
-        self.buffer.heads.copy_(start.heads)
-        self._counts.copy_(stacked(start.counts, self.cell))
+        self.buffer.heads.copy_(heads)
+        self._counts.copy_(counts)
         return y
 
     def rewind(self, x: Tensor, first: int) -> Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from revtune.reversible.kernel.chunks import evened_out, most_steps
+from revtune.reversible.kernel.chunks import evened_out, fewest_steps, most_steps
 from revtune.reversible.kernel.tape import Tape
 from revtune.reversible.layers.masks import drop_mask
 from revtune.reversible.meter import Usage
@@ -80,14 +80,23 @@ class Stack:
         other._inputs = list(self._inputs)
         return other
 
-    def chunk_steps(self, steps: int) -> int:
-        """Steps of a chunk of a sequence: what fits the budget but at least 4, evened out.
+    def chunk_steps(self, steps: int, budget: int | None = None) -> int:
+        """Steps of a chunk of a sequence: what fits the budget but at least `fewest_steps`, evened out.
 
         Shapes alone decide, so that both directions cut alike: matrix products repeat to the last bit only in equal
         shapes.
+
+        Args:
+            steps: of the sequence.
+            budget: bytes of a chunk; `DEFAULT_BUDGET` for None.
         """
-        step_bytes = sum(tape.rows * tape.floats_per_step * tape.dtype.itemsize for tape in self.tapes)
-        return evened_out(steps, most_steps(DEFAULT_BUDGET, step_bytes))
+        fewest = fewest_steps(self.tapes[0].rows)
+        return evened_out(steps, most_steps(budget or DEFAULT_BUDGET, self.step_bytes, fewest), fewest=fewest)
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of one step's inputs, gates and projections, over all layers."""
+        return sum(tape.rows * tape.floats_per_step * tape.dtype.itemsize for tape in self.tapes)
 
     def forward(self, x: Tensor, first: int) -> Tensor:
         """Run a chunk (K, B, I), whose first step is `first`, so that it can be rewound. Returns outputs (K, B, H)."""

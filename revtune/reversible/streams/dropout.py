@@ -13,6 +13,7 @@ from revtune.reversible.arguments import check_rate, check_tensor
 from revtune.reversible.layers.masks import locked_mask
 from revtune.reversible.streams.gradient_sinks import sink_of
 from revtune.reversible.streams.hooks import called_as_written
+from revtune.reversible.streams.leaf_weights import LookUp
 
 _LOOK_UP = nn.Embedding.forward
 """Noted here, since someone may replace it later."""
@@ -157,23 +158,5 @@ def look_up(embedding: nn.Embedding, ids: Tensor) -> Tensor:
     sink = sink_of(embedding.weight)
     if sink is None:
         return F.embedding(ids, embedding.weight, embedding.padding_idx)
-    rows: Tensor = _LookUp.apply(ids, embedding.weight, embedding.padding_idx, sink)
+    rows: Tensor = LookUp.apply(ids, embedding.weight, embedding.padding_idx, sink)
     return rows
-
-
-class _LookUp(torch.autograd.Function):
-    """An embedding whose gradient goes straight into its sink."""
-
-    @staticmethod
-    def forward(ctx: Any, ids: Tensor, weight: Tensor, padding_idx: int | None, sink: Tensor) -> Tensor:
-        ctx.save_for_backward(ids)
-        ctx.padding_idx, ctx.sink = padding_idx, sink
-        return F.embedding(ids, weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None, None]:
-        (ids,) = ctx.saved_tensors
-        if ctx.padding_idx is not None:
-            grad = grad * (ids != ctx.padding_idx).unsqueeze(-1)
-        ctx.sink.index_add_(0, ids.reshape(-1), grad.reshape(-1, grad.shape[-1]))
-        return None, None, None, None

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.kernel.inner_graph import inner_graph
+from revtune.reversible.streams.blocks import block_steps
 from revtune.reversible.streams.chunk_graph import Autocast, chunk_gradients, leaves
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
+from revtune.reversible.streams.held import held_parts
 from revtune.reversible.streams.hooks import called_as_written, refuse_hooks
+from revtune.reversible.streams.leaf_weights import AddedInPlace
 from revtune.reversible.streams.mean import Counted
 from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntropy
 from revtune.reversible.streams.trials import try_readout
@@ -40,6 +46,8 @@ class ReadoutPass:
         self._head = head if type(head) is LinearCrossEntropy and called_as_written(head, _FORWARD) else None
         self._tried = self._head is not None or isinstance(readout, FeatureReadout)
         self._autocast = Autocast(device)
+        self._in_place = not _compiled(readout)
+        self._block: int | None = None if self._head is None else 0
         self.counted = Counted()
         if torch.is_grad_enabled() and self._head is not readout:
             refuse_hooks("readout", readout)
@@ -52,10 +60,23 @@ class ReadoutPass:
         if not self._tried:
             self._tried, self.counted = try_readout(self._readout, self.loss, y, targets, live, self._autocast)
 
+    def blocks(self, y: Tensor, targets: Tensor) -> list[tuple[int, int]]:
+        """The steps of a chunk, (K, B, H) and (K, B, ...), that are read out at once: all of it, where that is little.
+
+        A `LinearCrossEntropy` cuts positions into blocks by itself.
+        """
+        if self._block is None:  # all chunks but the last are as long as the first
+            self._block = block_steps(self._readout, self.loss, y, targets, self._autocast)
+        return list(pieces(0, len(y), self._block or len(y)))
+
     def loss(self, y: Tensor, targets: Tensor) -> Tensor:
         """The summed loss of these positions, 0-d float64."""
         with self._autocast.again():
             return _scalar(self._readout(y, targets, *self._given())).double()
+
+    def _adding(self) -> AbstractContextManager[object]:
+        """Within this block gradients of leaf weights are added in place where that can be."""
+        return AddedInPlace() if self._in_place else nullcontext()
 
     def _given(self) -> list[Tensor]:
         return [leaf for _, leaf in self._context]
@@ -69,7 +90,7 @@ class ReadoutPass:
             assert dy is not None
             return loss, dy
         y = y.detach().requires_grad_()
-        with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again():
+        with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again(), self._adding():
             # A clone, since a readout may change its argument in place, which autograd refuses of a leaf
             total = _scalar(self._readout(y.clone(), targets, *self._given()))
         return total.detach().double(), self._back(total, None, y)
@@ -81,7 +102,7 @@ class ReadoutPass:
         total, dy = torch.zeros((), dtype=torch.float64, device=y.device), torch.zeros_like(y)
         for part in readout.parts(targets):
             y_part = y[part].requires_grad_()
-            with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again():
+            with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again(), self._adding():
                 features, classes = readout.features(y_part.clone(), targets[part], *self._given())
                 features = head.cast(features)
             loss, cotangent = head.loss_and_gradient(features, classes, self._sinks)
@@ -108,3 +129,9 @@ def _scalar(loss: Tensor) -> Tensor:
         raise ValueError(f"readout(y, targets) must return the summed loss of its positions, one number, got {shape}")
     refuse_transforms([loss])
     return loss.reshape(())
+
+
+def _compiled(readout: Any) -> bool:
+    """Whether code that torch.compile has traced may run in it, which is left as it is."""
+    marks = ("_orig_mod", "_torchdynamo_orig_callable")
+    return any(hasattr(part, mark) for _, part in held_parts(readout) for mark in marks)

@@ -166,9 +166,11 @@ class Stream:
                 self._encoder.run(*span)  # a readout may read the embedding's weight too, of all that is looked up
         for first, last in pieces(0, self.steps, self.chunk):
             y = self.stack.infer(self._encoder.run(first, last), first)
-            positions, targets = self._positions(y, first, last)
-            if len(positions):
-                self._loss += self._readout.loss(positions, targets)
+            self._try_readout(y, first, last)
+            for begin, end in self._readout.blocks(y, self._targets[first:last]):
+                positions, targets = self._positions(y[begin:end], first + begin, first + end)
+                if len(positions):
+                    self._loss += self._readout.loss(positions, targets)
         self._last = [tape.state() for tape in self.stack.tapes]
         return self._loss
 
@@ -190,17 +192,21 @@ class Stream:
         return self._loss
 
     def _forth_and_back(self) -> None:
-        segments = list(pieces(0, self.steps, self.segment))
-        starts = [self._tape_positions()]
+        segments, starts = list(pieces(0, self.steps, self.segment)), []
         for first, last in segments[:-1]:
+            starts.append(self._tape_positions())
             for span in pieces(first, last, self.chunk):
                 self.stack.preview(self._encoded(*span), span[0])
+        if starts:
             starts.append(self._tape_positions())
-        ends = [*starts[1:], None]  # where the last segment ends is not known before it has run
-        for (first, last), start, end in reversed(list(zip(segments, starts, ends, strict=True))):
-            self._restart(start)
+        end = None  # where the last segment ends is not known before it has run
+        while segments:
+            start = starts.pop() if starts else None  # a single segment starts where the tapes stand
+            if start is not None:
+                self._restart(start)
             with self._encoder.answering():
-                self._run_segment(first, last, end)
+                self._run_segment(*segments.pop(), end)
+            end = start
 
     def _watch(self) -> None:
         """Watch all that is read more than once."""
@@ -269,6 +275,19 @@ class Stream:
 
     def _read_out(self, y: Tensor, first: int, last: int) -> Tensor | None:
         """Add the chunk's loss; returns the gradient of its outputs (K, B, H), None where no row runs any more."""
+        self._try_readout(y, first, last)
+        blocks = [(first + begin, first + end) for begin, end in self._readout.blocks(y, self._targets[first:last])]
+        if len(blocks) == 1:
+            return self._read_block(y, first, last)
+        dy = torch.zeros_like(y)
+        for begin, end in blocks:
+            steps = slice(begin - first, end - first)
+            if (grad := self._read_block(y[steps], begin, end)) is not None:
+                dy[steps] = grad
+        return dy
+
+    def _read_block(self, y: Tensor, first: int, last: int) -> Tensor | None:
+        """As `_read_out`, of steps that are read out at once."""
         positions, targets = self._positions(y, first, last)
         if not len(positions):
             return None
@@ -276,10 +295,12 @@ class Stream:
         self._loss += loss
         return self._placed(grad, y, first, last)
 
+    def _try_readout(self, y: Tensor, first: int, last: int) -> None:
+        self._readout.try_once(y, self._targets[first:last], self._live(first, last))
+
     def _positions(self, y: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Outputs (N, H) and targets (N, ...) of the chunk's positions, padding left out."""
         live, targets = self._live(first, last), self._targets[first:last]
-        self._readout.try_once(y, targets, live)
         return (y.flatten(0, 1), targets.flatten(0, 1)) if live is None else (y[live], targets[live])
 
     def _placed(self, grad: Tensor, y: Tensor, first: int, last: int) -> Tensor:

@@ -102,7 +102,7 @@ def try_encoder(encode: Callable[[Tensor], Tensor], inputs: Tensor, autocast: Au
         ReversalError: they come out otherwise a second time.
     """
     steps = min(len(inputs), ENCODED_STEPS)
-    key = _key(graph, encode)
+    key = key_of(graph, encode)
     if key in _known or steps < 2:
         return _known.get(key, False)
     block = inputs[torch.linspace(0, len(inputs) - 1, steps, device=inputs.device).long()].detach()
@@ -111,7 +111,7 @@ def try_encoder(encode: Callable[[Tensor], Tensor], inputs: Tensor, autocast: Au
         with torch.set_grad_enabled(graph):
             return encode(chunk.detach().requires_grad_(graph and inputs.requires_grad))
 
-    with _trial(encode, autocast) as draws:
+    with trial(encode, autocast) as draws:
         whole = run(block, graph)
         if not isinstance(whole, Tensor) or whole.dim() != 3 or whole.shape[:2] != block.shape[:2]:
             return False  # which the first chunk tells
@@ -122,7 +122,7 @@ def try_encoder(encode: Callable[[Tensor], Tensor], inputs: Tensor, autocast: Au
     if draws.conclusive and whole.is_floating_point() and whole.isfinite().all():
         _check_same(encode, whole.detach(), again.detach())
         _check_parts(encode, whole.detach(), parts, _tolerance(whole, autocast))
-    return _remember(_known, key, not torch.equal(whole.detach(), plain.detach()))
+    return remember(_known, key, not torch.equal(whole.detach(), plain.detach()))
 
 
 def _refuse_spectral_norm(name: str, function: Any, draws: SameDraws) -> None:
@@ -175,7 +175,7 @@ def try_readout(
     Raises:
         ValueError: it is not, or comes out otherwise a second time.
     """
-    key, counted = _key("readout", readout), Counted()
+    key, counted = key_of("readout", readout), Counted()
     if key in _counted:
         return True, _counted[key]
     for steps in dict.fromkeys((max(2, READ_POSITIONS // y.shape[1]), len(y))):
@@ -183,13 +183,13 @@ def try_readout(
         if parts is None:
             break
         whole = tuple(torch.cat(pair) for pair in zip(*parts, strict=True))
-        with _trial(readout, autocast) as draws, torch.no_grad(), noted() as counted:
+        with trial(readout, autocast) as draws, torch.no_grad(), noted() as counted:
             values = [float(loss(y.clone(), targets)) for y, targets in (whole, whole, *parts)]
         _refuse_spectral_norm("readout", readout, draws)
         if math.isfinite(sum(values)) or math.isfinite(values[0]):  # a loss of whole sequences may need many steps
             if draws.conclusive:
                 _check_sum(readout, len(whole[0]), values, _tolerance(y, autocast))
-            return any(values) and bool(_remember(_counted, key, counted)), counted
+            return any(values) and bool(remember(_counted, key, counted)), counted
     return False, counted
 
 
@@ -242,7 +242,7 @@ def _tolerance(like: Tensor, autocast: Autocast) -> float:
 
 
 @contextmanager
-def _trial(function: Any, autocast: Autocast) -> Iterator[SameDraws]:
+def trial(function: Any, autocast: Autocast) -> Iterator[SameDraws]:
     """A block that leaves no trace in what a function holds, but for what Python code keeps itself."""
     modules = [module for _, module in held_parts(function) if isinstance(module, nn.Module)]
     kept = [
@@ -281,7 +281,7 @@ def _spectral(module: nn.Module) -> bool:
     return old or type(module).__name__ == "_SpectralNorm"
 
 
-def _key(kind: Hashable, function: Any) -> Hashable:
+def key_of(kind: Hashable, function: Any) -> Hashable:
     """What tells a function or module, as it stands, from others; a function made anew each step is the same one."""
     return (kind, *map(_identity, (part for _, part in held_parts(function))))
 
@@ -306,7 +306,7 @@ def _words(cells: Sequence[Any]) -> Iterator[Hashable]:
             yield value
 
 
-def _remember(known: dict[Hashable, T], key: Hashable, answer: T) -> T:
+def remember(known: dict[Hashable, T], key: Hashable, answer: T) -> T:
     if len(known) >= _MOST_KNOWN:
         known.clear()
     known[key] = answer

@@ -1,0 +1,73 @@
+"""How many steps of a chunk a readout is given at once, so that what its graph keeps fits a budget.
+
+Nobody says how wide a readout is. Its graph tells: it is built for one step and for two, and what the second step adds
+to the tensors that autograd saves is what every step takes.
+
+Shapes: K steps, B batch, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from revtune.reversible.kernel.chunks import evened_out
+from revtune.reversible.streams.chunk_graph import Autocast
+from revtune.reversible.streams.held import held_tensors
+from revtune.reversible.streams.trials import key_of, remember, trial
+
+BLOCK_BYTES = 3 * 2**20
+"""Bytes that the graph of a block may keep; about as many again are made on the way back."""
+
+FEWEST_POSITIONS = 32
+"""Positions of a block at least, since every block reads all weights."""
+
+_known: dict[Hashable, int] = {}
+"""Bytes of a step, of readouts as they stand and shapes."""
+
+
+def block_steps(
+    readout: Callable[..., Tensor], loss: Callable[[Tensor, Tensor], Tensor], y: Tensor, targets: Tensor,
+    autocast: Autocast,
+) -> int:  # fmt: skip
+    """Steps of each block of a chunk, evened out; shapes alone decide.
+
+    Args:
+        readout: the user's readout.
+        loss: what calls it; the summed loss of positions.
+        y, targets: of the chunk's steps, (K, B, H) and (K, B, ...).
+        autocast: the caller's setting.
+    """
+    steps, rows = y.shape[:2]
+    fewest = -(-FEWEST_POSITIONS // rows)
+    if steps <= fewest:
+        return steps
+    widths = (tuple(tensor.shape) for tensor in held_tensors(readout, set()))
+    key = (key_of("blocks", readout), y.shape[1:], targets.shape[1:], y.dtype, autocast.enabled, *widths)
+    step_bytes = _known.get(key)
+    if step_bytes is None:
+        one, two = (_kept(readout, loss, y[:n].detach(), targets[:n], autocast) for n in (1, 2))
+        step_bytes = remember(_known, key, two - one)
+    most = BLOCK_BYTES // step_bytes if step_bytes > 0 else steps
+    return evened_out(steps, most, fewest=fewest)
+
+
+def _kept(
+    readout: Callable[..., Tensor], loss: Callable[[Tensor, Tensor], Tensor], y: Tensor, targets: Tensor,
+    autocast: Autocast,
+) -> int:  # fmt: skip
+    """Bytes that the graph of the loss of these steps keeps."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.layout is torch.strided:
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with trial(readout, autocast), torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss(y.flatten(0, 1).requires_grad_().clone(), targets.flatten(0, 1))
+    return sum(storages.values())

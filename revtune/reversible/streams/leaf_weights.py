@@ -1,0 +1,100 @@
+"""Gradients of leaf weights, added in place where `F.linear` and `F.embedding` read them.
+
+A chunk's gradient of a weight is as large as the weight. Autograd makes it anew for each chunk, which costs more memory
+than all else where a vocabulary is large. Within `added_in_place` the two functions add it to the open sink instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from revtune.reversible.streams.gradient_sinks import sink_of
+from revtune.reversible.transforms import transforming
+
+
+class AddedInPlace(TorchFunctionMode):
+    """Within this block sinks take the gradients of leaf weights, as soon as they are computed."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear or func is F.embedding:
+            added = (linear if func is F.linear else embedding)(*args, **kwargs)
+            if added is not None:
+                return added
+        return func(*args, **kwargs)
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """`F.linear` whose weight's gradient goes into its sink; None where that has none or the call is no plain one."""
+    if not _plain(input) or (sink := _sink(weight)) is None or input.dtype != weight.dtype or not input.dim():
+        return None
+    product: Tensor = _Linear.apply(input, weight, bias, sink)
+    return product
+
+
+def embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor | None:
+    """`F.embedding` likewise."""
+    if max_norm is not None or scale_grad_by_freq or sparse or not _plain(input) or (sink := _sink(weight)) is None:
+        return None
+    if padding_idx is not None and padding_idx < 0:
+        padding_idx += len(weight)
+    rows: Tensor = LookUp.apply(input, weight, padding_idx, sink)
+    return rows
+
+
+def _plain(input: Tensor) -> bool:
+    return type(input) is Tensor and not torch.is_autocast_enabled(input.device.type) and not transforming()
+
+
+def _sink(weight: Tensor) -> Tensor | None:
+    usual = type(weight) in (Tensor, torch.nn.Parameter) and weight.layout is torch.strided and weight.dim() == 2
+    return sink_of(weight) if usual else None
+
+
+class LookUp(torch.autograd.Function):
+    """An embedding whose gradient goes straight into its sink."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, padding_idx: int | None, sink: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.padding_idx, ctx.sink = padding_idx, sink
+        return torch.embedding(weight, ids)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None, None]:
+        (ids,) = ctx.saved_tensors
+        if ctx.padding_idx is not None:
+            grad = grad * (ids != ctx.padding_idx).unsqueeze(-1)
+        ctx.sink.index_add_(0, ids.reshape(-1), grad.reshape(-1, grad.shape[-1]))
+        return None, None, None, None
+
+
+class _Linear(torch.autograd.Function):
+    """A linear map whose weight's gradient goes straight into its sink."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, sink: Tensor) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        ctx.sink = sink
+        return torch._C._nn.linear(input, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
+        input, weight = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])
+        ctx.sink.addmm_(rows.t(), input.reshape(-1, input.shape[-1]))
+        want_input, _, want_bias, _ = ctx.needs_input_grad
+        return grad @ weight if want_input else None, None, rows.sum(0) if want_bias else None, None

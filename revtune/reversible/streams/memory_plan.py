@@ -1,0 +1,143 @@
+"""How a stream is cut so that it keeps within the memory that it is given.
+
+Shapes and the limit on forgetting alone decide, never what was measured, so that a sequence is cut alike wherever it
+runs. What the buffer may come to store is counted at its most: a unit forgets at most so many bits a step.
+
+Shapes: T steps, K steps of a chunk, S steps of a segment, B batch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+from revtune.reversible.arguments import is_size
+from revtune.reversible.cells.fixed import FORGET_ONE
+from revtune.reversible.kernel.chunks import evened_out
+from revtune.reversible.kernel.tape import Tape
+from revtune.reversible.layers.stack import DEFAULT_BUDGET, Stack
+from revtune.reversible.streams.blocks import BLOCK_BYTES
+
+STATES = 8
+"""Copies of the state that may stand at once: the present one, start and end, gradients, and what is returned."""
+
+OVERHEAD = 2**20
+"""Bytes for what no shape tells: small tensors, Python's own objects, and holes between blocks."""
+
+BLOCK_SHARE = 3
+"""Tensors as large as what a readout's block keeps that stand beside one another on the way back."""
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+class MemoryPlan(NamedTuple):
+    """How a stream is cut.
+
+    Attributes:
+        chunk: K.
+        segment: S, steps between checkpoints.
+        block_bytes: what the graph of a readout's block may keep.
+    """
+
+    chunk: int
+    segment: int
+    block_bytes: int = BLOCK_BYTES
+
+
+def checked_memory(max_memory: int | str | None) -> int | None:
+    """A limit of memory in bytes, from bytes or a string such as "20MB".
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if max_memory is None:
+        return None
+    if isinstance(max_memory, str):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]?i?b)?\s*", max_memory, re.IGNORECASE)
+        unit = _UNITS.get((found[2] or "").upper()) if found else None
+        if found and unit and float(found[1]) * unit >= 1:
+            return int(float(found[1]) * unit)
+    elif is_size(max_memory):
+        return int(max_memory)
+    raise ValueError(f'max_memory must be a number of bytes or a string such as "20MB" or "1GiB", got {max_memory!r}')
+
+
+def plan(
+    what: str, stack: Stack, steps: int, *, segment: int | None, max_memory: int | None, kept: int = 0,
+    readout: bool = True, checkpoints: bool = True,
+) -> MemoryPlan:  # fmt: skip
+    """The cuts of a stream.
+
+    Args:
+        what: what errors call it.
+        stack: its layers.
+        steps: T.
+        segment: S as the caller wants it, or None for what memory allows: T if there is no limit.
+        max_memory: bytes, or None for no limit.
+        kept: bytes that are kept beside all this, such as annotations.
+        readout: whether there is one.
+        checkpoints: whether segments may be shorter than the sequence.
+
+    Raises:
+        ValueError: `max_memory` is not enough; it says what would be.
+    """
+    if max_memory is None:
+        segment = segment or steps
+        return MemoryPlan(stack.chunk_steps(segment), segment)
+    fixed = kept + OVERHEAD + sum(STATES * _state_bytes(tape) + tape.weights.packed_bytes() for tape in stack.tapes)
+    least_work = stack.step_bytes + BLOCK_SHARE * 4 * stack.tapes[-1].rows if readout else stack.step_bytes
+    whole = DEFAULT_BUDGET + (BLOCK_SHARE * BLOCK_BYTES if readout else 0)
+    if segment is None:
+        shortest = _least_segment(stack, steps) if checkpoints else steps
+        fits = fixed + _stored(stack, steps, steps) + min(whole, 2 * least_work) <= max_memory
+        segment = steps if fits else shortest
+    room = max_memory - fixed - _stored(stack, steps, segment)
+    if room < least_work:
+        least = max_memory - room + least_work
+        raise ValueError(
+            f"{what}: max_memory must be at least {_told(least)} for these shapes, with {_cut(steps, segment)}, "
+            f"got {_told(max_memory)}"
+        )
+    chunk_bytes = min(DEFAULT_BUDGET, room // 2 if readout else room)
+    chunk = evened_out(segment, max(1, chunk_bytes // stack.step_bytes), fewest=1)
+    block = min(BLOCK_BYTES, (room - chunk * stack.step_bytes) // BLOCK_SHARE)
+    return MemoryPlan(chunk, segment, block)
+
+
+def _least_segment(stack: Stack, steps: int) -> int:
+    """S at which T / S states and the buffer of S steps take least."""
+    state = sum(_state_bytes(tape) for tape in stack.tapes)
+    return max(1, min(steps, math.isqrt(steps * state // _word_bytes(stack))))
+
+
+def _stored(stack: Stack, steps: int, segment: int) -> int:
+    """The most bytes of a segment's words and of the states between segments."""
+    between = -(-steps // segment) if segment < steps else 0
+    return segment * _word_bytes(stack) + between * sum(_state_bytes(tape) for tape in stack.tapes)
+
+
+def _state_bytes(tape: Tape) -> int:
+    return 8 * tape.rows * tape.units * len(tape.cell.parts)
+
+
+def _word_bytes(stack: Stack) -> int:
+    """The most bytes that a step's words take: what the limit on forgetting lets a unit lose, and row counts."""
+    return sum(4 * tape.rows + math.ceil(tape.rows * tape.units * len(tape.cell.parts) * _bits(tape) / 8)
+               for tape in stack.tapes)  # fmt: skip
+
+
+def _bits(tape: Tape) -> float:
+    """The most bits that a unit loses a step."""
+    native, most = tape.cell.native, math.log2(FORGET_ONE)
+    if native is None or native.max_forget_bits is None:
+        return most
+    return min(most, native.max_forget_bits + 0.01) if native.forgetting else 0.0
+
+
+def _told(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _cut(steps: int, segment: int) -> str:
+    return "no checkpoints" if segment >= steps else f"a checkpoint every {segment} steps"
