@@ -40,7 +40,7 @@ class ReadoutPass:
         self._head = head if type(head) is LinearCrossEntropy and called_as_written(head, _FORWARD) else None
         self._tried = self._head is not None or isinstance(readout, FeatureReadout)
         self._autocast = Autocast(device)
-        self.counted = Counted()
+        self.counted, self._graph = Counted(), torch.is_grad_enabled()
         if torch.is_grad_enabled() and self._head is not readout:
             refuse_hooks("readout", readout)
 
@@ -50,7 +50,9 @@ class ReadoutPass:
         Then `counted` tells what they count.
         """
         if not self._tried:
-            self._tried, self.counted = try_readout(self._readout, self.loss, y, targets, live, self._autocast)
+            self._tried, self.counted = try_readout(
+                self._readout, self.loss, y, targets, live, self._autocast, graph=self._graph
+            )
 
     def loss(self, y: Tensor, targets: Tensor) -> Tensor:
         """The summed loss of these positions, 0-d float64."""
