@@ -53,7 +53,7 @@ class Parts:
 
 
 def leaving_out(parts: Parts) -> dict[str, Readout]:
-    linear, options = parts.linear, {"reduction": "sum", "ignore_index": 0}
+    linear, options = parts.linear, dict[str, Any](reduction="sum", ignore_index=0)
     module = nn.CrossEntropyLoss(reduction="sum", ignore_index=0)
     return {
         "cross_entropy": lambda y, t: F.cross_entropy(linear(y), t, **options),
@@ -118,8 +118,11 @@ def test_weights_need_a_normaliser() -> None:
     def of_classes(weight: Tensor) -> Readout:
         return lambda y, t: F.cross_entropy(parts.linear(y), t, weight, reduction="sum")
 
+    squares: Any = F.mse_loss  # whose weight the stubs do not know
+
     def of_positions(y: Tensor, targets: Tensor) -> Tensor:
-        return F.mse_loss(y[:, 0], targets.float(), reduction="sum", weight=(targets > 0).float())
+        loss: Tensor = squares(y[:, 0], targets.float(), reduction="sum", weight=(targets > 0).float())
+        return loss
 
     with pytest.raises(ValueError, match=r"weighs its classes .*float\(weight\[targets\].sum"):
         parts.lose(of_classes(weight), parts.ids)

@@ -66,7 +66,7 @@ def gradients(model: Any) -> list[Tensor]:
     """Whole ones, of sharded parameters too."""
     if isinstance(model, FullyShardedDataParallel):
         with FullyShardedDataParallel.summon_full_params(model, with_grads=True):
-            return [p.grad.clone() for p in model.parameters()]
+            return [p.grad.clone() for p in model.parameters() if p.grad is not None]
     return [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in model.parameters()]
 
 
