@@ -119,7 +119,7 @@ def read_again(stack: Stack, x: Tensor, encoder_tensors: Iterable[Tensor] = ()) 
     name = stack.tapes[0].name
     yield f"{name}: input", x
     for tensor in encoder_tensors:
-        yield f"{name}: what encodes its input, of shape {tuple(tensor.shape)},", tensor
+        yield f"{name}: a tensor of shape {tuple(tensor.shape)} that encode reads", tensor
     for tape in stack.tapes:
         yield from ((f"{tape.name}: weight {key!r}", weight) for key, weight in tape.weights.named())
         yield from ((f"{tape.name}: mask {part!r}", mask) for part, mask in tape.masks.items())

@@ -33,8 +33,10 @@ from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
-from revtune.reversible.streams.parallel import refuse_wrapped
+from revtune.reversible.streams.memory import refuse_cached
+from revtune.reversible.streams.parallel import refuse_shared, refuse_wrapped
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
+from revtune.reversible.streams.surroundings import scaled_down
 from revtune.reversible.transforms import graph_retained, refuse_batches, refuse_double_backward
 
 
@@ -80,6 +82,7 @@ def _rewind_encode(
     what = "rewind_encode"
     check_net(what, rnn, encode)
     refuse_wrapped(what, encode=encode)
+    refuse_cached(what, encode=encode)
     (inputs,) = check_tensors(what, rnn, encode is None, inputs=inputs)
     check_lengths(lengths, inputs.shape[0], inputs.shape[1], inputs.device)
     if isinstance(units, bool) or not isinstance(units, int) or not 0 <= units <= rnn.hidden_size // 2:
@@ -90,6 +93,7 @@ def _rewind_encode(
         encode_pass = EncodePass(rnn, inputs, encode, units, state, lengths, masks)
         tensors = encode_pass.tensors() if torch.is_grad_enabled() else []
         if any(tensor.requires_grad for tensor in tensors):
+            encode_pass.refuse_shared()
             annotations, *finals = _RewindEncode.apply(encode_pass, *tensors)
         else:
             annotations, *finals = encode_pass.infer()
@@ -122,6 +126,7 @@ class EncodePass:
         self.encoder = Encoder(encode, inputs, self.sinks, rnn.check_input)
         self.spans = list(pieces(0, steps, self.stack.chunk_steps(steps)))
         self._reached: list[Tensor] = []
+        self._scaled_down = scaled_down(encode)
 
     def tensors(self) -> list[Tensor]:
         """The tensors that gradients flow to: the layers', and what the encoder reads for the first chunk."""
@@ -130,6 +135,14 @@ class EncodePass:
         self._reached = self.encoder.reached()
         self.sinks.drain()  # accumulators that the first chunk opened; the way back opens its own
         return [tensor for layer in self.layers for tensor in layer.flat()] + self._reached
+
+    def refuse_shared(self) -> None:
+        """Refuse weights that other processes may change before the way back."""
+        for tape in self.stack.tapes:
+            for name, weight in tape.weights.named():
+                refuse_shared("rewind_encode", f"{tape.name}, weight {name!r}", weight)
+        for tensor in self._encoder_tensors():
+            refuse_shared("rewind_encode", "a tensor that encode reads", tensor)
 
     @torch.no_grad()
     def forward(self) -> list[Tensor]:
@@ -160,6 +173,14 @@ class EncodePass:
     def fingerprints(self) -> Fingerprints:
         """Fingerprints of all that both directions must read alike."""
         return fingerprints(self.stack, self.inputs, self._encoder_tensors())
+
+    def settled(self, before: Fingerprints) -> Fingerprints:
+        """Fingerprints from before `forward`, but those of weights that an embedding has scaled down in it."""
+        fingerprint, read = self.stack.tapes[0].weights.fingerprint, self._read_again()
+        return [
+            (what, fingerprint(tensor) if id(tensor) in self._scaled_down else number)
+            for (what, number), (_, tensor) in zip(before, read, strict=True)
+        ]
 
     def _read_again(self) -> Iterator[tuple[str, Tensor]]:
         return read_again(self.stack, self.inputs, self._encoder_tensors())
@@ -200,9 +221,10 @@ class _RewindEncode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, encode_pass: EncodePass, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.environment, ctx.encode_pass = Environment.current(), encode_pass
-        ctx.fingerprints = encode_pass.fingerprints()
+        before = encode_pass.fingerprints()
         with ctx.environment.restored(encode_pass.inputs.device):
             annotations, *finals = encode_pass.forward()
+        ctx.fingerprints = encode_pass.settled(before)
         ctx.save_for_backward(*tensors, annotations)
         return (annotations, *finals)
 

@@ -18,6 +18,7 @@ from revtune.errors import ReversalError
 from revtune.reversible.kernel.storage import check_stored
 from revtune.reversible.layers.stack import Stack
 from revtune.reversible.streams.held import held
+from revtune.reversible.streams.parallel import refuse_shared
 
 Fingerprint = Callable[[Tensor], int]
 
@@ -57,12 +58,18 @@ class Surroundings:
         self._known: dict[int, _Known] = {}
         self._changing: set[int] = set()  # ids of weights that an embedding scales down when it first sees a row
 
-    def watch(self, what: str, tensors: Iterable[Tensor]) -> None:
+    def watch(self, what: str, tensors: Iterable[Tensor], *, weights: bool = True) -> None:
         """Watch tensors from now on, those that are not watched yet.
 
         Args:
             what: what errors call them.
             tensors: of any kind; those without numbers of their own are passed over.
+            weights: whether they are learnt, and so may be changed by a process that shares their memory; data comes in
+                such memory from a loader's workers.
+
+        Raises:
+            ValueError: weights in shared memory.
+            ReversalError: a tensor whose memory is gone.
         """
         for tensor in tensors:
             if id(tensor) in self._known or id(tensor) in self._changing:
@@ -70,6 +77,8 @@ class Surroundings:
             if _has_numbers(tensor):
                 called = f"{self._owner}: {what}"
                 check_stored(called, tensor)
+                if weights:
+                    refuse_shared(self._owner, what, tensor)
                 counted, storage = not tensor.is_inference(), tensor.untyped_storage()
                 version = tensor._version if counted else 0
                 self._known[id(tensor)] = _Known(
@@ -90,10 +99,9 @@ class Surroundings:
 
     def watch_held(self, name: str, function: object) -> None:
         """Watch the parameters of an encoder or readout, where its module or function is seen to hold them."""
+        self._changing |= scaled_down(function)
         for holder in _holders(function):
-            if isinstance(holder, nn.Embedding | nn.EmbeddingBag) and holder.max_norm is not None:
-                self._changing |= {id(weight) for weight in holder.parameters(recurse=False)}
-            elif isinstance(holder, nn.Module):
+            if isinstance(holder, nn.Module):
                 for key, parameter in holder.named_parameters(recurse=False):
                     self.watch(f"{key} of {type(holder).__name__} in {name}", [parameter])
             elif isinstance(holder, Tensor) and holder.is_leaf and holder.requires_grad:
@@ -137,6 +145,12 @@ class Surroundings:
                 "readout, or by another thread's optimizer), and it is read until the end; no gradient was produced"
             )
         known.version = version
+
+
+def scaled_down(function: object) -> set[int]:
+    """Ids of the weights that an embedding with `max_norm`, which a function or module holds, brings down to it."""
+    tables = (holder for holder in _holders(function) if isinstance(holder, nn.Embedding | nn.EmbeddingBag))
+    return {id(table.weight) for table in tables if table.max_norm is not None}
 
 
 def _holders(function: object) -> Iterator[object]:
