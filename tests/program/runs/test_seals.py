@@ -188,6 +188,13 @@ def test_contestants_of_a_contest(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             compare.run("mnist", options)
         compare.run("mnist", dataclasses.replace(options, accept_edits=True))
         path.write_text(whole)
+    for name, old in (("journal.log", '"loss":'), ("terms.json", '"steps": ')):
+        path = out / "seed-1/random" / name
+        whole = path.read_text()
+        path.write_text(whole.replace(old, f"{old}1", 1))
+        with pytest.raises(Problem, match=f"{path} is not the file that"):
+            compare.run("mnist", options)
+        path.write_text(whole)
     compare.run("mnist", options)
     config = out / "config.json"
     config.write_text(config.read_text().replace('"momentum": 0.9', '"momentum": 0.8'))

@@ -29,8 +29,9 @@ from revtune.program.runs import checkpoint
 from revtune.program.runs.clock import ClockKind
 from revtune.program.runs.metrics import last_step
 from revtune.program.runs.seals import Seals, digest
+from revtune.program.studies.compare.journal_seals import JOURNAL, METRICS, last_seal
 from revtune.program.studies.json_files import JsonObject, Template, missing, read_lines, read_object
-from revtune.program.tasks.loop import check_metrics, check_result
+from revtune.program.tasks.loop import WEIGHTS, check_metrics, check_result
 from revtune.program.tasks.task import SEARCHERS, Size, Study
 from revtune.program.typed import read_typed
 
@@ -53,6 +54,8 @@ CONFIG: Template = {"recipe": str, "study": dict, "budget": float}
 VALIDATION: Template = {"step": int, "loss": float, "wall": float, "cpu": float}
 
 RESULT: Template = {"budget": float, "wall": float, "cpu": float, "values": dict, "valid": {"loss": float}}
+
+TERMS = "terms.json"
 
 MORE = ("seeds", "contestants", "budget")
 """What a contest may have more of when it is resumed."""
@@ -130,14 +133,15 @@ class Contest:
 
     def _check_sealed(self, path: Path, result: JsonObject, contestant: Contestant) -> None:
         if contestant not in SEARCHERS:
-            check_result(path.parent, result, self.seals())
+            check_result(path.parent, result, self.seals(path.parent, TERMS))
         else:
-            self._check_search(path.parent, result, path.name)
+            self._check_search(path.parent, result, path.name, JOURNAL, TERMS)
 
-    def _check_search(self, folder: Path, result: JsonObject, name: str) -> None:
+    def _check_search(self, folder: Path, result: JsonObject, *names: str) -> None:
         best = folder / f"trial-{result['trial']}.safetensors"
-        if best.exists():
-            self.seals(folder, name).check(checkpoint.read_facts(best).seals, best)
+        # where the result names another network than the one that is there, that one knows it
+        for path in [best] if best.exists() else sorted(folder.glob("trial-*.safetensors")):
+            self.seals(folder, *names).check(checkpoint.read_facts(path).seals, path)
 
     def _template(self, contestant: Contestant) -> Template:
         own: Template = (
@@ -152,11 +156,11 @@ class Contest:
             Problem: there is none, or one is damaged.
         """
         folder = self.folder_of(seed, contestant)
-        lines = read_lines(folder / "metrics.jsonl", VALIDATION)
+        lines = read_lines(folder / METRICS, VALIDATION)
         if contestant not in SEARCHERS:
             check_metrics(folder, accept_edits=self.options.accept_edits)
         elif (result := self.result(seed, contestant)) is not None:
-            self._check_search(folder, result, "metrics.jsonl")
+            self._check_search(folder, result, METRICS)
         return lines
 
     def terms(self, seed: int, contestant: Contestant) -> JsonObject | None:
@@ -182,11 +186,25 @@ class Contest:
         """The terms that a contestant's folder was begun on.
 
         A search of an earlier version wrote none down; its longest trial shows them.
+
+        Raises:
+            Problem: they are damaged, or were edited.
         """
         folder = self.folder_of(seed, contestant)
-        if (folder / "terms.json").exists():
-            return read_object(folder / "terms.json", {})
-        return {"steps": last_step(folder / "metrics.jsonl")} if contestant in SEARCHERS else {}
+        if (folder / TERMS).exists():
+            terms = read_object(folder / TERMS, {})  # before the seals, to say what is wrong with it
+            self._check_terms(folder)
+            return terms
+        return {"steps": last_step(folder / METRICS)} if contestant in SEARCHERS else {}
+
+    def _check_terms(self, folder: Path) -> None:
+        """Raise `Problem` when the terms are not those that a contestant's run was begun on."""
+        seals = self.seals(folder, TERMS)
+        if seal := last_seal(folder / JOURNAL):
+            seals.check(seal.digests, folder / JOURNAL)
+        for path in (folder / WEIGHTS, folder / "checkpoint.safetensors"):
+            if path.exists():
+                seals.check(checkpoint.read_facts(path).seals, path)
 
     def begin(self, seed: int, contestant: Contestant) -> Path | None:
         """Make a contestant's folder, with its terms.
@@ -200,7 +218,7 @@ class Contest:
             aside = folder.rename(next(path for path in paths if not path.exists()))
         folder.mkdir(parents=True, exist_ok=True)
         if terms:
-            write(folder / "terms.json", json.dumps(terms, indent=1).encode() + b"\n")
+            write(folder / TERMS, json.dumps(terms, indent=1).encode() + b"\n")
         return aside
 
     def keep(self) -> None:
