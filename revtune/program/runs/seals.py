@@ -20,8 +20,11 @@ from typing import Any
 from revtune.program.errors import Problem
 from revtune.program.files import read_bytes
 
-SETTINGS, PLACES = "config.json", ("data", "file")
-"""The file of settings, and which of them say where the data are."""
+SETTINGS, NEAR = "config.json", "near"
+"""The file of settings, and what it calls the places of data as seen from its folder."""
+
+PLACES = ("data", "file", NEAR)
+"""The settings that say where the data are."""
 
 SEALED = (SETTINGS, "vocabulary.json")
 """The files of a run's folder that it begins with and never changes."""

@@ -19,10 +19,22 @@ from revtune.program.errors import Problem
 from revtune.program.files import read_text, write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.folder import claimed, command_line, refuse_taken
+from revtune.program.runs.places import near
 from revtune.program.runs.seals import Seals
 from revtune.program.tasks.live import measure
 from revtune.program.tasks.loop import DATA, WEIGHTS, TaskRun, best_weights, check_seals
-from revtune.program.tasks.task import METHODS, Method, S, Size, Study, Task, check, check_tuned, with_absolute_paths
+from revtune.program.tasks.task import (
+    METHODS,
+    Method,
+    S,
+    Size,
+    Study,
+    Task,
+    check,
+    check_tuned,
+    with_absolute_paths,
+    with_place,
+)
 from revtune.program.tasks.tuned_learner import learner
 from revtune.program.typed import read_typed, told_of
 from revtune.tuning.conversion.plain import plain
@@ -53,6 +65,7 @@ def start(name: str, options: Options[Any]) -> Path:
     task = recipes.find(name).task(study)
     facts = {"recipe": name, "size": options.size, "method": options.method, "study": dataclasses.asdict(study)}
     with claimed(name, options.out) as folder:
+        facts |= near(folder, data=study.data)
         write(folder / "config.json", json.dumps(facts, indent=2, default=str).encode() + b"\n")
     go_on(task, options.method, folder, Seals.of(folder))
     return folder
@@ -79,14 +92,15 @@ def stored(folder: Path) -> tuple[str, Method, Study]:
     return facts["recipe"], method, study
 
 
-def resume(folder: Path, *, accept_edits: bool = False) -> None:
-    """Go on with the run in a folder.
+def resume(folder: Path, *, accept_edits: bool = False, data: Path | None = None) -> None:
+    """Go on with the run in a folder; `data` is the folder with data sets, where that has been moved.
 
     Raises:
         Problem: nothing is left to do.
     """
     (name, method, study), seals = stored(folder), Seals.of(folder, accept_edits=accept_edits)
     check_seals(folder, seals)
+    study = with_place(study, folder, data)
     with told_of(folder / "config.json"):
         task = recipes.find(name).task(study)
     go_on(task, method, folder, seals)
@@ -105,8 +119,8 @@ def go_on(task: Any, method: Method, folder: Path, seals: Seals) -> None:
         print(in_words(task.measure, task_run.result(), folder))
 
 
-def opened(folder: Path, *, accept_edits: bool = False) -> tuple[Task, nn.Module]:
-    """The task of the run in a folder, and its best network, plain and ready to evaluate.
+def opened(folder: Path, *, accept_edits: bool = False, data: Path | None = None) -> tuple[Task, nn.Module]:
+    """The task of the run in a folder, and its best network, plain and ready to evaluate; `data` as in `resume`.
 
     Raises:
         Problem: the run has not come to its end, or its weights are damaged.
@@ -114,6 +128,7 @@ def opened(folder: Path, *, accept_edits: bool = False) -> tuple[Task, nn.Module
     saved, (name, _, study) = best_weights(folder), stored(folder)
     Seals.of(folder, accept_edits=accept_edits).check(saved.seals, folder / WEIGHTS)
     torch.set_num_threads(study.threads)
+    study = with_place(study, folder, data)
     with told_of(folder / "config.json"):
         task: Task = recipes.find(name).task(study)
     if saved.seals.get(DATA, task.digest()) != task.digest():

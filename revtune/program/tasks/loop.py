@@ -174,7 +174,7 @@ class TaskRun:
         try:
             return action()
         except NonFiniteError as error:
-            raise Problem(f"step {self.learner.steps + 1} failed: {error}; a lower --lr may help") from error
+            raise Problem(f"step {self.learner.steps + 1} failed: {error}; a lower learning rate may help") from error
 
     def is_complete(self) -> bool:
         """Whether all that `result` writes is there, and figures and weights are as they were written."""

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from revtune.program.errors import Problem
 from revtune.program.files import absolute
+from revtune.program.runs.places import place
 from revtune.program.typed import check_numbers
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper
@@ -206,6 +207,11 @@ S = TypeVar("S", bound=Study)
 def with_absolute_paths(study: S) -> S:
     """A study with its path made absolute, to be found from any folder later."""
     return dataclasses.replace(study, data=absolute(study.data))
+
+
+def with_place(study: S, folder: Path, data: Path | None = None) -> S:
+    """The study of the run in a folder with the path that its data have now, `data` for whoever says so."""
+    return dataclasses.replace(study, data=place("data", study.data, folder, data))
 
 
 def check(study: Study) -> None:

@@ -20,6 +20,7 @@ from revtune.program.errors import Problem
 from revtune.program.files import absolute, read_text, write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.folder import claimed, command_line, config_of, refuse_taken
+from revtune.program.runs.places import near, place
 from revtune.program.runs.seals import Seals
 from revtune.program.tasks.live import measure
 from revtune.program.tasks.loop import WEIGHTS, TaskRun, best_weights, check_seals
@@ -58,6 +59,7 @@ def start(name: str, options: Options) -> Path:
     settings = {"recipe": name, "study": dataclasses.asdict(study)}
     with claimed(name, options.out) as folder:
         write(folder / "vocabulary.json", json.dumps(vocabulary_json(task)).encode())
+        settings |= near(folder, data=study.text.data)
         write(folder / "config.json", json.dumps(settings, indent=2, default=str).encode() + b"\n")
     go_on(learner, folder, Seals.of(folder))
     return folder
@@ -106,8 +108,14 @@ def stored(folder: Path) -> tuple[str, TranslationStudy]:
     return name, study
 
 
-def resume(folder: Path, *, accept_edits: bool = False) -> None:
-    """Go on with the run in a folder.
+def with_place(study: TranslationStudy, folder: Path, data: Path | None = None) -> TranslationStudy:
+    """The study of the run in a folder with the path that its data have now, `data` for whoever says so."""
+    found = place("data", study.text.data, folder, data)
+    return dataclasses.replace(study, text=dataclasses.replace(study.text, data=found))
+
+
+def resume(folder: Path, *, accept_edits: bool = False, data: Path | None = None) -> None:
+    """Go on with the run in a folder; `data` is the folder with data sets, where that has been moved.
 
     Raises:
         Problem: nothing is left to do.
@@ -117,7 +125,7 @@ def resume(folder: Path, *, accept_edits: bool = False) -> None:
     read_vocabulary(folder, study)  # before the seals, to say what is wrong with it
     check_seals(folder, seals)
     with told_of(folder / "config.json"):
-        learner = TranslationLearner(task_of(folder, study))
+        learner = TranslationLearner(task_of(folder, with_place(study, folder, data)))
     go_on(learner, folder, seals)
 
 

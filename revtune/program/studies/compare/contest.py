@@ -222,7 +222,7 @@ class Contest:
         return aside
 
     def keep(self) -> None:
-        """Write the configuration; the folder may hold the same contest, but for `MORE`.
+        """Write the configuration; the folder may hold the same contest, but for `MORE` and where its data were.
 
         Raises:
             Problem: it holds another, or one with a larger budget.
@@ -238,9 +238,12 @@ class Contest:
         write(path, json.dumps(settings, indent=1).encode() + b"\n")
 
     def _settings(self) -> JsonObject:
+        """The options as config.json has them; where the data are stays as it was said at first, as it is sealed."""
         settings = {"recipe": self.recipe, **dataclasses.asdict(self.options)}
         del settings["out"], settings["accept_edits"]
         read: JsonObject = json.loads(json.dumps(settings, default=str))  # paths as text, tuples as lists
+        if (path := self.folder / "config.json").exists():
+            read["study"]["data"] = self._stored(path)["study"].get("data")
         return read
 
     def _stored(self, path: Path) -> JsonObject:

@@ -27,6 +27,7 @@ from revtune.program.files import read_text, write
 from revtune.program.machine import versions
 from revtune.program.recipes.output_dropout import NAME, OutputDropout, OutputDropoutStudy
 from revtune.program.runs.folder import command_line, made_folder
+from revtune.program.runs.places import near
 from revtune.program.runs.seals import Seals
 from revtune.program.studies.json_files import JsonObject, Template, read_lines, read_object
 from revtune.program.studies.output_dropout.contestants import (
@@ -42,7 +43,7 @@ from revtune.program.studies.output_dropout.results import markdown, plot, table
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.live import measure
 from revtune.program.tasks.loop import HISTORY, TaskRun, check_result
-from revtune.program.tasks.task import with_absolute_paths
+from revtune.program.tasks.task import with_absolute_paths, with_place
 from revtune.program.tasks.tuned_learner import TunedLearner
 from revtune.program.typed import read_typed, told_of
 
@@ -155,9 +156,9 @@ def run(study: OutputDropoutStudy, out: Path | None, *, accept_edits: bool = Fal
     return experiment.folder
 
 
-def resume(folder: Path, *, accept_edits: bool = False) -> Path:
-    """Go on with the experiment in a folder."""
-    return run(stored(folder), folder, accept_edits=accept_edits)
+def resume(folder: Path, *, accept_edits: bool = False, data: Path | None = None) -> Path:
+    """Go on with the experiment in a folder; `data` is the folder with data sets, where that has been moved."""
+    return run(with_place(stored(folder), folder, data), folder, accept_edits=accept_edits)
 
 
 def learned(experiment: Experiment, task: OutputDropout, name: str, report: Report) -> JsonObject:
@@ -228,11 +229,11 @@ def stored(folder: Path) -> OutputDropoutStudy:
 def folder_of(study: OutputDropoutStudy, out: Path | None) -> Path:
     """The experiment's folder, its configuration in it; one that holds the same already is resumed."""
     if out is not None and (out / "config.json").exists():
-        if stored(out) != study:
+        if dataclasses.replace(stored(out), data=study.data) != study:
             raise Problem(f"{out} holds an experiment with other settings; give another --out")
         return out
     folder = made_folder(RECIPE, out)
-    facts = {"recipe": RECIPE, "study": dataclasses.asdict(study)}
+    facts = {"recipe": RECIPE, "study": dataclasses.asdict(study), **near(folder, data=study.data)}
     write(folder / "config.json", json.dumps(facts, indent=1, default=str).encode() + b"\n")
     return folder
 
