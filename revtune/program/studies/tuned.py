@@ -22,7 +22,7 @@ from revtune.program.runs.folder import claimed, command_line, refuse_taken
 from revtune.program.runs.places import near
 from revtune.program.runs.seals import Seals
 from revtune.program.tasks.live import measure
-from revtune.program.tasks.loop import DATA, WEIGHTS, TaskRun, best_weights, check_seals
+from revtune.program.tasks.loop import DATA, WEIGHTS, TaskRun, best_weights, check_seals, data_of
 from revtune.program.tasks.task import (
     METHODS,
     Method,
@@ -102,7 +102,7 @@ def resume(folder: Path, *, accept_edits: bool = False, data: Path | None = None
     check_seals(folder, seals)
     study = with_place(study, folder, data)
     with told_of(folder / "config.json"):
-        task = recipes.find(name).task(study)
+        task = recipes.find(name).task.as_learnt(study, data_of(folder))
     go_on(task, method, folder, seals)
 
 
@@ -130,7 +130,7 @@ def opened(folder: Path, *, accept_edits: bool = False, data: Path | None = None
     torch.set_num_threads(study.threads)
     study = with_place(study, folder, data)
     with told_of(folder / "config.json"):
-        task: Task = recipes.find(name).task(study)
+        task: Task = recipes.find(name).task.as_learnt(study, saved.seals.get(DATA, data_of(folder)))
     if saved.seals.get(DATA, task.digest()) != task.digest():
         raise Problem(f"the data are not those that {folder} was trained on: their digest differs")
     hypers = Constants(task.hypers())

@@ -239,6 +239,15 @@ def check_metrics(folder: Path, *, accept_edits: bool) -> None:
             raise edited(folder / "metrics.jsonl", path)
 
 
+def data_of(folder: Path) -> str | None:
+    """The digest of the data that a run learns from, as its checkpoint knows it; None where that is not whole."""
+    path = folder / "checkpoint.safetensors"
+    with contextlib.suppress(Problem, LookupError, TypeError):  # who goes on from it says what is wrong with it
+        digest = checkpoint.read_facts(path).facts["course"]["data"] if path.exists() else None
+        return digest if isinstance(digest, str) else None
+    return None
+
+
 def check_seals(folder: Path, seals: Seals) -> None:
     """Raise `Problem` when a file of a run is not the one that its checkpoint was written with."""
     path = folder / "checkpoint.safetensors"

@@ -23,7 +23,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import tyro
 from torch import Tensor, nn
@@ -155,6 +155,11 @@ class Task(ABC):
 
     def __init__(self, study: Study) -> None:
         self.study = study
+
+    @classmethod
+    def as_learnt(cls, study: Any, digest: str | None) -> Self:
+        """The task of a run that learnt from data of a digest, which earlier versions may have read otherwise."""
+        return cls(study)
 
     def digest(self) -> str:
         """What tells the data from others; a run does not go on with other data than its own."""

@@ -32,7 +32,8 @@ def test_a_run_is_found_its_data(
     first, second = tmp_path / "first", tmp_path / "second"
     (data := first / "data").mkdir(parents=True)
     (data / "text").write_text("the cat sat on the mat .\na dog ran .\n" * 60)
-    {"mnist": write_images, "multi30k": lambda folder: write_pairs(folder, train=60)}.get(recipe, write_words)(data)
+    for write in (write_images, write_pairs, write_words):
+        write(data)
     monkeypatch.chdir(first)
     assert main(["train", recipe, "--out", "runs/a/run", *KINDS[recipe]]) == 0
     monkeypatch.chdir(tmp_path)

@@ -75,7 +75,8 @@ def learn(contest: Contest, seed: int, console: Console) -> None:
         if contestant not in options.contestants or contest.result(seed, contestant) is not None:
             continue
         if task is None:
-            task = recipes.find(contest.recipe).task(dataclasses.replace(options.study, seed=seed))
+            study = dataclasses.replace(options.study, seed=seed)
+            task = recipes.find(contest.recipe).task.as_learnt(study, contest.data())
         aside = contest.begin(seed, contestant)
         with CompareReport(console, f"seed {seed}, {contestant}", options.budget, options.clock).shown() as report:
             if aside is not None:

@@ -31,7 +31,7 @@ from revtune.program.runs.metrics import last_step
 from revtune.program.runs.seals import Seals, digest
 from revtune.program.studies.compare.journal_seals import JOURNAL, METRICS, last_seal
 from revtune.program.studies.json_files import JsonObject, Template, missing, read_lines, read_object
-from revtune.program.tasks.loop import WEIGHTS, check_metrics, check_result
+from revtune.program.tasks.loop import WEIGHTS, check_metrics, check_result, data_of
 from revtune.program.tasks.task import SEARCHERS, Size, Study
 from revtune.program.typed import read_typed
 
@@ -106,6 +106,11 @@ class Contest:
     def folder_of(self, seed: int, contestant: Contestant) -> Path:
         """A contestant's folder."""
         return self.folder / f"seed-{seed}" / contestant
+
+    def data(self) -> str | None:
+        """The digest of the data that the contest learns from, as far as one of its runs knows it."""
+        folders = (self.folder_of(seed, contestant) for seed in self.seeds() for contestant in CONTESTANTS)
+        return next((digest for folder in folders if (digest := data_of(folder)) is not None), None)
 
     def result(self, seed: int, contestant: Contestant) -> JsonObject | None:
         """What a contestant came to, if it has used all of the budget on the present terms.

@@ -42,7 +42,7 @@ from revtune.program.studies.output_dropout.contestants import (
 from revtune.program.studies.output_dropout.results import markdown, plot, table, title, verdicts
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.live import measure
-from revtune.program.tasks.loop import HISTORY, TaskRun, check_result
+from revtune.program.tasks.loop import HISTORY, TaskRun, check_result, data_of
 from revtune.program.tasks.task import with_absolute_paths, with_place
 from revtune.program.tasks.tuned_learner import TunedLearner
 from revtune.program.typed import read_typed, told_of
@@ -144,7 +144,7 @@ def run(study: OutputDropoutStudy, out: Path | None, *, accept_edits: bool = Fal
     """
     study = with_absolute_paths(study)
     check(study)
-    task, console = OutputDropout(study), Console(highlight=False)
+    task, console = OutputDropout.as_learnt(study, data(study, out)), Console(highlight=False)
     experiment = Experiment(study, folder_of(study, out), accept_edits)
     torch.set_num_threads(study.threads)
     with Report(console, study).shown() as report:
@@ -159,6 +159,12 @@ def run(study: OutputDropoutStudy, out: Path | None, *, accept_edits: bool = Fal
 def resume(folder: Path, *, accept_edits: bool = False, data: Path | None = None) -> Path:
     """Go on with the experiment in a folder; `data` is the folder with data sets, where that has been moved."""
     return run(with_place(stored(folder), folder, data), folder, accept_edits=accept_edits)
+
+
+def data(study: OutputDropoutStudy, out: Path | None) -> str | None:
+    """The digest of the data that the experiment in a folder learns from, as far as one of its runs knows it."""
+    digests = (data_of(out / name) for name in study.contestants()) if out is not None else ()
+    return next(filter(None, digests), None)
 
 
 def learned(experiment: Experiment, task: OutputDropout, name: str, report: Report) -> JsonObject:
