@@ -27,15 +27,18 @@ def kind_of(folder: Path, command: str) -> recipes.Kind:
     """The kind of the recipe that a folder is of; "text" where it is no recipe's, since its runner says what is wrong.
 
     Raises:
-        Problem: the command does not take it; the message names its recipe and the commands that do.
+        Problem: the command does not take it; the message names its recipe and the commands that do. Or there is no
+            such recipe.
     """
     path = folder / "config.json"
     try:
         name = (settings := json.loads(read_bytes(path)))["recipe"] if path.exists() else None
     except (KeyError, TypeError, ValueError, RecursionError):
         return "text"
-    if name not in recipes.names():
+    if not isinstance(name, str):
         return "text"
+    if name not in recipes.names():
+        raise Problem(f"{path} is of recipe {name!r}, which is none of this revtune: {', '.join(recipes.names())}")
     kind: recipes.Kind = recipes.find(name).kind
     takers = [f"compare {name} --out"] if "contestants" in settings else COMMANDS[kind]
     if command not in takers:

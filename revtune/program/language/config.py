@@ -15,7 +15,7 @@ from revtune.program.data.text_sources import Text, TextSource
 from revtune.program.data.vocabulary import TextUnit
 from revtune.program.errors import Problem
 from revtune.program.runs.seals import NEAR
-from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, TOO_MANY, check_each, told_of, typed
+from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, TOO_MANY, check_each, reason, told_of, typed
 
 Model = Literal["revgru", "revlstm", "gru", "lstm"]
 
@@ -131,7 +131,7 @@ def from_json(text: str, where: Path) -> Config:
         with told_of(where):
             check(config)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise Problem(f"{where} is no configuration of this revtune: {error}") from error
+        raise Problem(f"{where} is no configuration of this revtune: {reason(error)}") from error
     return config
 
 

@@ -33,6 +33,7 @@ from revtune.program.runs.folder import claimed, config_of
 from revtune.program.runs.metrics import last_step
 from revtune.program.runs.places import near, place
 from revtune.program.runs.seals import Seals
+from revtune.program.typed import reason
 
 READS = {"file": "file", "data": "data set by name"}
 """What a text is read from, by the option that says where it is."""
@@ -105,7 +106,7 @@ class Run:
             stored: dict[str, Any] = json.loads(read_text(path))
             vocabulary(stored)  # checks it
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise Problem(f"{path} holds no vocabulary: {error}") from error
+            raise Problem(f"{path} holds no vocabulary: {reason(error)}") from error
         return stored
 
     def vocabulary(self) -> Vocabulary:
@@ -121,9 +122,14 @@ class Run:
         config = self.config()
         if not self.weights.exists():
             step = config.learning.valid_every
+            if self.metrics.is_file() and last_step(self.metrics) > step:
+                raise Problem(f"{self.weights} is not there, but the first validation was at step {step}; put it back")
             raise Problem(f"{self.folder} has no weights yet: its first validation is at step {step}")
-        self.check_seals()
         saved = checkpoint.read(self.weights)
+        if saved.seals:
+            self.seals().check(saved.seals, self.weights)
+        else:
+            self.check_seals()  # the checkpoint may have them where an earlier version wrote the weights
         model = build(config.net, len(self.vocabulary()))
         checkpoint.load_weights(model, saved, self.weights)
         return model.eval()

@@ -36,7 +36,7 @@ from revtune.program.tasks.task import (
     with_place,
 )
 from revtune.program.tasks.tuned_learner import learner
-from revtune.program.typed import read_typed, told_of
+from revtune.program.typed import read_typed, reason, told_of
 from revtune.tuning.conversion.plain import plain
 from revtune.tuning.hypers.constants import Constants
 
@@ -86,7 +86,7 @@ def stored(folder: Path) -> tuple[str, Method, Study]:
         default = recipes.find(facts["recipe"]).study(facts["size"])
         study = read_typed(type(default), facts["study"])
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise Problem(f"{path} is no configuration of this revtune: {error}") from error
+        raise Problem(f"{path} is no configuration of this revtune: {reason(error)}") from error
     with told_of(path):
         check(study)
     return facts["recipe"], method, study

@@ -31,7 +31,7 @@ from revtune.program.translation.scores import scored
 from revtune.program.translation.stored_bits import stored as stored_bits
 from revtune.program.translation.task import TranslationStudy, TranslationTask
 from revtune.program.translation.translator import Attended, Translator, build
-from revtune.program.typed import check_each, check_numbers, read_typed, told_of
+from revtune.program.typed import check_each, check_numbers, read_typed, reason, told_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def stored(folder: Path) -> tuple[str, TranslationStudy]:
         settings = json.loads(read_text(path))
         name, study = settings["recipe"], read_typed(TranslationStudy, settings["study"])
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise Problem(f"{path} is no configuration of a translation run: {error}") from error
+        raise Problem(f"{path} is no configuration of a translation run: {reason(error)}") from error
     with told_of(path):
         check(study)
     return name, study

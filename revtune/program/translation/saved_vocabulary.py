@@ -16,6 +16,7 @@ from revtune.program.data.readings import as_learnt
 from revtune.program.errors import Problem
 from revtune.program.files import read_text
 from revtune.program.translation.task import TranslationStudy, TranslationTask
+from revtune.program.typed import reason
 
 
 class SavedVocabulary(NamedTuple):
@@ -58,7 +59,7 @@ def read_vocabulary(folder: Path, study: TranslationStudy) -> SavedVocabulary:
         sides = lexicon(content["source"]), lexicon(content["target"])
         return SavedVocabulary(*sides, form, content.get("digest"), content.get("test"), mark)
     except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise Problem(f"{path} holds no vocabularies: {error}") from error
+        raise Problem(f"{path} holds no vocabularies: {reason(error)}") from error
 
 
 def task_of(folder: Path, study: TranslationStudy) -> TranslationTask:

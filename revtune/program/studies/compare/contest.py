@@ -28,12 +28,12 @@ from revtune.program.files import read_bytes, write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.clock import ClockKind
 from revtune.program.runs.metrics import last_step
-from revtune.program.runs.seals import Seals, digest
+from revtune.program.runs.seals import RUN, Seals, digest
 from revtune.program.studies.compare.journal_seals import JOURNAL, METRICS, last_seal
 from revtune.program.studies.json_files import JsonObject, Template, missing, read_lines, read_object
 from revtune.program.tasks.loop import WEIGHTS, check_metrics, check_result, data_of
 from revtune.program.tasks.task import SEARCHERS, Size, Study
-from revtune.program.typed import read_typed
+from revtune.program.typed import read_typed, reason
 
 NAMES: dict[str, str] = {
     "plain": "plain, start", "stn": "STN", "delta": "Delta-STN", "final": "plain, tuned", "random": "random",
@@ -130,10 +130,10 @@ class Contest:
         self._check_sealed(path, result, contestant)
         return result
 
-    def seals(self, folder: Path | None = None, *files: str) -> Seals:
+    def seals(self, folder: Path, *files: str) -> Seals:
         """The digests of the settings but for `MORE`, which can grow, and of files of a contestant."""
-        own = Seals.of(folder, files).digests if folder else {}
         settings = json.dumps({**self._settings(), **dict.fromkeys(MORE)}).encode()
+        own = {RUN: folder.relative_to(self.folder).as_posix(), **Seals.of(folder, files).digests}
         return Seals({"../../config.json": digest(settings), **own}, self.options.accept_edits)
 
     def _check_sealed(self, path: Path, result: JsonObject, contestant: Contestant) -> None:
@@ -258,7 +258,7 @@ class Contest:
                 raise ValueError(f"expected {expected}")
             read_typed(type(self.options.study), settings["study"])
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise Problem(f"{path} is no configuration of a contest of this revtune: {error}") from error
+            raise Problem(f"{path} is no configuration of a contest of this revtune: {reason(error)}") from error
         return settings
 
     @property

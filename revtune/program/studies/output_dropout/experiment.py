@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +28,7 @@ from revtune.program.machine import versions
 from revtune.program.recipes.output_dropout import NAME, OutputDropout, OutputDropoutStudy
 from revtune.program.runs.folder import command_line, made_folder
 from revtune.program.runs.places import near
-from revtune.program.runs.seals import Seals
+from revtune.program.runs.seals import RUN, Seals
 from revtune.program.studies.json_files import JsonObject, Template, read_lines, read_object
 from revtune.program.studies.output_dropout.contestants import (
     Schedule,
@@ -45,7 +45,7 @@ from revtune.program.tasks.live import measure
 from revtune.program.tasks.loop import HISTORY, TaskRun, check_result, data_of
 from revtune.program.tasks.task import with_absolute_paths, with_place
 from revtune.program.tasks.tuned_learner import TunedLearner
-from revtune.program.typed import read_typed, told_of
+from revtune.program.typed import read_typed, reason, told_of
 
 RECIPE = "output_dropout"
 
@@ -81,7 +81,8 @@ class Experiment:
 
     def seals(self, name: str, *files: str) -> Seals:
         """The digests of the configuration, and of files of a contestant, as they are now."""
-        return Seals.of(self.folder / name, ("../config.json", *files), accept_edits=self.accept_edits)
+        own = Seals.of(self.folder / name, ("../config.json", *files), accept_edits=self.accept_edits)
+        return replace(own, digests={**own.digests, RUN: name})
 
     def result(self, name: str) -> JsonObject | None:
         """What a contestant came to, if it has come to its end."""
@@ -226,7 +227,7 @@ def stored(folder: Path) -> OutputDropoutStudy:
             raise ValueError("it is another recipe's")
         study = read_typed(OutputDropoutStudy, facts["study"])
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise Problem(f"{path} is no configuration of the {RECIPE} experiment: {error}") from error
+        raise Problem(f"{path} is no configuration of the {RECIPE} experiment: {reason(error)}") from error
     with told_of(path):
         check(study)
     return study
