@@ -53,7 +53,7 @@ class Options(Generic[S]):
     size: Size = "small"
     """small is made for two cores; paper has the settings of the paper that the recipe is from."""
     resume: Path | None = None
-    """Go on with the run in this folder with its own settings; no other option goes with this one."""
+    """Go on with the run in this folder with its own settings; only --data and --accept-edits go with it."""
 
 
 def start(name: str, options: Options[Any]) -> Path:

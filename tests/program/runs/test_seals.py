@@ -227,11 +227,11 @@ def test_contestants_of_a_contest(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     compare.run("mnist", more)
     for name, file in (("plain", "weights.safetensors"), ("random", "journal.log")):
         first, second = (out / f"seed-{seed}" / name / file for seed in (1, 2))
-        whole = first.read_bytes()
+        own = first.read_bytes()
         first.write_bytes(second.read_bytes())
         with pytest.raises(Problem, match=f"{first} is (of seed-2/{name}, not of seed-1/{name}|not the file)"):
             compare.run("mnist", more)
-        first.write_bytes(whole)
+        first.write_bytes(own)
     compare.run("mnist", more)
     config = out / "config.json"
     config.write_text(config.read_text().replace('"momentum": 0.9', '"momentum": 0.8'))

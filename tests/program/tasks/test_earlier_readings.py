@@ -17,6 +17,7 @@ from revtune.program.studies.output_dropout import experiment
 from revtune.program.tasks import word_task
 from revtune.program.tasks.loop import data_of
 from revtune.program.translation import run as translation
+from revtune.program.translation.saved_vocabulary import task_of
 from revtune.program.translation.task import TranslationTask
 from tests.tiny_contests import Seconds
 from tests.tiny_pairs import write_pairs
@@ -94,6 +95,6 @@ def test_a_translation(tmp_path: Path) -> None:
         run = translation.start("multi30k", translation.Options(study=study, out=tmp_path / "run"))
     with pytest.raises(Problem, match=r"U\+2028 ends a line inside line"):
         TranslationTask(study)
-    assert translation.task_of(run, study).digest() == digest
+    assert task_of(run, study).digest() == digest
     (run / "result.json").unlink()
     translation.resume(run)

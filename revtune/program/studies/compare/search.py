@@ -116,16 +116,17 @@ class Search:
             def is_over() -> bool:
                 return asked.is_set() or self.clock.read(clock) >= budget
 
-            while not is_over():
+            while self.clock.read(clock) < budget:
                 with self.clock.stopped():
                     if self._exhausted():
                         return
                     trial, learner = self._next()
                 state = self._run(trial, learner, is_over, report)
-                if asked.is_set():
+                if not asked.is_set():
+                    self._end(trial, learner, state)
+                if asked.is_set():  # also while it ended, or a search cut short would pass for a whole one
                     stopped = f"stopped in trial {trial.number} of {self.searcher}"
                     raise Problem(f"{stopped}; {self.command} goes on", code=STOPPED)
-                self._end(trial, learner, state)
 
     def _next(self) -> tuple[Trial, Learner]:
         """The next trial, and what learns at its values."""

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,26 @@ def test_journals_of_earlier_versions_have_no_seals(searched: Path) -> None:
     search.learn(search.clock.wall + 8, "wall", quiet())
     search.close()
     assert len(search.ended()) > trials and last_seal(searched / JOURNAL) is not None
+
+
+def test_a_search_that_is_stopped_while_a_trial_ends_is_not_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tiny_options(tmp_path, monkeypatch).study
+    (tmp_path / "search").mkdir()
+    search = opened(tmp_path / "search", study)
+    seal = search._seal
+
+    def stopped() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        seal()
+
+    monkeypatch.setattr(search, "_seal", stopped)
+    with pytest.raises(Problem, match="stopped in trial 0 of random; again goes on") as caught:
+        search.learn(20.0, "wall", quiet())
+    search.close()
+    assert caught.value.code == 130 and len(search.ended()) == 1
+    search = opened(tmp_path / "search", study)
+    search.learn(20.0, "wall", quiet())
+    search.close()
+    assert len(search.ended()) > 1 and search.clock.now()["wall"] >= 20.0
