@@ -29,7 +29,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from revtune.tuning.random_states import random_states, set_random_states
-from revtune.tuning.trees import mapped, tensors
+from revtune.tuning.trees import is_continuous, mapped, tensors
 
 
 class Change(NamedTuple):
@@ -170,7 +170,7 @@ def _different_layers(second: nn.Module | None, first: nn.Module | None) -> Valu
 
 def tangent_of(x: Tensor) -> Tensor | None:
     """The tangent of x, if it has one."""
-    return forward_ad.unpack_dual(x).tangent if x.is_floating_point() else None
+    return forward_ad.unpack_dual(x).tangent if is_continuous(x) else None
 
 
 def straight_through(y: Tensor, change: Tensor) -> Tensor:
@@ -238,13 +238,19 @@ class _SecondPass(TorchFunctionMode):
             raise ValueError(INNER_GRADIENT)
         if getattr(function, "__name__", "") != "_pack_padded_sequence":
             out = function(*args, **(kwargs or {}))
-            if isinstance(function, OpOverload | OpOverloadPacket) and torch.is_grad_enabled():
+            if _of_library(function) and torch.is_grad_enabled():
                 _check_tangents(function, (args, kwargs), out)
             return out if torch.is_grad_enabled() else mapped(_without_tangent, out)
         padded, *rest = args
         primal, tangent = forward_ad.unpack_dual(padded)
         rows, sizes = function(primal, *rest)
         return (rows if tangent is None else forward_ad.make_dual(rows, function(tangent, *rest)[0])), sizes
+
+
+def _of_library(function: Any) -> bool:
+    """Whether it is an operation of `torch.library`; torch's own, which TorchScript calls so, refuse by themselves."""
+    known = isinstance(function, OpOverload | OpOverloadPacket)
+    return known and str(function).partition(".")[0] not in ("aten", "prims")
 
 
 def _check_tangents(operation: OpOverload | OpOverloadPacket, given: Any, out: Any) -> None:
