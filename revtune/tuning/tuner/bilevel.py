@@ -52,6 +52,8 @@ LINEAR = (
 )
 
 
+NO_GRADIENT = "the {} loss has no gradient"
+
 INFINITE = (
     "the derivative of the network's prediction for its responses is not finite, as that of a root is at 0, where an "
     'operation after it hides that from backward; use method="stn"'
@@ -203,6 +205,8 @@ def _loss_of_linear(problem: BilevelProblem, linear: Any, batch: Any, raw: Tenso
     except (RuntimeError, ValueError) as error:
         if "Nested forward mode" in str(error) or isinstance(error, LossRefused):
             raise
+        if str(error).startswith(NO_GRADIENT.format("training")):
+            raise ValueError(UNSEEN) from error
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
         raise kind(f"{LINEAR} The training loss's own words: {error}") from error
 
@@ -296,7 +300,7 @@ def mean_of(losses: Tensor, level: str, size: int | None = None) -> Tensor:
         expected = f"(B,) = ({size},), one an example, or their mean"
         raise ValueError(f"the {level} loss must be {expected}, got shape {tuple(losses.shape)}")
     if not losses.requires_grad:
-        raise ValueError(f"the {level} loss has no gradient: what it is made of was detached, or made without one")
+        raise ValueError(f"{NO_GRADIENT.format(level)}: what it is made of was detached, or made without one")
     return losses.mean()
 
 

@@ -140,7 +140,7 @@ class Tuner:
         self.history, self.batch_iterators = History(), BatchIterators()
         self.steps = self.valid_steps = 0
         hypers.read.clear()
-        self._first: FirstStep | None = FirstStep(self.problem, method == "delta")
+        self._first = FirstStep(self.problem, method == "delta")
         self._started = time.perf_counter()
 
     def step(self, batch: Any, held_out: Any = None) -> tuple[float, float | None]:
@@ -182,14 +182,13 @@ class Tuner:
         return loss.item()
 
     def _gradients(self, batch: Any) -> Tensor:
-        """Add a training step's gradients; the first one is watched."""
-        if self._first is None:
+        """Add a training step's gradients; the first one is watched, and some others."""
+        if not self._first.is_due(self.steps + 1):
             return GRADIENTS[self.method](self.problem, batch, self._scaled)
         with self._first.watched() as watched:
             loss = GRADIENTS[self.method](watched, batch, self._scaled)
         for finding in self._first.findings():
             warnings.warn(finding, stacklevel=4)
-        self._first = None
         return loss
 
     def valid_step(self, batch: Any) -> float:
