@@ -65,9 +65,9 @@ def _moved(y: Tensor) -> Iterator[tuple[str, Tensor]]:
     """
     y, last = y.detach(), _operation(y)
     ends = [y.aminmax(), *([(y.amin(0), y.amax(0))] if y.dim() > 1 and len(y) > 1 else [])]
-    inside = [(y - low) / (high - low).clamp(min=torch.finfo(y.dtype).tiny) for low, high in ends]  # from 0 to 1
-    for kind, holds, shift in _ranges(last):
-        for (low, high), within in zip(ends, inside, strict=True):
+    for low, high in ends:
+        within = (y - low) / (high - low).clamp(min=torch.finfo(y.dtype).tiny)  # from 0 to 1
+        for kind, holds, shift in _ranges(last):
             if bool((where := holds(low, high)).any()):
                 yield kind, torch.where(where, within + shift, y)
 
