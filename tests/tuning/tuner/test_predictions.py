@@ -124,7 +124,7 @@ def log1mexp(out: Tensor, batch: Any, h: Any) -> Tensor:
         (lambda x: x.square() + 1.5, gaussian, "positive numbers, .* what its last operation is given"),
         (lambda x: 0.5 + 0.5 * torch.erf(x), bce, "probabilities, .* logits"),
         (lambda x: x.softmax(-1) * 0.9 + 0.03, log_likelihood, "probabilities of softmax"),
-        (lambda x: torch.cat([x[:, :1].sigmoid(), 9 * x[:, 1:]], 1), two_parts, "probabilities, .* logits"),
+        (lambda x: torch.cat([x[:, :1].sigmoid(), 9 * x[:, 1:]], 1), two_parts, "(probabilities|positive numbers), "),
         (lambda x: x.log_softmax(-1), log1mexp, "negative numbers, "),
     ],
 )
