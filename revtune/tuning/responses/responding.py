@@ -36,6 +36,9 @@ from revtune.tuning.responses.rows import Laid, Told, laid_in
 ADDED = ("response_weight", "response_scale", "response_shift")
 """What the names of a response's parameters begin with."""
 
+FROZEN = "its weights are frozen"
+"""Why a layer has no response whose weights required no gradient when its network was converted."""
+
 ADVICE = (
     "self_tuning(batch_dim=1) is for models whose first dimension is time, self_tuning(rows={{{name!r}: "
     '"together"}}) says how rows repeat ("together", "alternating", "all", or a list of each row\'s example), '
@@ -230,8 +233,10 @@ class Responding(nn.Module):
                 left.remove(shift)
                 yield first, None, own[shift]
         if left:
+            names = ", ".join(sorted(left))
             raise TypeError(
-                f"revtune cannot tell what {', '.join(sorted(left))} of {type(self).__name__} belong to by their names"
+                f"revtune cannot tell what {names} of {type(self).__name__} belong to by their names; "
+                "a weight that pruning or a parametrization is to compute is made so before self_tuning"
             )
 
     def become_plain(self) -> None:
@@ -260,3 +265,5 @@ class Responding(nn.Module):
                 is_q = name.startswith(ADDED[1:])
                 state[prefix + name] = torch.zeros_like(value) if has_weights and is_q else value
         super()._load_from_state_dict(state, prefix, *rest)
+        if self.hypers.witness is not None:
+            self.hypers.witness.note()
