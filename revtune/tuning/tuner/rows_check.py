@@ -1,0 +1,172 @@
+"""Whose loss the rows of each layer move, found out in a tuner's first training step: at an example's hyperparameters
+may be only what moves that example's own loss.
+
+It is measured (`probing`) in a pass of its own, after which all is as it was. Rows that are as a user says, or the
+batch by their number alone, are refused where they move another example's loss. Rows that were followed from the batch
+are known to be right, so that such a loss takes the examples in another order.
+
+A network or a loss may mix examples, as batch statistics and contrastive losses do. Batch normalisations take the
+statistics for constants in that pass. Before any other mixing a row moves several losses, which says nothing of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from revtune.tuning.hypers.hyperparameters import Pass, Values
+from revtune.tuning.regularizers.regularizer import TunedRegularizer
+from revtune.tuning.responses.owners import SEVERAL
+from revtune.tuning.responses.probing import Probe, Probed, Weighted, losses_moved
+from revtune.tuning.responses.responding import ADVICE
+from revtune.tuning.responses.rows import WAYS, Laid, RowsMemory
+from revtune.tuning.trees import tensors
+from revtune.tuning.tuner import bilevel
+from revtune.tuning.tuner.bilevel import BilevelProblem
+from revtune.tuning.tuner.followed import followed
+from revtune.tuning.tuner.untouched import untouched
+
+FAILED = "the pass that would show it fails"
+MEAN = "train_loss gives a mean: with losses (B,), one an example, it could be"
+MIXED = "they move the losses of several examples each"
+
+
+def check_rows(problem: BilevelProblem, batch: Any, per_example: bool) -> list[str]:
+    """Sentences for the user: what could not be checked, and losses that take examples in another order.
+
+    Args:
+        problem: what is learnt.
+        batch: of training data.
+        per_example: whether the training loss gives a loss an example; of a mean, predictions tell instead.
+
+    Raises:
+        ValueError: rows that could not be followed are at one example's hyperparameters and move another one's loss.
+    """
+    probe = Probe()
+    with untouched(problem):
+        try:
+            found = _measured(problem, batch, per_example, probe)
+        except Exception:  # the step's own passes have told what fails in them; here only the check does
+            return _unchecked(problem.rows.assumed, FAILED)
+        finally:
+            problem.rows.probe = None
+    return _unchecked(problem.rows.assumed, MEAN) if found is None else list(_judged(problem.rows, found))
+
+
+def _measured(
+    problem: BilevelProblem, batch: Any, per_example: bool, probe: Probe
+) -> list[tuple[Probed, Tensor]] | None:
+    """Each probed output, with whose loss each row moves; None where nothing tells."""
+    _, batch, raw = problem.perturbed(batch)
+    size, hypers = len(raw), problem.hypers
+    if size == 1:
+        return []
+    base, added = problem.parameters()
+    bound = Pass(size, hypers.departure(raw), raw, rows=problem.rows)
+    with bilevel.without_grad([*base, *added]), hypers.bound(bound), bilevel.uncompiled(), _precise(problem):
+        problem.rows.probe = probe
+        with StatisticsConstant():
+            weighted = _by_losses(problem, batch, raw) if per_example else _by_predictions(problem, batch, size)
+        outputs = list(probe.outputs)  # checkpointed code adds more when it runs again
+        return None if weighted is None else list(zip(outputs, losses_moved(outputs, weighted, size), strict=True))
+
+
+@contextlib.contextmanager
+def _precise(problem: BilevelProblem) -> Iterator[None]:
+    """The step's autocast, but for float16, in which small gradients are no exact multiples."""
+    kind = problem.hypers.raw.device.type
+    with problem.autocast():
+        half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+        with torch.autocast(kind, enabled=False) if half else contextlib.nullcontext():
+            yield
+
+
+def _by_losses(problem: BilevelProblem, batch: Any, raw: Tensor) -> Weighted:
+    losses = problem.train_loss(problem.predicted(batch), batch, Values(problem.hypers, raw)).float()
+    return lambda weights: (losses * weights.to(losses)).sum()
+
+
+def _by_predictions(problem: BilevelProblem, batch: Any, size: int) -> Weighted | None:
+    """Numbers of the prediction in the place of losses, those of which it is known whose they are."""
+    run = functools.partial(problem.predict, problem.model, batch)
+    out, following = followed(run, problem.model, batch, size, problem.rows, problem.batch_dim)
+    generator, told = torch.Generator().manual_seed(0), list[tuple[Tensor, Tensor]]()
+    for y in tensors(out):
+        owners = following.owners(y)
+        if y.requires_grad and owners is not None and bool((owners.of >= 0).all()):
+            # not their plain sum, which is constant for probabilities
+            told.append((y.float() * torch.randn(y.shape, generator=generator).to(y.device), owners.of.long()))
+    if not told:
+        return None
+    return lambda weights: torch.stack([(y * weights[of].to(y)).sum() for y, of in told]).sum()
+
+
+def _judged(rows: RowsMemory, found: list[tuple[Probed, Tensor]]) -> Iterator[str]:
+    wrong = [(output, moved) for output, moved in found if output.wrong(moved).any()]
+    followed_ones = [pair for pair in wrong if pair[0].owner not in rows.assumed | rows.believed]
+    for output, moved in followed_ones[:1]:
+        yield (
+            f"{_name(output.owner)}: {_instance(output, moved)}, though it was followed there from the batch: "
+            "train_loss must give losses in the order of the examples, or their mean"
+        )
+    if wrong and not followed_ones:
+        raise ValueError(f"{_name(wrong[0][0].owner)}: {_instance(*wrong[0])}; {_advice(*wrong[0])}")
+    mixed = (output.owner for output, moved in found if (moved == SEVERAL).any())
+    yield from _unchecked((owner for owner in mixed if owner in rows.assumed), MIXED)
+
+
+def _unchecked(owners: Iterable[Any], why: str) -> list[str]:
+    names = sorted({_name(owner) for owner in owners})
+    return [f"{name}: its rows are taken for the batch, which could not be checked, as {why}" for name in names]
+
+
+def _instance(output: Probed, moved: Tensor) -> str:
+    index = tuple(output.wrong(moved).nonzero()[0].tolist())
+    row = tuple(place for dim, place in enumerate(index) if dim != output.unit_dim)
+    said, loss = int(output.said.expand(moved.shape)[index]), int(moved[index])
+    return f"row {row} of its output is at the hyperparameters of example {said} and moves the loss of example {loss}"
+
+
+def _advice(output: Probed, moved: Tensor) -> str:
+    """What to write: how rows lie, where one word says it."""
+    numbers = torch.arange(int(output.said.max()) + 1)[:, None]
+    for way in WAYS[:2] if moved.shape[output.axis] > len(numbers) else ():
+        said = Laid(output.axis, way).spread(numbers, moved.shape, output.unit_dim)
+        if not ((moved >= 0) & (moved != said)).any():
+            return f'self_tuning(rows={{{_place(output.owner)!r}: "{way}"}}) says how they lie'
+    advice = output.owner.advice if isinstance(output.owner, TunedRegularizer) else ADVICE
+    return str(advice).format(name=_name(output.owner))
+
+
+def _name(owner: Any) -> str:
+    """What messages call a module."""
+    return str(owner._own_name if isinstance(owner, TunedRegularizer) else owner._name)
+
+
+def _place(owner: Any) -> str:
+    """Its name in the network."""
+    return str(owner._where if isinstance(owner, TunedRegularizer) else owner._name)
+
+
+class StatisticsConstant(TorchFunctionMode):
+    """Batch normalisations take the batch's statistics for constants, by which examples do not mix."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What the function gives."""
+        kwargs = kwargs or {}
+        if function is not F.batch_norm:
+            return function(*args, **kwargs)
+        given = inspect.signature(function).bind(*args, **kwargs).arguments
+        if given.get("training"):
+            x = given["input"].detach()
+            variance, mean = torch.var_mean(x, [dim for dim in range(x.dim()) if dim != 1], correction=0)
+            given |= {"running_mean": mean, "running_var": variance, "training": False}
+        return function(**given)
