@@ -18,11 +18,14 @@ from torch import Tensor
 from revtune.tuning.responses.owners import NOBODY, SEVERAL
 from revtune.tuning.responses.rows import Laid
 
-LEVELS = 16
-"""How many powers of two weigh losses; of more examples, several weightings tell, digit by digit."""
+LEVELS = 64
+"""How many powers of two weigh losses, half of them below 1; of more examples, several weightings tell, by digits."""
 
 CLOSE = 1e-5
 """How far a ratio may be from a power of two: on a GPU sums are not always taken in one order."""
+
+SMALL = 1e-25
+"""Gradients below it count as none: times the smallest weight they leave the numbers that float32 has in full."""
 
 Weighted = Callable[[Tensor], Tensor]
 
@@ -108,7 +111,7 @@ def _decoded(outputs: Sequence[Probed], weighted: Weighted, size: int, seed: int
     numbers = [torch.zeros(leaf.shape, dtype=torch.long) for leaf in leaves]
     unit = 1
     while unit < size:
-        grads = _gradients(weighted(2.0 ** (order // unit % LEVELS)), leaves)
+        grads = _gradients(weighted(2.0 ** (order // unit % LEVELS - LEVELS // 2)), leaves)
         for number, one, other in zip(numbers, even, grads, strict=True):
             digit = _power(one, other)
             number.copy_(torch.where((digit < 0) | (number < 0), torch.minimum(digit, number), number + unit * digit))
@@ -126,9 +129,8 @@ def _gradients(value: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _power(one: Tensor, other: Tensor) -> Tensor:
-    """Which power of two one is multiplied by to be the other; NOBODY where both are 0, SEVERAL where it is none."""
+    """Which weight one is multiplied by to be the other; NOBODY where one is nothing, SEVERAL where it is none."""
     power = (other / one).log2().round()
-    exact = torch.isfinite(power) & (power >= 0) & (power < LEVELS)
-    exact &= (other - one * 2.0**power).abs() <= CLOSE * other.abs()
-    found = torch.where(exact, power, SEVERAL).long()
-    return torch.where((one == 0) & (other == 0), NOBODY, found)
+    exact = (power >= -LEVELS // 2) & (power < LEVELS // 2) & ((other - one * 2.0**power).abs() <= CLOSE * other.abs())
+    found = torch.where(exact, power + LEVELS // 2, SEVERAL).long()
+    return torch.where(one.abs() < SMALL, NOBODY, found)

@@ -176,6 +176,8 @@ def laid_in(
     Raises:
         ValueError: it cannot be told.
     """  # fmt: skip
+    if torch._C._functorch.is_batchedtensor(x):
+        raise ValueError(f"{name}: torch.func.vmap hides the examples' dimension; call it on the whole batch")
     unit = unit_dim % len(shape)
     only = axis is not None or unit != len(shape) - 1
     axis = axis if axis is not None else owner.batch_dim if owner.batch_dim < unit else 0

@@ -1,9 +1,9 @@
 """Whose loss the rows of each layer move, found out in a tuner's first training step: at an example's hyperparameters
 may be only what moves that example's own loss.
 
-It is measured (`probing`) in a pass of its own, after which all is as it was. Rows that are as a user says, or the
-batch by their number alone, are refused where they move another example's loss. Rows that were followed from the batch
-are known to be right, so that such a loss takes the examples in another order.
+It is measured (`probing`) in a pass of its own, after which all is as it was. Rows that move another example's loss are
+refused, be they as a user says, the batch by their number alone, or followed from a dimension of the batch that is not
+the examples'.
 
 A network or a loss may mix examples, as batch statistics and contrastive losses do. Batch normalisations take the
 statistics for constants in that pass. Before any other mixing a row moves several losses, which says nothing of it.
@@ -34,13 +34,17 @@ from revtune.tuning.tuner.bilevel import BilevelProblem
 from revtune.tuning.tuner.followed import followed
 from revtune.tuning.tuner.untouched import untouched
 
+LOSSES = (
+    "train_loss must give losses (B,), one an example, in the order of the batch, whose examples are in dimension 0 or "
+    "another by self_tuning(batch_dim=)"
+)
 FAILED = "the pass that would show it fails"
 MEAN = "train_loss gives a mean: with losses (B,), one an example, it could be"
 MIXED = "they move the losses of several examples each"
 
 
 def check_rows(problem: BilevelProblem, batch: Any, per_example: bool) -> list[str]:
-    """Sentences for the user: what could not be checked, and losses that take examples in another order.
+    """Sentences for the user: of which layers it could not be checked.
 
     Args:
         problem: what is learnt.
@@ -48,7 +52,7 @@ def check_rows(problem: BilevelProblem, batch: Any, per_example: bool) -> list[s
         per_example: whether the training loss gives a loss an example; of a mean, predictions tell instead.
 
     Raises:
-        ValueError: rows that could not be followed are at one example's hyperparameters and move another one's loss.
+        ValueError: rows are at one example's hyperparameters and move another one's loss.
     """
     probe = Probe()
     with untouched(problem):
@@ -58,7 +62,7 @@ def check_rows(problem: BilevelProblem, batch: Any, per_example: bool) -> list[s
             return _unchecked(problem.rows.assumed, FAILED)
         finally:
             problem.rows.probe = None
-    return _unchecked(problem.rows.assumed, MEAN) if found is None else list(_judged(problem.rows, found))
+    return _unchecked(problem.rows.assumed, MEAN) if found is None else _judged(problem.rows, found)
 
 
 def _measured(
@@ -109,18 +113,31 @@ def _by_predictions(problem: BilevelProblem, batch: Any, size: int) -> Weighted 
     return lambda weights: torch.stack([(y * weights[of].to(y)).sum() for y, of in told]).sum()
 
 
-def _judged(rows: RowsMemory, found: list[tuple[Probed, Tensor]]) -> Iterator[str]:
-    wrong = [(output, moved) for output, moved in found if output.wrong(moved).any()]
-    followed_ones = [pair for pair in wrong if pair[0].owner not in rows.assumed | rows.believed]
-    for output, moved in followed_ones[:1]:
-        yield (
-            f"{_name(output.owner)}: {_instance(output, moved)}, though it was followed there from the batch: "
-            "train_loss must give losses in the order of the examples, or their mean"
-        )
-    if wrong and not followed_ones:
-        raise ValueError(f"{_name(wrong[0][0].owner)}: {_instance(*wrong[0])}; {_advice(*wrong[0])}")
+def _judged(rows: RowsMemory, found: list[tuple[Probed, Tensor]]) -> list[str]:
+    unknown = rows.assumed | rows.believed
+    known = [pair for pair in found if pair[0].owner not in unknown]
+    order = _order(known)
+    for output, moved in [*known, *found]:
+        expected = output.said.expand(moved.shape)
+        expected = expected if order is None else order[expected]
+        if (wrong := (moved >= 0) & (moved != expected)).any():
+            advice = _advice(output, moved) if output.owner in unknown else LOSSES
+            raise ValueError(f"{_name(output.owner)}: {_instance(output, moved, wrong)}; {advice}")
     mixed = (output.owner for output, moved in found if (moved == SEVERAL).any())
-    yield from _unchecked((owner for owner in mixed if owner in rows.assumed), MIXED)
+    return _unchecked((owner for owner in mixed if owner in rows.assumed), MIXED)
+
+
+def _order(known: list[tuple[Probed, Tensor]]) -> Tensor | None:
+    """The loss that each example moves, where rows that are known agree in it and it is no other's: losses may be
+    sorted, of which the mean is the same. None where all are in order.
+    """
+    pairs = [torch.stack([o.said.expand(m.shape)[m >= 0].long(), m[m >= 0]], 1) for o, m in known]
+    each = torch.cat(pairs).unique(dim=0) if pairs else torch.empty(0, 2)
+    order = torch.arange(int(each.max()) + 1 if len(each) else 0)
+    if any(len(column.unique()) < len(each) for column in each.unbind(1)) or torch.equal(each[:, 0], each[:, 1]):
+        return None
+    order[each[:, 0]] = each[:, 1]
+    return order
 
 
 def _unchecked(owners: Iterable[Any], why: str) -> list[str]:
@@ -128,8 +145,8 @@ def _unchecked(owners: Iterable[Any], why: str) -> list[str]:
     return [f"{name}: its rows are taken for the batch, which could not be checked, as {why}" for name in names]
 
 
-def _instance(output: Probed, moved: Tensor) -> str:
-    index = tuple(output.wrong(moved).nonzero()[0].tolist())
+def _instance(output: Probed, moved: Tensor, wrong: Tensor) -> str:
+    index = tuple(wrong.nonzero()[0].tolist())
     row = tuple(place for dim, place in enumerate(index) if dim != output.unit_dim)
     said, loss = int(output.said.expand(moved.shape)[index]), int(moved[index])
     return f"row {row} of its output is at the hyperparameters of example {said} and moves the loss of example {loss}"
