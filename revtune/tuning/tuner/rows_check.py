@@ -54,23 +54,22 @@ def check_rows(problem: BilevelProblem, batch: Any, per_example: bool) -> list[s
     Raises:
         ValueError: rows are at one example's hyperparameters and move another one's loss.
     """
-    probe = Probe()
     with untouched(problem):
         try:
-            found = _measured(problem, batch, per_example, probe)
+            _, batch, raw = problem.perturbed(batch)
+            found = _measured(problem, batch, raw, per_example)
         except Exception:  # the step's own passes have told what fails in them; here only the check does
             return _unchecked(problem.rows.assumed, FAILED)
         finally:
             problem.rows.probe = None
-    return _unchecked(problem.rows.assumed, MEAN) if found is None else _judged(problem.rows, found)
+    return _unchecked(problem.rows.assumed, MEAN) if found is None else _judged(problem.rows, found, len(raw))
 
 
 def _measured(
-    problem: BilevelProblem, batch: Any, per_example: bool, probe: Probe
+    problem: BilevelProblem, batch: Any, raw: Tensor, per_example: bool
 ) -> list[tuple[Probed, Tensor]] | None:
     """Each probed output, with whose loss each row moves; None where nothing tells."""
-    _, batch, raw = problem.perturbed(batch)
-    size, hypers = len(raw), problem.hypers
+    size, hypers, probe = len(raw), problem.hypers, Probe()
     if size == 1:
         return []
     base, added = problem.parameters()
@@ -113,10 +112,10 @@ def _by_predictions(problem: BilevelProblem, batch: Any, size: int) -> Weighted 
     return lambda weights: torch.stack([(y * weights[of].to(y)).sum() for y, of in told]).sum()
 
 
-def _judged(rows: RowsMemory, found: list[tuple[Probed, Tensor]]) -> list[str]:
+def _judged(rows: RowsMemory, found: list[tuple[Probed, Tensor]], size: int) -> list[str]:
     unknown = rows.assumed | rows.believed
     known = [pair for pair in found if pair[0].owner not in unknown]
-    order = _order(known)
+    order = _order(known, size)
     for output, moved in [*known, *found]:
         expected = output.said.expand(moved.shape)
         expected = expected if order is None else order[expected]
@@ -127,17 +126,17 @@ def _judged(rows: RowsMemory, found: list[tuple[Probed, Tensor]]) -> list[str]:
     return _unchecked((owner for owner in mixed if owner in rows.assumed), MIXED)
 
 
-def _order(known: list[tuple[Probed, Tensor]]) -> Tensor | None:
+def _order(known: list[tuple[Probed, Tensor]], size: int) -> Tensor | None:
     """The loss that each example moves, where rows that are known agree in it and it is no other's: losses may be
-    sorted, of which the mean is the same. None where all are in order.
+    sorted, of which the mean is the same. None where all are in order, or there is no such order.
     """
-    pairs = [torch.stack([o.said.expand(m.shape)[m >= 0].long(), m[m >= 0]], 1) for o, m in known]
-    each = torch.cat(pairs).unique(dim=0) if pairs else torch.empty(0, 2)
-    order = torch.arange(int(each.max()) + 1 if len(each) else 0)
-    if any(len(column.unique()) < len(each) for column in each.unbind(1)) or torch.equal(each[:, 0], each[:, 1]):
+    moves = torch.zeros(size, size, dtype=torch.bool)
+    for output, moved in known:
+        moves[output.said.expand(moved.shape)[moved >= 0].long(), moved[moved >= 0]] = True
+    if bool((moves.sum(0) > 1).any()) or bool((moves.sum(1) > 1).any()) or not moves.any():
         return None
-    order[each[:, 0]] = each[:, 1]
-    return order
+    order = moves.int().argmax(1)
+    return torch.where(moves.any(1), order, torch.arange(size))
 
 
 def _unchecked(owners: Iterable[Any], why: str) -> list[str]:
