@@ -50,16 +50,13 @@ def scattered(follow: Following, func: Any, given: dict[str, Any], out: Tensor) 
     whole, index, dim = given["self"], given["index"], given["dim"] % out.dim()
     source = given.get("src", given.get("source"))
     target, places = follow.owners(whole), follow.owners(index)
+    fixed_places = places is not None and places.constant
     written = Owners(torch.full([1] * out.dim(), NOBODY)) if not isinstance(source, Tensor) else follow.owners(source)
     if target is None or written is None:
         return None
     if index.dim() < out.dim():  # index_add and index_copy: a vector for all rows
         assert source is not None
         index, places = index.reshape([-1 if d == dim else 1 for d in range(out.dim())]).expand(source.shape), None
-        name_places = follow.owners(given["index"])
-        fixed_places = name_places is not None and name_places.constant
-    else:
-        fixed_places = places is not None and places.constant
     along = over(written, [dim]).of if places is None else join(over(written, [dim]).of, over(places, [dim]).of)
     others = all(n == m for d, (n, m) in enumerate(zip(index.shape, out.shape, strict=True)) if d != dim)
     if places is not None and others and bool((along >= 0).all()):
@@ -75,13 +72,10 @@ def scattered(follow: Following, func: Any, given: dict[str, Any], out: Tensor) 
 def _collected(whole: Tensor, dim: int, index: Tensor, part: Tensor, keep: bool) -> Tensor:
     """Whose entries are to which several may have been brought; with `keep` also what was there before."""
     large = torch.iinfo(torch.int64).max
-    lows, highs = (torch.where(x == NOBODY, large, x.long()) for x in (whole, part)), (whole.long(), part.long())
-    low, high = (
-        before.scatter_reduce(dim, index, values, way, include_self=keep)
-        for (before, values), way in zip((tuple(lows), highs), ("amin", "amax"), strict=True)
-    )
-    made = torch.where((low == high) | (low == large), high, SEVERAL)
-    return torch.where((low >= 0) & (high == low), low, made).to(torch.int32)
+    lows = [torch.where(x == NOBODY, large, x.long()) for x in (whole, part)]
+    low = lows[0].scatter_reduce(dim, index, lows[1], "amin", include_self=keep)
+    high = whole.long().scatter_reduce(dim, index, part.long(), "amax", include_self=keep)
+    return torch.where((low == high) | (low == large), high, SEVERAL).to(torch.int32)
 
 
 def put(follow: Following, func: Any, given: dict[str, Any], out: Tensor) -> Owners | None:

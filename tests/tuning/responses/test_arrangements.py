@@ -69,7 +69,7 @@ def routed(net: Any, x: Tensor) -> Tensor:
     return found
 
 
-def attention(net: Any, x: Tensor, **how: bool) -> Tensor:
+def attention(net: Any, x: Tensor, **how: Any) -> Tensor:
     y = net.first(x)
     found: Tensor = net.last(F.scaled_dot_product_attention(y, net.query(x), y, **how))[..., 0]
     return found

@@ -192,7 +192,7 @@ def dropped(net: Any, x: Tensor) -> Tensor:
 
 
 @methods
-def test_the_check_changes_no_bit_of_the_training(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_changes_no_bit_of_the_training(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for checked in (True, False):
         if not checked:
