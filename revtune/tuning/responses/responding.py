@@ -178,7 +178,11 @@ class Responding(nn.Module):
             assert bound.departure is not None
             return self._linearized(x, bound.departure, bound.record)
         d = self.hypers.current_departure()
-        return self.base(x) if d is None else self.with_response(x, d)
+        if d is None:
+            return self.base(x)
+        y = self.with_response(x, d)
+        probe = None if bound is None or bound.rows is None else bound.rows.probe
+        return y if probe is None else probe.added_to(self, y, self.laid(x, y.shape, len(d)), len(d), self.unit_dim)
 
     def shared_by_all(self, x: Tensor, size: int) -> bool:
         """Whether an input is the same for all examples: one row, or a vector; the layer does not respond to it."""

@@ -2,7 +2,8 @@
 run. A few later steps are watched too, as a network may go by another branch then.
 
 Random numbers that a module draws at a strength of its own, a rate that is read as a number, a layer whose weight is
-read past its forward, and predictions that the training loss does not take as Delta-STN changes them (`predictions`).
+read past its forward, predictions that the training loss does not take as Delta-STN changes them (`predictions`), and
+rows at the hyperparameters of one example that move another one's loss (`rows_check`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from revtune.tuning.responses.responding import Responding
 from revtune.tuning.tuner import bilevel
 from revtune.tuning.tuner.bilevel import BilevelProblem
 from revtune.tuning.tuner.predictions import GradientsRefused, check_range
+from revtune.tuning.tuner.rows_check import check_rows
 
 DRAWING = {
     torch.rand, torch.rand_like, torch.randn, torch.randn_like, torch.normal, torch.bernoulli, Tensor.bernoulli,
@@ -53,6 +55,7 @@ class FirstStep:
     def __init__(self, problem: BilevelProblem, linear: bool) -> None:
         self._problem, self._linear, self._losses = problem, linear, 0
         self._draws, self._told, self._first = DrawsWatched(problem.model), set[tuple[str, str]](), True
+        self._per_example = True
 
     def is_due(self, step: int) -> bool:
         """Whether a step, counted from 1, is to be watched."""
@@ -83,20 +86,24 @@ class FirstStep:
             ValueError: it takes predictions in their range alone, or differentiates them for the network's inputs.
         """
         self._losses += 1
-        if not (self._linear and self._first):
-            return self._problem.train_loss(out, batch, h)
-        if self._losses == 1:
+        linear = self._linear and self._first
+        if linear and self._losses == 1:
             with bilevel.uncompiled():
                 check_range(self._problem.train_loss, out, batch, h)
-            return self._problem.train_loss(out, batch, h)
-        with GradientsRefused():
-            return self._problem.train_loss(out, batch, h)
+        with GradientsRefused() if linear and self._losses > 1 else contextlib.nullcontext():
+            losses = self._problem.train_loss(out, batch, h)
+        self._per_example = isinstance(losses, Tensor) and losses.dim() == 1
+        return losses
 
-    def findings(self) -> Iterator[str]:
-        """Sentences for the user, once the step's gradients are there; `net.conversion` is brought up to date."""
+    def findings(self, batch: Any) -> Iterator[str]:
+        """Sentences for the user, once the step's gradients are there; `net.conversion` is brought up to date.
+
+        Raises:
+            ValueError: rows are at the hyperparameters of one example and move another one's loss.
+        """
         conversion: Any = self._problem.model.conversion
         found = [*self._numbers(), *self._passed_by(), *self._draws.untold(conversion.left)]
-        self._first = False
+        first, self._first = self._first, False
         for name, why in found:
             if (name, why) in self._told:
                 continue
@@ -104,6 +111,8 @@ class FirstStep:
             conversion.replaced.pop(name, None)
             conversion.left[name] = "; ".join(filter(None, [conversion.left.get(name), why]))
             yield f"{name}: {why}"
+        if first:
+            yield from check_rows(self._problem, batch, self._per_example)
 
     def _numbers(self) -> Iterator[tuple[str, str]]:
         for name, module in self._problem.model.named_modules():

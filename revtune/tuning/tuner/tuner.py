@@ -187,7 +187,7 @@ class Tuner:
             return GRADIENTS[self.method](self.problem, batch, self._scaled)
         with self._first.watched() as watched:
             loss = GRADIENTS[self.method](watched, batch, self._scaled)
-        for finding in self._first.findings():
+        for finding in self._first.findings(batch):
             warnings.warn(finding, stacklevel=4)
         return loss
 
