@@ -33,6 +33,7 @@ from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
+from revtune.reversible.streams.memory import refuse_cached
 from revtune.reversible.streams.parallel import refuse_shared, refuse_wrapped
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
 from revtune.reversible.streams.surroundings import scaled_down
@@ -81,6 +82,7 @@ def _rewind_encode(
     what = "rewind_encode"
     check_net(what, rnn, encode)
     refuse_wrapped(what, encode=encode)
+    refuse_cached(what, encode=encode)
     (inputs,) = check_tensors(what, rnn, encode is None, inputs=inputs)
     check_lengths(lengths, inputs.shape[0], inputs.shape[1], inputs.device)
     if isinstance(units, bool) or not isinstance(units, int) or not 0 <= units <= rnn.hidden_size // 2:

@@ -15,7 +15,6 @@ from functools import cache
 from inspect import signature
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.nn import functional as F
@@ -33,12 +32,12 @@ class Counted:
 
     Attributes:
         ignored: targets that they leave out.
-        left_out: those of them that stood among the targets of a trial, perhaps computed there.
+        computed: those of them that a readout computed in a trial: it was given other targets, and left some out.
         weighed: what is weighed, "classes" or "positions"; "" for nothing.
     """
 
     ignored: set[int] = field(default_factory=set)
-    left_out: set[int] = field(default_factory=set)
+    computed: set[int] = field(default_factory=set)
     weighed: str = ""
 
     def note(self, targets: Tensor, ignore_index: int | None, class_weights: Tensor | None) -> None:
@@ -46,9 +45,13 @@ class Counted:
         if ignore_index is not None:
             self.ignored.add(ignore_index)
             if bool((targets == ignore_index).any()):
-                self.left_out.add(ignore_index)
+                self.computed.add(ignore_index)
         if class_weights is not None and bool((class_weights != 1).any()):
             self.weighed = "classes"
+
+    def given(self, targets: Tensor) -> None:
+        """Note, after a trial, what its targets were: those among them need not have been computed."""
+        self.computed = {index for index in self.computed if not bool((targets == index).any())}
 
     def refuse(self, targets: Tensor) -> None:
         """Refuse to divide by the number of these targets, (N, ...), where not all of them count alike.
@@ -57,7 +60,7 @@ class Counted:
             ValueError: says what to write.
         """
         for index in sorted(self.ignored):
-            if index in self.left_out or bool((targets == index).any()):
+            if index in self.computed or bool((targets == index).any()):
                 raise ValueError(
                     f"rewind_loss: readout leaves out targets that are {index} (ignore_index), and what its mean "
                     f"divides by is not known; write normalizer=lambda targets: int((targets != {index}).sum()) for "

@@ -48,7 +48,7 @@ class ReadoutPass:
         self._autocast = Autocast(device)
         self._in_place = not _compiled(readout)
         self._block: int | None = None if self._head is None else 0
-        self.counted = Counted()
+        self.counted, self._graph = Counted(), torch.is_grad_enabled()
         if torch.is_grad_enabled() and self._head is not readout:
             refuse_hooks("readout", readout)
 
@@ -58,7 +58,9 @@ class ReadoutPass:
         Then `counted` tells what they count.
         """
         if not self._tried:
-            self._tried, self.counted = try_readout(self._readout, self.loss, y, targets, live, self._autocast)
+            self._tried, self.counted = try_readout(
+                self._readout, self.loss, y, targets, live, self._autocast, graph=self._graph
+            )
 
     def blocks(self, y: Tensor, targets: Tensor) -> list[tuple[int, int]]:
         """The steps of a chunk, (K, B, H) and (K, B, ...), that are read out at once: all of it, where that is little.

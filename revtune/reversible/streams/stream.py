@@ -29,6 +29,7 @@ from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
 from revtune.reversible.streams.known_gradients import with_gradients
 from revtune.reversible.streams.mean import Counted, Normalizer, mean_weight, total_weight
+from revtune.reversible.streams.memory import refuse_cached
 from revtune.reversible.streams.parallel import refuse_wrapped
 from revtune.reversible.streams.readout_pass import Readout, ReadoutPass
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
@@ -338,6 +339,7 @@ def _checked(rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer |
     what = "rewind_loss"
     check_net(what, rnn, batch.encode)
     refuse_wrapped(what, encode=batch.encode, readout=batch.readout)
+    refuse_cached(what, encode=batch.encode, readout=batch.readout)
     if rnn.options.output != "all":
         raise ValueError('rewind_loss reads out every step; for one target a sequence call the net with output="last"')
     if reduction not in ("mean", "sum"):

@@ -40,7 +40,7 @@ class Method(NamedTuple):
 def reason_left(module: nn.Module) -> str | None:
     """What is reported of a module that has no response and no tuned form; None if there is nothing to report."""
     kind = type(module).__name__
-    if "Dropout" in kind and isinstance(module, nn.modules.dropout._DropoutNd):
+    if isinstance(module, nn.modules.dropout._DropoutNd):
         return f"{kind} has no tuned form; its rate stays {module.p}"
     return "; ".join(filter(None, [without_response(module), functional_dropout(module)])) or None
 

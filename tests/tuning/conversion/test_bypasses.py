@@ -178,3 +178,10 @@ def test_rates_that_are_read_as_numbers_are_found() -> None:
     assert rates_read(HandingOn()) == {"drop", "many.*"} and rates_read(Innocent()) == set()
     assert stands_for("many.*", "many.3") and not stands_for("many.*", "many.3.drop")
     assert functional_dropout(HandingOn()) is None
+
+
+def test_dropouts_of_any_name_are_reported() -> None:
+    class Drop(nn.Dropout):
+        pass
+
+    assert reason_left(Drop(0.3)) == "Drop has no tuned form; its rate stays 0.3"
