@@ -15,8 +15,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from revtune.errors import ReversalError
-from revtune.reversible.kernel.storage import check_stored
 from revtune.reversible.layers.stack import Stack
+from revtune.reversible.storage import check_stored
 from revtune.reversible.streams.held import held
 
 Fingerprint = Callable[[Tensor], int]
