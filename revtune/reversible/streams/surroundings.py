@@ -21,26 +21,30 @@ from revtune.reversible.streams.held import held
 
 Fingerprint = Callable[[Tensor], int]
 
+with torch.inference_mode(False):
+    _UNCOUNTED = torch.empty(0)
+"""Never changed, in the place of tensors whose changes autograd does not count."""
 
-@dataclass
+
+@dataclass(slots=True)
 class _Known:
     """A tensor as it was.
 
     Attributes:
         what: what errors call it.
         tensor: the tensor itself, so that no other takes its id.
-        version: autograd's count of its changes in place.
-        counted: whether there is such a count; there is none for a tensor of inference mode.
+        counted: a tensor that has the same count of changes in place; one of inference mode has none.
+        version: that count.
         fingerprint: of its bits.
-        storage: its memory, and how many bytes that has.
+        nbytes, size: tells how many bytes its memory has, and what it told.
     """
 
     what: str
     tensor: Tensor
+    counted: Tensor
     version: int
-    counted: bool
     fingerprint: int
-    storage: torch.UntypedStorage
+    nbytes: Callable[[], int]
     size: int
 
 
@@ -70,10 +74,9 @@ class Surroundings:
             if _has_numbers(tensor):
                 called = f"{self._owner}: {what}"
                 check_stored(called, tensor)
-                counted, storage = not tensor.is_inference(), tensor.untyped_storage()
-                version = tensor._version if counted else 0
+                counted, nbytes = _UNCOUNTED if tensor.is_inference() else tensor, tensor.untyped_storage().nbytes
                 self._known[id(tensor)] = _Known(
-                    called, tensor, version, counted, self._fingerprint(tensor), storage, storage.nbytes()
+                    called, tensor, counted, counted._version, self._fingerprint(tensor), nbytes, nbytes()
                 )
 
     def watch_net(self, net: nn.Module, stack: Stack) -> None:
@@ -106,9 +109,9 @@ class Surroundings:
             ReversalError: names the tensor.
         """
         for known in self._known.values():
-            if known.storage.nbytes() != known.size:
+            if known.nbytes() != known.size:
                 check_stored(known.what, known.tensor)
-            if known.counted and known.tensor._version != known.version:
+            if known.counted._version != known.version:
                 self._compare(known)
 
     def compare(self) -> None:
@@ -130,7 +133,7 @@ class Surroundings:
         return None
 
     def _compare(self, known: _Known) -> None:
-        version = known.tensor._version if known.counted else 0
+        version = known.counted._version
         if self._fingerprint(known.tensor) != known.fingerprint:
             raise ReversalError(
                 f"{known.what} of shape {tuple(known.tensor.shape)} was changed while {self._owner} ran (by encode, by "
