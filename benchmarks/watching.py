@@ -19,8 +19,9 @@ from torch import nn
 
 import revtune as rt
 from revtune.program.bench.measuring import TURN, turns, warmed_up
-from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.streams.surroundings import Surroundings
+
+Net = type[rt.RevGRU] | type[rt.RevLSTM]
 
 
 class Shape(NamedTuple):
@@ -34,11 +35,11 @@ class Shape(NamedTuple):
 
 
 SHAPES = (Shape(1000, 128, 256, 20, 1.01), Shape(70, 650, 10_000, 20, 1.03))
-NETS: tuple[type[RevRNN], ...] = (rt.RevGRU, rt.RevLSTM)
+NETS: tuple[Net, ...] = (rt.RevGRU, rt.RevLSTM)
 CHECKS = ("watch", "watch_net", "watch_held", "glance", "compare")
 
 
-def training_step(net: type[RevRNN], shape: Shape) -> Callable[[], None]:
+def training_step(net: Net, shape: Shape) -> Callable[[], None]:
     """A step that embeds, runs, reads out and goes back; gradients are dropped."""
     torch.manual_seed(0)
     table, rnn = nn.Embedding(shape.words, shape.hidden), net(shape.hidden, shape.hidden)
@@ -67,7 +68,7 @@ def unwatched() -> Iterator[None]:
             setattr(Surroundings, name, check)
 
 
-def ratios(net: type[RevRNN], shape: Shape, rounds: int) -> list[float]:
+def ratios(net: Net, shape: Shape, rounds: int) -> list[float]:
     """Time with the checks over time without them, round by round."""
     step = training_step(net, shape)
 

@@ -93,7 +93,7 @@ def test_what_changes_while_a_layers_backward_runs(
     call = Call(rev, output=output)
     loss, calls = call.layer(), list[int]()
     for kind in (Kernel, ReferenceTape):
-        gradient: Any = kind.gradient  # type: ignore[attr-defined]
+        gradient: Any = kind.gradient
 
         def disturbed(*args: Any, gradient: Any = gradient, **options: Any) -> Tensor:
             if len(calls) == number:
