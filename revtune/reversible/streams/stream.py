@@ -22,9 +22,11 @@ from revtune.reversible.cells.cell import State
 from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.kernel.tape import TapePosition
 from revtune.reversible.layers.masks import BatchSpec, one_sequence
+from revtune.reversible.layers.rewind import read_again
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.layers.stack import Move
+from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
 from revtune.reversible.streams.known_gradients import with_gradients
@@ -162,14 +164,17 @@ class Stream:
 
     def evaluate(self) -> Tensor:
         """The summed loss, with no gradient and no buffer."""
-        if scaled_down(self._batch.encode):
-            for span in pieces(0, self.steps, self.chunk):
-                self._encoder.run(*span)  # a readout may read the embedding's weight too, of all that is looked up
-        for first, last in pieces(0, self.steps, self.chunk):
-            y = self.stack.infer(self._encoder.run(first, last), first)
-            positions, targets = self._positions(y, first, last)
-            if len(positions):
-                self._loss += self._readout.loss(positions, targets)
+        read = [*read_again(self.stack, self._batch.inputs), ("rewind_loss: targets", self._targets)]
+        with naming_lost(lambda: read):
+            if scaled_down(self._batch.encode):
+                for span in pieces(0, self.steps, self.chunk):
+                    self._encoder.run(*span)  # a readout may read the embedding's weight too, of all that is looked up
+            for first, last in pieces(0, self.steps, self.chunk):
+                check_all_stored(read)
+                y = self.stack.infer(self._encoder.run(first, last), first)
+                positions, targets = self._positions(y, first, last)
+                if len(positions):
+                    self._loss += self._readout.loss(positions, targets)
         self._last = [tape.state() for tape in self.stack.tapes]
         return self._loss
 
