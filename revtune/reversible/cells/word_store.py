@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from array import array
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -34,6 +35,10 @@ class WordStore:
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The words of each chunk, the lowest first."""
+        return (self[number] for number in range(len(self)))
 
     def __getitem__(self, number: int) -> Tensor:
         """The words of a chunk, a view."""

@@ -96,6 +96,12 @@ class Weights:
         if "ih" in self.tensors:
             self._packed = self._products.pack(self.tensors["ih"])
 
+    def packed_bytes(self) -> int:
+        """Bytes of what the kernel packs of the recurrent weight and its response, once a sequence."""
+        if not self._native:
+            return 0
+        return self.tensors["hh"].nbytes + (self.responses["hh"][0].nbytes if "hh" in self.responses else 0)
+
     def add_projection(self, x: Tensor, dx: Tensor) -> None:
         """Add the gradients of `ih` and `bias` from that of the projection, (K, B, G)."""
         if "ih" not in self.tensors:

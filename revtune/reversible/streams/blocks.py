@@ -19,9 +19,6 @@ from revtune.reversible.streams.chunk_graph import Autocast
 from revtune.reversible.streams.held import held_tensors
 from revtune.reversible.streams.trials import key_of, remember, trial
 
-BLOCK_BYTES = 3 * 2**20
-"""Bytes that the graph of a block may keep; about as many again are made on the way back."""
-
 FEWEST_POSITIONS = 32
 """Positions of a block at least, since every block reads all weights."""
 
@@ -31,7 +28,7 @@ _known: dict[Hashable, int] = {}
 
 def block_steps(
     readout: Callable[..., Tensor], loss: Callable[[Tensor, Tensor], Tensor], y: Tensor, targets: Tensor,
-    autocast: Autocast,
+    autocast: Autocast, budget: int,
 ) -> int:  # fmt: skip
     """Steps of each block of a chunk, evened out; shapes alone decide.
 
@@ -40,6 +37,7 @@ def block_steps(
         loss: what calls it; the summed loss of positions.
         y, targets: of the chunk's steps, (K, B, H) and (K, B, ...).
         autocast: the caller's setting.
+        budget: bytes that the graph of a block may keep.
     """
     steps, rows = y.shape[:2]
     fewest = -(-FEWEST_POSITIONS // rows)
@@ -49,13 +47,13 @@ def block_steps(
     key = (key_of("blocks", readout), y.shape[1:], targets.shape[1:], y.dtype, autocast.enabled, *widths)
     step_bytes = _known.get(key)
     if step_bytes is None:
-        one, two = (_kept(readout, loss, y[:n].detach(), targets[:n], autocast) for n in (1, 2))
+        one, two = (kept_bytes(readout, loss, y[:n].detach(), targets[:n], autocast) for n in (1, 2))
         step_bytes = remember(_known, key, two - one)
-    most = BLOCK_BYTES // step_bytes if step_bytes > 0 else steps
+    most = budget // step_bytes if step_bytes > 0 else steps
     return evened_out(steps, most, fewest=fewest)
 
 
-def _kept(
+def kept_bytes(
     readout: Callable[..., Tensor], loss: Callable[[Tensor, Tensor], Tensor], y: Tensor, targets: Tensor,
     autocast: Autocast,
 ) -> int:  # fmt: skip

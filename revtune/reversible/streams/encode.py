@@ -23,7 +23,6 @@ from revtune.reversible.layers.masks import BatchSpec, SequenceMasks, one_sequen
 from revtune.reversible.layers.rewind import (
     Fingerprints,
     aim,
-    check_all_stored,
     check_unchanged,
     fingerprints,
     last_states,
@@ -31,6 +30,7 @@ from revtune.reversible.layers.rewind import (
 )
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
+from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
 from revtune.reversible.streams.memory import refuse_cached
@@ -147,7 +147,7 @@ class EncodePass:
     @torch.no_grad()
     def forward(self) -> list[Tensor]:
         """Annotations and final states, from which `backward` rewinds."""
-        read = list(self._read_again())
+        read = list(self.read_again())
         for first, last in self.spans:
             check_all_stored(read)
             x = self.encoder.run(first, last)
@@ -159,8 +159,11 @@ class EncodePass:
     @torch.no_grad()
     def infer(self) -> list[Tensor]:
         """Annotations and final states, without a buffer."""
-        for first, last in self.spans:
-            self.stack.infer(self.encoder.run(first, last), first)
+        read = list(self.read_again())
+        with naming_lost(lambda: read):
+            for first, last in self.spans:
+                check_all_stored(read)
+                self.stack.infer(self.encoder.run(first, last), first)
         return self._results()
 
     def _results(self) -> list[Tensor]:
@@ -176,13 +179,14 @@ class EncodePass:
 
     def settled(self, before: Fingerprints) -> Fingerprints:
         """Fingerprints from before `forward`, but those of weights that an embedding has scaled down in it."""
-        fingerprint, read = self.stack.tapes[0].weights.fingerprint, self._read_again()
+        fingerprint, read = self.stack.tapes[0].weights.fingerprint, self.read_again()
         return [
             (what, fingerprint(tensor) if id(tensor) in self._scaled_down else number)
             for (what, number), (_, tensor) in zip(before, read, strict=True)
         ]
 
-    def _read_again(self) -> Iterator[tuple[str, Tensor]]:
+    def read_again(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors that both directions read, each after what errors call it."""
         return read_again(self.stack, self.inputs, self._encoder_tensors())
 
     def _encoder_tensors(self) -> list[Tensor]:
@@ -194,7 +198,7 @@ class EncodePass:
         stack = self.stack.copy() if keep else self.stack
         top = stack.tapes[-1]
         aim(stack, dfinals)
-        read = list(self._read_again())
+        read = list(self.read_again())
         for first, last in reversed(self.spans):
             check_all_stored(read)
             with self.encoder.answering():
@@ -222,7 +226,7 @@ class _RewindEncode(torch.autograd.Function):
     def forward(ctx: Any, encode_pass: EncodePass, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.environment, ctx.encode_pass = Environment.current(), encode_pass
         before = encode_pass.fingerprints()
-        with ctx.environment.restored(encode_pass.inputs.device):
+        with ctx.environment.restored(encode_pass.inputs.device), naming_lost(encode_pass.read_again):
             annotations, *finals = encode_pass.forward()
         ctx.fingerprints = encode_pass.settled(before)
         ctx.save_for_backward(*tensors, annotations)

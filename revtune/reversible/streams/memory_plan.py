@@ -17,7 +17,7 @@ from revtune.reversible.cells.fixed import FORGET_ONE
 from revtune.reversible.kernel.chunks import evened_out
 from revtune.reversible.kernel.tape import Tape
 from revtune.reversible.layers.stack import DEFAULT_BUDGET, Stack
-from revtune.reversible.streams.blocks import BLOCK_BYTES
+from revtune.reversible.streams.readout import BLOCK_BYTES
 
 STATES = 8
 """Copies of the state that may stand at once: the present one, start and end, gradients, and what is returned."""

@@ -24,7 +24,7 @@ from revtune.reversible.streams.known_gradients import with_gradients
 from revtune.reversible.streams.mean import note_classes
 from revtune.reversible.transforms import refuse_batches, refuse_double_backward, refuse_transforms
 
-_BLOCK_BYTES = 3 * 2**20
+BLOCK_BYTES = 3 * 2**20
 """Bytes of a block's logits, of the order of a CPU's cache: they are read and written over several times."""
 
 _FEWEST_POSITIONS = 16
@@ -164,7 +164,7 @@ class LinearCrossEntropy(nn.Module):
         return y.to(self.weight.dtype) if torch.is_autocast_enabled(self.weight.device.type) else y
 
     def loss_and_gradient(
-        self, y: Tensor, targets: Tensor, into: Sinks, *, want_dy: bool = True
+        self, y: Tensor, targets: Tensor, into: Sinks, *, want_dy: bool = True, block_bytes: int | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """The summed loss and its gradient in one pass over the logits.
 
@@ -173,6 +173,7 @@ class LinearCrossEntropy(nn.Module):
             targets: (N,).
             into: where the gradients of weight and bias are added.
             want_dy: whether the gradient of y is wanted.
+            block_bytes: bytes of the logits that are there at once; `BLOCK_BYTES` for None.
 
         Returns:
             The loss, 0-d float64, and the gradient of y, (N, E).
@@ -180,7 +181,8 @@ class LinearCrossEntropy(nn.Module):
         y, targets = self._positions(y.detach(), targets)
         weight = into.of(self.weight) if self.weight.requires_grad else None
         bias = into.of(self.bias) if self.bias is not None and self.bias.requires_grad else None
-        return self._blocks(y, targets, weight, bias, torch.empty_like(y) if want_dy else None)
+        dy = torch.empty_like(y) if want_dy else None
+        return self._blocks(y, targets, weight, bias, dy, block_bytes=block_bytes)
 
     def _blocks(
         self,
@@ -190,6 +192,7 @@ class LinearCrossEntropy(nn.Module):
         dbias: Tensor | None,
         dy: Tensor | None,
         scale: float = 1.0,
+        block_bytes: int | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The summed loss, 0-d float64, and dy. Of the gradients only those are computed that have a tensor here.
 
@@ -197,7 +200,7 @@ class LinearCrossEntropy(nn.Module):
         """
         loss, products = torch.zeros((), dtype=torch.float64, device=y.device), products_for(y)
         want_gradient = any(into is not None for into in (dweight, dbias, dy))
-        most = max(_FEWEST_POSITIONS, _BLOCK_BYTES // (4 * self.num_classes))
+        most = max(_FEWEST_POSITIONS, (block_bytes or BLOCK_BYTES) // (4 * self.num_classes))
         for block in spans(0, y.shape[0], most):
             block_loss, grad = self._block(y[block], targets[block], want_gradient)
             loss += block_loss

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.kernel.inner_graph import inner_graph
 from revtune.reversible.streams.blocks import block_steps
 from revtune.reversible.streams.chunk_graph import Autocast, chunk_gradients, leaves
@@ -36,9 +35,18 @@ class ReadoutPass:
         device: of the outputs.
         context: further tensors that the readout takes. It reads copies of them, so that their own graphs are run
             backward once, for all chunks.
+        logit_bytes: bytes of the logits that a `LinearCrossEntropy` makes at once; None for its own choice.
     """
 
-    def __init__(self, readout: Readout, sinks: Sinks, device: torch.device, context: Sequence[Tensor] = ()) -> None:
+    def __init__(
+        self,
+        readout: Readout,
+        sinks: Sinks,
+        device: torch.device,
+        context: Sequence[Tensor] = (),
+        logit_bytes: int | None = None,
+    ) -> None:
+        self._logit_bytes = logit_bytes
         self._readout, self._sinks = readout, sinks
         self._context = [(tensor, tensor.detach().requires_grad_(tensor.requires_grad)) for tensor in context]
         head = readout.head if isinstance(readout, FeatureReadout) else readout
@@ -47,7 +55,6 @@ class ReadoutPass:
         self._tried = self._head is not None or isinstance(readout, FeatureReadout)
         self._autocast = Autocast(device)
         self._in_place = not _compiled(readout)
-        self._block: int | None = None if self._head is None else 0
         self.counted, self._graph = Counted(), torch.is_grad_enabled()
         if torch.is_grad_enabled() and self._head is not readout:
             refuse_hooks("readout", readout)
@@ -62,14 +69,14 @@ class ReadoutPass:
                 self._readout, self.loss, y, targets, live, self._autocast, graph=self._graph
             )
 
-    def blocks(self, y: Tensor, targets: Tensor) -> list[tuple[int, int]]:
-        """The steps of a chunk, (K, B, H) and (K, B, ...), that are read out at once: all of it, where that is little.
+    @property
+    def cuts_itself(self) -> bool:
+        """Whether the readout is one that cuts positions into blocks by itself."""
+        return self._head is not None
 
-        A `LinearCrossEntropy` cuts positions into blocks by itself.
-        """
-        if self._block is None:  # all chunks but the last are as long as the first
-            self._block = block_steps(self._readout, self.loss, y, targets, self._autocast)
-        return list(pieces(0, len(y), self._block or len(y)))
+    def block_steps(self, y: Tensor, targets: Tensor, budget: int) -> int:
+        """Steps of a block of a chunk, (K, B, H) and (K, B, ...); as the function of that name."""
+        return block_steps(self._readout, self.loss, y, targets, self._autocast, budget)
 
     def loss(self, y: Tensor, targets: Tensor) -> Tensor:
         """The summed loss of these positions, 0-d float64."""
@@ -88,7 +95,7 @@ class ReadoutPass:
         if self._head is not None and isinstance(self._readout, FeatureReadout):
             return self._featured(self._readout, self._head, y, targets)
         if self._head is not None:
-            loss, dy = self._head.loss_and_gradient(y, targets, self._sinks)
+            loss, dy = self._head.loss_and_gradient(y, targets, self._sinks, block_bytes=self._logit_bytes)
             assert dy is not None
             return loss, dy
         y = y.detach().requires_grad_()
@@ -107,7 +114,7 @@ class ReadoutPass:
             with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again(), self._adding():
                 features, classes = readout.features(y_part.clone(), targets[part], *self._given())
                 features = head.cast(features)
-            loss, cotangent = head.loss_and_gradient(features, classes, self._sinks)
+            loss, cotangent = head.loss_and_gradient(features, classes, self._sinks, block_bytes=self._logit_bytes)
             total += loss
             dy[part] = self._back(features, cotangent, y_part)
             del features  # with its graph, before the next part makes one

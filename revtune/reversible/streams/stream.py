@@ -22,14 +22,18 @@ from revtune.reversible.cells.cell import State
 from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.kernel.tape import TapePosition
 from revtune.reversible.layers.masks import BatchSpec, one_sequence
+from revtune.reversible.layers.rewind import read_again
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.layers.stack import Move
+from revtune.reversible.storage import check_all_stored, naming_lost
+from revtune.reversible.streams.chunk_readout import ChunkReadout
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
 from revtune.reversible.streams.known_gradients import with_gradients
 from revtune.reversible.streams.mean import Counted, Normalizer, mean_weight, total_weight
 from revtune.reversible.streams.memory import refuse_cached
+from revtune.reversible.streams.memory_plan import checked_memory, plan
 from revtune.reversible.streams.parallel import refuse_wrapped
 from revtune.reversible.streams.readout_pass import Readout, ReadoutPass
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
@@ -61,6 +65,7 @@ def rewind_loss(
     reduction: Literal["mean", "sum"] = "mean",
     normalizer: Normalizer | None = None,
     checkpoint_every: int | Literal["auto"] | None = None,
+    max_memory: int | str | None = None,
 ) -> tuple[Tensor, Hx]:
     """The loss of a recurrent net over a sequence, in memory that hardly depends on its length.
 
@@ -87,6 +92,9 @@ def rewind_loss(
             not seen, and all positions count.
         checkpoint_every: keep the state every so many steps and the buffer of one such segment only, for one more
             forward pass; "auto" takes sqrt(64 T) steps, which stores least at one forgotten bit a step.
+        max_memory: the most memory that a call may take, in bytes or as "20MB", above the parameters, their gradients,
+            inputs and targets. Shapes and the limit on forgetting alone then decide how chunks, a readout's blocks and,
+            unless `checkpoint_every` says so, checkpoints are cut. What `encode` itself makes is not counted.
 
     A graph built outside that `encode` or `readout` leads into is run backward once a chunk, and whatever hangs in it,
     hooks of computed tensors and kept gradients (`retain_grad`) among them, sees one chunk's unscaled part of the
@@ -110,20 +118,21 @@ def rewind_loss(
         >>> loss.backward()
     """
     batch = Batch(inputs, targets, encode, readout, state, lengths, context)
-    return _rewind_loss(rnn, batch, reduction, normalizer, checkpoint_every)
+    return _rewind_loss(rnn, batch, reduction, normalizer, checkpoint_every, max_memory)
 
 
 @torch.compiler.disable
 def _rewind_loss(
-    rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer | None, checkpoint_every: int | str | None
-) -> tuple[Tensor, Hx]:
+    rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer | None, checkpoint_every: int | str | None,
+    max_memory: int | str | None,
+) -> tuple[Tensor, Hx]:  # fmt: skip
     batch = _checked(rnn, batch, reduction, normalizer)
     segment = segment_steps(checkpoint_every, batch.inputs.shape[0])
     weight = mean_weight(batch.readout, normalizer, _counted_targets(batch)) if reduction == "mean" else 1.0
     number_divides = reduction == "mean" and normalizer is None and total_weight(batch.readout) is None
     for tensor in batch.context:
         check_tensor("rewind_loss: each of context", tensor)
-    stream = Stream(rnn, batch, segment)
+    stream = Stream(rnn, batch, segment, checked_memory(max_memory))
     with one_sequence(), torch.autocast(batch.inputs.device.type, enabled=False):
         summed = stream.train() if torch.is_grad_enabled() else stream.evaluate()
         if number_divides:
@@ -140,38 +149,38 @@ class Stream:
     Args:
         rnn: the net.
         batch: time first.
-        segment: how many steps lie between checkpoints.
+        segment: how many steps lie between checkpoints; None for all of them, or what `max_memory` asks for.
+        max_memory: bytes, or None for no limit.
     """
 
-    def __init__(self, rnn: RevRNN, batch: Batch, segment: int) -> None:
+    def __init__(self, rnn: RevRNN, batch: Batch, segment: int | None = None, max_memory: int | None = None) -> None:
         inputs, device = batch.inputs, batch.inputs.device
         weight = rnn.first_weight
-        self.dtype, self.steps, self.segment = weight.dtype, inputs.shape[0], segment
+        self.dtype, self.steps = weight.dtype, inputs.shape[0]
         spec = BatchSpec(inputs.shape[1], weight.dtype, weight.device)
         states, native = rnn.first_states(spec, batch.state, batched=True), rnn.runs_native(weight)
         self.stack, self.layers = rnn.assemble(self.steps, spec, states, batch.lengths, native=native)
-        self.chunk = self.stack.chunk_steps(segment)
+        cuts = plan("rewind_loss", self.stack, self.steps, segment=segment, max_memory=max_memory)
+        self.chunk, self.segment = cuts.chunk, cuts.segment
         self._rnn, self._batch = rnn, batch
         self._surroundings = Surroundings("rewind_loss", self.stack.tapes[0].weights.fingerprint)
-        self._targets, self._lengths = batch.targets, batch.lengths
         self._sinks = Sinks()
         self._encoder = Encoder(batch.encode, inputs, self._sinks, rnn.check_input)
-        self._readout = ReadoutPass(batch.readout, self._sinks, device, batch.context)
+        self._positions_read = ReadoutPass(batch.readout, self._sinks, device, batch.context, cuts.block_bytes)
+        self._readout = ChunkReadout(self._positions_read, batch.targets, batch.lengths, cuts.block_bytes)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._last: list[State] = []
 
     def evaluate(self) -> Tensor:
         """The summed loss, with no gradient and no buffer."""
-        if scaled_down(self._batch.encode):
-            for span in pieces(0, self.steps, self.chunk):
-                self._encoder.run(*span)  # a readout may read the embedding's weight too, of all that is looked up
-        for first, last in pieces(0, self.steps, self.chunk):
-            y = self.stack.infer(self._encoder.run(first, last), first)
-            self._try_readout(y, first, last)
-            for begin, end in self._readout.blocks(y, self._targets[first:last]):
-                positions, targets = self._positions(y[begin:end], first + begin, first + end)
-                if len(positions):
-                    self._loss += self._readout.loss(positions, targets)
+        read = [*read_again(self.stack, self._batch.inputs), ("rewind_loss: targets", self._batch.targets)]
+        with naming_lost(lambda: read):
+            if scaled_down(self._batch.encode):
+                for span in pieces(0, self.steps, self.chunk):
+                    self._encoder.run(*span)  # a readout may read the embedding's weight too, of all that is looked up
+            for first, last in pieces(0, self.steps, self.chunk):
+                check_all_stored(read)
+                self._loss += self._readout.loss(self.stack.infer(self._encoder.run(first, last), first), first)
         self._last = [tape.state() for tape in self.stack.tapes]
         return self._loss
 
@@ -222,7 +231,7 @@ class Stream:
     @property
     def counted(self) -> Counted:
         """What the readout's losses count, as far as it was seen."""
-        return self._readout.counted
+        return self._positions_read.counted
 
     def gradients(self) -> tuple[list[Tensor], list[Tensor]]:
         """The tensors that require a gradient, and their gradients; asked once, since these are given away."""
@@ -268,54 +277,12 @@ class Stream:
         y = move(self._encoded(first, last, graph=True), first)
         if then:
             then()
-        dy = self._read_out(y, first, last)
+        loss, dy = self._readout.gradient(y, first)
+        self._loss += loss
         del y  # the stack's gradient needs memory, and no outputs
         self._surroundings.watch("a tensor that readout or encode reads", self._sinks.tensors())
         self._surroundings.glance()
         self._encoder.gradient(self.stack.gradient(dy, first), first)
-
-    def _read_out(self, y: Tensor, first: int, last: int) -> Tensor | None:
-        """Add the chunk's loss; returns the gradient of its outputs (K, B, H), None where no row runs any more."""
-        self._try_readout(y, first, last)
-        blocks = [(first + begin, first + end) for begin, end in self._readout.blocks(y, self._targets[first:last])]
-        if len(blocks) == 1:
-            return self._read_block(y, first, last)
-        dy = torch.zeros_like(y)
-        for begin, end in blocks:
-            steps = slice(begin - first, end - first)
-            if (grad := self._read_block(y[steps], begin, end)) is not None:
-                dy[steps] = grad
-        return dy
-
-    def _read_block(self, y: Tensor, first: int, last: int) -> Tensor | None:
-        """As `_read_out`, of steps that are read out at once."""
-        positions, targets = self._positions(y, first, last)
-        if not len(positions):
-            return None
-        loss, grad = self._readout.gradient(positions, targets)
-        self._loss += loss
-        return self._placed(grad, y, first, last)
-
-    def _try_readout(self, y: Tensor, first: int, last: int) -> None:
-        self._readout.try_once(y, self._targets[first:last], self._live(first, last))
-
-    def _positions(self, y: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Outputs (N, H) and targets (N, ...) of the chunk's positions, padding left out."""
-        live, targets = self._live(first, last), self._targets[first:last]
-        return (y.flatten(0, 1), targets.flatten(0, 1)) if live is None else (y[live], targets[live])
-
-    def _placed(self, grad: Tensor, y: Tensor, first: int, last: int) -> Tensor:
-        """A gradient (N, H) by position as one (K, B, H), zero at padding."""
-        live = self._live(first, last)
-        if live is None:
-            return grad.view(y.shape)
-        placed = torch.zeros_like(y)
-        placed[live] = grad
-        return placed
-
-    def _live(self, first: int, last: int) -> Tensor | None:
-        """Which positions are no padding, (K, B); None for all."""
-        return None if self._lengths is None else running(self._lengths, first, last)
 
     def _tape_positions(self) -> list[TapePosition]:
         return [tape.position() for tape in self.stack.tapes]
@@ -356,10 +323,10 @@ def _checked(rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer |
     return batch._replace(inputs=inputs, targets=targets)
 
 
-def segment_steps(checkpoint_every: int | str | None, steps: int) -> int:
-    """How many steps of a sequence of `steps` lie between checkpoints; all of them for None."""
+def segment_steps(checkpoint_every: int | str | None, steps: int) -> int | None:
+    """How many steps of a sequence of `steps` lie between checkpoints; None where the caller leaves it open."""
     if checkpoint_every is None:
-        return steps
+        return None
     if checkpoint_every == "auto":
         # A kept state is 64 bits a unit, a step's buffer one: T / S states and S steps take least at S = sqrt(64 T)
         return min(steps, math.isqrt(64 * steps))

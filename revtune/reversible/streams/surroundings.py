@@ -15,33 +15,37 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from revtune.errors import ReversalError
-from revtune.reversible.kernel.storage import check_stored
 from revtune.reversible.layers.stack import Stack
+from revtune.reversible.storage import check_stored
 from revtune.reversible.streams.held import held
 from revtune.reversible.streams.parallel import refuse_shared
 
 Fingerprint = Callable[[Tensor], int]
 
+with torch.inference_mode(False):
+    _UNCOUNTED = torch.empty(0)
+"""Never changed, in the place of tensors whose changes autograd does not count."""
 
-@dataclass
+
+@dataclass(slots=True)
 class _Known:
     """A tensor as it was.
 
     Attributes:
         what: what errors call it.
         tensor: the tensor itself, so that no other takes its id.
-        version: autograd's count of its changes in place.
-        counted: whether there is such a count; there is none for a tensor of inference mode.
+        counted: a tensor that has the same count of changes in place; one of inference mode has none.
+        version: that count.
         fingerprint: of its bits.
-        storage: its memory, and how many bytes that has.
+        nbytes, size: tells how many bytes its memory has, and what it told.
     """
 
     what: str
     tensor: Tensor
+    counted: Tensor
     version: int
-    counted: bool
     fingerprint: int
-    storage: torch.UntypedStorage
+    nbytes: Callable[[], int]
     size: int
 
 
@@ -79,10 +83,9 @@ class Surroundings:
                 check_stored(called, tensor)
                 if weights:
                     refuse_shared(self._owner, what, tensor)
-                counted, storage = not tensor.is_inference(), tensor.untyped_storage()
-                version = tensor._version if counted else 0
+                counted, nbytes = _UNCOUNTED if tensor.is_inference() else tensor, tensor.untyped_storage().nbytes
                 self._known[id(tensor)] = _Known(
-                    called, tensor, version, counted, self._fingerprint(tensor), storage, storage.nbytes()
+                    called, tensor, counted, counted._version, self._fingerprint(tensor), nbytes, nbytes()
                 )
 
     def watch_net(self, net: nn.Module, stack: Stack) -> None:
@@ -114,9 +117,9 @@ class Surroundings:
             ReversalError: names the tensor.
         """
         for known in self._known.values():
-            if known.storage.nbytes() != known.size:
+            if known.nbytes() != known.size:
                 check_stored(known.what, known.tensor)
-            if known.counted and known.tensor._version != known.version:
+            if known.counted._version != known.version:
                 self._compare(known)
 
     def compare(self) -> None:
@@ -138,7 +141,7 @@ class Surroundings:
         return None
 
     def _compare(self, known: _Known) -> None:
-        version = known.tensor._version if known.counted else 0
+        version = known.counted._version
         if self._fingerprint(known.tensor) != known.fingerprint:
             raise ReversalError(
                 f"{known.what} of shape {tuple(known.tensor.shape)} was changed while {self._owner} ran (by encode, by "

@@ -56,7 +56,7 @@ def some(positions: int, dtype: torch.dtype, ignored: int | None) -> tuple[Tenso
 @pytest.fixture(params=["blocks of 16", "one block"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "blocks of 16":
-        monkeypatch.setattr(readout, "_BLOCK_BYTES", 1)
+        monkeypatch.setattr(readout, "BLOCK_BYTES", 1)
 
 
 @pytest.mark.usefixtures("blocks")
@@ -299,7 +299,7 @@ def test_a_tied_weight_has_one_gradient_for_the_whole_stream(monkeypatch: pytest
 
 
 def test_all_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readout, "_BLOCK_BYTES", 16 * 300 * 4)
+    monkeypatch.setattr(readout, "BLOCK_BYTES", 16 * 300 * 4)
     head = rt.LinearCrossEntropy(4, 300, label_smoothing=0.1)
     y, targets = torch.randn(200, 4, requires_grad=True), torch.randint(300, (200,))
     with Made() as made:

@@ -1,0 +1,85 @@
+"""The readout of a chunk: its steps in blocks, padding left out, gradients put back where they belong.
+
+Shapes: T time, K steps of a chunk, B batch, H hidden, N positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from revtune.reversible.arguments import running
+from revtune.reversible.kernel.chunks import pieces
+from revtune.reversible.streams.readout_pass import ReadoutPass
+
+
+class ChunkReadout:
+    """Reads out chunks of a batch of sequences.
+
+    Args:
+        readout: reads positions.
+        targets: (T, B, ...).
+        lengths: steps of each row, (B,), or None.
+        block_bytes: what the graph of a block may keep. A block has whole steps.
+    """
+
+    def __init__(self, readout: ReadoutPass, targets: Tensor, lengths: Tensor | None, block_bytes: int) -> None:
+        self._pass, self._targets, self._lengths, self._block_bytes = readout, targets, lengths, block_bytes
+        self._block: int | None = None
+
+    def loss(self, y: Tensor, first: int) -> Tensor:
+        """The summed loss of a chunk's outputs (K, B, H), whose first step is `first`; 0-d float64."""
+        total = torch.zeros((), dtype=torch.float64, device=y.device)
+        for block in self._blocks(y, first):
+            positions, targets = self._positions(y[block], first + block.start, first + block.stop)
+            if len(positions):
+                total += self._pass.loss(positions, targets)
+        return total
+
+    def gradient(self, y: Tensor, first: int) -> tuple[Tensor, Tensor | None]:
+        """The summed loss of a chunk and its gradient, (K, B, H); None where no row runs any more."""
+        blocks = self._blocks(y, first)
+        if len(blocks) == 1:
+            return self._block_gradient(y, first)
+        total, dy = torch.zeros((), dtype=torch.float64, device=y.device), torch.zeros_like(y)
+        for block in blocks:
+            loss, grad = self._block_gradient(y[block], first + block.start)
+            total += loss
+            if grad is not None:
+                dy[block] = grad
+        return total, dy
+
+    def _block_gradient(self, y: Tensor, first: int) -> tuple[Tensor, Tensor | None]:
+        positions, targets = self._positions(y, first, first + len(y))
+        if not len(positions):
+            return torch.zeros((), dtype=torch.float64, device=y.device), None
+        loss, grad = self._pass.gradient(positions, targets)
+        return loss, self._placed(grad, y, first)
+
+    def _blocks(self, y: Tensor, first: int) -> list[slice]:
+        """The steps of a chunk that are read out at once: all of them, where that is little."""
+        targets = self._targets[first : first + len(y)]
+        self._pass.try_once(y, targets, self._live(first, first + len(y)))
+        if self._pass.cuts_itself:
+            return [slice(0, len(y))]
+        if self._block is None:  # no chunk is longer than the first
+            self._block = self._pass.block_steps(y, targets, self._block_bytes)
+        return [slice(*piece) for piece in pieces(0, len(y), self._block)]
+
+    def _positions(self, y: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Outputs (N, H) and targets (N, ...) of some steps' positions, padding left out."""
+        live, targets = self._live(first, last), self._targets[first:last]
+        return (y.flatten(0, 1), targets.flatten(0, 1)) if live is None else (y[live], targets[live])
+
+    def _placed(self, grad: Tensor, y: Tensor, first: int) -> Tensor:
+        """A gradient (N, H) by position as one (K, B, H), zero at padding."""
+        live = self._live(first, first + len(y))
+        if live is None:
+            return grad.view(y.shape)
+        placed = torch.zeros_like(y)
+        placed[live] = grad
+        return placed
+
+    def _live(self, first: int, last: int) -> Tensor | None:
+        """Which positions are no padding, (K, B); None for all."""
+        return None if self._lengths is None else running(self._lengths, first, last)
