@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from revtune.reversible.kernel.matmuls import products_for
 from revtune.reversible.streams.gradient_sinks import sink_of
 from revtune.reversible.transforms import transforming
 
@@ -89,12 +90,13 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, sink: Tensor) -> Tensor:
         ctx.save_for_backward(input, weight)
         ctx.sink = sink
-        return torch._C._nn.linear(input, weight, bias)
+        return products_for(input).linear(input, weight.detach(), None if bias is None else bias.detach())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
         input, weight = ctx.saved_tensors
-        rows = grad.reshape(-1, grad.shape[-1])
-        ctx.sink.addmm_(rows.t(), input.reshape(-1, input.shape[-1]))
+        products, rows = products_for(input), grad.reshape(-1, grad.shape[-1])
+        products.add_outer(ctx.sink, rows, input.reshape(-1, input.shape[-1]))
         want_input, _, want_bias, _ = ctx.needs_input_grad
-        return grad @ weight if want_input else None, None, rows.sum(0) if want_bias else None, None
+        dinput = products.back(grad, weight) if want_input else None
+        return dinput, None, rows.sum(0) if want_bias else None, None

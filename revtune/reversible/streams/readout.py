@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from revtune.reversible.arguments import check_fraction, check_size, check_tensor
-from revtune.reversible.kernel import backend as native
 from revtune.reversible.kernel.chunks import spans
-from revtune.reversible.kernel.matmuls import NativeProducts, Products
+from revtune.reversible.kernel.matmuls import products_for
 from revtune.reversible.streams.gradient_sinks import Sinks, any_open, sink_of
 from revtune.reversible.streams.known_gradients import with_gradients
 from revtune.reversible.streams.mean import note_classes
@@ -29,13 +28,6 @@ BLOCK_BYTES = 3 * 2**20
 
 _FEWEST_POSITIONS = 16
 """Positions of a block at least, however many classes there are, since every block reads the whole weight."""
-
-
-def products_for(like: Tensor) -> Products:
-    """The kernel's matmuls for tensors like this one where it is there, else torch's."""
-    if like.device.type == "cpu" and like.dtype == torch.float32 and native.load():
-        return NativeProducts()
-    return Products()
 
 
 class LinearCrossEntropy(nn.Module):
