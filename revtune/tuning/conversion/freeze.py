@@ -51,8 +51,7 @@ def frozen(model: nn.Module) -> nn.Module:
 
 def _check_weights(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        has_weight = "weight" in module._parameters or isinstance(module, nn.RNNBase)
-        if isinstance(module, Responding) and not has_weight:
+        if isinstance(module, Responding) and not module.weights_are_own():
             raise ValueError(f"{name or 'the network'} cannot be made plain: since it was converted its weight is "
                              "computed from others, as by a parametrization")  # fmt: skip
 

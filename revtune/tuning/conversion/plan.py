@@ -207,7 +207,7 @@ class Plan:
         if why := (_tied(module, self._shared) or _without_grad(module) or kind.refuses(module)):
             self.report.left[name or "the network itself"] = why
             return
-        rates = self._plan_rates(name, module) if isinstance(module, nn.LSTM | nn.GRU) else {}
+        rates = self._plan_rates(name, module) if isinstance(module, nn.RNNBase) else {}
         if isinstance(module, nn.RNNBase) and module.batch_first == bool(self._batch_dim) and name:
             its, other = ("examples", "time") if module.batch_first else ("time", "examples")
             self.warnings.append(
@@ -219,7 +219,7 @@ class Plan:
         self.report.replaced[name or "the network itself"] = f"{kind.__name__}{also}"
         self.replacements.append(Replacement(module, kind, name or "the network", self._batch_dim, rates))
 
-    def _plan_rates(self, name: str, module: nn.LSTM | nn.GRU) -> dict[str, str]:
+    def _plan_rates(self, name: str, module: nn.RNNBase) -> dict[str, str]:
         """What `recurrent_rates` gives, checked; without hyperparameters the rates are to become some."""
         rates = recurrent_rates(name, module, self._hypers)
         if self._hypers is None:

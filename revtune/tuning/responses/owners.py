@@ -225,6 +225,22 @@ def _looked_up(follow: Following, func: Any, given: dict[str, Any], out: Tensor)
     return None if owners is None else Owners(owners.of.unsqueeze(-1), owners.fixed)
 
 
+def _bagged(follow: Following, func: Any, given: dict[str, Any], out: Any) -> Any:
+    """Bags, each made of the rows from its offset to the next; where nobody knows whose those are, as its offset."""
+    bags, starts = out[0], given["offsets"].tolist()
+    owners, of_offsets = follow.owners(given["indices"]), follow.owners(given["offsets"])
+    if owners is None or owners.constant:
+        made = of_offsets
+    else:
+        full = owners.of.expand(len(given["indices"]))
+        parts = [Owners(full[a:b]) for a, b in zip(starts, [*starts[1:], len(full)], strict=True)][: len(bags)]
+        fixed = owners.fixed and of_offsets is not None and of_offsets.constant
+        made = Owners(torch.cat([_over(part, [0]).of for part in parts]), fixed)
+    if made is None or len(made.of) not in (1, len(bags)):
+        return None
+    return [Owners(made.of[:, None], made.fixed)] + [None] * (len(out) - 1)
+
+
 def _in_order(of: Tensor) -> bool:
     return torch.equal(of.reshape(-1), torch.arange(of.numel(), dtype=of.dtype))
 
@@ -273,6 +289,7 @@ _NAMES: tuple[tuple[Any, str], ...] = (
               "replication_pad1d replication_pad2d replication_pad3d"),
     (_product, "mm bmm addmm baddbmm mv dot addmv"),
     (_looked_up, "embedding"),
+    (_bagged, "_embedding_bag _embedding_bag_forward_only"),
     (_packed, "_pack_padded_sequence"),
     (_unpacked, "_pad_packed_sequence"),
 )  # fmt: skip
