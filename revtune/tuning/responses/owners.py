@@ -256,16 +256,6 @@ def _packed(follow: Following, func: Any, given: dict[str, Any], out: Any) -> An
     return [Owners(compressed(rows, False).of, False, fixed_sequences=owners.fixed), None]
 
 
-def _unpacked(follow: Following, func: Any, given: dict[str, Any], out: Any) -> Any:
-    """Sequences, padded: all steps of one are whose its first is."""
-    owners = follow.owners(given["data"])
-    if owners is None or owners.of.shape[0] != given["data"].shape[0] or owners.of.numel() != len(owners.of):
-        return None
-    axis, count = 0 if given["batch_first"] else 1, int(given["batch_sizes"][0])
-    of = owners.of[:count].reshape([-1 if dim == axis else 1 for dim in range(out[0].dim())])
-    return [Owners(of, owners.fixed_sequences, sorted=True), None]
-
-
 _NAMES: tuple[tuple[Any, str], ...] = (
     (_moved, "_unsafe_view clone cat stack repeat flip roll index_select gather index constant_pad_nd masked_select "
              "take _reshape_alias unfold_copy diagonal tril triu"),
@@ -291,7 +281,6 @@ _NAMES: tuple[tuple[Any, str], ...] = (
     (_looked_up, "embedding"),
     (_bagged, "_embedding_bag _embedding_bag_forward_only"),
     (_packed, "_pack_padded_sequence"),
-    (_unpacked, "_pad_packed_sequence"),
 )  # fmt: skip
 RULES = {name: rule for rule, names in _NAMES for name in names.split()}
 """What is known of operations that are neither views nor elementwise, by their names in torch's own list (aten)."""
