@@ -24,7 +24,17 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from revtune.tuning.responses.owners import DRAWN_IN_PLACE, NOBODY, Owners, compressed, joined, padded, rule_of
+from revtune.tuning.responses.owners import (
+    DRAWN_IN_PLACE,
+    NOBODY,
+    RULES,
+    Owners,
+    added_by_index,
+    compressed,
+    joined,
+    padded,
+    rule_of,
+)
 
 
 class Following(TorchDispatchMode):
@@ -113,11 +123,14 @@ class Following(TorchDispatchMode):
         if known is None and not pointwise and name != "copy_":
             return
         with torch.utils._python_dispatch._disable_current_modes():
+            owners = None
             if name == "copy_":
                 source = self.owners(given["src"])
                 owners = None if source is None else padded(source, target.dim())
-            else:
-                owners = joined(self, given, target) if pointwise else None
+            elif pointwise:
+                owners = joined(self, given, target)
+            elif RULES.get(name.removesuffix("_")) is added_by_index:
+                owners = added_by_index(self, None, given, target)
             views = {} if known is None or known[0].expired() else dict(known[1])
             before = views.get(_place(target))
             if owners is not None and before is not None and torch.equal(before.of, owners.of):

@@ -241,6 +241,26 @@ def _bagged(follow: Following, func: Any, given: dict[str, Any], out: Any) -> An
     return [Owners(made.of[:, None], made.fixed)] + [None] * (len(out) - 1)
 
 
+def added_by_index(follow: Following, func: Any, given: dict[str, Any], out: Any) -> Owners | None:
+    """Sums by index, as of messages over the nodes of a graph: each of the entries that an index sends there."""
+    source, index, dim = given.get("source", given.get("src")), given["index"], given["dim"] % out.dim()
+    found, of_index = [follow.owners(given["self"]), follow.owners(source)], follow.owners(index)
+    if any(owners is None for owners in found):
+        return None
+    into, sent = (o.of.expand(x.shape) for o, x in zip(found, (given["self"], source), strict=True) if o is not None)
+    if "source" in given:  # one node for all numbers of a message
+        index = index.reshape([-1 if d == dim else 1 for d in range(out.dim())]).expand(source.shape)
+
+    def reduced(nobody: int, how: str) -> Tensor:
+        one, other = (torch.where(of == NOBODY, nobody, of) for of in (into, sent))
+        return one.scatter_reduce(dim, index.cpu(), other, how)
+
+    low, high = reduced(torch.iinfo(into.dtype).max, "amin"), reduced(NOBODY, "amax")
+    of = torch.where((low != SEVERAL) & ((low == high) | (high == NOBODY)), high, SEVERAL).to(torch.int32)
+    fixed = of_index is not None and of_index.constant and all(o.fixed for o in found if o is not None)
+    return compressed(of, fixed)
+
+
 def _in_order(of: Tensor) -> bool:
     return torch.equal(of.reshape(-1), torch.arange(of.numel(), dtype=of.dtype))
 
@@ -281,6 +301,7 @@ _NAMES: tuple[tuple[Any, str], ...] = (
     (_looked_up, "embedding"),
     (_bagged, "_embedding_bag _embedding_bag_forward_only"),
     (_packed, "_pack_padded_sequence"),
+    (added_by_index, "index_add scatter_add scatter_reduce"),
 )  # fmt: skip
 RULES = {name: rule for rule, names in _NAMES for name in names.split()}
 """What is known of operations that are neither views nor elementwise, by their names in torch's own list (aten)."""
