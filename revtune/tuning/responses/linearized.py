@@ -238,13 +238,23 @@ class _SecondPass(TorchFunctionMode):
             raise ValueError(INNER_GRADIENT)
         if getattr(function, "__name__", "") != "_pack_padded_sequence":
             out = function(*args, **(kwargs or {}))
-            if isinstance(function, OpOverload | OpOverloadPacket) and torch.is_grad_enabled():
+            if _of_others(function) and torch.is_grad_enabled():
                 _check_tangents(function, (args, kwargs), out)
             return out if torch.is_grad_enabled() else mapped(_without_tangent, out)
         padded, *rest = args
         primal, tangent = forward_ad.unpack_dual(padded)
         rows, sizes = function(primal, *rest)
         return (rows if tangent is None else forward_ad.make_dual(rows, function(tangent, *rest)[0])), sizes
+
+
+def _of_others(function: Any) -> bool:
+    """Whether it is an operation of `torch.library`; torch's own say themselves that they have no formula.
+
+    Code that torch.jit compiled calls those by this name too, where no tangent can be asked for.
+    """
+    if isinstance(function, OpOverloadPacket):
+        return not function._qualified_op_name.startswith(("aten::", "prim"))
+    return isinstance(function, OpOverload) and not function.name().startswith(("aten::", "prim"))
 
 
 def _check_tangents(operation: OpOverload | OpOverloadPacket, given: Any, out: Any) -> None:

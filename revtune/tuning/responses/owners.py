@@ -243,7 +243,8 @@ def _bagged(follow: Following, func: Any, given: dict[str, Any], out: Any) -> An
 
 def added_by_index(follow: Following, func: Any, given: dict[str, Any], out: Any) -> Owners | None:
     """Sums by index, as of messages over the nodes of a graph: each of the entries that an index sends there."""
-    source, index, dim = given.get("source", given.get("src")), given["index"], given["dim"] % out.dim()
+    source = given["source" if "source" in given else "src"]
+    index, dim = given["index"], given["dim"] % out.dim()
     found, of_index = [follow.owners(given["self"]), follow.owners(source)], follow.owners(index)
     if any(owners is None for owners in found):
         return None
