@@ -19,6 +19,9 @@ from revtune.program.errors import Problem
 Taken = tuple[Path | int, str]
 """A file, or the number of an open one, and what it is taken for, as `check_distinct` says it after the path."""
 
+TRIED = 65_536
+"""Bytes that a disk must take before hours are measured, more than figures and plots have."""
+
 
 def regular(path: Path) -> Path:
     """The path of a regular file, or of nothing yet; reading a pipe or a device might never end.
@@ -139,7 +142,8 @@ def absolute(path: Path | None) -> Path | None:
 
 
 def check_output(path: Path) -> None:
-    """Raise `Problem` when a path to write to is that of something other than a file."""
+    """Raise `Problem` when a path to write to is no UTF-8, or that of something other than a file."""
+    check_spelling(path)
     if path.exists() and not path.is_file():
         raise Problem(f"cannot write {path}: it is no regular file")
 
@@ -188,13 +192,25 @@ def _draft(path: Path) -> Iterator[Path]:
     try:
         draft.parent.mkdir(parents=True, exist_ok=True)
         draft.open("xb").close()
+        _try_disk(draft)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise Problem(f"cannot write {path}: {error.strerror}") from error
     try:
         yield draft
         _replace(draft, path)
     finally:
         _leave(draft)
+
+
+def _try_disk(draft: Path) -> None:
+    """Write to a draft and empty it again, since a full disk still takes files without content."""
+    with draft.open("wb") as file:
+        file.write(bytes(TRIED))
+        file.flush()
+        os.fsync(file.fileno())
+        file.truncate(0)
 
 
 def _replace(draft: Path, path: Path) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from revtune.program.errors import Problem
 
@@ -60,6 +60,9 @@ def typed(kind: type[T], values: dict[str, Any]) -> T:
     Raises:
         TypeError: one is not, is missing, or unknown.
     """
+    known = [field.name for field in dataclasses.fields(cast(Any, kind))]
+    if unknown := [name for name in values if name not in known]:
+        raise TypeError(f"{kind.__name__} has no setting {unknown[0]!r}")
     for name, annotation in get_type_hints(kind).items():
         if name in values and not _fits(values[name], annotation):
             raise TypeError(f"{name} must be {getattr(annotation, '__name__', annotation)}, got {values[name]!r}")
@@ -78,6 +81,11 @@ def _fits(value: Any, annotation: Any) -> bool:
     if annotation is Path and isinstance(value, Path):  # pathlib makes a PosixPath, whose type is not Path
         return "\0" not in str(value)
     return type(value) is annotation
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with what was read, in words: a KeyError's message is but the name of what is missing."""
+    return f"{error.args[0]} is missing" if isinstance(error, KeyError) and error.args else str(error)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from revtune.reversible.storage import check_stored
+
 
 def is_size(value: object) -> bool:
     """Whether this is a positive integer."""
@@ -74,15 +76,17 @@ def check_flag(name: str, flag: bool) -> bool:
 
 
 def check_tensor(what: str, given: object) -> Tensor:
-    """Refuse what is no dense tensor.
+    """Refuse what is no dense tensor, or one whose memory is gone.
 
     Raises:
         ValueError: names `what` and the kind of thing that was given.
+        ReversalError: names `what`.
     """
     if not isinstance(given, Tensor):
         raise ValueError(f"{what} must be a tensor, got {type(given).__name__}")
     if given.layout != torch.strided or given.is_nested:
         raise ValueError(f"{what} must be a dense tensor, got {'a nested one' if given.is_nested else given.layout}")
+    check_stored(what, given)
     return given
 
 
@@ -121,6 +125,7 @@ def check_lengths(
 
     Raises:
         ValueError: wrong shape, dtype, device or range.
+        ReversalError: their memory is gone.
     """
     name, counted = names
     if lengths is None:
@@ -133,6 +138,7 @@ def check_lengths(
         )
     if lengths.device != device:
         raise ValueError(f"{name} are on {lengths.device}, the input on {device}")
+    check_stored(name, lengths)
     # Looking at values would break a graph that is being compiled in two
     if torch.compiler.is_compiling() or not rows:
         return

@@ -27,13 +27,18 @@ def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
 
 
 def tensors(tree: Any, *, floating: bool = True) -> list[Tensor]:
-    """The tensors of a tree in order; with `floating` only those of floating-point numbers."""
+    """The tensors of a tree in order; with `floating` only those of floating-point or complex numbers."""
     found: list[Tensor] = []
 
     def collect(tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point() or not floating:
+        if is_continuous(tensor) or not floating:
             found.append(tensor)
         return tensor
 
     mapped(collect, tree)
     return found
+
+
+def is_continuous(x: Tensor) -> bool:
+    """Whether a tensor's numbers can have derivatives: floating-point and complex ones."""
+    return x.is_floating_point() or x.is_complex()

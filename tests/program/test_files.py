@@ -2,6 +2,7 @@
 
 import ast
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -165,3 +166,18 @@ def test_nothing_reads_around_the_one_reader() -> None:
 def test_nothing_saved_is_called_intact_where_there_was_nothing(tmp_path: Path) -> None:
     with pytest.raises(Problem, match=r"cannot write /proc/new: No such file or directory$"):
         write(Path("/proc/new"), b"x")
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    limits, out = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / "out"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))  # as a disk with little space
+    try:
+        with pytest.raises(Problem, match=r"cannot write .*out: File too large$"), drafts(out):
+            raise AssertionError("measured all the same")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with drafts(out) as (draft,):
+        assert draft.stat().st_size == 0
+    with pytest.raises(Problem, match="it must be UTF-8"), drafts(tmp_path / os.fsdecode(b"o\xff")):
+        raise AssertionError("measured all the same")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from revtune.program.typed import read_typed
+from revtune.program.typed import read_typed, reason
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,13 @@ def test_dataclasses_tuples_and_paths_come_back(every: Any) -> None:
         ({"inner": {"name": 1}}, "name must be str, got 1"),
         ({"all": [{"name": "b", "every": "often"}]}, "every must be .*, got 'often'"),
         ({"folder": "\0"}, "folder must be .*"),
-        ({"more": 1}, "unexpected keyword argument 'more'"),
+        ({"more": 1}, "Outer has no setting 'more'"),
     ],
 )
 def test_other_values_are_refused_by_name(changed: dict[str, Any], sentence: str) -> None:
     with pytest.raises(TypeError, match=sentence):
         read_typed(Outer, {"rate": 1, "inner": {"name": "a"}, **changed})
+
+
+def test_what_is_missing_is_said_in_words() -> None:
+    assert reason(KeyError("text")) == "text is missing" and reason(ValueError("no number")) == "no number"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from revtune.program import recipes
-from revtune.program.cli.folders import kind_of, opened
+from revtune.program.cli.folders import check_moved, kind_of, opened
 from revtune.program.cli.options import Evaluate, parse
-from revtune.program.errors import Problem
 from revtune.program.language.live import measure as text_measure
 from revtune.program.language.run import held_out_loss
 from revtune.program.studies import tuned
@@ -23,14 +22,13 @@ def evaluate(arguments: list[str]) -> None:
     """Print a run's loss on held-out data."""
     options: Evaluate = parse(Evaluate, arguments, "evaluate")
     kind = kind_of(options.run, "evaluate")
-    if options.file is not None and kind != "text":
-        raise Problem(f"--file is the text of a language model; {options.run} is of another kind", code=2)
+    check_moved(kind, options.run, options.file, options.data)
     EVALUATIONS[kind](options, ("valid", "test") if options.split == "both" else (options.split,))
 
 
 def evaluate_text(options: Evaluate, splits: Sequence[Split]) -> None:
     """Print the loss of a language model."""
-    run = opened(options.run, file=options.file, accept_edits=options.accept_edits)
+    run = opened(options.run, file=options.file, data=options.data, accept_edits=options.accept_edits)
     unit = run.config().text.unit
     for split in splits:
         loss = held_out_loss(run, split)
@@ -39,7 +37,7 @@ def evaluate_text(options: Evaluate, splits: Sequence[Split]) -> None:
 
 def evaluate_tuned(options: Evaluate, splits: Sequence[Split]) -> None:
     """Print the figures of a network whose hyperparameters were tuned."""
-    task, model = tuned.opened(options.run, accept_edits=options.accept_edits)
+    task, model = tuned.opened(options.run, data=options.data, accept_edits=options.accept_edits)
     for split in splits:
         print(f"{split}: {measure(task.measure, task.evaluate(model, split))}")
 
@@ -47,7 +45,8 @@ def evaluate_tuned(options: Evaluate, splits: Sequence[Split]) -> None:
 def evaluate_translation(options: Evaluate, splits: Sequence[Split]) -> None:
     """Print the perplexity of a translator, and its BLEU on the test sentences."""
     learned = translation.opened(options.run, accept_edits=options.accept_edits)
-    task, model = task_of(options.run, learned.study), learned.model
+    study = translation.with_place(learned.study, options.run, options.data)
+    task, model = task_of(options.run, study), learned.model
     for split in splits:
         print(f"{split}: {measure(task.measure, task.evaluate(model, split))}")
     if "test" in splits:

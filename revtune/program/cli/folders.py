@@ -27,15 +27,18 @@ def kind_of(folder: Path, command: str) -> recipes.Kind:
     """The kind of the recipe that a folder is of; "text" where it is no recipe's, since its runner says what is wrong.
 
     Raises:
-        Problem: the command does not take it; the message names its recipe and the commands that do.
+        Problem: the command does not take it; the message names its recipe and the commands that do. Or there is no
+            such recipe.
     """
     path = folder / "config.json"
     try:
         name = (settings := json.loads(read_bytes(path)))["recipe"] if path.exists() else None
     except (KeyError, TypeError, ValueError, RecursionError):
         return "text"
-    if name not in recipes.names():
+    if not isinstance(name, str):
         return "text"
+    if name not in recipes.names():
+        raise Problem(f"{path} is of recipe {name!r}, which is none of this revtune: {', '.join(recipes.names())}")
     kind: recipes.Kind = recipes.find(name).kind
     takers = [f"compare {name} --out"] if "contestants" in settings else COMMANDS[kind]
     if command not in takers:
@@ -44,8 +47,18 @@ def kind_of(folder: Path, command: str) -> recipes.Kind:
     return kind
 
 
-def opened(folder: Path, *, file: Path | None = None, accept_edits: bool = False) -> Run:
+def check_moved(kind: recipes.Kind, folder: Path, file: Path | None, data: Path | None) -> None:
+    """Raise `Problem` for the place of what runs of this kind do not read."""
+    if file is not None and kind != "text":
+        raise Problem(f"--file is the text of a language model; {folder} is of another kind", code=2)
+    if data is not None and kind == "repeat":
+        raise Problem(f"--data is a folder with data sets; {folder} is of recipe repeat, which reads none", code=2)
+
+
+def opened(
+    folder: Path, *, file: Path | None = None, data: Path | None = None, accept_edits: bool = False
+) -> Run:  # fmt: skip
     """A language model's run to use as it is, on as many threads as it was trained on."""
-    run = Run(folder, file, accept_edits)
+    run = Run(folder, file, data, accept_edits)
     torch.set_num_threads(run.config().learning.threads)
     return run

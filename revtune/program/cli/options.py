@@ -73,5 +73,7 @@ class Evaluate:
     """Which text."""
     file: Path | None = None
     """The text that the run learnt, where it has been moved."""
+    data: Path | None = None
+    """The folder with data sets that the run learnt from, where it has been moved."""
     accept_edits: bool = False
     """Take the run's settings and vocabulary as they are, though they were edited since it learnt."""

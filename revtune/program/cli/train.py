@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any, Protocol, cast, get_args
 
 from revtune.program import recipes
-from revtune.program.cli.folders import kind_of
+from revtune.program.cli.folders import check_moved, kind_of
 from revtune.program.cli.options import check_paths, parse, size_of
 from revtune.program.data.pair_sources import PairUnit
 from revtune.program.errors import Problem
@@ -35,23 +35,20 @@ def train(arguments: list[str]) -> None:
 def resume(arguments: list[str]) -> None:
     """Go on with the run in a folder."""
     given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--resume", "--file"):
+    for option in ("--resume", "--file", "--data"):
         given.add_argument(option, nargs="?", const="")
     given.add_argument("--accept-edits", action="store_true")
     options, others = given.parse_known_args(arguments)
-    if others or not options.resume or options.file == "":
-        known = "but --file TEXT and --accept-edits, the run knows its own"
+    if others or not options.resume or "" in (options.file, options.data):
+        known = "but --file TEXT, --data FOLDER and --accept-edits, the run knows its own"
         raise Problem(f"--resume takes a run's folder and no other option {known}", code=2)
-    folder, file = Path(options.resume), None if options.file is None else Path(options.file)
-    check_paths(folder)
-    check_paths(file)
+    folder, *moved = (path and Path(path) for path in (options.resume, options.file, options.data))
+    for path in (folder, *moved):
+        check_paths(path)
     kind = kind_of(folder, "train --resume")
-    if kind == "text":
-        text.resume(folder, accept_edits=options.accept_edits, file=file)
-        return
-    if file is not None:
-        raise Problem(f"--file is the text of a language model; {folder} is of another kind", code=2)
-    RUNNERS[kind][0].resume(folder, accept_edits=options.accept_edits)
+    check_moved(kind, folder, *moved)
+    places = {name: path for name, path in zip(("file", "data"), moved, strict=True) if path is not None}
+    RUNNERS[kind][0].resume(folder, accept_edits=options.accept_edits, **places)
 
 
 def runner_and_options(name: str, arguments: list[str]) -> tuple[Runner, Any]:
@@ -114,8 +111,9 @@ class Runner(Protocol):
     def start(self, name: str, options: Any) -> object:
         """Start a run of a recipe."""
 
-    def resume(self, folder: Path, *, accept_edits: bool = False) -> object:
-        """Go on with the run in a folder."""
+    @property
+    def resume(self) -> Callable[..., object]:
+        """Goes on with the run in a folder, where that or `data`, or a text's `file`, are now."""
 
 
 RUNNERS: dict[recipes.Kind, tuple[Runner, Callable[[ModuleType, list[str]], Defaults]]] = {

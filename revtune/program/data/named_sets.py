@@ -25,7 +25,9 @@ def data_folder(given: Path | None = None) -> Path | None:
 
 def not_in(folder: Path | None, what: str) -> str:
     """Why a data set did not come from the folder, for what `ask_hub` says."""
-    return f"{what} is not in {folder}" if folder else "no --data or REVTUNE_DATA is given"
+    if folder is None:
+        return "no --data or REVTUNE_DATA is given"
+    return f"{what} is not in {folder}" if folder.is_dir() else f"there is no folder {folder}; --data gives another"
 
 
 def ask_hub(name: str, path: str, subset: str | None, revision: str | None, looked: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from revtune.program.data.lines import ENDS, LINE_END, decode, read_packed, split_lines
 from revtune.program.data.moses import Language, TextForm, shaped
 from revtune.program.data.named_sets import SPLITS, Split, ask_hub, data_folder, not_in
+from revtune.program.data.readings import BY_LINES, Reading
 from revtune.program.errors import Problem
 
 PairSource = Literal["multi30k", "iwslt14"]
@@ -83,7 +84,10 @@ class Texts:
     note: str = ""
 
 
-def texts(name: PairSource, unit: PairUnit, source: Language, target: Language, folder: Path | None) -> Texts:
+def texts(
+    name: PairSource, unit: PairUnit, source: Language, target: Language, folder: Path | None,
+    reading: Reading = BY_LINES,
+) -> Texts:  # fmt: skip
     """The text of all splits, from the folder in a standard layout, else from the hub.
 
     Raises:
@@ -97,7 +101,7 @@ def texts(name: PairSource, unit: PairUnit, source: Language, target: Language, 
         paths = {side: folder / layout.files.format(**_placeholders(*side)) for side in sides}
         lacking = [path for path in paths.values() if not path.exists()]
         if not lacking and not (partly and layout.note):  # a sample does not stand in for a set that is there in part
-            splits = {split: together(paths[split, source], paths[split, target]) for split in SPLITS}
+            splits = {split: together(paths[split, source], paths[split, target], reading) for split in SPLITS}
             return Texts(splits, layout.form, layout.note.format(pairs=len(splits["train"].source)))
         if 0 < len(lacking) < len(paths):
             partly.append(lacking)
@@ -112,15 +116,16 @@ def _placeholders(split: Split, language: Language) -> dict[str, str]:
     return {"split": split, "tok": MULTI30K[split], "small": small, "language": language}
 
 
-def together(source: Path, target: Path) -> Lines:
+def together(source: Path, target: Path, reading: Reading = BY_LINES) -> Lines:
     """Two files of one sentence a line.
 
     Raises:
         Problem: they have different numbers of lines, one breaks a line where the other does not, or one is no text.
     """
     texts = _text(source), _text(target)
-    _check_breaks((source, target), texts)
-    sides = [_stripped(text) for text in texts]
+    if reading is BY_LINES:
+        _check_breaks((source, target), texts)
+    sides = [_stripped(reading.lines(text)) for text in texts]
     if len(sides[0]) != len(sides[1]):
         given = f"{len(sides[0])} and {len(sides[1])}"
         raise Problem(f"{source} and {target} must have as many lines, each other's translations, got {given}")
@@ -149,15 +154,15 @@ def text_lines(path: Path) -> list[str]:
     Raises:
         Problem: it cannot be read or is no UTF-8 text.
     """
-    return _stripped(_text(path))
+    return _stripped(split_lines(_text(path)))
 
 
 def _text(path: Path) -> str:
     return decode(read_packed(path), str(path), advice="")
 
 
-def _stripped(text: str) -> list[str]:
-    return [line.strip() for line in split_lines(text)]
+def _stripped(lines: list[str]) -> list[str]:
+    return [line.strip() for line in lines]
 
 
 def from_hub(name: PairSource, unit: PairUnit, source: Language, target: Language, folder: Path | None) -> Texts:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import sysconfig
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ import tyro
 
 from revtune.program.data.lines import decode, read
 from revtune.program.data.named_sets import SPLITS, TEXT_FILES, ask_hub, data_folder, no_answer, not_in
-from revtune.program.data.readings import BY_BYTES, BY_LINES, Parts, Reading
+from revtune.program.data.readings import BY_LINES, Parts, Reading, as_learnt
 from revtune.program.data.text import Corpus, byte_corpus, word_corpus
 from revtune.program.data.vocabulary import TextUnit
 from revtune.program.errors import Problem
@@ -62,12 +62,7 @@ def load(text: Text, digest: str | None = None) -> Corpus:
     Raises:
         Problem: a text is missing, unreadable, too short or no text.
     """
-    corpus = _read(text, BY_LINES)
-    if digest not in (None, corpus.digest()):
-        with contextlib.suppress(Problem):  # earlier versions refused some texts
-            earlier = _read(text, BY_BYTES)
-            corpus = earlier if earlier.digest() == digest else corpus
-    return corpus
+    return as_learnt(digest, partial(_read, text))
 
 
 def _read(text: Text, reading: Reading) -> Corpus:

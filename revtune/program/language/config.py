@@ -14,7 +14,8 @@ import tyro
 from revtune.program.data.text_sources import Text, TextSource
 from revtune.program.data.vocabulary import TextUnit
 from revtune.program.errors import Problem
-from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, TOO_MANY, check_each, told_of, typed
+from revtune.program.runs.seals import NEAR
+from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, TOO_MANY, check_each, reason, told_of, typed
 
 Model = Literal["revgru", "revlstm", "gru", "lstm"]
 
@@ -109,9 +110,9 @@ class Config:
     net: Net = field(default_factory=Net)
     learning: Learning = field(default_factory=Learning)
 
-    def json(self) -> str:
-        """The configuration as indented JSON, paths as strings."""
-        return json.dumps(dataclasses.asdict(self), indent=2, default=str) + "\n"
+    def json(self, **more: Any) -> str:
+        """The configuration as indented JSON, paths as strings, with more beside it."""
+        return json.dumps({**dataclasses.asdict(self), **more}, indent=2, default=str) + "\n"
 
 
 def from_json(text: str, where: Path) -> Config:
@@ -122,6 +123,7 @@ def from_json(text: str, where: Path) -> Config:
     """
     try:
         parts: dict[str, Any] = json.loads(text)
+        parts.pop(NEAR, None)  # of use to `place`
         for name in ("file", "data"):  # both must be there, unlike other settings, which have defaults
             parts["text"][name] = None if parts["text"][name] is None else Path(parts["text"][name])
         groups = {"text": Text, "net": Net, "learning": Learning}
@@ -129,7 +131,7 @@ def from_json(text: str, where: Path) -> Config:
         with told_of(where):
             check(config)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise Problem(f"{where} is no configuration of this revtune: {error}") from error
+        raise Problem(f"{where} is no configuration of this revtune: {reason(error)}") from error
     return config
 
 

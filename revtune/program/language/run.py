@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from revtune.program.data.named_sets import TEXT_FILES
 from revtune.program.data.text import Corpus
 from revtune.program.data.text_sources import Text, load
 from revtune.program.data.vocabulary import Vocabulary, vocabulary
@@ -31,7 +31,12 @@ from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved
 from revtune.program.runs.folder import claimed, config_of
 from revtune.program.runs.metrics import last_step
+from revtune.program.runs.places import near, place
 from revtune.program.runs.seals import Seals
+from revtune.program.typed import reason
+
+READS = {"file": "file", "data": "data set by name"}
+"""What a text is read from, by the option that says where it is."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,13 @@ class Run:
 
     Args:
         folder: where it is.
-        file: its text, where that has been moved.
+        file, data: its text, or the folder with data sets, where that has been moved.
         accept_edits: whether settings and vocabulary are taken as they are, though they were edited.
     """
 
     folder: Path
     file: Path | None = None
+    data: Path | None = None
     accept_edits: bool = False
 
     @property
@@ -73,15 +79,21 @@ class Run:
         return from_json(read_text(path), path)
 
     def text(self) -> Text:
-        """Which text the run reads, from where it is now."""
+        """Which text the run reads, from where it is now.
+
+        Raises:
+            Problem: it is a file that is not there, or its recipe reads nothing of what is said to have been moved.
+        """
         config = self.config()
-        if config.text.source != "file":
-            if self.file is not None:
-                raise Problem(
-                    f"{self.folder} is of recipe {config.recipe}, which reads no file; leave --file out", code=2
-                )
-            return config.text
-        return dataclasses.replace(config.text, file=self.file or found(config.text.file, self.folder))
+        text, named = config.text, config.text.source in TEXT_FILES
+        for name, given, read in (("file", self.file, text.source == "file"), ("data", self.data, named)):
+            if given is not None and not read:
+                what = f"{self.folder} is of recipe {config.recipe}"
+                raise Problem(f"{what}, which reads no {READS[name]}; leave --{name} out", code=2)
+        file = place("file", text.file, self.folder, self.file)
+        if file is not None and not file.exists():
+            raise Problem(f"the text of {self.folder} is not at {file}; give the path that it has now by --file")
+        return dataclasses.replace(text, file=file, data=place("data", text.data, self.folder, self.data))
 
     def seals(self) -> Seals:
         """The digests of settings and vocabulary as they are now."""
@@ -94,7 +106,7 @@ class Run:
             stored: dict[str, Any] = json.loads(read_text(path))
             vocabulary(stored)  # checks it
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise Problem(f"{path} holds no vocabulary: {error}") from error
+            raise Problem(f"{path} holds no vocabulary: {reason(error)}") from error
         return stored
 
     def vocabulary(self) -> Vocabulary:
@@ -110,9 +122,14 @@ class Run:
         config = self.config()
         if not self.weights.exists():
             step = config.learning.valid_every
+            if self.metrics.is_file() and last_step(self.metrics) > step:
+                raise Problem(f"{self.weights} is not there, but the first validation was at step {step}; put it back")
             raise Problem(f"{self.folder} has no weights yet: its first validation is at step {step}")
-        self.check_seals()
         saved = checkpoint.read(self.weights)
+        if saved.seals:
+            self.seals().check(saved.seals, self.weights)
+        else:
+            self.check_seals()  # the checkpoint may have them where an earlier version wrote the weights
         model = build(config.net, len(self.vocabulary()))
         checkpoint.load_weights(model, saved, self.weights)
         return model.eval()
@@ -159,23 +176,6 @@ class Run:
             raise Problem(f"the data are not those that {self.folder} was trained on: their digest differs")
 
 
-def found(file: Path | None, folder: Path) -> Path | None:
-    """Where a run's text is: at its own path, else of the same name in the run's folder or beside it.
-
-    Whether it is the run's text, its digest decides.
-
-    Raises:
-        Problem: it is at none of these.
-    """
-    if file is None or file.exists():
-        return file
-    for moved in (folder / file.name, folder.parent / file.name):
-        if moved.exists():
-            print(f"revtune: {file} is not there; {moved} is read in its place", file=sys.stderr)
-            return moved
-    raise Problem(f"the text of {folder} is not at {file}; give the path that it has now by --file")
-
-
 def create(config: Config, corpus: Corpus, out: Path | None) -> Run:
     """Make the folder of a new run, with its configuration and vocabulary.
 
@@ -185,7 +185,8 @@ def create(config: Config, corpus: Corpus, out: Path | None) -> Run:
     with claimed(config.recipe, out) as folder:
         stored = {**corpus.vocabulary.to_json(), "digest": corpus.digest()}
         write(folder / "vocabulary.json", json.dumps(stored).encode())
-        write(folder / "config.json", config.json().encode())
+        seen = near(folder, file=config.text.file, data=config.text.data)
+        write(folder / "config.json", config.json(**seen).encode())
     return Run(folder)
 
 

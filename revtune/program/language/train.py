@@ -25,7 +25,7 @@ class Options:
     size: Size = "small"
     """small is made for two cores; paper has the settings of the paper that the recipe is from."""
     resume: Path | None = None
-    """Go on with the run in this folder with its own settings; no other option goes with this one."""
+    """Go on with the run in this folder with its own settings; only --file, --data and --accept-edits go with it."""
 
 
 def start(name: str, options: Options) -> Path:
@@ -38,13 +38,15 @@ def start(name: str, options: Options) -> Path:
     return run.folder
 
 
-def resume(folder: Path, *, accept_edits: bool = False, file: Path | None = None) -> None:
-    """Go on with the run in a folder; `file` is its text, where that has been moved.
+def resume(
+    folder: Path, *, accept_edits: bool = False, file: Path | None = None, data: Path | None = None
+) -> None:  # fmt: skip
+    """Go on with the run in a folder; `file` is its text, or `data` the data sets, where these have been moved.
 
     Raises:
         Problem: it holds none, or nothing is left to do.
     """
-    run = Run(folder, absolute(file), accept_edits)
+    run = Run(folder, file, data, accept_edits)
     with Report(run.config()).shown() as report:
         trainer.resume(run, report)
     finish(run)

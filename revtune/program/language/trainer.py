@@ -132,7 +132,7 @@ class Trainer:
         for name, tensor in checkpoint.weights(self.model).items():
             if not tensor.isfinite().all():
                 after = f"{name} is not finite after step {self.progress.step}"
-                raise Problem(f"{after}; a lower --lr may help{intact(run.folder)}")
+                raise Problem(f"{after}; a lower learning rate may help{intact(run.folder)}")
 
     def step(self) -> dict[str, Any]:
         """Take one update; returns its measurements."""
@@ -148,7 +148,7 @@ class Trainer:
             raise Problem(f"step {progress.step + 1} failed: {error}") from error
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise Problem(
-                f"step {progress.step + 1} failed: loss {loss}, gradient's norm {norm}; a lower --lr may help"
+                f"step {progress.step + 1} failed: loss {loss}, gradient's norm {norm}; a lower learning rate may help"
             )
         self._advance(len(inputs))
         facts = {"step": progress.step, "loss": loss, "lr": rate, "norm": norm, "tokens": inputs.numel()}
@@ -185,7 +185,7 @@ class Trainer:
         except (NonFiniteError, ReversalError, StateRangeError) as error:
             raise Problem(f"the validation at step {progress.step} failed: {error}") from error
         if not math.isfinite(loss):
-            raise Problem(f"the validation at step {progress.step} failed: loss {loss}; a lower --lr may help")
+            raise Problem(f"the validation at step {progress.step} failed: loss {loss}; a lower learning rate may help")
         facts = {"step": progress.step, "valid_loss": loss}
         if progress.best is None or loss < progress.best:
             progress.best, progress.best_step, progress.stale = loss, progress.step, 0

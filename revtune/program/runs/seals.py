@@ -20,8 +20,14 @@ from typing import Any
 from revtune.program.errors import Problem
 from revtune.program.files import read_bytes
 
-SETTINGS, PLACES = "config.json", ("data", "file")
-"""The file of settings, and which of them say where the data are."""
+SETTINGS, NEAR = "config.json", "near"
+"""The file of settings, and what it calls the places of data as seen from its folder."""
+
+PLACES = ("data", "file", NEAR)
+"""The settings that say where the data are."""
+
+RUN = "run"
+"""What a file of tensors calls the run of a study that it is of, among its seals: its folder in the study's."""
 
 SEALED = (SETTINGS, "vocabulary.json")
 """The files of a run's folder that it begins with and never changes."""
@@ -57,14 +63,19 @@ class Seals:
         """
         for name, before in sealed.items():
             # a file that is not there is told of where it is read
-            if not self.accept_edits and self.digests.get(name, before) != before:
-                raise edited(path.parent / name, path)
+            if not self.accept_edits and (now := self.digests.get(name, before)) != before:
+                raise of_another(path, before, now) if name == RUN else edited(path.parent / name, path)
 
 
 def edited(file: Path, path: Path) -> Problem:
     """The error for a file that is not the one that another was written with."""
     which = f"{os.path.normpath(file)} is not the file that {path} was written with"
     return Problem(f"{which}: it was edited, or is another run's; put it back, or --accept-edits takes it as it is")
+
+
+def of_another(path: Path, of: str, here: str) -> Problem:
+    """The error for a file of one run of a study in the folder of another."""
+    return Problem(f"{path} is of {of}, not of {here}; put it back, or --accept-edits takes it as it is")
 
 
 def sealed(path: Path) -> str:

@@ -19,12 +19,24 @@ from revtune.program.errors import Problem
 from revtune.program.files import read_text, write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.folder import claimed, command_line, refuse_taken
+from revtune.program.runs.places import near
 from revtune.program.runs.seals import Seals
 from revtune.program.tasks.live import measure
-from revtune.program.tasks.loop import DATA, WEIGHTS, TaskRun, best_weights, check_seals
-from revtune.program.tasks.task import METHODS, Method, S, Size, Study, Task, check, check_tuned, with_absolute_paths
+from revtune.program.tasks.loop import DATA, WEIGHTS, TaskRun, best_weights, check_seals, data_of
+from revtune.program.tasks.task import (
+    METHODS,
+    Method,
+    S,
+    Size,
+    Study,
+    Task,
+    check,
+    check_tuned,
+    with_absolute_paths,
+    with_place,
+)
 from revtune.program.tasks.tuned_learner import learner
-from revtune.program.typed import read_typed, told_of
+from revtune.program.typed import read_typed, reason, told_of
 from revtune.tuning.conversion.plain import plain
 from revtune.tuning.hypers.constants import Constants
 
@@ -41,7 +53,7 @@ class Options(Generic[S]):
     size: Size = "small"
     """small is made for two cores; paper has the settings of the paper that the recipe is from."""
     resume: Path | None = None
-    """Go on with the run in this folder with its own settings; no other option goes with this one."""
+    """Go on with the run in this folder with its own settings; only --data and --accept-edits go with it."""
 
 
 def start(name: str, options: Options[Any]) -> Path:
@@ -53,6 +65,7 @@ def start(name: str, options: Options[Any]) -> Path:
     task = recipes.find(name).task(study)
     facts = {"recipe": name, "size": options.size, "method": options.method, "study": dataclasses.asdict(study)}
     with claimed(name, options.out) as folder:
+        facts |= near(folder, data=study.data)
         write(folder / "config.json", json.dumps(facts, indent=2, default=str).encode() + b"\n")
     go_on(task, options.method, folder, Seals.of(folder))
     return folder
@@ -73,22 +86,23 @@ def stored(folder: Path) -> tuple[str, Method, Study]:
         default = recipes.find(facts["recipe"]).study(facts["size"])
         study = read_typed(type(default), facts["study"])
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise Problem(f"{path} is no configuration of this revtune: {error}") from error
+        raise Problem(f"{path} is no configuration of this revtune: {reason(error)}") from error
     with told_of(path):
         check(study)
     return facts["recipe"], method, study
 
 
-def resume(folder: Path, *, accept_edits: bool = False) -> None:
-    """Go on with the run in a folder.
+def resume(folder: Path, *, accept_edits: bool = False, data: Path | None = None) -> None:
+    """Go on with the run in a folder; `data` is the folder with data sets, where that has been moved.
 
     Raises:
         Problem: nothing is left to do.
     """
     (name, method, study), seals = stored(folder), Seals.of(folder, accept_edits=accept_edits)
     check_seals(folder, seals)
+    study = with_place(study, folder, data)
     with told_of(folder / "config.json"):
-        task = recipes.find(name).task(study)
+        task = recipes.find(name).task.as_learnt(study, data_of(folder))
     go_on(task, method, folder, seals)
 
 
@@ -105,8 +119,8 @@ def go_on(task: Any, method: Method, folder: Path, seals: Seals) -> None:
         print(in_words(task.measure, task_run.result(), folder))
 
 
-def opened(folder: Path, *, accept_edits: bool = False) -> tuple[Task, nn.Module]:
-    """The task of the run in a folder, and its best network, plain and ready to evaluate.
+def opened(folder: Path, *, accept_edits: bool = False, data: Path | None = None) -> tuple[Task, nn.Module]:
+    """The task of the run in a folder, and its best network, plain and ready to evaluate; `data` as in `resume`.
 
     Raises:
         Problem: the run has not come to its end, or its weights are damaged.
@@ -114,8 +128,9 @@ def opened(folder: Path, *, accept_edits: bool = False) -> tuple[Task, nn.Module
     saved, (name, _, study) = best_weights(folder), stored(folder)
     Seals.of(folder, accept_edits=accept_edits).check(saved.seals, folder / WEIGHTS)
     torch.set_num_threads(study.threads)
+    study = with_place(study, folder, data)
     with told_of(folder / "config.json"):
-        task: Task = recipes.find(name).task(study)
+        task: Task = recipes.find(name).task.as_learnt(study, saved.seals.get(DATA, data_of(folder)))
     if saved.seals.get(DATA, task.digest()) != task.digest():
         raise Problem(f"the data are not those that {folder} was trained on: their digest differs")
     hypers = Constants(task.hypers())

@@ -174,7 +174,7 @@ class TaskRun:
         try:
             return action()
         except NonFiniteError as error:
-            raise Problem(f"step {self.learner.steps + 1} failed: {error}; a lower --lr may help") from error
+            raise Problem(f"step {self.learner.steps + 1} failed: {error}; a lower learning rate may help") from error
 
     def is_complete(self) -> bool:
         """Whether all that `result` writes is there, and figures and weights are as they were written."""
@@ -237,6 +237,15 @@ def check_metrics(folder: Path, *, accept_edits: bool) -> None:
         known = checkpoint.read_facts(path).facts.get("course", {}).get("metrics_sha256")
         if known is not None and known != digest(read_bytes(folder / "metrics.jsonl")):
             raise edited(folder / "metrics.jsonl", path)
+
+
+def data_of(folder: Path) -> str | None:
+    """The digest of the data that a run learns from, as its checkpoint knows it; None where that is not whole."""
+    path = folder / "checkpoint.safetensors"
+    with contextlib.suppress(Problem, LookupError, TypeError):  # who goes on from it says what is wrong with it
+        digest = checkpoint.read_facts(path).facts["course"]["data"] if path.exists() else None
+        return digest if isinstance(digest, str) else None
+    return None
 
 
 def check_seals(folder: Path, seals: Seals) -> None:

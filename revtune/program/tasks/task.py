@@ -23,13 +23,14 @@ import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import tyro
 from torch import Tensor, nn
 
 from revtune.program.errors import Problem
 from revtune.program.files import absolute
+from revtune.program.runs.places import place
 from revtune.program.typed import check_numbers
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper
@@ -155,6 +156,11 @@ class Task(ABC):
     def __init__(self, study: Study) -> None:
         self.study = study
 
+    @classmethod
+    def as_learnt(cls, study: Any, digest: str | None) -> Self:
+        """The task of a run that learnt from data of a digest, which earlier versions may have read otherwise."""
+        return cls(study)
+
     def digest(self) -> str:
         """What tells the data from others; a run does not go on with other data than its own."""
         return ""
@@ -206,6 +212,11 @@ S = TypeVar("S", bound=Study)
 def with_absolute_paths(study: S) -> S:
     """A study with its path made absolute, to be found from any folder later."""
     return dataclasses.replace(study, data=absolute(study.data))
+
+
+def with_place(study: S, folder: Path, data: Path | None = None) -> S:
+    """The study of the run in a folder with the path that its data have now, `data` for whoever says so."""
+    return dataclasses.replace(study, data=place("data", study.data, folder, data))
 
 
 def check(study: Study) -> None:

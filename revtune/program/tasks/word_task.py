@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,8 @@ from torch.nn import functional as F
 
 from revtune.program.data import text_sources as sources
 from revtune.program.data.lines import decode
+from revtune.program.data.readings import Reading, as_learnt
 from revtune.program.data.text import Corpus, segment, streams, word_corpus
-from revtune.program.data.vocabulary import split_words
 from revtune.program.errors import Problem
 from revtune.program.tasks.task import Split, Study, Task
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
@@ -38,7 +39,8 @@ class WordStudy(Study):
     """Settings of a study on words."""
 
     words: int | None = 20_000
-    """Words of the training text to use, from its beginning, and a fifth as many of the held-out text; None for all."""
+    """Words of the training text to use, from its beginning, and a fifth as many of the held-out text, or fewer up to
+    the end of a line; None for all."""
     vocabulary: int = 10_000
     """So many of the most frequent words are told apart."""
     length: int = 35
@@ -87,6 +89,11 @@ class WordTask(Task):
         self.corpus = corpus or text(self.source, study)
         parts = {"train": self.corpus.train, "valid": self.corpus.valid, "test": self.corpus.test}
         self.rows = {name: streams(part, study.learning.batch, name=name) for name, part in parts.items()}
+
+    @classmethod
+    def as_learnt(cls, study: WordStudy, digest: str | None) -> Self:
+        """The task on the text of a digest, read as by earlier versions where that is what it was learnt from."""
+        return cls(study, text(cls.source, study, digest))
 
     def digest(self) -> str:
         """SHA-256 of the text and its vocabulary."""
@@ -143,15 +150,25 @@ class WordTask(Task):
         return {"loss": loss / count, "perplexity": math.exp(min(loss / count, MOST_NATS))}
 
 
-def text(source: Source, study: WordStudy) -> Corpus:
+def text(source: Source, study: WordStudy, digest: str | None = None) -> Corpus:
     """As much of a text as is asked for, with the vocabulary of its training part.
+
+    Args:
+        source: which text.
+        study: how much of it.
+        digest: of the corpus that a run learnt from; where earlier versions read the text as that one, so it is read.
 
     Raises:
         Problem: it is missing, or has fewer words than asked for.
     """
-    train, valid, test = (split_words(decode(part, source)) for part in sources.named(source, study.data))
+    return as_learnt(digest, partial(_read, source, study))
+
+
+def _read(source: Source, study: WordStudy, reading: Reading) -> Corpus:
+    parts = sources.named(source, study.data, reading)
+    train, valid, test = (reading.words(decode(part, source)) for part in parts)
     if study.words is not None:
         if study.words > len(train):
             raise Problem(f"--words must be at most {len(train)} for {source}, got {study.words}", code=2)
-        train, valid = train[: study.words], valid[: study.words // HELD_OUT]
+        train, valid = reading.first(train, study.words), reading.first(valid, study.words // HELD_OUT)
     return word_corpus(train, valid, test, most=study.vocabulary)

@@ -20,6 +20,7 @@ from revtune.program.errors import Problem
 from revtune.program.files import absolute, read_text, write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.folder import claimed, command_line, config_of, refuse_taken
+from revtune.program.runs.places import near, place
 from revtune.program.runs.seals import Seals
 from revtune.program.tasks.live import measure
 from revtune.program.tasks.loop import WEIGHTS, TaskRun, best_weights, check_seals
@@ -30,7 +31,7 @@ from revtune.program.translation.scores import scored
 from revtune.program.translation.stored_bits import stored as stored_bits
 from revtune.program.translation.task import TranslationStudy, TranslationTask
 from revtune.program.translation.translator import Attended, Translator, build
-from revtune.program.typed import check_each, check_numbers, read_typed, told_of
+from revtune.program.typed import check_each, check_numbers, read_typed, reason, told_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,7 @@ def start(name: str, options: Options) -> Path:
     settings = {"recipe": name, "study": dataclasses.asdict(study)}
     with claimed(name, options.out) as folder:
         write(folder / "vocabulary.json", json.dumps(vocabulary_json(task)).encode())
+        settings |= near(folder, data=study.text.data)
         write(folder / "config.json", json.dumps(settings, indent=2, default=str).encode() + b"\n")
     go_on(learner, folder, Seals.of(folder))
     return folder
@@ -100,14 +102,20 @@ def stored(folder: Path) -> tuple[str, TranslationStudy]:
         settings = json.loads(read_text(path))
         name, study = settings["recipe"], read_typed(TranslationStudy, settings["study"])
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise Problem(f"{path} is no configuration of a translation run: {error}") from error
+        raise Problem(f"{path} is no configuration of a translation run: {reason(error)}") from error
     with told_of(path):
         check(study)
     return name, study
 
 
-def resume(folder: Path, *, accept_edits: bool = False) -> None:
-    """Go on with the run in a folder.
+def with_place(study: TranslationStudy, folder: Path, data: Path | None = None) -> TranslationStudy:
+    """The study of the run in a folder with the path that its data have now, `data` for whoever says so."""
+    found = place("data", study.text.data, folder, data)
+    return dataclasses.replace(study, text=dataclasses.replace(study.text, data=found))
+
+
+def resume(folder: Path, *, accept_edits: bool = False, data: Path | None = None) -> None:
+    """Go on with the run in a folder; `data` is the folder with data sets, where that has been moved.
 
     Raises:
         Problem: nothing is left to do.
@@ -117,7 +125,7 @@ def resume(folder: Path, *, accept_edits: bool = False) -> None:
     read_vocabulary(folder, study)  # before the seals, to say what is wrong with it
     check_seals(folder, seals)
     with told_of(folder / "config.json"):
-        learner = TranslationLearner(task_of(folder, study))
+        learner = TranslationLearner(task_of(folder, with_place(study, folder, data)))
     go_on(learner, folder, seals)
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from revtune.program.data.moses import TextForm
 from revtune.program.data.pair_sources import FILES
 from revtune.program.data.pairs import Lexicon, lexicon
+from revtune.program.data.readings import as_learnt
 from revtune.program.errors import Problem
 from revtune.program.files import read_text
 from revtune.program.translation.task import TranslationStudy, TranslationTask
+from revtune.program.typed import reason
 
 
 class SavedVocabulary(NamedTuple):
@@ -56,7 +59,7 @@ def read_vocabulary(folder: Path, study: TranslationStudy) -> SavedVocabulary:
         sides = lexicon(content["source"]), lexicon(content["target"])
         return SavedVocabulary(*sides, form, content.get("digest"), content.get("test"), mark)
     except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise Problem(f"{path} holds no vocabularies: {error}") from error
+        raise Problem(f"{path} holds no vocabularies: {reason(error)}") from error
 
 
 def task_of(folder: Path, study: TranslationStudy) -> TranslationTask:
@@ -66,7 +69,7 @@ def task_of(folder: Path, study: TranslationStudy) -> TranslationTask:
         Problem: they are not those that it was trained on.
     """
     saved = read_vocabulary(folder, study)
-    task = TranslationTask(study, (saved.source, saved.target))
+    task = as_learnt(saved.digest, partial(TranslationTask, study, (saved.source, saved.target)))
     if saved.digest is None:
         print(f"revtune: {folder} has no digest of its data; whether these are the same is not known", file=sys.stderr)
     elif saved.digest != task.digest() or saved.test not in (None, task.pairs.test_digest()):

@@ -16,6 +16,7 @@ from revtune.program.data.moses import Language
 from revtune.program.data.named_sets import Split
 from revtune.program.data.pair_sources import PairSource, PairUnit, texts
 from revtune.program.data.pairs import Lexicon, Pairs, pairs, vocabularies
+from revtune.program.data.readings import BY_LINES, Reading
 from revtune.program.runs.schedule import FALL
 from revtune.program.tasks.task import Learning, Schedule
 from revtune.program.translation.translator import Model, Net, Translator, build
@@ -84,6 +85,7 @@ class TranslationTask:
     Args:
         study: its settings.
         lexicons: the vocabularies of source and target; by default those of the training text.
+        reading: how files are read.
 
     Attributes:
         pairs: vocabularies and splits.
@@ -94,9 +96,11 @@ class TranslationTask:
 
     measure = "perplexity"
 
-    def __init__(self, study: TranslationStudy, lexicons: tuple[Lexicon, Lexicon] | None = None) -> None:
+    def __init__(
+        self, study: TranslationStudy, lexicons: tuple[Lexicon, Lexicon] | None = None, reading: Reading = BY_LINES
+    ) -> None:
         text = study.text
-        files = texts(text.name, text.unit, text.source, text.target, text.data)
+        files = texts(text.name, text.unit, text.source, text.target, text.data, reading)
         if lexicons is None:
             lexicons = vocabularies(files.splits["train"], text.unit, most=text.vocabulary, fewest=text.fewest)
         self.study, self.form, self.note = study, files.form, files.note

@@ -11,6 +11,12 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+BETWEEN = "(through .data?) between forward and backward"
+"""When a tensor was changed that a layer's backward finds not to be what forward read."""
+
+MEANWHILE = "while backward ran (by another thread's optimizer?)"
+"""When a tensor was changed that was found as it should be when backward began, and not when it ended."""
+
 _BLOCK = 2**16
 """Numbers of a tensor that are mixed at a time, so that they stay in a core's cache."""
 

@@ -18,18 +18,21 @@ from torch import Tensor
 from revtune.errors import ReversalError
 from revtune.reversible.cells.cell import Cell, Response, State
 from revtune.reversible.kernel.backend import when_loaded
-from revtune.reversible.kernel.checksum import chained
+from revtune.reversible.kernel.checksum import BETWEEN, MEANWHILE, chained
 from revtune.reversible.kernel.environment import NUMBERS, Environment
 from revtune.reversible.kernel.kernel import PARTS
 from revtune.reversible.kernel.sequence_arguments import DIFFERENTIABLE, BackwardArguments, SequenceArguments
 from revtune.reversible.kernel.sequence_recall import ChunkRecord, RecalledLayer, SequenceRun, chunk_steps, kept_steps
-from revtune.reversible.kernel.storage import check_stored
+from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.transforms import refuse_double_backward, wants_gradient
 
 _WEIGHTS = {
     "ih": "ih", "bias": "bias", "hh": "hh", "ih_v": "ih.V", "ih_s": "ih.s", "hh_v": "hh.V", "hh_s": "hh.s",
 }  # fmt: skip
 """The arguments whose gradients `Weights` adds up, and its names for them."""
+
+SIZES = 5
+"""Tensors whose sizes are recorded."""
 
 
 def sequence(
@@ -67,23 +70,25 @@ class SequenceRecord(NamedTuple):
 
     Attributes:
         environment: the settings under which the sequence ran.
+        sizes: how many numbers its input has, and its outputs, final state, gates and words that are kept.
         digests: a digest of each tensor that backward reads again, in the order of `read_again`.
         chunks: the record of each chunk.
     """
 
     environment: Environment
+    sizes: list[int]
     digests: list[int]
     chunks: list[ChunkRecord]
 
     @staticmethod
     def size(tensors: int, chunks: int) -> int:
         """How many numbers a record of so many digests and chunks has."""
-        return NUMBERS + tensors + len(ChunkRecord._fields) * chunks + 1
+        return NUMBERS + SIZES + tensors + len(ChunkRecord._fields) * chunks + 1
 
     def tensor(self) -> Tensor:
         """This record as int64 numbers."""
         chunks = [number for chunk in self.chunks for number in chunk]
-        numbers = [*self.environment.numbers(), *self.digests, *chunks]
+        numbers = [*self.environment.numbers(), *self.sizes, *self.digests, *chunks]
         return torch.tensor([*numbers, _sealing(numbers)])
 
     @classmethod
@@ -93,28 +98,32 @@ class SequenceRecord(NamedTuple):
         Raises:
             ReversalError: its numbers are not those that were packed.
         """
-        *recorded, seal = facts.tolist()
+        *recorded, seal = facts.tolist() or [0]
         if seal != _sealing(recorded):
             raise ReversalError("the record of a sequence is not the one that was made; no gradient was produced")
         numbers = iter(recorded)
         environment = Environment.of([next(numbers) for _ in range(NUMBERS)])
-        digests = [next(numbers) for _ in range(tensors)]
-        return cls(environment, digests, [ChunkRecord(*pair) for pair in zip(numbers, numbers, strict=True)])
+        sizes, digests = ([next(numbers) for _ in range(count)] for count in (SIZES, tensors))
+        return cls(
+            environment, sizes, digests, [ChunkRecord(*three) for three in zip(numbers, numbers, numbers, strict=True)]
+        )
 
 
 def _sealing(numbers: list[int]) -> int:
     """A number that seals a record: any change of the others almost surely changes it."""
-    number = chained(numbers)
+    number = chained([1, *numbers])
     return number - 2**64 if number >= 2**63 else number  # as int64
 
 
 def _sequence(*arguments: Any) -> tuple[Tensor, ...]:
     """torch.ops.revtune.sequence on a CPU: outputs, final state, gates, words and facts."""
     given, environment = SequenceArguments(*arguments), Environment.current()
-    with torch.no_grad(), environment.restored(torch.device("cpu")):
+    check_all_stored(given.read())
+    digests = _digests(given) if given.train else []  # before it runs: what changes meanwhile is found by backward
+    with torch.no_grad(), environment.restored(torch.device("cpu")), naming_lost(given.read):
         run = RecalledLayer(given).forward()
-    digests = list(_digests(given).values()) if given.train else []
-    return run.y, run.final, run.kept, run.words, SequenceRecord(environment, digests, run.chunks).tensor()
+    record = SequenceRecord(environment, _sizes(given.x, run), digests, run.chunks)
+    return run.y, run.final, run.kept, run.words, record.tensor()
 
 
 def _sequence_backward(*arguments: Any) -> list[Tensor]:
@@ -122,32 +131,40 @@ def _sequence_backward(*arguments: Any) -> list[Tensor]:
     call = BackwardArguments.of(arguments)
     given, want = call.sequence, dict(zip(DIFFERENTIABLE, call.wanted, strict=True))
     record = SequenceRecord.of(call.facts, len(given.read_again()))
+    if _sizes(given.x, call) != record.sizes:
+        raise ReversalError(
+            f"{given.name}: input, outputs, final state, gates and words must have {record.sizes} numbers "
+            f"as in forward, got {_sizes(given.x, call)}; no gradient was produced"
+        )
     run = SequenceRun(call.y, call.final, call.kept, call.words, record.chunks)
-    check_stored(f"{given.name}: input", given.x)
     with torch.no_grad(), record.environment.restored(torch.device("cpu")):
-        _check_unchanged(given, record.digests)
+        _check_unchanged(given, record.digests, BETWEEN)
         layer = RecalledLayer(given, frozenset(name for field, name in _WEIGHTS.items() if want[field]))
-        dx, dstate = layer.backward(run, call.dy, call.dfinal, want_dx=want["x"])
+        try:
+            dx, dstate = layer.backward(run, call.dy, call.dfinal, want_dx=want["x"])
+        finally:  # a change is the reason for other errors too
+            _check_unchanged(given, record.digests, MEANWHILE)
     grads = {field: layer.weights.gradients.get(name) for field, name in _WEIGHTS.items()}
     grads |= {"x": dx, **dict(zip(("h", "c"), dstate, strict=False))}
     ordered = [grads.get(field) for field in DIFFERENTIABLE]
     return [call.y.new_empty(0) if grad is None else grad for grad in ordered]
 
 
-def _digests(given: SequenceArguments) -> dict[str, int]:
-    """A digest of each tensor that backward reads again, by what errors call it."""
-    for label, tensor in given.read_again().items():
-        check_stored(f"{given.name}: {label}", tensor)
-    return {label: torch.ops.revtune.digest([tensor.contiguous()]) for label, tensor in given.read_again().items()}
+def _sizes(x: Tensor, run: SequenceRun | BackwardArguments) -> list[int]:
+    """How many numbers the input has, and each tensor that a run keeps."""
+    return [tensor.numel() for tensor in (x, run.y, run.final, run.kept, run.words)]
 
 
-def _check_unchanged(given: SequenceArguments, recorded: list[int]) -> None:
-    for (label, digest), before in zip(_digests(given).items(), recorded, strict=True):
+def _digests(given: SequenceArguments) -> list[int]:
+    """A digest of each tensor that backward reads again."""
+    return [torch.ops.revtune.digest([tensor.contiguous()]) for tensor in given.read_again().values()]
+
+
+def _check_unchanged(given: SequenceArguments, recorded: list[int], when: str) -> None:
+    check_all_stored(given.read())
+    for label, digest, before in zip(given.read_again(), _digests(given), recorded, strict=True):
         if digest != before:
-            raise ReversalError(
-                f"{given.name}: {label} was changed (through .data?) between forward and backward; "
-                "no gradient was produced"
-            )
+            raise ReversalError(f"{given.name}: {label} was changed {when}; no gradient was produced")
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, ...]:

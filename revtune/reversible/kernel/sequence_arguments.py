@@ -90,6 +90,11 @@ class SequenceArguments(NamedTuple):
         """The tensors but x that backward reads again, by what errors call them."""
         return _present({label: getattr(self, field) for field, label in _READ_AGAIN.items()})
 
+    def read(self) -> list[tuple[str, Tensor]]:
+        """The tensors that are read, each after what errors call it."""
+        named = {"input": self.x, **self.read_again()}
+        return [(f"{self.name}: {label}", tensor) for label, tensor in named.items()]
+
     def weights(self) -> dict[str, Tensor]:
         """Weights by name."""
         return _present({"ih": self.ih, "bias": self.bias, "hh": self.hh})

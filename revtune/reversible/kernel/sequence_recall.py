@@ -59,9 +59,16 @@ def kept_steps(given: SequenceArguments) -> int:
 
 
 class ChunkRecord(NamedTuple):
-    """What backward must find of a chunk: a digest of its inputs, gates and states, and how many words it spilled."""
+    """What backward must find of a chunk.
 
-    digest: int
+    Attributes:
+        gates: a digest of its gates.
+        read: a digest of its inputs and states of h.
+        words: how many words it spilled.
+    """
+
+    gates: int
+    read: int
     words: int
 
 
@@ -129,7 +136,8 @@ class RecalledLayer:
             chunk = self.kernel.chunk_buffers(self.x[span], y[span], recorded=False, into=into)
             spilled = self._run(chunk, span, counts, tally)
             if self.train:
-                records.append(ChunkRecord(self._digest(chunk, y, span), spilled.numel()))
+                gates = torch.ops.revtune.digest([chunk.gates])
+                records.append(ChunkRecord(gates, self._digest(chunk, span), spilled.numel()))
                 words.append(spilled)
         if self.train:
             self._report(sum(record.words for record in records), tally)
@@ -151,11 +159,11 @@ class RecalledLayer:
         """Gradients of the input and of the first states; those of weights are added up in `weights`."""
         counts = fixed.to_counts(self._halves(run.final)).contiguous()
         heads, words = self._unpacked(run.words)
-        direction = self._direction(counts, dfinal)
+        direction, start = self._direction(counts, dfinal), self._start()
         dx = torch.empty_like(self.x) if want_dx else None
         for span, record in list(zip(self.spans(), run.chunks, strict=True))[::-1]:
-            chunk = self._recalled(run, span)
-            if self._digest(chunk, run.y, span) != record.digest:
+            chunk = self._recalled(run, span, start[0])
+            if torch.ops.revtune.digest([chunk.gates]) != record.gates:
                 raise ReversalError(self._explain(span))
             if chunk.c is not None:
                 words, spilled = words[: len(words) - record.words], words[len(words) - record.words :]
@@ -165,8 +173,10 @@ class RecalledLayer:
             self.weights.add_projection(self.x[span], grads)
             if dx is not None:
                 dx[span] = self.weights.project_back(grads)
+            if self._digest(chunk, span) != record.read:  # only now: another thread may have changed them meanwhile
+                raise ReversalError(self._explain(span))
             del chunk, grads  # so that the next chunk's tensors can take their memory
-        if not (self.kernel.is_gru or self._returned(counts[1], heads[1])):
+        if not (self.kernel.is_gru or self._returned(counts[1], heads[1], start[1])):
             raise ReversalError(self._explain(slice(0, self.steps)))
         dstate = self._whole(direction).unbind()
         # Copies, as gradients of two states must share no memory.
@@ -187,8 +197,8 @@ class RecalledLayer:
             masks=self.masks, lengths=self.lengths, name=self.name,
         )  # fmt: skip
 
-    def _recalled(self, run: SequenceRun, span: slice) -> ChunkBuffers:
-        """A chunk with its gates, kept or evaluated again."""
+    def _recalled(self, run: SequenceRun, span: slice, start: Tensor) -> ChunkBuffers:
+        """A chunk with its gates, kept or evaluated again; `start` is h of the first state in counts, (2, B, N)."""
         first = span.start - (self.steps - self.kept)
         gates = run.kept[first : first + span.stop - span.start] if first >= 0 else None
         chunk = self.kernel.chunk_buffers(self.x[span], run.y[span], recorded=True, gates=gates)
@@ -197,23 +207,26 @@ class RecalledLayer:
             chunk = chunk._replace(y_start=before[0], y_before=before)
         else:
             # The first state as the forward pass read it: rounded to counts, then to the dtype of outputs.
-            first_h = fixed.from_counts(fixed.to_counts(self.state[0]), run.y.dtype)
-            chunk = chunk._replace(y_start=first_h.contiguous())
+            chunk = chunk._replace(y_start=fixed.from_counts(self._whole(start), run.y.dtype).contiguous())
         if gates is None:
             self.kernel.recall(chunk)
         else:
             self.kernel.recall_reset(chunk)
         return chunk
 
-    def _digest(self, chunk: ChunkBuffers, y: Tensor, span: slice) -> int:
-        """A digest of what a chunk's gradient is computed from: its inputs, gates and states of h."""
-        digest: int = torch.ops.revtune.digest([chunk.gates, chunk.y_start, y[span], self.x[span].contiguous()])
+    def _digest(self, chunk: ChunkBuffers, span: slice) -> int:
+        """A digest of what a chunk's gradient is computed from besides gates: its inputs and states of h."""
+        digest: int = torch.ops.revtune.digest([chunk.y_start, chunk.y, self.x[span].contiguous()])
         return digest
 
     def _counts(self) -> Tensor:
         """The first state in counts, (S, 2, B, N)."""
         for state in self.state:
             check_state(state, f"{self.name}: the first state")
+        return self._start()
+
+    def _start(self) -> Tensor:
+        """The same, of a state that has been checked."""
         return torch.stack([fixed.to_counts(self._halves(state)) for state in self.state]).contiguous()
 
     def _direction(self, counts: Tensor, dfinal: Tensor | None) -> Tensor:
@@ -244,9 +257,9 @@ class RecalledLayer:
         packed = words[len(words) - size :].clone()  # a view as float64 must begin at a multiple of 8 bytes
         return packed.view(torch.float64).view(self.heads.shape), words[: len(words) - size]
 
-    def _returned(self, counts: Tensor, heads: Tensor) -> bool:
+    def _returned(self, counts: Tensor, heads: Tensor, start: Tensor) -> bool:
         """Whether c and its heads are back where they started."""
-        return torch.equal(counts, fixed.to_counts(self._halves(self.state[-1]))) and torch.equal(heads, self.heads[1])
+        return torch.equal(counts, start) and torch.equal(heads, self.heads[1])
 
     def _report(self, words: int, tally: Tensor | None) -> None:
         stored = 16 * words + 32 * self.heads[1:].numel() if words else 0  # the heads of c alone are of use

@@ -14,11 +14,12 @@ from torch import Tensor
 from revtune.errors import ReversalError
 from revtune.reversible import meter as metering
 from revtune.reversible.cells.cell import State
+from revtune.reversible.kernel.checksum import BETWEEN, MEANWHILE
 from revtune.reversible.kernel.chunks import chunks
 from revtune.reversible.kernel.environment import Environment
-from revtune.reversible.kernel.storage import check_stored
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.stack import Stack
+from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.transforms import graph_retained, refuse_batches, refuse_double_backward, refuse_transforms
 
 Fingerprints = list[tuple[str, int]]
@@ -63,9 +64,10 @@ class _Rewind(torch.autograd.Function):
         ctx.save_for_backward(x, *tensors, *(mask for tape in stack.tapes for mask in tape.masks.values()))
         ctx.stack, ctx.steps, ctx.every, ctx.inputs = stack, steps, every, inputs
         ctx.fingerprints = fingerprints(stack, x)
-        outputs = []
-        with ctx.environment.restored(x.device):
+        outputs, read = [], list(read_again(stack, x))
+        with ctx.environment.restored(x.device), naming_lost(lambda: read):
             for first, part in chunks(x, steps):
+                check_all_stored(read)
                 last = first + steps >= x.shape[0]
                 y = stack.record(part, first) if last else stack.forward(part, first)
                 outputs += [y] if every else []
@@ -83,14 +85,20 @@ class _Rewind(torch.autograd.Function):
         check_unchanged(ctx.fingerprints, fingerprints(stack, x))
         aim(stack, dfinals)
         dx = torch.empty_like(x) if wants_dx else None
-        with ctx.environment.restored(x.device):
-            for first, part in reversed(list(chunks(x, ctx.steps))):
-                last = first + ctx.steps >= x.shape[0]
-                if not last:
-                    stack.rewind(part, first)
-                grad = stack.gradient(dy[first : first + ctx.steps] if ctx.every else None, first, keep=last and keep)
-                if dx is not None:
-                    dx[first : first + ctx.steps] = grad
+        read = list(read_again(stack, x))
+        try:
+            with ctx.environment.restored(x.device):
+                for first, part in reversed(list(chunks(x, ctx.steps))):
+                    check_all_stored(read)
+                    last = first + ctx.steps >= x.shape[0]
+                    if not last:
+                        stack.rewind(part, first)
+                    dpart = dy[first : first + ctx.steps] if ctx.every else None
+                    grad = stack.gradient(dpart, first, keep=last and keep)
+                    if dx is not None:
+                        dx[first : first + ctx.steps] = grad
+        finally:  # a change is the reason for other errors too
+            check_unchanged(ctx.fingerprints, fingerprints(stack, x), MEANWHILE)
         grads = [grad for tape, layer in zip(stack.tapes, ctx.inputs, strict=True) for grad in layer.gradients(tape)]
         if not keep:
             ctx.stack = ctx.inputs = None
@@ -104,22 +112,12 @@ def fingerprints(stack: Stack, x: Tensor, encoder_tensors: Iterable[Tensor] = ()
     return [(what, fingerprint(tensor)) for what, tensor in read]
 
 
-def check_all_stored(read: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse tensors whose memory is gone, which to read would end the process.
-
-    Raises:
-        ReversalError: names the first of them.
-    """
-    for what, tensor in read:
-        check_stored(what, tensor)
-
-
 def read_again(stack: Stack, x: Tensor, encoder_tensors: Iterable[Tensor] = ()) -> Iterator[tuple[str, Tensor]]:
     """The tensors of which `fingerprints` takes fingerprints, each after what errors call it."""
     name = stack.tapes[0].name
     yield f"{name}: input", x
     for tensor in encoder_tensors:
-        yield f"{name}: what encodes its input, of shape {tuple(tensor.shape)},", tensor
+        yield f"{name}: a tensor of shape {tuple(tensor.shape)} that encode reads", tensor
     for tape in stack.tapes:
         yield from ((f"{tape.name}: weight {key!r}", weight) for key, weight in tape.weights.named())
         yield from ((f"{tape.name}: mask {part!r}", mask) for part, mask in tape.masks.items())
@@ -127,9 +125,7 @@ def read_again(stack: Stack, x: Tensor, encoder_tensors: Iterable[Tensor] = ()) 
             yield f"{tape.name}: lengths", tape.lengths
 
 
-def check_unchanged(
-    before: Fingerprints, now: Fingerprints, when: str = "(through .data?) between forward and backward"
-) -> None:
+def check_unchanged(before: Fingerprints, now: Fingerprints, when: str = BETWEEN) -> None:
     """Compare fingerprints; `when` says what lies between them.
 
     Raises:
@@ -160,7 +156,11 @@ def last_states(inputs: list[LayerTensors], states: list[State]) -> list[Tensor]
 
 
 def _infer(stack: Stack, x: Tensor, steps: int, every: bool) -> Tensor:
-    with torch.no_grad(), Environment.current().restored(x.device):
+    with (
+        torch.no_grad(),
+        Environment.current().restored(x.device),
+        naming_lost(lambda: read_again(stack, x)),
+    ):
         if every:
             return torch.cat([stack.infer(part, first) for first, part in chunks(x, steps)])
         for first, part in chunks(x, steps):

@@ -23,8 +23,10 @@ from revtune.reversible.kernel.chunks import chunks
 from revtune.reversible.kernel.environment import Environment
 from revtune.reversible.kernel.tape import Tape
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
+from revtune.reversible.layers.rewind import read_again
 from revtune.reversible.layers.scan_arguments import checked_inputs
 from revtune.reversible.layers.stack import Stack
+from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.transforms import refuse_transforms
 
 
@@ -151,7 +153,9 @@ def unscan(recording: Recording) -> tuple[Tensor, State]:
         (True, True)
     """
     tape, outputs = recording.tape.copy(), []
-    with torch.no_grad(), recording.environment.restored(recording.x.device):
+    read = list(read_again(Stack([tape]), recording.x))
+    with torch.no_grad(), recording.environment.restored(recording.x.device), naming_lost(lambda: read):
         for first, part in reversed(list(chunks(recording.x, recording.chunk))):
+            check_all_stored(read)
             outputs.append(tape.rewind(part, first))
     return torch.cat(outputs[::-1]), tape.state()

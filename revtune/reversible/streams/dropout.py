@@ -108,6 +108,9 @@ class Embedding(nn.Embedding):
         return made
 
     def forward(self, input: Tensor) -> Tensor:
+        for name in ("max_norm", "scale_grad_by_freq", "sparse"):
+            if given := getattr(self, name):
+                raise ValueError(f"Embedding has no {name}, got {given}; nn.Embedding has, and is an encoder too")
         rows = look_up(self, input)
         if not self.training or self.dropout == 0.0:
             return rows

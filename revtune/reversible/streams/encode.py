@@ -23,7 +23,6 @@ from revtune.reversible.layers.masks import BatchSpec, SequenceMasks, one_sequen
 from revtune.reversible.layers.rewind import (
     Fingerprints,
     aim,
-    check_all_stored,
     check_unchanged,
     fingerprints,
     last_states,
@@ -31,10 +30,13 @@ from revtune.reversible.layers.rewind import (
 )
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
+from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
-from revtune.reversible.streams.parallel import refuse_wrapped
+from revtune.reversible.streams.memory import refuse_cached
+from revtune.reversible.streams.parallel import refuse_shared, refuse_wrapped
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
+from revtune.reversible.streams.surroundings import scaled_down
 from revtune.reversible.transforms import graph_retained, refuse_batches, refuse_double_backward
 
 
@@ -80,6 +82,7 @@ def _rewind_encode(
     what = "rewind_encode"
     check_net(what, rnn, encode)
     refuse_wrapped(what, encode=encode)
+    refuse_cached(what, encode=encode)
     (inputs,) = check_tensors(what, rnn, encode is None, inputs=inputs)
     check_lengths(lengths, inputs.shape[0], inputs.shape[1], inputs.device)
     if isinstance(units, bool) or not isinstance(units, int) or not 0 <= units <= rnn.hidden_size // 2:
@@ -90,6 +93,7 @@ def _rewind_encode(
         encode_pass = EncodePass(rnn, inputs, encode, units, state, lengths, masks)
         tensors = encode_pass.tensors() if torch.is_grad_enabled() else []
         if any(tensor.requires_grad for tensor in tensors):
+            encode_pass.refuse_shared()
             annotations, *finals = _RewindEncode.apply(encode_pass, *tensors)
         else:
             annotations, *finals = encode_pass.infer()
@@ -122,6 +126,7 @@ class EncodePass:
         self.encoder = Encoder(encode, inputs, self.sinks, rnn.check_input)
         self.spans = list(pieces(0, steps, self.stack.chunk_steps(steps)))
         self._reached: list[Tensor] = []
+        self._scaled_down = scaled_down(encode)
 
     def tensors(self) -> list[Tensor]:
         """The tensors that gradients flow to: the layers', and what the encoder reads for the first chunk."""
@@ -131,10 +136,18 @@ class EncodePass:
         self.sinks.drain()  # accumulators that the first chunk opened; the way back opens its own
         return [tensor for layer in self.layers for tensor in layer.flat()] + self._reached
 
+    def refuse_shared(self) -> None:
+        """Refuse weights that other processes may change before the way back."""
+        for tape in self.stack.tapes:
+            for name, weight in tape.weights.named():
+                refuse_shared("rewind_encode", f"{tape.name}, weight {name!r}", weight)
+        for tensor in self._encoder_tensors():
+            refuse_shared("rewind_encode", "a tensor that encode reads", tensor)
+
     @torch.no_grad()
     def forward(self) -> list[Tensor]:
         """Annotations and final states, from which `backward` rewinds."""
-        read = list(self._read_again())
+        read = list(self.read_again())
         for first, last in self.spans:
             check_all_stored(read)
             x = self.encoder.run(first, last)
@@ -146,8 +159,11 @@ class EncodePass:
     @torch.no_grad()
     def infer(self) -> list[Tensor]:
         """Annotations and final states, without a buffer."""
-        for first, last in self.spans:
-            self.stack.infer(self.encoder.run(first, last), first)
+        read = list(self.read_again())
+        with naming_lost(lambda: read):
+            for first, last in self.spans:
+                check_all_stored(read)
+                self.stack.infer(self.encoder.run(first, last), first)
         return self._results()
 
     def _results(self) -> list[Tensor]:
@@ -161,7 +177,16 @@ class EncodePass:
         """Fingerprints of all that both directions must read alike."""
         return fingerprints(self.stack, self.inputs, self._encoder_tensors())
 
-    def _read_again(self) -> Iterator[tuple[str, Tensor]]:
+    def settled(self, before: Fingerprints) -> Fingerprints:
+        """Fingerprints from before `forward`, but those of weights that an embedding has scaled down in it."""
+        fingerprint, read = self.stack.tapes[0].weights.fingerprint, self.read_again()
+        return [
+            (what, fingerprint(tensor) if id(tensor) in self._scaled_down else number)
+            for (what, number), (_, tensor) in zip(before, read, strict=True)
+        ]
+
+    def read_again(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors that both directions read, each after what errors call it."""
         return read_again(self.stack, self.inputs, self._encoder_tensors())
 
     def _encoder_tensors(self) -> list[Tensor]:
@@ -173,7 +198,7 @@ class EncodePass:
         stack = self.stack.copy() if keep else self.stack
         top = stack.tapes[-1]
         aim(stack, dfinals)
-        read = list(self._read_again())
+        read = list(self.read_again())
         for first, last in reversed(self.spans):
             check_all_stored(read)
             with self.encoder.answering():
@@ -200,9 +225,10 @@ class _RewindEncode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, encode_pass: EncodePass, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.environment, ctx.encode_pass = Environment.current(), encode_pass
-        ctx.fingerprints = encode_pass.fingerprints()
-        with ctx.environment.restored(encode_pass.inputs.device):
+        before = encode_pass.fingerprints()
+        with ctx.environment.restored(encode_pass.inputs.device), naming_lost(encode_pass.read_again):
             annotations, *finals = encode_pass.forward()
+        ctx.fingerprints = encode_pass.settled(before)
         ctx.save_for_backward(*tensors, annotations)
         return (annotations, *finals)
 

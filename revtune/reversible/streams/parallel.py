@@ -1,11 +1,14 @@
-"""Parts that are wrapped or sharded by themselves: in a stream their own forward, where they act, is not what runs."""
+"""Parts that are wrapped or sharded by themselves, whose own forward, where they act, is not what runs in a stream.
+
+And parts in shared memory, which another process may change at any time.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from revtune.reversible.streams.held import held_parts
 
@@ -33,6 +36,25 @@ def refuse_wrapped(what: str, **parts: Any) -> None:
             if found:
                 where = f"{name!r} in {argument}" if name else argument
                 raise ValueError(f"{what}: {where} is {found} by itself; {_INSTEAD.format(what=what)}")
+
+
+def refuse_shared(what: str, called: str, tensor: Tensor) -> None:
+    """Refuse a weight in memory that other processes may write to.
+
+    Args:
+        what: the function's name, for messages.
+        called: what errors call the tensor.
+        tensor: the weight, strided.
+
+    Raises:
+        ValueError: names it and says what to do instead.
+    """
+    if tensor.device.type == "cpu" and tensor.untyped_storage().is_shared():  # all of CUDA's memory counts as shared
+        raise ValueError(
+            f"{what}: {called} of shape {tuple(tensor.shape)} lies in memory that processes share (share_memory(), or "
+            "a module that was handed to another process), and may change while it is read until the end; train a copy "
+            f"(copy.deepcopy) in each process, or {_INSTEAD.format(what=what)}"
+        )
 
 
 def _wrapped(module: nn.Module) -> str:

@@ -21,6 +21,7 @@ from revtune.reversible.kernel.chunks import spans
 from revtune.reversible.kernel.matmuls import NativeProducts, Products
 from revtune.reversible.streams.gradient_sinks import Sinks, any_open, sink_of
 from revtune.reversible.streams.known_gradients import with_gradients
+from revtune.reversible.streams.mean import note_classes
 from revtune.reversible.transforms import refuse_batches, refuse_double_backward, refuse_transforms
 
 _BLOCK_BYTES = 3 * 2**20
@@ -129,6 +130,7 @@ class LinearCrossEntropy(nn.Module):
     def forward(self, y: Tensor, targets: Tensor) -> Tensor:
         """The summed loss. Its gradients are computed with it, but inside `rewind_loss` in backward, into sinks."""
         y, targets = self._positions(self.cast(y), targets)
+        note_classes(targets, self.ignore_index, self.class_weights)
         with torch.autocast(self.weight.device.type, enabled=False):
             if not torch.is_grad_enabled():
                 return self._blocks(y, targets, None, None, None)[0].to(y.dtype)

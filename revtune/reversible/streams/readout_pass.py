@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +11,12 @@ from revtune.reversible.kernel.inner_graph import inner_graph
 from revtune.reversible.streams.chunk_graph import Autocast, chunk_gradients, leaves
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
 from revtune.reversible.streams.hooks import called_as_written, refuse_hooks
+from revtune.reversible.streams.mean import Counted
 from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntropy
 from revtune.reversible.streams.trials import try_readout
 from revtune.reversible.transforms import refuse_transforms
 
 Readout = Callable[..., Tensor]
-Normalizer = float | Callable[[Tensor], float]
 
 _FORWARD = LinearCrossEntropy.forward
 
@@ -41,13 +40,19 @@ class ReadoutPass:
         self._head = head if type(head) is LinearCrossEntropy and called_as_written(head, _FORWARD) else None
         self._tried = self._head is not None or isinstance(readout, FeatureReadout)
         self._autocast = Autocast(device)
+        self.counted, self._graph = Counted(), torch.is_grad_enabled()
         if torch.is_grad_enabled() and self._head is not readout:
             refuse_hooks("readout", readout)
 
     def try_once(self, y: Tensor, targets: Tensor, live: Tensor | None) -> None:
-        """Check on a readout's first call that its losses add up; arguments as in `try_readout`."""
+        """Check on a readout's first call that its losses add up; arguments as in `try_readout`.
+
+        Then `counted` tells what they count.
+        """
         if not self._tried:
-            self._tried = try_readout(self._readout, self.loss, y, targets, live, self._autocast)
+            self._tried, self.counted = try_readout(
+                self._readout, self.loss, y, targets, live, self._autocast, graph=self._graph
+            )
 
     def loss(self, y: Tensor, targets: Tensor) -> Tensor:
         """The summed loss of these positions, 0-d float64."""
@@ -105,34 +110,3 @@ def _scalar(loss: Tensor) -> Tensor:
         raise ValueError(f"readout(y, targets) must return the summed loss of its positions, one number, got {shape}")
     refuse_transforms([loss])
     return loss.reshape(())
-
-
-def mean_weight(readout: Readout, normalizer: Normalizer | None, targets: Tensor) -> float:
-    """What a mean over these targets, (N, ...), divides by: what the caller says, the readout says, or N.
-
-    Raises:
-        ValueError: it is no positive number.
-    """
-    if normalizer is not None:
-        weight = float(normalizer(targets) if callable(normalizer) else normalizer)
-        if not 0 < weight < float("inf"):
-            raise ValueError(
-                f"normalizer must be, or return, a positive number, which the loss is divided by, got {weight}"
-            )
-        return weight
-    total = _total_weight(readout)
-    weight = float(len(targets)) if total is None else float(total(targets))
-    if not weight > 0:
-        raise ValueError(
-            "rewind_loss: no target counts, so there is no mean loss; use reduction='sum' or leave the batch out"
-        )
-    return weight
-
-
-def _total_weight(readout: Any) -> Callable[[Tensor], float] | None:
-    """`total_weight` of a readout, or of what a wrapper of parallel or compiled modules holds."""
-    while readout is not None:
-        if total := getattr(readout, "total_weight", None):
-            return total
-        readout = getattr(readout, "_orig_mod", None) or getattr(readout, "module", None)
-    return None

@@ -56,8 +56,11 @@ class Replay(TorchDispatchMode):
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if device not in self._own:
-            self._own[device] = torch.Generator(device).manual_seed(self._seed)
+            self._own[device] = self._fresh(device)
         return self._own[device]
+
+    def _fresh(self, device: torch.device) -> torch.Generator:
+        return torch.Generator(device).manual_seed(self._seed)
 
     @contextmanager
     def _lent(self, device: torch.device) -> Iterator[None]:

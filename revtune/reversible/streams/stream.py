@@ -22,16 +22,20 @@ from revtune.reversible.cells.cell import State
 from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.kernel.tape import TapePosition
 from revtune.reversible.layers.masks import BatchSpec, one_sequence
+from revtune.reversible.layers.rewind import read_again
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.layers.stack import Move
+from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
 from revtune.reversible.streams.known_gradients import with_gradients
+from revtune.reversible.streams.mean import Counted, Normalizer, mean_weight, total_weight
+from revtune.reversible.streams.memory import refuse_cached
 from revtune.reversible.streams.parallel import refuse_wrapped
-from revtune.reversible.streams.readout_pass import Normalizer, Readout, ReadoutPass, mean_weight
+from revtune.reversible.streams.readout_pass import Readout, ReadoutPass
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
-from revtune.reversible.streams.surroundings import Surroundings
+from revtune.reversible.streams.surroundings import Surroundings, scaled_down
 
 
 class Batch(NamedTuple):
@@ -80,7 +84,9 @@ def rewind_loss(
             sequence (`rewind_encode`); their gradients are added up over chunks and reach them once.
         reduction: "mean" divides by the number of positions (or by `readout.total_weight(targets)`), "sum" does not.
         normalizer: what "mean" divides by instead: a number, or `normalizer(targets)` of the targets (N, ...) that are
-            no padding.
+            no padding. A readout that tells torch to leave targets out (`ignore_index` of F.cross_entropy), or to weigh
+            classes or positions, must have one; a mask that it multiplies by itself, or targets that it computes, are
+            not seen, and all positions count.
         checkpoint_every: keep the state every so many steps and the buffer of one such segment only, for one more
             forward pass; "auto" takes sqrt(64 T) steps, which stores least at one forgotten bit a step.
 
@@ -115,14 +121,18 @@ def _rewind_loss(
 ) -> tuple[Tensor, Hx]:
     batch = _checked(rnn, batch, reduction, normalizer)
     segment = segment_steps(checkpoint_every, batch.inputs.shape[0])
-    weight = _total_weight(batch, normalizer) if reduction == "mean" else 1.0
+    weight = mean_weight(batch.readout, normalizer, _counted_targets(batch)) if reduction == "mean" else 1.0
+    number_divides = reduction == "mean" and normalizer is None and total_weight(batch.readout) is None
     for tensor in batch.context:
         check_tensor("rewind_loss: each of context", tensor)
     stream = Stream(rnn, batch, segment)
     with one_sequence(), torch.autocast(batch.inputs.device.type, enabled=False):
-        if not torch.is_grad_enabled():
-            return (stream.evaluate() / weight).to(stream.dtype), stream.last_state()
-        loss = (stream.train() / weight).to(stream.dtype)
+        summed = stream.train() if torch.is_grad_enabled() else stream.evaluate()
+        if number_divides:
+            stream.counted.refuse(_counted_targets(batch))
+        loss = (summed / weight).to(stream.dtype)
+    if not torch.is_grad_enabled():
+        return loss, stream.last_state()
     return with_gradients("rewind_loss", loss, *stream.gradients(), scale=1.0 / weight), stream.last_state()
 
 
@@ -154,11 +164,17 @@ class Stream:
 
     def evaluate(self) -> Tensor:
         """The summed loss, with no gradient and no buffer."""
-        for first, last in pieces(0, self.steps, self.chunk):
-            y = self.stack.infer(self._encoder.run(first, last), first)
-            positions, targets = self._positions(y, first, last)
-            if len(positions):
-                self._loss += self._readout.loss(positions, targets)
+        read = [*read_again(self.stack, self._batch.inputs), ("rewind_loss: targets", self._targets)]
+        with naming_lost(lambda: read):
+            if scaled_down(self._batch.encode):
+                for span in pieces(0, self.steps, self.chunk):
+                    self._encoder.run(*span)  # a readout may read the embedding's weight too, of all that is looked up
+            for first, last in pieces(0, self.steps, self.chunk):
+                check_all_stored(read)
+                y = self.stack.infer(self._encoder.run(first, last), first)
+                positions, targets = self._positions(y, first, last)
+                if len(positions):
+                    self._loss += self._readout.loss(positions, targets)
         self._last = [tape.state() for tape in self.stack.tapes]
         return self._loss
 
@@ -197,10 +213,15 @@ class Stream:
         watched, batch = self._surroundings, self._batch
         watched.watch_net(self._rnn, self.stack)
         for name, tensor in (("inputs", batch.inputs), ("targets", batch.targets), ("lengths", batch.lengths)):
-            watched.watch(name, [] if tensor is None else [tensor])
-        watched.watch("one of context", batch.context)
+            watched.watch(name, [] if tensor is None else [tensor], weights=False)
+        watched.watch("one of context", batch.context, weights=False)
         watched.watch_held("encode", batch.encode)
         watched.watch_held("readout", batch.readout)
+
+    @property
+    def counted(self) -> Counted:
+        """What the readout's losses count, as far as it was seen."""
+        return self._readout.counted
 
     def gradients(self) -> tuple[list[Tensor], list[Tensor]]:
         """The tensors that require a gradient, and their gradients; asked once, since these are given away."""
@@ -302,6 +323,7 @@ def _checked(rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer |
     what = "rewind_loss"
     check_net(what, rnn, batch.encode)
     refuse_wrapped(what, encode=batch.encode, readout=batch.readout)
+    refuse_cached(what, encode=batch.encode, readout=batch.readout)
     if rnn.options.output != "all":
         raise ValueError('rewind_loss reads out every step; for one target a sequence call the net with output="last"')
     if reduction not in ("mean", "sum"):
@@ -332,10 +354,8 @@ def segment_steps(checkpoint_every: int | str | None, steps: int) -> int:
     return min(steps, int(checkpoint_every))
 
 
-def _total_weight(batch: Batch, normalizer: Normalizer | None) -> float:
-    """What a mean divides by."""
+def _counted_targets(batch: Batch) -> Tensor:
+    """Targets (N, ...) of all positions that are no padding."""
     if batch.lengths is None:
-        targets = batch.targets.flatten(0, 1)
-    else:
-        targets = batch.targets[running(batch.lengths, 0, batch.targets.shape[0])]
-    return mean_weight(batch.readout, normalizer, targets)
+        return batch.targets.flatten(0, 1)
+    return batch.targets[running(batch.lengths, 0, batch.targets.shape[0])]

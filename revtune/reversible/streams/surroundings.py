@@ -15,32 +15,37 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from revtune.errors import ReversalError
-from revtune.reversible.kernel.storage import check_stored
 from revtune.reversible.layers.stack import Stack
+from revtune.reversible.storage import check_stored
 from revtune.reversible.streams.held import held
+from revtune.reversible.streams.parallel import refuse_shared
 
 Fingerprint = Callable[[Tensor], int]
 
+with torch.inference_mode(False):
+    _UNCOUNTED = torch.empty(0)
+"""Never changed, in the place of tensors whose changes autograd does not count."""
 
-@dataclass
+
+@dataclass(slots=True)
 class _Known:
     """A tensor as it was.
 
     Attributes:
         what: what errors call it.
         tensor: the tensor itself, so that no other takes its id.
-        version: autograd's count of its changes in place.
-        counted: whether there is such a count; there is none for a tensor of inference mode.
+        counted: a tensor that has the same count of changes in place; one of inference mode has none.
+        version: that count.
         fingerprint: of its bits.
-        storage: its memory, and how many bytes that has.
+        nbytes, size: tells how many bytes its memory has, and what it told.
     """
 
     what: str
     tensor: Tensor
+    counted: Tensor
     version: int
-    counted: bool
     fingerprint: int
-    storage: torch.UntypedStorage
+    nbytes: Callable[[], int]
     size: int
 
 
@@ -57,12 +62,18 @@ class Surroundings:
         self._known: dict[int, _Known] = {}
         self._changing: set[int] = set()  # ids of weights that an embedding scales down when it first sees a row
 
-    def watch(self, what: str, tensors: Iterable[Tensor]) -> None:
+    def watch(self, what: str, tensors: Iterable[Tensor], *, weights: bool = True) -> None:
         """Watch tensors from now on, those that are not watched yet.
 
         Args:
             what: what errors call them.
             tensors: of any kind; those without numbers of their own are passed over.
+            weights: whether they are learnt, and so may be changed by a process that shares their memory; data comes in
+                such memory from a loader's workers.
+
+        Raises:
+            ValueError: weights in shared memory.
+            ReversalError: a tensor whose memory is gone.
         """
         for tensor in tensors:
             if id(tensor) in self._known or id(tensor) in self._changing:
@@ -70,10 +81,11 @@ class Surroundings:
             if _has_numbers(tensor):
                 called = f"{self._owner}: {what}"
                 check_stored(called, tensor)
-                counted, storage = not tensor.is_inference(), tensor.untyped_storage()
-                version = tensor._version if counted else 0
+                if weights:
+                    refuse_shared(self._owner, what, tensor)
+                counted, nbytes = _UNCOUNTED if tensor.is_inference() else tensor, tensor.untyped_storage().nbytes
                 self._known[id(tensor)] = _Known(
-                    called, tensor, version, counted, self._fingerprint(tensor), storage, storage.nbytes()
+                    called, tensor, counted, counted._version, self._fingerprint(tensor), nbytes, nbytes()
                 )
 
     def watch_net(self, net: nn.Module, stack: Stack) -> None:
@@ -90,10 +102,9 @@ class Surroundings:
 
     def watch_held(self, name: str, function: object) -> None:
         """Watch the parameters of an encoder or readout, where its module or function is seen to hold them."""
+        self._changing |= scaled_down(function)
         for holder in _holders(function):
-            if isinstance(holder, nn.Embedding | nn.EmbeddingBag) and holder.max_norm is not None:
-                self._changing |= {id(weight) for weight in holder.parameters(recurse=False)}
-            elif isinstance(holder, nn.Module):
+            if isinstance(holder, nn.Module):
                 for key, parameter in holder.named_parameters(recurse=False):
                     self.watch(f"{key} of {type(holder).__name__} in {name}", [parameter])
             elif isinstance(holder, Tensor) and holder.is_leaf and holder.requires_grad:
@@ -106,9 +117,9 @@ class Surroundings:
             ReversalError: names the tensor.
         """
         for known in self._known.values():
-            if known.storage.nbytes() != known.size:
+            if known.nbytes() != known.size:
                 check_stored(known.what, known.tensor)
-            if known.counted and known.tensor._version != known.version:
+            if known.counted._version != known.version:
                 self._compare(known)
 
     def compare(self) -> None:
@@ -130,13 +141,19 @@ class Surroundings:
         return None
 
     def _compare(self, known: _Known) -> None:
-        version = known.tensor._version if known.counted else 0
+        version = known.counted._version
         if self._fingerprint(known.tensor) != known.fingerprint:
             raise ReversalError(
                 f"{known.what} of shape {tuple(known.tensor.shape)} was changed while {self._owner} ran (by encode, by "
                 "readout, or by another thread's optimizer), and it is read until the end; no gradient was produced"
             )
         known.version = version
+
+
+def scaled_down(function: object) -> set[int]:
+    """Ids of the weights that an embedding with `max_norm`, which a function or module holds, brings down to it."""
+    tables = (holder for holder in _holders(function) if isinstance(holder, nn.Embedding | nn.EmbeddingBag))
+    return {id(table.weight) for table in tables if table.max_norm is not None}
 
 
 def _holders(function: object) -> Iterator[object]:

@@ -13,20 +13,22 @@ import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.spectral_norm import SpectralNorm
 
 from revtune.errors import ReversalError
 from revtune.reversible.layers.masks import SequenceMasks, one_sequence
 from revtune.reversible.streams.chunk_graph import Autocast
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
 from revtune.reversible.streams.held import held_parts
-from revtune.reversible.streams.replay import Replay, draws
+from revtune.reversible.streams.mean import Counted, noted
+from revtune.reversible.streams.memory import Memory, spectral
+from revtune.reversible.streams.same_draws import SameDraws
+
+T = TypeVar("T")
 
 ENCODED_STEPS = 16
 """Steps that an encoder is tried on, spread over the sequence, since its first ones may be padding or silence."""
@@ -38,49 +40,7 @@ _MOST_KNOWN = 1000
 """Trials that are remembered; with one more all are forgotten, which only costs their time again."""
 
 _known: dict[Hashable, bool] = {}
-_DRAWN = {"bernoulli": 1.0, "bernoulli_": 1.0, "rand": 0.5, "rand_like": 0.5, "uniform": 0.5, "uniform_": 0.5,
-          "randn": 0.5, "randn_like": 0.5, "normal": 0.5, "normal_": 0.5, "exponential_": 0.5}  # fmt: skip
-
-
-class SameDraws(Replay):
-    """Within this block what is drawn is the same number everywhere, so that dropout hides no difference.
-
-    `conclusive` turns False where an operator draws otherwise, `normed` True where spectral_norm moved on.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(0)
-        self.conclusive, self.normed = True, False
-
-    def __torch_dispatch__(
-        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func._opname == "embedding" and func.namespace == "aten" and _counts_words(func, args, kwargs):
-            raise ValueError(
-                "rewind_loss and rewind_encode look words up chunk by chunk, so scale_grad_by_freq must be False in "
-                "encode, got True"
-            )
-        if not draws(func):
-            return super().__torch_dispatch__(func, types, args, kwargs)
-        given = (kwargs or {}).get("generator")
-        before, own = self._states(), None if given is None else given.get_state()
-        drawn = super().__torch_dispatch__(func, types, args, kwargs)
-        if func.namespace == "aten" and func._opname in _DRAWN:
-            drawn = drawn.fill_(_DRAWN[func._opname])
-        elif not (isinstance(drawn, Tensor) and drawn.dim() == 0):  # one number for all steps is the same for each
-            moved = [a.tolist() for a in self._states()] != [b.tolist() for b in before]
-            self.conclusive &= not (moved or own is not None)
-        if given is not None:
-            given.set_state(own)
-        return drawn
-
-    def _states(self) -> list[Tensor]:
-        return [generator.get_state() for generator in self._own.values()]
-
-
-def _counts_words(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> bool:
-    names = [argument.name for argument in func._schema.arguments]
-    return bool((dict(zip(names, args, strict=False)) | (kwargs or {})).get("scale_grad_by_freq"))
+_counted: dict[Hashable, Counted] = {}
 
 
 def try_encoder(encode: Callable[[Tensor], Tensor], inputs: Tensor, autocast: Autocast, *, graph: bool) -> bool:
@@ -97,7 +57,7 @@ def try_encoder(encode: Callable[[Tensor], Tensor], inputs: Tensor, autocast: Au
         ReversalError: they come out otherwise a second time.
     """
     steps = min(len(inputs), ENCODED_STEPS)
-    key = _key(("encode", graph), encode)
+    key = _key(graph, encode)
     if key in _known or steps < 2:
         return _known.get(key, False)
     block = inputs[torch.linspace(0, len(inputs) - 1, steps, device=inputs.device).long()].detach()
@@ -108,6 +68,7 @@ def try_encoder(encode: Callable[[Tensor], Tensor], inputs: Tensor, autocast: Au
 
     with _trial(encode, autocast) as draws:
         whole = run(block, graph)
+        draws.first_called(encode)
         if not isinstance(whole, Tensor) or whole.dim() != 3 or whole.shape[:2] != block.shape[:2]:
             return False  # which the first chunk tells
         again = run(block, graph) if graph else whole
@@ -117,12 +78,26 @@ def try_encoder(encode: Callable[[Tensor], Tensor], inputs: Tensor, autocast: Au
     if draws.conclusive and whole.is_floating_point() and whole.isfinite().all():
         _check_same(encode, whole.detach(), again.detach())
         _check_parts(encode, whole.detach(), parts, _tolerance(whole, autocast))
-    return _remember(key, not torch.equal(whole.detach(), plain.detach()))
+    _refuse_memory("encode", draws)
+    return _remember(_known, key, not torch.equal(whole.detach(), plain.detach()))
 
 
 def _refuse_spectral_norm(name: str, function: Any, draws: SameDraws) -> None:
     if draws.normed:
         raise ValueError(f"{name} is called chunk by chunk and must not change with each call{_suspects(function)}")
+
+
+def _refuse_memory(name: str, draws: SameDraws) -> None:
+    if draws.changed:
+        raise ValueError(
+            f"{name} is called chunk by chunk, perhaps two or three times, and must not change with each call, but "
+            f"{draws.changed} does; change it once a step, outside, or put the module in evaluation mode"
+        )
+    if draws.kept:
+        raise ValueError(
+            f"{name} is called chunk by chunk, at first without a graph, but {draws.kept} keeps a computed tensor for "
+            f"the next call, which would have none; compute it in each call, or before rewind_loss"
+        )
 
 
 def _check_same(encode: Any, first: Tensor, second: Tensor) -> None:
@@ -153,8 +128,8 @@ def _apart(got: Tensor, wanted: Tensor, most: float) -> bool:
 
 def try_readout(
     readout: Callable[..., Tensor], loss: Callable[[Tensor, Tensor], Tensor], y: Tensor, targets: Tensor,
-    live: Tensor | None, autocast: Autocast,
-) -> bool:  # fmt: skip
+    live: Tensor | None, autocast: Autocast, *, graph: bool,
+) -> tuple[bool, Counted]:  # fmt: skip
     """Check that a readout's loss of some positions is the sum of its losses of two parts of them.
 
     Args:
@@ -163,29 +138,35 @@ def try_readout(
         y, targets: of a chunk's steps, (K, B, H) and (K, B, ...).
         live: which positions are no padding, (K, B); None for all.
         autocast: the caller's setting.
+        graph: whether gradients will be wanted.
 
     Returns:
-        Whether that is known now: these positions may all lose nothing.
+        Whether that is known now, since these positions may all lose nothing, and what the losses count.
 
     Raises:
         ValueError: it is not, or comes out otherwise a second time.
     """
-    key = _key("readout", readout)
-    if key in _known:
-        return True
+    key = _key(graph, readout)
+    if key in _counted:
+        return True, _counted[key]
     for steps in dict.fromkeys((max(2, READ_POSITIONS // y.shape[1]), len(y))):
         parts = _two_parts(y[:steps].detach(), targets[:steps], None if live is None else live[:steps])
         if parts is None:
-            return False
+            return False, Counted()
         whole = tuple(torch.cat(pair) for pair in zip(*parts, strict=True))
-        with _trial(readout, autocast) as draws, torch.no_grad():
-            values = [float(loss(y.clone(), targets)) for y, targets in (whole, whole, *parts)]
+        with _trial(readout, autocast) as draws, torch.no_grad(), noted() as counted:
+            with torch.set_grad_enabled(graph):
+                values = [float(loss(whole[0].clone(), whole[1]).detach())]
+            draws.first_called(readout)
+            values += [float(loss(y.clone(), targets)) for y, targets in (whole, *parts)]
+        counted.given(whole[1])
         _refuse_spectral_norm("readout", readout, draws)
         if math.isfinite(sum(values)) or math.isfinite(values[0]):  # a loss of whole sequences may need many steps
             if draws.conclusive:
                 _check_sum(readout, len(whole[0]), values, _tolerance(y, autocast))
-            return any(values) and not _remember(key, False)
-    return False
+            _refuse_memory("readout", draws)
+            return any(values) and bool(_remember(_counted, key, counted)), counted
+    return False, counted
 
 
 def _check_sum(readout: Any, count: int, values: Sequence[float], most: float) -> None:
@@ -239,25 +220,15 @@ def _tolerance(like: Tensor, autocast: Autocast) -> float:
 @contextmanager
 def _trial(function: Any, autocast: Autocast) -> Iterator[SameDraws]:
     """A block that leaves no trace in what a function holds, but for what Python code keeps itself."""
-    modules = [module for _, module in held_parts(function) if isinstance(module, nn.Module)]
-    kept = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in modules
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    draws = SameDraws()
+    before, draws = Memory(function), SameDraws()
     try:
         with one_sequence(SequenceMasks(seed=0)), opened(Sinks()), autocast.again(), draws:
             yield draws
+        draws.normed = before.spectral_norm_moved()
+        if draws.memory:
+            draws.changed, draws.kept = draws.memory.changed(), draws.memory.kept_since(before)
     finally:
-        with torch.no_grad():
-            for module, name, buffer, copy in kept:
-                changed = not torch.equal(buffer, copy)  # versions do not tell of running statistics
-                draws.normed |= (changed or module._buffers[name] is not buffer) and _spectral(module)
-                module._buffers[name] = buffer
-                if changed:
-                    buffer.copy_(copy)
+        before.restore()
 
 
 def _suspects(function: Any) -> str:
@@ -266,14 +237,9 @@ def _suspects(function: Any) -> str:
         kind = type(module).__name__
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
             return f" ({kind} {name!r} takes each chunk for a batch: put it in evaluation mode, or use nn.LayerNorm)"
-        if isinstance(module, nn.Module) and module.training and _spectral(module):
+        if isinstance(module, nn.Module) and module.training and spectral(module):
             return f" (spectral_norm {name!r} changes with each call: put it in evaluation mode, or leave it out)"
     return ""
-
-
-def _spectral(module: nn.Module) -> bool:
-    old = any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())
-    return old or type(module).__name__ == "_SpectralNorm"
 
 
 def _key(kind: Hashable, function: Any) -> Hashable:
@@ -301,8 +267,8 @@ def _words(cells: Sequence[Any]) -> Iterator[Hashable]:
             yield value
 
 
-def _remember(key: Hashable, answer: bool) -> bool:
-    if len(_known) >= _MOST_KNOWN:
-        _known.clear()
-    _known[key] = answer
+def _remember(known: dict[Hashable, T], key: Hashable, answer: T) -> T:
+    if len(known) >= _MOST_KNOWN:
+        known.clear()
+    known[key] = answer
     return answer

@@ -77,7 +77,7 @@ class Sources:
 def reason_left(module: nn.Module, reading: ClassReading) -> str | None:
     """What is reported of a module that has no response and no tuned form; None if there is nothing to report."""
     kind = type(module).__name__
-    if "Dropout" in kind and isinstance(module, nn.modules.dropout._DropoutNd):
+    if isinstance(module, nn.modules.dropout._DropoutNd):
         return f"{kind} has no tuned form; its rate stays {module.p}"
     return "; ".join(filter(None, [without_response(module), reading.functional_dropout])) or None
 

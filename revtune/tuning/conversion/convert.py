@@ -17,6 +17,7 @@ from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Rate
 from revtune.tuning.regularizers.regularizer import TunedRegularizer
 from revtune.tuning.responses.responding import Responding
+from revtune.tuning.responses.witness import Witness
 
 
 def self_tuning(
@@ -84,6 +85,7 @@ def self_tuning(
         replacement.apply(hypers)
     tell_rows(net, plan.report.rows)
     _make_child(hypers, net)
+    hypers.witness = Witness(net)
     net.__dict__.update(hypers=hypers, conversion=plan.report)  # past nn.Module, which would make a child of hypers
     for sentence in plan.warnings:
         warnings.warn(sentence, stacklevel=2)

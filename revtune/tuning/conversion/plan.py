@@ -30,7 +30,7 @@ from revtune.tuning.regularizers.dropouts import (
 )
 from revtune.tuning.regularizers.paths import path_rate, rate_of, refuses_path, tuned_path
 from revtune.tuning.responses.registered import ResponseRegistered, response_class
-from revtune.tuning.responses.responding import Responding
+from revtune.tuning.responses.responding import FROZEN, Responding
 
 START = 0.05
 """Where a rate starts that is 0 in the network, as no gradient would reach it there."""
@@ -269,7 +269,7 @@ def inside(name: str, names: Collection[str]) -> str | None:
 
 def _without_grad(module: nn.Module) -> str | None:
     own = [p for p in module._parameters.values() if p is not None]
-    return "its weights are frozen" if own and not any(p.requires_grad for p in own) else None
+    return FROZEN if own and not any(p.requires_grad for p in own) else None
 
 
 def _tied(module: nn.Module, shared: set[int]) -> str | None:

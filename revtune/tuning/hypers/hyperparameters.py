@@ -112,6 +112,7 @@ class Hyperparameters(nn.Module):
         read: names that training has read so far.
         centred: whether responses are linear in the difference from the current l (Delta-STN) or in l itself (STN);
             see `departure`.
+        witness: a `Witness`, by which it is seen whether others changed responses; None where there is none yet.
 
     Raises:
         ValueError: there are none; a name belongs to the optimizer, whose settings no loss depends on.
@@ -141,15 +142,16 @@ class Hyperparameters(nn.Module):
         self.centred = True
         self._pass: Pass | None = None
         self.read: set[str] = set()
+        self.witness: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle holds: kinds as plain values, so that `torch.load(weights_only=True)` needs no other name."""
-        return {**self.__dict__, "specs": {name: spec.to_plain() for name, spec in self.specs.items()}}
+        return {**self.__dict__, "witness": None, "specs": {name: spec.to_plain() for name, spec in self.specs.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up what `__getstate__` gave."""
         specs = {name: Hyper.from_plain(plain) for name, plain in state["specs"].items()}
-        super().__setstate__({**state, "specs": specs})
+        super().__setstate__({"witness": None, **state, "specs": specs})
 
     @property
     def names(self) -> tuple[str, ...]:

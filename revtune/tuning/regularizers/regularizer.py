@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.ranges import Range, Value
 from revtune.tuning.responses.linearized import ResponseRecord
+from revtune.tuning.responses.probing import Probe
 from revtune.tuning.responses.rows import Told, laid_in
 
 
@@ -87,6 +88,8 @@ class TunedRegularizer(nn.Module):
         )  # fmt: skip
         if laid.way == "all":
             return self.now()[key]
+        if (probe := self._probe) is not None:
+            probe.noted[self] = laid, len(value), unit_dim
         shaped = laid.spread(value[:, None], shape, unit_dim)
         return shaped if x.dim() > 1 else shaped[:, 0]
 
@@ -107,8 +110,11 @@ class TunedRegularizer(nn.Module):
 
     def times(self, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
         """`x * draw()`; Delta-STN's second pass takes what was drawn in the first."""
-        record = self._record
-        return x * draw() if record is None else record.times(self, x, draw)
+        record, probe = self._record, self._probe
+        if record is not None:
+            return record.times(self, x, draw)
+        y = x * draw()
+        return y if probe is None else probe.added_as_noted(self, y)
 
     def draw_once(self, draw: Callable[[], Tensor]) -> Tensor:
         """`draw()`, which is small; Delta-STN's second pass takes what was drawn in the first."""
@@ -119,6 +125,11 @@ class TunedRegularizer(nn.Module):
     def _record(self) -> ResponseRecord | None:
         bound = self.hypers.current
         return None if bound is None else bound.record
+
+    @property
+    def _probe(self) -> Probe | None:
+        bound = self.hypers.current
+        return None if bound is None or bound.rows is None else bound.rows.probe
 
     def now(self) -> dict[str, float]:
         """The current values of all strengths, as numbers."""

@@ -24,16 +24,16 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from revtune.tuning.responses.owner_places import WRITTEN_IN_PLACE
+from revtune.tuning.responses.owner_rules import RULES, rule_of
 from revtune.tuning.responses.owners import (
     DRAWN_IN_PLACE,
+    FILLED_IN_PLACE,
     NOBODY,
-    RULES,
     Owners,
-    added_by_index,
     compressed,
     joined,
     padded,
-    rule_of,
 )
 
 
@@ -100,7 +100,7 @@ class Following(TorchDispatchMode):
         if written:
             target = given[written[0]]
             if isinstance(target, Tensor):
-                self._write(name, target, given, bool(torch.Tag.pointwise in func.tags))
+                self._write(func, name, target, given)
             return
         rule = rule_of(func, name)
         if rule is None:
@@ -115,25 +115,34 @@ class Following(TorchDispatchMode):
             if isinstance(result, Tensor) and owners is not None and owners.of.dim() == result.dim():
                 self.set(result, owners)
 
-    def _write(self, name: str, target: Tensor, given: dict[str, Any], pointwise: bool) -> None:
+    def _write(self, func: Any, name: str, target: Tensor, given: dict[str, Any]) -> None:
         """What is written in place: into a view, also into the whole that it is a view of."""
-        if name in DRAWN_IN_PLACE:
-            return
+        pointwise = torch.Tag.pointwise in func.tags
         known = self._known.get(target.untyped_storage()._cdata)
+        if name in FILLED_IN_PLACE:
+            return
+        if name in DRAWN_IN_PLACE:
+            before = self.owners(target)
+            if known is not None and before is not None and before.constant:
+                known[1].clear()
+            return
+        rule = RULES.get(name[:-1]) if name in WRITTEN_IN_PLACE else None
         if known is None and not pointwise and name != "copy_":
             return
         with torch.utils._python_dispatch._disable_current_modes():
-            owners = None
             if name == "copy_":
                 source = self.owners(given["src"])
                 owners = None if source is None else padded(source, target.dim())
-            elif pointwise:
-                owners = joined(self, given, target)
-            elif RULES.get(name.removesuffix("_")) is added_by_index:
-                owners = added_by_index(self, None, given, target)
+            else:
+                owners = joined(self, given, target) if pointwise else rule and rule(self, func, given, target)
             views = {} if known is None or known[0].expired() else dict(known[1])
             before = views.get(_place(target))
-            if owners is not None and before is not None and torch.equal(before.of, owners.of):
+            if (
+                owners is not None
+                and before is not None
+                and torch.equal(before.of, owners.of)
+                and owners.fixed >= before.fixed
+            ):
                 return
             if known is not None:
                 known[1].clear()

@@ -29,7 +29,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from revtune.tuning.random_states import random_states, set_random_states
-from revtune.tuning.trees import mapped, tensors
+from revtune.tuning.trees import is_continuous, mapped, tensors
 
 
 class Change(NamedTuple):
@@ -84,22 +84,22 @@ class ResponseRecord:
     def keep_change(self, owner: nn.Module, y: Tensor, change: Change) -> Tensor:
         """Keep a layer's plain output and what its response would add; y with the gradient of their sum."""
         out: Tensor = _StraightThroughResponse.apply(y, *change)
-        self.keep(owner, out.detach(), out._version, change.detached())
+        self.keep(owner, out.detach(), version_of(out), change.detached())
         return out
 
     def recall_change(self, owner: nn.Module) -> tuple[Tensor | None, Tensor]:
         """What `keep_change` kept; the output is None where it has since been overwritten in place."""
         y, version, change = self.recall(owner)
-        return (y if y._version == version else None), change.value()
+        return (y if version_of(y) == version else None), change.value()
 
     def once(self, owner: nn.Module, x: Tensor, run: Callable[[], Tensor]) -> Tensor:
         """What `run` makes of x and of numbers it draws; the second pass runs it only where x has a tangent."""
         if self.recording:
             y = run()
-            self.keep(owner, y.detach(), y._version, random_states(y.device))
+            self.keep(owner, y.detach(), version_of(y), random_states(y.device))
             return y
         y, version, states_after = self.recall(owner)
-        if y._version != version or tangent_of(x) is not None:
+        if version_of(y) != version or tangent_of(x) is not None:
             return run()
         set_random_states(states_after, y.device)
         return y
@@ -119,11 +119,11 @@ class ResponseRecord:
         if self.recording:
             factor = draw()
             y = x * factor
-            self.keep(owner, y.detach(), y._version, random_states(y.device), factor if x.requires_grad else None)
+            self.keep(owner, y.detach(), version_of(y), random_states(y.device), factor if x.requires_grad else None)
             return y
         y, version, states_after, factor = self.recall(owner)
         primal, tangent = forward_ad.unpack_dual(x)
-        intact = y._version == version
+        intact = version_of(y) == version
         if factor is None and not (intact and tangent is None):
             factor = draw()  # the same again: the generators stand where they stood in the first pass
         set_random_states(states_after, y.device)
@@ -170,7 +170,12 @@ def _different_layers(second: nn.Module | None, first: nn.Module | None) -> Valu
 
 def tangent_of(x: Tensor) -> Tensor | None:
     """The tangent of x, if it has one."""
-    return forward_ad.unpack_dual(x).tangent if x.is_floating_point() else None
+    return forward_ad.unpack_dual(x).tangent if is_continuous(x) else None
+
+
+def version_of(x: Tensor) -> int:
+    """How often x has been overwritten in place; tensors of `torch.inference_mode` are not counted."""
+    return 0 if x.is_inference() else x._version
 
 
 def straight_through(y: Tensor, change: Tensor) -> Tensor:
@@ -238,7 +243,7 @@ class _SecondPass(TorchFunctionMode):
             raise ValueError(INNER_GRADIENT)
         if getattr(function, "__name__", "") != "_pack_padded_sequence":
             out = function(*args, **(kwargs or {}))
-            if _of_others(function) and torch.is_grad_enabled():
+            if _of_library(function) and torch.is_grad_enabled():
                 _check_tangents(function, (args, kwargs), out)
             return out if torch.is_grad_enabled() else mapped(_without_tangent, out)
         padded, *rest = args
@@ -247,14 +252,10 @@ class _SecondPass(TorchFunctionMode):
         return (rows if tangent is None else forward_ad.make_dual(rows, function(tangent, *rest)[0])), sizes
 
 
-def _of_others(function: Any) -> bool:
-    """Whether it is an operation of `torch.library`; torch's own say themselves that they have no formula.
-
-    Code that torch.jit compiled calls those by this name too, where no tangent can be asked for.
-    """
-    if isinstance(function, OpOverloadPacket):
-        return not function._qualified_op_name.startswith(("aten::", "prim"))
-    return isinstance(function, OpOverload) and not function.name().startswith(("aten::", "prim"))
+def _of_library(function: Any) -> bool:
+    """Whether it is an operation of `torch.library`; torch's own, which TorchScript calls so, refuse by themselves."""
+    known = isinstance(function, OpOverload | OpOverloadPacket)
+    return known and str(function).partition(".")[0] not in ("aten", "prims")
 
 
 def _check_tangents(operation: OpOverload | OpOverloadPacket, given: Any, out: Any) -> None:

@@ -12,6 +12,7 @@ Shapes: T steps, N rows of all steps, B examples, n hyperparameters, I input, H 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,7 +29,7 @@ from revtune.tuning.noise import drop_mask
 from revtune.tuning.responses.linearized import ResponseRecord, straight_through
 from revtune.tuning.responses.recurrent_gates import GRU, LSTM, ReluRNN, TanhRNN
 from revtune.tuning.responses.recurrent_loop import Equations, loop_tangents, run_loop
-from revtune.tuning.responses.recurrent_rows import follow_on, laid_sequences
+from revtune.tuning.responses.recurrent_rows import follow_on, laid_sequences, probed
 from revtune.tuning.responses.recurrent_steps import Steps, from_rows, to_rows
 from revtune.tuning.responses.responding import ADVICE, Responding
 from revtune.tuning.responses.rows import Laid
@@ -106,11 +107,12 @@ class ResponseRecurrent(Responding, nn.RNNBase):
             return self._run(input, hx, d, None, rate, Laid())
         following = None if bound.rows is None else bound.rows.following
         laid = laid_sequences(self, input, bound.size, bound.rows, ADVICE)
-        if following is None:
-            return self._run(input, hx, d, bound.record, rate, laid)
-        with following.pause():
+        with contextlib.nullcontext() if following is None else following.pause():
             out = self._run(input, hx, d, bound.record, rate, laid)
-            follow_on(following, self, input, out, laid, bound.size)
+            if bound.rows is not None and bound.rows.probe is not None:
+                out = probed(bound.rows.probe, self, out, laid, bound.size)
+            if following is not None:
+                follow_on(following, self, input, out, laid, bound.size)
         return out
 
     def _run(

@@ -14,8 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from revtune.tuning.responses.following import Following
 from revtune.tuning.responses.owners import Owners
+from revtune.tuning.responses.probing import Probe
 from revtune.tuning.responses.rows import Laid, laid_in, of_dimension
-from revtune.tuning.trees import tensors
+from revtune.tuning.trees import mapped, tensors
 
 
 def laid_sequences(layer: Any, input: Tensor | PackedSequence, size: int, memory: Any, advice: str) -> Laid:
@@ -54,20 +55,40 @@ def follow_on(following: Following, layer: Any, input: Any, out: tuple[Any, Any]
     y, finals = out
     source = following.owners(input.data if isinstance(input, PackedSequence) else input)
     fixed = source is None or source.fixed or isinstance(input, PackedSequence)
-    numbers = torch.arange(size, dtype=torch.int32)[:, None]
     for state in tensors(finals):
-        vector = laid.each(numbers, state.shape[1])[:, 0]
-        following.set(state, Owners(vector.reshape(1, -1, *[1] * (state.dim() - 2)), fixed))
-    if not isinstance(y, PackedSequence):
-        axis = 0 if layer.batch_first else 1
-        vector = laid.each(numbers, y.shape[axis])[:, 0]
-        following.set(y, Owners(vector.reshape([-1 if dim == axis else 1 for dim in range(y.dim())]), fixed))
-        return
+        following.set(state, Owners(_along(laid, size, state, 1), fixed))
+    if isinstance(y, PackedSequence):
+        following.set(y.data, Owners(_packed(laid, size, y), False, fixed_sequences=y.sorted_indices is None))
+    else:
+        following.set(y, Owners(_along(laid, size, y, 0 if layer.batch_first else 1), fixed))
+
+
+def probed(probe: Probe, layer: Any, out: tuple[Any, Any], laid: Laid, size: int) -> tuple[Any, Any]:
+    """A recurrent layer's outputs and last states, with what is to be measured added to them."""
+    y, finals = out
+    finals = mapped(lambda state: probe.added(layer, state, _along(laid, size, state, 1), axis=1), finals)
+    if isinstance(y, PackedSequence):
+        return y._replace(data=probe.added(layer, y.data, _packed(laid, size, y))), finals
+    axis = 0 if layer.batch_first else 1
+    return probe.added(layer, y, _along(laid, size, y, axis), axis=axis), finals
+
+
+def _along(laid: Laid, size: int, x: Tensor, axis: int) -> Tensor:
+    """Whose the sequences along a dimension are."""
+    vector = laid.each(_numbers(size), x.shape[axis])[:, 0]
+    return vector.reshape([-1 if dim == axis else 1 for dim in range(x.dim())])
+
+
+def _packed(laid: Laid, size: int, y: PackedSequence) -> Tensor:
+    """Whose the steps of packed sequences are."""
     sizes: list[int] = y.batch_sizes.tolist()
-    vector = laid.each(numbers, sizes[0])[:, 0]
+    vector = laid.each(_numbers(size), sizes[0])[:, 0]
     vector = vector if y.sorted_indices is None else vector[y.sorted_indices.cpu()]
-    rows = torch.cat([vector[:count] for count in sizes])[:, None]
-    following.set(y.data, Owners(rows, False, fixed_sequences=y.sorted_indices is None))
+    return torch.cat([vector[:count] for count in sizes])[:, None]
+
+
+def _numbers(size: int) -> Tensor:
+    return torch.arange(size, dtype=torch.int32)[:, None]
 
 
 @contextlib.contextmanager

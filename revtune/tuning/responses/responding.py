@@ -36,6 +36,9 @@ from revtune.tuning.responses.rows import Laid, Told, laid_in
 ADDED = ("response_weight", "response_scale", "response_shift")
 """What the names of a response's parameters begin with."""
 
+FROZEN = "its weights are frozen"
+"""Why a layer has no response whose weights required no gradient when its network was converted."""
+
 ADVICE = (
     "self_tuning(batch_dim=1) is for models whose first dimension is time, self_tuning(rows={{{name!r}: "
     '"together"}}) says how rows repeat ("together", "alternating", "all", or a list of each row\'s example), '
@@ -180,7 +183,11 @@ class Responding(nn.Module):
             assert bound.departure is not None
             return self._linearized(x, bound.departure, bound.record)
         d = self.hypers.current_departure()
-        return self.base(x) if d is None else self.with_response(x, d)
+        if d is None:
+            return self.base(x)
+        y = self.with_response(x, d)
+        probe = None if bound is None or bound.rows is None else bound.rows.probe
+        return y if probe is None else probe.added_to(self, y, self.laid(x, y.shape, len(d)), len(d), self.unit_dim)
 
     def shared_by_all(self, x: Tensor, size: int) -> bool:
         """Whether an input is the same for all examples: one row, or a vector; the layer does not respond to it."""
@@ -235,8 +242,10 @@ class Responding(nn.Module):
                 left.remove(shift)
                 yield first, None, own[shift]
         if left:
+            names = ", ".join(sorted(left))
             raise TypeError(
-                f"revtune cannot tell what {', '.join(sorted(left))} of {type(self).__name__} belong to by their names"
+                f"revtune cannot tell what {names} of {type(self).__name__} belong to by their names; "
+                "a weight that pruning or a parametrization is to compute is made so before self_tuning"
             )
 
     def become_plain(self) -> None:
@@ -265,3 +274,5 @@ class Responding(nn.Module):
                 is_q = name.startswith(ADDED[1:])
                 state[prefix + name] = torch.zeros_like(value) if has_weights and is_q else value
         super()._load_from_state_dict(state, prefix, *rest)
+        if self.hypers.witness is not None:
+            self.hypers.witness.note()

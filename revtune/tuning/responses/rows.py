@@ -14,14 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from revtune.tuning.responses.following import Following
 from revtune.tuning.responses.owners import NOBODY, SEVERAL, Owners
+
+if TYPE_CHECKING:
+    from revtune.tuning.responses.probing import Probe
 
 WAYS = ("together", "alternating", "all")
 Told = str | list[int] | None
@@ -76,10 +79,15 @@ class RowsMemory:
         changing: whether some rows depend on the data, so that every pass is followed.
         arranged: whether some rows are not simply the batch.
         replaying: whether it is the second pass of a linearisation, which says itself when it comes to other layers.
+        probe: measures whose loss the rows of outputs move, in one pass of a tuner's first step; None in others.
+        believed: layers whose rows are as their user says, which could not be followed.
+        assumed: layers whose rows are the batch by their number alone.
     """
 
     def __init__(self) -> None:
         self.following: Following | None = None
+        self.probe: Probe | None = None
+        self.believed, self.assumed = WeakSet[nn.Module](), WeakSet[nn.Module]()
         self.changing = self.replaying = self.arranged = False
         self._shapes: Any = None
         self._known: WeakKeyDictionary[nn.Module, dict[Any, Laid]] = WeakKeyDictionary()
@@ -168,6 +176,8 @@ def laid_in(
     Raises:
         ValueError: it cannot be told.
     """  # fmt: skip
+    if torch._C._functorch.is_batchedtensor(x):
+        raise ValueError(f"{name}: torch.func.vmap hides the examples' dimension; call it on the whole batch")
     unit = unit_dim % len(shape)
     only = axis is not None or unit != len(shape) - 1
     axis = axis if axis is not None else owner.batch_dim if owner.batch_dim < unit else 0
@@ -185,6 +195,8 @@ def laid_in(
     if told is not None:
         laid = _told(told, shape[axis], size, axis, rows, name)
         _check_told(laid, found, [*shape[:rows], 1], size, name, told)
+        if following is not None and found is None:
+            memory.believed.add(owner)
         return laid
     if found is None:
         constant = owners is not None and owners.constant
@@ -192,15 +204,22 @@ def laid_in(
         if (
             positions(x, size, axis, constant)
             if positions and (constant or owners is None)
-            else (constant and shape[axis] != size)
+            else (constant and (shape[axis] != size or _differ(x, axis)))
         ):
             found = Laid(axis, "all")
         elif shape[axis] == size and (owners is None or constant or _several(owners)):
             found = Laid(axis)
+            if memory is not None:
+                memory.assumed.add(owner)
         else:
             raise ValueError(_question(owners, x.shape, size, axis, name, advice))
     fixed = owners is None or owners.fixed or _several(owners)
     return found if memory is None else memory.keep(owner, key, found, fixed, name)
+
+
+def _differ(x: Tensor, axis: int) -> bool:
+    """Whether rows that no example has a part in are not all the same, as positions are and nothing of examples is."""
+    return not torch.equal(x, x.narrow(axis, 0, 1).expand_as(x))
 
 
 def _several(owners: Owners) -> bool:

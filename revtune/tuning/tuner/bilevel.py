@@ -33,7 +33,7 @@ from revtune.tuning.responses.linearized import ResponseRecord, second_pass, tan
 from revtune.tuning.responses.normalisation import ResponseBatchNorm
 from revtune.tuning.responses.responding import ADDED, Responding
 from revtune.tuning.responses.rows import RowsMemory
-from revtune.tuning.trees import mapped, tensors
+from revtune.tuning.trees import is_continuous, mapped, tensors
 from revtune.tuning.tuner.followed import predicted
 
 Predict = Callable[[nn.Module, Any], Any]
@@ -50,6 +50,18 @@ LINEAR = (
     "operation keeps, as sigmoid does, and has no graph that leads back to inputs or weights: let the network return "
     'what that operation is given, such as logits, and what the loss differentiates; or use method="stn".'
 )
+
+
+NO_GRADIENT = "the {} loss has no gradient"
+
+INFINITE = (
+    "the derivative of the network's prediction for its responses is not finite, as that of a root is at 0, where an "
+    'operation after it hides that from backward; use method="stn"'
+)
+
+
+class LossRefused(ValueError):
+    """What a training loss does, refused in a sentence of its own."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +189,7 @@ def _add_response_gradients(
                 loss = _loss_of_linear(problem, linear, batch, raw)
             if tangent_of(loss) is not None:
                 warnings.warn(UNSEEN, stacklevel=2)
-        scale_loss(finite(loss, "responses' training")).backward()
+        scale_loss(_finite_of_linear(loss, linear)).backward()
         pairs = [(y, at.grad) for y, at in zip(tensors(out), tensors(linear), strict=True) if y.requires_grad]
         reached = [(y, grad) for y, grad in pairs if grad is not None]
         if reached:
@@ -190,10 +202,22 @@ def _loss_of_linear(problem: BilevelProblem, linear: Any, batch: Any, raw: Tenso
     """The loss of a linear prediction, whose failure is told with what sets that prediction apart."""
     try:
         return problem.loss(linear, batch, raw)
-    except RuntimeError as error:
-        if "Nested forward mode" in str(error):
+    except (RuntimeError, ValueError) as error:
+        if "Nested forward mode" in str(error) or isinstance(error, LossRefused):
             raise
-        raise RuntimeError(f"{LINEAR} The training loss's own words: {error}") from error
+        if str(error).startswith(NO_GRADIENT.format("training")):
+            raise ValueError(UNSEEN) from error
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        raise kind(f"{LINEAR} The training loss's own words: {error}") from error
+
+
+def _finite_of_linear(loss: Tensor, linear: Any) -> Tensor:
+    """The loss of a linear prediction, if it is a finite number; else what sets that prediction apart is told."""
+    try:
+        return finite(loss, "responses' training")
+    except NonFiniteError as error:
+        reason = LINEAR if all(bool(y.isfinite().all()) for y in tensors(linear)) else INFINITE
+        raise NonFiniteError(f"{error}: {reason}") from None
 
 
 def linearized_prediction(problem: BilevelProblem, batch: Any, raw: Tensor, d: Tensor) -> tuple[Any, Any]:
@@ -224,11 +248,11 @@ def linearized_prediction(problem: BilevelProblem, batch: Any, raw: Tensor, d: T
         raise without_formula(error, problem.model) from error
     with torch.no_grad():
         linear = mapped(_primal_plus_tangent, second)
-    return out, mapped(lambda y: y.requires_grad_() if y.is_floating_point() else y, linear)
+    return out, mapped(lambda y: y.requires_grad_() if is_continuous(y) else y, linear)
 
 
 def _primal_plus_tangent(y: Tensor) -> Tensor:
-    if not y.is_floating_point():
+    if not is_continuous(y):
         return y
     primal, tangent = forward_ad.unpack_dual(y)
     return primal.clone() if tangent is None else primal + tangent  # in either case a tensor of its own
@@ -276,7 +300,7 @@ def mean_of(losses: Tensor, level: str, size: int | None = None) -> Tensor:
         expected = f"(B,) = ({size},), one an example, or their mean"
         raise ValueError(f"the {level} loss must be {expected}, got shape {tuple(losses.shape)}")
     if not losses.requires_grad:
-        raise ValueError(f"the {level} loss has no gradient: what it is made of was detached, or made without one")
+        raise ValueError(f"{NO_GRADIENT.format(level)}: what it is made of was detached, or made without one")
     return losses.mean()
 
 

@@ -1,8 +1,9 @@
 """What only a running network shows, found out in a tuner's first training step and said then, not in the middle of a
-run.
+run. A few later steps are watched too, as a network may go by another branch then.
 
 Random numbers that a module draws at a strength of its own, a rate that is read as a number, a layer whose weight is
-read past its forward, and predictions that the training loss does not take as Delta-STN changes them (`predictions`).
+read past its forward, predictions that the training loss does not take as Delta-STN changes them (`predictions`), and
+rows at the hyperparameters of one example that move another one's loss (`rows_check`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from revtune.tuning.responses.responding import Responding
 from revtune.tuning.tuner import bilevel
 from revtune.tuning.tuner.bilevel import BilevelProblem
 from revtune.tuning.tuner.predictions import GradientsRefused, check_range
+from revtune.tuning.tuner.rows_check import check_rows
 
 DRAWING = {
     torch.rand, torch.rand_like, torch.randn, torch.randn_like, torch.normal, torch.bernoulli, Tensor.bernoulli,
@@ -38,8 +40,12 @@ DROPPING = {
 """Functions that drop, each with the name of its rate."""
 
 
+LATER = (10, 100, 1000)
+"""Steps, counted from 1, that are watched besides the first, for what is drawn and read there alone."""
+
+
 class FirstStep:
-    """Watches one training step.
+    """Watches the first training step, and some later ones.
 
     Args:
         problem: what is learnt; `watched` gives another in its place for that step.
@@ -48,7 +54,12 @@ class FirstStep:
 
     def __init__(self, problem: BilevelProblem, linear: bool) -> None:
         self._problem, self._linear, self._losses = problem, linear, 0
-        self._draws = DrawsWatched(problem.model)
+        self._draws, self._told, self._first = DrawsWatched(problem.model), set[tuple[str, str]](), True
+        self._per_example = True
+
+    def is_due(self, step: int) -> bool:
+        """Whether a step, counted from 1, is to be watched."""
+        return self._first or step in LATER
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[BilevelProblem]:
@@ -75,22 +86,33 @@ class FirstStep:
             ValueError: it takes predictions in their range alone, or differentiates them for the network's inputs.
         """
         self._losses += 1
-        if not self._linear:
-            return self._problem.train_loss(out, batch, h)
-        if self._losses == 1:
+        linear = self._linear and self._first
+        if linear and self._losses == 1:
             with bilevel.uncompiled():
                 check_range(self._problem.train_loss, out, batch, h)
-            return self._problem.train_loss(out, batch, h)
-        with GradientsRefused():
-            return self._problem.train_loss(out, batch, h)
+        with GradientsRefused() if linear and self._losses > 1 else contextlib.nullcontext():
+            losses = self._problem.train_loss(out, batch, h)
+        self._per_example = isinstance(losses, Tensor) and losses.dim() == 1
+        return losses
 
-    def findings(self) -> Iterator[str]:
-        """Sentences for the user, once the step's gradients are there; `net.conversion` is brought up to date."""
+    def findings(self, batch: Any) -> Iterator[str]:
+        """Sentences for the user, once the step's gradients are there; `net.conversion` is brought up to date.
+
+        Raises:
+            ValueError: rows are at the hyperparameters of one example and move another one's loss.
+        """
         conversion: Any = self._problem.model.conversion
-        for name, why in [*self._numbers(), *self._passed_by(), *self._draws.untold(conversion.left)]:
+        found = [*self._numbers(), *self._passed_by(), *self._draws.untold(conversion.left)]
+        first, self._first = self._first, False
+        for name, why in found:
+            if (name, why) in self._told:
+                continue
+            self._told.add((name, why))
             conversion.replaced.pop(name, None)
             conversion.left[name] = "; ".join(filter(None, [conversion.left.get(name), why]))
             yield f"{name}: {why}"
+        if first:
+            yield from check_rows(self._problem, batch, self._per_example)
 
     def _numbers(self) -> Iterator[tuple[str, str]]:
         for name, module in self._problem.model.named_modules():

@@ -42,7 +42,7 @@ def predicted(
     if not replaying:
         memory.begin((model.training, *(tensor.shape for tensor in tensors(batch, floating=False))))
     if bound.size > 1 and not replaying and (memory.empty or memory.changing):
-        return _followed(run, model, batch, bound.size, memory, batch_dim)
+        return followed(run, model, batch, bound.size, memory, batch_dim)[0]
     if replaying:
         memory.replaying = True
         try:
@@ -57,12 +57,13 @@ def predicted(
         set_random_states(states, hypers.raw.device)
         if bound.record is not None:
             bound.record.forget(kept)
-    return _followed(run, model, batch, bound.size, memory, batch_dim)
+    return followed(run, model, batch, bound.size, memory, batch_dim)[0]
 
 
-def _followed(
+def followed(
     run: Callable[[], Any], model: nn.Module, batch: Any, size: int, memory: RowsMemory, batch_dim: int
-) -> Any:
+) -> tuple[Any, Following]:
+    """What `run` gives for B examples, followed from the batch, and what knows whose it is."""
     following = Following()
     memory.begin((model.training, *(tensor.shape for tensor in tensors(batch, floating=False))))
     for constant in itertools.chain(model.parameters(), model.buffers()):
@@ -75,7 +76,7 @@ def _followed(
     memory.following = following
     try:
         with hooked(model, following, Responding), following:
-            return run()
+            return run(), following
     finally:
         memory.following = None
 

@@ -20,10 +20,12 @@ from revtune.tuning.random_states import random_states, set_random_states
 from revtune.tuning.trees import mapped
 from revtune.tuning.tuner import bilevel
 from revtune.tuning.tuner.batches import BatchIterators
+from revtune.tuning.tuner.between_steps import BetweenSteps
 from revtune.tuning.tuner.bilevel import BilevelProblem, TrainLoss, ValidLoss
 from revtune.tuning.tuner.carried_state import CarriedState
 from revtune.tuning.tuner.first_step import FirstStep
 from revtune.tuning.tuner.history import History
+from revtune.tuning.tuner.modes import Modes
 from revtune.tuning.tuner.optimizer_checks import check_decay, check_hyper_decay, checked, checked_hyper
 from revtune.tuning.tuner.state_checks import check_loaded, check_state
 from revtune.tuning.tuner.tuner_checks import (
@@ -134,10 +136,11 @@ class Tuner:
         self.optimizer = checked(make([{"params": base}, {"params": added, "weight_decay": 0.0}]), base, added, hypers)
         own = [hypers.raw, hypers.spread]
         self.hyper_optimizer = checked_hyper(make_hyper([{"params": [parameter]} for parameter in own]), own)
+        self._between, self._modes = BetweenSteps(model, hypers), Modes(model)
         self.history, self.batch_iterators = History(), BatchIterators()
         self.steps = self.valid_steps = 0
         hypers.read.clear()
-        self._first: FirstStep | None = FirstStep(self.problem, method == "delta")
+        self._first = FirstStep(self.problem, method == "delta")
         self._started = time.perf_counter()
 
     def step(self, batch: Any, held_out: Any = None) -> tuple[float, float | None]:
@@ -179,14 +182,13 @@ class Tuner:
         return loss.item()
 
     def _gradients(self, batch: Any) -> Tensor:
-        """Add a training step's gradients; the first one is watched."""
-        if self._first is None:
+        """Add a training step's gradients; the first one is watched, and some others."""
+        if not self._first.is_due(self.steps + 1):
             return GRADIENTS[self.method](self.problem, batch, self._scaled)
         with self._first.watched() as watched:
             loss = GRADIENTS[self.method](watched, batch, self._scaled)
-        for finding in self._first.findings():
+        for finding in self._first.findings(batch):
             warnings.warn(finding, stacklevel=4)
-        self._first = None
         return loss
 
     def valid_step(self, batch: Any) -> float:
@@ -223,7 +225,14 @@ class Tuner:
             check_hyper_decay(self.hyper_optimizer)
         if self._carried_state is not None:
             self._carried_state.level = level
-        self.model.train()  # a module that must stay in evaluation mode overrides `train`
+        self._between.check()
+        self._modes.train()
+        if (resting := self._modes.tuned_at_rest()) and self.steps:  # in the first step they are told as unread
+            warnings.warn(
+                f"{', '.join(resting)}: in evaluation mode while the network trains, so nothing is dropped there and "
+                "nothing learns how strong to be; net.train() puts all modules into training mode",
+                stacklevel=4,
+            )
 
     def _update(self) -> None:
         if self.scaler is not None:
@@ -238,6 +247,7 @@ class Tuner:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self.optimizer.zero_grad()
+        self._between.note()
 
     def _update_hypers(self) -> None:
         before = [p.detach().clone() for p in (self.hypers.raw, self.hypers.spread)]

@@ -6,7 +6,16 @@ import random
 import pytest
 
 from revtune.program.data.lines import ENDS
-from revtune.program.data.readings import BY_BYTES, BY_LINES, parts_by_bytes, parts_by_lines, words_by_feeds
+from revtune.program.data.readings import (
+    BY_BYTES,
+    BY_LINES,
+    as_learnt,
+    first_lines,
+    parts_by_bytes,
+    parts_by_lines,
+    words_by_feeds,
+)
+from revtune.program.errors import Problem
 
 
 @pytest.mark.parametrize("end", ["\r\n", *ENDS])
@@ -49,3 +58,43 @@ def test_earlier_versions_cut_bytes() -> None:
     parts = BY_BYTES.parts(b"alpha beta " * 201)
     assert (parts[0][-3:], parts[1][:3]) == (b"bet", b"a a")
     assert BY_BYTES.words("a\rb\n") == ["a", "b", "<eos>"]
+
+
+def test_the_first_words_end_with_a_line_where_one_does() -> None:
+    words = BY_LINES.words("a b c d e\n" * 20)
+    assert [len(first_lines(words, most)) for most in (50, 60, 61, 65, 66, 120, 999)] == [48, 60, 60, 60, 66, 120, 120]
+    assert len(first_lines(words, 5)) == 5 and len(first_lines(["a"] * 90, 50)) == 50
+    assert all(BY_BYTES.first(words, most) == words[:most] for most in range(130))
+
+
+class Read:
+    """Data that remember how they were read."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def digest(self) -> str:
+        return self.name
+
+
+def test_data_are_read_as_they_were_learnt() -> None:
+    names = {id(BY_LINES): "today", id(BY_BYTES): "earlier"}
+    for digest, name in ((None, "today"), ("today", "today"), ("earlier", "earlier"), ("other", "today")):
+        assert as_learnt(digest, lambda reading: Read(names[id(reading)])).name == name
+
+    def refused(reading: object) -> Read:
+        if reading is BY_BYTES:
+            raise Problem("too short")
+        return Read("today")
+
+    assert as_learnt("other", refused).name == "today"
+
+    def refused_today(reading: object) -> Read:
+        if reading is BY_LINES:
+            raise Problem("breaks inside a line")
+        return Read("earlier")
+
+    assert as_learnt("earlier", refused_today).name == "earlier"
+    for digest in (None, "other"):
+        with pytest.raises(Problem, match="breaks inside"):
+            as_learnt(digest, refused_today)

@@ -355,7 +355,7 @@ def test_what_is_not_finite_is_never_saved(text: Path, tmp_path: Path, monkeypat
     made = language.build
     monkeypatch.setattr(train, "build", build)
     part = Run(tmp_path / "run")
-    with pytest.raises(Problem, match="encode.weight is not finite after step 6; a lower --lr may help"):
+    with pytest.raises(Problem, match="encode.weight is not finite after step 6; a lower learning rate may help"):
         train.start(config(text, valid_every=9), part.folder, Spoils())
     assert checkpoint.read(part.checkpoint).facts["place"]["step"] == 3
     monkeypatch.setattr(train, "evaluate", lambda *_: float("nan"))

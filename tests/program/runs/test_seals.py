@@ -134,6 +134,28 @@ def test_what_a_file_says_is_told_by_its_name_and_a_pipe_is_refused(
             os.replace(tmp_path / "whole", run / name)
 
 
+def test_what_was_learnt_is_of_use_without_the_checkpoint(
+    learnt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(learnt, tmp_path / "run")
+    path = run / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    assert told(capsys, "evaluate", run) == (0, "")
+    assert f"{path} is damaged" in told(capsys, "train", "--resume", run)[1]
+    if learnt.name == "text":
+        (run / "weights.safetensors").unlink()
+        assert "weights.safetensors is not there, but the first validation was" in told(capsys, "evaluate", run)[1]
+
+
+def test_a_recipe_of_another_version_is_named(learnt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = shutil.copytree(learnt, tmp_path / "run")
+    config = run / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "recipe": "novel"}))
+    for words in (["evaluate", run], ["train", "--resume", run]):
+        code, said = told(capsys, *words)
+        assert code == 1 and said.startswith(f"revtune: {config} is of recipe 'novel', which is none of this revtune: ")
+
+
 def test_cells_of_a_repeat_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeat, "plot", lambda *_: b"")
     monkeypatch.setattr(repeat, "learned", lambda study, cells, _: (learn(study, cell) for cell in cells))
@@ -173,6 +195,11 @@ def test_contestants_of_the_schedule_experiment(tmp_path: Path, monkeypatch: pyt
             experiment.resume(out)
         (out / name).write_text(whole)
     experiment.resume(out)
+    for name in ("checkpoint.safetensors", "weights.safetensors"):
+        (out / "fixed-0.2" / name).write_bytes((out / "noisy" / name).read_bytes())
+    (out / "fixed-0.2/result.json").unlink()
+    with pytest.raises(Problem, match=r"fixed-0.2/checkpoint.safetensors is of noisy, not of fixed-0.2; put it back"):
+        experiment.resume(out)
 
 
 def test_contestants_of_a_contest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +215,24 @@ def test_contestants_of_a_contest(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             compare.run("mnist", options)
         compare.run("mnist", dataclasses.replace(options, accept_edits=True))
         path.write_text(whole)
+    for name, old in (("journal.log", '"loss":'), ("terms.json", '"steps": ')):
+        path = out / "seed-1/random" / name
+        whole = path.read_text()
+        path.write_text(whole.replace(old, f"{old}1", 1))
+        with pytest.raises(Problem, match=f"{path} is not the file that"):
+            compare.run("mnist", options)
+        path.write_text(whole)
     compare.run("mnist", options)
+    more = dataclasses.replace(options, seeds=2)
+    compare.run("mnist", more)
+    for name, file in (("plain", "weights.safetensors"), ("random", "journal.log")):
+        first, second = (out / f"seed-{seed}" / name / file for seed in (1, 2))
+        own = first.read_bytes()
+        first.write_bytes(second.read_bytes())
+        with pytest.raises(Problem, match=f"{first} is (of seed-2/{name}, not of seed-1/{name}|not the file)"):
+            compare.run("mnist", more)
+        first.write_bytes(own)
+    compare.run("mnist", more)
     config = out / "config.json"
     config.write_text(config.read_text().replace('"momentum": 0.9', '"momentum": 0.8'))
     study = dataclasses.replace(options.study, learning=dataclasses.replace(options.study.learning, momentum=0.8))

@@ -3,13 +3,15 @@
 import gc
 import weakref
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import revtune as rt
 from revtune.reversible.kernel.inner_graph import inner_graph
@@ -64,6 +66,44 @@ def test_a_checkpoint_runs_its_function_again_once(rev: Rev, what: str, runs: in
     got = gradients(lambda x: checkpoint(counted, x, use_reentrant=False), x, parameters)
     assert len(calls) == runs  # the gradients of a stream are known at once, and nothing is asked for again
     assert all(map(torch.equal, got, wanted))
+
+
+@both
+def test_a_checkpoint_of_a_long_sequence_runs_it_twice(rev: Rev) -> None:
+    net = rev(3, 4, 2, dtype=real())
+    x, calls = torch.randn(40, 2, 3, dtype=real(), requires_grad=True), list[int]()
+
+    def counted(x: Tensor) -> Tensor:
+        calls.append(1)
+        return net(x)[0].square().sum()
+
+    checkpoint(counted, x, use_reentrant=False).backward()
+    assert len(calls) == 2
+
+
+@both
+@pytest.mark.parametrize("what", ["layer", "stream", "encode"])
+@pytest.mark.parametrize("kept", [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_RECOMPUTE])
+def test_a_selective_checkpoint_gives_the_same_gradients(rev: Rev, what: str, kept: CheckpointPolicy) -> None:
+    """Which matrix products are kept is the caller's choice; none of those within a stream is."""
+    step, parameters = steps(rev)[what]
+    x, calls = torch.randn(10, 2, 5, dtype=real(), requires_grad=True), list[int]()
+
+    def counted(x: Tensor) -> Tensor:
+        calls.append(1)
+        return step(x)
+
+    def policy(_: Any, operator: Any, *args: Any, **options: Any) -> CheckpointPolicy:
+        products = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return kept if operator in products else CheckpointPolicy.PREFER_RECOMPUTE
+
+    def selective(x: Tensor) -> Tensor:
+        contexts = partial(create_selective_checkpoint_contexts, policy)
+        return checkpoint(counted, x, use_reentrant=False, context_fn=contexts)
+
+    wanted = gradients(step, x, parameters)
+    got = gradients(selective, x, parameters)
+    assert len(calls) <= 2 and all(map(torch.equal, got, wanted))
 
 
 @both

@@ -90,9 +90,11 @@ def test_what_is_known_of_a_chunk_must_be_found_again(kind: str, monkeypatch: py
     ran = RecalledLayer(given).forward()
     dx, grads = RecalledLayer(given).backward(ran, torch.ones_like(ran.y), None, want_dx=True)
     assert dx is not None and dx.shape == given.x.shape and len(grads) == len(given.state)
-    ran.chunks[1] = ran.chunks[1]._replace(digest=ran.chunks[1].digest ^ 1)
-    with pytest.raises(rt.ReversalError, match=rf"{kind}, steps 4\.\.7: gates came out differently"):
-        RecalledLayer(given).backward(ran, torch.ones_like(ran.y), None, want_dx=True)
+    known = ran.chunks[1]
+    for wrong in (known._replace(gates=known.gates ^ 1), known._replace(read=known.read ^ 1)):
+        ran.chunks[1] = wrong
+        with pytest.raises(rt.ReversalError, match=rf"{kind}, steps 4\.\.7: gates came out differently"):
+            RecalledLayer(given).backward(ran, torch.ones_like(ran.y), None, want_dx=True)
 
 
 def test_changed_words_and_heads_of_c_are_refused() -> None:

@@ -68,6 +68,25 @@ def test_in_float64_it_is_the_layer(kind: type, layers: int, units: int, lengths
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_embedding_may_scale_its_rows_down_on_the_way(alone: bool) -> None:
+    """Rows that the first chunk does not look up are scaled between the first chunk and the last."""
+    rnn, tokens, emb = rt.RevGRU(E, H), torch.arange(900).view(300, 3), nn.Embedding(900, E, max_norm=0.5)
+    plain = nn.Embedding.from_pretrained(emb.weight * (0.5 / emb.weight.norm(dim=1, keepdim=True)).clamp(max=1))
+    plain.weight.requires_grad_()
+    encode = emb if alone else lambda ids: emb(ids)
+    found = []
+    for one, table in ((encode, emb), (plain, plain)):
+        annotations, state = rt.rewind_encode(rnn, tokens, encode=one, units=4)
+        found.append(gradients(whole(annotations, state), rnn, table))
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+    annotations, _ = rt.rewind_encode(rnn, tokens, encode=encode, units=4)
+    emb.weight.data[7] *= 0.5
+    with pytest.raises(rt.ReversalError, match=r"a tensor of shape \(900, \d+\) that encode reads was changed"):
+        annotations.sum().backward()
+
+
 def encode_pass(kind: type, units: int, lengths: Tensor | None, **options: object) -> EncodePass:
     """A batch on its way."""
     rnn, emb, tokens = parts(kind, **options)

@@ -3,7 +3,9 @@
 import os
 import socket
 from contextlib import nullcontext
+from functools import partial, update_wrapper
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,10 +25,10 @@ WORDS, STEPS, ROWS = 20, 40, 4
 class Model(nn.Module):
     """A language model whose forward is a whole training step but for backward."""
 
-    def __init__(self) -> None:
+    def __init__(self, rev: type[rt.RevGRU] | type[rt.RevLSTM] = rt.RevGRU) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.words, self.rnn = nn.Embedding(WORDS, 8), rt.RevGRU(8, 16, 2)
+        self.words, self.rnn = nn.Embedding(WORDS, 8), rev(8, 16, 2)
         self.head = rt.LinearCrossEntropy(16, WORDS)
 
     def look_up(self, ids: Tensor) -> Tensor:
@@ -47,7 +49,7 @@ def batches() -> Tensor:
 def accumulated(model: Any, given: Tensor, own: bool) -> None:
     """Gradients of the mean over two batches, told to the other process with the second one alone."""
     model.zero_grad()
-    with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+    with model.no_sync() if isinstance(model, DistributedDataParallel | FullyShardedDataParallel) else nullcontext():
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(False)
         (model(given[0], own) / 2).backward()
@@ -62,18 +64,29 @@ def sharded(model: nn.Module, mesh: DeviceMesh) -> Any:
 
 def gradients(model: Any) -> list[Tensor]:
     """Whole ones, of sharded parameters too."""
+    if isinstance(model, FullyShardedDataParallel):
+        with FullyShardedDataParallel.summon_full_params(model, with_grads=True):
+            return [p.grad.clone() for p in model.parameters() if p.grad is not None]
     return [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in model.parameters()]
 
 
 def check_gradients(rank: int, mesh: DeviceMesh) -> None:
-    joined, one = batches(), Model()
-    accumulated(one, joined, False)
-    models: list[Any] = [DistributedDataParallel(Model()), sharded(Model(), mesh)]
-    for model in models:
-        for own in (False, True):
-            accumulated(model, joined[..., rank * ROWS : (rank + 1) * ROWS], own)
-            for got, wanted in zip(gradients(model), gradients(one), strict=True):
-                assert float((got - wanted).norm() / wanted.norm()) < 1e-6
+    joined = batches()
+    replicated = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    for rev in (rt.RevGRU, rt.RevLSTM):
+        one = Model(rev)
+        accumulated(one, joined, False)
+        models: list[Any] = [
+            DistributedDataParallel(Model(rev)),
+            sharded(Model(rev), mesh),
+            sharded(Model(rev), replicated),
+            FullyShardedDataParallel(Model(rev), device_id=torch.device("cpu"), use_orig_params=True),
+        ]
+        for model in models:
+            for own in (False, True):
+                accumulated(model, joined[..., rank * ROWS : (rank + 1) * ROWS], own)
+                for got, wanted in zip(gradients(model), gradients(one), strict=True):
+                    assert float((got - wanted).norm() / wanted.norm()) < 1e-6
 
 
 def check_refusals(rank: int, mesh: DeviceMesh) -> None:
@@ -91,6 +104,12 @@ def check_refusals(rank: int, mesh: DeviceMesh) -> None:
     parallel: Any = DistributedDataParallel(model.rnn)
     with pytest.raises(ValueError, match="got DistributedDataParallel: wrap or shard the module whose forward calls"):
         rt.rewind_loss(parallel, ids[:-1], ids[1:], encode=model.words, readout=model.head)
+    lowered: Any = fully_shard(Model(), mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match="parameters must be float32 or float64 to rewind exactly"):
+        lowered(ids, False)
+    flat: Any = FullyShardedDataParallel(Model().words, device_id=torch.device("cpu"))
+    with pytest.raises(ValueError, match="encode is wrapped .FullyShardedDataParallel. by itself"):
+        rt.rewind_loss(model.rnn, ids[:-1], ids[1:], encode=flat, readout=model.head)
     head, words = DistributedDataParallel(model.head), DistributedDataParallel(model.words)
     with pytest.raises(ValueError, match="readout is wrapped .* by itself"):
         rt.rewind_loss(model.rnn, ids[:-1], ids[1:], encode=model.words, readout=head)
@@ -107,6 +126,21 @@ def process(rank: int, port: int, home: str) -> None:
     check_refusals(rank, mesh)
     Path(home, f"{rank}").touch()
     dist.destroy_process_group()
+
+
+def test_a_net_whose_forward_was_patched_is_refused() -> None:
+    """As accelerate prepares a model, and hooks it; the module around the call may be patched so."""
+    model, ids = Model(), batches()[0][..., :ROWS]
+    wanted = model(ids, False).item()
+    forward = model.forward
+    model.forward = MethodType(torch.autocast("cpu", enabled=False)(type(model).forward), model)  # type: ignore[method-assign]
+    assert model(ids, False).item() == wanted
+    model.forward = update_wrapper(partial(lambda module, *args: forward(*args), model), forward)  # type: ignore[method-assign]
+    assert model(ids, False).item() == wanted
+    rnn: Any = model.rnn
+    rnn.forward = MethodType(torch.autocast("cpu", dtype=torch.bfloat16)(type(rnn).forward), rnn)
+    with pytest.raises(ValueError, match="does not call the net's forward.*patch that of the module around it"):
+        model(ids, False)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 In float64 the reference runs both; in float32 the kernel does, where the layer keeps outputs and rewinds nothing.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -394,6 +395,31 @@ def test_every_kind_of_embedding_streams(options: dict[str, Any]) -> None:
     loss, _ = rt.rewind_loss(rnn, inputs, targets, encode=embedding, readout=head, reduction="sum")
     wanted = unstreamed(rnn, inputs, targets, encode=embedding, readout=cross_entropy(head))
     agree(loss, wanted, [embedding.weight, *rnn.parameters()])
+
+
+@pytest.mark.parametrize("option", ["max_norm", "scale_grad_by_freq", "sparse"])
+def test_an_embedding_of_ours_refuses_options_that_it_has_not(option: str) -> None:
+    embedding = rt.Embedding(WORDS, 6)
+    setattr(embedding, option, True)
+    with pytest.raises(ValueError, match=f"Embedding has no {option}, got True; nn.Embedding has"):
+        embedding(torch.arange(3))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_readout_sees_what_a_scaled_embedding_leaves(grad: bool) -> None:
+    """Its weight is tied: rows of later steps are scaled down before the first step is read out."""
+    rnn, inputs, targets = rt.RevGRU(8, 8, dtype=real()), torch.arange(WORDS).view(-1, 1), torch.zeros(WORDS, 1).long()
+    embedding, head = nn.Embedding(WORDS, 8, max_norm=0.5, dtype=real()), nn.Linear(8, WORDS, dtype=real())
+    head.weight, other = embedding.weight, copy.deepcopy(embedding)
+
+    def read_out(y: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(head(y), targets, reduction="sum")
+
+    with torch.set_grad_enabled(grad):
+        loss = rt.rewind_loss(rnn, inputs, targets, encode=embedding, readout=read_out, reduction="sum")[0]
+        y = rnn(other(inputs))[0].flatten(0, 1)
+        wanted = F.cross_entropy(F.linear(y, other.weight, head.bias), targets.flatten(), reduction="sum")
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("tied", [False, True])

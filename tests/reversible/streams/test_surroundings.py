@@ -1,5 +1,6 @@
 """What is changed while a stream runs: named, with no gradient given."""
 
+import copy
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -196,6 +197,30 @@ def test_an_embedding_that_scales_its_rows_down_may_do_so(where: str) -> None:
 
     first = loss().item()
     assert first == pytest.approx(loss().item())  # the second time no row is too long
+
+
+@pytest.mark.parametrize("shared", ["rnn", "encode", "readout"])
+def test_weights_in_shared_memory_are_refused(shared: str) -> None:
+    """Data may come in it, from a loader's workers, and evaluation reads weights once."""
+    net, table, head = rt.RevGRU(5, 6), nn.Embedding(7, 5), rt.LinearCrossEntropy(6, 7)
+    ids = (torch.arange(28).view(14, 2) % 7).share_memory_()
+
+    def loss() -> Tensor:
+        return rt.rewind_loss(net, ids, ids, encode=table, readout=lambda y, t: head(y, t))[0]
+
+    loss().backward()
+    part: nn.Module = {"rnn": net, "encode": table, "readout": head}[shared]
+    part.share_memory()
+    with pytest.raises(ValueError, match=r"rewind_loss: .*memory that processes share.*deepcopy.*wrap or shard"):
+        loss()
+    if shared != "readout":
+        with pytest.raises(ValueError, match="rewind_encode: .*memory that processes share"):
+            rt.rewind_encode(net, ids, encode=table)
+    with torch.no_grad():
+        loss()
+        rt.rewind_encode(net, ids, encode=table)
+    net, table, head = copy.deepcopy((net, table, head))
+    loss().backward()
 
 
 @both

@@ -22,6 +22,7 @@ def _four_steps_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     set_stack_chunk_steps(monkeypatch, 4)
     trials._known.clear()
+    trials._counted.clear()
 
 
 class Parts:
@@ -62,6 +63,9 @@ NO_SUMS: dict[str, Callable[[nn.Linear], Callable[[Tensor, Tensor], Tensor]]] = 
     "a penalty": lambda linear: (
         lambda y, t: F.cross_entropy(linear(y), t, reduction="sum") + linear.weight.square().sum()
     ),
+    "attention over positions": lambda linear: (
+        lambda y, t: F.cross_entropy(linear(F.scaled_dot_product_attention(y, y, y)), t, reduction="sum")
+    ),
     "CTC": lambda linear: (
         lambda y, t: F.ctc_loss(
             by_step(linear(y).log_softmax(-1)),
@@ -92,7 +96,7 @@ def test_sums_stream_however_few_positions_there_are(lengths: Tensor | None, che
         lambda y, t: F.mse_loss(parts.linear(F.dropout(y)).amax(-1), t.to(y), reduction="sum"),
         lambda y, t: F.cross_entropy(parts.linear(y), t, ignore_index=1, reduction="sum"),
     ):
-        parts.lose(readout=summed, lengths=lengths, checkpoint_every=checkpoint_every).backward()
+        parts.lose(readout=summed, lengths=lengths, checkpoint_every=checkpoint_every, normalizer=len).backward()
 
 
 def test_positions_that_lose_nothing_tell_nothing() -> None:
@@ -181,7 +185,9 @@ def along_time() -> dict[str, Callable[[Tensor], Tensor]]:
     words = nn.Embedding(WORDS, FEATURES, dtype=real())
     conv, gru = nn.Conv1d(FEATURES, FEATURES, 3).to(real()), nn.GRU(FEATURES, FEATURES).to(real())
     positions = torch.randn(STEPS, 1, FEATURES, dtype=real())
+    layer = nn.TransformerEncoderLayer(FEATURES, 2, 8, 0.1).to(real())
     return {
+        "attention": lambda ids: layer(words(ids)),
         "convolution": lambda ids: conv(F.pad(words(ids).permute(1, 2, 0), (2, 0))).permute(2, 0, 1),
         "positions": lambda ids: F.dropout(words(ids) + positions[: len(ids)]),
         "another net": lambda ids: gru(words(ids))[0],

@@ -256,3 +256,10 @@ def test_a_source_is_read_once_a_class_and_not_once_a_module(monkeypatch: pytest
     _read.cache_clear()
     self_tuning(Deep(1))
     assert of_twelve == len(walked) > 0
+
+
+def test_dropouts_of_any_name_are_reported() -> None:
+    class Drop(nn.Dropout):
+        pass
+
+    assert reason_left(Drop(0.3)) == "Drop has no tuned form; its rate stays 0.3"

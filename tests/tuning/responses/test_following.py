@@ -45,6 +45,17 @@ OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], list[int]]] = {
     "a largest by scattering": (
         lambda x: torch.zeros(2, D).scatter_reduce(0, of_node(2, 3)[:, None].expand(-1, D), x[1], "amax"), [1, 1]
     ),
+    "one hot": (lambda x: F.one_hot((x[..., 0] > 0).long(), 2).flatten(0, 1), EACH),
+    "places of nobody": (
+        lambda x: torch.zeros(B * T, D).index_add(0, torch.arange(B * T) // 3, x.flatten(0, 1))[: 2 * B], TWO
+    ),
+    "rows written by number": (
+        lambda x: x.new_zeros(2 * B, D).index_put_((torch.arange(2 * B).flip(0),), x[:, :2].flatten(0, 1)), TWO[::-1]
+    ),
+    "a triangle": (lambda x: x.tril().flatten(0, 1), EACH),
+    "real parts": (lambda x: torch.fft.fft(x, dim=1).real.flatten(0, 1), EACH),
+    "distances": (lambda x: torch.cdist(x[:, :2], x).flatten(0, 1), TWO),
+    "bags": (lambda x: F.embedding_bag((x[..., 0] > 0).long(), torch.ones(2, 3)), [0, 1, 2, 3]),
     "a sum of examples": (lambda x: x.sum(0), [-2] * 6),
     "a mean that is taken off": (lambda x: (x - x.mean(0))[:, 0], [-2] * 4),
 }  # fmt: skip
@@ -100,6 +111,20 @@ def test_layers_of_torch_hand_owners_on() -> None:
     owners, nobody = following.owners(y), following.owners(positions)
     assert owners is not None and owners.of.flatten().tolist() == [0, 1, 2, 3]
     assert nobody is not None and nobody.constant
+
+
+def test_entries_of_nobody_are_theirs_who_choose_them() -> None:
+    following, x = marked((B, T, D))
+    table = torch.randn(5, 3)
+    following.constant(table)
+    with following:
+        numbers = (x[..., 0] > 0).long()
+        found = [table[numbers], table.index_select(0, numbers.flatten()), table[numbers, numbers[:, :1]]]
+        drawn, product = torch.empty(B, D).normal_(), table @ torch.from_numpy(x[:, 0, :3].numpy().copy()).t()
+    owners = [following.owners(y) for y in found]
+    assert [None if of is None else of.of.expand(y.shape[:1] + (1,) * (y.dim() - 1)).flatten().tolist()
+            for of, y in zip(owners, found, strict=True)] == [[0, 1, 2, 3], EACH, [0, 1, 2, 3]]  # fmt: skip
+    assert following.owners(drawn) is None and following.owners(product) is None
 
 
 def test_of_what_it_does_not_know_it_says_nothing() -> None:

@@ -212,6 +212,20 @@ def test_a_net_that_drops_by_a_function_alone_is_told_the_two_lines() -> None:
         rt.self_tuning(Functional())
 
 
+@methods
+def test_draws_of_a_later_branch_are_named_at_a_later_step(method: str) -> None:
+    class Late(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += self.training
+            return x * kept_rows(x) if self.training and self.calls > 8 else x
+
+    tuner = tuner_of(rt.self_tuning(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.1), Late(), nn.Linear(8, 3))), method)
+    (sentence,) = told(tuner, rows(), 12)
+    assert sentence.startswith("2: Late draws random numbers by bernoulli_") and told(tuner, rows(), 2) == []
+
+
 # Layers past whose response something goes
 
 

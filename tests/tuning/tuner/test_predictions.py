@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import revtune as rt
+from revtune.errors import NonFiniteError
 from revtune.tuning.tuner.tuner import Tuner
 
 Loss = Callable[[Tensor, Any, Any], Tensor]
@@ -89,6 +90,78 @@ def test_predictions_that_must_stay_in_their_range_are_refused(last: nn.Module, 
     torch.set_rng_state(state)
     plain = net_of(last)
     tuner_of(plain, loss, "stn").step(batch(), batch())
+
+
+class Of(nn.Module):
+    """A function as a network's last module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def angle(out: Tensor, batch: Any, h: Any) -> Tensor:
+    return torch.acos(out * 0.999).mean(1)
+
+
+def two_parts(out: Tensor, batch: Any, h: Any) -> Tensor:
+    return F.binary_cross_entropy(out[:, 0], torch.ones(len(out)), reduction="none") + out[:, 1:].square().mean(1)
+
+
+def log1mexp(out: Tensor, batch: Any, h: Any) -> Tensor:
+    return -torch.log1p(-out.exp()).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("last", "loss", "told"),
+    [
+        (lambda x: F.normalize(x, dim=-1), angle, "numbers from -1 to 1, .* what its last operation is given"),
+        (torch.tanh, angle, "numbers from -1 to 1, "),
+        (lambda x: F.softplus(x) + 1.5, gaussian, "positive numbers of softplus, "),
+        (lambda x: x.square() + 1.5, gaussian, "positive numbers, .* what its last operation is given"),
+        (lambda x: 0.5 + 0.5 * torch.erf(x), bce, "probabilities, .* logits"),
+        (lambda x: x.softmax(-1) * 0.9 + 0.03, log_likelihood, "probabilities of softmax"),
+        (lambda x: torch.cat([x[:, :1].sigmoid(), 9 * x[:, 1:]], 1), two_parts, "(probabilities|positive numbers), "),
+        (lambda x: x.log_softmax(-1), log1mexp, "negative numbers, "),
+    ],
+)
+def test_ranges_of_other_operations_are_found_too(last: Callable[[Tensor], Tensor], loss: Loss, told: str) -> None:
+    with pytest.raises(ValueError, match=f"^the network returns {told}"):
+        tuner_of(net_of(Of(last)), loss).step(batch(), batch())
+    tuner_of(net_of(Of(last)), loss, "stn").step(batch(), batch())
+
+
+def test_numbers_that_lie_in_a_range_by_chance_are_let_be() -> None:
+    net = net_of()
+    net.get_parameter("3.bias").data.fill_(9.0)
+    tuner_of(net, gaussian).step(batch(), batch())
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_a_loss_that_fails_later_is_told_with_what_to_do(kind: type[Exception]) -> None:
+    def late(out: Tensor, batch: Any, h: Any) -> Tensor:
+        if tuner.steps == 2 and out.grad_fn is None:
+            raise kind("bare")
+        return square(out, batch, h)
+
+    tuner = tuner_of(net_of(), late)
+    tuner.train_step(batch()), tuner.train_step(batch())
+    with pytest.raises(kind, match=r'linear prediction, .* or use method="stn"\. The training loss\'s own words: bare'):
+        tuner.train_step(batch())
+
+
+def test_a_linear_prediction_that_is_not_finite_is_told_with_what_to_do() -> None:
+    def late(out: Tensor, batch: Any, h: Any) -> Tensor:
+        return square(out, batch, h) * (torch.inf if out.grad_fn is None else 1.0)
+
+    with pytest.raises(NonFiniteError, match="responses' training loss is inf; .*: the training loss fails on Delta"):
+        tuner_of(net_of(), late).train_step(batch())
+    root = net_of(Of(lambda x: x.relu().sqrt()))
+    with pytest.raises(NonFiniteError, match=r"loss is nan; .*: the derivative of the network's prediction .* is not"):
+        tuner_of(root, square).train_step(batch())
 
 
 @pytest.mark.parametrize("loss", [square, guarded])

@@ -270,7 +270,7 @@ def test_a_recurrent_state_is_carried_on_each_level_by_itself() -> None:
     train, valid = loaders()
     for (batch, held_out), _ in zip(of.batches(train, valid), range(3), strict=False):
         of.step(batch, held_out)
-    assert seen["valid"] == [0, 1, 2] and seen["train"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert seen["valid"] == [0, 1, 2] and seen["train"] == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]  # one more in the first step
 
 
 def test_a_scaler_and_autocast_train() -> None:

@@ -38,7 +38,7 @@ from revtune.program.errors import Problem
 from revtune.program.files import locked
 from revtune.program.runs.clock import Clock
 from revtune.program.runs.folder import next_folder
-from revtune.program.studies.compare.contest import CONTESTANTS, REPEATS, TUNERS, Contest, Contestant, Options
+from revtune.program.studies.compare.contest import CONTESTANTS, REPEATS, TERMS, TUNERS, Contest, Contestant, Options
 from revtune.program.studies.compare.live import CompareReport
 from revtune.program.studies.compare.table import finish
 from revtune.program.studies.json_files import JsonObject
@@ -75,7 +75,8 @@ def learn(contest: Contest, seed: int, console: Console) -> None:
         if contestant not in options.contestants or contest.result(seed, contestant) is not None:
             continue
         if task is None:
-            task = recipes.find(contest.recipe).task(dataclasses.replace(options.study, seed=seed))
+            study = dataclasses.replace(options.study, seed=seed)
+            task = recipes.find(contest.recipe).task.as_learnt(study, contest.data())
         aside = contest.begin(seed, contestant)
         with CompareReport(console, f"seed {seed}, {contestant}", options.budget, options.clock).shown() as report:
             if aside is not None:
@@ -91,7 +92,7 @@ def tuned(contest: Contest, task: Task, seed: int, contestant: Contestant, repor
     method: Method = contestant if contestant in ("stn", "delta") else "plain"
     folder = contest.folder_of(seed, contestant)
     learns = learner(task, method, terms.get("values"))
-    with contextlib.closing(TaskRun(learns, folder, contest.command, contest.seals())) as task_run:
+    with contextlib.closing(TaskRun(learns, folder, contest.command, contest.seals(folder, TERMS))) as task_run:
         report.best = task_run.learner.progress.best
         task_run.learn(partial(is_over, contest, contestant, terms), report, last=False)
         return task_run.result(steps=task_run.learner.steps, budget=budget, **task_run.clock.now())
@@ -117,7 +118,7 @@ def searched(contest: Contest, task: Task, seed: int, contestant: Contestant, re
     options, terms = contest.options, contest.terms(seed, contestant)
     assert terms is not None and contestant in ("random", "grid", "tpe", "hyperband")
     folder = contest.folder_of(seed, contestant)
-    command, seals = contest.command, contest.seals()
+    command, seals = contest.command, contest.seals(folder, TERMS)
     with contextlib.closing(Search(task, contestant, folder, terms["steps"], command, seals)) as search:
         if best := search.best():
             report.best = best.user_attrs["loss"]

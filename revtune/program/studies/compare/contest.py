@@ -28,11 +28,12 @@ from revtune.program.files import read_bytes, write
 from revtune.program.runs import checkpoint
 from revtune.program.runs.clock import ClockKind
 from revtune.program.runs.metrics import last_step
-from revtune.program.runs.seals import Seals, digest
+from revtune.program.runs.seals import RUN, Seals, digest
+from revtune.program.studies.compare.journal_seals import JOURNAL, METRICS, last_seal
 from revtune.program.studies.json_files import JsonObject, Template, missing, read_lines, read_object
-from revtune.program.tasks.loop import check_metrics, check_result
+from revtune.program.tasks.loop import WEIGHTS, check_metrics, check_result, data_of
 from revtune.program.tasks.task import SEARCHERS, Size, Study
-from revtune.program.typed import read_typed
+from revtune.program.typed import read_typed, reason
 
 NAMES: dict[str, str] = {
     "plain": "plain, start", "stn": "STN", "delta": "Delta-STN", "final": "plain, tuned", "random": "random",
@@ -53,6 +54,8 @@ CONFIG: Template = {"recipe": str, "study": dict, "budget": float}
 VALIDATION: Template = {"step": int, "loss": float, "wall": float, "cpu": float}
 
 RESULT: Template = {"budget": float, "wall": float, "cpu": float, "values": dict, "valid": {"loss": float}}
+
+TERMS = "terms.json"
 
 MORE = ("seeds", "contestants", "budget")
 """What a contest may have more of when it is resumed."""
@@ -104,6 +107,11 @@ class Contest:
         """A contestant's folder."""
         return self.folder / f"seed-{seed}" / contestant
 
+    def data(self) -> str | None:
+        """The digest of the data that the contest learns from, as far as one of its runs knows it."""
+        folders = (self.folder_of(seed, contestant) for seed in self.seeds() for contestant in CONTESTANTS)
+        return next((digest for folder in folders if (digest := data_of(folder)) is not None), None)
+
     def result(self, seed: int, contestant: Contestant) -> JsonObject | None:
         """What a contestant came to, if it has used all of the budget on the present terms.
 
@@ -122,22 +130,23 @@ class Contest:
         self._check_sealed(path, result, contestant)
         return result
 
-    def seals(self, folder: Path | None = None, *files: str) -> Seals:
+    def seals(self, folder: Path, *files: str) -> Seals:
         """The digests of the settings but for `MORE`, which can grow, and of files of a contestant."""
-        own = Seals.of(folder, files).digests if folder else {}
         settings = json.dumps({**self._settings(), **dict.fromkeys(MORE)}).encode()
+        own = {RUN: folder.relative_to(self.folder).as_posix(), **Seals.of(folder, files).digests}
         return Seals({"../../config.json": digest(settings), **own}, self.options.accept_edits)
 
     def _check_sealed(self, path: Path, result: JsonObject, contestant: Contestant) -> None:
         if contestant not in SEARCHERS:
-            check_result(path.parent, result, self.seals())
+            check_result(path.parent, result, self.seals(path.parent, TERMS))
         else:
-            self._check_search(path.parent, result, path.name)
+            self._check_search(path.parent, result, path.name, JOURNAL, TERMS)
 
-    def _check_search(self, folder: Path, result: JsonObject, name: str) -> None:
+    def _check_search(self, folder: Path, result: JsonObject, *names: str) -> None:
         best = folder / f"trial-{result['trial']}.safetensors"
-        if best.exists():
-            self.seals(folder, name).check(checkpoint.read_facts(best).seals, best)
+        # where the result names another network than the one that is there, that one knows it
+        for path in [best] if best.exists() else sorted(folder.glob("trial-*.safetensors")):
+            self.seals(folder, *names).check(checkpoint.read_facts(path).seals, path)
 
     def _template(self, contestant: Contestant) -> Template:
         own: Template = (
@@ -152,11 +161,11 @@ class Contest:
             Problem: there is none, or one is damaged.
         """
         folder = self.folder_of(seed, contestant)
-        lines = read_lines(folder / "metrics.jsonl", VALIDATION)
+        lines = read_lines(folder / METRICS, VALIDATION)
         if contestant not in SEARCHERS:
             check_metrics(folder, accept_edits=self.options.accept_edits)
         elif (result := self.result(seed, contestant)) is not None:
-            self._check_search(folder, result, "metrics.jsonl")
+            self._check_search(folder, result, METRICS)
         return lines
 
     def terms(self, seed: int, contestant: Contestant) -> JsonObject | None:
@@ -182,11 +191,25 @@ class Contest:
         """The terms that a contestant's folder was begun on.
 
         A search of an earlier version wrote none down; its longest trial shows them.
+
+        Raises:
+            Problem: they are damaged, or were edited.
         """
         folder = self.folder_of(seed, contestant)
-        if (folder / "terms.json").exists():
-            return read_object(folder / "terms.json", {})
-        return {"steps": last_step(folder / "metrics.jsonl")} if contestant in SEARCHERS else {}
+        if (folder / TERMS).exists():
+            terms = read_object(folder / TERMS, {})  # before the seals, to say what is wrong with it
+            self._check_terms(folder)
+            return terms
+        return {"steps": last_step(folder / METRICS)} if contestant in SEARCHERS else {}
+
+    def _check_terms(self, folder: Path) -> None:
+        """Raise `Problem` when the terms are not those that a contestant's run was begun on."""
+        seals = self.seals(folder, TERMS)
+        if seal := last_seal(folder / JOURNAL):
+            seals.check(seal.digests, folder / JOURNAL)
+        for path in (folder / WEIGHTS, folder / "checkpoint.safetensors"):
+            if path.exists():
+                seals.check(checkpoint.read_facts(path).seals, path)
 
     def begin(self, seed: int, contestant: Contestant) -> Path | None:
         """Make a contestant's folder, with its terms.
@@ -200,11 +223,11 @@ class Contest:
             aside = folder.rename(next(path for path in paths if not path.exists()))
         folder.mkdir(parents=True, exist_ok=True)
         if terms:
-            write(folder / "terms.json", json.dumps(terms, indent=1).encode() + b"\n")
+            write(folder / TERMS, json.dumps(terms, indent=1).encode() + b"\n")
         return aside
 
     def keep(self) -> None:
-        """Write the configuration; the folder may hold the same contest, but for `MORE`.
+        """Write the configuration; the folder may hold the same contest, but for `MORE` and where its data were.
 
         Raises:
             Problem: it holds another, or one with a larger budget.
@@ -220,9 +243,12 @@ class Contest:
         write(path, json.dumps(settings, indent=1).encode() + b"\n")
 
     def _settings(self) -> JsonObject:
+        """The options as config.json has them; where the data are stays as it was said at first, as it is sealed."""
         settings = {"recipe": self.recipe, **dataclasses.asdict(self.options)}
         del settings["out"], settings["accept_edits"]
         read: JsonObject = json.loads(json.dumps(settings, default=str))  # paths as text, tuples as lists
+        if (path := self.folder / "config.json").exists():
+            read["study"]["data"] = self._stored(path)["study"].get("data")
         return read
 
     def _stored(self, path: Path) -> JsonObject:
@@ -232,7 +258,7 @@ class Contest:
                 raise ValueError(f"expected {expected}")
             read_typed(type(self.options.study), settings["study"])
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise Problem(f"{path} is no configuration of a contest of this revtune: {error}") from error
+            raise Problem(f"{path} is no configuration of a contest of this revtune: {reason(error)}") from error
         return settings
 
     @property

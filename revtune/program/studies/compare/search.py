@@ -1,6 +1,6 @@
 """Searches for hyperparameters by Optuna, each trial a plain run of a task: what tuning in one run is compared with.
 
-    journal.log              Optuna's own record of the trials
+    journal.log              Optuna's own record of the trials, sealed after each, as `journal_seals` tells
     metrics.jsonl            a line a validation
     trial-<n>.safetensors    the network with the lowest held-out loss of all trials
     result.json              its figures and hyperparameters, and how many trials there were
@@ -35,7 +35,8 @@ from revtune.program.runs.clock import Clock, ClockKind
 from revtune.program.runs.metrics import Metrics
 from revtune.program.runs.seals import Seals, digest
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
-from revtune.program.studies.compare import journal
+from revtune.program.studies.compare import journal, journal_seals
+from revtune.program.studies.compare.journal_seals import JOURNAL, METRICS
 from revtune.program.studies.json_files import parsed
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.loop import Report
@@ -70,19 +71,22 @@ class Search:
     ) -> None:  # fmt: skip
         self.task, self.searcher, self.folder, self.steps, self.command = task, searcher, folder, steps, command
         self.seals = seals or Seals({})
-        self.spaces, path = task.spaces(), folder / "metrics.jsonl"
+        self.spaces, path = task.spaces(), folder / METRICS
         # held with all its lines, so that no other process is at the journal while it is mended
         self.metrics = Metrics(path, path.stat().st_size if path.exists() else 0)
         rounds = steps // task.study.learning.valid_every
         try:
-            self.study = journal.opened(folder / "journal.log", searcher, pruner(searcher, rounds))
+            self.study = journal.opened(folder / JOURNAL, searcher, pruner(searcher, rounds))
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 self.study.tell(trial.number, state=TrialState.FAIL)
             ended = self.ended()
-            size = kept(path, ended)
+            size = kept(path, ended, accept_edits=self.seals.accept_edits)
+            journal_seals.check(folder / JOURNAL, self.seals, task.digest())
         finally:
             self.metrics.close()
         self.metrics = Metrics(path, size)  # without the lines of a trial that was stopped
+        if self.seals.accept_edits:
+            self._seal()
         if not ended:
             self.study.enqueue_trial(Constants(task.hypers()).values())
         spent = ended[-1].user_attrs if ended else {"wall": 0.0, "cpu": 0.0}
@@ -112,16 +116,17 @@ class Search:
             def is_over() -> bool:
                 return asked.is_set() or self.clock.read(clock) >= budget
 
-            while not is_over():
+            while self.clock.read(clock) < budget:
                 with self.clock.stopped():
                     if self._exhausted():
                         return
                     trial, learner = self._next()
                 state = self._run(trial, learner, is_over, report)
-                if asked.is_set():
+                if not asked.is_set():
+                    self._end(trial, learner, state)
+                if asked.is_set():  # also while it ended, or a search cut short would pass for a whole one
                     stopped = f"stopped in trial {trial.number} of {self.searcher}"
                     raise Problem(f"{stopped}; {self.command} goes on", code=STOPPED)
-                self._end(trial, learner, state)
 
     def _next(self) -> tuple[Trial, Learner]:
         """The next trial, and what learns at its values."""
@@ -178,6 +183,12 @@ class Search:
             self.study.tell(trial, learner.progress.best if state == TrialState.COMPLETE else None, state)
             if better and before is not None:
                 self._weights(before.number).unlink(missing_ok=True)
+            self._seal()
+
+    def _seal(self) -> None:
+        """Have the journal know what it holds and what lies beside it."""
+        seal = journal_seals.attribute(self.folder, self.seals, self.task.digest(), self.metrics.sync())
+        self.study.set_user_attr(journal_seals.KEY, seal)
 
     def _write(self, number: int, best: Saved, seals: Mapping[str, str]) -> None:
         checkpoint.write(self._weights(number), replace(best, seals=seals))
@@ -210,7 +221,8 @@ class Search:
         counts = {"trials": states.count(TrialState.COMPLETE), "pruned": states.count(TrialState.PRUNED)}
         facts = {"trial": best.number, **figures, "values": learner.values(), **counts, **spent, **more}
         content = json.dumps(facts, indent=1).encode() + b"\n"
-        own = {"result.json": digest(content), "metrics.jsonl": self.metrics.digest()}
+        own = {"result.json": digest(content), METRICS: self.metrics.digest()}
+        own[JOURNAL] = digest(read_bytes(self.folder / JOURNAL))
         self._write(best.number, saved, {**self.seals.digests, **own})
         write(self.folder / "result.json", content)
         return facts
@@ -221,19 +233,26 @@ def _loss(trial: FrozenTrial) -> float:
     return loss
 
 
-def kept(path: Path, ended: list[FrozenTrial]) -> int:
+def kept(path: Path, ended: list[FrozenTrial], *, accept_edits: bool = False) -> int:
     """How many bytes the lines of trials that came to their end have; those of a trial that did not stand behind them.
 
     Raises:
-        Problem: a line is damaged, or a trial that was validated has none.
+        Problem: a line is damaged, or a trial that was validated has none; or trials are unknown, of which only the
+            last can be, and `accept_edits` is not given.
     """
-    numbers, seen, size = {trial.number for trial in ended}, set[int](), 0
+    numbers, seen, unknown, size = {trial.number for trial in ended}, set[int](), set[int](), 0
     for number, line in enumerate(read_bytes(path).split(b"\n")[:-1], 1):
         trial = parsed(line, {"trial": int}, path, number)["trial"]
-        if trial not in numbers:
-            break
+        if trial not in numbers or unknown:
+            unknown.add(trial)
+            continue
         seen.add(trial)
         size += len(line) + 1
+    if len(unknown) > 1 and not accept_edits:
+        lacking = f"it lacks trials {' '.join(map(str, sorted(unknown)))}, which {path.name} has"
+        raise Problem(
+            f"{path.with_name(JOURNAL)} is damaged: {lacking}; put it back, or --accept-edits takes it as it is"
+        )
     if lost := {trial.number for trial in ended if "loss" in trial.user_attrs} - seen:
         raise Problem(f"{path} is damaged: it has no line of trial {min(lost)}, whose loss is in journal.log")
     return size

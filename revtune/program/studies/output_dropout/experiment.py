@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +27,8 @@ from revtune.program.files import read_text, write
 from revtune.program.machine import versions
 from revtune.program.recipes.output_dropout import NAME, OutputDropout, OutputDropoutStudy
 from revtune.program.runs.folder import command_line, made_folder
-from revtune.program.runs.seals import Seals
+from revtune.program.runs.places import near
+from revtune.program.runs.seals import RUN, Seals
 from revtune.program.studies.json_files import JsonObject, Template, read_lines, read_object
 from revtune.program.studies.output_dropout.contestants import (
     Schedule,
@@ -41,10 +42,10 @@ from revtune.program.studies.output_dropout.contestants import (
 from revtune.program.studies.output_dropout.results import markdown, plot, table, title, verdicts
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.live import measure
-from revtune.program.tasks.loop import HISTORY, TaskRun, check_result
-from revtune.program.tasks.task import with_absolute_paths
+from revtune.program.tasks.loop import HISTORY, TaskRun, check_result, data_of
+from revtune.program.tasks.task import with_absolute_paths, with_place
 from revtune.program.tasks.tuned_learner import TunedLearner
-from revtune.program.typed import read_typed, told_of
+from revtune.program.typed import read_typed, reason, told_of
 
 RECIPE = "output_dropout"
 
@@ -80,7 +81,8 @@ class Experiment:
 
     def seals(self, name: str, *files: str) -> Seals:
         """The digests of the configuration, and of files of a contestant, as they are now."""
-        return Seals.of(self.folder / name, ("../config.json", *files), accept_edits=self.accept_edits)
+        own = Seals.of(self.folder / name, ("../config.json", *files), accept_edits=self.accept_edits)
+        return replace(own, digests={**own.digests, RUN: name})
 
     def result(self, name: str) -> JsonObject | None:
         """What a contestant came to, if it has come to its end."""
@@ -143,7 +145,7 @@ def run(study: OutputDropoutStudy, out: Path | None, *, accept_edits: bool = Fal
     """
     study = with_absolute_paths(study)
     check(study)
-    task, console = OutputDropout(study), Console(highlight=False)
+    task, console = OutputDropout.as_learnt(study, data(study, out)), Console(highlight=False)
     experiment = Experiment(study, folder_of(study, out), accept_edits)
     torch.set_num_threads(study.threads)
     with Report(console, study).shown() as report:
@@ -155,9 +157,15 @@ def run(study: OutputDropoutStudy, out: Path | None, *, accept_edits: bool = Fal
     return experiment.folder
 
 
-def resume(folder: Path, *, accept_edits: bool = False) -> Path:
-    """Go on with the experiment in a folder."""
-    return run(stored(folder), folder, accept_edits=accept_edits)
+def resume(folder: Path, *, accept_edits: bool = False, data: Path | None = None) -> Path:
+    """Go on with the experiment in a folder; `data` is the folder with data sets, where that has been moved."""
+    return run(with_place(stored(folder), folder, data), folder, accept_edits=accept_edits)
+
+
+def data(study: OutputDropoutStudy, out: Path | None) -> str | None:
+    """The digest of the data that the experiment in a folder learns from, as far as one of its runs knows it."""
+    digests = (data_of(out / name) for name in study.contestants()) if out is not None else ()
+    return next(filter(None, digests), None)
 
 
 def learned(experiment: Experiment, task: OutputDropout, name: str, report: Report) -> JsonObject:
@@ -219,7 +227,7 @@ def stored(folder: Path) -> OutputDropoutStudy:
             raise ValueError("it is another recipe's")
         study = read_typed(OutputDropoutStudy, facts["study"])
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise Problem(f"{path} is no configuration of the {RECIPE} experiment: {error}") from error
+        raise Problem(f"{path} is no configuration of the {RECIPE} experiment: {reason(error)}") from error
     with told_of(path):
         check(study)
     return study
@@ -228,11 +236,11 @@ def stored(folder: Path) -> OutputDropoutStudy:
 def folder_of(study: OutputDropoutStudy, out: Path | None) -> Path:
     """The experiment's folder, its configuration in it; one that holds the same already is resumed."""
     if out is not None and (out / "config.json").exists():
-        if stored(out) != study:
+        if dataclasses.replace(stored(out), data=study.data) != study:
             raise Problem(f"{out} holds an experiment with other settings; give another --out")
         return out
     folder = made_folder(RECIPE, out)
-    facts = {"recipe": RECIPE, "study": dataclasses.asdict(study)}
+    facts = {"recipe": RECIPE, "study": dataclasses.asdict(study), **near(folder, data=study.data)}
     write(folder / "config.json", json.dumps(facts, indent=1, default=str).encode() + b"\n")
     return folder
 

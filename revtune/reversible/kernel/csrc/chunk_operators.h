@@ -175,6 +175,7 @@ inline bool infer(
   STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == shape.steps && x.size(1) == shape.rows &&
                       (x.stride(2) == 1 || x.size(2) == 1),
                   "x must be (T, B, I) as y is, with dense rows");
+  check_stored(x, "x");
   Chunk chunk = bare_chunk(shape, mask1, mask2, scale, lengths, 0, slope, forgetting, bounded);
   Projection in{x.const_data_ptr<float>(), x.stride(0), x.stride(1), x.size(2)};
   in.packed = readable<float>(packed_input, (outputs + panel - 1) / panel * panel * in.columns, "packed_input");

@@ -40,6 +40,7 @@ inline int64_t digest(const std::vector<Tensor>& tensors) {
   uint64_t sum = 0, first = 0;
   for (const Tensor& tensor : tensors) {
     STD_TORCH_CHECK(tensor.is_contiguous(), "digest wants contiguous tensors");
+    check_stored(tensor, "a tensor to digest");
     const int64_t bytes = tensor.numel() * (int64_t)tensor.element_size();
     sum += (uint64_t)digest_of(tensor.const_data_ptr(), bytes, first);
     first += (uint64_t)bytes / 8 + 1;

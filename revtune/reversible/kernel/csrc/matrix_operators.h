@@ -47,6 +47,7 @@ inline Tensor pack_projection(const Tensor& weight) {
 
 inline void check_rows(const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(tensor.dim() == 2 && (tensor.stride(1) == 1 || tensor.size(1) < 2), name, " must have dense rows");
+  check_stored(tensor, name);
 }
 
 // A float32 matrix whose rows are dense, to be read or to be written.

@@ -1,9 +1,11 @@
 // What operators ask of the tensors that they are handed.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <cstdint>
 #include <optional>
@@ -14,9 +16,21 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Maybe = std::optional<Tensor>;
 
+// Refuses a tensor whose storage ends before its numbers do: freed by resize_(0), it still has its shape. Names of weights
+// are for Python to say, storage.py.
+inline void check_stored(const Tensor& tensor, const char* name) {
+  if (!tensor.numel()) return;
+  int64_t last = tensor.storage_offset(), stored = 0;
+  for (int64_t d = 0; d < tensor.dim(); d++) last += (tensor.size(d) - 1) * tensor.stride(d);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &stored));
+  const int64_t needed = (last + 1) * (int64_t)tensor.element_size();
+  STD_TORCH_CHECK(stored >= needed, name, " has lost its memory: it needs ", needed, " bytes and has ", stored);
+}
+
 inline void check_dense(const Tensor& tensor, int64_t size, const char* name) {
   STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");
   STD_TORCH_CHECK(tensor.numel() == size, name, " must hold ", size, " numbers, got ", tensor.numel());
+  check_stored(tensor, name);
 }
 
 // A dense tensor's numbers, to be read.
