@@ -262,4 +262,4 @@ def test_dropouts_of_any_name_are_reported() -> None:
     class Drop(nn.Dropout):
         pass
 
-    assert reason_left(Drop(0.3)) == "Drop has no tuned form; its rate stays 0.3"
+    assert left(Drop(0.3)) == "Drop has no tuned form; its rate stays 0.3"
