@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass
 from revtune.tuning.hypers.kinds import Positive, Rate
+from revtune.tuning.responses.embedding_bags import ResponseEmbeddingBag
 from revtune.tuning.responses.layers import (
     ResponseConv2d,
     ResponseConvTranspose1d,
@@ -22,12 +23,14 @@ from revtune.tuning.responses.normalisation import (
     ResponseLayerNorm,
     ResponseRMSNorm,
 )
+from revtune.tuning.responses.recurrent_cells import ResponseGRUCell, ResponseLSTMCell, ResponseRNNCell
 from revtune.tuning.responses.registered import LAYERS, ResponseRegistered
 from revtune.tuning.responses.responding import ADDED, Responding
 
 KINDS: tuple[Any, ...] = (
     ResponseLinear, ResponseConv2d, ResponseEmbedding, ResponseBatchNorm1d, ResponseBatchNorm2d, ResponseGroupNorm,
     ResponseLayerNorm, ResponseRMSNorm, ResponseConvTranspose1d, ResponseConvTranspose2d, ResponseConvTranspose3d,
+    ResponseLSTMCell, ResponseGRUCell, ResponseRNNCell, ResponseEmbeddingBag,
 )  # fmt: skip
 
 

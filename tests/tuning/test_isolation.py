@@ -27,6 +27,18 @@ class Outputs(nn.Module):
         return y
 
 
+class Twice(nn.Module):
+    """Two steps of a cell, the second from the first one's state."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        state: Any = self.cell(x, self.cell(x))
+        return torch.cat(state, 1) if isinstance(state, tuple) else state
+
+
 def features(*shape: int) -> Tensor:
     return torch.randn(ROWS, *shape)
 
@@ -44,6 +56,7 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "ConvTranspose2d": (lambda: nn.ConvTranspose2d(2, WIDTH, 3), lambda: features(2, 6, 6)),
     "ConvTranspose3d": (lambda: nn.ConvTranspose3d(2, WIDTH, 3), lambda: features(2, 4, 4, 4)),
     "Embedding": (lambda: nn.Embedding(TOKENS, WIDTH), tokens),
+    "EmbeddingBag": (lambda: nn.EmbeddingBag(TOKENS, WIDTH), tokens),
     "LayerNorm": (lambda: nn.LayerNorm(WIDTH), lambda: features(WIDTH)),
     "RMSNorm": (lambda: nn.RMSNorm(WIDTH), lambda: features(WIDTH)),
     "GroupNorm": (lambda: nn.GroupNorm(2, WIDTH), lambda: features(WIDTH, 5)),
@@ -52,6 +65,10 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "BatchNorm3d": (lambda: nn.BatchNorm3d(WIDTH), lambda: features(WIDTH, 3, 3, 3)),
     "LSTM": (lambda: Outputs(nn.LSTM(WIDTH, WIDTH, batch_first=True)), lambda: features(5, WIDTH)),
     "GRU": (lambda: Outputs(nn.GRU(WIDTH, WIDTH, batch_first=True)), lambda: features(5, WIDTH)),
+    "RNN": (lambda: Outputs(nn.RNN(WIDTH, WIDTH, batch_first=True)), lambda: features(5, WIDTH)),
+    "LSTMCell": (lambda: Twice(nn.LSTMCell(WIDTH, WIDTH)), lambda: features(WIDTH)),
+    "GRUCell": (lambda: Twice(nn.GRUCell(WIDTH, WIDTH)), lambda: features(WIDTH)),
+    "RNNCell": (lambda: Twice(nn.RNNCell(WIDTH, WIDTH)), lambda: features(WIDTH)),
 }
 
 

@@ -31,18 +31,55 @@ METADATA = {
 
 
 class Method(NamedTuple):
-    """The source of a method, and the names that it sees."""
+    """The source of a method, the nodes of its syntax, and the names that it sees."""
 
     tree: ast.FunctionDef
+    nodes: list[ast.AST]
     names: dict[str, object]
 
+    @property
+    def own(self) -> str:
+        """What it calls its module, mostly "self"."""
+        return self.tree.args.args[0].arg if self.tree.args.args else ""
 
-def reason_left(module: nn.Module) -> str | None:
+
+class ClassReading(NamedTuple):
+    """What the forward of a class, and methods that it calls, do past the layers of its modules.
+
+    Attributes:
+        functional_dropout: what is reported of a dropout that is called as a function; None without one. Where its rate
+            is read from an nn.Dropout, that is reported of the nn.Dropout.
+        weights: names of children whose weights are read there (`_weights_read`).
+        rates: names of children whose `p` is read there as a number (`_rates_read`).
+    """
+
+    functional_dropout: str | None
+    weights: set[str]
+    rates: set[str]
+
+
+class Sources:
+    """Readings of the classes of a network's modules, each class read once."""
+
+    def __init__(self) -> None:
+        self._read: dict[type[nn.Module], ClassReading] = {}
+
+    def of(self, module: nn.Module) -> ClassReading:
+        """The reading of a module's class."""
+        kind = type(module)
+        if kind not in self._read:
+            methods = _methods(kind)
+            rates = _rates_read(methods)
+            self._read[kind] = ClassReading(_functional_dropout(methods, bool(rates)), _weights_read(methods), rates)
+        return self._read[kind]
+
+
+def reason_left(module: nn.Module, reading: ClassReading) -> str | None:
     """What is reported of a module that has no response and no tuned form; None if there is nothing to report."""
     kind = type(module).__name__
     if isinstance(module, nn.modules.dropout._DropoutNd):
         return f"{kind} has no tuned form; its rate stays {module.p}"
-    return "; ".join(filter(None, [without_response(module), functional_dropout(module)])) or None
+    return "; ".join(filter(None, [without_response(module), reading.functional_dropout])) or None
 
 
 def without_response(module: nn.Module) -> str | None:
@@ -63,50 +100,40 @@ def shared_weights(net: nn.Module) -> set[int]:
     return {key for key, count in holders.items() if count > 1}
 
 
-def functional_dropout(module: nn.Module) -> str | None:
-    """What is reported of a dropout that a module's forward calls as a function, or a method that it calls.
-
-    Where the rate is read from an nn.Dropout, that is reported of it.
-    """
-    known = bool(rates_read(module))
-    for method, names in _methods(type(module)):
-        for node in ast.walk(method):
-            name = _dropout_called(node, names) if isinstance(node, ast.Call) else None
-            if isinstance(node, ast.Call) and name and not (known and _hands_on(node, name)):
+def _functional_dropout(methods: list[Method], reads_rates: bool) -> str | None:
+    for method in methods:
+        for node in method.nodes:
+            name = _dropout_called(node, method.names) if isinstance(node, ast.Call) else None
+            if isinstance(node, ast.Call) and name and not (reads_rates and _hands_on(node, name)):
                 return f"it calls {name} as a function, whose rate stays its own; nn.Dropout would be tuned"
     return None
 
 
-def read_directly(module: nn.Module) -> set[str]:
-    """Names of children whose weights a module's forward reads itself, or a method that it calls.
-
-    Where it indexes a list of layers by what is no constant, that is the list's name.
-    """
+def _weights_read(methods: list[Method]) -> set[str]:
+    """Names of children whose weights are read; of a list that is indexed by what is no constant, the list's name."""
     names = set[str]()
-    for method, _ in _methods(type(module)):
-        own = method.args.args[0].arg if method.args.args else ""
-        nodes = list(ast.walk(method))
-        metadata_of = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and node.attr in METADATA}
-        for node in nodes:
+    for method in methods:
+        metadata_of = {
+            id(node.value) for node in method.nodes if isinstance(node, ast.Attribute) and node.attr in METADATA
+        }
+        for node in method.nodes:
             if isinstance(node, ast.Attribute) and node.attr in ("weight", "bias") and id(node) not in metadata_of:
-                path = _path(node.value, own) or []
+                path = _path(node.value, method.own) or []
                 names.add(".".join(itertools.takewhile(lambda name: name != ANY_INDEX, path)))
     return names - {""}  # "" is the module's own weight
 
 
-def rates_read(module: nn.Module) -> set[str]:
-    """Names of children whose `p` a module's forward reads as a number, or a method that it calls.
+def _rates_read(methods: list[Method]) -> set[str]:
+    """Names of children whose `p` is read as a number.
 
     An index of a list that is no constant is ANY_INDEX. To compare a rate, or to ask for its truth, is not to use it.
     """
     names = set[str]()
-    for method, _ in _methods(type(module)):
-        own = method.args.args[0].arg if method.args.args else ""
-        nodes = list(ast.walk(method))
-        asked = {id(part) for node in nodes for question in _questions(node) for part in ast.walk(question)}
-        for node in nodes:
+    for method in methods:
+        asked = {id(part) for node in method.nodes for question in _questions(node) for part in ast.walk(question)}
+        for node in method.nodes:
             if isinstance(node, ast.Attribute) and node.attr == "p" and id(node) not in asked:
-                names.add(".".join(_path(node.value, own) or []))
+                names.add(".".join(_path(node.value, method.own) or []))
     return names - {""}
 
 
@@ -136,28 +163,30 @@ def _methods(kind: type[nn.Module]) -> list[Method]:
     classes = [
         base for base in kind.__mro__ if base.__module__.partition(".")[0] not in ("torch", "builtins", "typing")
     ]
-    defined = {(i, name): method for i, base in enumerate(classes) for name, method in _defined(base).items()}
-    called: dict[tuple[int, str], Method] = {}
-    to_find = [(0, "forward")]  # from which class on, as `super()` begins above its own
+    found: dict[tuple[int, str], Method] = {}
+    asked, to_find = set[tuple[int, str]](), [(0, "forward")]  # from which class on: `super()` begins above its own
     while to_find:
-        first, name = to_find.pop()
-        i = next((i for i in range(first, len(classes)) if (i, name) in defined), None)
-        if i is None or (i, name) in called:
+        if (first := to_find.pop()) in asked:
             continue
-        called[i, name] = defined[i, name]
-        method = defined[i, name].tree
-        own = method.args.args[0].arg if method.args.args else ""
-        for call in (node.func for node in ast.walk(method) if isinstance(node, ast.Call)):
-            if isinstance(call, ast.Attribute) and (_is_name(call.value, own) or _is_super(call.value)):
-                to_find.append((i + 1 if _is_super(call.value) else 0, call.attr))
-    return list(called.values())
+        asked.add(first)
+        place, method = _find(classes, *first)
+        if method is None or place in found:
+            continue
+        found[place] = method
+        for call in (node.func for node in method.nodes if isinstance(node, ast.Call)):
+            if isinstance(call, ast.Attribute) and (_is_name(call.value, method.own) or _is_super(call.value)):
+                to_find.append((place[0] + 1 if _is_super(call.value) else 0, call.attr))
+    return list(found.values())
 
 
-def _defined(kind: type) -> dict[str, Method]:
-    """The methods of a class whose source is there, by name."""
-    functions = {name: inspect.unwrap(value) for name, value in vars(kind).items() if inspect.isroutine(value)}
-    methods = {name: _read(value) for name, value in functions.items() if inspect.isfunction(value)}
-    return {name: method for name, method in methods.items() if method}
+def _find(classes: list[type], first: int, name: str) -> tuple[tuple[int, str], Method | None]:
+    """The first method of a name, from a class on, whose source is there, and its place."""
+    for i, base in enumerate(classes[first:], first):
+        value = vars(base).get(name)
+        function = inspect.unwrap(value) if inspect.isroutine(value) else None
+        if inspect.isfunction(function) and (method := _read(function)):
+            return (i, name), method
+    return (first, name), None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -167,7 +196,7 @@ def _read(function: FunctionType) -> Method | None:
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
     except (OSError, TypeError, ValueError, SyntaxError, tokenize.TokenError):
         return None
-    return Method(tree, function.__globals__) if isinstance(tree, ast.FunctionDef) else None
+    return Method(tree, list(ast.walk(tree)), function.__globals__) if isinstance(tree, ast.FunctionDef) else None
 
 
 def _dropout_called(call: ast.Call, names: dict[str, object]) -> str | None:

@@ -39,9 +39,8 @@ def self_tuning(
         net: any module.
         hypers: what to tune. A dropout is tuned by the hyperparameter of its name, whole or its last part. A
             hyperparameter named `weight_drop`, or `rnn.weight_drop` for the module rnn alone, with per="batch", drops
-            recurrent weights of nn.LSTM and nn.GRU. By default every nn.Dropout, and the dropout between layers of
-            nn.LSTM and nn.GRU, gets a `Rate` named after its module, which starts at its present rate, or at 0.05 if
-            that is 0.
+            recurrent weights of nn.LSTM, nn.GRU and nn.RNN. By default every nn.Dropout, and the dropout between layers
+            of those, gets a `Rate` named after its module, which starts at its present rate, or at 0.05 if that is 0.
         batch_dim: which dimension of the layers' inputs is examples: 1 where time comes first.
         leave: names of modules that stay as they are, with all inside, such as layers whose input is not of examples;
             they may be complex, compiled by torch.jit or lazy.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from revtune.tuning.conversion.bypasses import shared_weights
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
@@ -28,7 +29,7 @@ def frozen(model: nn.Module) -> nn.Module:
     if not isinstance(getattr(model, "hypers", None), Hyperparameters):
         raise ValueError(f"frozen wants a network that self_tuning converted, got {type(model).__name__}")
     _check_weights(model)
-    plain = copy.deepcopy(model)
+    plain = copy.deepcopy(model, _computed(model))
     hypers = plain.hypers
     assert isinstance(hypers, Hyperparameters)
     d = hypers.current_departure()
@@ -49,10 +50,15 @@ def frozen(model: nn.Module) -> nn.Module:
     return plain
 
 
+def _computed(model: nn.Module) -> dict[int, Any]:
+    """Copies of computed tensors that modules hold, which torch does not copy: weights of the old weight_norm."""
+    held = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    return {id(value): value.detach().clone() for value in held if not value.is_leaf}
+
+
 def _check_weights(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        has_weight = "weight" in module._parameters or isinstance(module, nn.RNNBase)
-        if isinstance(module, Responding) and not has_weight:
+        if isinstance(module, Responding) and not module.weights_are_own():
             raise ValueError(f"{name or 'the network'} cannot be made plain: since it was converted its weight is "
                              "computed from others, as by a parametrization")  # fmt: skip
 

@@ -31,15 +31,15 @@ def plain(net: nn.Module, hypers: Constants) -> nn.Module:
             dropout: Any = module
             dropout.__class__ = DROPOUTS[type(module)]
             dropout.adopt(hypers, hyper)
-        elif isinstance(module, nn.LSTM | nn.GRU) and (rates := recurrent_rates(name, module, hypers)):
+        elif isinstance(module, nn.LSTM | nn.GRU | nn.RNN) and (rates := recurrent_rates(name, module, hypers)):
             recurrent: Any = module
             recurrent.__class__ = WITH_RATES[type(module)]
             recurrent.rates = {rate: partial(hypers.__getitem__, hyper) for rate, hyper in rates.items()}
     return net
 
 
-class RNNWithRates(nn.RNNBase):
-    """What nn.LSTM and nn.GRU share whose rates are read.
+class RecurrentWithRates(nn.RNNBase):
+    """What nn.LSTM, nn.GRU and nn.RNN share whose rates are read.
 
     Attributes:
         rates: the rates that are read, by name: "dropout" between layers, "weight_drop" of recurrent weights.
@@ -65,12 +65,18 @@ class RNNWithRates(nn.RNNBase):
             self._flat_weights = own
 
 
-class LSTMWithRates(RNNWithRates, nn.LSTM):
+class LSTMWithRates(RecurrentWithRates, nn.LSTM):
     """nn.LSTM at rates that are read."""
 
 
-class GRUWithRates(RNNWithRates, nn.GRU):
+class GRUWithRates(RecurrentWithRates, nn.GRU):
     """nn.GRU at rates that are read."""
 
 
-WITH_RATES: dict[type[nn.Module], type[RNNWithRates]] = {nn.LSTM: LSTMWithRates, nn.GRU: GRUWithRates}
+class RNNWithRates(RecurrentWithRates, nn.RNN):
+    """nn.RNN at rates that are read."""
+
+
+WITH_RATES: dict[type[nn.Module], type[RecurrentWithRates]] = {
+    nn.LSTM: LSTMWithRates, nn.GRU: GRUWithRates, nn.RNN: RNNWithRates
+}  # fmt: skip

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
 from revtune.tuning.conversion.bypasses import (
-    rates_read,
-    read_directly,
+    Sources,
     reason_left,
     replaced_forward,
     shared_weights,
@@ -133,13 +132,22 @@ class Plan:
         self.of_batch: set[str] = set()
         self.warnings: list[str] = []
         self.report = Conversion(batch_dim=batch_dim, leave=tuple(leave))
-        self._shared, self._read, self._numbers = shared_weights(net), _read_weights(net), _read_rates(net)
+        self._shared, self._sources = shared_weights(net), Sources()
+        self._read, self._numbers = self._readers_of(net, "weights"), self._readers_of(net, "rates")
         self._closed: set[str] = set()  # modules whose layers have no response; their dropouts are tuned
         for name, module in net.named_modules():
             if inside(name, leave) is None:
                 self._plan(name, module)
             elif name in leave:
                 self.report.left[name] = "it was to be left alone"
+
+    def _readers_of(self, net: nn.Module, what: Literal["weights", "rates"]) -> dict[str, str]:
+        """Modules whose weights or rates another's forward reads: by path the class of that other one."""
+        return {
+            f"{name}.{path}" if name else path: type(module).__name__
+            for name, module in net.named_modules()
+            for path in getattr(self._sources.of(module), what)
+        }
 
     def _plan(self, name: str, module: nn.Module) -> None:
         own = name or "the network itself"
@@ -165,7 +173,7 @@ class Plan:
         elif isinstance(module, TunedNoise | TunedLockedDropout) and module.batch_dim != self._batch_dim:
             dims = f"{own} has batch_dim={module.batch_dim} and the network batch_dim={self._batch_dim}"
             self.warnings.append(f"{dims}; if its inputs are as those of the layers, give it that too")
-        elif not isinstance(module, Hyperparameters) and (why := reason_left(module)):
+        elif not isinstance(module, Hyperparameters) and (why := reason_left(module, self._sources.of(module))):
             self.report.left[own] = why
             if without_response(module):
                 self.warnings.append(f"{own}: {why}")
@@ -207,7 +215,7 @@ class Plan:
         if why := (_tied(module, self._shared) or _without_grad(module) or kind.refuses(module)):
             self.report.left[name or "the network itself"] = why
             return
-        rates = self._plan_rates(name, module) if isinstance(module, nn.LSTM | nn.GRU) else {}
+        rates = self._plan_rates(name, module) if isinstance(module, nn.RNNBase) else {}
         if isinstance(module, nn.RNNBase) and module.batch_first == bool(self._batch_dim) and name:
             its, other = ("examples", "time") if module.batch_first else ("time", "examples")
             self.warnings.append(
@@ -219,7 +227,7 @@ class Plan:
         self.report.replaced[name or "the network itself"] = f"{kind.__name__}{also}"
         self.replacements.append(Replacement(module, kind, name or "the network", self._batch_dim, rates))
 
-    def _plan_rates(self, name: str, module: nn.LSTM | nn.GRU) -> dict[str, str]:
+    def _plan_rates(self, name: str, module: nn.RNNBase) -> dict[str, str]:
         """What `recurrent_rates` gives, checked; without hyperparameters the rates are to become some."""
         rates = recurrent_rates(name, module, self._hypers)
         if self._hypers is None:
@@ -247,26 +255,6 @@ def recurrent_rates(name: str, module: nn.RNNBase, hypers: Hyperparameters | Non
     rates = ["dropout"] * (module.num_layers > 1) + ["weight_drop"] * (hypers is not None)
     found = {rate: hyper_of(prefix + rate, hypers) for rate in rates}
     return {rate: tuned for rate, tuned in found.items() if tuned}
-
-
-def _read_weights(net: nn.Module) -> dict[str, str]:
-    """Modules whose weights, or those of all inside, another's forward reads: by name the class of that other one."""
-    by_class = {type(module): module for module in net.modules()}
-    read = {kind: read_directly(module) for kind, module in by_class.items()}
-    return {
-        f"{name}.{path}" if name else path: type(module).__name__
-        for name, module in net.named_modules()
-        for path in read[type(module)]
-    }
-
-
-def _read_rates(net: nn.Module) -> dict[str, str]:
-    """Dropouts whose rates another module's forward reads as numbers: by path the class of that other one."""
-    return {
-        f"{name}.{path}" if name else path: type(module).__name__
-        for name, module in net.named_modules()
-        for path in rates_read(module)
-    }
 
 
 def _readers(name: str, paths: dict[str, str]) -> str | None:

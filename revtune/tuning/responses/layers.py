@@ -124,19 +124,33 @@ class ResponseConvTranspose3d(ResponseConvTranspose, nn.ConvTranspose3d):
     plain = nn.ConvTranspose3d
 
 
-class ResponseEmbedding(Responding, nn.Embedding):
-    """nn.Embedding with a response; it has none to numbers that are the same for all examples, such as positions."""
+class Lookup(Responding):
+    """A layer that looks rows of its weight up by their numbers, with a response, which has one scalar a column."""
 
-    plain = nn.Embedding
     bias = None
     weight_unit_dim = 1
+    padding_idx: int | None
 
     @classmethod
     def refuses(cls, module: nn.Module) -> str | None:
-        """Why an embedding cannot respond; None if it can."""
+        """Why a layer cannot respond; None if it can."""
         if getattr(module, "max_norm", None) is not None:
             return "max_norm changes its weights in place"
         return "its gradients are sparse" if getattr(module, "sparse", False) else super().refuses(module)
+
+    def initial_response_weight(self, weight: Tensor) -> Tensor:
+        """W1 as it starts, with 0 in the row of padding."""
+        start = super().initial_response_weight(weight)
+        assert start is not None
+        if self.padding_idx is not None:
+            start[self.padding_idx] = 0
+        return start
+
+
+class ResponseEmbedding(Lookup, nn.Embedding):
+    """nn.Embedding with a response; it has none to numbers that are the same for all examples, such as positions."""
+
+    plain = nn.Embedding
 
     def shared_by_all(self, x: Tensor, size: int) -> bool:
         """Whether numbers (B, ...) are one row for all; whether a vector of them is positions, `shared` finds out."""
@@ -156,14 +170,6 @@ class ResponseEmbedding(Responding, nn.Embedding):
 
     def _shared_input(self, x: Tensor) -> str:
         return f"numbers {tuple(x.shape)} that are"
-
-    def initial_response_weight(self, weight: Tensor) -> Tensor:
-        """W1 as it starts, with 0 in the row of padding."""
-        start = super().initial_response_weight(weight)
-        assert start is not None
-        if self.padding_idx is not None:
-            start[self.padding_idx] = 0
-        return start
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The rows of a weight at these numbers."""

@@ -102,9 +102,12 @@ def put(follow: Following, func: Any, given: dict[str, Any], out: Tensor) -> Own
 
 
 def bags(follow: Following, func: Any, given: dict[str, Any], out: Any) -> Any:
-    """Sums of the rows at numbers, those from each offset to the next."""
+    """Sums of the rows at numbers, those from each offset to the next; of nobody's numbers, theirs whose offset it is."""
     owners, offsets = follow.owners(given["indices"]), follow.owners(given["offsets"])
-    if owners is None or len(given["offsets"]) != len(out[0]):
+    if owners is None or owners.constant:
+        known = offsets is not None and offsets.of.numel() in (1, len(out[0]))
+        return [Owners(offsets.of.reshape(-1, 1), offsets.fixed), None, None, None] if known and offsets else None
+    if len(given["offsets"]) != len(out[0]):
         return None
     ends = [*given["offsets"].tolist(), len(given["indices"])]
     full = owners.of.expand(len(given["indices"]))

@@ -1,4 +1,4 @@
-"""nn.LSTM and nn.GRU whose weights respond to hyperparameters.
+"""nn.LSTM, nn.GRU and nn.RNN whose weights respond to hyperparameters.
 
 Each direction of each layer has a response in a, what its input gives, and in m, what its state gives::
 
@@ -7,7 +7,7 @@ Each direction of each layer has a response in a, what its input gives, and in m
 so that a GRU's candidate is tanh(a_n + r * m_n), as nn.GRU has it. With V_ih as `response_weight_ih_l0`, Q_ih as
 `response_scale_ih_l0`, Q_b as `response_shift_l0`, and so on, the layer's own parameters keep their names.
 
-Shapes: T steps, N rows of all steps, B examples, n hyperparameters, I input, H hidden, G gates (4 H or 3 H).
+Shapes: T steps, N rows of all steps, B examples, n hyperparameters, I input, H hidden, G gates (4 H, 3 H or H).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import PackedSequence
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.noise import drop_mask
 from revtune.tuning.responses.linearized import ResponseRecord, straight_through
-from revtune.tuning.responses.recurrent_gates import GRU, LSTM
+from revtune.tuning.responses.recurrent_gates import GRU, LSTM, ReluRNN, TanhRNN
 from revtune.tuning.responses.recurrent_loop import Equations, loop_tangents, run_loop
 from revtune.tuning.responses.recurrent_rows import follow_on, laid_sequences, probed
 from revtune.tuning.responses.recurrent_steps import Steps, from_rows, to_rows
@@ -42,8 +42,8 @@ RATES = ("_tuned_rate", "_tuned_weight_drop")
 """The attributes by which a layer reads its rates."""
 
 
-class ResponseRNN(Responding, nn.RNNBase):
-    """What nn.LSTM and nn.GRU with a response share.
+class ResponseRecurrent(Responding, nn.RNNBase):
+    """What nn.LSTM, nn.GRU and nn.RNN with a response share.
 
     Attributes:
         equations: those of a step.
@@ -274,13 +274,24 @@ class ResponseRNN(Responding, nn.RNNBase):
         return self._tuned_weight_drop() if self.training and self._tuned_weight_drop is not None else None
 
 
-class ResponseLSTM(ResponseRNN, nn.LSTM):
+class ResponseLSTM(ResponseRecurrent, nn.LSTM):
     """nn.LSTM with a response."""
 
     plain, equations = nn.LSTM, LSTM
 
 
-class ResponseGRU(ResponseRNN, nn.GRU):
+class ResponseGRU(ResponseRecurrent, nn.GRU):
     """nn.GRU with a response."""
 
     plain, equations = nn.GRU, GRU
+
+
+class ResponseRNN(ResponseRecurrent, nn.RNN):
+    """nn.RNN with a response."""
+
+    plain = nn.RNN
+
+    @property
+    def equations(self) -> Equations:  # type: ignore[override]
+        """Those of a step, by its nonlinearity."""
+        return TanhRNN if self.nonlinearity == "tanh" else ReluRNN

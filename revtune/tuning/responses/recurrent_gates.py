@@ -1,4 +1,4 @@
-"""One step of nn.LSTM and nn.GRU: forward, its gradient and its tangent, in place, all but the products with weights.
+"""One step of nn.LSTM, nn.GRU and nn.RNN: forward, gradient and tangent, in place, all but the products with weights.
 
 With `a` what the input gives and `m` what the state before gives, by gate, and h' and c' the state before::
 
@@ -14,7 +14,7 @@ Once all steps are done, slopes take the place of the gates::
 
 The gradient and the tangent of a step need nothing else of the gates.
 
-Shapes: N rows of all steps, R rows of one step, H hidden, G gates (4 H or 3 H). Gates stand in PyTorch's order.
+Shapes: N rows of all steps, R rows of one step, H hidden, G gates (4 H, 3 H or H). Gates stand in PyTorch's order.
 """
 
 from __future__ import annotations
@@ -173,3 +173,71 @@ class GRU:
         torch.sum(dm.mul_(slopes).unflatten(1, (3, -1)), 1, out=dy)
         dh.mul_(carry).add_(by_a_n).add_(dy)
         dy.copy_(dh)
+
+
+class TanhRNN:
+    """The equation of nn.RNN, whose one gate is h before its nonlinearity. Members are as those of `LSTM`."""
+
+    states, h_carries = 1, 0
+
+    @staticmethod
+    def prepare(gates: Tensor, a: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+        """Put a + b into gates (N, G), to which steps add W h; room for y."""
+        gates.copy_(a)
+        if bias is not None:
+            gates += bias
+        return (torch.empty_like(a),)
+
+    @staticmethod
+    def step(gates: Tensor, y: Tensor, h: Tensor) -> None:
+        """h becomes the next one, kept as y."""
+        torch.tanh(gates, out=y)
+        h.copy_(y)
+
+    @staticmethod
+    def slopes(gates: Tensor, h_before: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """dh/dm = 1 - h^2 (N, G), in the place of gates; it is all that there is."""
+        torch.mul(y, y, out=gates).neg_().add_(1)
+        return gates, gates, gates
+
+    @staticmethod
+    def input_room(carry: Tensor) -> tuple[Tensor, ...]:
+        """Room for gradients of a that differ from those of m: none."""
+        return ()
+
+    @staticmethod
+    def carry_gradient(m_grad: Tensor, slopes: Tensor, carry: Tensor, last_slope: Tensor, dh: Tensor) -> None:
+        """Gradient (R, G) of m, from that of h."""
+        torch.mul(dh, slopes, out=m_grad)
+
+    @staticmethod
+    def input_gradient(m_grad: Tensor) -> Tensor:
+        """Gradient (N, G) of a, which is that of m."""
+        return m_grad
+
+    @staticmethod
+    def input_tangent(da: Tensor, dm: Tensor, last_slope: Tensor) -> tuple[Tensor, ...]:
+        """What W dh is added to."""
+        return (da + dm,)
+
+    @staticmethod
+    def carry_tangent(dm: Tensor, dy: Tensor, slopes: Tensor, carry: Tensor, last_slope: Tensor, dh: Tensor) -> None:
+        """Tangents of y and h after the step, from that of a + m (R, G)."""
+        torch.mul(dm, slopes, out=dy)
+        dh.copy_(dy)
+
+
+class ReluRNN(TanhRNN):
+    """The equation of nn.RNN with nonlinearity="relu"."""
+
+    @staticmethod
+    def step(gates: Tensor, y: Tensor, h: Tensor) -> None:
+        """h becomes the next one, kept as y."""
+        torch.clamp_min(gates, 0, out=y)
+        h.copy_(y)
+
+    @staticmethod
+    def slopes(gates: Tensor, h_before: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        """dh/dm (N, G), 1 where h is above 0, in the place of gates."""
+        gates.copy_(y > 0)
+        return gates, gates, gates

@@ -6,7 +6,7 @@ With `a` what the input gives, and s the examples' own scalars::
 
 A step, forward or backward, has one product, with [W; V]; each weight gets its gradient in one product for all steps.
 
-Shapes: T steps, N rows of all steps, R rows of one step, B examples, H hidden, G gates (4 H or 3 H).
+Shapes: T steps, N rows of all steps, R rows of one step, B examples, H hidden, G gates (4 H, 3 H or H).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revtune.tuning.responses.recurrent_gates import GRU, LSTM
+from revtune.tuning.responses.recurrent_gates import GRU, LSTM, TanhRNN
 from revtune.tuning.responses.recurrent_steps import Steps
 
-Equations = type[LSTM] | type[GRU]
+Equations = type[LSTM] | type[GRU] | type[TanhRNN]
 
 LoopRecord = tuple[Tensor, ...]
 """What the tangent of a loop needs of it, for each row: what the response would add to m, slopes, carry, and the

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import TorchFunctionMode
 
 from revtune.tuning.responses.following import Following
 from revtune.tuning.responses.owners import Owners
@@ -106,10 +107,34 @@ def hooked(model: nn.Module, following: Following, answering: type[nn.Module]) -
     pass_on.only_looks = True  # type: ignore[attr-defined]  # streams, which call no forward, refuse other hooks
     handle = register_module_forward_hook(pass_on) if layers else None
     try:
-        yield
+        with _Unpacking(following):
+            yield
     finally:
         if handle is not None:
             handle.remove()
+
+
+class _Unpacking(TorchFunctionMode):
+    """Says whose packed sequences are that are padded again, which torch puts together by copies of their steps.
+
+    All steps of a sequence are whose its first is, those of its padding too.
+    """
+
+    def __init__(self, following: Following) -> None:
+        super().__init__()
+        self._following = following
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What the function gives."""
+        out = function(*args, **(kwargs or {}))
+        if getattr(function, "__name__", "") == "_pad_packed_sequence":
+            rows, sizes, batch_first, *_ = args
+            owners, count = self._following.owners(rows), int(sizes[0])
+            if owners is not None and owners.of.shape[0] == len(rows) and owners.of.numel() == len(rows):
+                axis = 0 if batch_first else 1
+                of = owners.of[:count].reshape([-1 if dim == axis else 1 for dim in range(out[0].dim())])
+                self._following.set(out[0], Owners(of, owners.fixed_sequences, sorted=True))
+        return out
 
 
 def _pass_on(following: Following, layer: Any, args: tuple[Any, ...], out: Any) -> None:

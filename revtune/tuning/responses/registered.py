@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
+from revtune.tuning.responses.embedding_bags import ResponseEmbeddingBag
 from revtune.tuning.responses.layers import (
     ResponseConv1d,
     ResponseConv2d,
@@ -32,7 +33,8 @@ from revtune.tuning.responses.normalisation import (
     ResponseLayerNorm,
     ResponseRMSNorm,
 )
-from revtune.tuning.responses.recurrent import ResponseGRU, ResponseLSTM
+from revtune.tuning.responses.recurrent import ResponseGRU, ResponseLSTM, ResponseRNN
+from revtune.tuning.responses.recurrent_cells import ResponseGRUCell, ResponseLSTMCell, ResponseRNNCell
 from revtune.tuning.responses.responding import Responding
 
 LAYERS: dict[type[nn.Module], type[Responding]] = {
@@ -41,6 +43,7 @@ LAYERS: dict[type[nn.Module], type[Responding]] = {
         ResponseLinear, ResponseConv1d, ResponseConv2d, ResponseConv3d, ResponseConvTranspose1d,
         ResponseConvTranspose2d, ResponseConvTranspose3d, ResponseEmbedding, ResponseLayerNorm, ResponseRMSNorm,
         ResponseGroupNorm, ResponseBatchNorm1d, ResponseBatchNorm2d, ResponseBatchNorm3d, ResponseLSTM, ResponseGRU,
+        ResponseRNN, ResponseLSTMCell, ResponseGRUCell, ResponseRNNCell, ResponseEmbeddingBag,
     )
 }  # fmt: skip
 """The response class of each plain class; `register_response` adds to it."""
@@ -100,7 +103,7 @@ def response_class(layer: type[nn.Module]) -> type[Responding] | None:
     if layer in LAYERS:
         return LAYERS[layer]
     base = next((base for base in layer.__mro__ if base in LAYERS), None)
-    if base is None or issubclass(base, nn.RNNBase) or issubclass(LAYERS[base], ResponseRegistered):
+    if base is None or issubclass(LAYERS[base], ResponseRegistered):
         return None
     return None if changed_by(layer, base) else _of_subclass(layer, LAYERS[base])
 
@@ -148,7 +151,7 @@ class ResponseOfSubclass(Responding):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy or a saved network makes its class anew, as no module holds that by name."""
-        return _blank, (self.plain,), self.__dict__.copy()
+        return _blank, (self.plain,), self.__getstate__()
 
 
 def _blank(plain: type[nn.Module]) -> nn.Module:

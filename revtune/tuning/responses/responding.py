@@ -98,6 +98,11 @@ class Responding(nn.Module):
         """Names of the parameters of the response."""
         return [name for name in self._parameters if name.startswith(ADDED)]
 
+    def weights_are_own(self) -> bool:
+        """Whether every weight that responds is a parameter, as when it was converted, and not computed from others."""
+        scales = (name for name in self.added if name.startswith("response_scale"))
+        return all(scale.replace("response_scale", "weight") in self._parameters for scale in scales)
+
     def units(self) -> int:
         """How many output units or channels there are."""
         return self.weight.shape[self.weight_unit_dim]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from revtune.program.data import text_sources
+from revtune.program.data import readings, text_sources
 from revtune.program.data.named_sets import SPLITS
 from revtune.program.data.readings import BY_BYTES
 from revtune.program.data.text_sources import Text, TextSource
@@ -97,7 +97,7 @@ def test_a_text_that_was_learnt_as_earlier_versions_read_it_is_read_so(
     text = Text(source="file", file=path, unit=unit)
     now = text_sources.load(text).digest()
     with monkeypatch.context() as patch:
-        patch.setattr(text_sources, "BY_LINES", BY_BYTES)
+        patch.setattr(readings, "BY_LINES", BY_BYTES)
         then = text_sources.load(text).digest()
     assert (now != then) or (unit, content[:2]) == ("byte", b"a\r")
     assert text_sources.load(text, then).digest() == then

@@ -1,11 +1,16 @@
 """What no conversion reaches is found in a module's own code, however it is spelled there."""
 
+import ast
+from collections.abc import Iterator
+
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.functional import dropout as thrown
 
-from revtune.tuning.conversion.bypasses import functional_dropout, rates_read, read_directly, reason_left, stands_for
+from revtune.tuning.conversion.bypasses import Sources, _read, reason_left, stands_for
+from revtune.tuning.conversion.convert import self_tuning
 
 
 class Plainly(nn.Module):
@@ -123,6 +128,22 @@ class Innocent(nn.Module):
         return y
 
 
+def functional_dropout(module: nn.Module) -> str | None:
+    return Sources().of(module).functional_dropout
+
+
+def weights(module: nn.Module) -> set[str]:
+    return Sources().of(module).weights
+
+
+def rates(module: nn.Module) -> set[str]:
+    return Sources().of(module).rates
+
+
+def left(module: nn.Module) -> str | None:
+    return reason_left(module, Sources().of(module))
+
+
 def test_functional_dropout_is_found_in_any_spelling() -> None:
     for kind in (Plainly, InAHelper, ByAnotherName, Above, Between):
         told = functional_dropout(kind())
@@ -134,20 +155,20 @@ def test_functional_dropout_is_found_in_any_spelling() -> None:
 
 
 def test_weights_and_functional_dropout_are_told_together() -> None:
-    told = reason_left(WithWeights())
+    told = left(WithWeights())
     assert told is not None and "its 4 weights are trained as they are" in told and "calls dropout" in told
 
 
 def test_layers_whose_weights_are_read_are_found() -> None:
-    assert read_directly(Reading()) == {"first"} and read_directly(ReadingOneOfAList()) == {"layers.0"}
-    assert read_directly(ReadingAnyOfAList()) == {"layers"} and read_directly(ByAnotherSelf()) == {"words"}
-    assert read_directly(Innocent()) == set() == read_directly(nn.MultiheadAttention(2, 1))
+    assert weights(Reading()) == {"first"} and weights(ReadingOneOfAList()) == {"layers.0"}
+    assert weights(ReadingAnyOfAList()) == {"layers"} and weights(ByAnotherSelf()) == {"words"}
+    assert weights(Innocent()) == set() == weights(nn.MultiheadAttention(2, 1))
 
 
 def test_a_class_without_source_is_let_be() -> None:
     made = type("Made", (nn.Module,), {"forward": lambda self, x: x})
     assert functional_dropout(made()) is None
-    assert reason_left(nn.ReLU()) is None
+    assert left(nn.ReLU()) is None
 
 
 def test_a_class_that_another_module_publishes_is_read_too() -> None:
@@ -175,13 +196,70 @@ class HandingOn(nn.Module):
 
 
 def test_rates_that_are_read_as_numbers_are_found() -> None:
-    assert rates_read(HandingOn()) == {"drop", "many.*"} and rates_read(Innocent()) == set()
+    assert rates(HandingOn()) == {"drop", "many.*"} and rates(Innocent()) == set()
     assert stands_for("many.*", "many.3") and not stands_for("many.*", "many.3.drop")
     assert functional_dropout(HandingOn()) is None
+
+
+class Block(nn.Module):
+    """A layer of a deep network, whose forward calls methods of its own and its base's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.last = nn.Linear(2, 2), nn.Dropout(0.1), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.narrow(self.wide(x))
+
+    def wide(self, x: Tensor) -> Tensor:
+        y: Tensor = self.first(x)
+        return y
+
+    def narrow(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(self.drop(x))
+        return y
+
+    def never_called(self) -> None:
+        raise AssertionError
+
+
+class Deep(nn.Module):
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block() for _ in range(layers)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_a_source_is_read_once_a_class_and_not_once_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve layers cost the reading of one, as far as methods are called at all."""
+    parsed, walked, parse, walk = list[str](), list[ast.AST](), ast.parse, ast.walk
+
+    def counted_parse(source: str) -> ast.Module:
+        parsed.append(source.partition("(")[0])
+        return parse(source)
+
+    def counted_walk(node: ast.AST) -> Iterator[ast.AST]:
+        walked.append(node)
+        return walk(node)
+
+    monkeypatch.setattr(ast, "parse", counted_parse)
+    monkeypatch.setattr(ast, "walk", counted_walk)
+    _read.cache_clear()
+    self_tuning(Deep(12))
+    assert sorted(parsed) == ["def forward", "def forward", "def narrow", "def wide"]
+    of_twelve = len(walked)
+    walked.clear()
+    _read.cache_clear()
+    self_tuning(Deep(1))
+    assert of_twelve == len(walked) > 0
 
 
 def test_dropouts_of_any_name_are_reported() -> None:
     class Drop(nn.Dropout):
         pass
 
-    assert reason_left(Drop(0.3)) == "Drop has no tuned form; its rate stays 0.3"
+    assert left(Drop(0.3)) == "Drop has no tuned form; its rate stays 0.3"

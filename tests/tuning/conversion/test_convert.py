@@ -170,6 +170,28 @@ def test_what_is_left_alone_may_be_of_any_kind(kind: str, method: Any) -> None:
     torch.testing.assert_close(frozen(net).eval()(x), net.eval()(x))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("method", ["delta", "stn"])
+def test_compiled_code_between_layers_that_respond_is_as_the_code_it_was_made_of(method: Any) -> None:
+    """Its tangents too, from the third run on, in which torch.jit has specialised it."""
+    ends, x, y = [], torch.randn(8, 6), torch.arange(8) % 3
+    for compiled in (True, False):
+        torch.manual_seed(0)
+        part: nn.Module = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
+        first, last = nn.Linear(6, 6), nn.Linear(6, 3)
+        plain = nn.Sequential(first, torch.jit.script(part) if compiled else part, nn.Dropout(0.1), last)
+        net = self_tuning(plain, leave=["1"])
+        tuner = Tuner(
+            net, lambda out, batch, h: F.cross_entropy(out, batch[1], reduction="none"),
+            lambda out, batch: F.cross_entropy(out, batch[1]), optimizer=lambda groups: torch.optim.SGD(groups, 0.5),
+            method=method, ratio=1,
+        )  # fmt: skip
+        for _ in range(5):
+            tuner.step((x, y), (x, y))
+        ends.append([p.detach() for p in net.parameters()])
+    torch.testing.assert_close(*ends)
+
+
 @pytest.mark.parametrize("centred", [True, False])
 def test_a_weight_that_forward_reads_is_the_frozen_networks_too(centred: bool) -> None:
     class ByHand(nn.Module):

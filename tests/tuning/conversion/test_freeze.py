@@ -79,3 +79,16 @@ def test_what_cannot_be_made_plain_is_named() -> None:
     parametrizations.weight_norm(net[6])
     with pytest.raises(ValueError, match="6 cannot be made plain: since it was converted its weight is computed"):
         frozen(net)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated")
+def test_weights_that_are_computed_anew_in_each_forward_are_copied() -> None:
+    """The old weight_norm holds a tensor that torch does not copy."""
+    torch.manual_seed(0)
+    net: Any = self_tuning(nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 4), nn.Dropout(0.1)))
+    x = torch.randn(3, 4)
+    net(x).sum().backward()
+    plain: Any = frozen(net).eval()
+    torch.testing.assert_close(plain(x), net.eval()(x))
+    plain(x).sum().backward()
+    assert plain[0].weight_v.grad is not None and plain[0].weight_v is not net[0].weight_v

@@ -37,7 +37,7 @@ def test_a_plain_network_acts_by_the_numbers_of_the_moment() -> None:
     assert torch.equal(net.eval()(torch.ones(3)), torch.ones(3))
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_recurrent_layers_read_their_rates(kind: Any) -> None:
     hypers = Constants({"dropout": Rate(0.05), "weight_drop": Rate(0.05, per="batch")})
     torch.manual_seed(0)

@@ -14,6 +14,12 @@ B, T, D = 4, 6, 8
 EACH = [0] * T + [1] * T + [2] * T + [3] * T
 TWO = [0, 0, 1, 1, 2, 2, 3, 3]
 
+
+def of_node(nodes: int, times: int) -> Tensor:
+    """The node to which each of so many messages a node goes."""
+    return torch.arange(nodes)[:, None].expand(nodes, times).flatten()
+
+
 OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], list[int]]] = {
     "flatten": (lambda x: x.flatten(0, 1), EACH),
     "time first": (lambda x: x.transpose(0, 1).reshape(-1, D), [0, 1, 2, 3] * 6),
@@ -28,6 +34,17 @@ OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], list[int]]] = {
         TWO,
     ),
     "convolutions": (lambda x: F.conv1d(x.flatten(0, 1)[:, None], torch.ones(2, 1, 3))[:, :, 0], EACH),
+    "sums by index": (
+        lambda x: x.new_zeros(5, D).index_add_(0, of_node(4, T), x.flatten(0, 1)), [0, 1, 2, 3, -1]
+    ),
+    "sums of two by index": (lambda x: torch.zeros(2, D).index_add(0, of_node(2, 2), x[:, 0]), [-2, -2]),
+    "sums by scattering": (
+        lambda x: x.new_zeros(4, D).scatter_add_(0, of_node(4, T)[:, None].expand(-1, D), x.flatten(0, 1)),
+        [0, 1, 2, 3],
+    ),
+    "a largest by scattering": (
+        lambda x: torch.zeros(2, D).scatter_reduce(0, of_node(2, 3)[:, None].expand(-1, D), x[1], "amax"), [1, 1]
+    ),
     "one hot": (lambda x: F.one_hot((x[..., 0] > 0).long(), 2).flatten(0, 1), EACH),
     "places of nobody": (
         lambda x: torch.zeros(B * T, D).index_add(0, torch.arange(B * T) // 3, x.flatten(0, 1))[: 2 * B], TWO

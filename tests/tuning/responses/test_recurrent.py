@@ -1,4 +1,4 @@
-"""LSTMs and GRUs that answer to hyperparameters: the plain layers' functions, at each example's own weights."""
+"""LSTMs, GRUs and RNNs that answer to hyperparameters: the plain layers' functions, at each example's own weights."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass
 from revtune.tuning.noise import drop_mask
 from revtune.tuning.responses.layers import ResponseLinear
-from revtune.tuning.responses.recurrent import ResponseGRU, ResponseLSTM
-from revtune.tuning.responses.recurrent_gates import GRU, LSTM
+from revtune.tuning.responses.recurrent import ResponseGRU, ResponseLSTM, ResponseRNN
+from revtune.tuning.responses.recurrent_gates import GRU, LSTM, ReluRNN, TanhRNN
 from revtune.tuning.responses.recurrent_loop import run_loop
 from revtune.tuning.responses.recurrent_steps import Steps
 from revtune.tuning.responses.weight_norm import weight_norm2
@@ -24,8 +24,8 @@ from revtune.tuning.tuner.bilevel import BilevelProblem, linearized_prediction
 from tests.tuned_nets import two
 
 T, B, F, H, N = 5, 4, 3, 6, 2
-Kind = type[nn.LSTM] | type[nn.GRU]
-KINDS: dict[Kind, Any] = {nn.LSTM: ResponseLSTM, nn.GRU: ResponseGRU}
+Kind = type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]
+KINDS: dict[Kind, Any] = {nn.LSTM: ResponseLSTM, nn.GRU: ResponseGRU, nn.RNN: ResponseRNN}
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"bias": False},
@@ -101,6 +101,17 @@ def of_gru(a: Tensor, m: Tensor, states: list[Tensor]) -> list[Tensor]:
     return [(1 - z) * n + z * states[0]]
 
 
+def of_rnn(a: Tensor, m: Tensor, states: list[Tensor]) -> list[Tensor]:
+    return [(a + m).tanh()]
+
+
+def of_relu_rnn(a: Tensor, m: Tensor, states: list[Tensor]) -> list[Tensor]:
+    return [(a + m).relu()]
+
+
+STEPS: dict[Any, Any] = {LSTM: of_lstm, GRU: of_gru, TanhRNN: of_rnn, ReluRNN: of_relu_rnn}
+
+
 def one_direction(
     layer: Any, own: Mapping[str, Tensor], suffix: str, x: Tensor, d: Tensor, states: list[Tensor]
 ) -> Any:
@@ -109,7 +120,7 @@ def one_direction(
         weight, second, scale = (own[name] for name in names)
         return weight @ value + (scale @ d) * (second @ value) + own.get(f"bias_{side}{suffix}", 0)
 
-    step, outputs = of_lstm if isinstance(layer, nn.LSTM) else of_gru, []
+    step, outputs = STEPS[layer.equations], []
     shift = own[f"response_shift{suffix}"] @ d if layer.bias else torch.zeros(())
     back = suffix.endswith("reverse")
     for row in x.flip(0) if back else x:
@@ -256,7 +267,7 @@ def test_a_state_alone_can_be_differentiated(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(("cell", "gates"), [(LSTM, 4), (GRU, 3)])
+@pytest.mark.parametrize(("cell", "gates"), [(LSTM, 4), (GRU, 3), (TanhRNN, 1), (ReluRNN, 1)])
 def test_the_loop_has_the_gradient_of_finite_differences(cell: Any, gates: int, packed: bool) -> None:
     G, even = gates * 2, Steps([2, 2, 2])
     steps = Steps([2, 1, 1], torch.tensor([0, 1, 0, 0]), reverse=True) if packed else even
@@ -406,6 +417,14 @@ def test_a_tagger_that_packs_its_embeddings_is_linearised(kind: Kind) -> None:
 
 
 # Dropout
+
+
+@every_form
+def test_a_rectified_layer_has_gradients_and_a_linearisation_of_its_own(form: str) -> None:
+    options = {"nonlinearity": "relu", "num_layers": 2}
+    test_each_example_has_weights_of_its_own(nn.RNN, options, form)
+    test_gradients_are_those_of_the_plain_loop(nn.RNN, options, form)
+    test_its_linearisation_and_the_gradient_are_those_of_jvp(nn.RNN, options, form)
 
 
 @every_form

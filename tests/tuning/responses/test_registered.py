@@ -140,6 +140,56 @@ class Named(nn.Linear):
         return 3
 
 
+class Doubling(nn.GRUCell):
+    """Computes otherwise than a cell."""
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return super().forward(2 * input, hx)
+
+
+class Forgetful(nn.LSTM):
+    """Computes otherwise than an LSTM."""
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:  # type: ignore[override]
+        return super().forward(input)
+
+
+class Encoder(nn.LSTM):
+    """Is made otherwise, computes the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, num_layers=2, dropout=0.3, batch_first=True)
+        self.note = "mine"
+
+
+class Gated(nn.GRU):
+    """Is made otherwise, computes the same."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, batch_first=True)
+
+
+@pytest.mark.parametrize("kind", [Encoder, Gated])
+def test_a_subclass_of_a_recurrent_layer_responds(kind: Any) -> None:
+    torch.manual_seed(0)
+    net: Any = with_responses(self_tuning(nn.ModuleDict({"rnn": kind(4), "drop": nn.Dropout(0.1)})))
+    layer, x, d = net["rnn"], torch.randn(5, 3, 4), torch.randn(5, len(net.hypers.names))
+    assert net.conversion.replaced["rnn"].startswith(f"Response{kind.__name__}") and isinstance(layer, kind)
+    assert ("rnn.dropout" in net.hypers.names) == (kind is Encoder)
+    net.eval()
+    with net.hypers.bound(Pass(5, d, None, training=False)):
+        y = layer(x)[0]
+    for row in range(5):
+        alone: Any = copy.deepcopy(layer)
+        alone.fold(d[row])
+        assert type(alone) is kind
+        torch.testing.assert_close(alone(x[row : row + 1])[0], y[row : row + 1])
+    net.hypers.centred = False
+    saved = pickle.loads(pickle.dumps(net))
+    assert torch.equal(saved["rnn"](x)[0], layer(x)[0]) and saved["rnn"].hypers is saved.hypers
+    torch.testing.assert_close(frozen(net).get_submodule("rnn")(x)[0], layer(x)[0])
+
+
 def test_a_subclass_that_computes_the_same_responds() -> None:
     torch.manual_seed(0)
     net: Any = with_responses(self_tuning(nn.Sequential(Scaled(4), nn.Dropout(0.1), Grouped(1, 2, 3))))
@@ -162,8 +212,8 @@ def test_a_subclass_that_does_not_respond_is_told_why() -> None:
     patched.forward = lambda x: x  # type: ignore[assignment, method-assign]
     mixed = nn.ModuleDict({
         "linear": nn.Linear(2, 2), "drop": nn.Dropout(0.1), "other": Standardised(2, 2, 1), "own": Whitened(2, 2),
-        "named": Named(2, 2), "patched": patched, "cell": nn.GRUCell(2, 2), "two": nn.Bilinear(2, 2, 2),
-        "bag": nn.EmbeddingBag(3, 2),
+        "named": Named(2, 2), "patched": patched, "two": nn.Bilinear(2, 2, 2), "cell": Doubling(2, 2),
+        "rnn": Forgetful(2, 2, batch_first=True),
     })  # fmt: skip
     with pytest.warns(UserWarning):
         net: Any = self_tuning(mixed)
@@ -173,8 +223,10 @@ def test_a_subclass_that_does_not_respond_is_told_why() -> None:
     assert left["own"].endswith("; see register_response")
     assert left["named"] == "its units has a name that responses use"
     assert left["patched"].startswith("its forward was replaced on the module itself before the conversion")
-    for name in ("cell", "two", "bag"):  # which register_response cannot take
+    for name in ("cell", "two", "rnn"):  # which register_response cannot take
         assert left[name].endswith("are trained as they are")
+    assert left["rnn"].startswith("Forgetful has no response as LSTM has, as it has a forward of its own")
+    assert left["cell"].startswith("Doubling has no response as GRUCell has, as it has a forward of its own")
 
 
 class Conv1D(nn.Module):

@@ -13,9 +13,11 @@ import revtune as rt
 from revtune.tuning.conversion.convert import self_tuning
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Positive
+from revtune.tuning.responses.following import Following
 from revtune.tuning.tuner.tuner import Tuner
 
 B, T, D = 4, 6, 5
+LENGTHS = torch.tensor([3, 6, 2, 5])
 
 Way = Callable[[Any, Tensor], Tensor]
 
@@ -123,6 +125,40 @@ def test_last_states_and_packed_steps_are_their_examples(way: Way) -> None:
     found, expected = gradients(way, "stn", batches()), gradients(last_steps, "stn", batches())
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
+
+
+def packed_and_padded(fold: bool) -> Way:
+    def way(net: Any, x: Tensor) -> Tensor:
+        rows = nn.utils.rnn.pack_padded_sequence(x, LENGTHS, batch_first=True, enforce_sorted=False)
+        y, _ = nn.utils.rnn.pad_packed_sequence(net.rnn(rows)[0], batch_first=True)
+        scores = net.last(y.flatten(0, 1)).view(len(x), -1) if fold else net.last(y)[..., 0]
+        return F.pad(scores, (0, x.shape[1] - scores.shape[1]))
+
+    return way
+
+
+@pytest.mark.parametrize("method", ["stn", "delta"])
+def test_padding_of_packed_sequences_is_their_examples(method: str) -> None:
+    """Also where rows are folded, as before a readout; and it is the same in every batch, so none is followed again."""
+    found, expected = (gradients(packed_and_padded(fold), method, batches()) for fold in (True, False))
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_packed_sequences_are_followed_in_the_first_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    followed, begin = list[Following](), Following.__init__
+
+    def counted(self: Following) -> None:
+        followed.append(self)
+        begin(self)
+
+    monkeypatch.setattr(Following, "__init__", counted)
+    counts = []
+    for steps in (2, 6):
+        followed.clear()
+        gradients(packed_and_padded(fold=True), "stn", batches()[:1] * steps)
+        counts.append(len(followed))
+    assert counts[0] == counts[1] > 0
 
 
 def through_numpy(net: Any, x: Tensor) -> Tensor:

@@ -189,6 +189,7 @@ def batch(seed: int) -> tuple[Tensor]:
     return (torch.randn(B, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)),)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile's own
 @pytest.mark.parametrize("method", ["delta", "stn"])
 @pytest.mark.parametrize(
     "made", [*RUNS.values(), *STOPPED.values(), lambda: Net(checkpointed)], ids=[*RUNS, *STOPPED, "checkpoint"]
