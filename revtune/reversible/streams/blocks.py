@@ -19,6 +19,10 @@ from revtune.reversible.streams.chunk_graph import Autocast
 from revtune.reversible.streams.held import held_tensors
 from revtune.reversible.streams.trials import key_of, remember, trial
 
+BLOCK_BYTES = 2**18
+"""Bytes that the graph of a block may keep. Beside them stand several tensors as large, and C's heap keeps holes of
+their size, so that a block of megabytes would take more than the layer below it."""
+
 FEWEST_POSITIONS = 32
 """Positions of a block at least, since every block reads all weights."""
 

@@ -34,6 +34,7 @@ from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
 from revtune.reversible.streams.memory import refuse_cached
+from revtune.reversible.streams.memory_plan import checked_memory, plan
 from revtune.reversible.streams.parallel import refuse_shared, refuse_wrapped
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
 from revtune.reversible.streams.surroundings import scaled_down
@@ -48,6 +49,7 @@ def rewind_encode(
     units: int = 0,
     state: Hx | None = None,
     lengths: Tensor | None = None,
+    max_memory: int | str | None = None,
 ) -> tuple[Tensor, Hx]:
     """Encode a sequence by a recurrent net, in memory that hardly depends on the net's width; differentiable.
 
@@ -57,6 +59,7 @@ def rewind_encode(
         rnn: a RevGRU or RevLSTM, not bidirectional, without output_dropout.
         inputs, encode, state, lengths: as in `rewind_loss`.
         units: k, how many units of the top layer's first half to keep at every step, 0..H/2.
+        max_memory: as in `rewind_loss`, annotations left out; nothing but chunks can be cut shorter here.
 
     Returns:
         Annotations (T, B, k), or (B, T, k) if the net is batch_first; beyond its length a row repeats its last. And the
@@ -72,13 +75,14 @@ def rewind_encode(
         >>> annotations.shape, h_n.shape
         (torch.Size([20, 3, 4]), torch.Size([1, 3, 16]))
     """
-    return _rewind_encode(rnn, inputs, encode, units, state, lengths)
+    return _rewind_encode(rnn, inputs, encode, units, state, lengths, checked_memory(max_memory))
 
 
 @torch.compiler.disable
 def _rewind_encode(
-    rnn: RevRNN, inputs: Tensor, encode: Encode | None, units: int, state: Hx | None, lengths: Tensor | None
-) -> tuple[Tensor, Hx]:
+    rnn: RevRNN, inputs: Tensor, encode: Encode | None, units: int, state: Hx | None, lengths: Tensor | None,
+    max_memory: int | None,
+) -> tuple[Tensor, Hx]:  # fmt: skip
     what = "rewind_encode"
     check_net(what, rnn, encode)
     refuse_wrapped(what, encode=encode)
@@ -90,7 +94,7 @@ def _rewind_encode(
     if rnn.options.output_dropout:
         raise ValueError(f"{what} keeps units as they are, so output_dropout must be 0; drop out the annotations")
     with one_sequence(masks := SequenceMasks()), torch.autocast(inputs.device.type, enabled=False):
-        encode_pass = EncodePass(rnn, inputs, encode, units, state, lengths, masks)
+        encode_pass = EncodePass(rnn, inputs, encode, units, state, lengths, masks, max_memory)
         tensors = encode_pass.tensors() if torch.is_grad_enabled() else []
         if any(tensor.requires_grad for tensor in tensors):
             encode_pass.refuse_shared()
@@ -117,6 +121,7 @@ class EncodePass:
         state: Hx | None,
         lengths: Tensor | None,
         masks: SequenceMasks,
+        max_memory: int | None = None,
     ) -> None:
         weight, steps = rnn.first_weight, inputs.shape[0]
         spec, native = BatchSpec(inputs.shape[1], weight.dtype, weight.device), rnn.runs_native(weight)
@@ -124,7 +129,10 @@ class EncodePass:
         self.inputs, self.masks, self.sinks = inputs, masks, Sinks()
         self.stack, self.layers = rnn.assemble(steps, spec, states, lengths, native=native, sliced=units)
         self.encoder = Encoder(encode, inputs, self.sinks, rnn.check_input)
-        self.spans = list(pieces(0, steps, self.stack.chunk_steps(steps)))
+        cuts = plan(
+            "rewind_encode", self.stack, steps, segment=None, max_memory=max_memory, readout=False, checkpoints=False
+        )
+        self.spans = list(pieces(0, steps, cuts.chunk))
         self._reached: list[Tensor] = []
         self._scaled_down = scaled_down(encode)
 

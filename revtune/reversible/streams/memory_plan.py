@@ -17,7 +17,8 @@ from revtune.reversible.cells.fixed import FORGET_ONE
 from revtune.reversible.kernel.chunks import evened_out
 from revtune.reversible.kernel.tape import Tape
 from revtune.reversible.layers.stack import DEFAULT_BUDGET, Stack
-from revtune.reversible.streams.readout import BLOCK_BYTES
+from revtune.reversible.streams.blocks import BLOCK_BYTES
+from revtune.reversible.streams.readout import BLOCK_BYTES as LOGIT_BYTES
 
 STATES = 8
 """Copies of the state that may stand at once: the present one, start and end, gradients, and what is returned."""
@@ -37,11 +38,13 @@ class MemoryPlan(NamedTuple):
     Attributes:
         chunk: K.
         segment: S, steps between checkpoints.
-        block_bytes: what the graph of a readout's block may keep.
+        logit_bytes: of the logits that a `LinearCrossEntropy` makes at once.
+        block_bytes: what the graph of any other readout's block may keep.
     """
 
     chunk: int
     segment: int
+    logit_bytes: int = LOGIT_BYTES
     block_bytes: int = BLOCK_BYTES
 
 
@@ -64,7 +67,7 @@ def checked_memory(max_memory: int | str | None) -> int | None:
 
 
 def plan(
-    what: str, stack: Stack, steps: int, *, segment: int | None, max_memory: int | None, kept: int = 0,
+    what: str, stack: Stack, steps: int, *, segment: int | None, max_memory: int | None,
     readout: bool = True, checkpoints: bool = True,
 ) -> MemoryPlan:  # fmt: skip
     """The cuts of a stream.
@@ -75,7 +78,6 @@ def plan(
         steps: T.
         segment: S as the caller wants it, or None for what memory allows: T if there is no limit.
         max_memory: bytes, or None for no limit.
-        kept: bytes that are kept beside all this, such as annotations.
         readout: whether there is one.
         checkpoints: whether segments may be shorter than the sequence.
 
@@ -85,9 +87,9 @@ def plan(
     if max_memory is None:
         segment = segment or steps
         return MemoryPlan(stack.chunk_steps(segment), segment)
-    fixed = kept + OVERHEAD + sum(STATES * _state_bytes(tape) + tape.weights.packed_bytes() for tape in stack.tapes)
+    fixed = OVERHEAD + sum(STATES * _state_bytes(tape) + tape.weights.packed_bytes() for tape in stack.tapes)
     least_work = stack.step_bytes + BLOCK_SHARE * 4 * stack.tapes[-1].rows if readout else stack.step_bytes
-    whole = DEFAULT_BUDGET + (BLOCK_SHARE * BLOCK_BYTES if readout else 0)
+    whole = DEFAULT_BUDGET + (LOGIT_BYTES if readout else 0)
     if segment is None:
         shortest = _least_segment(stack, steps) if checkpoints else steps
         fits = fixed + _stored(stack, steps, steps) + min(whole, 2 * least_work) <= max_memory
@@ -101,8 +103,8 @@ def plan(
         )
     chunk_bytes = min(DEFAULT_BUDGET, room // 2 if readout else room)
     chunk = evened_out(segment, max(1, chunk_bytes // stack.step_bytes), fewest=1)
-    block = min(BLOCK_BYTES, (room - chunk * stack.step_bytes) // BLOCK_SHARE)
-    return MemoryPlan(chunk, segment, block)
+    rest = room - chunk * stack.step_bytes
+    return MemoryPlan(chunk, segment, min(LOGIT_BYTES, rest // 2), min(BLOCK_BYTES, rest // BLOCK_SHARE))
 
 
 def _least_segment(stack: Stack, steps: int) -> int:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from revtune.reversible.kernel.matmuls import LARGEST_PACKED, NativeProducts, Products
-from revtune.reversible.kernel.matmuls import products_for
+from revtune.reversible.kernel.matmuls import LARGEST_PACKED, NativeProducts, Products, products_for
 from tests.stored import relative
 
 BACKENDS = ("native",)

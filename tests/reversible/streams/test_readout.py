@@ -280,7 +280,7 @@ class Made(TorchDispatchMode):
         return result
 
     def storages(self, at_least: int) -> Iterator[int]:
-        """Addresses of the storages of so many bytes or more; words of the buffer, which lie in large ones, left out."""
+        """Addresses of the storages of so many bytes or more; those of the words of a buffer left out."""
         numbers = (t.untyped_storage() for t in self.tensors if t.is_floating_point())
         return iter({storage.data_ptr() for storage in numbers if storage.nbytes() >= at_least})
 
