@@ -22,6 +22,7 @@ from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
 from revtune.reversible.layers.masks import BatchSpec, drop_mask, new_seed
 from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.rnn_arguments import Hx, Options, check_input, check_states
+from revtune.reversible.layers.single_step import single_step
 from revtune.reversible.layers.stack import Link, LockedMask, Stack, StepDropout
 
 
@@ -123,9 +124,11 @@ class RevRNN(nn.Module):
     def forward(self, input: Tensor | PackedSequence, hx: Hx | None = None) -> tuple[Any, Any]:
         """Run the layers; arguments and results as in the class's description."""
         # torch.compile can take in the kernel, one operator a layer; tapes run outside its graph
-        if torch.compiler.is_compiling() and self.options.output == "all":
-            if isinstance(input, Tensor) and self.runs_native(self.first_weight):
+        if torch.compiler.is_compiling():
+            if self.options.output == "all" and isinstance(input, Tensor) and self.runs_native(self.first_weight):
                 return self._run(input, hx, native=True)
+        elif not torch.is_grad_enabled() and (step := single_step(self, input, hx)):
+            return step
         return self._uncompiled(input, hx)
 
     @torch.compiler.disable
