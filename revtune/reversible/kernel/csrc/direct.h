@@ -46,9 +46,9 @@ inline __attribute__((always_inline)) void turn_quarters(Lanes* v) {
 
 // `lanes` outputs at `column` for R rows, whose chains begin with the numbers of `from`, or zero if there are none;
 // `weight` has the first of these outputs' rows. Sums that are not finite make `finite` NaN.
-template <int R>
+template <int R, class Inputs>
 inline __attribute__((always_inline)) void direct_outputs(
-    const float* const* inputs, int64_t n, const float* from, const float* weight, float* const* outputs,
+    const Inputs& inputs, int64_t n, const float* from, const float* weight, float* const* outputs,
     int64_t column, Lanes& finite) {
   Lanes sums[R];
 #pragma GCC unroll 16
@@ -56,17 +56,19 @@ inline __attribute__((always_inline)) void direct_outputs(
   int64_t k = 0;
   for (; k + 4 <= n; k += 4) {
     Lanes four[4];
+    // The next outputs' rows, in the order of memory: their cuts across would come too late, and in no order.
+    for (int i = 0; i < 4; i++) __builtin_prefetch(weight + lanes * n + lanes * k + lanes * i);
     load_rows(weight + k, n, four);
     turn_quarters(four);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++)
 #pragma GCC unroll 16
-      for (int r = 0; r < R; r++) sums[r] = multiply_add(four[i], broadcast(inputs[r][k + i]), sums[r]);
+      for (int r = 0; r < R; r++) sums[r] = multiply_add(four[i], broadcast(inputs(r, k + i)), sums[r]);
   }
   for (; k < n; k++) {
     Lanes last;
     for (int l = 0; l < lanes; l++) last[l] = weight[l * n + k];
-    for (int r = 0; r < R; r++) sums[r] = multiply_add(last, broadcast(inputs[r][k]), sums[r]);
+    for (int r = 0; r < R; r++) sums[r] = multiply_add(last, broadcast(inputs(r, k)), sums[r]);
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) {
@@ -83,9 +85,19 @@ bool direct_rows_of(int64_t rows, const float* const* inputs, int64_t n, int64_t
     if (rows < R) return direct_rows_of<R - 1>(rows, inputs, n, outputs, from, weight, into);
   }
   Lanes finite{};
-  for (int64_t column = 0; column < outputs; column += lanes) {
-    const int64_t first = std::min(column, outputs - lanes);
-    direct_outputs<R>(inputs, n, from, weight + first * n, into, first, finite);
+  const auto all_outputs = [&](const auto& numbers) {
+    for (int64_t column = 0; column < outputs; column += lanes) {
+      const int64_t first = std::min(column, outputs - lanes);
+      direct_outputs<R>(numbers, n, from, weight + first * n, into, first, finite);
+    }
+  };
+  if constexpr (R > 4) {  // so many pointers do not stay in registers: the rows are laid side by side
+    std::vector<float> beside((size_t)(n * R));
+    for (int64_t k = 0; k < n; k++)
+      for (int r = 0; r < R; r++) beside[k * R + r] = inputs[r][k];
+    all_outputs([values = beside.data()](int r, int64_t k) { return values[k * R + r]; });
+  } else {
+    all_outputs([inputs](int r, int64_t k) { return inputs[r][k]; });
   }
   float sum = 0.0f;
   for (int l = 0; l < lanes; l++) sum += finite[l];
