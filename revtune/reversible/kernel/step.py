@@ -6,13 +6,13 @@ of that and gives the bits that the way over whole sequences gives. What it cann
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from revtune.reversible.cells.cell import NativeSettings, slope_of
-from revtune.reversible.kernel.backend import when_loaded
+from revtune.reversible.cells.cell import Cell, slope_of
+from revtune.reversible.kernel.backend import insist, load, when_loaded
 from revtune.reversible.transforms import active
 
 _PLAIN = {Tensor, nn.Parameter}
@@ -20,30 +20,37 @@ _PLAIN = {Tensor, nn.Parameter}
 
 
 def stepped(
-    cell: NativeSettings, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor | None], *, bias: bool
+    cell: Cell,
+    x: Tensor,
+    states: Sequence[Tensor],
+    shape: tuple[int, ...],
+    weights: Sequence[Tensor | None],
+    *,
+    bias: bool,
+    backend: str,
 ) -> list[Tensor] | None:
     """Outputs and final states of one step without a gradient; None where the operator does not take it.
 
     Args:
         cell: of all layers.
         x: inputs, (B, I), with dimensions of size 1 anywhere before I.
-        states: h, or h and c, of shape (L, B, H), (L, H), or that of x with H in the place of I where there is one
-            layer. Those of float64 are exact.
+        states: h, or h and c, of L * B rows. Those of float64 are exact.
+        shape: what the states must have.
         weights: of each layer in order `ih`, `hh`, and two biases if it has any; None for one that is not there.
         bias: whether it has.
+        backend: as in `chosen`.
     """
-    tracing = torch._C._get_tracing_state() is not None  # as torch.jit.is_tracing tells, which stubs leave out
-    if tracing or active() or not are_plain((x, *states, *weights)):
+    if cell.native is None or not set(map(type, (x, *states, *weights))) <= _PLAIN:
         return None
-    results: list[Tensor] = torch.ops.revtune.step(
-        x, states, weights, bias, slope_of(cell.max_forget_bits), cell.forgetting, cell.bounded
-    )
+    for state in states:
+        if state.shape != shape:
+            return None
+    tracing = torch._C._get_tracing_state() is not None  # as torch.jit.is_tracing tells, which stubs leave out
+    if tracing or active() or not (load() if backend == "auto" else backend == "native" and insist()):
+        return None
+    bits, forgetting, bounded = cell.native
+    results: list[Tensor] = torch.ops.revtune.step(x, states, weights, bias, slope_of(bits), forgetting, bounded)
     return results or None
-
-
-def are_plain(tensors: Iterable[object]) -> bool:
-    """Whether all of these are tensors of no class of their own."""
-    return set(map(type, tensors)) <= _PLAIN
 
 
 def _fake(

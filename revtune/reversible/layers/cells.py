@@ -22,6 +22,7 @@ from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.layer import LayerSettings, run_layer
 from revtune.reversible.layers.masks import BatchSpec
 from revtune.reversible.layers.rnn_arguments import Hx, check_input, check_parameter, check_states
+from revtune.reversible.layers.single_step import first_states
 from revtune.reversible.transforms import wants_gradient
 
 _PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -100,23 +101,15 @@ class RevCell(nn.Module):
 
     def _at_once(self, x: object, hx: Hx | None) -> State | None:
         """The same in one call of the kernel; None where arguments or settings are not made for that."""
-        if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.dim() not in (1, 2):
+        if type(x) is not Tensor:
+            return None
+        if x.dim() not in (1, 2) or x.shape[-1] != self.input_size:
             return None
         cell, shape = self.cell, (*x.shape[:-1], self.hidden_size)
-        if hx is None:
-            states = tuple(x.new_zeros(shape) for _ in cell.states)
-        else:
-            states = hx if isinstance(hx, tuple | list) else (hx,)
-        if len(states) != len(cell.states) or x.shape[-1] != self.input_size:
-            return None
-        if not all(isinstance(state, Tensor) and state.shape == shape for state in states):
-            return None
-        if not self._runs_native(cell, x):
-            return None
-        assert cell.native is not None
+        states = first_states(cell, x, hx, shape)
         weights = [self._parameters.get(name) for name in _PARAMETERS[: 4 if self.bias else 2]]
-        results = stepped(cell.native, x, states, weights, bias=self.bias)
-        return None if results is None else tuple(results[1:])
+        results = states and stepped(cell, x, states, shape, weights, bias=self.bias, backend=self.backend)
+        return tuple(results[1:]) if results else None
 
     def _checked_step(self, x: Tensor, states: State) -> State:
         """The state after a step, from inputs and a state that fit."""
@@ -132,7 +125,7 @@ class RevCell(nn.Module):
             tensors = (x, *states, *parameters)
             if not x.shape[0] or torch.is_grad_enabled() and any(map(wants_gradient, tensors)):
                 return plain_step(self.cell, x, states, weights, self._name)
-            settings = LayerSettings(self._name, self._runs_native(self.cell, x))
+            settings = LayerSettings(self._name, chosen(self.backend, self.cell, x, weights, {}))
             return run_layer(self.cell, x.unsqueeze(0), LayerTensors(states, weights, {}), settings)[1]
 
     def _checked_input(self, x: Tensor) -> Tensor:
@@ -149,9 +142,6 @@ class RevCell(nn.Module):
         if hx is None:
             return tuple(x.new_zeros(shape) for _ in range(count))
         return check_states(self._name, hx, count, shape, BatchSpec(x.shape[0], x.dtype, x.device), batched=batched)
-
-    def _runs_native(self, cell: Cell, x: Tensor) -> bool:
-        return chosen(self.backend, cell, x, dict.fromkeys(("ih", "hh"), x), {})
 
     @property
     def _name(self) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
+from revtune.reversible.cells.cell import Cell
 from revtune.reversible.kernel.step import stepped
 from revtune.reversible.layers.rnn_arguments import Hx
 
@@ -24,28 +24,29 @@ def single_step(net: RevRNN, x: Any, hx: Hx | None) -> tuple[Tensor, Hx] | None:
 
     Arguments are looked at as far as needed to know that they are in order. Those that are not are refused there.
     """
-    if not isinstance(x, Tensor) or x.dtype != torch.float32 or not _is_plain(net):
+    if type(x) is not Tensor or not _is_plain(net):
         return None
-    shape = x.shape
-    if len(shape) == 3:
-        rows, steps = shape[:2] if net.batch_first else (shape[1], shape[0])
-        state_shape: tuple[int, ...] = (net.num_layers, rows, net.hidden_size)
-    elif len(shape) == 2:
-        steps, state_shape = shape[0], (net.num_layers, net.hidden_size)
-    else:
+    shape, dims = x.shape, x.dim()
+    if dims not in (2, 3) or shape[dims - 2 if net.batch_first else 0] != 1 or shape[-1] != net.input_size:
         return None
-    if steps != 1 or shape[-1] != net.input_size:
-        return None
-    states = _states(net, x, hx, state_shape)
-    if states is None or not net.runs_native(x):
-        return None
-    assert net.cell.native is not None
+    rows = shape[: dims - 2] if net.batch_first else shape[1:-1]
+    state_shape = (net.num_layers, *rows, net.hidden_size)
+    states = first_states(net.cell, x, hx, state_shape)
     weights = [net._parameters.get(name) for name in _names(net.num_layers, net.bias)]
-    results = stepped(net.cell.native, x, states, weights, bias=net.bias)
-    if results is None:
+    results = states and stepped(net.cell, x, states, state_shape, weights, bias=net.bias, backend=net.options.backend)
+    if not results:
         return None
     y, *after = results
     return y, after[0] if len(after) == 1 else tuple(after)
+
+
+def first_states(cell: Cell, x: Tensor, hx: Hx | None, shape: tuple[int, ...]) -> Sequence[Tensor] | None:
+    """The states that are given, or zeros of this shape; None if there are not as many as the cell has."""
+    count = len(cell.states)
+    if hx is None:
+        return [x.new_zeros(shape) for _ in range(count)]
+    states = hx if isinstance(hx, tuple | list) else (hx,)
+    return states if len(states) == count else None
 
 
 def _is_plain(net: RevRNN) -> bool:
@@ -57,19 +58,6 @@ def _is_plain(net: RevRNN) -> bool:
         return True
     rates = (options.input_dropout, options.hidden_dropout, options.output_dropout, options.weight_drop)
     return not (net.dropout or any(rates))
-
-
-def _states(net: RevRNN, x: Tensor, hx: Hx | None, shape: tuple[int, ...]) -> Sequence[Tensor] | None:
-    """First states of this shape, zeros where none are given, or None if they are not that."""
-    count = len(net.cell.states)
-    if hx is None:
-        return [x.new_zeros(shape) for _ in range(count)]
-    states = (hx,) if isinstance(hx, Tensor) else hx
-    if not isinstance(states, tuple | list) or len(states) != count:
-        return None
-    if not all(isinstance(state, Tensor) and state.shape == shape for state in states):
-        return None
-    return states
 
 
 @cache
