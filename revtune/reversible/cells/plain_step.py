@@ -105,10 +105,10 @@ def _refuse(x: Tensor, state: State, weights: Mapping[str, Tensor], counts: Mapp
     Raises:
         NonFiniteError, StateRangeError: names it.
     """
-    check_finite(x, f"{name}: input")
+    check_finite(x.detach(), f"{name}: input")
     for tensor in state:
-        check_state(tensor, f"{name}: hx")
+        check_state(tensor.detach(), f"{name}: the first state")
     for key, weight in weights.items():
-        check_finite(weight, f"{name}: weight {key!r}")
+        check_finite(weight.detach(), f"{name}: weight {key!r}")
     for part, count in counts.items():
         name_bad_count(count, part, 0, name)

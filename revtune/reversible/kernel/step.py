@@ -15,7 +15,7 @@ from revtune.reversible.cells.cell import Cell, slope_of
 from revtune.reversible.kernel.backend import insist, load, when_loaded
 from revtune.reversible.transforms import active
 
-_PLAIN = {Tensor, nn.Parameter}
+_PLAIN = (Tensor, nn.Parameter)
 """Tensors that the operator may be handed; others bring rules of their own."""
 
 
@@ -40,8 +40,12 @@ def stepped(
         bias: whether it has.
         backend: as in `chosen`.
     """
-    if cell.native is None or not set(map(type, (x, *states, *weights))) <= _PLAIN:
+    if cell.native is None:
         return None
+    for tensor in (x, *states, *weights):
+        # One on the meta device would have the operator's fake answer, with numbers that nobody has written
+        if tensor is None or type(tensor) not in _PLAIN or not tensor.is_cpu:
+            return None
     for state in states:
         if state.shape != shape:
             return None

@@ -6,12 +6,12 @@ Shapes: B batch, I input, H hidden.
 from __future__ import annotations
 
 import math
-from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from revtune.reversible.arguments import check_bits, check_flag, check_size, check_tensor
+from revtune.reversible.arguments import check_flag, check_size, check_tensor
 from revtune.reversible.cells.cell import Cell, State
 from revtune.reversible.cells.gru import rev_gru
 from revtune.reversible.cells.lstm import rev_lstm
@@ -27,12 +27,11 @@ from revtune.reversible.transforms import wants_gradient
 
 _PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
-_gru, _lstm = cache(rev_gru), cache(rev_lstm)
-
 
 class RevCell(nn.Module):
     """What RevGRUCell and RevLSTMCell share; use those."""
 
+    cell: Cell
     weight_ih: Tensor
     weight_hh: Tensor
     bias_ih: Tensor | None
@@ -55,9 +54,9 @@ class RevCell(nn.Module):
         self.input_size, self.hidden_size = check_size("input_size", input_size), check_size("hidden_size", hidden_size)
         if hidden_size % 2:
             raise ValueError(f"hidden_size must be even to split it in halves, got {hidden_size}")
-        check_bits(max_forget_bits)
         self.bias, self.forgetting = check_flag("bias", bias), check_flag("forgetting", forgetting)
         self.max_forget_bits = max_forget_bits
+        self.cell = self.cell_of()
         if backend not in BACKENDS:
             raise ValueError(f'backend must be "auto", "native" or "reference", got {backend!r}')
         self.backend = backend
@@ -69,10 +68,21 @@ class RevCell(nn.Module):
             self.register_parameter(name, made)
         self.reset_parameters()
 
-    @property
-    def cell(self) -> Cell:
+    def cell_of(self) -> Cell:
         """The cell that the settings describe."""
         raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: as of RevGRU, plain values, unless somebody put a cell in the place of the own one."""
+        state = dict(self.__dict__)
+        if self.cell.native == self.cell_of().native:
+            del state["cell"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up what `__getstate__` gave."""
+        super().__setstate__(state)
+        self.cell = state.get("cell") or self.cell_of()
 
     def reset_parameters(self) -> None:
         """Uniform in +-1/sqrt(H), as nn.GRUCell and nn.LSTMCell."""
@@ -203,10 +213,9 @@ class RevGRUCell(RevCell):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, device, dtype, max_forget_bits, forgetting, backend)
 
-    @property
-    def cell(self) -> Cell:
+    def cell_of(self) -> Cell:
         """The cell that the settings describe."""
-        return _gru(self.max_forget_bits, forgetting=self.forgetting)
+        return rev_gru(self.max_forget_bits, forgetting=self.forgetting)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """h after a step; arguments and results as in the class's description."""
@@ -250,13 +259,12 @@ class RevLSTMCell(RevCell):
         bounded: bool = True,
         backend: str = "auto",
     ) -> None:
+        self.bounded = bounded  # before all else, as the cell is built from it
         super().__init__(input_size, hidden_size, bias, device, dtype, max_forget_bits, forgetting, backend)
-        self.bounded = check_flag("bounded", bounded)
 
-    @property
-    def cell(self) -> Cell:
+    def cell_of(self) -> Cell:
         """The cell that the settings describe."""
-        return _lstm(self.max_forget_bits, forgetting=self.forgetting, bounded=self.bounded)
+        return rev_lstm(self.max_forget_bits, forgetting=self.forgetting, bounded=self.bounded)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """h and c after a step; arguments and results as in the class's description."""
