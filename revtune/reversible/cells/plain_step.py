@@ -63,19 +63,26 @@ def plain_step(cell: Cell, x: Tensor, state: State, weights: Mapping[str, Tensor
         if not _in_order(seen, [*first.values(), *counts.values()]):
             _refuse(x, state, weights, counts, name)
     return tuple(
-        torch.cat([_straight(fixed.from_counts(counts[part], tensor.dtype), floats[part]) for part in group], -1)
+        _whole([counts[part] for part in group], [floats[part] for part in group], tensor.dtype)
         for group, tensor in zip(cell.states, state, strict=True)
     )
 
 
 def _read(cell: Cell, state: State, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Counts of the parts of a state, and the parts as the cell reads them."""
-    counts, floats = {}, {}
+    counts, floats = dict[str, Tensor](), dict[str, Tensor]()
     for group, tensor in zip(cell.states, state, strict=True):
-        for part, value in zip(group, tensor.chunk(len(group), -1), strict=True):
-            counts[part] = fixed.to_counts(value.detach())
-            floats[part] = _straight(fixed.from_counts(counts[part], dtype), value)
+        count = fixed.to_counts(tensor.detach())
+        value = _straight(fixed.from_counts(count, dtype), tensor)
+        counts |= zip(group, count.chunk(len(group), -1), strict=True)
+        floats |= zip(group, value.chunk(len(group), -1), strict=True)
     return counts, floats
+
+
+def _whole(counts: list[Tensor], floats: list[Tensor], dtype: torch.dtype) -> Tensor:
+    """A state from its parts."""
+    value = torch.cat(floats, -1)
+    return value if value.dtype == dtype else _straight(fixed.from_counts(torch.cat(counts, -1), dtype), value)
 
 
 def _coupled(count: Tensor, z: Tensor | None, u: Tensor) -> Tensor:
