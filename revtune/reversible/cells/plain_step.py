@@ -70,7 +70,8 @@ def plain_step(cell: Cell, x: Tensor, state: State, weights: Mapping[str, Tensor
 
 def _read(cell: Cell, state: State, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Counts of the parts of a state, and the parts as the cell reads them."""
-    counts, floats = dict[str, Tensor](), dict[str, Tensor]()
+    counts: dict[str, Tensor] = {}
+    floats: dict[str, Tensor] = {}
     for group, tensor in zip(cell.states, state, strict=True):
         count = fixed.to_counts(tensor.detach())
         value = _straight(fixed.from_counts(count, dtype), tensor)

@@ -18,6 +18,7 @@ from revtune.reversible.cells.lstm import rev_lstm
 from revtune.reversible.cells.plain_step import plain_step
 from revtune.reversible.kernel.backend import BACKENDS, chosen
 from revtune.reversible.kernel.step import stepped
+from revtune.reversible.kernel.step_gradient import kept_step
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.layer import LayerSettings, run_layer
 from revtune.reversible.layers.masks import BatchSpec
@@ -128,11 +129,15 @@ class RevCell(nn.Module):
             check_parameter(f"{self._name}: {name}", getattr(self, name), shape, batch)
             for name, shape in list(self._shapes().items())[: 4 if self.bias else 2]
         ]
-        weights = dict(zip(("ih", "hh"), parameters, strict=False))  # the biases, if any, come after them
-        if self.bias:
-            weights["bias"] = parameters[2] + parameters[3]
         with torch.autocast(x.device.type, enabled=False):
             trains = torch.is_grad_enabled() and any(map(wants_gradient, (x, *states, *parameters)))
+            if trains and not torch.compiler.is_compiling():
+                after = kept_step(self.cell, x, states, parameters, backend=self.backend)
+                if after is not None:
+                    return after
+            weights = dict(zip(("ih", "hh"), parameters, strict=False))  # the biases, if any, come after them
+            if self.bias:
+                weights["bias"] = parameters[2] + parameters[3]
             if trains or not x.shape[0] or not chosen(self.backend, self.cell, x, weights, {}):
                 return plain_step(self.cell, x, states, weights, self._name)
             settings = LayerSettings(self._name, native=True)
@@ -172,10 +177,11 @@ class RevGRUCell(RevCell):
     The equations are `RevGRU`'s, and so are parameters, under nn.GRUCell's names: weight_ih (3H, I), weight_hh
     (3H, H/2), bias_ih, bias_hh (3H,).
 
-    A cell does not rewind. In a loop of one's own autograd keeps what each step needs, as it does for nn.GRUCell;
-    sequences that are known beforehand are trained in less memory by `RevGRU`. Without gradients a loop that starts
-    from a float64 state returns, bit for bit, what `RevGRU` returns for the whole sequence from that state, as long as
-    both run on the native kernel. In training the low bits of both differ.
+    A cell does not rewind. In a loop of one's own autograd keeps each step, as it does for nn.GRUCell: on the native
+    kernel its input and states, in plain torch its gates as well. `RevGRU` trains sequences that are known beforehand
+    in less memory. On the native kernel a loop that starts from a float64 state returns, bit for bit, what `RevGRU`
+    returns for the whole sequence from that state without gradients. In `RevGRU`'s training the low bits differ, as
+    its information buffer steers them.
 
     Args:
         input_size, hidden_size, bias, device, dtype: as in nn.GRUCell; hidden_size even, dtype float32 or float64.
