@@ -39,7 +39,7 @@ PAIRS: dict[StepKind, list[tuple[Any, Any]]] = {
 """Each of ours and what it is measured against."""
 
 GOAL = Goal(1.2)
-"""Of a single step. Loops have none: their gradients are autograd's, through plain torch."""
+"""Of a single step. Loops have none: sequences are trained by layers."""
 
 LOOP = 20
 """Steps of a loop."""

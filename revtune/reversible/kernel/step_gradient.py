@@ -33,7 +33,7 @@ def kept_step(cell: Cell, x: Tensor, states: State, parameters: Sequence[Tensor]
         backend: as in `chosen`.
     """
     with torch.no_grad():
-        bare = [tensor.detach() for tensor in (x, *states, *parameters)]
+        bare = [tensor.detach().contiguous() for tensor in (x, *states, *parameters)]
         first, last = 1 + len(states), 1 + len(states) + len(parameters)
         shape, bias = tuple(states[0].shape), len(parameters) > 2
         results = stepped(cell, bare[0], bare[1:first], shape, bare[first:last], bias=bias, backend=backend)

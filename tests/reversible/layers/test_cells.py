@@ -210,9 +210,11 @@ def test_steps_give_the_bits_of_the_layer(kind: Any, layer: Any, options: dict[s
     x, hx = torch.randn(7, 3, 5), state_for(cell, 3, 12)
     with torch.no_grad():
         y, finals = net(x, formed(state[None] for state in listed(hx)))
-        found, last = unrolled(cell, x, hx)
-    assert torch.equal(found, y)
-    assert all(torch.equal(one, other[0]) for one, other in zip(listed(last), listed(finals), strict=True))
+    for training in (True, False):
+        with torch.set_grad_enabled(training):
+            found, last = unrolled(cell, x, hx)
+        assert found.requires_grad == training and torch.equal(found, y)
+        assert all(torch.equal(one, other[0]) for one, other in zip(listed(last), listed(finals), strict=True))
 
 
 @on_native
@@ -233,6 +235,9 @@ def test_every_way_into_the_kernel_gives_the_same_bits(kind: Any) -> None:
         same = copy.deepcopy(cell)
         same.weight_hh = nn.Parameter(computed.weight_hh)
         assert all(map(torch.equal, listed(computed(x, hx)), listed(same(x, hx))))
+    apart = cell(torch.stack([x, x], -1)[..., 0], spread)  # with a gradient
+    assert all(map(torch.equal, wanted, listed(apart))) and listed(apart)[0].requires_grad
+    assert all(map(torch.equal, listed(computed(x, hx)), listed(same(x, hx))))
 
 
 @layers
@@ -271,6 +276,27 @@ def test_the_gradient_is_that_of_the_equations(kind: Any) -> None:
             move[row, column] = step
             slope = float((total(x + move) - total(x - move)).detach()) / (2 * step)
             assert slope == pytest.approx(float(grad[row, column]), abs=1e-5)
+
+
+@on_native
+@both
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_loop_keeps_its_states_and_no_gates(kind: Any, dtype: torch.dtype) -> None:
+    """Beside inputs and weights; nn.GRUCell and nn.LSTMCell keep seven float32 numbers a unit and step."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    cell, x = kind(5, 16), torch.randn(30, 3, 5)
+    hx = state_for(cell, 3, 16, dtype=dtype)
+    given = {tensor.untyped_storage().data_ptr() for tensor in (x, *cell.parameters(), *listed(hx))}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        for part in x:
+            hx = cell(part, hx)
+    stored = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in given)
+    assert stored == 30 * 3 * 16 * len(listed(hx)) * dtype.itemsize
 
 
 @both
