@@ -1,7 +1,8 @@
 """`revtune bench steps`: one step at a time, of layers and of cells, beside torch's own.
 
 A step without a gradient is what generating text does. A loop is how a user trains cells: some steps, then backward.
-All contestants are built with the same sizes and take turns, as in `revtune bench speed`, on one thread.
+All contestants are built with the same sizes and take turns, as in `revtune bench speed`, on one thread. Seconds are
+those that the processor gave this thread: turns are so short that other processes would fall into few of them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +134,7 @@ def work(job: StepJob) -> Iterator[Record]:
         for ours, theirs in PAIRS[case.kind]:
             named = {f"nn.{theirs.__name__}": theirs, ours.__name__: ours}
             contestants = {name: contestant(kind, case) for name, kind in named.items()}
-            seconds |= turns(contestants, job.rounds, warmed_up(contestants, TURN))
+            seconds |= turns(contestants, job.rounds, warmed_up(contestants, TURN), time.thread_time)
         yield {**dataclasses.asdict(case), "seconds": seconds}
 
 
