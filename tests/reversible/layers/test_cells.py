@@ -158,6 +158,15 @@ def test_bad_arguments_are_refused(kind: Any, training: bool) -> None:
                 cell(given, hx)
 
 
+@on_native
+@both
+@ways
+def test_the_kernel_is_not_there_for_float64(kind: Any, training: bool) -> None:
+    cell = kind(5, 8, backend="native", dtype=torch.float64)
+    with torch.set_grad_enabled(training), pytest.raises(ValueError, match='backend="native" runs RevGRU and RevLSTM'):
+        cell(torch.randn(3, 5, dtype=torch.float64))
+
+
 @both
 @ways
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
