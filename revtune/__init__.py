@@ -9,6 +9,7 @@ Train a recurrent net in a fraction of the memory::
     loss.backward()                       # exact gradients; the optimizer and the loop stay yours
 
 - `RevGRU`, `RevLSTM`: nn.GRU's and nn.LSTM's arguments and shapes. They recompute their states backwards from the last.
+- `RevGRUCell`, `RevLSTMCell`: one step of them, as nn.GRUCell and nn.LSTMCell; these do not rewind.
 - `rewind_loss`: a whole training step for a loss at every step. Encoder, net and readout stream, so that no output of
   every step exists. `Embedding`, `LinearCrossEntropy` and `LockedDropout` are made for it; any module works.
 - `rewind_encode`: a sequence's final state, and a few units of every step for a decoder to attend to.
@@ -39,6 +40,7 @@ from revtune.reversible.cells.cell import Cell, Coupling, Stage, Step, forget_ga
 from revtune.reversible.cells.gru import rev_gru
 from revtune.reversible.cells.information_buffer import Buffer, default_share, ideal_bits
 from revtune.reversible.cells.lstm import rev_lstm
+from revtune.reversible.layers.cells import RevGRUCell, RevLSTMCell
 from revtune.reversible.layers.modules import RevGRU, RevLSTM
 from revtune.reversible.layers.scan import Recording, record, scan, unscan
 from revtune.reversible.meter import meter
@@ -73,7 +75,9 @@ __all__ = [
     "Rate",
     "Recording",
     "RevGRU",
+    "RevGRUCell",
     "RevLSTM",
+    "RevLSTMCell",
     "ReversalError",
     "Stage",
     "StateRangeError",

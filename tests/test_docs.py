@@ -14,7 +14,7 @@ from torch import nn
 
 import revtune
 
-REFERS = {"RevLSTM": "RevGRU", "record": "scan"}
+REFERS = {"RevLSTM": "RevGRU", "RevLSTMCell": "RevGRUCell", "record": "scan"}
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted(path for path in (ROOT / "revtune").rglob("*.py") if ">>> " in path.read_text())
 

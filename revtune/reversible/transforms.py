@@ -25,7 +25,7 @@ def refuse_transforms(tensors: Iterable[Tensor], *, batches: bool = False) -> No
     Raises:
         RuntimeError: names the transform, and what to do instead.
     """
-    if not transforming():
+    if not active():
         return
     for tensor in tensors:
         kinds = {_functorch.is_batchedtensor(layer) for layer in _layers(tensor)}
@@ -78,12 +78,12 @@ def graph_retained() -> bool:
 
 def wants_gradient(tensor: Tensor) -> bool:
     """Whether a tensor, or under torch.func.vmap one that it wraps, requires a gradient."""
-    if tensor.requires_grad or not transforming():
+    if tensor.requires_grad or not active():
         return tensor.requires_grad
     return any(_functorch.get_unwrapped(layer).requires_grad for layer in _layers(tensor))
 
 
-def transforming() -> bool:
+def active() -> bool:
     """Whether any transform, or forward mode, is under way."""
     if torch.compiler.is_compiling():
         return False

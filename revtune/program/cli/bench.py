@@ -13,6 +13,7 @@ def bench(arguments: list[str]) -> None:
     if arguments and arguments[0] in ("-h", "--help"):
         print("revtune bench memory [--help]: memory of whole training steps against torch's own layers")
         print("revtune bench speed [--help]: time of bare layers and whole training steps against torch's own layers")
+        print("revtune bench steps [--help]: time of single steps of layers and cells against torch's own")
         print("revtune bench tuning [--help]: time and memory of steps that tune against those of the plain network")
         return
     if not arguments or arguments[0] not in BENCHES:
@@ -25,6 +26,7 @@ def bench(arguments: list[str]) -> None:
 BENCHES = {
     "memory": "revtune.program.bench.memory",
     "speed": "revtune.program.bench.speed",
+    "steps": "revtune.program.bench.steps",
     "tuning": "revtune.program.bench.tuning",
 }
 """What is measured, and the module whose function of that name does it."""

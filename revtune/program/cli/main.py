@@ -7,6 +7,7 @@
     revtune evaluate RUN                its loss on held-out data, and BLEU if it translates
     revtune compare RECIPE              ways of tuning hyperparameters, each with the same time
     revtune bench memory | speed        memory and time against torch's own layers
+    revtune bench steps                 time of single steps, of layers and cells, against torch's own
     revtune bench tuning                time and memory of tuning against not tuning
     revtune doctor                      what this machine and installation offer
 

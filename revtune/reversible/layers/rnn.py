@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from revtune.reversible.arguments import check_flag, check_like, check_rate, check_size, check_tensor, running
+from revtune.reversible.arguments import check_flag, check_rate, check_size, check_tensor, running
 from revtune.reversible.cells.cell import Cell, State
 from revtune.reversible.kernel.backend import chosen
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
 from revtune.reversible.layers.masks import BatchSpec, drop_mask, new_seed
 from revtune.reversible.layers.rewind import run_stack
-from revtune.reversible.layers.rnn_arguments import Hx, Options, check_input, check_states
+from revtune.reversible.layers.rnn_arguments import Hx, Options, check_input, check_parameter, check_states
+from revtune.reversible.layers.single_step import single_step
 from revtune.reversible.layers.stack import Link, LockedMask, Stack, StepDropout
 
 
@@ -123,9 +124,11 @@ class RevRNN(nn.Module):
     def forward(self, input: Tensor | PackedSequence, hx: Hx | None = None) -> tuple[Any, Any]:
         """Run the layers; arguments and results as in the class's description."""
         # torch.compile can take in the kernel, one operator a layer; tapes run outside its graph
-        if torch.compiler.is_compiling() and self.options.output == "all":
-            if isinstance(input, Tensor) and self.runs_native(self.first_weight):
+        if torch.compiler.is_compiling():
+            if self.options.output == "all" and isinstance(input, Tensor) and self.runs_native(self.first_weight):
                 return self._run(input, hx, native=True)
+        elif not torch.is_grad_enabled() and (step := single_step(self, input, hx)):
+            return step
         return self._uncompiled(input, hx)
 
     @torch.compiler.disable
@@ -272,7 +275,10 @@ class RevRNN(nn.Module):
     ) -> tuple[LayerTensors, LayerSettings]:
         """What one layer in one direction runs with: its tensors, and its settings with the masks drawn for it."""
         suffix = suffix or self._suffixes(layer)[0]
-        parameters = [self._parameter(name + suffix, shape, batch) for name, shape in self._shapes(layer).items()]
+        parameters = [
+            check_parameter(f"{self._name}: {name + suffix}", getattr(self, name + suffix), shape, batch)
+            for name, shape in self._shapes(layer).items()
+        ]
         weights = dict(zip(("ih", "hh"), parameters, strict=False))  # the biases, if any, come after them
         if self.bias:
             weights["bias"] = parameters[2] + parameters[3]
@@ -289,15 +295,6 @@ class RevRNN(nn.Module):
     def first_weight(self) -> Tensor:
         """`weight_ih_l0`, whose dtype and device are the net's; a parametrization computes it anew at each look."""
         return check_tensor(f"{self._name}: weight_ih_l0", self.weight_ih_l0)
-
-    def _parameter(self, name: str, shape: tuple[int, ...], batch: BatchSpec) -> Tensor:
-        """A parameter as it is now: it need not be the one that was made."""
-        what = f"{self._name}: {name}"
-        parameter = check_tensor(what, getattr(self, name))
-        if parameter.shape != shape:
-            raise ValueError(f"{what} must be {shape}, got {tuple(parameter.shape)}")
-        check_like(what, parameter, batch.dtype, batch.device, "the input")
-        return parameter
 
     def _dropped(self, x: Tensor, layer: int) -> Tensor:
         """A layer's input (T, B, F) under the dropout in front of it."""

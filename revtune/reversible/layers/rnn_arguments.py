@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from revtune.reversible.arguments import check_materialized, check_rate, check_tensor
+from revtune.reversible.arguments import check_like, check_materialized, check_rate, check_tensor
 from revtune.reversible.cells.cell import State
 from revtune.reversible.layers.masks import BatchSpec
 
@@ -77,16 +77,27 @@ def check_input(net: str, x: Tensor, weight: Tensor, input_size: int) -> Tensor:
     return x
 
 
-def check_states(
-    net: str, hx: Hx, groups: int, shape: tuple[int, int, int], batch: BatchSpec, *, batched: bool
-) -> State:
-    """First states (L * D, B, H) that fit. float64 ones stay as they are, exact; autocast may have lowered others.
+def check_parameter(what: str, given: object, shape: tuple[int, ...], batch: BatchSpec) -> Tensor:
+    """A parameter as it is now, which need not be the one that was made, if it fits.
+
+    Raises:
+        ValueError: names it, what was expected and what was given.
+    """
+    parameter = check_tensor(what, given)
+    if parameter.shape != shape:
+        raise ValueError(f"{what} must be {shape}, got {tuple(parameter.shape)}")
+    check_like(what, parameter, batch.dtype, batch.device, "the input")
+    return parameter
+
+
+def check_states(net: str, hx: Hx, groups: int, shape: tuple[int, ...], batch: BatchSpec, *, batched: bool) -> State:
+    """First states that fit. float64 ones stay as they are, exact; autocast may have lowered others.
 
     Args:
         net: what errors call the net.
         hx: one tensor, or a tuple of them.
         groups: how many states the cell has.
-        shape: (L * D, B, H).
+        shape: (L * D, B, H), or (B, H) of a cell.
         batch: the input's, in whose dtype the net computes.
         batched: whether `hx` has the dimension B.
 
@@ -99,13 +110,13 @@ def check_states(
         raise ValueError(f"{net}: hx must be {expected}, got {hx!r:.60}")  # cut, since tensors print their numbers
     for state in given:
         check_tensor(f"{net}: each of hx", state)
-    states = tuple(state if batched else state.unsqueeze(1) for state in given)
+    states = tuple(state if batched else state.unsqueeze(-2) for state in given)
     if torch.is_autocast_enabled(batch.device.type):
         states = tuple(state if state.dtype == torch.float64 else state.to(batch.dtype) for state in states)
     for state in states:
         if state.shape != shape:
-            wanted = shape if batched else (shape[0], shape[2])
-            got = tuple(state.shape) if batched else tuple(state.squeeze(1).shape)
+            wanted = shape if batched else (*shape[:-2], shape[-1])
+            got = tuple(state.shape) if batched else tuple(state.squeeze(-2).shape)
             raise ValueError(f"{net}: each tensor of hx must be {wanted}, got {got}")
         if state.device != batch.device:
             raise ValueError(f"{net}: hx is on {state.device}, input on {batch.device}")

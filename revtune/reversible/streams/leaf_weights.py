@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from revtune.reversible.kernel.matmuls import products_for
 from revtune.reversible.streams.gradient_sinks import sink_of
-from revtune.reversible.transforms import transforming
+from revtune.reversible.transforms import active
 
 
 class AddedInPlace(TorchFunctionMode):
@@ -57,7 +57,7 @@ def embedding(
 
 
 def _plain(input: Tensor) -> bool:
-    return type(input) is Tensor and not torch.is_autocast_enabled(input.device.type) and not transforming()
+    return type(input) is Tensor and not torch.is_autocast_enabled(input.device.type) and not active()
 
 
 def _sink(weight: Tensor) -> Tensor | None:

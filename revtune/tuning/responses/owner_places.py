@@ -102,7 +102,7 @@ def put(follow: Following, func: Any, given: dict[str, Any], out: Tensor) -> Own
 
 
 def bags(follow: Following, func: Any, given: dict[str, Any], out: Any) -> Any:
-    """Sums of the rows at numbers, those from each offset to the next; of nobody's numbers, theirs whose offset it is."""
+    """Sums of the rows at numbers, from each offset to the next; of nobody's numbers, theirs whose offset it is."""
     owners, offsets = follow.owners(given["indices"]), follow.owners(given["offsets"])
     if owners is None or owners.constant:
         known = offsets is not None and offsets.of.numel() in (1, len(out[0]))

@@ -44,6 +44,7 @@ struct Chunk {
   float* rh;                // (K, B, 2N): what the products with g's weights read; RevGRU only
 
   const float* packed;      // recurrent weights as `pack` lays them out
+  const float* weight;      // the same as they are, (2 * blocks * N, N), for a single step; or null
   const float* response;    // V of a response (V, s), packed; or null
   const float* scale;       // s of it, (B, 2 * blocks * N)
   const float* mask[2];     // on what is read of each half, (B, N); or null
@@ -78,16 +79,25 @@ struct Projection {
   int64_t room;                // steps that the gates have room for
 };
 
+// What a layer's single step has beside its chunk: inputs, and the projection as it is stored.
+struct Layer {
+  const float* x;
+  int64_t row, columns;        // how far apart rows of x are, and how many numbers a row has
+  const float* weight;         // (2 * blocks * N, columns)
+  const float* bias;           // numbers that the chains begin with
+};
+
 // A kernel compiled for one instruction set.
 struct Variant {
   const char* name;
   int64_t panel;            // outputs of the small product that stand side by side
   int64_t (*packed_size)(int64_t blocks, int64_t units);
   void (*pack)(const float* weight, int64_t blocks, int64_t units, float* packed);
-  // Each takes rows [begin, end) of a chunk, `infer` of a whole sequence. The first three tell whether all went well.
+  // Each takes rows [begin, end) of a chunk, `infer` of a whole sequence. The first four tell whether all went well.
   bool (*forward[2])(const Chunk&, Keep, int64_t begin, int64_t end);
   bool (*infer[2])(const Chunk&, const Projection&, int64_t begin, int64_t end);
   bool (*rewind[2])(const Chunk&, int64_t begin, int64_t end);
+  bool (*step[2])(const Chunk&, const Layer&, int64_t begin, int64_t end);
   // Gates of the positions (step, row) [begin, end), from outputs that are known.
   void (*recall[2])(const Chunk&, int64_t begin, int64_t end);
   bool (*recall_cells)(const Chunk&, int64_t begin, int64_t end);

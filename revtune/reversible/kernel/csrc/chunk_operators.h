@@ -24,6 +24,8 @@ struct Shape {
     steps = y.size(0), rows = y.size(1), units = y.size(2) / 2;
     STD_TORCH_CHECK(steps > 0 && rows > 0 && units > 0 && y.size(2) % 2 == 0, "empty or odd y");
   }
+  Shape(int64_t blocks, int64_t rows, int64_t units)
+      : steps(1), rows(rows), units(units), blocks(blocks), groups(blocks == 3 ? 1 : 2) {}
   Shape(const Tensor& gates, const Tensor& y) : Shape(blocks_of(gates, y), y) {
     STD_TORCH_CHECK((blocks == 3 || blocks == 5) && gates.size(2) == 2 * units * blocks,
                     "gates must have 3 or 5 blocks of N columns for each half, got ", gates.size(2), " for N = ",

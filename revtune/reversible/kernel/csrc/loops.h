@@ -30,7 +30,7 @@ bool forward(const Chunk& chunk, Keep keep, int64_t begin, int64_t end) {
     }
   for (int64_t row = begin; row < end; row++)
     for (int half = 0; half < 2; half++) fine &= worker.in_range(row, half);
-  return fine;
+  return fine && worker.finite;
 }
 
 template <class Cell>

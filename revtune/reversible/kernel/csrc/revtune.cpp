@@ -13,6 +13,7 @@
 #include "digest_operator.h"
 #include "instruction_sets.h"
 #include "matrix_operators.h"
+#include "step_operator.h"
 #include "tensors.h"
 
 static_assert(std::endian::native == std::endian::little, "words and flags are read by their low ends");
@@ -67,6 +68,9 @@ STABLE_TORCH_LIBRARY(revtune, m) {
   m.def("project_back(Tensor d, Tensor weight) -> Tensor");
   m.def("add_outer(Tensor(a!) into, Tensor d, Tensor v) -> ()");
   m.def("digest(Tensor[] tensors) -> int");
+  m.def(
+      "step(Tensor x, Tensor[] states, Tensor[] weights, bool bias, float slope, bool forgetting, bool bounded) "
+      "-> Tensor[]");
   // Whole sequences, of chunks of the above; Python has the implementation.
   m.def(
       "sequence(Tensor x, Tensor h, Tensor? c, Tensor? ih, Tensor? bias, Tensor hh, Tensor? ih_v, Tensor? ih_s, "
@@ -102,5 +106,6 @@ STABLE_TORCH_LIBRARY_IMPL(revtune, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(revtune, CompositeExplicitAutograd, m) {
+  m.impl("step", TORCH_BOX(&revtune::step));
   m.impl("instruction_set", TORCH_BOX(&revtune::instruction_set));
 }

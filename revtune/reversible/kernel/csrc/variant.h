@@ -6,6 +6,7 @@
 #include "product.h"
 #include "matrix.h"
 #include "functions.h"
+#include "direct.h"
 #include "coupling.h"
 #include "worker.h"
 #include "backward.h"
@@ -13,6 +14,7 @@
 #include "lstm.h"
 #include "loops.h"
 #include "inference.h"
+#include "step.h"
 
 inline int64_t packed_size(int64_t blocks, int64_t units) {
   return 2 * (blocks == gru::Cell::blocks ? gru::Cell::packed_size(units) : lstm::Cell::packed_size(units));
@@ -38,6 +40,7 @@ constexpr Variant make_variant(const char* name) {
       .forward = {forward<gru::Cell>, forward<lstm::Cell>},
       .infer = {infer<gru::Cell>, infer<lstm::Cell>},
       .rewind = {rewind<gru::Cell>, rewind<lstm::Cell>},
+      .step = {step<gru::Cell>, step<lstm::Cell>},
       .recall = {recall<gru::Cell>, recall<lstm::Cell>},
       .recall_cells = lstm::recall_cells,
       .gradient = {gradient<gru::Cell>, gradient<lstm::Cell>},

@@ -23,6 +23,7 @@ class Worker {
   Rows at;
   Table sums, extra, read, kept, zi;
   std::vector<uint8_t> flags;
+  bool finite = true;  // whether all products with a weight as it is were
 
   Worker(const Chunk& chunk, int64_t blocks, int64_t rows)
       : chunk(chunk), units(chunk.units), blocks(blocks), at(rows), sums(rows, blocks * chunk.units),
@@ -65,6 +66,7 @@ class Worker {
 
   // sums = W inputs, or W inputs + s * (V inputs); `column` is the product's first column in a row of gates.
   void recurrent(int64_t begin, int64_t end, int64_t outputs, int64_t offset, int64_t column) {
+    if (chunk.weight) return multiply_direct(end - begin, outputs, chunk.weight + column * units);
     multiply_into(sums, end - begin, outputs, chunk.packed + offset);
     if (!chunk.response) return;
     multiply_into(extra, end - begin, outputs, chunk.response + offset);
@@ -138,6 +140,11 @@ class Worker {
   void multiply_into(Table& table, int64_t rows, int64_t outputs, const float* packed) {
     for (int64_t r = 0; r < rows; r++) at.outputs[r] = table[r];
     product(at, rows, units, outputs, packed);
+  }
+
+  void multiply_direct(int64_t rows, int64_t outputs, const float* weight) {
+    for (int64_t r = 0; r < rows; r++) at.outputs[r] = sums[r];
+    finite &= direct_product(at, rows, units, outputs, nullptr, weight);
   }
 
   void count(const float* zi_row, int64_t n) {
