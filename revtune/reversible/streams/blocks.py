@@ -32,29 +32,34 @@ _known: dict[Hashable, int] = {}
 
 def block_steps(
     readout: Callable[..., Tensor], loss: Callable[[Tensor, Tensor], Tensor], y: Tensor, targets: Tensor,
-    autocast: Autocast, budget: int,
+    autocast: Autocast, chunk: int, budget: int,
 ) -> int:  # fmt: skip
     """Steps of each block of a chunk, evened out; shapes alone decide.
 
     Args:
         readout: the user's readout.
         loss: what calls it; the summed loss of positions.
-        y, targets: of the chunk's steps, (K, B, H) and (K, B, ...).
+        y, targets: of some steps, (S, B, H) and (S, B, ...).
         autocast: the caller's setting.
+        chunk: K.
         budget: bytes that the graph of a block may keep.
     """
-    steps, rows = y.shape[:2]
+    rows = y.shape[1]
     fewest = -(-FEWEST_POSITIONS // rows)
-    if steps <= fewest:
-        return steps
+    if chunk <= fewest:
+        return chunk
     widths = (tuple(tensor.shape) for tensor in held_tensors(readout, set()))
     key = (key_of("blocks", readout), y.shape[1:], targets.shape[1:], y.dtype, autocast.enabled, *widths)
     step_bytes = _known.get(key)
     if step_bytes is None:
-        one, two = (kept_bytes(readout, loss, y[:n].detach(), targets[:n], autocast) for n in (1, 2))
-        step_bytes = remember(_known, key, two - one)
-    most = budget // step_bytes if step_bytes > 0 else steps
-    return evened_out(steps, most, fewest=fewest)
+        two = (torch.cat([part[:1]] * 2) for part in (y.detach(), targets))  # the last chunk may have one step alone
+        one_step, two_steps = (
+            kept_bytes(readout, loss, outputs, wanted, autocast)
+            for outputs, wanted in ((y[:1].detach(), targets[:1]), tuple(two))
+        )
+        step_bytes = remember(_known, key, two_steps - one_step)
+    most = budget // step_bytes if step_bytes > 0 else chunk
+    return evened_out(chunk, most, fewest=fewest)
 
 
 def kept_bytes(

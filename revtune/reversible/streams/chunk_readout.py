@@ -20,11 +20,15 @@ class ChunkReadout:
         readout: reads positions.
         targets: (T, B, ...).
         lengths: steps of each row, (B,), or None.
+        chunk: K, but for the last chunk.
         block_bytes: what the graph of a block may keep. A block has whole steps.
     """
 
-    def __init__(self, readout: ReadoutPass, targets: Tensor, lengths: Tensor | None, block_bytes: int) -> None:
-        self._pass, self._targets, self._lengths, self._block_bytes = readout, targets, lengths, block_bytes
+    def __init__(
+        self, readout: ReadoutPass, targets: Tensor, lengths: Tensor | None, chunk: int, block_bytes: int
+    ) -> None:
+        self._pass, self._targets, self._lengths = readout, targets, lengths
+        self._chunk, self._block_bytes = chunk, block_bytes
         self._block: int | None = None
 
     def loss(self, y: Tensor, first: int) -> Tensor:
@@ -62,8 +66,8 @@ class ChunkReadout:
         self._pass.try_once(y, targets, self._live(first, first + len(y)))
         if self._pass.cuts_itself:
             return [slice(0, len(y))]
-        if self._block is None:  # no chunk is longer than the first
-            self._block = self._pass.block_steps(y, targets, self._block_bytes)
+        if self._block is None:
+            self._block = self._pass.block_steps(y, targets, self._chunk, self._block_bytes)
         return [slice(*piece) for piece in pieces(0, len(y), self._block)]
 
     def _positions(self, y: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:

@@ -74,9 +74,9 @@ class ReadoutPass:
         """Whether the readout is one that cuts positions into blocks by itself."""
         return self._head is not None
 
-    def block_steps(self, y: Tensor, targets: Tensor, budget: int) -> int:
-        """Steps of a block of a chunk, (K, B, H) and (K, B, ...); as the function of that name."""
-        return block_steps(self._readout, self.loss, y, targets, self._autocast, budget)
+    def block_steps(self, y: Tensor, targets: Tensor, chunk: int, budget: int) -> int:
+        """Steps of a block, from some steps' outputs and targets; as the function of that name."""
+        return block_steps(self._readout, self.loss, y, targets, self._autocast, chunk, budget)
 
     def loss(self, y: Tensor, targets: Tensor) -> Tensor:
         """The summed loss of these positions, 0-d float64."""

@@ -167,7 +167,7 @@ class Stream:
         self._sinks = Sinks()
         self._encoder = Encoder(batch.encode, inputs, self._sinks, rnn.check_input)
         self._positions_read = ReadoutPass(batch.readout, self._sinks, device, batch.context, cuts.logit_bytes)
-        self._readout = ChunkReadout(self._positions_read, batch.targets, batch.lengths, cuts.block_bytes)
+        self._readout = ChunkReadout(self._positions_read, batch.targets, batch.lengths, self.chunk, cuts.block_bytes)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._last: list[State] = []
 
