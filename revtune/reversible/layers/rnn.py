@@ -18,6 +18,7 @@ from revtune.reversible.arguments import check_flag, check_like, check_rate, che
 from revtune.reversible.cells.cell import Cell, State
 from revtune.reversible.kernel.backend import chosen
 from revtune.reversible.kernel.tape import LayerTensors
+from revtune.reversible.layers.flat_weights import FlatWeights
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
 from revtune.reversible.layers.masks import BatchSpec, drop_mask, new_seed
 from revtune.reversible.layers.rewind import run_stack
@@ -32,7 +33,7 @@ class Assembled(NamedTuple):
     inputs: list[LayerTensors]
 
 
-class RevRNN(nn.Module):
+class RevRNN(FlatWeights):
     """What RevGRU and RevLSTM share; use those."""
 
     cell: Cell
@@ -53,7 +54,7 @@ class RevRNN(nn.Module):
         *,
         options: Options,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # torch's recurrent base would make weights of other shapes
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
             check_size(name, size)
         for name, flag in (("bias", bias), ("batch_first", batch_first), ("bidirectional", bidirectional)):
@@ -95,7 +96,7 @@ class RevRNN(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up what `__getstate__` gave."""
         options = Options(**state["options"])
-        super().__setstate__({"cell": self.cell_of(options), **state, "options": options})
+        nn.Module.__setstate__(self, {"cell": self.cell_of(options), **state, "options": options})
 
     def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         """The shapes of a layer's parameters, alike in both directions."""
@@ -109,16 +110,6 @@ class RevRNN(nn.Module):
         bound = 1.0 / math.sqrt(self.hidden_size)
         for weight in self.parameters():
             nn.init.uniform_(weight, -bound, bound)
-
-    def flatten_parameters(self) -> None:
-        """There is nothing to flatten; here so that code written for nn.GRU runs."""
-
-    @property
-    def all_weights(self) -> list[list[nn.Parameter]]:
-        """The parameters of each layer and direction, in nn.GRU's order."""
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
-        suffixes = (suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer))
-        return [[getattr(self, name + suffix) for name in names] for suffix in suffixes]
 
     def forward(self, input: Tensor | PackedSequence, hx: Hx | None = None) -> tuple[Any, Any]:
         """Run the layers; arguments and results as in the class's description."""
@@ -152,7 +143,7 @@ class RevRNN(nn.Module):
         x = input if batched else input.unsqueeze(1)
         if batched and self.batch_first:
             x = x.transpose(0, 1)
-        x = self.check_input(x)
+        x = self.fitting(x)
         states = self.first_states(_spec(x), hx, batched=batched)
         y, finals = self._layers(x, states, None, self.runs_native(x) if native is None else native)
         if not batched:
@@ -165,7 +156,7 @@ class RevRNN(nn.Module):
             given = tuple(packed.data.shape)
             raise ValueError(f"{self._name}: a PackedSequence must hold data (N, I), a row a step, got {given}")
         x, lengths = pad_packed_sequence(packed)
-        x, lengths = self.check_input(x), lengths.to(x.device)
+        x, lengths = self.fitting(x), lengths.to(x.device)
         states = self.first_states(_spec(x), hx, batched=True)
         y, finals = self._layers(x, states, lengths, self.runs_native(x))
         if self.options.output == "last":
@@ -177,7 +168,7 @@ class RevRNN(nn.Module):
         data = y.index_select(1, order)[live]
         return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), _form(finals)
 
-    def check_input(self, x: Tensor) -> Tensor:
+    def fitting(self, x: Tensor) -> Tensor:
         """A time-first input that fits, in the parameters' dtype.
 
         Raises:

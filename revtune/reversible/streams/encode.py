@@ -119,7 +119,7 @@ class EncodePass:
         states = tuple(first.double() for first in rnn.first_states(spec, state, batched=True))
         self.inputs, self.masks, self.sinks = inputs, masks, Sinks()
         self.stack, self.layers = rnn.assemble(steps, spec, states, lengths, native=native, sliced=units)
-        self.encoder = Encoder(encode, inputs, self.sinks, rnn.check_input)
+        self.encoder = Encoder(encode, inputs, self.sinks, rnn.fitting)
         self.spans = list(pieces(0, steps, self.stack.chunk_steps(steps)))
         self._reached: list[Tensor] = []
 

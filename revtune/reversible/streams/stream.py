@@ -147,7 +147,7 @@ class Stream:
         self._surroundings = Surroundings("rewind_loss", self.stack.tapes[0].weights.fingerprint)
         self._targets, self._lengths = batch.targets, batch.lengths
         self._sinks = Sinks()
-        self._encoder = Encoder(batch.encode, inputs, self._sinks, rnn.check_input)
+        self._encoder = Encoder(batch.encode, inputs, self._sinks, rnn.fitting)
         self._readout = ReadoutPass(batch.readout, self._sinks, device, batch.context)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._last: list[State] = []
