@@ -20,7 +20,7 @@ from torch import Tensor
 from revtune.errors import BackendError, ReversalError
 from revtune.reversible.cells.cell import Cell, Response, State
 from revtune.reversible.kernel.backend import at_hand
-from revtune.reversible.kernel.checksum import chained
+from revtune.reversible.kernel.checksum import chained, signed
 from revtune.reversible.kernel.environment import NUMBERS, Environment
 from revtune.reversible.kernel.sequence_arguments import DIFFERENTIABLE, BackwardArguments, SequenceArguments
 from revtune.reversible.kernel.sequence_plain import run_plainly
@@ -112,15 +112,15 @@ class SequenceRecord(NamedTuple):
 
 def _sealing(numbers: list[int]) -> int:
     """A number that seals a record: any change of the others almost surely changes it."""
-    number = chained(numbers)
-    return number - 2**64 if number >= 2**63 else number  # as int64
+    return signed(chained(numbers))
 
 
 def _sequence(*arguments: Any) -> tuple[Tensor, ...]:
     """torch.ops.revtune.sequence: outputs, final state, gates, words and facts."""
     given, environment = SequenceArguments(*arguments), Environment.current()
     if not _in_kernel(given):
-        return run_plainly(given)
+        facts = torch.empty(0, dtype=torch.int64) if given.train else SequenceRecord(environment, [], []).tensor()
+        return run_plainly(given, facts.to(given.x.device))
     with torch.no_grad(), environment.restored(torch.device("cpu")):
         run = RecalledLayer(given).forward()
     digests = list(_digests(given).values()) if given.train else []

@@ -15,11 +15,10 @@ from revtune.reversible.kernel.tape import TapePosition
 from revtune.reversible.kernel.weights import Weights
 
 
-def run_plainly(given: SequenceArguments) -> tuple[Tensor, ...]:
-    """What torch.ops.revtune.sequence returns, with nothing kept; a batch of no rows has all there is."""
+def run_plainly(given: SequenceArguments, facts: Tensor) -> tuple[Tensor, ...]:
+    """What torch.ops.revtune.sequence returns, with nothing kept and these facts; a batch may have no rows."""
     x, steps = given.x, given.x.shape[0]
     nothing = x.new_empty(0, x.shape[1], given.hh.shape[0]), x.new_empty(0, dtype=torch.int16)
-    facts = x.new_empty(0, dtype=torch.int64)
     if not x.shape[1]:
         final = x.new_empty(len(given.state), *given.h.shape, dtype=torch.float64)
         return x.new_empty(steps, 0, given.h.shape[-1]), final, *nothing, facts

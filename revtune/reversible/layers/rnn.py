@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
@@ -24,6 +25,7 @@ from revtune.reversible.layers.masks import BatchSpec, drop_mask, new_seed
 from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.rnn_arguments import Hx, Options, check_input, check_states
 from revtune.reversible.layers.stack import Link, LockedMask, Stack, StepDropout
+from revtune.reversible.layers.tracing import called_as_leaf, is_traced, refuse_script, run_as_operator
 
 
 class Assembled(NamedTuple):
@@ -113,11 +115,15 @@ class RevRNN(FlatWeights):
 
     def forward(self, input: Tensor | PackedSequence, hx: Hx | None = None) -> tuple[Any, Any]:
         """Run the layers; arguments and results as in the class's description."""
-        # torch.compile can take in the kernel, one operator a layer; tapes run outside its graph
-        if torch.compiler.is_compiling() and self.options.output == "all":
-            if isinstance(input, Tensor) and self.runs_native(self.first_weight):
-                return self._run(input, hx, native=True)
+        if isinstance(input, Proxy):
+            return called_as_leaf(self, input, hx)
+        if torch.compiler.is_compiling() and isinstance(input, Tensor):
+            return self._run(input, hx, native=self.runs_native(self.first_weight))
         return self._uncompiled(input, hx)
+
+    def __prepare_scriptable__(self) -> None:
+        """Called by torch.jit.script, of this layer and of modules around it."""
+        refuse_script(self)
 
     @torch.compiler.disable
     def _uncompiled(self, input: Tensor | PackedSequence, hx: Hx | None) -> tuple[Any, Any]:
@@ -216,6 +222,8 @@ class RevRNN(FlatWeights):
             return self._both_ways(x, states, lengths, native)
         if every and native:
             return self._one_by_one(x, states, lengths)
+        if is_traced(x):
+            return self._as_operator(x, states, lengths, native)
         stack, inputs = self.assemble(x.shape[0], _spec(x), states, lengths, native=native)
         y, finals = run_stack(stack, x, inputs, every=every)
         stacked = _stacked(finals)
@@ -224,6 +232,22 @@ class RevRNN(FlatWeights):
             top = stack.links[-1]
             y = top.apply(y, 0) if isinstance(top, LockedMask) else y
         return y, stacked
+
+    def _as_operator(self, x: Tensor, states: State, lengths: Tensor | None, native: bool) -> tuple[Tensor, State]:
+        """All layers of a unidirectional net as one node of a graph."""
+        x, spec = self._dropped(x, 0), _spec(x)
+        layers = [
+            self._layer(layer, "", spec, tuple(state[layer] for state in states), lengths, native)
+            for layer in range(self.num_layers)
+        ]
+        y, finals = self._operator(layers, x, self.options.output == "all")
+        return self._masked(finals[0][-1].to(x.dtype) if y is None else y, self.options.output_dropout), finals
+
+    def _operator(
+        self, layers: list[tuple[LayerTensors, LayerSettings]], x: Tensor, every: bool
+    ) -> tuple[Tensor | None, State]:
+        dropout = self.dropout if self.training else 0.0
+        return run_as_operator(self.cell, layers, x, dropout=dropout, backend=self.options.backend, every=every)
 
     def _one_by_one(self, x: Tensor, states: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         """Layers after one another, each with all its outputs: the kernel needs nothing else to go back."""
@@ -252,6 +276,9 @@ class RevRNN(FlatWeights):
 
     def _direction(self, x: Tensor, inputs: LayerTensors, settings: LayerSettings, every: bool) -> tuple[Tensor, State]:
         """One layer in one direction: all outputs or the last h, and the final state."""
+        if is_traced(x) and not (every and settings.native):
+            y, finals = self._operator([(inputs, settings)], x, every)
+            return finals[0][0].to(x.dtype) if y is None else y, tuple(final[0] for final in finals)
         if every:
             return run_layer(self.cell, x, inputs, settings)
         tape = build_tape(self.cell, inputs, settings, x.shape[0], x.dtype)
@@ -302,9 +329,6 @@ class RevRNN(FlatWeights):
 
     def _locked(self, p: float, batch: BatchSpec, width: int) -> list[Link]:
         return [LockedMask(drop_mask((batch.rows, width), p, batch))] if p and self.training else []
-
-    def _suffixes(self, layer: int) -> list[str]:
-        return [f"_l{layer}", f"_l{layer}_reverse"][: self.directions]
 
     @property
     def _name(self) -> str:
