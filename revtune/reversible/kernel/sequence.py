@@ -185,7 +185,8 @@ def _kept_sizes(given: SequenceArguments) -> tuple[int, int]:
     return kept, SequenceRecord.size(len(given.read_again()), chunks)
 
 
-def _fake(*arguments: Any) -> tuple[Tensor, ...]:
+def shapes(*arguments: Any) -> tuple[Tensor, ...]:
+    """Tensors like those that the operator returns, without running it."""
     given = SequenceArguments(*arguments)
     x, h, (kept, facts) = given.x, given.h, _kept_sizes(given)
     # How many words a RevLSTM spills depends on its gates, so the size is a symbol of its own.
@@ -234,7 +235,7 @@ torch.library.define(
 )
 torch.library.register_autograd("revtune::sequence", _backward, setup_context=_set_up)
 for _name, _run, _shapes in (
-    ("sequence", _sequence, _fake), ("sequence_backward", _sequence_backward, _fake_backward),
+    ("sequence", _sequence, shapes), ("sequence_backward", _sequence_backward, _fake_backward),
 ):  # fmt: skip
     torch.library.register_fake(f"revtune::{_name}")(_shapes)
     torch.library.impl(f"revtune::{_name}", ("CPU", "CUDA"))(_run)

@@ -20,7 +20,7 @@ from revtune.reversible.layers.stack import Link, StepDropout
 
 ARGUMENTS = (
     "Tensor x, Tensor[] state, Tensor[] weights, Tensor[] masks, Tensor? seeds, Tensor? lengths, float dropout, "
-    "float? bits, bool forgetting, bool bounded, str backend, bool every, bool train, str[] names"
+    "float? bits, bool forgetting, bool bounded, str backend, bool every, bool train, str names"
 )
 """As in the schema."""
 
@@ -44,7 +44,7 @@ class StackArguments(NamedTuple):
         backend: as users name it; a graph that was traced here may run elsewhere.
         every: whether outputs are wanted.
         train: whether there may be a backward pass.
-        names: what errors call the layers.
+        names: what errors call the layers, a line each.
     """
 
     x: Tensor
@@ -60,7 +60,7 @@ class StackArguments(NamedTuple):
     backend: str
     every: bool
     train: bool
-    names: list[str]
+    names: str
 
     def cell(self) -> Cell:
         """The cell, as its settings describe it."""
@@ -78,13 +78,13 @@ class StackArguments(NamedTuple):
 
     def named_weights(self) -> list[dict[str, Tensor]]:
         """Weights of each layer by name."""
-        size = len(self.weights) // len(self.names)
+        size = len(self.weights) // len(self.state[0])
         layers = [self.weights[first : first + size] for first in range(0, len(self.weights), size)]
         return [dict(zip(_WEIGHTS, layer, strict=False)) for layer in layers]
 
     def named_masks(self) -> list[dict[str, Tensor]]:
         """Masks of each layer by part."""
-        pairs = list(zip(self.masks[::2], self.masks[1::2], strict=True)) or [()] * len(self.names)
+        pairs = list(zip(self.masks[::2], self.masks[1::2], strict=True)) or [()] * len(self.state[0])
         return [dict(zip(("h1", "h2"), pair, strict=False)) for pair in pairs]
 
     def layers(self, wants: Wanted) -> list[LayerTensors]:
@@ -102,11 +102,12 @@ class StackArguments(NamedTuple):
         """The stack's links, bottom first, at the first state."""
         wants = wants or Wanted.of([False] * len(self.differentiable()), self)
         cell, links, seeds = self.cell(), list[Link](), [] if self.seeds is None else self.seeds.tolist()
+        names = self.names.splitlines()
         native = chosen(self.backend, cell, self.x, self.named_weights()[0], {})
         for i, (layer, masks) in enumerate(zip(self.layers(wants), self.named_masks(), strict=True)):
             if i and seeds:
                 links.append(StepDropout(self.dropout, seeds[i - 1]))
-            settings = LayerSettings(self.names[i], native, masks, self.lengths)
+            settings = LayerSettings(names[i], native, masks, self.lengths)
             with torch.enable_grad():  # a tape notes which of its tensors want a gradient
                 links.append(build_tape(cell, layer, settings, self.x.shape[0], self.x.dtype))
         return links

@@ -112,7 +112,8 @@ def _shaped(given: StackArguments, sizes: tuple[int, int, int]) -> tuple[Tensor,
     )
 
 
-def _fake(*arguments: Any) -> tuple[Tensor, ...]:
+def shapes(*arguments: Any) -> tuple[Tensor, ...]:
+    """Tensors like those that the operator returns, without running it."""
     given = StackArguments(*arguments)
     if not given.train:
         return _shaped(given, (0, 0, 0))
@@ -168,6 +169,6 @@ torch.library.define(
     f"{ARGUMENTS}) -> Tensor[]",
 )
 torch.library.register_autograd("revtune::stack", _backward, setup_context=_set_up)
-for _name, _run, _shapes in (("stack", _stack, _fake), ("stack_backward", _stack_backward, _fake_backward)):
+for _name, _run, _shapes in (("stack", _stack, shapes), ("stack_backward", _stack_backward, _fake_backward)):
     torch.library.register_fake(f"revtune::{_name}")(_shapes)
     torch.library.impl(f"revtune::{_name}", ("CPU", "CUDA"))(_run)

@@ -52,7 +52,7 @@ def run_as_operator(
     train = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *state, *weights))
     given = StackArguments(
         x, state, weights, masks, seeds, layers[0][1].lengths, dropout, cell.native.max_forget_bits,
-        cell.native.forgetting, cell.native.bounded, backend, every, train, [settings.name for _, settings in layers],
+        cell.native.forgetting, cell.native.bounded, backend, every, train, "\n".join(settings.name for _, settings in layers),
     )  # fmt: skip
     y, final = stack_operator(given)
     states = tuple(last.to(first.dtype) for last, first in zip(final.unbind(), state, strict=True))
