@@ -46,6 +46,8 @@ def looped(
         live = None if lengths is None else (others.pop() > index).unsqueeze(-1)
         return _step(cell, dict(zip(cell.parts, parts, strict=True)), row, hh, dict(zip(masks, others)), live)
 
+    # Detached, since there is no way back: torch's scan would look for one, and symbols of shapes confuse it
+    counts, projected, read = [one.detach() for one in counts], projected.detach(), [one.detach() for one in read]
     *last, y = scan_op(step, counts, [projected, steps], read)
     finals = dict(zip(cell.parts, (fixed.from_counts(count) for count in last), strict=True))
     return y, torch.stack([torch.cat([finals[part] for part in group], -1) for group in cell.states])
@@ -93,10 +95,9 @@ def _stack(*arguments: Any) -> Any:
     return y if given.every else given.x.new_empty(0), torch.stack(finals, 1), *nothing
 
 
-for _operator, _loop, _shapes in (
-    (torch.ops.revtune.sequence.default, _sequence, shapes_of_sequence),
-    (torch.ops.revtune.stack.default, _stack, shapes_of_stack),
-):
-    # Of all torch decomposes with, torch.onnx.export alone reads this table; shapes are still to be had without a loop
-    register_decomposition(_operator)(_loop)
-    register_decomposition(_operator, type="meta")(_shapes)
+def decompose_for_onnx() -> None:
+    """Let torch.onnx.export find the loops: of all that decomposes, it alone reads the table that they are entered in."""
+    sequence, stack = torch.ops.revtune.sequence.default, torch.ops.revtune.stack.default
+    for operator, loop, shapes in ((sequence, _sequence, shapes_of_sequence), (stack, _stack, shapes_of_stack)):
+        register_decomposition(operator)(loop)
+        register_decomposition(operator, type="meta")(shapes)  # else fake tensors would run the loop for its shapes

@@ -218,6 +218,8 @@ class RevRNN(FlatWeights):
 
     def _layers(self, x: Tensor, states: State, lengths: Tensor | None, native: bool) -> tuple[Tensor, State]:
         every = self.options.output == "all"
+        if not is_traced(x) and x.shape[1] == 0:
+            return self._no_rows(x, states)
         if self.bidirectional:
             return self._both_ways(x, states, lengths, native)
         if every and native:
@@ -232,6 +234,13 @@ class RevRNN(FlatWeights):
             top = stack.links[-1]
             y = top.apply(y, 0) if isinstance(top, LockedMask) else y
         return y, stacked
+
+    def _no_rows(self, x: Tensor, states: State) -> tuple[Tensor, State]:
+        """What a batch without rows gives; gradients of parameters are zeros, as nn.GRU's are."""
+        nothing = 0.0 * torch.stack([one.sum() for one in (x, *states, *self.parameters())]).sum()
+        width = self.directions * self.hidden_size
+        y = x.new_empty((*x.shape[:2], width) if self.options.output == "all" else (0, width))
+        return y + nothing, tuple(state + nothing.to(state.dtype) for state in states)
 
     def _as_operator(self, x: Tensor, states: State, lengths: Tensor | None, native: bool) -> tuple[Tensor, State]:
         """All layers of a unidirectional net as one node of a graph."""

@@ -12,8 +12,11 @@ from torch.fx import Proxy, Tracer
 from revtune.reversible.cells.cell import Cell, State
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.layer import LayerSettings
+from revtune.reversible.layers.loops import decompose_for_onnx
 from revtune.reversible.layers.stack_arguments import StackArguments
 from revtune.reversible.layers.stack_operator import stack_operator
+
+decompose_for_onnx()
 
 
 def is_traced(x: Tensor) -> bool:
