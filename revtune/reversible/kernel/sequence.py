@@ -26,6 +26,7 @@ from revtune.reversible.kernel.sequence_arguments import DIFFERENTIABLE, Backwar
 from revtune.reversible.kernel.sequence_plain import run_plainly
 from revtune.reversible.kernel.sequence_recall import ChunkRecord, RecalledLayer, SequenceRun, kept_steps, longest_chunk
 from revtune.reversible.kernel.storage import check_stored
+from revtune.reversible.kernel.traced import is_traced
 from revtune.reversible.transforms import refuse_double_backward, wants_gradient
 
 _ARGUMENTS = (
@@ -67,6 +68,9 @@ def sequence(
     inputs = [tensor for tensor in given.differentiable() if tensor is not None]
     train = torch.is_grad_enabled() and any(wants_gradient(tensor) for tensor in inputs)
     y, final, *_ = torch.ops.revtune.sequence(*given._replace(train=train))
+    if train and y.requires_grad and not is_traced(x):
+        # Backward reads y, and the caller may write to it: it shares its memory until somebody does (private, as yet)
+        y = torch._lazy_clone(y)
     return y, tuple(last.to(first.dtype) for last, first in zip(final.unbind(), state, strict=True))
 
 

@@ -19,13 +19,14 @@ from revtune.reversible.arguments import check_flag, check_like, check_rate, che
 from revtune.reversible.cells.cell import Cell, State
 from revtune.reversible.kernel.backend import chosen
 from revtune.reversible.kernel.tape import LayerTensors
+from revtune.reversible.kernel.traced import is_traced
 from revtune.reversible.layers.flat_weights import FlatWeights
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
 from revtune.reversible.layers.masks import BatchSpec, drop_mask, new_seed
 from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.rnn_arguments import Hx, Options, check_input, check_states
 from revtune.reversible.layers.stack import Link, LockedMask, Stack, StepDropout
-from revtune.reversible.layers.tracing import called_as_leaf, is_traced, refuse_script, run_as_operator
+from revtune.reversible.layers.tracing import called_as_leaf, refuse_script, run_as_operator
 
 
 class Assembled(NamedTuple):
@@ -230,7 +231,7 @@ class RevRNN(FlatWeights):
         y, finals = run_stack(stack, x, inputs, every=every)
         stacked = _stacked(finals)
         if y is None:
-            y = stacked[0][-1].to(x.dtype)
+            y = stacked[0][-1].to(x.dtype, copy=True)  # h_n is the caller's too, to write to
             top = stack.links[-1]
             y = top.apply(y, 0) if isinstance(top, LockedMask) else y
         return y, stacked
@@ -250,7 +251,8 @@ class RevRNN(FlatWeights):
             for layer in range(self.num_layers)
         ]
         y, finals = self._operator(layers, x, self.options.output == "all")
-        return self._masked(finals[0][-1].to(x.dtype) if y is None else y, self.options.output_dropout), finals
+        y = finals[0][-1].to(x.dtype, copy=True) if y is None else y
+        return self._masked(y, self.options.output_dropout), finals
 
     def _operator(
         self, layers: list[tuple[LayerTensors, LayerSettings]], x: Tensor, every: bool

@@ -24,6 +24,7 @@ from revtune.reversible.layers.stack_arguments import ARGUMENTS, StackArguments,
 from revtune.reversible.layers.stack_record import StackRecord
 from revtune.reversible.transforms import refuse_double_backward
 
+
 def stack_operator(given: StackArguments) -> tuple[Tensor, Tensor]:
     """Run a stack: outputs (T, B, H), empty if none are wanted, and the final states, (S, L, B, H), float64."""
     y, final, *_ = torch.ops.revtune.stack(*given)

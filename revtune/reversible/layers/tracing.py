@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Proxy, Tracer
 
 from revtune.reversible.cells.cell import Cell, State
@@ -17,11 +16,6 @@ from revtune.reversible.layers.stack_arguments import StackArguments
 from revtune.reversible.layers.stack_operator import stack_operator
 
 decompose_for_onnx()
-
-
-def is_traced(x: Tensor) -> bool:
-    """Whether a graph is being made of what happens to this tensor, so that operators alone may compute with it."""
-    return torch.compiler.is_compiling() or isinstance(x, FakeTensor) or torch.jit.is_tracing()
 
 
 def run_as_operator(

@@ -33,6 +33,7 @@ from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
+from revtune.reversible.streams.hooks import make_weights
 from revtune.reversible.streams.parallel import refuse_wrapped
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
 from revtune.reversible.transforms import graph_retained, refuse_batches, refuse_double_backward
@@ -79,6 +80,7 @@ def _rewind_encode(
 ) -> tuple[Tensor, Hx]:
     what = "rewind_encode"
     check_net(what, rnn, encode)
+    make_weights(rnn)
     refuse_wrapped(what, encode=encode)
     (inputs,) = check_tensors(what, rnn, encode is None, inputs=inputs)
     check_lengths(lengths, inputs.shape[0], inputs.shape[1], inputs.device)

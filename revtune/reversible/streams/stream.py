@@ -27,6 +27,7 @@ from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.layers.stack import Move
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
+from revtune.reversible.streams.hooks import make_weights
 from revtune.reversible.streams.known_gradients import with_gradients
 from revtune.reversible.streams.parallel import refuse_wrapped
 from revtune.reversible.streams.readout_pass import Normalizer, Readout, ReadoutPass, mean_weight
@@ -301,6 +302,7 @@ def _checked(rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer |
     """The batch, time first, if all in it fits together."""
     what = "rewind_loss"
     check_net(what, rnn, batch.encode)
+    make_weights(rnn)
     refuse_wrapped(what, encode=batch.encode, readout=batch.readout)
     if rnn.options.output != "all":
         raise ValueError('rewind_loss reads out every step; for one target a sequence call the net with output="last"')
