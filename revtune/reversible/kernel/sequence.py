@@ -26,8 +26,8 @@ from revtune.reversible.kernel.sequence_arguments import DIFFERENTIABLE, Backwar
 from revtune.reversible.kernel.sequence_plain import run_plainly
 from revtune.reversible.kernel.sequence_recall import ChunkRecord, RecalledLayer, SequenceRun, kept_steps, longest_chunk
 from revtune.reversible.kernel.storage import check_stored
-from revtune.reversible.kernel.traced import is_traced
-from revtune.reversible.transforms import refuse_double_backward, wants_gradient
+from revtune.reversible.kernel.traced import is_traced, may_go_back
+from revtune.reversible.transforms import refuse_double_backward
 
 _ARGUMENTS = (
     "Tensor x, Tensor h, Tensor? c, Tensor? ih, Tensor? bias, Tensor hh, Tensor? ih_v, Tensor? ih_s, Tensor? hh_v, "
@@ -65,8 +65,7 @@ def sequence(
         chunk=chunk or 0, share=share, bits=cell.native.max_forget_bits, forgetting=cell.native.forgetting,
         bounded=cell.native.bounded, train=False, name=name or cell.name,
     )  # fmt: skip
-    inputs = [tensor for tensor in given.differentiable() if tensor is not None]
-    train = torch.is_grad_enabled() and any(wants_gradient(tensor) for tensor in inputs)
+    train = may_go_back(tensor for tensor in given.differentiable() if tensor is not None)
     y, final, *_ = torch.ops.revtune.sequence(*given._replace(train=train))
     if train and y.requires_grad and not is_traced(x):
         # Backward reads y, and the caller may write to it: it shares its memory until somebody does (private, as yet)

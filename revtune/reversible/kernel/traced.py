@@ -1,12 +1,22 @@
-"""Whether a graph is being made of what is computed."""
+"""Whether a graph is being made of what is computed, and whether there may be a way back through it."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from revtune.reversible.transforms import wants_gradient
+
 
 def is_traced(x: Tensor) -> bool:
     """Whether a graph is being made of what happens to this tensor, so that operators alone may compute with it."""
     return torch.compiler.is_compiling() or isinstance(x, FakeTensor) or torch.jit.is_tracing()
+
+
+def may_go_back(tensors: Iterable[Tensor]) -> bool:
+    """Whether what is computed from these tensors now may be differentiated."""
+    # torch.jit.trace checks its graph under no_grad, and a graph from there may be run with gradients
+    return (torch.is_grad_enabled() or torch.jit.is_tracing()) and any(wants_gradient(tensor) for tensor in tensors)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class FlatWeights(nn.RNNBase):
     """A recurrent layer whose lists of weights are read off its parameters at each look.
 
-    nn.RNNBase keeps such lists, for cuDNN, beside the parameters; a weight that is computed anew would grow stale there.
+    nn.RNNBase keeps such lists beside the parameters, for cuDNN; a weight that is computed anew would grow stale there.
     """
 
     proj_size = 0

@@ -44,7 +44,9 @@ def looped(
     def step(*given: Tensor) -> list[Tensor]:
         parts, (row, index, hh, *others) = given[: len(counts)], given[len(counts) :]
         live = None if lengths is None else (others.pop() > index).unsqueeze(-1)
-        return _step(cell, dict(zip(cell.parts, parts, strict=True)), row, hh, dict(zip(masks, others)), live)
+        return _step(
+            cell, dict(zip(cell.parts, parts, strict=True)), row, hh, dict(zip(masks, others, strict=True)), live
+        )
 
     # Detached, since there is no way back: torch's scan would look for one, and symbols of shapes confuse it
     counts, projected, read = [one.detach() for one in counts], projected.detach(), [one.detach() for one in read]
@@ -96,7 +98,7 @@ def _stack(*arguments: Any) -> Any:
 
 
 def decompose_for_onnx() -> None:
-    """Let torch.onnx.export find the loops: of all that decomposes, it alone reads the table that they are entered in."""
+    """Let torch.onnx.export find the loops: of all that decomposes, it alone reads their table."""
     sequence, stack = torch.ops.revtune.sequence.default, torch.ops.revtune.stack.default
     for operator, loop, shapes in ((sequence, _sequence, shapes_of_sequence), (stack, _stack, shapes_of_stack)):
         register_decomposition(operator)(loop)

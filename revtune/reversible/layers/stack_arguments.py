@@ -91,7 +91,9 @@ class StackArguments(NamedTuple):
         """Tensors of each layer, of which those that a gradient is wanted for require one."""
         return [
             LayerTensors(
-                tuple(state[i].detach().requires_grad_(want) for state, want in zip(self.state, wants.state)),
+                tuple(
+                    state[i].detach().requires_grad_(want) for state, want in zip(self.state, wants.state, strict=True)
+                ),
                 {name: weight.detach().requires_grad_(wants.weights[i][name]) for name, weight in weights.items()},
                 {},
             )

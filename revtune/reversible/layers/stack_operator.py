@@ -49,7 +49,7 @@ def _stack(*arguments: Any) -> tuple[Tensor, ...]:
                 positions = [tape.position() for tape in stack.tapes]
                 y = stack.preview(part, first)
             outputs += [y] if given.every else []
-        final = torch.stack([torch.stack(states) for states in zip(*(tape.state() for tape in stack.tapes))])
+        final = torch.stack([torch.stack(tape.state()) for tape in stack.tapes], 1)
     y = torch.cat(outputs) if given.every else given.x.new_empty(0)
     if not given.train:
         return y, final, *_shaped(given, (0, 0, 0))[2:]

@@ -10,6 +10,7 @@ from torch.fx import Proxy, Tracer
 
 from revtune.reversible.cells.cell import Cell, State
 from revtune.reversible.kernel.tape import LayerTensors
+from revtune.reversible.kernel.traced import may_go_back
 from revtune.reversible.layers.layer import LayerSettings
 from revtune.reversible.layers.loops import decompose_for_onnx
 from revtune.reversible.layers.stack_arguments import StackArguments
@@ -46,10 +47,10 @@ def run_as_operator(
     weights = [one.weights[name] for one in tensors for name in ("ih", "hh", "bias") if name in one.weights]
     masks = [settings.masks[part] for _, settings in layers for part in cell.states[0] if settings.masks]
     seeds = torch.randint(2**62, (len(layers) - 1,)) if dropout and len(layers) > 1 else None
-    train = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *state, *weights))
+    train, names = may_go_back((x, *state, *weights)), "\n".join(settings.name for _, settings in layers)
     given = StackArguments(
         x, state, weights, masks, seeds, layers[0][1].lengths, dropout, cell.native.max_forget_bits,
-        cell.native.forgetting, cell.native.bounded, backend, every, train, "\n".join(settings.name for _, settings in layers),
+        cell.native.forgetting, cell.native.bounded, backend, every, train, names,
     )  # fmt: skip
     y, final = stack_operator(given)
     states = tuple(last.to(first.dtype) for last, first in zip(final.unbind(), state, strict=True))
