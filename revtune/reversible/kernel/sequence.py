@@ -179,13 +179,18 @@ def _kept_sizes(given: SequenceArguments) -> tuple[int, int]:
     """How many steps' gates, and how many numbers of facts, a sequence keeps."""
     if not given.train:
         return 0, SequenceRecord.size(0, 0)
-    steps, rows = given.x.shape[:2]
-    if isinstance(steps, torch.SymInt) or isinstance(rows, torch.SymInt):
+    if not all(type(size) is int for size in given.x.shape):
         # Computed from symbols they would be guarded, and a graph would hold for some sizes of batch alone
-        return torch.library.get_ctx().new_dynamic_size(), torch.library.get_ctx().new_dynamic_size()
+        return _free_size(), _free_size()
+    steps = given.x.shape[0]
     kept, longest = kept_steps(given), longest_chunk(given)
     chunks = -(-(steps - kept) // longest) - (-kept // longest)  # rounded up on each side of the kept steps
     return kept, SequenceRecord.size(len(given.read_again()), chunks)
+
+
+def _free_size() -> Any:
+    """A symbol for a size that only running tells."""
+    return torch.library.get_ctx().new_dynamic_size()
 
 
 def shapes(*arguments: Any) -> tuple[Tensor, ...]:
@@ -193,7 +198,7 @@ def shapes(*arguments: Any) -> tuple[Tensor, ...]:
     given = SequenceArguments(*arguments)
     x, h, (kept, facts) = given.x, given.h, _kept_sizes(given)
     # How many words a RevLSTM spills depends on its gates, so the size is a symbol of its own.
-    words = torch.library.get_ctx().new_dynamic_size() if given.train and given.c is not None else 0
+    words = _free_size() if given.train and given.c is not None else 0
     return (
         x.new_empty(*x.shape[:2], h.shape[-1]),
         x.new_empty(len(given.state), *h.shape, dtype=torch.float64),

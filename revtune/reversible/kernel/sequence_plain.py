@@ -22,7 +22,8 @@ def run_plainly(given: SequenceArguments, facts: Tensor) -> tuple[Tensor, ...]:
     if not x.shape[1]:
         final = x.new_empty(len(given.state), *given.h.shape, dtype=torch.float64)
         return x.new_empty(steps, 0, given.h.shape[-1]), final, *nothing, facts
-    cell, counts = given.cell(), {}
+    cell = given.cell()
+    counts: dict[str, Tensor] = {}
     for group, state in zip(cell.states, given.state, strict=True):
         counts |= {part: fixed.to_counts(half) for part, half in zip(group, state.chunk(2, -1), strict=True)}
     with torch.no_grad():

@@ -14,7 +14,7 @@ class FlatWeights(nn.RNNBase):
     proj_size = 0
     directions: int
 
-    __setattr__ = nn.Module.__setattr__
+    __setattr__ = nn.Module.__setattr__  # type: ignore[assignment]
     _apply = nn.Module._apply
     _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
 

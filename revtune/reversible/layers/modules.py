@@ -151,8 +151,8 @@ class RevLSTM(RevRNN):
         super().__init__(*sizes, options=options)
 
     mode = "LSTM"
-    check_forward_args = nn.LSTM.check_forward_args
-    permute_hidden = nn.LSTM.permute_hidden
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
 
     @staticmethod

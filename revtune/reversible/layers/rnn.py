@@ -117,7 +117,7 @@ class RevRNN(FlatWeights):
     def forward(self, input: Tensor | PackedSequence, hx: Hx | None = None) -> tuple[Any, Any]:
         """Run the layers; arguments and results as in the class's description."""
         if isinstance(input, Proxy):
-            return called_as_leaf(self, input, hx)
+            return called_as_leaf(self, input, hx)  # type: ignore[unreachable]
         if torch.compiler.is_compiling() and isinstance(input, Tensor):
             return self._run(input, hx, native=self.runs_native(self.first_weight))
         return self._uncompiled(input, hx)

@@ -84,8 +84,10 @@ class StackArguments(NamedTuple):
 
     def named_masks(self) -> list[dict[str, Tensor]]:
         """Masks of each layer by part."""
-        pairs = list(zip(self.masks[::2], self.masks[1::2], strict=True)) or [()] * len(self.state[0])
-        return [dict(zip(("h1", "h2"), pair, strict=False)) for pair in pairs]
+        if not self.masks:
+            return [{} for _ in self.state[0]]
+        pairs = zip(self.masks[::2], self.masks[1::2], strict=True)
+        return [{"h1": mask1, "h2": mask2} for mask1, mask2 in pairs]
 
     def layers(self, wants: Wanted) -> list[LayerTensors]:
         """Tensors of each layer, of which those that a gradient is wanted for require one."""

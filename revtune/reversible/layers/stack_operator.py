@@ -9,6 +9,7 @@ Shapes: T time, B batch, I input, H hidden, L layers, S states of the cell (h, o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ def _check_end(stack: Stack, final: Tensor) -> None:
                                 "was produced")  # fmt: skip
 
 
-def _shaped(given: StackArguments, sizes: tuple[int, int, int]) -> tuple[Tensor, ...]:
+def _shaped(given: StackArguments, sizes: Sequence[Any]) -> tuple[Tensor, ...]:
     """Tensors like those that the operator returns, with so many numbers, words and facts."""
     x, (numbers, words, facts) = given.x, sizes
     width = given.state[0].shape[-1]
