@@ -209,8 +209,7 @@ def test_tensors_without_numbers(rev: Rev) -> None:
             way()
     with FakeTensorMode():
         fake = rev(6, 8, backend="reference")
-        with refused(ValueError, f"{rev.__name__} layer 0: input must hold numbers", "got a fake tensor"):
-            fake(torch.zeros(5, 3, 6))
+        assert fake(torch.zeros(5, 3, 6))[0].shape == (5, 3, 8)  # a graph's shapes, which need no numbers
 
 
 def put(net: nn.Module, name: str, value: Any) -> None:

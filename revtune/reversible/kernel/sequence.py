@@ -26,7 +26,7 @@ from revtune.reversible.kernel.sequence_arguments import DIFFERENTIABLE, Backwar
 from revtune.reversible.kernel.sequence_plain import run_plainly
 from revtune.reversible.kernel.sequence_recall import ChunkRecord, RecalledLayer, SequenceRun, kept_steps, longest_chunk
 from revtune.reversible.kernel.storage import check_stored
-from revtune.reversible.kernel.traced import is_traced, may_go_back
+from revtune.reversible.kernel.traced import free_size, is_traced, may_go_back
 from revtune.reversible.transforms import refuse_double_backward
 
 _ARGUMENTS = (
@@ -181,16 +181,11 @@ def _kept_sizes(given: SequenceArguments) -> tuple[int, int]:
         return 0, SequenceRecord.size(0, 0)
     if not all(type(size) is int for size in given.x.shape):
         # Computed from symbols they would be guarded, and a graph would hold for some sizes of batch alone
-        return _free_size(), _free_size()
+        return free_size(), free_size()
     steps = given.x.shape[0]
     kept, longest = kept_steps(given), longest_chunk(given)
     chunks = -(-(steps - kept) // longest) - (-kept // longest)  # rounded up on each side of the kept steps
     return kept, SequenceRecord.size(len(given.read_again()), chunks)
-
-
-def _free_size() -> Any:
-    """A symbol for a size that only running tells."""
-    return torch.library.get_ctx().new_dynamic_size()
 
 
 def shapes(*arguments: Any) -> tuple[Tensor, ...]:
@@ -198,7 +193,7 @@ def shapes(*arguments: Any) -> tuple[Tensor, ...]:
     given = SequenceArguments(*arguments)
     x, h, (kept, facts) = given.x, given.h, _kept_sizes(given)
     # How many words a RevLSTM spills depends on its gates, so the size is a symbol of its own.
-    words = _free_size() if given.train and given.c is not None else 0
+    words = free_size() if given.train and given.c is not None else 0
     return (
         x.new_empty(*x.shape[:2], h.shape[-1]),
         x.new_empty(len(given.state), *h.shape, dtype=torch.float64),
@@ -212,7 +207,12 @@ def _fake_backward(*arguments: Any) -> list[Tensor]:
     call = BackwardArguments.of(arguments)
     tensors = zip(call.sequence.differentiable(), call.wanted, strict=True)
     return [
-        torch.empty_like(tensor) if want and tensor is not None else call.y.new_empty(0) for tensor, want in tensors
+        torch.empty_like(
+            tensor, memory_format=torch.preserve_format if tensor is call.sequence.x else torch.contiguous_format
+        )
+        if want and tensor is not None
+        else call.y.new_empty(0)
+        for tensor, want in tensors
     ]
 
 

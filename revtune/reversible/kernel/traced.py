@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
 
 from revtune.reversible.transforms import wants_gradient
 
@@ -14,6 +15,14 @@ from revtune.reversible.transforms import wants_gradient
 def is_traced(x: Tensor) -> bool:
     """Whether a graph is being made of what happens to this tensor, so that operators alone may compute with it."""
     return torch.compiler.is_compiling() or isinstance(x, FakeTensor) or _by_jit()
+
+
+def free_size() -> Any:
+    """A symbol for a size that only running tells; 0 for fake tensors outside graphs, which have no symbols."""
+    try:
+        return torch.library.get_ctx().new_dynamic_size()
+    except DynamicOutputShapeException:
+        return 0
 
 
 def may_go_back(tensors: Iterable[Tensor]) -> bool:

@@ -19,6 +19,7 @@ from revtune.errors import ReversalError
 from revtune.reversible import meter as metering
 from revtune.reversible.kernel.chunks import chunks
 from revtune.reversible.kernel.environment import Environment
+from revtune.reversible.kernel.traced import free_size
 from revtune.reversible.layers.rewind import aim, check_unchanged, fingerprints
 from revtune.reversible.layers.stack import Stack
 from revtune.reversible.layers.stack_arguments import ARGUMENTS, StackArguments, Wanted
@@ -77,7 +78,7 @@ def _stack_backward(*arguments: Any) -> list[Tensor]:
     if dfinal is None:
         dfinal = torch.zeros_like(final)
     aim(stack, [grad for layer in dfinal.unbind(1) for grad in layer.unbind()])
-    dx = torch.empty_like(given.x) if wants.x else None
+    dx = torch.empty_like(given.x, memory_format=torch.contiguous_format) if wants.x else None
     with torch.no_grad(), record.environment.restored(given.x.device):
         steps = stack.chunk_steps(given.x.shape[0])
         for first, part in reversed(list(chunks(given.x, steps))):
@@ -119,8 +120,7 @@ def shapes(*arguments: Any) -> tuple[Tensor, ...]:
     given = StackArguments(*arguments)
     if not given.train:
         return _shaped(given, (0, 0, 0))
-    size = torch.library.get_ctx().new_dynamic_size  # how much is spilled depends on the gates
-    return _shaped(given, (size(), size(), size()))
+    return _shaped(given, (free_size(), free_size(), free_size()))  # how much is spilled depends on the gates
 
 
 def _fake_backward(*arguments: Any) -> list[Tensor]:

@@ -65,7 +65,11 @@ def results(model: Any, net: nn.Module, x: Tensor) -> list[Tensor]:
     """Outputs, final states and all gradients."""
     y, state = model(x)
     loss = y.square().sum() + torch.stack([one.sin().sum() for one in tree_leaves(state)]).sum()
-    return [y.detach(), *tree_leaves(state), *torch.autograd.grad(loss, list(net.parameters()))]
+    return [
+        y.detach(),
+        *(one.detach() for one in tree_leaves(state)),
+        *torch.autograd.grad(loss, list(net.parameters())),
+    ]
 
 
 def apart(found: Any, wanted: Any) -> float:
@@ -99,9 +103,13 @@ def test_inductor_takes_a_net_whose_last_output_alone_is_wanted(rev: Any) -> Non
 
 def test_dropout_is_drawn_in_the_graph_and_replayed_on_the_way_back() -> None:
     options = {name: 0.4 for name in ("input_dropout", "hidden_dropout", "output_dropout", "weight_drop", "dropout")}
-    net = rt.RevGRU(6, 8, num_layers=2, output="last", dtype=torch.float64, backend="reference", **options)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    # without forgetting, since no difference shows the gradient of rounding a gate, which is 1
+    net = rt.RevGRU(
+        6, 8, num_layers=2, forgetting=False, output="last", dtype=torch.float64, backend="reference", **options
+    )  # type: ignore[arg-type]
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
-    x, step = torch.randn(9, 3, 6, dtype=torch.float64, requires_grad=True), 1e-6
+    x, step = torch.randn(9, 3, 6, dtype=torch.float64, requires_grad=True), 1e-4
     losses = []
     for moved in (x, x + step, x - step):
         torch.manual_seed(7)
@@ -158,8 +166,9 @@ def test_a_program_that_was_exported_with_gradients_trains(rev: Any) -> None:
     model = Tagger(rev)
     program = torch.export.export(model, (tokens(3, 9),), dynamic_shapes=FREE).module()
     wanted = results(model, model, x := tokens(5, 13))
-    found = dict(zip(dict(program.named_parameters()), results(program, program, x)[-len(list(model.parameters())) :]))
-    for name, grad in zip(dict(model.named_parameters()), wanted[-len(found) :], strict=True):
+    names = [name for name, _ in program.named_parameters()]
+    found = dict(zip(names, results(program, program, x)[-len(names) :], strict=True))
+    for name, grad in zip(dict(model.named_parameters()), wanted[-len(names) :], strict=True):
         assert apart(found[name], grad) < 1e-5
 
 
