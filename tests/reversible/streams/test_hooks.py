@@ -165,4 +165,4 @@ def test_sparse_gradients_of_an_embedding_train_by_sparse_adam() -> None:
         before = words.weight.detach().clone()
         (torch.optim.SparseAdam if sparse else torch.optim.Adam)(list(words.parameters()), 0.1).step()
         assert torch.equal(words.weight[5:], before[5:]) and not torch.equal(words.weight[:5], before[:5])
-    assert torch.allclose(*found, atol=1e-7)
+    assert torch.allclose(found[0], found[1], atol=1e-7)
