@@ -168,7 +168,7 @@ def test_a_sequence_goes_back_in_the_backend_that_ran_it(
 def test_a_backend_that_is_asked_for_runs_or_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def ran(**options: Any) -> str:
         y, _ = rt.scan(of.cell, of.x, weights=of.weights, **options)
-        node = y.grad_fn
+        node: Any = y.grad_fn
         if type(node).__name__ == "LazyCloneBackward0":
             node = node.next_functions[0][0]
         return type(node).__name__

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import revtune as rt
 
@@ -114,7 +114,7 @@ def test_a_wrapper_that_sorts_and_packs_takes_it(rev: Any, plain: Any) -> None:
 class NoStepsToo(nn.RNNBase):
     """Like pytorch-forecasting's RNN: a base that stands before the layer's class and calls its forward packed."""
 
-    def forward(self, x: Tensor | PackedSequence, hx: Any = None, lengths: Tensor | None = None) -> Any:
+    def forward(self, x: Any, hx: Any = None, lengths: Tensor | None = None) -> Any:
         if lengths is None:
             return super().forward(x, hx=hx)
         packed = pack_padded_sequence(x, lengths.clamp_min(1), batch_first=self.batch_first, enforce_sorted=False)

@@ -147,7 +147,7 @@ def test_weights_that_a_hook_makes_are_made_anew_for_each_sequence(rev: Any, cha
         loss.backward()
         assert float(loss.detach() - whole.detach()) == pytest.approx(0.0, abs=1e-6)
         for parameter, grad in zip(parameters, wanted, strict=True):
-            assert torch.allclose(parameter.grad, grad, atol=1e-6)  # type: ignore[arg-type]
+            assert torch.allclose(parameter.grad, grad, atol=1e-6)
         optimizer.step()
 
 
