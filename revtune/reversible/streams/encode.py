@@ -33,6 +33,7 @@ from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
+from revtune.reversible.streams.hooks import make_weights
 from revtune.reversible.streams.memory import refuse_cached
 from revtune.reversible.streams.parallel import refuse_shared, refuse_wrapped
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
@@ -81,6 +82,7 @@ def _rewind_encode(
 ) -> tuple[Tensor, Hx]:
     what = "rewind_encode"
     check_net(what, rnn, encode)
+    make_weights(rnn)
     refuse_wrapped(what, encode=encode)
     refuse_cached(what, encode=encode)
     (inputs,) = check_tensors(what, rnn, encode is None, inputs=inputs)
@@ -123,7 +125,7 @@ class EncodePass:
         states = tuple(first.double() for first in rnn.first_states(spec, state, batched=True))
         self.inputs, self.masks, self.sinks = inputs, masks, Sinks()
         self.stack, self.layers = rnn.assemble(steps, spec, states, lengths, native=native, sliced=units)
-        self.encoder = Encoder(encode, inputs, self.sinks, rnn.check_input)
+        self.encoder = Encoder(encode, inputs, self.sinks, rnn.fitting)
         self.spans = list(pieces(0, steps, self.stack.chunk_steps(steps)))
         self._reached: list[Tensor] = []
         self._scaled_down = scaled_down(encode)

@@ -29,6 +29,7 @@ from revtune.reversible.layers.stack import Move
 from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
+from revtune.reversible.streams.hooks import make_weights
 from revtune.reversible.streams.known_gradients import with_gradients
 from revtune.reversible.streams.mean import Counted, Normalizer, mean_weight, total_weight
 from revtune.reversible.streams.memory import refuse_cached
@@ -157,7 +158,7 @@ class Stream:
         self._surroundings = Surroundings("rewind_loss", self.stack.tapes[0].weights.fingerprint)
         self._targets, self._lengths = batch.targets, batch.lengths
         self._sinks = Sinks()
-        self._encoder = Encoder(batch.encode, inputs, self._sinks, rnn.check_input)
+        self._encoder = Encoder(batch.encode, inputs, self._sinks, rnn.fitting)
         self._readout = ReadoutPass(batch.readout, self._sinks, device, batch.context)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._last: list[State] = []
@@ -322,6 +323,7 @@ def _checked(rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer |
     """The batch, time first, if all in it fits together."""
     what = "rewind_loss"
     check_net(what, rnn, batch.encode)
+    make_weights(rnn)
     refuse_wrapped(what, encode=batch.encode, readout=batch.readout)
     refuse_cached(what, encode=batch.encode, readout=batch.readout)
     if rnn.options.output != "all":
