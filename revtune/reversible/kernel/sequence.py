@@ -130,12 +130,8 @@ def _sequence(*arguments: Any) -> tuple[Tensor, ...]:
     given, environment = SequenceArguments(*arguments), Environment.current()
     check_all_stored(given.read())
     if not _in_kernel(given):
-        facts = (
-            torch.empty(0, dtype=torch.int64)
-            if given.train
-            else SequenceRecord(environment, [0] * SIZES, [], []).tensor()
-        )
-        return run_plainly(given, facts.to(given.x.device))
+        nothing = SequenceRecord(environment, [0] * SIZES, [], []).tensor()
+        return run_plainly(given, (nothing[:0] if given.train else nothing).to(given.x.device))
     digests = _digests(given) if given.train else []  # before it runs: what changes meanwhile is found by backward
     with torch.no_grad(), environment.restored(torch.device("cpu")), naming_lost(given.read):
         run = RecalledLayer(given).forward()

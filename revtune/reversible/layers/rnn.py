@@ -122,7 +122,7 @@ class RevRNN(FlatWeights):
         if torch.compiler.is_compiling():
             if isinstance(input, Tensor):
                 return self._run(input, hx, native=self.runs_native(self.first_weight))
-        elif not (torch.is_grad_enabled() or is_traced(input)) and (step := single_step(self, input, hx)):
+        elif not torch.is_grad_enabled() and (step := single_step(self, input, hx)):
             return step
         return self._uncompiled(input, hx)
 
