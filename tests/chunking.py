@@ -13,7 +13,7 @@ def set_stack_chunk_steps(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
 def set_chunk_steps(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Let the kernel's whole sequences take this many steps a chunk too."""
     set_stack_chunk_steps(monkeypatch, steps)
-    monkeypatch.setattr(f"{KERNEL}.sequence.chunk_steps", lambda *_: steps)
+    monkeypatch.setattr(f"{KERNEL}.sequence_recall.chunk_steps", lambda *_: steps)
 
 
 def set_budget(monkeypatch: pytest.MonkeyPatch, size: int) -> None:

@@ -166,7 +166,6 @@ def test_rates_that_are_no_numbers(make: Callable[[Any], nn.Module]) -> None:
         (torch.zeros(5, 3, 7), ("input_size=6", "7")),
         (torch.zeros(5, 7), ("input_size=6", "7")),
         (torch.zeros(0, 3, 6), ("input", "one step", "(0, 3, 6)")),
-        (torch.zeros(5, 0, 6), ("input", "one row", "(5, 0, 6)")),
         (torch.zeros(0, 6), ("input", "one step", "0")),
         (torch.zeros(5, 3, 6, dtype=torch.float64), ("input", "float32", "float64")),
         (torch.zeros(5, 3, 6, dtype=torch.float16), ("input", "float32", "float16")),
@@ -209,8 +208,7 @@ def test_tensors_without_numbers(rev: Rev) -> None:
             way()
     with FakeTensorMode():
         fake = rev(6, 8, backend="reference")
-        with refused(ValueError, f"{rev.__name__} layer 0: input must hold numbers", "got a fake tensor"):
-            fake(torch.zeros(5, 3, 6))
+        assert fake(torch.zeros(5, 3, 6))[0].shape == (5, 3, 8)  # a graph's shapes, which need no numbers
 
 
 def put(net: nn.Module, name: str, value: Any) -> None:

@@ -2,7 +2,7 @@
 
 Counts are whole numbers held in float64. While a state stays below 2^20 its count stays below 2^52, so every sum,
 product and floor division that rewinding needs is exact in float64's 53 bits, on every device, and a NaN or an
-infinity stays visible instead of turning into some integer.
+infinity stays visible instead of turning into some integer. Nothing here writes in place, so that graphs can hold it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def to_counts(value: Tensor) -> Tensor:
         >>> to_counts(torch.tensor([1.0, -0.5])).tolist()
         [4294967296.0, -2147483648.0]
     """
-    return (value.double() * STATE_ONE).round_()
+    return (value.double() * STATE_ONE).round()
 
 
 def from_counts(count: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -61,8 +61,8 @@ def round_forget(z: Tensor, top: int = FORGET_ONE) -> Tensor:
         [1.0, 512.0, 1024.0]
     """
     value = z.detach()
-    rounded = (value * FORGET_ONE).round_().clamp_(1, top).mul_(1 / FORGET_ONE)
-    rounded.add_(value, alpha=0.0)  # clamping hides an infinity; 0 times it is NaN
+    rounded = (value * FORGET_ONE).round().clamp(1, top) * (1 / FORGET_ONE)
+    rounded = torch.add(rounded, value, alpha=0.0)  # clamping hides an infinity; 0 times it is NaN
     if not (torch.is_grad_enabled() and z.requires_grad):
         return rounded
     return rounded + (z - z.detach())  # plus an exact 0 whose gradient is 1

@@ -190,6 +190,16 @@ class Buffer:
             self._top = None
             self._sealed.push(words)
 
+    def sealed(self) -> list[Tensor]:
+        """All words, packed, oldest first; nothing may have been unspilled."""
+        self.seal()
+        return list(self._sealed)
+
+    def take_up(self, sealed: list[Tensor]) -> None:
+        """Take up the words that another buffer has sealed."""
+        self._sealed = WordStore.of(sealed, self.heads.device)
+        self._words = self._sealed.words
+
     def discard(self) -> None:
         """Forget the words spilled since the last `seal`, for a pass that will not be rewound."""
         self._words -= sum(words.numel() for words in self._open)

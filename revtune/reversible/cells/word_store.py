@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -32,6 +32,14 @@ class WordStore:
         # arrays, since objects of Python's would be small and many too.
         self._in, self._begins, self._ends = array("q"), array("q"), array("q")
         self._open = False  # whether the last block may be written on
+
+    @classmethod
+    def of(cls, chunks: Iterable[Tensor], device: torch.device | str = "cpu") -> WordStore:
+        """A stack of these chunks, the lowest first."""
+        store = cls(device)
+        for words in chunks:
+            store.push(words)
+        return store
 
     def __len__(self) -> int:
         return len(self._ends)

@@ -107,6 +107,11 @@ def load() -> bool:
     return False
 
 
+def at_hand() -> bool:
+    """Whether the operators are there, or `load` brings them: for a program that was traced in another process."""
+    return bool(_lookup and _lookup.library) or load()
+
+
 @torch.compiler.assume_constant_result
 def insist() -> bool:
     """Load the kernel even where REVTUNE_BACKEND would leave it alone.

@@ -63,6 +63,11 @@ def chained(numbers: Iterable[int]) -> int:
     return reduce(lambda total, number: (total * _FOLD + number) & (2**64 - 1), numbers, 0)
 
 
+def signed(number: int) -> int:
+    """A number below 2^64 as int64 has it."""
+    return number - 2**64 if number >= 2**63 else number
+
+
 def dense_pieces(tensor: Tensor) -> Iterator[Tensor]:
     """A tensor's numbers, contiguous, in the order in which they lie in memory; few at a time where that is a copy."""
     tensor = tensor.detach().resolve_conj().resolve_neg()

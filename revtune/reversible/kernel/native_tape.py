@@ -15,9 +15,10 @@ from torch import Tensor
 from revtune.errors import ReversalError
 from revtune.reversible.cells.state_range import check_input
 from revtune.reversible.cells.word_store import WordStore
+from revtune.reversible.kernel.checksum import signed
 from revtune.reversible.kernel.kernel import ChunkBuffers, Keep, Kernel, new_tally, stacked, tallied_bits, unstacked
 from revtune.reversible.kernel.reference import name_bad_state
-from revtune.reversible.kernel.tape import Tape, TapePosition
+from revtune.reversible.kernel.tape import Stored, Tape, TapePosition
 from revtune.reversible.meter import Usage
 
 
@@ -91,6 +92,13 @@ class NativeTape(Tape):
 
     def position(self) -> TapePosition:
         return TapePosition(unstacked(self._counts.clone(), self.cell), self.buffer.heads.clone())
+
+    def stored(self) -> Stored:
+        return Stored(list(self.buffer.chunks), [digest % 2**64 for digest in self.buffer.digests])
+
+    def take_up(self, stored: Stored) -> None:
+        self.buffer.chunks = WordStore.of(stored.words)
+        self.buffer.digests = array("q", map(signed, stored.checks))
 
     def forward(self, x: Tensor, first: int) -> Tensor:
         tally = new_tally()

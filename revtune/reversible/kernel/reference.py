@@ -24,7 +24,7 @@ from revtune.reversible.cells.information_buffer import Buffer, default_share, i
 from revtune.reversible.cells.state_range import LARGEST_COUNT, check_input, name_bad_count
 from revtune.reversible.kernel.checksum import checksum
 from revtune.reversible.kernel.stage_graph import RecordingStep, StageGraph
-from revtune.reversible.kernel.tape import Tape, TapePosition, step_range
+from revtune.reversible.kernel.tape import Stored, Tape, TapePosition, step_range
 from revtune.reversible.kernel.weights import ProductSteps, WeightRows, Weights
 from revtune.reversible.meter import Usage
 
@@ -84,6 +84,13 @@ class ReferenceTape(Tape):
 
     def position(self) -> TapePosition:
         return TapePosition(dict(self.counts), self.buffer.heads.clone())
+
+    def stored(self) -> Stored:
+        return Stored(self.buffer.sealed(), self._checks)
+
+    def take_up(self, stored: Stored) -> None:
+        self.buffer.take_up(stored.words)
+        self._checks = list(stored.checks)
 
     def forward(self, x: Tensor, first: int) -> Tensor:
         self._checks.append(self._checksum())

@@ -1,7 +1,9 @@
 """A RevGRU or RevLSTM over a sequence whose outputs are all returned, as one operator: torch.ops.revtune.sequence.
 
-The operator is functional, with a fake and a backward of its own, so that torch.compile sees one node. It runs the
-layer in sequence_recall.py. An operator can return nothing but tensors, so what backward has to compare with travels
+The operator is functional, with a fake and a backward of its own, so that torch.compile and torch.export see one node.
+It is there once revtune is imported, for programs that were saved with it, and asks for the kernel when it first runs.
+It runs the layer in sequence_recall.py, and in plain torch (sequence_plain.py) where a program has come to a machine
+without the kernel. An operator can return nothing but tensors, so what backward has to compare with travels
 as one int64 tensor, `facts`, which `SequenceRecord` packs and unpacks.
 
 Shapes: T time, B batch, H hidden, S states of the cell (h, or h and c), C chunks.
@@ -15,16 +17,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from revtune.errors import ReversalError
+from revtune.errors import BackendError, ReversalError
 from revtune.reversible.cells.cell import Cell, Response, State
-from revtune.reversible.kernel.backend import when_loaded
-from revtune.reversible.kernel.checksum import BETWEEN, MEANWHILE, chained
+from revtune.reversible.kernel.backend import at_hand
+from revtune.reversible.kernel.checksum import BETWEEN, MEANWHILE, chained, signed
 from revtune.reversible.kernel.environment import NUMBERS, Environment
-from revtune.reversible.kernel.kernel import PARTS
 from revtune.reversible.kernel.sequence_arguments import DIFFERENTIABLE, BackwardArguments, SequenceArguments
-from revtune.reversible.kernel.sequence_recall import ChunkRecord, RecalledLayer, SequenceRun, chunk_steps, kept_steps
+from revtune.reversible.kernel.sequence_plain import run_plainly
+from revtune.reversible.kernel.sequence_recall import ChunkRecord, RecalledLayer, SequenceRun, kept_steps, longest_chunk
+from revtune.reversible.kernel.traced import free_size, is_traced, may_go_back
 from revtune.reversible.storage import check_all_stored, naming_lost
-from revtune.reversible.transforms import refuse_double_backward, wants_gradient
+from revtune.reversible.transforms import refuse_double_backward
+
+_ARGUMENTS = (
+    "Tensor x, Tensor h, Tensor? c, Tensor? ih, Tensor? bias, Tensor hh, Tensor? ih_v, Tensor? ih_s, Tensor? hh_v, "
+    "Tensor? hh_s, Tensor? mask1, Tensor? mask2, Tensor? lengths, int chunk, int? share, float? bits, bool forgetting, "
+    "bool bounded, bool train, str name"
+)
+_BACKWARD = "Tensor? dy, Tensor? dfinal, Tensor y, Tensor final, Tensor kept, Tensor words, Tensor facts, bool[] wanted"
 
 _WEIGHTS = {
     "ih": "ih", "bias": "bias", "hh": "hh", "ih_v": "ih.V", "ih_s": "ih.s", "hh_v": "hh.V", "hh_s": "hh.s",
@@ -55,13 +65,14 @@ def sequence(
     mask1, mask2 = [(masks or {}).get(part) for part in cell.states[0]]
     given = SequenceArguments(
         x, h, c, weights.get("ih"), weights.get("bias"), weights["hh"], ih_v, ih_s, hh_v, hh_s, mask1, mask2, lengths,
-        chunk=0, share=share, bits=cell.native.max_forget_bits, forgetting=cell.native.forgetting,
+        chunk=chunk or 0, share=share, bits=cell.native.max_forget_bits, forgetting=cell.native.forgetting,
         bounded=cell.native.bounded, train=False, name=name or cell.name,
     )  # fmt: skip
-    inputs = [tensor for tensor in given.differentiable() if tensor is not None]
-    train = torch.is_grad_enabled() and any(wants_gradient(tensor) for tensor in inputs)
-    chunk = chunk or chunk_steps(x.shape[1], (cell.blocks + PARTS) * (h.shape[-1] // PARTS), train)
-    y, final, *_ = torch.ops.revtune.sequence(*given._replace(train=train, chunk=chunk))
+    train = may_go_back(tensor for tensor in given.differentiable() if tensor is not None)
+    y, final, *_ = torch.ops.revtune.sequence(*given._replace(train=train))
+    if train and y.requires_grad and not is_traced(x):
+        # Backward reads y, and the caller may write to it: it shares its memory until somebody does (private, as yet)
+        y = torch._lazy_clone(y)
     return y, tuple(last.to(first.dtype) for last, first in zip(final.unbind(), state, strict=True))
 
 
@@ -111,14 +122,16 @@ class SequenceRecord(NamedTuple):
 
 def _sealing(numbers: list[int]) -> int:
     """A number that seals a record: any change of the others almost surely changes it."""
-    number = chained([1, *numbers])
-    return number - 2**64 if number >= 2**63 else number  # as int64
+    return signed(chained([1, *numbers]))
 
 
 def _sequence(*arguments: Any) -> tuple[Tensor, ...]:
-    """torch.ops.revtune.sequence on a CPU: outputs, final state, gates, words and facts."""
+    """torch.ops.revtune.sequence: outputs, final state, gates, words and facts."""
     given, environment = SequenceArguments(*arguments), Environment.current()
     check_all_stored(given.read())
+    if not _in_kernel(given):
+        nothing = SequenceRecord(environment, [0] * SIZES, [], []).tensor()
+        return run_plainly(given, (nothing[:0] if given.train else nothing).to(given.x.device))
     digests = _digests(given) if given.train else []  # before it runs: what changes meanwhile is found by backward
     with torch.no_grad(), environment.restored(torch.device("cpu")), naming_lost(given.read):
         run = RecalledLayer(given).forward()
@@ -127,9 +140,16 @@ def _sequence(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _sequence_backward(*arguments: Any) -> list[Tensor]:
-    """torch.ops.revtune.sequence_backward on a CPU: gradients of `DIFFERENTIABLE`, empty where not wanted."""
+    """torch.ops.revtune.sequence_backward: gradients of `DIFFERENTIABLE`, empty where not wanted."""
     call = BackwardArguments.of(arguments)
     given, want = call.sequence, dict(zip(DIFFERENTIABLE, call.wanted, strict=True))
+    if not given.x.shape[1]:
+        return [torch.zeros_like(grad) for grad in _fake_backward(*arguments)]
+    if not call.facts.numel():
+        raise BackendError(
+            f"{given.name}: this program was traced to be trained by the C++ kernel, and it has run without; "
+            'trace it with backend="reference", or see revtune doctor'
+        )
     record = SequenceRecord.of(call.facts, len(given.read_again()))
     if _sizes(given.x, call) != record.sizes:
         raise ReversalError(
@@ -167,15 +187,30 @@ def _check_unchanged(given: SequenceArguments, recorded: list[int], when: str) -
             raise ReversalError(f"{given.name}: {label} was changed {when}; no gradient was produced")
 
 
-def _fake(*arguments: Any) -> tuple[Tensor, ...]:
+def _in_kernel(given: SequenceArguments) -> bool:
+    """Whether the kernel runs this sequence."""
+    return bool(given.x.shape[1]) and given.x.device.type == "cpu" and at_hand()
+
+
+def _kept_sizes(given: SequenceArguments) -> tuple[int, int]:
+    """How many steps' gates, and how many numbers of facts, a sequence keeps."""
+    if not given.train:
+        return 0, SequenceRecord.size(0, 0)
+    if not all(type(size) is int for size in given.x.shape):
+        # Computed from symbols they would be guarded, and a graph would hold for some sizes of batch alone
+        return free_size(), free_size()
+    steps = given.x.shape[0]
+    kept, longest = kept_steps(given), longest_chunk(given)
+    chunks = -(-(steps - kept) // longest) - (-kept // longest)  # rounded up on each side of the kept steps
+    return kept, SequenceRecord.size(len(given.read_again()), chunks)
+
+
+def shapes(*arguments: Any) -> tuple[Tensor, ...]:
+    """Tensors like those that the operator returns, without running it."""
     given = SequenceArguments(*arguments)
-    x, h, steps, kept = given.x, given.h, given.x.shape[0], kept_steps(given)
+    x, h, (kept, facts) = given.x, given.h, _kept_sizes(given)
     # How many words a RevLSTM spills depends on its gates, so the size is a symbol of its own.
-    words = torch.library.get_ctx().new_dynamic_size() if given.train and given.c is not None else 0
-    facts = SequenceRecord.size(0, 0)
-    if given.train:
-        chunks = -(-(steps - kept) // given.chunk) - (-kept // given.chunk)  # rounded up on each side of the kept steps
-        facts = SequenceRecord.size(len(given.read_again()), chunks)
+    words = free_size() if given.train and given.c is not None else 0
     return (
         x.new_empty(*x.shape[:2], h.shape[-1]),
         x.new_empty(len(given.state), *h.shape, dtype=torch.float64),
@@ -189,7 +224,12 @@ def _fake_backward(*arguments: Any) -> list[Tensor]:
     call = BackwardArguments.of(arguments)
     tensors = zip(call.sequence.differentiable(), call.wanted, strict=True)
     return [
-        torch.empty_like(tensor) if want and tensor is not None else call.y.new_empty(0) for tensor, want in tensors
+        torch.empty_like(
+            tensor, memory_format=torch.preserve_format if tensor is call.sequence.x else torch.contiguous_format
+        )
+        if want and tensor is not None
+        else call.y.new_empty(0)
+        for tensor, want in tensors
     ]
 
 
@@ -214,14 +254,13 @@ def _backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None, *_: Any) -> tu
     return (*grads, *[None] * (len(SequenceArguments._fields) - len(grads)))
 
 
-def _register() -> None:
-    """Give the operators, whose schemas are in csrc/, what they do."""
-    torch.library.register_autograd("revtune::sequence", _backward, setup_context=_set_up)
-    for name, run, fake in (
-        ("sequence_backward", _sequence_backward, _fake_backward), ("sequence", _sequence, _fake),
-    ):  # fmt: skip
-        torch.library.register_fake(f"revtune::{name}")(fake)
-        torch.library.impl(f"revtune::{name}", "CPU")(run)
-
-
-when_loaded(_register)
+torch.library.define("revtune::sequence", f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
+torch.library.define(
+    "revtune::sequence_backward", f"({_BACKWARD}, {_ARGUMENTS}) -> ({', '.join(['Tensor'] * len(DIFFERENTIABLE))})"
+)
+torch.library.register_autograd("revtune::sequence", _backward, setup_context=_set_up)
+for _name, _run, _shapes in (
+    ("sequence", _sequence, shapes), ("sequence_backward", _sequence_backward, _fake_backward),
+):  # fmt: skip
+    torch.library.register_fake(f"revtune::{_name}")(_shapes)
+    torch.library.impl(f"revtune::{_name}", ("CPU", "CUDA"))(_run)

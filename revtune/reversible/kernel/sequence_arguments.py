@@ -10,7 +10,9 @@ from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
-from revtune.reversible.cells.cell import Response
+from revtune.reversible.cells.cell import Cell, Response
+from revtune.reversible.cells.gru import rev_gru
+from revtune.reversible.cells.lstm import rev_lstm
 
 DIFFERENTIABLE = ("x", "h", "c", "ih", "bias", "hh", "ih_v", "ih_s", "hh_v", "hh_s")
 """The arguments that gradients flow to. They come first."""
@@ -39,7 +41,7 @@ class SequenceArguments(NamedTuple):
         ih_v, ih_s, hh_v, hh_s: pairs (V, s) of responses.
         mask1, mask2: locked masks (B, N) on h1 and h2 as the gates read them.
         lengths: steps of each row, (B,).
-        chunk: the most steps of a chunk.
+        chunk: the most steps of a chunk; 0 for what the budget allows, which depends on B.
         share: units that share a head of the buffer.
         bits: the limit on forgetting.
         forgetting: whether the cell forgets at all.
@@ -68,6 +70,12 @@ class SequenceArguments(NamedTuple):
     bounded: bool
     train: bool
     name: str
+
+    def cell(self) -> Cell:
+        """The cell, as its settings describe it."""
+        if self.c is None:
+            return rev_gru(self.bits, forgetting=self.forgetting)
+        return rev_lstm(self.bits, forgetting=self.forgetting, bounded=self.bounded)
 
     @property
     def state(self) -> tuple[Tensor, ...]:

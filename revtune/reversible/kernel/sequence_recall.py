@@ -18,8 +18,6 @@ from torch import Tensor
 from revtune.errors import ReversalError
 from revtune.reversible import meter as metering
 from revtune.reversible.cells import fixed
-from revtune.reversible.cells.gru import rev_gru
-from revtune.reversible.cells.lstm import rev_lstm
 from revtune.reversible.cells.state_range import check_input, check_state
 from revtune.reversible.kernel.chunks import most_steps, spans
 from revtune.reversible.kernel.kernel import PARTS, ChunkBuffers, Keep, Kernel, new_tally, tallied_bits, unstacked
@@ -50,6 +48,12 @@ def chunk_steps(rows: int, floats: int, train: bool) -> int:
     enough = 4 * ENOUGH_POSITIONS * floats  # a float32 has 4 bytes
     budget = max(BUDGET, min(WIDE_BUDGET, enough)) if train else min(BUDGET, max(CACHE_BUDGET, enough))
     return most_steps(budget, 4 * rows * floats)
+
+
+def longest_chunk(given: SequenceArguments) -> int:
+    """The most steps of a chunk of this sequence."""
+    floats = given.hh.shape[0] + given.h.shape[-1]
+    return given.chunk or chunk_steps(given.x.shape[1], floats, given.train)
 
 
 def kept_steps(given: SequenceArguments) -> int:
@@ -100,12 +104,10 @@ class RecalledLayer:
 
     def __init__(self, given: SequenceArguments, wanted: frozenset[str] = frozenset()) -> None:
         self.x, self.state, self.lengths, self.name = given.x, given.state, given.lengths, given.name
-        self.train, self.chunk_steps, self.kept = given.train, given.chunk, kept_steps(given)
+        self.train, self.kept = given.train, kept_steps(given)
         self.steps, self.rows, self.units = given.x.shape[0], given.x.shape[1], given.h.shape[-1] // PARTS
-        if given.c is None:
-            self.cell = rev_gru(given.bits, forgetting=given.forgetting)
-        else:
-            self.cell = rev_lstm(given.bits, forgetting=given.forgetting, bounded=given.bounded)
+        self.cell = given.cell()
+        self.chunk_steps = longest_chunk(given)
         self.masks = given.masks()
         # Backward does not look for NaN again: digests tell that weights are what forward has looked at.
         self.weights = Weights(

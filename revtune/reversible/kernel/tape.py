@@ -36,6 +36,13 @@ class TapePosition(NamedTuple):
     heads: Tensor | None = None
 
 
+class Stored(NamedTuple):
+    """What a tape has spilled: pieces of 16-bit words, oldest first, and a checksum below 2^64 of each chunk."""
+
+    words: list[Tensor]
+    checks: list[int]
+
+
 class InformationBuffer(Protocol):
     """What the information buffers of both tapes tell of themselves."""
 
@@ -129,6 +136,14 @@ class Tape(ABC):
     @abstractmethod
     def position(self) -> TapePosition:
         """Where this tape stands now."""
+
+    @abstractmethod
+    def stored(self) -> Stored:
+        """What has been spilled since the last `restart`."""
+
+    @abstractmethod
+    def take_up(self, stored: Stored) -> None:
+        """Take up what another tape, of the same sequence up to here, has spilled."""
 
     @abstractmethod
     def forward(self, x: Tensor, first: int) -> Tensor:

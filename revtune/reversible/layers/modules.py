@@ -6,6 +6,7 @@ Shapes: T time, B batch, I input, H hidden, L layers, D directions.
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from revtune.reversible.cells.cell import Cell
 from revtune.reversible.cells.gru import rev_gru
@@ -82,6 +83,8 @@ class RevGRU(RevRNN):
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype)
         super().__init__(*sizes, options=options)
 
+    mode = "GRU"
+
     @staticmethod
     def cell_of(options: Options) -> Cell:
         """The cell that the options describe."""
@@ -146,6 +149,11 @@ class RevLSTM(RevRNN):
         ).checked()  # fmt: skip
         sizes = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype)
         super().__init__(*sizes, options=options)
+
+    mode = "LSTM"
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
 
     @staticmethod
     def cell_of(options: Options) -> Cell:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
@@ -18,12 +19,15 @@ from revtune.reversible.arguments import check_flag, check_rate, check_size, che
 from revtune.reversible.cells.cell import Cell, State
 from revtune.reversible.kernel.backend import chosen
 from revtune.reversible.kernel.tape import LayerTensors
+from revtune.reversible.kernel.traced import is_traced
+from revtune.reversible.layers.flat_weights import FlatWeights
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
 from revtune.reversible.layers.masks import BatchSpec, drop_mask, new_seed
 from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.rnn_arguments import Hx, Options, check_input, check_parameter, check_states
 from revtune.reversible.layers.single_step import single_step
 from revtune.reversible.layers.stack import Link, LockedMask, Stack, StepDropout
+from revtune.reversible.layers.tracing import called_as_leaf, refuse_script, run_as_operator
 
 
 class Assembled(NamedTuple):
@@ -33,7 +37,7 @@ class Assembled(NamedTuple):
     inputs: list[LayerTensors]
 
 
-class RevRNN(nn.Module):
+class RevRNN(FlatWeights):
     """What RevGRU and RevLSTM share; use those."""
 
     cell: Cell
@@ -54,7 +58,7 @@ class RevRNN(nn.Module):
         *,
         options: Options,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # torch's recurrent base would make weights of other shapes
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
             check_size(name, size)
         for name, flag in (("bias", bias), ("batch_first", batch_first), ("bidirectional", bidirectional)):
@@ -96,7 +100,7 @@ class RevRNN(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up what `__getstate__` gave."""
         options = Options(**state["options"])
-        super().__setstate__({"cell": self.cell_of(options), **state, "options": options})
+        nn.Module.__setstate__(self, {"cell": self.cell_of(options), **state, "options": options})
 
     def _shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         """The shapes of a layer's parameters, alike in both directions."""
@@ -111,25 +115,20 @@ class RevRNN(nn.Module):
         for weight in self.parameters():
             nn.init.uniform_(weight, -bound, bound)
 
-    def flatten_parameters(self) -> None:
-        """There is nothing to flatten; here so that code written for nn.GRU runs."""
-
-    @property
-    def all_weights(self) -> list[list[nn.Parameter]]:
-        """The parameters of each layer and direction, in nn.GRU's order."""
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
-        suffixes = (suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer))
-        return [[getattr(self, name + suffix) for name in names] for suffix in suffixes]
-
     def forward(self, input: Tensor | PackedSequence, hx: Hx | None = None) -> tuple[Any, Any]:
         """Run the layers; arguments and results as in the class's description."""
-        # torch.compile can take in the kernel, one operator a layer; tapes run outside its graph
+        if isinstance(input, Proxy):
+            return called_as_leaf(self, input, hx)  # type: ignore[unreachable]
         if torch.compiler.is_compiling():
-            if self.options.output == "all" and isinstance(input, Tensor) and self.runs_native(self.first_weight):
-                return self._run(input, hx, native=True)
+            if isinstance(input, Tensor):
+                return self._run(input, hx, native=self.runs_native(self.first_weight))
         elif not torch.is_grad_enabled() and (step := single_step(self, input, hx)):
             return step
         return self._uncompiled(input, hx)
+
+    def __prepare_scriptable__(self) -> None:
+        """Called by torch.jit.script, of this layer and of modules around it."""
+        refuse_script(self)
 
     @torch.compiler.disable
     def _uncompiled(self, input: Tensor | PackedSequence, hx: Hx | None) -> tuple[Any, Any]:
@@ -155,7 +154,7 @@ class RevRNN(nn.Module):
         x = input if batched else input.unsqueeze(1)
         if batched and self.batch_first:
             x = x.transpose(0, 1)
-        x = self.check_input(x)
+        x = self.fitting(x)
         states = self.first_states(_spec(x), hx, batched=batched)
         y, finals = self._layers(x, states, None, self.runs_native(x) if native is None else native)
         if not batched:
@@ -168,7 +167,7 @@ class RevRNN(nn.Module):
             given = tuple(packed.data.shape)
             raise ValueError(f"{self._name}: a PackedSequence must hold data (N, I), a row a step, got {given}")
         x, lengths = pad_packed_sequence(packed)
-        x, lengths = self.check_input(x), lengths.to(x.device)
+        x, lengths = self.fitting(x), lengths.to(x.device)
         states = self.first_states(_spec(x), hx, batched=True)
         y, finals = self._layers(x, states, lengths, self.runs_native(x))
         if self.options.output == "last":
@@ -180,7 +179,7 @@ class RevRNN(nn.Module):
         data = y.index_select(1, order)[live]
         return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices), _form(finals)
 
-    def check_input(self, x: Tensor) -> Tensor:
+    def fitting(self, x: Tensor) -> Tensor:
         """A time-first input that fits, in the parameters' dtype.
 
         Raises:
@@ -224,18 +223,46 @@ class RevRNN(nn.Module):
 
     def _layers(self, x: Tensor, states: State, lengths: Tensor | None, native: bool) -> tuple[Tensor, State]:
         every = self.options.output == "all"
+        if not is_traced(x) and x.shape[1] == 0:
+            return self._no_rows(x, states)
         if self.bidirectional:
             return self._both_ways(x, states, lengths, native)
         if every and native:
             return self._one_by_one(x, states, lengths)
+        if is_traced(x):
+            return self._as_operator(x, states, lengths, native)
         stack, inputs = self.assemble(x.shape[0], _spec(x), states, lengths, native=native)
         y, finals = run_stack(stack, x, inputs, every=every)
         stacked = _stacked(finals)
         if y is None:
-            y = stacked[0][-1].to(x.dtype)
+            y = stacked[0][-1].to(x.dtype, copy=True)  # h_n is the caller's too, to write to
             top = stack.links[-1]
             y = top.apply(y, 0) if isinstance(top, LockedMask) else y
         return y, stacked
+
+    def _no_rows(self, x: Tensor, states: State) -> tuple[Tensor, State]:
+        """What a batch without rows gives; gradients of parameters are zeros, as nn.GRU's are."""
+        nothing = 0.0 * torch.stack([one.sum() for one in (x, *states, *self.parameters())]).sum()
+        width = self.directions * self.hidden_size
+        y = x.new_empty((*x.shape[:2], width) if self.options.output == "all" else (0, width))
+        return y + nothing, tuple(state + nothing.to(state.dtype) for state in states)
+
+    def _as_operator(self, x: Tensor, states: State, lengths: Tensor | None, native: bool) -> tuple[Tensor, State]:
+        """All layers of a unidirectional net as one node of a graph."""
+        x, spec = self._dropped(x, 0), _spec(x)
+        layers = [
+            self._layer(layer, "", spec, tuple(state[layer] for state in states), lengths, native)
+            for layer in range(self.num_layers)
+        ]
+        y, finals = self._operator(layers, x, self.options.output == "all")
+        y = finals[0][-1].to(x.dtype, copy=True) if y is None else y
+        return self._masked(y, self.options.output_dropout), finals
+
+    def _operator(
+        self, layers: list[tuple[LayerTensors, LayerSettings]], x: Tensor, every: bool
+    ) -> tuple[Tensor | None, State]:
+        dropout = self.dropout if self.training else 0.0
+        return run_as_operator(self.cell, layers, x, dropout=dropout, backend=self.options.backend, every=every)
 
     def _one_by_one(self, x: Tensor, states: State, lengths: Tensor | None) -> tuple[Tensor, State]:
         """Layers after one another, each with all its outputs: the kernel needs nothing else to go back."""
@@ -264,6 +291,9 @@ class RevRNN(nn.Module):
 
     def _direction(self, x: Tensor, inputs: LayerTensors, settings: LayerSettings, every: bool) -> tuple[Tensor, State]:
         """One layer in one direction: all outputs or the last h, and the final state."""
+        if is_traced(x) and not (every and settings.native):
+            y, finals = self._operator([(inputs, settings)], x, every)
+            return finals[0][0].to(x.dtype) if y is None else y, tuple(final[0] for final in finals)
         if every:
             return run_layer(self.cell, x, inputs, settings)
         tape = build_tape(self.cell, inputs, settings, x.shape[0], x.dtype)
@@ -308,9 +338,6 @@ class RevRNN(nn.Module):
 
     def _locked(self, p: float, batch: BatchSpec, width: int) -> list[Link]:
         return [LockedMask(drop_mask((batch.rows, width), p, batch))] if p and self.training else []
-
-    def _suffixes(self, layer: int) -> list[str]:
-        return [f"_l{layer}", f"_l{layer}_reverse"][: self.directions]
 
     @property
     def _name(self) -> str:

@@ -61,8 +61,8 @@ def check_input(net: str, x: Tensor, weight: Tensor, input_size: int) -> Tensor:
         raise ValueError(f"{net}: parameters must be float32 or float64 to rewind exactly, got {weight.dtype}")
     if x.shape[-1] != input_size:
         raise ValueError(f"{net}: input must have input_size={input_size} features, got {x.shape[-1]}")
-    if 0 in x.shape:
-        raise ValueError(f"{net}: input must have at least one step and one row, got (T, B, I) = {tuple(x.shape)}")
+    if x.shape[0] == 0:
+        raise ValueError(f"{net}: input must have at least one step, got (T, B, I) = {tuple(x.shape)}")
     if weight.device.type == "mps":
         raise ValueError(f"{net}: MPS devices have no float64, which exact states need; use the CPU or CUDA")
     if x.device != weight.device:

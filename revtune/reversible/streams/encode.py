@@ -33,6 +33,7 @@ from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
+from revtune.reversible.streams.hooks import make_weights
 from revtune.reversible.streams.memory import refuse_cached
 from revtune.reversible.streams.memory_plan import checked_memory, plan
 from revtune.reversible.streams.parallel import refuse_shared, refuse_wrapped
@@ -85,6 +86,7 @@ def _rewind_encode(
 ) -> tuple[Tensor, Hx]:  # fmt: skip
     what = "rewind_encode"
     check_net(what, rnn, encode)
+    make_weights(rnn)
     refuse_wrapped(what, encode=encode)
     refuse_cached(what, encode=encode)
     (inputs,) = check_tensors(what, rnn, encode is None, inputs=inputs)
@@ -128,7 +130,7 @@ class EncodePass:
         states = tuple(first.double() for first in rnn.first_states(spec, state, batched=True))
         self.inputs, self.masks, self.sinks = inputs, masks, Sinks()
         self.stack, self.layers = rnn.assemble(steps, spec, states, lengths, native=native, sliced=units)
-        self.encoder = Encoder(encode, inputs, self.sinks, rnn.check_input)
+        self.encoder = Encoder(encode, inputs, self.sinks, rnn.fitting)
         cuts = plan(
             "rewind_encode", self.stack, steps, segment=None, max_memory=max_memory, readout=False, checkpoints=False
         )

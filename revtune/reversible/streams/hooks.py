@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from revtune.reversible.streams.held import held_tensors
 
@@ -15,9 +18,25 @@ _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_
                  "_global_backward_pre_hooks")  # fmt: skip
 
 
-def hooked(module: nn.Module) -> bool:
-    """Whether hooks, its own or those of all modules, are to see a module's calls, or their gradients."""
-    own = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+_MAKERS = (BasePruningMethod, SpectralNorm, WeightNorm)
+"""Hooks by which torch.nn.utils makes a weight anew, from other parameters, before each call."""
+
+
+def make_weights(module: nn.Module) -> None:
+    """Make the weights that such hooks make, as a call of the module would."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, _MAKERS):
+            hook(module, ())
+
+
+def hooked(module: nn.Module, *, makers: bool = True) -> bool:
+    """Whether hooks, its own or those of all modules, are to see a module's calls, or their gradients.
+
+    Args:
+        makers: whether those count that `make_weights` runs.
+    """
+    before = [hook for hook in module._forward_pre_hooks.values() if makers or not isinstance(hook, _MAKERS)]
+    own = (module._forward_hooks, before, module._backward_hooks, module._backward_pre_hooks)
     of_all = (hook for name in _GLOBAL_HOOKS for hook in vars(torch_modules)[name].values())
     # one of self-tuning that follows rows says that it need not see every call
     return any(own) or not all(getattr(hook, "only_looks", False) for hook in of_all)

@@ -30,6 +30,7 @@ from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.streams.chunk_readout import ChunkReadout
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
+from revtune.reversible.streams.hooks import make_weights
 from revtune.reversible.streams.known_gradients import with_gradients
 from revtune.reversible.streams.mean import Counted, Normalizer, mean_weight, total_weight
 from revtune.reversible.streams.memory import refuse_cached
@@ -165,7 +166,7 @@ class Stream:
         self._rnn, self._batch = rnn, batch
         self._surroundings = Surroundings("rewind_loss", self.stack.tapes[0].weights.fingerprint)
         self._sinks = Sinks()
-        self._encoder = Encoder(batch.encode, inputs, self._sinks, rnn.check_input)
+        self._encoder = Encoder(batch.encode, inputs, self._sinks, rnn.fitting)
         self._positions_read = ReadoutPass(batch.readout, self._sinks, device, batch.context, cuts.logit_bytes)
         self._readout = ChunkReadout(self._positions_read, batch.targets, batch.lengths, self.chunk, cuts.block_bytes)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -305,6 +306,7 @@ def _checked(rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer |
     """The batch, time first, if all in it fits together."""
     what = "rewind_loss"
     check_net(what, rnn, batch.encode)
+    make_weights(rnn)
     refuse_wrapped(what, encode=batch.encode, readout=batch.readout)
     refuse_cached(what, encode=batch.encode, readout=batch.readout)
     if rnn.options.output != "all":

@@ -27,7 +27,7 @@ def check_net(what: str, rnn: RevRNN, encode: Callable[[Tensor], Tensor] | None)
     if not isinstance(rnn, RevRNN):
         raise ValueError(f"{what} wants a RevGRU or RevLSTM, got {type(rnn).__name__}{unwrapped_net(what, rnn)}")
     refuse_wrapped(what, rnn=rnn)
-    if hooked(rnn):
+    if hooked(rnn, makers=False):
         raise ValueError(
             f"{what} does not call the net's forward, so its hooks would not run; remove them (and those of all "
             "modules, register_module_forward_hook and the like)"

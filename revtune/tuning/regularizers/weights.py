@@ -13,7 +13,11 @@ from revtune.sequences import drawn_once
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.noise import BATCH_RATE, drop_mask
 from revtune.tuning.regularizers.regularizer import TunedRegularizer
+from revtune.tuning.responses.recurrent import ResponseRNN
 from revtune.tuning.responses.responding import Responding
+
+_RECURRENT = (nn.RNN, nn.GRU, nn.LSTM, ResponseRNN)
+"""Layers whose response layers drop weights themselves; others may be nn.RNNBase's too."""
 
 
 class TunedEmbeddingDropout(TunedRegularizer):
@@ -81,14 +85,14 @@ class TunedWeightDrop(TunedRegularizer):
     plain = nn.Sequential
 
     def __init__(self, module: nn.Module, hypers: Hyperparameters, p: float | str, *, weight: str = "weight") -> None:
-        if isinstance(module, nn.RNNBase):
+        if isinstance(module, _RECURRENT):
             kind = type(module).__name__
             raise ValueError(f"TunedWeightDrop cannot wrap {kind}: its response layer drops recurrent weights itself")
         if weight not in dict(module.named_parameters()):
             has = ", ".join(dict(module.named_parameters())) or "none"
             raise ValueError(f"TunedWeightDrop: {type(module).__name__} has no parameter {weight!r}; it has {has}")
         owner = module.get_submodule(weight.rpartition(".")[0])
-        if isinstance(owner, nn.RNNBase):
+        if isinstance(owner, _RECURRENT):
             refusal = f"TunedWeightDrop cannot drop {weight!r} of {type(owner).__name__}"
             raise ValueError(f"{refusal}: its response layer drops weights itself")
         super().__init__(hypers, p=p)

@@ -71,18 +71,6 @@ STABLE_TORCH_LIBRARY(revtune, m) {
   m.def(
       "step(Tensor x, Tensor[] states, Tensor[] weights, bool bias, float slope, bool forgetting, bool bounded) "
       "-> Tensor[]");
-  // Whole sequences, of chunks of the above; Python has the implementation.
-  m.def(
-      "sequence(Tensor x, Tensor h, Tensor? c, Tensor? ih, Tensor? bias, Tensor hh, Tensor? ih_v, Tensor? ih_s, "
-      "Tensor? hh_v, Tensor? hh_s, Tensor? mask1, Tensor? mask2, Tensor? lengths, int chunk, int? share, float? bits, "
-      "bool forgetting, bool bounded, bool train, str name) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "sequence_backward(Tensor? dy, Tensor? dfinal, Tensor y, Tensor final, Tensor kept, Tensor words, Tensor facts, "
-      "bool[] wanted, "
-      "Tensor x, Tensor h, Tensor? c, Tensor? ih, Tensor? bias, Tensor hh, Tensor? ih_v, Tensor? ih_s, Tensor? hh_v, "
-      "Tensor? hh_s, Tensor? mask1, Tensor? mask2, Tensor? lengths, int chunk, int? share, float? bits, "
-      "bool forgetting, bool bounded, bool train, str name) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("gate_sigmoid(Tensor x) -> Tensor");
   m.def("gate_tanh(Tensor x) -> Tensor");
   m.def("instruction_set() -> str");
