@@ -41,7 +41,7 @@ class MovingBuffers:
                 self._moving.add(place)
 
     @contextlib.contextmanager
-    def kept(self, errors: type[Exception] = Exception) -> Iterator[None]:
+    def kept(self, errors: type[BaseException] = Exception) -> Iterator[None]:
         """Buffers are put back if the block fails by such an error."""
         saved = [(place, buffer, buffer.clone()) for place, buffer in self._those_that_move()]
         try:
@@ -81,6 +81,6 @@ class MovingBuffers:
     def _all(self) -> Iterator[tuple[_Place, Tensor]]:
         """Each buffer by its places, but for those that are not made yet."""
         for module in self._model.modules():
-            for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
-                if not is_lazy(buffer):
+            for name, buffer in module._buffers.items():
+                if buffer is not None and not is_lazy(buffer):
                     yield _Place(module, name), buffer
