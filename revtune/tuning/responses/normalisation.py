@@ -119,14 +119,15 @@ class ResponseBatchNorm(ResponseNorm, nn.modules.batchnorm._BatchNorm):
                 f"got input {tuple(x.shape)}"
             )
         bound = self.hypers.current
-        if self.running_mean is None or not (bound is None or bound.statistics):
+        if self.running_mean is None or not self.track_running_stats or not (bound is None or bound.statistics):
             return F.batch_norm(x, None, None, None, None, True, 0.0, self.eps)
         momentum = self._count_batch()
         return F.batch_norm(x, self.running_mean, self.running_var, None, None, True, momentum, self.eps)
 
     def _count_batch(self) -> float:
         """Count one more batch; its weight in the running statistics, which average all batches if momentum is None."""
-        assert self.num_batches_tracked is not None
+        if self.num_batches_tracked is None:  # as in torch, where a cumulative average does not move then
+            return self.momentum or 0.0
         self.num_batches_tracked.add_(1)
         return 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
 

@@ -35,6 +35,7 @@ from revtune.tuning.responses.responding import ADDED, Responding
 from revtune.tuning.responses.rows import RowsMemory
 from revtune.tuning.trees import is_continuous, mapped, tensors
 from revtune.tuning.tuner.followed import predicted
+from revtune.tuning.tuner.moving_buffers import MovingBuffers
 
 Predict = Callable[[nn.Module, Any], Any]
 TrainLoss = Callable[[Any, Any, Values], Tensor]
@@ -115,10 +116,15 @@ class BilevelProblem:
         """What is known of whose the rows of layers' inputs are."""
         return RowsMemory()
 
+    @functools.cached_property
+    def buffers(self) -> MovingBuffers:
+        """What is known of which buffers passes change."""
+        return MovingBuffers(self.model)
+
     def predicted(self, batch: Any) -> Any:
         """The prediction of the model, in the pass that is bound; rows that are not known yet are followed."""
         run = functools.partial(self.predict, self.model, batch)
-        return predicted(run, self.model, batch, self.hypers, self.rows, self.batch_dim)
+        return predicted(run, self.model, batch, self.hypers, self.rows, self.buffers, self.batch_dim)
 
     @property
     def batch_dim(self) -> int:
@@ -156,7 +162,7 @@ def stn(problem: BilevelProblem, batch: Any, scale_loss: Callable[[Tensor], Tens
     d = problem.hypers.departure(raw)
     bound = Pass(raw.shape[0], d, raw, statistics=True, rows=problem.rows)
     with without_grad(problem.resting()), problem.hypers.bound(bound):
-        with problem.autocast():
+        with problem.autocast(), problem.buffers.watched():
             loss = problem.loss(problem.predicted(batch), batch, raw)
         scale_loss(finite(loss, "training")).backward()  # in the pass, as checkpointed code runs again
     return loss.detach()
@@ -171,10 +177,10 @@ def delta(problem: BilevelProblem, batch: Any, scale_loss: Callable[[Tensor], Te
     now = problem.hypers.raw.detach().expand(raw.shape[0], -1)
     resting = problem.resting()
     with without_grad(added), problem.hypers.bound(Pass(raw.shape[0], None, now, statistics=True, rows=problem.rows)):
-        with problem.autocast():
+        with problem.autocast(), problem.buffers.watched():
             loss = problem.loss(problem.predicted(still), still, now)
         scale_loss(finite(loss, "training")).backward()
-    with without_grad([*base, *resting]), statistics_kept(problem.model, always=True), uncompiled():
+    with without_grad([*base, *resting]), uncompiled():
         _add_response_gradients(problem, batch, raw, problem.hypers.departure(raw), scale_loss)
     return loss.detach()
 
@@ -182,9 +188,10 @@ def delta(problem: BilevelProblem, batch: Any, scale_loss: Callable[[Tensor], Te
 def _add_response_gradients(
     problem: BilevelProblem, batch: Any, raw: Tensor, d: Tensor, scale_loss: Callable[[Tensor], Tensor]
 ) -> None:
-    with sdpa_kernel(SDPBackend.MATH):  # the one with a forward-mode formula, and with one mask in both passes
+    # of attentions the one with a forward-mode formula, and with one mask in both passes
+    with sdpa_kernel(SDPBackend.MATH), problem.buffers.standing() as begin:
         with second_pass():
-            out, linear = linearized_prediction(problem, batch, raw, d)
+            out, linear = linearized_prediction(problem, batch, raw, d, begin)
             with problem.hypers.bound(Pass(raw.shape[0], d, raw)), problem.autocast():
                 loss = _loss_of_linear(problem, linear, batch, raw)
             if tangent_of(loss) is not None:
@@ -193,6 +200,7 @@ def _add_response_gradients(
         pairs = [(y, at.grad) for y, at in zip(tensors(out), tensors(linear), strict=True) if y.requires_grad]
         reached = [(y, grad) for y, grad in pairs if grad is not None]
         if reached:
+            begin()
             # checkpointed code runs again here: as in the first pass, but nothing is to be kept of it
             with problem.hypers.bound(Pass(raw.shape[0], d, raw, record=ResponseRecord(0), rows=problem.rows)):
                 torch.autograd.backward([y for y, _ in reached], [grad for _, grad in reached])
@@ -220,11 +228,13 @@ def _finite_of_linear(loss: Tensor, linear: Any) -> Tensor:
         raise NonFiniteError(f"{error}: {reason}") from None
 
 
-def linearized_prediction(problem: BilevelProblem, batch: Any, raw: Tensor, d: Tensor) -> tuple[Any, Any]:
+def linearized_prediction(
+    problem: BilevelProblem, batch: Any, raw: Tensor, d: Tensor, begin: Callable[[], None] = lambda: None
+) -> tuple[Any, Any]:
     """A prediction at d = 0, with its graph, and the prediction linear in d, a leaf that wants its gradient.
 
     It must be called inside `second_pass()`. Random masks are the same in both passes, as torch's generators are put
-    back between them.
+    back between them, and so are buffers, by `begin`.
 
     Raises:
         TypeError: no tensor of floating-point numbers was found in the prediction.
@@ -239,6 +249,7 @@ def linearized_prediction(problem: BilevelProblem, batch: Any, raw: Tensor, d: T
         kinds = "a tensor, or tuples, lists, dictionaries or dataclasses that hold some"
         raise TypeError(f"a prediction must be {kinds} of floating-point numbers, got {type(out).__name__}")
     set_random_states(states, device)
+    begin()
     try:
         with record.replay(), problem.hypers.bound(bound), problem.autocast():
             second = problem.predicted(batch)
@@ -350,21 +361,6 @@ def uncompiled() -> AbstractContextManager[Any]:
         return contextlib.nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
-
-
-@contextlib.contextmanager
-def statistics_kept(model: nn.Module, *, always: bool = False) -> Iterator[None]:
-    """Running statistics are put back if the block fails, or with `always` in any case."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
-    saved = [(b, b.clone()) for module in norms for b in module._buffers.values() if b is not None]
-    failed = True
-    try:
-        yield
-        failed = False
-    finally:
-        if failed or always:
-            for statistic, before in saved:
-                statistic.copy_(before)
 
 
 @contextlib.contextmanager

@@ -6,12 +6,11 @@ of another shape. Other passes go by what was found. Where rows depend on the da
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
@@ -21,11 +20,13 @@ from revtune.tuning.responses.recurrent_rows import hooked
 from revtune.tuning.responses.responding import Responding
 from revtune.tuning.responses.rows import Lost, RowsMemory
 from revtune.tuning.trees import tensors
+from revtune.tuning.tuner.moving_buffers import MovingBuffers
 
 
 def predicted(
-    run: Callable[[], Any], model: nn.Module, batch: Any, hypers: Hyperparameters, memory: RowsMemory, batch_dim: int
-) -> Any:
+    run: Callable[[], Any], model: nn.Module, batch: Any, hypers: Hyperparameters, memory: RowsMemory,
+    buffers: MovingBuffers, batch_dim: int,
+) -> Any:  # fmt: skip
     """What `run` gives in the pass that is bound. It is run again, from the start, if it must be followed after all.
 
     Args:
@@ -34,6 +35,7 @@ def predicted(
         batch: whose tensors have their examples in dimension `batch_dim`, or else in dimension 0.
         hypers: where the pass is bound.
         memory: of the rows.
+        buffers: what passes change.
         batch_dim: which dimension is examples.
     """
     bound = hypers.current
@@ -51,7 +53,7 @@ def predicted(
             memory.replaying = False
     states, kept = random_states(hypers.raw.device), 0 if bound.record is None else bound.record.kept
     try:
-        with _statistics_put_back(model):
+        with buffers.kept(Lost):
             return run()
     except Lost:
         set_random_states(states, hypers.raw.device)
@@ -79,22 +81,3 @@ def followed(
             return run(), following
     finally:
         memory.following = None
-
-
-@contextlib.contextmanager
-def _statistics_put_back(model: nn.Module) -> Iterator[None]:
-    """Running statistics are put back if a layer is lost."""
-    saved = [(b, b._version, b.clone()) for b in _statistics(model)]
-    try:
-        yield
-    except Lost:
-        for statistic, version, before in saved:
-            if statistic._version != version:
-                statistic.copy_(before)
-        raise
-
-
-def _statistics(model: nn.Module) -> Iterator[Tensor]:
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase):
-            yield from (b for b in module._buffers.values() if b is not None)

@@ -169,7 +169,7 @@ class Tuner:
         if not waiting:
             self.optimizer.zero_grad()  # gradients left by the user's own backward are none of this step's
         try:
-            with bilevel.statistics_kept(self.model):
+            with self.problem.buffers.kept():
                 loss = self._gradients(batch)
                 if (self.steps + 1) % self.accumulate == 0:
                     self._update()

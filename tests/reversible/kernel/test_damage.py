@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 import revtune as rt
-from revtune.reversible.kernel import sequence as layer
 from revtune.reversible.kernel import sequence_recall as recall
 from tests.backends import on_native, real
 from tests.stored import problem
@@ -87,7 +86,7 @@ def gradients(rev: Any, hooks: Hooks) -> list[Tensor]:
 @pytest.mark.parametrize("what", KEPT)
 def test_what_a_layer_saves(rev: Any, kept_bytes: int, damage: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recall, "KEPT", kept_bytes)
-    monkeypatch.setattr(layer, "chunk_steps", lambda *_: 7)
+    monkeypatch.setattr(recall, "chunk_steps", lambda *_: 7)
     undamaged = gradients(rev, Hooks(None, DAMAGES[damage], 0))
     for seed in range(4):
         try:

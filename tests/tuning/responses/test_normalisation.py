@@ -1,5 +1,6 @@
 """Normalisations that respond: statistics of the batch inside a pass, moved only where the pass says so."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -36,6 +37,22 @@ def test_a_cumulative_average_is_one() -> None:
         with hypers.bound(Pass(8, None, torch.zeros(8, 2), statistics=True)):
             layer(x)
     torch.testing.assert_close(layer.running_mean, batches.mean((0, 1)))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("missing", ["track_running_stats", "num_batches_tracked"])
+def test_statistics_that_are_not_tracked_any_more_stay_as_torchs_do(missing: str, momentum: float | None) -> None:
+    torch.manual_seed(0)
+    hypers, x, plain = two(), torch.randn(16, 4) + 3, nn.BatchNorm1d(4, momentum=momentum)
+    plain(x)
+    layer: Any = adopt(copy.deepcopy(plain), hypers)
+    for norm in (plain, layer):
+        setattr(norm, missing, False if missing == "track_running_stats" else None)
+    with hypers.bound(Pass(16, None, torch.zeros(16, 2), statistics=True)):
+        torch.testing.assert_close(layer(x + 1), plain(x + 1))
+    torch.testing.assert_close(layer.running_mean, plain.running_mean)
+    torch.testing.assert_close(layer.running_var, plain.running_var)
+    assert layer.num_batches_tracked == plain.num_batches_tracked
 
 
 def test_evaluation_outside_a_pass_goes_by_the_running_statistics() -> None:
