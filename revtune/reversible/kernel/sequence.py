@@ -36,6 +36,9 @@ _ARGUMENTS = (
 )
 _BACKWARD = "Tensor? dy, Tensor? dfinal, Tensor y, Tensor final, Tensor kept, Tensor words, Tensor facts, bool[] wanted"
 
+UNRECORDED = 1
+"""Numbers of the facts of a sequence that was to be recorded by the kernel and ran without it; none are lost ones."""
+
 _WEIGHTS = {
     "ih": "ih", "bias": "bias", "hh": "hh", "ih_v": "ih.V", "ih_s": "ih.s", "hh_v": "hh.V", "hh_s": "hh.s",
 }  # fmt: skip
@@ -131,7 +134,7 @@ def _sequence(*arguments: Any) -> tuple[Tensor, ...]:
     check_all_stored(given.read())
     if not _in_kernel(given):
         nothing = SequenceRecord(environment, [0] * SIZES, [], []).tensor()
-        return run_plainly(given, (nothing[:0] if given.train else nothing).to(given.x.device))
+        return run_plainly(given, (nothing[:UNRECORDED] if given.train else nothing).to(given.x.device))
     digests = _digests(given) if given.train else []  # before it runs: what changes meanwhile is found by backward
     with torch.no_grad(), environment.restored(torch.device("cpu")), naming_lost(given.read):
         run = RecalledLayer(given).forward()
@@ -145,7 +148,7 @@ def _sequence_backward(*arguments: Any) -> list[Tensor]:
     given, want = call.sequence, dict(zip(DIFFERENTIABLE, call.wanted, strict=True))
     if not given.x.shape[1]:
         return [torch.zeros_like(grad) for grad in _fake_backward(*arguments)]
-    if not call.facts.numel():
+    if call.facts.numel() == UNRECORDED:
         raise BackendError(
             f"{given.name}: this program was traced to be trained by the C++ kernel, and it has run without; "
             'trace it with backend="reference", or see revtune doctor'
