@@ -224,12 +224,12 @@ class LinearCrossEntropy(nn.Module):
         weight = counted.to(logits.dtype) if self.class_weights is None else self.class_weights[target[:, 0]] * counted
         on_target = weight * (1.0 - self.label_smoothing)
         on_every = counted.to(logits.dtype) * (self.label_smoothing / self.num_classes)
-        # All that is read of the logits themselves, before exp takes their place
-        largest = logits.amax(-1, keepdim=True)
+        # Read as differences from the largest, as the loss is small beside large logits, whose rounding would drown it
+        logits.sub_(logits.amax(-1, keepdim=True))
         target_logit = logits.gather(-1, target)  # a_t
         weighted_logits = self._weighted_sum(logits) if self.label_smoothing else None  # sum_c w_c a_c
-        exp_sum = logits.sub_(largest).exp_().sum(-1, keepdim=True)  # sum_c exp(a_c - largest)
-        lse = (exp_sum.log() + largest).double()
+        exp_sum = logits.exp_().sum(-1, keepdim=True)  # sum_c exp a_c; exp takes the place of the logits
+        lse = exp_sum.double().log()
         losses = on_target * (lse - target_logit.double())[:, 0]
         if weighted_logits is not None:
             losses = losses + on_every * (lse[:, 0] * self._weight_sum() - weighted_logits)

@@ -145,6 +145,25 @@ def test_large_logits_neither_overflow_nor_vanish() -> None:
     assert max(map(apart, got, expected)) < 1e-4
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_all_logits_have_in_common_costs_the_loss_no_digit(weighted: bool, smoothing: float) -> None:
+    """Classes apart by a few nats far from zero; all logits are whole numbers, which float32 holds exactly."""
+    weights = torch.arange(1.0, 1 + CLASSES) if weighted else None
+    head = rt.LinearCrossEntropy(FEATURES, CLASSES, label_smoothing=smoothing, class_weights=weights)
+    assert head.bias is not None
+    head.weight.data.copy_(torch.randint(-2, 3, head.weight.shape))
+    head.bias.data.fill_(2.0**20)
+    y = torch.randint(-3, 4, (200, FEATURES)).float().requires_grad_()
+    targets = head.logits(y).argmax(-1)  # a net that is sure and right loses next to nothing
+    exact = copy.deepcopy(head).double()
+    y_exact = y.detach().double().requires_grad_()
+    loss, wanted = head(y, targets), all_at_once(exact, y_exact, targets)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    got = torch.autograd.grad(loss, tensors_of(head, y))
+    assert max(map(apart, got, torch.autograd.grad(wanted, tensors_of(exact, y_exact)))) < 1e-5
+
+
 def test_when_all_targets_are_ignored_nothing_is_lost_or_learnt() -> None:
     head = rt.LinearCrossEntropy(FEATURES, CLASSES, label_smoothing=0.1, ignore_index=0)
     y, targets = torch.randn(5, FEATURES, requires_grad=True), torch.zeros(5, dtype=torch.int64)
