@@ -71,8 +71,8 @@ def kept_bytes(
 
     def pack(tensor: Tensor) -> Tensor:
         if tensor.layout is torch.strided:
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
+            storage = tensor.untyped_storage()  # that of a view of all targets is more than its own
+            storages[storage.data_ptr()] = min(storage.nbytes(), tensor.nbytes)
         return tensor
 
     with trial(readout, autocast), torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):

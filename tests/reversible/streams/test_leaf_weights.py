@@ -1,0 +1,77 @@
+"""Gradients of leaf weights that are added in place: the ones that autograd gives, and no dense one of a chunk."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from revtune.reversible.streams.gradient_sinks import Sinks, opened
+from revtune.reversible.streams.leaf_weights import AddedInPlace
+from tests.backends import real
+
+WORDS, WIDTH = 7, 4
+
+
+class Parts(nn.Module):
+    """An embedding and a linear layer, which share no weight unless they are tied."""
+
+    def __init__(self, tied: bool = False, padding_idx: int | None = None, bias: bool = True) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(WORDS, WIDTH, padding_idx=padding_idx, dtype=real())
+        self.linear = nn.Linear(WIDTH, WORDS, bias=bias, dtype=real())
+        if tied:
+            self.linear.weight = self.embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.linear(self.embedding(ids).tanh()).square().sum()
+
+
+def in_place(net: nn.Module, loss: Any) -> tuple[Sequence[Tensor | None], Sinks]:
+    """The gradients of parameters by sinks and by autograd together, and the sinks."""
+    sinks = Sinks()
+    with opened(sinks), AddedInPlace():
+        value = loss()
+    grads = torch.autograd.grad(value, list(net.parameters()), allow_unused=True)
+    added = {id(t): g for t, g in zip(*(sinks.tensors(), [sinks.of(t) for t in sinks.tensors()]), strict=True)}
+    both = [
+        added.get(id(p)) if g is None else g + added.get(id(p), 0.0)
+        for p, g in zip(net.parameters(), grads, strict=True)
+    ]
+    return both, sinks
+
+
+@pytest.mark.parametrize("options", [{}, {"tied": True}, {"padding_idx": -1}, {"bias": False}])
+def test_gradients_are_those_of_autograd(options: dict[str, Any]) -> None:
+    net, ids = Parts(**options), torch.randint(WORDS, (5, 3))
+    wanted = torch.autograd.grad(net(ids), list(net.parameters()))
+    got, sinks = in_place(net, lambda: net(ids))
+    weights = {id(net.embedding.weight), id(net.linear.weight)}
+    assert {id(tensor) for tensor in sinks.tensors()} == weights
+    for one, other in zip(got, wanted, strict=True):
+        assert one is not None
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["computed", "frozen", "double", "autocast", "sparse"])
+def test_calls_that_are_no_plain_ones_are_left_to_autograd(case: str) -> None:
+    weight = nn.Parameter(torch.randn(WORDS, WIDTH), requires_grad=case != "frozen")
+    x, sinks = torch.randn(3, WIDTH, requires_grad=True), Sinks()
+    with opened(sinks), AddedInPlace(), torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+        if case == "sparse":
+            F.embedding(torch.tensor([1, 2]), weight, sparse=True).sum().backward()
+            assert weight.grad is not None and weight.grad.is_sparse
+        elif case == "double":
+            torch.func.grad(lambda w: F.linear(x, w).square().sum())(weight)
+        else:
+            F.linear(x, weight * 2 if case == "computed" else weight).sum().backward()
+    assert not sinks.tensors()
+
+
+def test_without_sinks_nothing_changes() -> None:
+    net, ids = Parts(), torch.randint(WORDS, (5, 3))
+    with AddedInPlace():
+        loss = net(ids)
+    assert torch.equal(loss, net(ids)) and all(g is not None for g in torch.autograd.grad(loss, [*net.parameters()]))
