@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import revtune as rt
-from revtune.reversible.kernel import sequence, sequence_recall
+from revtune.reversible.kernel import sequence_recall
 from revtune.reversible.kernel.kernel import Kernel
 from revtune.reversible.kernel.reference import ReferenceTape
 from revtune.reversible.storage import check_stored
@@ -38,7 +38,7 @@ def _chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five steps a chunk, with no gates kept: there are chunks before which something can happen."""
     torch.manual_seed(0)
     set_stack_chunk_steps(monkeypatch, 5)
-    monkeypatch.setattr(sequence, "chunk_steps", lambda *_: 5)
+    monkeypatch.setattr(sequence_recall, "chunk_steps", lambda *_: 5)
     monkeypatch.setattr(sequence_recall, "KEPT", 0)
 
 

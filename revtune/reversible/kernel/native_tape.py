@@ -125,6 +125,7 @@ class NativeTape(Tape):
         return y
 
     def rewind(self, x: Tensor, first: int) -> Tensor:
+        self._check_heads(x, first)
         chunk = self._keep(self.kernel.chunk_buffers(x, recorded=True), first)
         if not (self.buffer.chunks and self.buffer.digests):
             raise ReversalError(self._explain(x, first, "the chunk's words or digest are not there"))

@@ -125,6 +125,7 @@ class ReferenceTape(Tape):
         return y
 
     def rewind(self, x: Tensor, first: int) -> Tensor:
+        self._check_heads(x, first)
         projected, y = self._project(x, first), self._outputs(x)
         self._graphs = []
         try:

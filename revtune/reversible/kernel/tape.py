@@ -23,6 +23,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from revtune.errors import ReversalError
 from revtune.reversible.cells import fixed
 from revtune.reversible.cells.cell import Cell, Response, State
 from revtune.reversible.kernel.weights import Weights
@@ -200,6 +201,12 @@ class Tape(ABC):
     def sliced(self) -> int:
         """How many units are sliced."""
         return self.slices.shape[2]
+
+    def _check_heads(self, x: Tensor, first: int) -> None:
+        """Refuse heads that are damaged by less than one: the way back would round that off, after wrong outputs."""
+        heads = self.buffer.heads
+        if not torch.equal(heads, heads.floor()):
+            raise ReversalError(self._explain(x, first, "a head of the information buffer is no whole number"))
 
     def _keep_slices(self, y: Tensor, first: int) -> Tensor:
         """Keep the sliced units of a chunk's outputs (K, B, H), which are returned."""

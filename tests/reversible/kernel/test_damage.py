@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 import revtune as rt
+from revtune.reversible.cells.word_store import WordStore
 from revtune.reversible.kernel import sequence_recall as recall
 from tests.backends import on_native, real
 from tests.stored import problem
@@ -96,10 +97,9 @@ def test_what_a_layer_saves(rev: Any, kept_bytes: int, damage: str, what: str, m
         assert all(map(torch.equal, grads, undamaged))
 
 
-def stored(tape: Any) -> list[Tensor]:
-    """The words of each chunk."""
-    chunks: list[Tensor] = tape.buffer.chunks if hasattr(tape.buffer, "chunks") else tape.buffer._sealed
-    return chunks
+def name_of_words(tape: Any) -> str:
+    """The attribute of a tape's buffer that keeps the words of each chunk."""
+    return "chunks" if hasattr(tape.buffer, "chunks") else "_sealed"
 
 
 def outcome(recording: rt.Recording) -> bool | None:
@@ -122,14 +122,31 @@ def test_what_a_recording_keeps(kind: str, what: str, damage: str) -> None:
     assert outcome(recording) is True
     found = set()
     for seed in range(12):
-        rng, heads, chunks = random.Random(seed), tape.buffer.heads, stored(tape)
-        place = rng.randrange(len(chunks))
-        words = chunks[place]
+        rng, heads = random.Random(seed), tape.buffer.heads
+        kept = getattr(tape.buffer, name_of_words(tape))
         if what == "words":
-            chunks[place] = DAMAGES[damage](words, rng)
+            chunks = [words.clone() for words in kept]
+            place = rng.randrange(len(chunks))
+            chunks[place] = DAMAGES[damage](chunks[place], rng)
+            setattr(tape.buffer, name_of_words(tape), WordStore.of(chunks))
         else:
             tape.buffer.heads = DAMAGES[damage](heads, rng)
         found.add(outcome(recording))
-        chunks[place], tape.buffer.heads = words, heads
+        setattr(tape.buffer, name_of_words(tape), kept)
+        tape.buffer.heads = heads
     assert None in found and False not in found
+    assert outcome(recording) is True
+
+
+@pytest.mark.parametrize("kind", ["RevGRU", "RevLSTM"])
+def test_a_head_that_is_off_by_less_than_one_is_refused(kind: str) -> None:
+    of = problem(kind, 60, dtype=real())
+    recording = rt.record(of.cell, of.x, of.state, weights=of.weights, chunk=20)
+    tape: Any = recording.tape
+    heads = tape.buffer.heads.clone()
+    for by in (2.0**-36, 2.0**-30, 0.5):
+        tape.buffer.heads = heads.clone()
+        tape.buffer.heads.view(-1)[1] += by
+        assert outcome(recording) is None
+    tape.buffer.heads = heads
     assert outcome(recording) is True
