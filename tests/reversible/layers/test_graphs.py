@@ -73,7 +73,7 @@ def results(model: Any, net: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def apart(found: Any, wanted: Any) -> float:
-    pairs = zip(tree_leaves(found), tree_leaves(wanted), strict=True)
+    pairs = [(one.detach(), other.detach()) for one, other in zip(tree_leaves(found), tree_leaves(wanted), strict=True)]
     return max(float((one - other).abs().max() / other.abs().max().clamp_min(1e-3)) for one, other in pairs)
 
 
