@@ -1,6 +1,7 @@
 """The rules of the house: who may import whom. CONTRIBUTING.md draws it."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -29,6 +30,8 @@ LAZY = {
     "revtune.tuning.tuner.history": {"matplotlib"},
 }
 """Packages of extras that the library imports when they are asked for."""
+LIGHT = {"shlex", "torch.nn.utils.prune"}
+"""What `import revtune` loads that is neither of the house nor loaded by `import torch`."""
 
 
 def dotted(path: Path) -> str:
@@ -128,3 +131,13 @@ def test_doors_of_rooms_do_nothing() -> None:
     """So that no function hides a module of its name; the face and the list of recipes are more than doors."""
     doors = [module for module, path in MODULES.items() if path.name == "__init__.py"]
     assert {door for door in doors if imports(door)} == {"revtune", "revtune.program.recipes"}
+
+
+@pytest.mark.parametrize("then", ["", "from revtune.program.cli.main import main; main(['--help'])"])
+def test_importing_the_library_loads_little_besides_torch(then: str) -> None:
+    """Time is kept by `revtune bench imports`; torch's compiler alone, loaded here, would double it."""
+    code = f"import sys, torch; before = set(sys.modules); import revtune; {then}\nprint(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    foreign = {name for name in loaded if name.partition(".")[0] != "revtune"}
+    assert "revtune.errors" in loaded and foreign <= LIGHT

@@ -15,6 +15,7 @@ def bench(arguments: list[str]) -> None:
         print("revtune bench speed [--help]: time of bare layers and whole training steps against torch's own layers")
         print("revtune bench steps [--help]: time of single steps of layers and cells against torch's own")
         print("revtune bench tuning [--help]: time and memory of steps that tune against those of the plain network")
+        print("revtune bench imports [--help]: time of importing revtune, and of its help, against importing torch")
         return
     if not arguments or arguments[0] not in BENCHES:
         known, given = " or ".join(BENCHES), arguments[0] if arguments else "nothing"
@@ -28,5 +29,6 @@ BENCHES = {
     "speed": "revtune.program.bench.speed",
     "steps": "revtune.program.bench.steps",
     "tuning": "revtune.program.bench.tuning",
+    "imports": "revtune.program.bench.imports",
 }
 """What is measured, and the module whose function of that name does it."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from revtune.errors import BackendError, SettingError
 from revtune.reversible.cells.cell import Cell
 from revtune.reversible.kernel import build
+from revtune.reversible.kernel.untraced import constant
 
 BACKENDS = ("auto", "native", "reference")
 
@@ -82,7 +83,7 @@ def chosen(backend: str, cell: Cell, like: Tensor, weights: Mapping[str, Tensor]
     return False
 
 
-@torch.compiler.assume_constant_result  # else torch.compile would trace the search for a library
+@constant  # else torch.compile would trace the search for a library
 def load() -> bool:
     """Whether the operators torch.ops.revtune.* are there and to be used. The first call may compile them.
 
@@ -112,7 +113,7 @@ def at_hand() -> bool:
     return bool(_lookup and _lookup.library) or load()
 
 
-@torch.compiler.assume_constant_result
+@constant
 def insist() -> bool:
     """Load the kernel even where REVTUNE_BACKEND would leave it alone.
 

@@ -20,6 +20,7 @@ from revtune.reversible.cells.cell import Cell, State
 from revtune.reversible.kernel.backend import chosen
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.kernel.traced import is_traced
+from revtune.reversible.kernel.untraced import untraced
 from revtune.reversible.layers.flat_weights import FlatWeights
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
 from revtune.reversible.layers.masks import BatchSpec, drop_mask, new_seed
@@ -130,7 +131,7 @@ class RevRNN(FlatWeights):
         """Called by torch.jit.script, of this layer and of modules around it."""
         refuse_script(self)
 
-    @torch.compiler.disable
+    @untraced
     def _uncompiled(self, input: Tensor | PackedSequence, hx: Hx | None) -> tuple[Any, Any]:
         return self._run(input, hx)
 

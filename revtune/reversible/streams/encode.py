@@ -19,6 +19,7 @@ from revtune.reversible import meter as metering
 from revtune.reversible.arguments import check_lengths
 from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.kernel.environment import Environment
+from revtune.reversible.kernel.untraced import untraced
 from revtune.reversible.layers.masks import BatchSpec, SequenceMasks, one_sequence
 from revtune.reversible.layers.rewind import (
     Fingerprints,
@@ -79,7 +80,7 @@ def rewind_encode(
     return _rewind_encode(rnn, inputs, encode, units, state, lengths, checked_memory(max_memory))
 
 
-@torch.compiler.disable
+@untraced
 def _rewind_encode(
     rnn: RevRNN, inputs: Tensor, encode: Encode | None, units: int, state: Hx | None, lengths: Tensor | None,
     max_memory: int | None,

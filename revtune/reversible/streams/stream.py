@@ -21,6 +21,7 @@ from revtune.reversible.arguments import check_lengths, check_tensor, is_size, r
 from revtune.reversible.cells.cell import State
 from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.kernel.tape import TapePosition
+from revtune.reversible.kernel.untraced import untraced
 from revtune.reversible.layers.masks import BatchSpec, one_sequence
 from revtune.reversible.layers.rewind import read_again
 from revtune.reversible.layers.rnn import RevRNN
@@ -122,7 +123,7 @@ def rewind_loss(
     return _rewind_loss(rnn, batch, reduction, normalizer, checkpoint_every, max_memory)
 
 
-@torch.compiler.disable
+@untraced
 def _rewind_loss(
     rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer | None, checkpoint_every: int | str | None,
     max_memory: int | str | None,
