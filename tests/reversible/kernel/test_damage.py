@@ -144,7 +144,7 @@ def test_a_head_that_is_off_by_less_than_one_is_refused(kind: str) -> None:
     recording = rt.record(of.cell, of.x, of.state, weights=of.weights, chunk=20)
     tape: Any = recording.tape
     heads = tape.buffer.heads.clone()
-    for by in (2.0**-36, 2.0**-30, 0.5):
+    for by in (2.0**-20, 0.5):  # a head may be 2^30, and then has no finer digits
         tape.buffer.heads = heads.clone()
         tape.buffer.heads.view(-1)[1] += by
         assert outcome(recording) is None
