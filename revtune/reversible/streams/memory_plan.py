@@ -29,6 +29,10 @@ OVERHEAD = 2**20
 BLOCK_SHARE = 3
 """Tensors as large as what a readout's block keeps that stand beside one another on the way back."""
 
+HEAP_SHARE = 5
+"""What is left for chunks and blocks goes to them in parts of a fifth: C's heap keeps holes as large as what comes and
+goes, which measured several times as much."""
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -101,10 +105,10 @@ def plan(
             f"{what}: max_memory must be at least {_told(least)} for these shapes, with {_cut(steps, segment)}, "
             f"got {_told(max_memory)}"
         )
-    chunk_bytes = min(DEFAULT_BUDGET, room // 2 if readout else room)
+    chunk_bytes = min(DEFAULT_BUDGET, room // HEAP_SHARE)
     chunk = evened_out(segment, max(1, chunk_bytes // stack.step_bytes), fewest=1)
     rest = room - chunk * stack.step_bytes
-    return MemoryPlan(chunk, segment, min(LOGIT_BYTES, rest // 2), min(BLOCK_BYTES, rest // BLOCK_SHARE))
+    return MemoryPlan(chunk, segment, min(LOGIT_BYTES, rest // HEAP_SHARE), min(BLOCK_BYTES, rest // HEAP_SHARE))
 
 
 def _least_segment(stack: Stack, steps: int) -> int:
