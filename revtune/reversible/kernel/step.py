@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from revtune.reversible.cells.cell import Cell, slope_of
 from revtune.reversible.kernel.backend import insist, load, when_loaded
+from revtune.reversible.kernel.traced import by_jit
 from revtune.reversible.transforms import active
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -49,8 +50,7 @@ def stepped(
     for state in states:
         if state.shape != shape:
             return None
-    tracing = torch._C._get_tracing_state() is not None  # as torch.jit.is_tracing tells, which stubs leave out
-    if tracing or active() or not (load() if backend == "auto" else backend == "native" and insist()):
+    if by_jit() or active() or not (load() if backend == "auto" else backend == "native" and insist()):
         return None
     bits, forgetting, bounded = cell.native
     results: list[Tensor] = torch.ops.revtune.step(x, states, weights, bias, slope_of(bits), forgetting, bounded)

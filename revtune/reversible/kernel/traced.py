@@ -14,7 +14,7 @@ from revtune.reversible.transforms import wants_gradient
 
 def is_traced(x: Tensor) -> bool:
     """Whether a graph is being made of what happens to this tensor, so that operators alone may compute with it."""
-    return torch.compiler.is_compiling() or isinstance(x, FakeTensor) or _by_jit()
+    return torch.compiler.is_compiling() or isinstance(x, FakeTensor) or by_jit()
 
 
 def free_size() -> Any:
@@ -28,9 +28,9 @@ def free_size() -> Any:
 def may_go_back(tensors: Iterable[Tensor]) -> bool:
     """Whether what is computed from these tensors now may be differentiated."""
     # torch.jit.trace checks its graph under no_grad, and a graph from there may be run with gradients
-    return (torch.is_grad_enabled() or _by_jit()) and any(wants_gradient(tensor) for tensor in tensors)
+    return (torch.is_grad_enabled() or by_jit()) and any(wants_gradient(tensor) for tensor in tensors)
 
 
-def _by_jit() -> bool:
+def by_jit() -> bool:
     """Whether torch.jit.trace runs; torch.compile, which cannot ask, need not."""
     return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from revtune.reversible.cells.cell import Cell
 from revtune.reversible.kernel.step import stepped
-from revtune.reversible.kernel.traced import is_traced
 from revtune.reversible.layers.rnn_arguments import Hx
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def single_step(net: RevRNN, x: Any, hx: Hx | None) -> tuple[Tensor, Hx] | None:
 
     Arguments are looked at as far as needed to know that they are in order. Those that are not are refused there.
     """
-    if type(x) is not Tensor or is_traced(x) or not _is_plain(net):
+    if type(x) is not Tensor or not _is_plain(net):
         return None
     shape, dims = x.shape, x.dim()
     if dims not in (2, 3) or shape[dims - 2 if net.batch_first else 0] != 1 or shape[-1] != net.input_size:

@@ -1,7 +1,7 @@
 """Gradients of leaf weights, added in place where `F.linear` and `F.embedding` read them.
 
 A chunk's gradient of a weight is as large as the weight. Autograd makes it anew for each chunk, which costs more memory
-than all else where a vocabulary is large. Within `added_in_place` the two functions add it to the open sink instead.
+than all else where a vocabulary is large. Within `AddedInPlace` the two functions add it to the open sink instead.
 """
 
 from __future__ import annotations

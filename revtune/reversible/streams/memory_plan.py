@@ -93,10 +93,9 @@ def plan(
         return MemoryPlan(stack.chunk_steps(segment), segment)
     fixed = OVERHEAD + sum(STATES * _state_bytes(tape) + tape.weights.packed_bytes() for tape in stack.tapes)
     least_work = stack.step_bytes + BLOCK_SHARE * 4 * stack.tapes[-1].rows if readout else stack.step_bytes
-    whole = DEFAULT_BUDGET + (LOGIT_BYTES if readout else 0)
     if segment is None:
         shortest = _least_segment(stack, steps) if checkpoints else steps
-        fits = fixed + _stored(stack, steps, steps) + min(whole, 2 * least_work) <= max_memory
+        fits = fixed + _stored(stack, steps, steps) + 2 * least_work <= max_memory
         segment = steps if fits else shortest
     room = max_memory - fixed - _stored(stack, steps, segment)
     if room < least_work:

@@ -54,7 +54,7 @@ class ReadoutPass:
         self._head = head if type(head) is LinearCrossEntropy and called_as_written(head, _FORWARD) else None
         self._tried = self._head is not None or isinstance(readout, FeatureReadout)
         self._autocast = Autocast(device)
-        self._in_place = not _compiled(readout)
+        self._in_place = self._head is not readout and not _compiled(readout)
         self.counted, self._graph = Counted(), torch.is_grad_enabled()
         if torch.is_grad_enabled() and self._head is not readout:
             refuse_hooks("readout", readout)
