@@ -13,6 +13,7 @@ from torch import Tensor
 
 from revtune.reversible.cells.cell import Cell
 from revtune.reversible.kernel.step import stepped
+from revtune.reversible.kernel.traced import by_jit
 from revtune.reversible.layers.rnn_arguments import Hx
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ def single_step(net: RevRNN, x: Any, hx: Hx | None) -> tuple[Tensor, Hx] | None:
 
     Arguments are looked at as far as needed to know that they are in order. Those that are not are refused there.
     """
-    if type(x) is not Tensor or not _is_plain(net):
+    # A trace, which torch checks under no_grad, names tensors by the variables that hold them when their size is read
+    if type(x) is not Tensor or by_jit() or not _is_plain(net):
         return None
     shape, dims = x.shape, x.dim()
     if dims not in (2, 3) or shape[dims - 2 if net.batch_first else 0] != 1 or shape[-1] != net.input_size:
