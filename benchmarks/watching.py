@@ -9,7 +9,7 @@ Run it on a quiet machine. The kernel's own look at each tensor's storage, some 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from statistics import median, quantiles
 from typing import NamedTuple
@@ -60,7 +60,7 @@ def unwatched() -> Iterator[None]:
     """Within this block nothing is watched."""
     checks = {name: getattr(Surroundings, name) for name in CHECKS}
     for name in CHECKS:
-        setattr(Surroundings, name, lambda *_: None)
+        setattr(Surroundings, name, lambda *_, **__: None)
     try:
         yield
     finally:
@@ -81,19 +81,20 @@ def ratios(net: Net, shape: Shape, rounds: int) -> list[float]:
     return [one / other for one, other in zip(seconds["watched"], seconds["unwatched"], strict=True)]
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None, shapes: Iterable[Shape] = SHAPES) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=31)
-    rounds = parser.parse_args().rounds
+    rounds = parser.parse_args(args).rounds
     torch.set_num_threads(1)
-    print("ratio of a whole step, median (quartiles) of", rounds, "rounds, one thread")
-    for shape in SHAPES:
+    print("ratio of a whole step, median (quartiles) of", rounds, "rounds, one thread", flush=True)
+    for shape in shapes:
         for net in NETS:
             found = ratios(net, shape, rounds)
             low, _, high = quantiles(found, n=4)
             print(
                 f"{net.__name__} T={shape.steps} H={shape.hidden} V={shape.words} B={shape.rows}: "
-                f"{median(found):.4f} ({low:.4f}..{high:.4f}), at most {shape.goal}"
+                f"{median(found):.4f} ({low:.4f}..{high:.4f}), at most {shape.goal}",
+                flush=True,
             )
 
 

@@ -1,6 +1,6 @@
 """Checksums in plain torch: of states, which rewinding must lead back to, and of tensors that must stay as they were.
 
-The kernel has a checksum of its own, csrc/digest.h, with the same two multipliers.
+The kernel has a checksum of its own in csrc/digest.h, with less arithmetic.
 """
 
 from __future__ import annotations
