@@ -6,8 +6,11 @@ there, compiled if need be, before the first test. Nothing has a deadline: tests
 A module whose tests are to hold for both backends says so: `BACKENDS = ("reference", "native")`. A test that holds for
 one only says `on_reference` or `on_native` of tests/backends.py. Cells and dtypes that the kernel does not have run in
 plain torch either way.
+
+No test asks a hub of data sets; where there is no network its answer would take half a minute.
 """
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +19,7 @@ from hypothesis import settings
 
 from revtune.reversible.kernel import backend as native
 
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # read when the library is first imported
 torch.set_num_threads(1)
 native.find()
 settings.register_profile("unhurried", deadline=None)

@@ -23,6 +23,7 @@ def test_parts_are_no_more_than_the_whole(figures: dict[str, dict[str, int]]) ->
         assert 0 < found["held"] <= found["encoder"] and max(found["encoder"], found["decoder"]) < 1.2 * found["step"]
 
 
+@pytest.mark.slow
 def test_rewinding_takes_less(figures: dict[str, dict[str, int]]) -> None:
     ours, theirs = figures["ours"], figures["torch"]
     assert all(3 * ours[part] < theirs[part] for part in ("step", "held", "decoder"))

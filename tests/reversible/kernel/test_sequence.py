@@ -224,6 +224,7 @@ def test_a_model_compiles_as_one_graph(rev: Rev, options: dict[str, Any]) -> Non
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_model_compiles_by_inductor() -> None:
     torch.manual_seed(0)

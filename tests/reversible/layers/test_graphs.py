@@ -204,7 +204,7 @@ def test_programs_load_once_revtune_is_imported(where: str, tmp_path: Path, monk
     "options",
     [
         {},
-        {"num_layers": 2, "bidirectional": True},
+        pytest.param({"num_layers": 2, "bidirectional": True}, marks=pytest.mark.slow),
         {"output": "last", "num_layers": 2},
         {"dtype": torch.float64, "forgetting": False},
         {"dtype": torch.float64, "max_forget_bits": None, "bidirectional": True, "output": "last"},
