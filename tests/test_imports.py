@@ -14,7 +14,7 @@ import revtune
 
 HOUSE = Path(revtune.__file__).parent
 FLOORS = {
-    "reversible": ["storage", "arguments transforms meter", "cells", "kernel", "layers", "streams"],
+    "reversible": ["storage own_pages", "arguments transforms meter", "cells", "kernel", "layers", "streams"],
     "tuning": ["random_states trees hypers", "noise", "responses", "regularizers", "conversion tuner"],
     "program": [
         "errors machine figures tables", "files typed", "data runs", "language tasks", "translation", "recipes",

@@ -1,10 +1,10 @@
 """`revtune bench memory`: what a whole training step needs above its parameters, beside torch's own layers.
 
-Each contestant has a process of its own, in which C's allocator gives freed blocks back alike for all. There a warm-up
-runs first, of the real B, H and V and of T = 3K steps, three chunks of the real step's K, and its gradients are
-dropped. Then comes the step that counts: the peak of resident anonymous memory during it, minus what was resident
-before, minus the gradients that remain. On CUDA it is the peak of allocated bytes instead. The meter of bits runs in
-that step as well, and what it takes counts as ours.
+Each contestant has a process of its own, like a user's: no setting of C's allocator is changed. There a warm-up runs
+first, of the real B, H and V and of T = 3K steps, three chunks of the real step's K, and its gradients are dropped.
+Then comes the step that counts: the peak of resident anonymous memory during it, minus what was resident before, minus
+the gradients that remain. On CUDA it is the peak of allocated bytes instead. The meter of bits runs in that step as
+well, and what it takes counts as ours.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from revtune.program.bench import worker
 from revtune.program.bench.contestants import Contestant, ContestantNet, Shape, chunk_of
 from revtune.program.bench.measuring import bad_threads, check_resident, keep_to, peak_of
 from revtune.program.bench.speed_cases import PAIRS
-from revtune.program.bench.worker import ALLOCATOR, Job, Record
+from revtune.program.bench.worker import Job, Record
 from revtune.program.errors import Problem
 from revtune.program.files import check_output, drafts, write
 from revtune.program.machine import processors, versions
@@ -61,8 +61,9 @@ def memory(
     *,
     quick: bool = False,
     long: bool = False,
+    sweep: bool = False,
     markdown: bool = False,
-    out: Path = Path("runs/memory.json"),
+    out: Path | None = None,
     plot: Path | None = None,
     threads: int = 1,
     device: Device = "cpu",
@@ -72,18 +73,24 @@ def memory(
     Args:
         quick: T = 1,000 alone, within a minute.
         long: also T = 100,000 with checkpoint_every="auto", which takes long.
+        sweep: instead, each way of training at T from 100 to 100,000, B from 1 to 256 and H from 16 to 1,100, and
+            whether its peak keeps to its bound; takes hours, and goes on where the file ends.
         markdown: print tables for a README.
-        out: file that the figures go to as JSON.
+        out: file that the figures go to as JSON; by default memory.json in runs, or memory-sweep.json.
         plot: PNG of memory against length; by default beside the figures, if there is more than one length.
         threads: threads of each contestant; they hardly change its memory.
         device: cpu or cuda.
     """
     # here, since a worker runs this module too, and must not load rich or matplotlib
-    from revtune.program.bench import memory_results
+    from revtune.program.bench import memory_results, memory_sweep
     from revtune.program.bench.display import Markdown, Terminal
 
     check(threads, device)
     display = Markdown() if markdown else Terminal()
+    if sweep:
+        check_sweep(device, quick=quick, long=long, plot=plot)
+        return memory_sweep.sweep(display, out or Path("runs/memory-sweep.json"), threads)
+    out = out or Path("runs/memory.json")
     results: list[Record] = []
     check_output(out)
     if plot is None and not quick:
@@ -172,7 +179,7 @@ def _figures(results: list[Record], threads: int, device: Device) -> bytes:
 def circumstances(threads: int, device: Device) -> Record:
     """What the figures depend on."""
     chip = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
-    return {**versions(), "device": device, "chip": chip, "threads": threads, "allocator": ALLOCATOR}
+    return {**versions(), "device": device, "chip": chip, "threads": threads}
 
 
 def check(threads: int, device: Device) -> None:
@@ -184,6 +191,13 @@ def check(threads: int, device: Device) -> None:
     if device == "cpu":
         check_resident("; --device cuda needs none")
         native.load()  # a kernel that the environment asks for and cannot have is told before measuring
+
+
+def check_sweep(device: Device, *, quick: bool, long: bool, plot: Path | None) -> None:
+    """Raise `Problem` for options that a sweep does not have."""
+    given = {"--quick": quick, "--long": long, "--plot": plot is not None, "--device cuda": device == "cuda"}
+    for option in (option for option, asked in given.items() if asked):
+        raise Problem(f"--sweep has lengths of its own, no plot, and runs on the CPU; leave {option} out", code=2)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,9 +16,6 @@ from revtune.program.typed import read_typed
 
 Record = dict[str, Any]
 """What was measured of one case, ready for JSON."""
-
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-"""glibc otherwise moves these thresholds as it goes, and freed memory that stays resident would hide growth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +39,9 @@ class Job:
 
 
 def outcome(module: str, job: str) -> Record:
-    """What a worker that measures memory prints; {"error": reason} of one that fails."""
+    """What a worker that measures memory prints, in a process like a user's; {"error": reason} of one that fails."""
     command = [sys.executable, "-m", module, job]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **ALLOCATOR})
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         return {"error": f"exit {done.returncode}: {last_words(done.stderr)}"}
     record: Record = json.loads(done.stdout)

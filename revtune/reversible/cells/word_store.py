@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from revtune.reversible.own_pages import in_own_pages
+
 BLOCK_WORDS = 2**19
 """Words of a block at least, 1 MiB. What of a block is never written is never resident."""
 
@@ -64,7 +66,7 @@ class WordStore:
         size = words.numel()
         end = self._ends[-1] if self._open and self._ends else 0
         if size and (not self._open or len(self._blocks[-1]) - end < size):
-            self._blocks.append(self._none.new_empty(max(size, BLOCK_WORDS)))
+            self._blocks.append(in_own_pages(self._none, (max(size, BLOCK_WORDS),)))
             self._open, end = True, 0
         self._in.append(len(self._blocks))
         self._begins.append(end)

@@ -20,6 +20,7 @@ from revtune.reversible.cells import fixed
 from revtune.reversible.cells.cell import Cell, slope_of
 from revtune.reversible.cells.information_buffer import HEAD_START, check_share, default_share
 from revtune.reversible.kernel.weights import Weights
+from revtune.reversible.own_pages import in_own_pages
 
 PARTS = 2
 """Parts of a state. They share its heads in turn. c has heads of its own, so that it can be rewound alone."""
@@ -164,7 +165,7 @@ class Kernel:
     def _shared(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Memory that the next chunk uses again, unless it has more steps."""
         if name not in self._reused or len(self._reused[name]) < shape[0]:
-            self._reused[name] = self._hh.new_empty(shape)
+            self._reused[name] = in_own_pages(self._hh, shape)
         return self._reused[name][: shape[0]]
 
     def forward(
