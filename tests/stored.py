@@ -157,7 +157,10 @@ def _project(
         return x
     pieces = []
     for part in x.split(chunk):
-        piece = F.linear(part, weights["ih"], weights.get("bias"))
+        bias = weights.get("bias")
+        by_row = bias is not None and bias.dim() == 2
+        piece = F.linear(part, weights["ih"], None if by_row else bias)
+        piece = piece + bias if bias is not None and by_row else piece
         if "ih" in responses:
             extra, scale = responses["ih"]
             piece = piece + scale * F.linear(part, extra)

@@ -125,7 +125,8 @@ class RecalledLayer:
 
     def forward(self) -> SequenceRun:
         """Run the sequence."""
-        if not self.train and "ih" in self.weights.tensors and "ih" not in self.weights.responses:
+        alike = "ih" not in self.weights.responses and not self.weights.bias_by_row  # each row's input is projected so
+        if not self.train and "ih" in self.weights.tensors and alike:
             return self._infer()
         counts, tally = self._counts(), new_tally()
         cut, kept = self.steps - self.kept, self.x.new_empty(self.kept, self.rows, self.cell.blocks * self.units)

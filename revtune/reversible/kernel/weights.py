@@ -36,7 +36,8 @@ class Weights:
     """Weights, response pairs, and what has been added up of their gradients.
 
     Args:
-        weights: by name; `ih` (G, I) and `bias` (G,) make up the input projection and are optional.
+        weights: by name; `ih` (G, I) and `bias`, (G,) or a row's own (B, G), make up the input projection and are
+            optional.
         responses: pairs (V, s) by the name of the weight they respond for.
         wanted: names of weights, and `name.V`, `name.s` of responses, whose gradients are wanted.
         units: N.
@@ -85,11 +86,19 @@ class Weights:
         if "ih" not in self.tensors:
             return x
         weight, bias = self.tensors["ih"], self.tensors.get("bias")
-        projected = self._products.linear(x, weight, bias, out=out, packed=self._packed)
+        shared = None if self.bias_by_row else bias
+        projected = self._products.linear(x, weight, shared, out=out, packed=self._packed)
+        if bias is not None and self.bias_by_row:
+            projected.add_(bias)
         if "ih" in self.responses:
             extra, scale = self.responses["ih"]
             projected = projected + scale * self._products.linear(x, extra)
         return projected
+
+    @property
+    def bias_by_row(self) -> bool:
+        """Whether each row has a bias of its own."""
+        return "bias" in self.tensors and self.tensors["bias"].dim() == 2
 
     def pack_projection(self) -> None:
         """Pack `ih` for a sequence of many chunks, if that is worth the memory."""
@@ -108,7 +117,7 @@ class Weights:
             return
         self.add_product("ih", slice(0, dx.shape[-1]), x.flatten(0, 1), dx.flatten(0, 1), x.shape[0])
         if "bias" in self.wanted:
-            self._sink("bias", self.tensors["bias"]).add_(dx.sum((0, 1)))
+            self._sink("bias", self.tensors["bias"]).add_(dx.sum(0) if self.bias_by_row else dx.sum((0, 1)))
 
     def project_back(self, dx: Tensor) -> Tensor:
         """The gradient (K, B, I) of the input, from that of the projection, (K, B, G)."""

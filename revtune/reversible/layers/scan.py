@@ -71,8 +71,8 @@ def scan(
         x: inputs, (T, B, I), float32 or float64.
         state: one tensor (B, H) for each of the cell's states, of x's dtype or float64, rounded to multiples of 2^-32;
             zeros by default.
-        weights: `ih` (G, I) and `bias` (G,) of the input projection (both optional: without `ih` the inputs are the
-            projection), and what the cell's stages name, such as `hh`; of x's dtype.
+        weights: `ih` (G, I) and `bias` (G,), or a row's own (B, G), of the input projection (both optional: without
+            `ih` the inputs are the projection), and what the cell's stages name, such as `hh`; of x's dtype.
         hidden: H, needed only where neither `state`, `ih` nor x tells it.
         responses: pairs (V, s) by weight: the product becomes `W v + s * (V v)`, V like W, s (B, rows of W), constant
             over time.

@@ -141,9 +141,10 @@ def _check_weights(cell: Cell, x: Tensor, weights: Mapping[str, Tensor], units: 
     if cell.native is not None and "hh" in weights and weights["hh"].shape != (columns, units):
         shape = tuple(weights["hh"].shape)
         raise ValueError(f"{cell.name}: weight 'hh' must be {(columns, units)} for this cell, got {shape}")
-    if "bias" in weights and weights["bias"].shape != (columns,):
+    by_row = (x.shape[1], columns)
+    if "bias" in weights and tuple(weights["bias"].shape) not in ((columns,), by_row):
         given = tuple(weights["bias"].shape)
-        raise ValueError(f"{cell.name}: weight 'bias' must be ({columns},), got {given}")
+        raise ValueError(f"{cell.name}: weight 'bias' must be ({columns},), or {by_row} with a row's own, got {given}")
     if "ih" not in weights and x.shape[-1] != columns:
         raise ValueError(
             f"{cell.name}: without weight 'ih' x must have {columns} features, blocks times units, got {x.shape[-1]}"
@@ -153,7 +154,9 @@ def _check_weights(cell: Cell, x: Tensor, weights: Mapping[str, Tensor], units: 
 def _check_responses(cell: Cell, x: Tensor, weights: Mapping[str, Tensor], responses: Mapping[str, Response]) -> None:
     for key, (extra, scale) in responses.items():
         if key == "bias":
-            raise ValueError(f"{cell.name}: weight 'bias' takes no response; responses belong to products")
+            raise ValueError(
+                f"{cell.name}: weight 'bias' takes no pair (V, s); give it as (B, G), with what each row adds"
+            )
         if key not in weights:
             raise ValueError(f"{cell.name}: a response names {key!r}, which is none of the weights {tuple(weights)}")
         shapes = (tuple(weights[key].shape), (x.shape[1], weights[key].shape[0]))

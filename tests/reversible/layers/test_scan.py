@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import revtune as rt
+from revtune.reversible.cells import fixed
 from revtune.reversible.kernel import sequence_recall as recall
 from tests.backends import in_kernel, on_reference
 from tests.stored import (
@@ -86,6 +87,35 @@ def test_gradients_of_ragged_rows_and_masked_parts(kind: str, chunk: int) -> Non
 def test_gradients_of_response_pairs(kind: str, names: tuple[str, ...]) -> None:
     of = problem(kind, 15)
     agree(of, chunk=4, lengths=torch.tensor([15, 3, 9]), responses=response_pairs(of, names=names))
+
+
+def bias_by_row(of: Problem) -> Problem:
+    """The problem with a bias of each row's own."""
+    noise = torch.randn(of.x.shape[1], len(of.weights["bias"]), generator=torch.Generator().manual_seed(4))
+    bias = of.weights["bias"] + 0.3 * noise.to(of.x.dtype)
+    return of._replace(weights={**of.weights, "bias": bias})
+
+
+@pytest.mark.parametrize("chunk", [1, 4, None])
+@every_cell
+def test_gradients_of_a_bias_of_each_row(kind: str, chunk: int | None) -> None:
+    of = bias_by_row(problem(kind, 15))
+    agree(of, chunk=chunk, lengths=torch.tensor([15, 3, 9]), responses=response_pairs(of) if kind in CELLS else None)
+
+
+@every_cell
+def test_a_bias_of_each_row_infers_rewinds_and_is_the_shared_one_where_rows_are_alike(kind: str) -> None:
+    of = problem(kind, 25)
+    alike = {**of.weights, "bias": of.weights["bias"].expand(of.x.shape[1], -1)}
+    shared, _ = rt.scan(of.cell, of.x, of.state, weights=of.weights)
+    torch.testing.assert_close(rt.scan(of.cell, of.x, of.state, weights=alike)[0], shared, atol=2e-3, rtol=0.0)
+    own = bias_by_row(of)
+    y, _ = rt.scan(own.cell, own.x, own.state, weights=own.weights)
+    recording = rt.record(own.cell, own.x, own.state, weights=own.weights, chunk=4)
+    torch.testing.assert_close(recording.y, y, atol=2e-3, rtol=0.0)
+    again, first = rt.unscan(recording)
+    assert torch.equal(again, recording.y)
+    assert all(torch.equal(a, fixed.from_counts(fixed.to_counts(b))) for a, b in zip(first, own.state, strict=True))
 
 
 @cells
@@ -231,7 +261,7 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
         {"responses": {"hh": (torch.zeros(24, 4), torch.zeros(1, 24))}},
         r"hh.*\(3, 24\).*\(1, 24\)",
     ),
-    "response on bias": ({"responses": {"bias": (torch.zeros(24), torch.zeros(3, 24))}}, "'bias' takes no response"),
+    "response on bias": ({"responses": {"bias": (torch.zeros(24), torch.zeros(3, 24))}}, "takes no pair"),
     "float64 V": (
         {"responses": {"hh": (torch.zeros(24, 4).double(), torch.zeros(3, 24))}},
         "V of the response of 'hh'.*float32.*float64",
