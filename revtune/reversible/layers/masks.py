@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from revtune.sequences import Draw, drawn_once, present
+
+
+class DrawMask(Protocol):
+    """Draws a dropout mask of a shape, by a generator."""
+
+    def __call__(self, shape: tuple[int, ...], *, like: Tensor, generator: torch.Generator) -> Tensor:
+        """The mask, of the dtype and on the device of a tensor."""
 
 
 class BatchSpec(NamedTuple):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,14 +17,14 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from revtune.reversible.arguments import check_flag, check_rate, check_size, check_tensor, running
-from revtune.reversible.cells.cell import Cell, State
+from revtune.reversible.cells.cell import Cell, Response, State
 from revtune.reversible.kernel.backend import chosen
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.kernel.traced import is_traced
 from revtune.reversible.kernel.untraced import untraced
 from revtune.reversible.layers.flat_weights import FlatWeights
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
-from revtune.reversible.layers.masks import BatchSpec, drop_mask, new_seed
+from revtune.reversible.layers.masks import BatchSpec, DrawMask, drop_mask, new_seed
 from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.rnn_arguments import Hx, Options, check_input, check_parameter, check_states
 from revtune.reversible.layers.single_step import single_step
@@ -210,16 +211,16 @@ class RevRNN(FlatWeights):
         """
         links: list[Link] = []
         inputs: list[LayerTensors] = []
-        links += self._locked(self.options.input_dropout, batch, self.input_size)
+        links += self._locked("input_dropout", batch, self.input_size)
         for layer in range(self.num_layers):
-            if layer and self.dropout and self.training:
-                links.append(StepDropout(self.dropout, new_seed()))
+            if layer and (draw := self.draw_between()):
+                links.append(StepDropout(draw, new_seed()))
             first = tuple(state[layer] for state in states)
             tensors, settings = self._layer(layer, "", batch, first, lengths, native)
             settings = settings._replace(sliced=sliced if layer + 1 == self.num_layers else 0)
             links.append(build_tape(self.cell, tensors, settings, steps, batch.dtype))
             inputs.append(tensors)
-        links += self._locked(self.options.output_dropout, batch, self.hidden_size)
+        links += self._locked("output_dropout", batch, self.hidden_size)
         return Assembled(Stack(links), inputs)
 
     def _layers(self, x: Tensor, states: State, lengths: Tensor | None, native: bool) -> tuple[Tensor, State]:
@@ -257,7 +258,7 @@ class RevRNN(FlatWeights):
         ]
         y, finals = self._operator(layers, x, self.options.output == "all")
         y = finals[0][-1].to(x.dtype, copy=True) if y is None else y
-        return self._masked(y, self.options.output_dropout), finals
+        return self._masked(y, "output_dropout"), finals
 
     def _operator(
         self, layers: list[tuple[LayerTensors, LayerSettings]], x: Tensor, every: bool
@@ -273,7 +274,7 @@ class RevRNN(FlatWeights):
             first = tuple(state[layer] for state in states)
             x, final = run_layer(self.cell, x, *self._layer(layer, "", _spec(x), first, lengths, True))
             finals.append(final)
-        return self._masked(x, self.options.output_dropout), _stacked(finals)
+        return self._masked(x, "output_dropout"), _stacked(finals)
 
     def _both_ways(self, x: Tensor, states: State, lengths: Tensor | None, native: bool) -> tuple[Tensor, State]:
         finals: list[State] = []
@@ -288,7 +289,7 @@ class RevRNN(FlatWeights):
                 finals.append(final)
                 outputs.append(_reversed(y, lengths) if way and every else y)
             x = torch.cat(outputs, -1)
-        return self._masked(x, self.options.output_dropout), _stacked(finals)
+        return self._masked(x, "output_dropout"), _stacked(finals)
 
     def _direction(self, x: Tensor, inputs: LayerTensors, settings: LayerSettings, every: bool) -> tuple[Tensor, State]:
         """One layer in one direction: all outputs or the last h, and the final state."""
@@ -306,39 +307,59 @@ class RevRNN(FlatWeights):
     ) -> tuple[LayerTensors, LayerSettings]:
         """What one layer in one direction runs with: its tensors, and its settings with the masks drawn for it."""
         suffix = suffix or self._suffixes(layer)[0]
+        weights, responses = self._products(layer, suffix, batch)
+        shape = (batch.rows, self.hidden_size // 2)
+        drawn = {part: self.mask("hidden_dropout", shape, batch) for part in self.cell.states[0]}
+        masks = {part: mask for part, mask in drawn.items() if mask is not None}
+        name = f"{self._name} layer {layer}" + (", reverse" if suffix.endswith("_reverse") else "")
+        return LayerTensors(state, weights, responses), LayerSettings(name, native, masks, lengths)
+
+    def _products(self, layer: int, suffix: str, batch: BatchSpec) -> tuple[dict[str, Tensor], dict[str, Response]]:
+        """A layer's weights by name, and their responses, of which there are none."""
+        weights = self._weights(layer, suffix, batch)
+        if self.training and self.options.weight_drop:
+            weights["hh"] = F.dropout(weights["hh"], self.options.weight_drop)
+        return weights, {}
+
+    def _weights(self, layer: int, suffix: str, batch: BatchSpec) -> dict[str, Tensor]:
+        """A layer's weights by name, `ih`, `hh` and `bias`, once they are known to fit."""
         parameters = [
             check_parameter(f"{self._name}: {name + suffix}", getattr(self, name + suffix), shape, batch)
             for name, shape in self._shapes(layer).items()
         ]
         weights = dict(zip(("ih", "hh"), parameters, strict=False))  # the biases, if any, come after them
-        if self.bias:
-            weights["bias"] = parameters[2] + parameters[3]
-        if self.training and self.options.weight_drop:
-            weights["hh"] = F.dropout(weights["hh"], self.options.weight_drop)
-        masks = {}
-        if self.training and self.options.hidden_dropout:
-            shape = (batch.rows, self.hidden_size // 2)
-            masks = {part: drop_mask(shape, self.options.hidden_dropout, batch) for part in self.cell.states[0]}
-        name = f"{self._name} layer {layer}" + (", reverse" if suffix.endswith("_reverse") else "")
-        return LayerTensors(state, weights, {}), LayerSettings(name, native, masks, lengths)
+        return {**weights, "bias": parameters[2] + parameters[3]} if self.bias else weights
 
     @property
     def first_weight(self) -> Tensor:
         """`weight_ih_l0`, whose dtype and device are the net's; a parametrization computes it anew at each look."""
         return check_tensor(f"{self._name}: weight_ih_l0", self.weight_ih_l0)
 
-    def _dropped(self, x: Tensor, layer: int) -> Tensor:
-        """A layer's input (T, B, F) under the dropout in front of it."""
-        if layer == 0:
-            return self._masked(x, self.options.input_dropout)
+    def mask(self, name: str, shape: tuple[int, ...], like: Tensor | BatchSpec) -> Tensor | None:
+        """The mask of a locked dropout, (B, F), drawn for a sequence; None where it drops nothing."""
+        p = getattr(self.options, name)
+        return drop_mask(shape, p, like) if p and self.training else None
+
+    def draw_between(self) -> DrawMask | None:
+        """What draws the masks of the dropout between layers, chunk by chunk; None where it drops nothing."""
+        return partial(drop_mask, p=self.dropout) if self.dropout and self.training else None
+
+    def drop_between(self, x: Tensor) -> Tensor:
+        """A layer's outputs (T, B, H) as the next layer reads them."""
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
-    def _masked(self, x: Tensor, p: float) -> Tensor:
-        """Outputs (T, B, F), or the last (B, F), under a locked mask."""
-        return x * drop_mask(tuple(x.shape[-2:]), p, x) if p and self.training else x
+    def _dropped(self, x: Tensor, layer: int) -> Tensor:
+        """A layer's input (T, B, F) under the dropout in front of it."""
+        return self.drop_between(x) if layer else self._masked(x, "input_dropout")
 
-    def _locked(self, p: float, batch: BatchSpec, width: int) -> list[Link]:
-        return [LockedMask(drop_mask((batch.rows, width), p, batch))] if p and self.training else []
+    def _masked(self, x: Tensor, name: str) -> Tensor:
+        """Outputs (T, B, F), or the last (B, F), under a locked mask."""
+        mask = self.mask(name, tuple(x.shape[-2:]), x)
+        return x if mask is None else x * mask
+
+    def _locked(self, name: str, batch: BatchSpec, width: int) -> list[Link]:
+        mask = self.mask(name, (batch.rows, width), batch)
+        return [] if mask is None else [LockedMask(mask)]
 
     @property
     def _name(self) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from revtune.reversible.kernel.chunks import evened_out, fewest_steps, most_steps
 from revtune.reversible.kernel.tape import Tape
-from revtune.reversible.layers.masks import drop_mask
+from revtune.reversible.layers.masks import DrawMask
 from revtune.reversible.meter import Usage
 
 DEFAULT_BUDGET = 3 * 2**20
@@ -40,13 +40,13 @@ class LockedMask:
 class StepDropout:
     """Dropout drawn anew at every step; a chunk's mask is not stored but drawn again from the chunk's seed."""
 
-    def __init__(self, p: float, seed: int) -> None:
-        self.p, self.seed = p, seed
+    def __init__(self, draw: DrawMask, seed: int) -> None:
+        self.draw, self.seed = draw, seed
 
     def apply(self, x: Tensor, first: int) -> Tensor:
         """The masked chunk (K, B, F) that starts at step `first`, or its gradient under the same mask."""
         generator = torch.Generator(x.device).manual_seed(self.seed + first)
-        return x * drop_mask(tuple(x.shape), self.p, x, generator)
+        return x * self.draw(tuple(x.shape), like=x, generator=generator)
 
 
 Link = Tape | LockedMask | StepDropout

@@ -5,6 +5,7 @@ Shapes: T time, B batch, I input, H hidden, N = H / 2, L layers, S states of the
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from revtune.reversible.cells.lstm import rev_lstm
 from revtune.reversible.kernel.backend import chosen
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.layer import LayerSettings, build_tape
+from revtune.reversible.layers.masks import drop_mask
 from revtune.reversible.layers.stack import Link, StepDropout
 
 ARGUMENTS = (
@@ -110,7 +112,7 @@ class StackArguments(NamedTuple):
         native = chosen(self.backend, cell, self.x, self.named_weights()[0], {})
         for i, (layer, masks) in enumerate(zip(self.layers(wants), self.named_masks(), strict=True)):
             if i and seeds:
-                links.append(StepDropout(self.dropout, seeds[i - 1]))
+                links.append(StepDropout(partial(drop_mask, p=self.dropout), seeds[i - 1]))
             settings = LayerSettings(names[i], native, masks, self.lengths)
             with torch.enable_grad():  # a tape notes which of its tensors want a gradient
                 links.append(build_tape(cell, layer, settings, self.x.shape[0], self.x.dtype))
