@@ -92,7 +92,7 @@ class Kernel:
         self.blocks, self.states = cell.blocks // PARTS, len(cell.states)
         self._hh = weights.tensors["hh"]
         assert self._hh.shape == (cell.blocks * units, units)
-        extra, scale = weights.responses.get("hh", (None, None))
+        extra, scale = weights.added().get("hh", (None, None))
         self._extra, self._scale = extra, scale
         self._masks = [masks[part].contiguous() if part in masks else None for part in cell.states[0]]
         self._lengths = None if lengths is None else lengths.long().contiguous()
@@ -103,6 +103,26 @@ class Kernel:
     def is_gru(self) -> bool:
         """Whether the cell is a RevGRU, which has no c."""
         return self.blocks == GRU_BLOCKS
+
+    @property
+    def recurrent_weight(self) -> Tensor:
+        """The weight `hh` (G, N)."""
+        return self._hh
+
+    @property
+    def limit(self) -> tuple[float, bool, bool]:
+        """The slope of the limit on forgetting, whether the cell forgets at all, and whether its h is bounded."""
+        return self._limit
+
+    @property
+    def masks(self) -> list[Tensor | None]:
+        """Locked masks (B, N) on h1 and h2 as the gates read them."""
+        return self._masks
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """Steps of each row, (B,)."""
+        return self._lengths
 
     def heads(self, rows: int, steps: int, share: int | None) -> Tensor:
         """New heads for sequences of so many steps, (S, B, width)."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +19,7 @@ from revtune.reversible.cells.word_store import WordStore
 from revtune.reversible.kernel.checksum import signed
 from revtune.reversible.kernel.kernel import ChunkBuffers, Keep, Kernel, new_tally, stacked, tallied_bits, unstacked
 from revtune.reversible.kernel.reference import name_bad_state
+from revtune.reversible.kernel.tangent import chunk_tangent
 from revtune.reversible.kernel.tape import Stored, Tape, TapePosition
 from revtune.reversible.meter import Usage
 
@@ -153,6 +155,15 @@ class NativeTape(Tape):
         self.direction = unstacked(self._direction, self.cell)
         self.weights.add_projection(x, grads)
         return self.weights.project_back(grads)
+
+    def tangent(
+        self, x: Tensor, first: int, dx: Tensor | None, shift: Tensor | None, start: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        chunk, _ = self._kept
+        nothing = x.new_zeros(self.rows, self.units)
+        moved = stacked({part: start.get(part, nothing) for part in self.cell.parts}, self.cell)
+        dy = chunk_tangent(self.kernel, chunk, self.weights.projection_tangent(x, dx, shift), moved, first)
+        return dy, unstacked(moved, self.cell)
 
     def usage(self) -> Usage:
         stored = self.buffer.stored_bits if self._spilled else 0

@@ -23,6 +23,7 @@ from revtune.reversible.cells.cell import Cell, Step
 from revtune.reversible.cells.information_buffer import Buffer, default_share, ideal_bits
 from revtune.reversible.cells.state_range import LARGEST_COUNT, check_input, name_bad_count
 from revtune.reversible.kernel.checksum import checksum
+from revtune.reversible.kernel.forward_mode import differentiating_forward, make_dual, primal_and_tangent
 from revtune.reversible.kernel.stage_graph import RecordingStep, StageGraph
 from revtune.reversible.kernel.tape import Stored, Tape, TapePosition, step_range
 from revtune.reversible.kernel.weights import ProductSteps, WeightRows, Weights
@@ -116,12 +117,8 @@ class ReferenceTape(Tape):
             self._write(y[k])
         self._inspect(x, first, start)
         self._keep_slices(y, first)
-        self.buffer.discard()
         self.final = self.position()
-        assert start.heads is not None
-        self.buffer.heads.copy_(start.heads)
-        for part, count in start.counts.items():
-            self._set(part, count)
+        self._return_to(start)
         return y
 
     def rewind(self, x: Tensor, first: int) -> Tensor:
@@ -164,6 +161,50 @@ class ReferenceTape(Tape):
         self.weights.add_projection(x, dx)
         return self.weights.project_back(dx)
 
+    def tangent(
+        self, x: Tensor, first: int, dx: Tensor | None, shift: Tensor | None, start: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        standing, projected = self.position(), self.weights.project(x)
+        da, dy = self.weights.projection_tangent(x, dx, shift), self._outputs(x)
+        moved = {part: start.get(part, torch.zeros_like(self._floats[part])) for part in self.cell.parts}
+        with differentiating_forward():
+            for k, row in enumerate(projected):
+                self._move(row, da[k], moved, self._live(first + k))
+                torch.cat([moved[part] for part in self.cell.states[0]], -1, out=dy[k])
+        self._return_to(standing)
+        return dy, moved
+
+    def _return_to(self, start: TapePosition) -> None:
+        """Stand where a chunk began that was run without keeping its words."""
+        self.buffer.discard()
+        assert start.heads is not None
+        self.buffer.heads.copy_(start.heads)
+        for part, count in start.counts.items():
+            self._set(part, count)
+
+    def _move(self, row: Tensor, da: Tensor, moved: dict[str, Tensor], live: Tensor | None) -> None:
+        """Run a step, and bring the tangents of all parts one step on."""
+        pairs = {name: (extra, make_dual(torch.zeros_like(scale), scale))
+                 for name, (extra, scale) in self.weights.responses.items()}  # fmt: skip
+        for stage, columns in zip(self.cell.stages, self._columns, strict=True):
+            reads = {part: make_dual(read, moved[part] * self.masks.get(part, 1.0))
+                     for part, read in self._reads.items()}  # fmt: skip
+            step = Step(make_dual(row[:, columns], da[:, columns]), reads, self.weights.tensors, pairs)
+            gates = stage.gates(step)
+            for coupling in stage.couplings:
+                part, before = coupling.part, moved[coupling.part]
+                multiplier, update = coupling.update(step, *gates)
+                u, after = primal_and_tangent(update)
+                z = None
+                if multiplier is None:
+                    after = before + after
+                else:
+                    z, dz = primal_and_tangent(multiplier)
+                    after = z * before + dz * self._floats[part] + after
+                moved[part] = after if live is None else torch.where(live, after, before)
+                self._couple(part, z, u, live, self.buffer.multiply)
+                reads[part] = make_dual(self._reads[part], moved[part] * self.masks.get(part, 1.0))
+
     def usage(self) -> Usage:
         stored = self.buffer.stored_bits if self._spilled else 0
         return Usage(self.name, stored, self._ideal, self._spilled)
@@ -197,7 +238,7 @@ class ReferenceTape(Tape):
 
     def _graph(self, row: Tensor, stage: int, step: int) -> tuple[StageGraph, Tensor | None]:
         live = self._live(step)
-        reading = RecordingStep(row[:, self._columns[stage]], self._reads, self.weights.tensors, self.weights.responses)
+        reading = RecordingStep(row[:, self._columns[stage]], self._reads, self.weights.tensors, self.weights.added())
         return StageGraph(self.cell.stages[stage], reading, live), live
 
     def step(self, x: Tensor, first: int) -> None:
@@ -215,7 +256,7 @@ class ReferenceTape(Tape):
         for k, row in enumerate(projected):
             live = self._live(first + k)
             for stage, columns in zip(self.cell.stages, self._columns, strict=True):
-                step = Step(row[:, columns], self._reads, self.weights.tensors, self.weights.responses)
+                step = Step(row[:, columns], self._reads, self.weights.tensors, self.weights.added())
                 step.forbidden = stage.changes
                 gates = stage.gates(step)
                 for coupling in stage.couplings:

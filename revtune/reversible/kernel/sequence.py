@@ -32,7 +32,7 @@ from revtune.reversible.transforms import refuse_double_backward
 _ARGUMENTS = (
     "Tensor x, Tensor h, Tensor? c, Tensor? ih, Tensor? bias, Tensor hh, Tensor? ih_v, Tensor? ih_s, Tensor? hh_v, "
     "Tensor? hh_s, Tensor? mask1, Tensor? mask2, Tensor? lengths, int chunk, int? share, float? bits, bool forgetting, "
-    "bool bounded, bool train, str name"
+    "bool bounded, bool train, str name, bool answering=True"
 )
 _BACKWARD = "Tensor? dy, Tensor? dfinal, Tensor y, Tensor final, Tensor kept, Tensor words, Tensor facts, bool[] wanted"
 
@@ -60,6 +60,7 @@ def sequence(
     chunk: int | None = None,
     share: int | None = None,
     name: str = "",
+    answering: bool = True,
 ) -> tuple[Tensor, State]:
     """Outputs (T, B, H) and the final state, in the dtypes of the first one; arguments, checked, as in `scan`."""
     assert cell.native is not None
@@ -69,7 +70,7 @@ def sequence(
     given = SequenceArguments(
         x, h, c, weights.get("ih"), weights.get("bias"), weights["hh"], ih_v, ih_s, hh_v, hh_s, mask1, mask2, lengths,
         chunk=chunk or 0, share=share, bits=cell.native.max_forget_bits, forgetting=cell.native.forgetting,
-        bounded=cell.native.bounded, train=False, name=name or cell.name,
+        bounded=cell.native.bounded, train=False, name=name or cell.name, answering=answering,
     )  # fmt: skip
     train = may_go_back(tensor for tensor in given.differentiable() if tensor is not None)
     y, final, *_ = torch.ops.revtune.sequence(*given._replace(train=train))

@@ -48,6 +48,7 @@ class SequenceArguments(NamedTuple):
         bounded: whether a RevLSTM's h takes up (1 - p) of its update, or all of it.
         train: whether there may be a backward pass.
         name: what errors call this layer.
+        answering: whether responses add to products, as in `Weights`.
     """
 
     x: Tensor
@@ -70,6 +71,7 @@ class SequenceArguments(NamedTuple):
     bounded: bool
     train: bool
     name: str
+    answering: bool = True
 
     def cell(self) -> Cell:
         """The cell, as its settings describe it."""

@@ -27,7 +27,8 @@ def run_plainly(given: SequenceArguments, facts: Tensor) -> tuple[Tensor, ...]:
     for group, state in zip(cell.states, given.state, strict=True):
         counts |= {part: fixed.to_counts(half) for part, half in zip(group, state.chunk(2, -1), strict=True)}
     with torch.no_grad():
-        weights = Weights(given.weights(), given.responses(), frozenset(), given.h.shape[-1] // 2, given.name)
+        units = given.h.shape[-1] // 2
+        weights = Weights(given.weights(), given.responses(), frozenset(), units, given.name, answering=given.answering)
         tape = ReferenceTape(
             cell, weights, TapePosition(counts), steps=steps, dtype=x.dtype, masks=given.masks(),
             lengths=given.lengths, name=given.name, share=given.share,

@@ -111,8 +111,9 @@ class RecalledLayer:
         self.masks = given.masks()
         # Backward does not look for NaN again: digests tell that weights are what forward has looked at.
         self.weights = Weights(
-            given.weights(), given.responses(), wanted, self.units, given.name, check=not wanted, native=True
-        )
+            given.weights(), given.responses(), wanted, self.units, given.name, check=not wanted, native=True,
+            answering=given.answering,
+        )  # fmt: skip
         if self.steps > self.chunk_steps:
             self.weights.pack_projection()
         self.kernel = Kernel(self.cell, self.weights, self.units, self.masks, given.lengths)

@@ -184,6 +184,23 @@ class Tape(ABC):
             weights are added up in `weights`.
         """
 
+    @abstractmethod
+    def tangent(
+        self, x: Tensor, first: int, dx: Tensor | None, shift: Tensor | None, start: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """How the chunk that `record` or `rewind` left would move; the tape stays as it is.
+
+        Args:
+            x: the chunk's input, (K, B, I).
+            first: its first step.
+            dx: the tangent of the input, or None for zero.
+            shift: the tangent of the bias, (B, G), or None for zero. Responses move products by `s * (V v)`.
+            start: the tangent of the state before the chunk, (B, N) by part; parts left out have none.
+
+        Returns:
+            The tangents of the outputs, (K, B, H), and of the state after the chunk.
+        """
+
     def aim(self, direction: dict[str, Tensor]) -> None:
         """Start the way back from this gradient of the state, (B, N) by part."""
         self.direction = direction

@@ -44,6 +44,8 @@ class Weights:
         owner: the layer's name, for errors.
         check: whether to look for NaN and infinities.
         native: whether the native kernel does the products.
+        answering: whether responses add to products. If not, they learn as if they did, from gradients at values that
+            they do not move: what is linear in them is the prediction (Bae and Grosse 2020).
     """
 
     def __init__(
@@ -56,8 +58,10 @@ class Weights:
         *,
         check: bool = True,
         native: bool = False,
+        answering: bool = True,
     ) -> None:
         self._native, self._products = native, NativeProducts() if native else Products()
+        self._answering = answering
         self.tensors = {name: weight.detach() for name, weight in weights.items()}
         self.responses = {name: (v.detach(), s.detach()) for name, (v, s) in responses.items()}
         self.wanted, self._units = wanted, units
@@ -90,10 +94,35 @@ class Weights:
         projected = self._products.linear(x, weight, shared, out=out, packed=self._packed)
         if bias is not None and self.bias_by_row:
             projected.add_(bias)
-        if "ih" in self.responses:
+        if "ih" in self.added():
             extra, scale = self.responses["ih"]
             projected = projected + scale * self._products.linear(x, extra)
         return projected
+
+    def projection_tangent(self, x: Tensor, dx: Tensor | None, shift: Tensor | None) -> Tensor:
+        """The tangent (K, B, G) of a chunk's projected inputs, from that of its inputs (K, B, I) and of the bias.
+
+        Args:
+            x: the inputs.
+            dx: their tangent, or None for zero.
+            shift: the tangent of the bias, (B, G), or None for zero.
+        """
+        if "ih" not in self.tensors:
+            return torch.zeros_like(x) if dx is None else dx.clone()
+        weight = self.tensors["ih"]
+        da = x.new_zeros(*x.shape[:-1], len(weight)) if dx is None else self.linear(dx, weight)
+        if "ih" in self.responses:
+            extra, scale = self.responses["ih"]
+            da += scale * self.linear(x, extra)
+        return da if shift is None else da.add_(shift)
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`x W^T` for x (..., I) and W (G, I)."""
+        return self._products.linear(x, weight)
+
+    def added(self) -> dict[str, Response]:
+        """The responses that add to products."""
+        return self.responses if self._answering else {}
 
     @property
     def bias_by_row(self) -> bool:
@@ -124,7 +153,7 @@ class Weights:
         if "ih" not in self.tensors:
             return dx
         back = self._products.back(dx, self.tensors["ih"])
-        if "ih" in self.responses:
+        if "ih" in self.added():
             extra, scale = self.responses["ih"]
             back = back + self._products.back(dx * scale, extra)
         return back

@@ -33,6 +33,7 @@ class LayerSettings(NamedTuple):
         chunk: steps of a chunk, or None for what the budget allows.
         share: units that share a head of the buffer, or None for `default_share`.
         sliced: how many first units are kept at every step, as in `Tape`.
+        answering: whether responses add to products, as in `Weights`.
     """
 
     name: str
@@ -42,6 +43,7 @@ class LayerSettings(NamedTuple):
     chunk: int | None = None
     share: int | None = None
     sliced: int = 0
+    answering: bool = True
 
 
 def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettings) -> tuple[Tensor, State]:
@@ -51,6 +53,7 @@ def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettin
         return sequence(
             cell, x, inputs.state, inputs.weights, responses=inputs.responses, masks=settings.masks,
             lengths=settings.lengths, chunk=settings.chunk, share=settings.share, name=settings.name,
+            answering=settings.answering,
         )  # fmt: skip
     tape = build_tape(cell, inputs, settings, x.shape[0], x.dtype)
     y, finals = run_stack(Stack([tape]), x, [inputs], chunk=settings.chunk)
@@ -72,7 +75,10 @@ def build_tape(cell: Cell, inputs: LayerTensors, settings: LayerSettings, steps:
     sliced = counts[cell.parts[0]][:, : settings.sliced]
     sliced.copy_(fixed.to_counts(fixed.from_counts(sliced, dtype)))
     units = counts[cell.parts[0]].shape[-1]
-    weights = Weights(inputs.weights, inputs.responses, wanted, units, settings.name, native=settings.native)
+    weights = Weights(
+        inputs.weights, inputs.responses, wanted, units, settings.name, native=settings.native,
+        answering=settings.answering,
+    )  # fmt: skip
     kind = NativeTape if settings.native else ReferenceTape
     return kind(
         cell, weights, TapePosition(counts), steps=steps, dtype=dtype, masks=settings.masks, lengths=settings.lengths,

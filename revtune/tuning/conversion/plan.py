@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from torch import nn
 
@@ -18,8 +17,7 @@ from revtune.tuning.conversion.bypasses import (
     without_response,
 )
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
-from revtune.tuning.hypers.ranges import Range
-from revtune.tuning.noise import BATCH_RATE, RATE
+from revtune.tuning.noise import RATE
 from revtune.tuning.regularizers.dropouts import (
     TunedDropout,
     TunedDropout1d,
@@ -42,19 +40,6 @@ DROPOUTS: dict[type[nn.Module], type[nn.Module]] = {
 
 READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 """Modules of torch that hand their layers' weights to fused functions: a response in there would not be computed."""
-
-
-class RecurrentRate(NamedTuple):
-    """A rate of a recurrent layer: the attribute by which its response layer reads it, and what it may be."""
-
-    attribute: str
-    limits: Range
-
-
-RECURRENT_RATES = {
-    "dropout": RecurrentRate("_tuned_rate", RATE),
-    "weight_drop": RecurrentRate("_tuned_weight_drop", BATCH_RATE),
-}
 
 
 @dataclass
@@ -100,7 +85,7 @@ class Replacement:
         self.module.__class__ = self.kind
         self.module.adopt(hypers, self.name, self.batch_dim)
         for rate, tuned in self.rates.items():
-            setattr(self.module, RECURRENT_RATES[rate].attribute, partial(hypers.__getitem__, tuned))
+            self.module.tune(rate, tuned)
 
 
 class Plan:
@@ -215,27 +200,36 @@ class Plan:
         if why := (_tied(module, self._shared) or _without_grad(module) or kind.refuses(module)):
             self.report.left[name or "the network itself"] = why
             return
-        rates = self._plan_rates(name, module) if isinstance(module, nn.RNNBase) else {}
+        rates = self._plan_rates(name, module, kind) if isinstance(module, nn.RNNBase) else {}
         if isinstance(module, nn.RNNBase) and module.batch_first == bool(self._batch_dim) and name:
             its, other = ("examples", "time") if module.batch_first else ("time", "examples")
             self.warnings.append(
                 f"{name} takes {its} first, and batch_dim={self._batch_dim} says that other layers have {other} first; "
                 f"where they have not, give self_tuning batch_dim={1 - self._batch_dim}"
             )
-        also = f", its {' and '.join(rates)} tuned" if rates else ""
-        also += self._starts(module.dropout) if rates else ""
-        self.report.replaced[name or "the network itself"] = f"{kind.__name__}{also}"
+        self.report.replaced[name or "the network itself"] = kind.__name__ + self._told_rates(module, kind, rates)
         self.replacements.append(Replacement(module, kind, name or "the network", self._batch_dim, rates))
 
-    def _plan_rates(self, name: str, module: nn.RNNBase) -> dict[str, str]:
+    def _plan_rates(self, name: str, module: nn.RNNBase, kind: Any) -> dict[str, str]:
         """What `recurrent_rates` gives, checked; without hyperparameters the rates are to become some."""
         rates = recurrent_rates(name, module, self._hypers)
         if self._hypers is None:
-            self.rates.update({tuned: module.dropout for tuned in rates.values()})
+            now = kind.rates(module, named=False)
+            self.rates.update({tuned: float(now[rate]) for rate, tuned in rates.items()})
+            self.of_batch |= {tuned for rate, tuned in rates.items() if kind.RATES[rate].per_batch}
             return rates
         for rate, tuned in rates.items():
-            RECURRENT_RATES[rate].limits.check_tuned(f"{name}.{rate}", tuned, self._hypers)
+            kind.RATES[rate].check_tuned(f"{name}.{rate}", tuned, self._hypers)
         return rates
+
+    def _told_rates(self, module: nn.Module, kind: Any, rates: dict[str, str]) -> str:
+        """What is said of a recurrent layer's rates that are tuned."""
+        if not rates:
+            return ""
+        now = kind.rates(module, named=self._hypers is not None)
+        resting = [rate for rate in rates if self._hypers is None and not now[rate]]
+        starts = self._starts(0.0) if len(rates) == 1 else f" ({', '.join(resting)} was 0, and starts at {START})"
+        return f", its {' and '.join(rates)} tuned" + (starts if resting else "")
 
     def _starts(self, rate: Any) -> str:
         """What is said of a rate that starts elsewhere than the network has it."""
@@ -250,10 +244,10 @@ def hyper_of(name: str, hypers: Hyperparameters | None) -> str | None:
 
 
 def recurrent_rates(name: str, module: nn.RNNBase, hypers: Hyperparameters | None) -> dict[str, str]:
-    """The hyperparameters of a recurrent module's rates, by rate: between its layers, and of its recurrent weights."""
+    """The hyperparameters of a recurrent module's rates, by rate: between its layers, of its recurrent weights."""
+    kind: Any = response_class(type(module))
     prefix = f"{name}." if name else ""
-    rates = ["dropout"] * (module.num_layers > 1) + ["weight_drop"] * (hypers is not None)
-    found = {rate: hyper_of(prefix + rate, hypers) for rate in rates}
+    found = {rate: hyper_of(prefix + rate, hypers) for rate in kind.rates(module, named=hypers is not None)}
     return {rate: tuned for rate, tuned in found.items() if tuned}
 
 

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
-from revtune.tuning.noise import drop_mask
+from revtune.tuning.hypers.ranges import Range
+from revtune.tuning.noise import BATCH_RATE, RATE, drop_mask
 from revtune.tuning.responses.linearized import ResponseRecord, straight_through
 from revtune.tuning.responses.recurrent_gates import GRU, LSTM, ReluRNN, TanhRNN
 from revtune.tuning.responses.recurrent_loop import Equations, loop_tangents, run_loop
@@ -38,7 +39,7 @@ from revtune.tuning.trees import mapped
 Direction = Callable[[str, Any, Sequence[Tensor], Steps], tuple[Tensor, ...]]
 """Computes one direction of one layer: y and last states, from its parameters' suffix, its input and first states."""
 
-RATES = ("_tuned_rate", "_tuned_weight_drop")
+READERS = {"dropout": "_tuned_rate", "weight_drop": "_tuned_weight_drop"}
 """The attributes by which a layer reads its rates."""
 
 
@@ -52,6 +53,9 @@ class ResponseRecurrent(Responding, nn.RNNBase):
         _tuned_weight_drop: gives the rate at which recurrent weights are dropped, a number or 0-d; None for never.
     """
 
+    RATES: dict[str, Range] = {"dropout": RATE, "weight_drop": BATCH_RATE}
+    """The rates that may be tuned: between layers, and of recurrent weights."""
+
     equations: Equations
     _tuned_rate: Callable[[], Tensor | float] | None = None
     _tuned_weight_drop: Callable[[], Tensor | float] | None = None
@@ -59,13 +63,17 @@ class ResponseRecurrent(Responding, nn.RNNBase):
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle holds: rates by the names of their hyperparameters."""
         state: dict[str, Any] = super().__getstate__()
-        rates = {key: state[key].args[0] for key in RATES if isinstance(state.get(key), partial)}
+        rates = {key: state[key].args[0] for key in READERS.values() if isinstance(state.get(key), partial)}
         return {**state, **rates}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up what `__getstate__` gave."""
         (hypers,) = state["_hypers"]
-        rates = {key: partial(hypers.__getitem__, name) for key in RATES if isinstance(name := state.get(key), str)}
+        rates = {
+            key: partial(hypers.__getitem__, name)
+            for key in READERS.values()
+            if isinstance(name := state.get(key), str)
+        }
         super().__setstate__({**state, **rates})
 
     @classmethod
@@ -76,6 +84,19 @@ class ResponseRecurrent(Responding, nn.RNNBase):
             return "its states are projected (proj_size), which has no response"
         missing = [name for name in module._flat_weights_names if name not in module._parameters]
         return f"its {missing[0]} is no parameter of its own" if missing else None
+
+    @classmethod
+    def rates(cls, module: nn.Module, *, named: bool) -> dict[str, float]:
+        """The rates of a plain layer that can be tuned, as they are; those that it has no argument for where `named`.
+
+        `named` tells that they are tuned where a hyperparameter has their name.
+        """
+        assert isinstance(module, nn.RNNBase)
+        return ({"dropout": module.dropout} if module.num_layers > 1 else {}) | ({"weight_drop": 0.0} if named else {})
+
+    def tune(self, rate: str, hyper: str) -> None:
+        """Have a rate read from a hyperparameter."""
+        setattr(self, READERS[rate], partial(self.hypers.__getitem__, hyper))
 
     def adopt(self, hypers: Hyperparameters, name: str, batch_dim: int) -> None:
         """Take up the parameters of the response, for each direction of each layer."""
@@ -92,7 +113,7 @@ class ResponseRecurrent(Responding, nn.RNNBase):
         """Become the plain layer again, with the dropout between layers at the rate that it has now."""
         if self._tuned_rate is not None:
             self.dropout = float(self._tuned_rate())
-        for name in RATES:
+        for name in READERS.values():
             self.__dict__.pop(name, None)
         super().become_plain()
 

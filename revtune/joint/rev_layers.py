@@ -1,0 +1,225 @@
+"""RevGRU and RevLSTM whose weights respond to hyperparameters, and whose dropouts act at each row's own rate.
+
+Each direction of each layer has a response in both of its products and in its bias (MacKay et al. 2019, section 3.1)::
+
+    W_ih x + b + (Q_ih d) * (V_ih x) + Q_b d          W_hh h + (Q_hh d) * (V_hh h)
+
+with V_ih as `response_weight_ih_l0`, Q_ih as `response_scale_ih_l0`, Q_b as `response_shift_l0`, and so on. Masks,
+scales and shifts stay the same from step to step, so that rewinding is exact at perturbed values too.
+
+Shapes: T time, B batch, I input, H hidden, G rows of a weight (3 H or 5 H), n hyperparameters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from revtune.reversible.cells.cell import Response
+from revtune.reversible.layers.masks import BatchSpec, DrawMask
+from revtune.reversible.layers.modules import RevGRU, RevLSTM
+from revtune.reversible.layers.rnn import RevRNN
+from revtune.reversible.layers.rnn_arguments import Options
+from revtune.tuning.hypers.hyperparameters import Hyperparameters
+from revtune.tuning.hypers.ranges import Range
+from revtune.tuning.noise import BATCH_RATE, RATE, drop_mask
+from revtune.tuning.responses.recurrent_rows import follow_on, laid_sequences, probed
+from revtune.tuning.responses.registered import LAYERS
+from revtune.tuning.responses.responding import ADVICE, Responding
+from revtune.tuning.responses.rows import Laid
+
+_laid: ContextVar[Laid | None] = ContextVar("revtune_laid", default=None)
+"""How examples lie among the rows of the layer that runs; None where rows are the batch, as in streams."""
+
+
+class ResponseRev(Responding, RevRNN):
+    """What RevGRU and RevLSTM with a response share.
+
+    Attributes:
+        tuned: what gives the rates that are tuned, by argument: numbers, 0-d or (B,).
+        batch_dim: which dimension of other layers' inputs is examples; here it is by `batch_first`.
+    """
+
+    RATES: dict[str, Range] = {
+        "input_dropout": RATE, "hidden_dropout": RATE, "output_dropout": RATE, "dropout": RATE,
+        "weight_drop": BATCH_RATE,
+    }  # fmt: skip
+    """The arguments that may be tuned, and what their rates may be."""
+
+    tuned: dict[str, Callable[[], Tensor | float]]
+    _name: str = ""  # a name of its own in the network, in the place of RevRNN's property
+
+    @classmethod
+    def refuses(cls, module: nn.Module) -> str | None:
+        """Why a layer cannot respond; None if it can."""
+        assert isinstance(module, RevRNN)
+        missing = [name for name in module._flat_weights_names if name not in module._parameters]
+        return f"its {missing[0]} is no parameter of its own" if missing else None
+
+    @classmethod
+    def rates(cls, module: nn.Module, *, named: bool) -> dict[str, float]:
+        """The rates of a plain layer that can be tuned, as they are; all of them, whether `named` or not."""
+        assert isinstance(module, RevRNN)
+        rates: dict[str, float] = {"dropout": module.dropout} if module.num_layers > 1 else {}
+        return rates | {name: getattr(module.options, name) for name in cls.RATES if name != "dropout"}
+
+    def adopt(self, hypers: Hyperparameters, name: str, batch_dim: int) -> None:
+        """Take up the parameters of the response, for each direction of each layer."""
+        self._hypers, self._name, self.batch_dim = (hypers,), name, batch_dim  # a tuple, as in `Responding.adopt`
+        self.tuned = {}
+        for suffix in self._all_suffixes():
+            for side in ("ih", "hh"):
+                weight: Tensor = getattr(self, f"weight_{side}{suffix}")
+                self._add(f"response_weight_{side}{suffix}", self.initial_response_weight(weight))
+                self._add(f"response_scale_{side}{suffix}", weight.new_zeros(len(weight), len(hypers.names)))
+            shift = weight.new_zeros(len(weight), len(hypers.names)) if self.bias else None
+            self._add(f"response_shift{suffix}", shift)
+
+    def tune(self, rate: str, hyper: str) -> None:
+        """Have an argument's rate read from a hyperparameter."""
+        self.tuned[rate] = partial(self.hypers.__getitem__, hyper)
+
+    def become_plain(self) -> None:
+        """Become the plain layer again, with its dropouts at the rates that they have now."""
+        now = {name: float(read()) for name, read in self.tuned.items()}
+        self.dropout = now.pop("dropout", self.dropout)
+        self.options = Options(**self.options._asdict() | now)
+        del self.tuned
+        super().become_plain()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: rates by the names of their hyperparameters."""
+        state = super().__getstate__()
+        return {**state, "tuned": {name: read.args[0] for name, read in self.tuned.items()}}  # type: ignore[attr-defined]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up what `__getstate__` gave."""
+        (hypers,) = state["_hypers"]
+        tuned = {name: partial(hypers.__getitem__, hyper) for name, hyper in state["tuned"].items()}
+        super().__setstate__({**state, "tuned": tuned})
+
+    def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:  # type: ignore[override]
+        """The plain layer's outputs, at each example's hyperparameters.
+
+        Raises:
+            ValueError: in a pass, an input without a batch.
+        """
+        bound = self.hypers.current
+        if bound is None:
+            answers = self.hypers.current_departure() is not None or (self.training and self.tuned)
+            plain: tuple[Any, Any] = (self._uncompiled if answers else partial(RevRNN.forward, self))(input, hx)
+            return plain
+        if isinstance(input, Tensor) and input.dim() == 2:
+            raise ValueError(
+                f"{self._name}: in a pass every example has hyperparameters of its own, so that the input must have a "
+                f"batch and three dimensions, got {tuple(input.shape)}"
+            )
+        following = None if bound.rows is None else bound.rows.following
+        laid = laid_sequences(self, input, bound.size, bound.rows, ADVICE)
+        with contextlib.nullcontext() if following is None else following.pause(), _lying(laid):
+            out = self._uncompiled(input, hx)
+            if bound.rows is not None and bound.rows.probe is not None:
+                out = probed(bound.rows.probe, self, out, laid, bound.size)
+            if following is not None:
+                follow_on(following, self, input, out, laid, bound.size)
+        return out
+
+    def _products(self, layer: int, suffix: str, batch: BatchSpec) -> tuple[dict[str, Tensor], dict[str, Response]]:
+        """A layer's weights by name, and their responses, under one mask of dropped weights."""
+        weights, responses = self._weights(layer, suffix, batch), dict[str, Response]()
+        departure = self.hypers.current_departure()
+        if departure is not None:
+            d = self._by_row(departure, batch.rows)
+            for side in ("ih", "hh"):
+                scale = d @ getattr(self, f"response_scale_{side}{suffix}").T
+                responses[side] = getattr(self, f"response_weight_{side}{suffix}"), scale
+            if self.bias:
+                weights["bias"] = weights["bias"] + d @ getattr(self, f"response_shift{suffix}").T
+        if (rate := self._rate("weight_drop")) is not None:
+            mask = drop_mask(weights["hh"].shape, rate, weights["hh"])
+            weights["hh"] = weights["hh"] * mask
+            if "hh" in responses:
+                extra, scale = responses["hh"]
+                responses["hh"] = extra * mask, scale
+        return weights, responses
+
+    def mask(self, name: str, shape: tuple[int, ...], like: Tensor | BatchSpec) -> Tensor | None:
+        """The mask of a locked dropout, (B, F), each row's at its own rate; None where it drops nothing."""
+        rate = self._rate(name)
+        if rate is None:
+            return None
+        return drop_mask(shape, self._of_rows(rate, shape[0]), torch.empty(0, dtype=like.dtype, device=like.device))
+
+    def draw_between(self) -> DrawMask | None:
+        """What draws the masks of the dropout between layers, each row's at its own rate."""
+        rate = self._rate("dropout")
+        if rate is None:
+            return None
+
+        def draw(shape: tuple[int, ...], *, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+            return drop_mask(shape, self._of_rows(rate, shape[1]), like, generator)
+
+        return draw
+
+    def drop_between(self, x: Tensor) -> Tensor:
+        """A layer's outputs (T, B, H) as the next layer reads them."""
+        rate = self._rate("dropout")
+        return x if rate is None else x * drop_mask(x.shape, self._of_rows(rate, x.shape[1]), x)
+
+    def _rate(self, name: str) -> Tensor | float | None:
+        """The rate of a dropout as it is now, a number, 0-d or (B,); None where it drops nothing."""
+        if not self.training:
+            return None
+        if name in self.tuned:
+            return self.tuned[name]()
+        return (self.dropout if name == "dropout" else getattr(self.options, name)) or None
+
+    def _of_rows(self, rate: Tensor | float, rows: int) -> Tensor | float:
+        """A rate for each of so many rows, (rows, 1), or the one of all."""
+        return self._by_row(rate[:, None], rows) if isinstance(rate, Tensor) and rate.dim() else rate
+
+    def _by_row(self, scalars: Tensor, rows: int) -> Tensor:
+        """Scalars of examples (B, k), or of all (1, k), for each row."""
+        laid = _laid.get() or Laid()
+        if laid.way == "batch" and len(scalars) not in (1, rows):
+            raise ValueError(
+                f"{self._name}: the batch must have {len(scalars)} rows, as many as examples have hyperparameters, "
+                f"got {rows}"
+            )
+        return laid.each(scalars, rows)
+
+    def _all_suffixes(self) -> Iterator[str]:
+        """How the names of parameters end, for each direction of each layer."""
+        return (suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer))
+
+
+class ResponseRevGRU(ResponseRev, RevGRU):
+    """RevGRU with a response."""
+
+    plain = RevGRU
+
+
+class ResponseRevLSTM(ResponseRev, RevLSTM):
+    """RevLSTM with a response."""
+
+    plain = RevLSTM
+
+
+@contextlib.contextmanager
+def _lying(laid: Laid) -> Iterator[None]:
+    """Within this block examples lie so among rows."""
+    token = _laid.set(laid)
+    try:
+        yield
+    finally:
+        _laid.reset(token)
+
+
+LAYERS.update({kind.plain: kind for kind in (ResponseRevGRU, ResponseRevLSTM)})
