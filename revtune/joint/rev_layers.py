@@ -22,14 +22,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from revtune.reversible.cells.cell import Response
+from revtune.joint.linear_layer import linear_layer, shifted
+from revtune.reversible.cells.cell import Response, State
+from revtune.reversible.kernel.tape import LayerTensors
+from revtune.reversible.layers.layer import LayerSettings
 from revtune.reversible.layers.masks import BatchSpec, DrawMask
 from revtune.reversible.layers.modules import RevGRU, RevLSTM
-from revtune.reversible.layers.rnn import RevRNN
+from revtune.reversible.layers.rnn import RevRNN, reversed_rows
 from revtune.reversible.layers.rnn_arguments import Options
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.ranges import Range
 from revtune.tuning.noise import BATCH_RATE, RATE, drop_mask
+from revtune.tuning.responses.linearized import ResponseRecord
 from revtune.tuning.responses.recurrent_rows import follow_on, laid_sequences, probed
 from revtune.tuning.responses.registered import LAYERS
 from revtune.tuning.responses.responding import ADVICE, Responding
@@ -105,7 +109,18 @@ class ResponseRev(Responding, RevRNN):
         tuned = {name: partial(hypers.__getitem__, hyper) for name, hyper in state["tuned"].items()}
         super().__setstate__({**state, "tuned": tuned})
 
-    def forward(self, input: Tensor | PackedSequence, hx: Any = None) -> tuple[Any, Any]:  # type: ignore[override]
+    forward = RevRNN.forward  # type: ignore[assignment]  # streams know by it that nobody has changed what a net does
+
+    @property
+    def answers(self) -> bool:
+        """Whether it computes anything else now than its weights say."""
+        return bool(
+            self.hypers.current is not None
+            or self.hypers.current_departure() is not None
+            or (self.training and self.tuned)
+        )
+
+    def _run(self, input: Tensor | PackedSequence, hx: Any, *, native: bool | None = None) -> tuple[Any, Any]:
         """The plain layer's outputs, at each example's hyperparameters.
 
         Raises:
@@ -113,9 +128,7 @@ class ResponseRev(Responding, RevRNN):
         """
         bound = self.hypers.current
         if bound is None:
-            answers = self.hypers.current_departure() is not None or (self.training and self.tuned)
-            plain: tuple[Any, Any] = (self._uncompiled if answers else partial(RevRNN.forward, self))(input, hx)
-            return plain
+            return RevRNN._run(self, input, hx, native=native)
         if isinstance(input, Tensor) and input.dim() == 2:
             raise ValueError(
                 f"{self._name}: in a pass every example has hyperparameters of its own, so that the input must have a "
@@ -124,12 +137,44 @@ class ResponseRev(Responding, RevRNN):
         following = None if bound.rows is None else bound.rows.following
         laid = laid_sequences(self, input, bound.size, bound.rows, ADVICE)
         with contextlib.nullcontext() if following is None else following.pause(), _lying(laid):
-            out = self._uncompiled(input, hx)
+            out = RevRNN._run(self, input, hx, native=native)
             if bound.rows is not None and bound.rows.probe is not None:
                 out = probed(bound.rows.probe, self, out, laid, bound.size)
             if following is not None:
                 follow_on(following, self, input, out, laid, bound.size)
         return out
+
+    def _layers(self, x: Tensor, states: State, lengths: Tensor | None, native: bool) -> tuple[Tensor, State]:
+        """Outputs and last states of all layers; in Delta-STN's two passes one after another, with all outputs."""
+        record = self._record
+        if record is None:
+            return RevRNN._layers(self, x, states, lengths, native)
+        finals: list[State] = []
+        for layer in range(self.num_layers):
+            x = self._dropped(x, layer)
+            outputs = []
+            for way, suffix in enumerate(self._suffixes(layer)):
+                first, spec = tuple(state[len(finals)] for state in states), BatchSpec(x.shape[1], x.dtype, x.device)
+                inputs, settings = self._layer(layer, suffix, spec, first, lengths, native)
+                y, final = linear_layer(self, record, reversed_rows(x, lengths) if way else x, inputs, settings)
+                outputs.append(reversed_rows(y, lengths) if way else y)
+                finals.append(final)
+            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+        if self.options.output == "last":
+            x = torch.cat([final[0] for final in finals[-self.directions :]], -1).to(x.dtype)
+        return self._masked(x, "output_dropout"), tuple(torch.stack(group) for group in zip(*finals, strict=True))
+
+    def _layer(
+        self, layer: int, suffix: str, batch: BatchSpec, state: State, lengths: Tensor | None, native: bool
+    ) -> tuple[LayerTensors, LayerSettings]:
+        """What one layer in one direction runs with."""
+        tensors, settings = RevRNN._layer(self, layer, suffix, batch, state, lengths, native)
+        return tensors, settings if self._record is None else settings._replace(answering=False)
+
+    @property
+    def _record(self) -> ResponseRecord | None:
+        """What Delta-STN's two passes keep; None in others."""
+        return None if self.hypers.current is None else self.hypers.current.record
 
     def _products(self, layer: int, suffix: str, batch: BatchSpec) -> tuple[dict[str, Tensor], dict[str, Response]]:
         """A layer's weights by name, and their responses, under one mask of dropped weights."""
@@ -141,7 +186,8 @@ class ResponseRev(Responding, RevRNN):
                 scale = d @ getattr(self, f"response_scale_{side}{suffix}").T
                 responses[side] = getattr(self, f"response_weight_{side}{suffix}"), scale
             if self.bias:
-                weights["bias"] = weights["bias"] + d @ getattr(self, f"response_shift{suffix}").T
+                shift = d @ getattr(self, f"response_shift{suffix}").T
+                weights["bias"] = shifted(weights["bias"], shift, self._record)
         if (rate := self._rate("weight_drop")) is not None:
             mask = drop_mask(weights["hh"].shape, rate, weights["hh"])
             weights["hh"] = weights["hh"] * mask

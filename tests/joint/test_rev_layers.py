@@ -17,6 +17,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import revtune as rt
 from revtune.joint.rev_layers import ResponseRev
 from revtune.tuning.hypers.hyperparameters import Pass
+from revtune.tuning.responses.linearized import second_pass
+from revtune.tuning.tuner.bilevel import BilevelProblem, linearized_prediction
 from tests.stored import relative, stored_scan
 
 BACKENDS = ("reference", "native")
@@ -63,6 +65,15 @@ def departures(net: Any, rows: int = ROWS) -> Tensor:
     return torch.randn(rows, len(net.hypers.names), generator=torch.Generator().manual_seed(5)).to(net.hypers.raw)
 
 
+def problem_of(net: Any) -> BilevelProblem:
+    """Predictions of the recurrent layer's outputs; no loss is asked for."""
+
+    def no_loss(*_: Any) -> Tensor:
+        raise AssertionError
+
+    return BilevelProblem(net.rnn, net.hypers, lambda model, x: model(x)[0], no_loss, no_loss, lambda x: x.shape[1])
+
+
 def stored(net: Any, x: Tensor, d: Tensor) -> Tensor:
     """Outputs (T, B, H) of a net's layers with stored states."""
     layer: Any = net.rnn
@@ -97,6 +108,59 @@ def test_gradients_are_those_of_stored_states(rev: Any, layers: int, double: boo
     for (name, _), one, other in zip([*net.named_parameters(), ("d", d)], found, wanted, strict=True):
         assert (one is None) == (other is None), name
         assert one is None or relative(one, other) < close, name
+
+
+@nets
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("double", [False, True])
+def test_a_linear_prediction_and_its_gradients(rev: Any, layers: int, double: bool, backend: str) -> None:
+    """The tangent is the derivative of stored outputs for the size of departures, and its gradients are autograd's."""
+    dtype = torch.float64 if double else torch.float32
+    net = converted(rev, num_layers=layers, dtype=dtype)
+    x, d = torch.randn(STEPS, ROWS, INPUTS, dtype=dtype), departures(net)
+    added = {name: p for name, p in net.named_parameters() if "response" in name and name.startswith("rnn")}
+
+    def loss(y: Tensor) -> Tensor:
+        return (y.tanh() * torch.linspace(-1, 1, HIDDEN, dtype=dtype)).sum()
+
+    problem = problem_of(net)
+    for parameter in [p for name, p in net.named_parameters() if "response" not in name]:
+        parameter.requires_grad_(False)
+    with second_pass():
+        out, linear = linearized_prediction(problem, x, net.hypers.raw.detach() + d, d)
+    size = torch.zeros((), dtype=dtype, requires_grad=True)
+    still = stored(net, x, size * d)
+    cotangent = torch.zeros_like(still).requires_grad_()
+    (gradient,) = torch.autograd.grad(still, size, cotangent, create_graph=True)
+    (moved,) = torch.autograd.grad(gradient, cotangent, create_graph=True)
+    close = 1e-12 if double else 1e-5
+    assert relative(out.detach(), still.detach()) < close
+    assert relative(linear.detach(), (still + moved).detach()) < close
+    (dy,) = torch.autograd.grad(loss(linear), linear)
+    found = torch.autograd.grad(out, list(added.values()), dy)
+    wanted = torch.autograd.grad(loss(still.detach() + moved), list(added.values()))
+    for name, one, other in zip(added, found, wanted, strict=True):
+        assert relative(one, other) < close, name
+
+
+@nets
+@pytest.mark.parametrize(
+    "options",
+    [{"bidirectional": True, "num_layers": 2}, {"output": "last"}, {"output": "last", "bidirectional": True}],
+    ids=str,
+)
+def test_a_linear_prediction_moves_as_the_prediction_does(rev: Any, options: dict[str, Any]) -> None:
+    """In float64 a hundred thousandth of a departure moves outputs by so much of the tangent, but for rounded gates."""
+    net = converted(rev, dtype=torch.float64, max_forget_bits=None, forgetting=False, **options)
+    x, d = torch.randn(STEPS, ROWS, INPUTS, dtype=torch.float64), departures(net)
+    problem = problem_of(net)
+    with second_pass():
+        out, linear = linearized_prediction(problem, x, net.hypers.raw.detach() + d, d)
+    with passing(net, 1e-4 * d), torch.no_grad():
+        ahead = net.rnn(x)[0]
+    with passing(net, -1e-4 * d), torch.no_grad():
+        behind = net.rnn(x)[0]
+    assert relative((linear - out).detach(), (ahead - behind) / 2e-4) < 1e-5
 
 
 @nets
@@ -197,7 +261,7 @@ def test_a_copy_reads_its_own_hyperparameters(rev: Any, how: str) -> None:
 
 
 @nets
-@pytest.mark.parametrize("method", ["stn"])
+@pytest.mark.parametrize("method", ["stn", "delta"])
 def test_a_tuned_net_learns_and_freezes(rev: Any, method: Any, backend: str) -> None:
     net: Any = tuning(Tagger(rev, batch_first=True, input_dropout=0.2, weight_drop=0.1))
     data = [(torch.randn(6, STEPS, INPUTS), torch.randint(3, (6, STEPS))) for _ in range(6)]

@@ -66,6 +66,8 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "LSTM": (lambda: Outputs(nn.LSTM(WIDTH, WIDTH, batch_first=True)), lambda: features(5, WIDTH)),
     "GRU": (lambda: Outputs(nn.GRU(WIDTH, WIDTH, batch_first=True)), lambda: features(5, WIDTH)),
     "RNN": (lambda: Outputs(nn.RNN(WIDTH, WIDTH, batch_first=True)), lambda: features(5, WIDTH)),
+    "RevGRU": (lambda: Outputs(rt.RevGRU(WIDTH, WIDTH, batch_first=True)), lambda: features(5, WIDTH)),
+    "RevLSTM": (lambda: Outputs(rt.RevLSTM(WIDTH, WIDTH, batch_first=True)), lambda: features(5, WIDTH)),
     "LSTMCell": (lambda: Twice(nn.LSTMCell(WIDTH, WIDTH)), lambda: features(WIDTH)),
     "GRUCell": (lambda: Twice(nn.GRUCell(WIDTH, WIDTH)), lambda: features(WIDTH)),
     "RNNCell": (lambda: Twice(nn.RNNCell(WIDTH, WIDTH)), lambda: features(WIDTH)),

@@ -285,9 +285,9 @@ class RevRNN(FlatWeights):
             for way, suffix in enumerate(self._suffixes(layer)):
                 first = tuple(state[2 * layer + way] for state in states)
                 inputs, settings = self._layer(layer, suffix, _spec(x), first, lengths, native)
-                y, final = self._direction(_reversed(x, lengths) if way else x, inputs, settings, every)
+                y, final = self._direction(reversed_rows(x, lengths) if way else x, inputs, settings, every)
                 finals.append(final)
-                outputs.append(_reversed(y, lengths) if way and every else y)
+                outputs.append(reversed_rows(y, lengths) if way and every else y)
             x = torch.cat(outputs, -1)
         return self._masked(x, "output_dropout"), _stacked(finals)
 
@@ -329,6 +329,11 @@ class RevRNN(FlatWeights):
         ]
         weights = dict(zip(("ih", "hh"), parameters, strict=False))  # the biases, if any, come after them
         return {**weights, "bias": parameters[2] + parameters[3]} if self.bias else weights
+
+    @property
+    def answers(self) -> bool:
+        """Whether it computes anything else now than its weights say, as a layer that responds may."""
+        return False
 
     @property
     def first_weight(self) -> Tensor:
@@ -392,7 +397,7 @@ def _stacked(finals: list[State]) -> State:
     return tuple(torch.stack(group) for group in zip(*finals, strict=True))
 
 
-def _reversed(x: Tensor, lengths: Tensor | None) -> Tensor:
+def reversed_rows(x: Tensor, lengths: Tensor | None) -> Tensor:
     """(T, B, F) with each row's own steps in the opposite order; padding stays where it is."""
     if lengths is None:
         return x.flip(0)

@@ -54,7 +54,7 @@ def first_states(cell: Cell, x: Tensor, hx: Hx | None, shape: tuple[int, ...]) -
 def _is_plain(net: RevRNN) -> bool:
     """Whether a net's step is that of its layers, one after another, and nothing else."""
     options = net.options
-    if net.bidirectional or options.output != "all":
+    if net.bidirectional or options.output != "all" or net.answers:
         return False
     if not net.training:
         return True
