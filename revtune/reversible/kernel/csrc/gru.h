@@ -76,7 +76,7 @@ struct Cell {
     evaluate(worker, begin, end, half);
   }
 
-  static void advance(Worker& worker, int64_t position, int half, Keep keep, const float*) {
+  static void advance(Worker& worker, int64_t position, int half, Keep keep, float*) {
     const Chunk& chunk = worker.chunk;
     const int64_t row = position % chunk.rows;
     double* h = worker.counts(0, half, row);
