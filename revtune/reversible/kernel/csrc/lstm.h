@@ -40,10 +40,8 @@ inline __attribute__((always_inline)) double moved(double h, float zi, float upd
 // A half's gates from the two sums of them, into one of these. Loops of their own: together with what uses the gates,
 // the chain of operations would be too long for one position's to overlap with the next ones'.
 inline void activate(const float* projected, const float* sum, float* gates, int64_t n) {
-#pragma GCC ivdep
-  for (int64_t j = 0; j < 4 * n; j++) gates[j] = sigmoid(projected[j] + sum[j]);
-#pragma GCC ivdep
-  for (int64_t j = 4 * n; j < 5 * n; j++) gates[j] = hyperbolic_tangent(projected[j] + sum[j]);
+  sigmoid_of_sums(projected, sum, gates, 4 * n);
+  tanh_of_sums(projected + 4 * n, sum + 4 * n, gates + 4 * n, n);
 }
 
 // A half's step without a buffer: first c and, in the place of f and p, p as a forget integer and the part of o that h

@@ -85,10 +85,29 @@ void panel_for_all(const Rows& at, int64_t rows, Span span, const float* from, c
 
 inline int64_t padded(int64_t outputs) { return (outputs + panel_width - 1) / panel_width * panel_width; }
 
+// As many panels at once as keep the multiply-adds busy: those of one row and panel wait for each other.
+inline void product_of_row(const float* input, int64_t inputs, const float* packed, float* output) {
+  constexpr int panels = 4;
+  Lanes sums[panels][2] = {};
+  for (int64_t k = 0; k < inputs; k++, packed += panel_width) {
+    const Lanes factor = broadcast(input[k]);
+#pragma GCC unroll 4
+    for (int p = 0; p < panels; p++) {
+      const float* weight = packed + p * inputs * panel_width;
+      sums[p][0] = multiply_add(*(const Lanes*)weight, factor, sums[p][0]);
+      sums[p][1] = multiply_add(*(const Lanes*)(weight + lanes), factor, sums[p][1]);
+    }
+  }
+  std::memcpy(output, sums, sizeof sums);
+}
+
 // W times each input row, W being packed; output rows have room for `padded(outputs)`.
 inline void product(Rows& at, int64_t rows, int64_t inputs, int64_t outputs, const float* packed) {
-  for (int64_t column = 0; column < outputs; column += panel_width, packed += inputs * panel_width)
-    panel_for_all(at, rows, {0, inputs}, zeros.values, packed, panel_width, column);
+  int64_t column = 0;
+  for (; rows == 1 && column + 4 * panel_width <= padded(outputs); column += 4 * panel_width)
+    product_of_row(at.inputs[0], inputs, packed + column * inputs, at.outputs[0] + column);
+  for (; column < outputs; column += panel_width)
+    panel_for_all(at, rows, {0, inputs}, zeros.values, packed + column * inputs, panel_width, column);
 }
 
 // Each input row times W, for W of shape (inputs, outputs) as it is, whose rows are `stride` apart; at least a panel of
