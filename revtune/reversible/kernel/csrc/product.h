@@ -85,17 +85,19 @@ void panel_for_all(const Rows& at, int64_t rows, Span span, const float* from, c
 
 inline int64_t padded(int64_t outputs) { return (outputs + panel_width - 1) / panel_width * panel_width; }
 
-// As many panels at once as keep the multiply-adds busy: those of one row and panel wait for each other.
-inline void product_of_row(const float* input, int64_t inputs, const float* packed, float* output) {
-  constexpr int panels = 4;
+// Panels of one row, `apart` from each other, at once: the multiply-adds of one row and panel wait for each other. Their
+// chains begin with zero, or go on from the output.
+template <int panels>
+void panels_of_row(const float* input, Span span, const float* weight, int64_t stride, int64_t apart, float* output) {
   Lanes sums[panels][2] = {};
-  for (int64_t k = 0; k < inputs; k++, packed += panel_width) {
+  if (span.begin) std::memcpy(sums, output, sizeof sums);
+  for (int64_t k = span.begin; k < span.end; k++, weight += stride) {
     const Lanes factor = broadcast(input[k]);
 #pragma GCC unroll 4
     for (int p = 0; p < panels; p++) {
-      const float* weight = packed + p * inputs * panel_width;
-      sums[p][0] = multiply_add(*(const Lanes*)weight, factor, sums[p][0]);
-      sums[p][1] = multiply_add(*(const Lanes*)(weight + lanes), factor, sums[p][1]);
+      const float* panel = weight + p * apart;
+      sums[p][0] = multiply_add(*(const Lanes*)panel, factor, sums[p][0]);
+      sums[p][1] = multiply_add(*(const Lanes*)(panel + lanes), factor, sums[p][1]);
     }
   }
   std::memcpy(output, sums, sizeof sums);
@@ -103,9 +105,11 @@ inline void product_of_row(const float* input, int64_t inputs, const float* pack
 
 // W times each input row, W being packed; output rows have room for `padded(outputs)`.
 inline void product(Rows& at, int64_t rows, int64_t inputs, int64_t outputs, const float* packed) {
+  constexpr int64_t wide = 4 * panel_width;
   int64_t column = 0;
-  for (; rows == 1 && column + 4 * panel_width <= padded(outputs); column += 4 * panel_width)
-    product_of_row(at.inputs[0], inputs, packed + column * inputs, at.outputs[0] + column);
+  for (; rows == 1 && column + wide <= padded(outputs); column += wide)
+    panels_of_row<4>(at.inputs[0], {0, inputs}, packed + column * inputs, panel_width, inputs * panel_width,
+                     at.outputs[0] + column);
   for (; column < outputs; column += panel_width)
     panel_for_all(at, rows, {0, inputs}, zeros.values, packed + column * inputs, panel_width, column);
 }
@@ -118,10 +122,17 @@ void transposed_product(const Rows& at, int64_t rows, int64_t inputs, int64_t ou
                         int64_t stride) {
   constexpr int64_t some = 256;
   const int64_t filled = outputs / panel_width * panel_width;
-  for (int64_t first = 0; first < inputs; first += some)
-    for (int64_t column = 0; column < filled; column += panel_width)
-      panel_for_all<ahead>(at, rows, {first, std::min(first + some, inputs)}, first ? nullptr : zeros.values,
-                           weight + first * stride + column, stride, column);
+  constexpr int64_t wide = 2 * panel_width;
+  for (int64_t first = 0; first < inputs; first += some) {
+    const Span span{first, std::min(first + some, inputs)};
+    int64_t column = 0;
+    for (; ahead == Ahead::nothing && rows == 1 && column + wide <= filled; column += wide)
+      panels_of_row<2>(at.inputs[0], span, weight + first * stride + column, stride, panel_width,
+                       at.outputs[0] + column);
+    for (; column < filled; column += panel_width)
+      panel_for_all<ahead>(at, rows, span, first ? nullptr : zeros.values, weight + first * stride + column, stride,
+                           column);
+  }
   if (filled < outputs)
     panel_for_all<ahead>(at, rows, {0, inputs}, zeros.values, weight + outputs - panel_width, stride,
                          outputs - panel_width);
