@@ -85,8 +85,8 @@ void panel_for_all(const Rows& at, int64_t rows, Span span, const float* from, c
 
 inline int64_t padded(int64_t outputs) { return (outputs + panel_width - 1) / panel_width * panel_width; }
 
-// Panels of one row, `apart` from each other, at once: the multiply-adds of one row and panel wait for each other. Their
-// chains begin with zero, or go on from the output.
+// Panels of one row, `apart` from each other, at once: the multiply-adds of one row and panel wait for each other.
+// Their chains begin with zero, or go on from the output.
 template <int panels>
 void panels_of_row(const float* input, Span span, const float* weight, int64_t stride, int64_t apart, float* output) {
   Lanes sums[panels][2] = {};
