@@ -76,6 +76,8 @@ def name_bad_count(counts: Tensor, part: str, step: int, name: str) -> None:
 
 def _first_bad(value: Tensor) -> tuple[int, ...] | None:
     """The index at which a tensor first is NaN or infinite."""
+    if math.isfinite(float(value.sum())):
+        return None  # what is not finite stays in a sum, which is cheaper; finite numbers may overflow it
     low, high = torch.aminmax(value)  # one pass, without a mask of the tensor's size; NaN becomes both
     if math.isfinite(float(low)) and math.isfinite(float(high)):
         return None

@@ -60,15 +60,14 @@ struct Cell {
       const float *sum = worker.sums[p - begin], *read = worker.at.inputs[p - begin];
       float* gates = worker.gates(p, half);
       float* rh = worker.chunk.rh ? worker.rh(p, half) : worker.kept[p - begin];
-      for (int64_t j = 0; j < 2 * n; j++) gates[j] = sigmoid(gates[j] + sum[j]);
+      sigmoid_of_sums(gates, sum, gates, 2 * n);
       for (int64_t j = 0; j < n; j++) rh[j] = gates[n + j] * read[j];
       worker.at.inputs[p - begin] = rh;
     }
     worker.recurrent(begin, end, n, packed + padded(2 * n) * n, column + 2 * n);
     for (int64_t p = begin; p < end; p++) {
-      const float* sum = worker.sums[p - begin];
       float* g = worker.gates(p, half) + 2 * n;
-      for (int64_t j = 0; j < n; j++) g[j] = hyperbolic_tangent(g[j] + sum[j]);
+      tanh_of_sums(g, worker.sums[p - begin], g, n);
     }
   }
 
@@ -76,7 +75,7 @@ struct Cell {
     evaluate(worker, begin, end, half);
   }
 
-  static void advance(Worker& worker, int64_t position, int half, Keep keep, const float*) {
+  static void advance(Worker& worker, int64_t position, int half, Keep keep, float*) {
     const Chunk& chunk = worker.chunk;
     const int64_t row = position % chunk.rows;
     double* h = worker.counts(0, half, row);

@@ -37,28 +37,33 @@ inline __attribute__((always_inline)) double moved(double h, float zi, float upd
   return __builtin_rint(h * (double)(zi * (1.0f / 1024.0f))) + to_count(update);
 }
 
-// A half's step without a buffer, from the two sums of its gates, which are kept nowhere: first c, with p as a forget
-// integer and the part of o that h takes up, then h. In one pass the chain of operations would be too long to overlap.
-inline void infer_cell(const float* __restrict projected, const float* __restrict sum, double* __restrict cell,
-                       float* __restrict c, float* __restrict zi, float* __restrict o_taken, int64_t n, float slope,
+// A half's gates from the two sums of them, into one of these. Loops of their own: together with what uses the gates,
+// the chain of operations would be too long for one position's to overlap with the next ones'.
+inline void activate(const float* projected, const float* sum, float* gates, int64_t n) {
+  sigmoid_of_sums(projected, sum, gates, 4 * n);
+  tanh_of_sums(projected + 4 * n, sum + 4 * n, gates + 4 * n, n);
+}
+
+// A half's step without a buffer: first c and, in the place of f and p, p as a forget integer and the part of o that h
+// takes up; then h.
+inline void infer_cell(float* __restrict gates, double* __restrict cell, float* __restrict c, int64_t n, float slope,
                        float floor, float share) {
 #pragma GCC ivdep
   for (int64_t j = 0; j < n; j++) {
-    const float f = sigmoid(projected[j] + sum[j]), p = sigmoid(projected[n + j] + sum[n + j]);
-    const float i = sigmoid(projected[2 * n + j] + sum[2 * n + j]), o = sigmoid(projected[3 * n + j] + sum[3 * n + j]);
-    const float g = hyperbolic_tangent(projected[4 * n + j] + sum[4 * n + j]);
+    const float f = gates[j], p = gates[n + j], i = gates[2 * n + j], o = gates[3 * n + j], g = gates[4 * n + j];
     cell[j] = moved(cell[j], forget_integer(f, slope, floor, top), i * g);
     c[j] = from_count(cell[j]);
-    zi[j] = forget_integer(p, slope, floor, top);
-    o_taken[j] = taken(o, zi[j], share);
+    const float zi = forget_integer(p, slope, floor, top);
+    gates[j] = zi;
+    gates[n + j] = taken(o, zi, share);
   }
 }
 
-inline void infer_hidden(double* __restrict hidden, const float* __restrict c, const float* __restrict zi,
-                         const float* __restrict o_taken, float* __restrict h, int64_t n) {
+inline void infer_hidden(double* __restrict hidden, const float* __restrict gates, const float* __restrict tanh_c,
+                         float* __restrict h, int64_t n) {
 #pragma GCC ivdep
   for (int64_t j = 0; j < n; j++) {
-    hidden[j] = moved(hidden[j], zi[j], o_taken[j] * hyperbolic_tangent(c[j]));
+    hidden[j] = moved(hidden[j], gates[j], gates[n + j] * tanh_c[j]);
     h[j] = from_count(hidden[j]);
   }
 }
@@ -146,10 +151,8 @@ struct Cell {
     const int64_t n = worker.units;
     multiply(worker, begin, end, half);
     for (int64_t p = begin; p < end; p++) {
-      const float* sum = worker.sums[p - begin];
       float* gates = worker.gates(p, half);
-      for (int64_t j = 0; j < 4 * n; j++) gates[j] = sigmoid(gates[j] + sum[j]);
-      for (int64_t j = 4 * n; j < 5 * n; j++) gates[j] = hyperbolic_tangent(gates[j] + sum[j]);
+      activate(gates, worker.sums[p - begin], gates, n);
     }
   }
 
@@ -160,16 +163,17 @@ struct Cell {
     (infers(worker, keep) ? multiply : evaluate)(worker, begin, end, half);
   }
 
-  static void advance(Worker& worker, int64_t position, int half, Keep keep, const float* sum) {
+  static void advance(Worker& worker, int64_t position, int half, Keep keep, float* sum) {
     const Chunk& chunk = worker.chunk;
     const int64_t row = position % chunk.rows;
     float* c = chunk.c ? worker.c(position, half) : worker.kept[0];
     if (!infers(worker, keep)) return step(worker, position, half, keep, c);
     double* hidden = worker.counts(0, half, row);
-    float *zi = worker.zi[0], *o_taken = worker.read[0];
-    infer_cell(worker.gates(position, half), sum, worker.counts(1, half, row), c, zi, o_taken, worker.units,
-               chunk.slope, chunk.floor, chunk.share);
-    infer_hidden(hidden, c, zi, o_taken, worker.y(position, half), worker.units);
+    float* tanh_c = worker.read[0];
+    activate(worker.gates(position, half), sum, sum, worker.units);
+    infer_cell(sum, worker.counts(1, half, row), c, worker.units, chunk.slope, chunk.floor, chunk.share);
+    tanh_of(c, tanh_c, worker.units);
+    infer_hidden(hidden, sum, tanh_c, worker.y(position, half), worker.units);
     worker.round_slice(half, hidden);
   }
 

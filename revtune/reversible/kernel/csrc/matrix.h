@@ -156,6 +156,9 @@ inline __attribute__((always_inline)) void outer_panel(
   }
   for (int64_t p = 0; p < positions; p++, d += d_stride, v += v_stride) {
     const Lanes left = *(const Lanes*)v, right = *(const Lanes*)(v + lanes);
+    // Positions lie too far apart for the processor to see the next ones coming.
+    __builtin_prefetch(d + 12 * d_stride);
+    __builtin_prefetch(d + 12 * d_stride + R - 1);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
       const Lanes factor = broadcast(d[r]);

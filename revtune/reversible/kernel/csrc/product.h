@@ -85,10 +85,33 @@ void panel_for_all(const Rows& at, int64_t rows, Span span, const float* from, c
 
 inline int64_t padded(int64_t outputs) { return (outputs + panel_width - 1) / panel_width * panel_width; }
 
+// Panels of one row, `apart` from each other, at once: the multiply-adds of one row and panel wait for each other.
+// Their chains begin with zero, or go on from the output.
+template <int panels>
+void panels_of_row(const float* input, Span span, const float* weight, int64_t stride, int64_t apart, float* output) {
+  Lanes sums[panels][2] = {};
+  if (span.begin) std::memcpy(sums, output, sizeof sums);
+  for (int64_t k = span.begin; k < span.end; k++, weight += stride) {
+    const Lanes factor = broadcast(input[k]);
+#pragma GCC unroll 4
+    for (int p = 0; p < panels; p++) {
+      const float* panel = weight + p * apart;
+      sums[p][0] = multiply_add(*(const Lanes*)panel, factor, sums[p][0]);
+      sums[p][1] = multiply_add(*(const Lanes*)(panel + lanes), factor, sums[p][1]);
+    }
+  }
+  std::memcpy(output, sums, sizeof sums);
+}
+
 // W times each input row, W being packed; output rows have room for `padded(outputs)`.
 inline void product(Rows& at, int64_t rows, int64_t inputs, int64_t outputs, const float* packed) {
-  for (int64_t column = 0; column < outputs; column += panel_width, packed += inputs * panel_width)
-    panel_for_all(at, rows, {0, inputs}, zeros.values, packed, panel_width, column);
+  constexpr int64_t wide = 4 * panel_width;
+  int64_t column = 0;
+  for (; rows == 1 && column + wide <= padded(outputs); column += wide)
+    panels_of_row<4>(at.inputs[0], {0, inputs}, packed + column * inputs, panel_width, inputs * panel_width,
+                     at.outputs[0] + column);
+  for (; column < outputs; column += panel_width)
+    panel_for_all(at, rows, {0, inputs}, zeros.values, packed + column * inputs, panel_width, column);
 }
 
 // Each input row times W, for W of shape (inputs, outputs) as it is, whose rows are `stride` apart; at least a panel of
@@ -99,10 +122,17 @@ void transposed_product(const Rows& at, int64_t rows, int64_t inputs, int64_t ou
                         int64_t stride) {
   constexpr int64_t some = 256;
   const int64_t filled = outputs / panel_width * panel_width;
-  for (int64_t first = 0; first < inputs; first += some)
-    for (int64_t column = 0; column < filled; column += panel_width)
-      panel_for_all<ahead>(at, rows, {first, std::min(first + some, inputs)}, first ? nullptr : zeros.values,
-                           weight + first * stride + column, stride, column);
+  constexpr int64_t wide = 2 * panel_width;
+  for (int64_t first = 0; first < inputs; first += some) {
+    const Span span{first, std::min(first + some, inputs)};
+    int64_t column = 0;
+    for (; ahead == Ahead::nothing && rows == 1 && column + wide <= filled; column += wide)
+      panels_of_row<2>(at.inputs[0], span, weight + first * stride + column, stride, panel_width,
+                       at.outputs[0] + column);
+    for (; column < filled; column += panel_width)
+      panel_for_all<ahead>(at, rows, span, first ? nullptr : zeros.values, weight + first * stride + column, stride,
+                           column);
+  }
   if (filled < outputs)
     panel_for_all<ahead>(at, rows, {0, inputs}, zeros.values, weight + outputs - panel_width, stride,
                          outputs - panel_width);

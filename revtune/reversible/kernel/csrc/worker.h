@@ -1,14 +1,19 @@
 // What one thread needs beside the chunk: rows of scratch, and the pointers into them.
 
-// Floats that vectors like: rows of `stride`, which is at least a padded product.
+// Floats that vectors like: rows of `stride`, which is at least a padded product, from a cache line's beginning on.
 class Table {
  public:
-  Table(int64_t rows, int64_t columns) : stride_(padded(columns)), values_((size_t)(rows * stride_)) {}
-  float* operator[](int64_t row) { return values_.data() + row * stride_; }
+  Table(int64_t rows, int64_t columns)
+      : stride_((padded(columns) + line - 1) / line * line), lines_((size_t)(rows * stride_ / line)) {}
+  float* operator[](int64_t row) { return (float*)lines_.data() + row * stride_; }
 
  private:
+  static constexpr int64_t line = 16;
+  struct alignas(64) Line {
+    float values[line];
+  };
   int64_t stride_;
-  std::vector<float> values_;
+  std::vector<Line> lines_;
 };
 
 // Floats of a part's counts.
