@@ -60,7 +60,7 @@ def follow_on(following: Following, layer: Any, input: Any, out: tuple[Any, Any]
     if isinstance(y, PackedSequence):
         following.set(y.data, Owners(_packed(laid, size, y), False, fixed_sequences=y.sorted_indices is None))
     else:
-        following.set(y, Owners(_along(laid, size, y, 0 if layer.batch_first else 1), fixed))
+        following.set(y, Owners(_along(laid, size, y, _examples(layer, y)), fixed))
 
 
 def probed(probe: Probe, layer: Any, out: tuple[Any, Any], laid: Laid, size: int) -> tuple[Any, Any]:
@@ -69,8 +69,13 @@ def probed(probe: Probe, layer: Any, out: tuple[Any, Any], laid: Laid, size: int
     finals = mapped(lambda state: probe.added(layer, state, _along(laid, size, state, 1), axis=1), finals)
     if isinstance(y, PackedSequence):
         return y._replace(data=probe.added(layer, y.data, _packed(laid, size, y))), finals
-    axis = 0 if layer.batch_first else 1
+    axis = _examples(layer, y)
     return probe.added(layer, y, _along(laid, size, y, axis), axis=axis), finals
+
+
+def _examples(layer: Any, y: Tensor) -> int:
+    """Which dimension of a recurrent layer's outputs is sequences; the last one's alone, (B, H), have the first."""
+    return 0 if layer.batch_first or y.dim() == 2 else 1
 
 
 def _along(laid: Laid, size: int, x: Tensor, axis: int) -> Tensor:
