@@ -34,7 +34,8 @@ Write a cell of your own: `Cell`, `Stage`, `Coupling`, `forget_gate`, run by `sc
 The code lies in two halves, `revtune.reversible` and `revtune.tuning`. The program `revtune` is `revtune.program`.
 """
 
-import revtune.joint.rev_layers  # noqa: F401  # enters its layers into the tables of `tuning`
+import revtune.joint.readouts  # enters its layers into the tables of `tuning`
+import revtune.joint.rev_layers  # noqa: F401  # the same
 from revtune.errors import HyperparameterError, NonFiniteError, ReversalError, StateRangeError
 from revtune.published import publish
 from revtune.reversible.cells.cell import Cell, Coupling, Stage, Step, forget_gate

@@ -1,9 +1,11 @@
-"""What is drawn once for a sequence that runs in chunks: the one thing that streams and tuned dropouts both know."""
+"""What streams and self-tuning layers both know of a sequence that runs in chunks: draws, and whose its rows are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -33,3 +35,50 @@ def drawn_once(owner: nn.Module, shape: tuple[int, ...], device: torch.device, d
     """
     sequence = present.get()
     return draw(None) if sequence is None else sequence.once(owner, shape, device, draw)
+
+
+@dataclass(frozen=True)
+class Along:
+    """A chunk one of whose dimensions is the rows of the batch."""
+
+    axis: int
+
+
+@dataclass(frozen=True)
+class Positions:
+    """A chunk's positions (N, ...), time first: those of all `rows` at a step, then the next step's.
+
+    Attributes:
+        rows: B.
+        live: which are no padding, (K, B); None for all.
+    """
+
+    rows: int
+    live: Tensor | None = None
+
+    def index(self, count: int) -> Tensor | None:
+        """The row of each of so many positions, (N,); None where rows simply alternate."""
+        if self.live is None:
+            return None
+        index = self.live.nonzero()[:, 1]
+        return index if len(index) == count else None
+
+
+class Nobody:
+    """A chunk on trial, which is of no rows: nothing answers for them."""
+
+
+Rows = Along | Positions | Nobody
+
+streamed: ContextVar[Rows | None] = ContextVar("revtune_rows", default=None)
+"""Whose the entries of the chunk are that a stream has handed to a function of the user's; None outside of streams."""
+
+
+@contextmanager
+def handing(rows: Rows) -> Iterator[None]:
+    """Within this block functions of the user's are handed a chunk of these rows."""
+    token = streamed.set(rows)
+    try:
+        yield
+    finally:
+        streamed.reset(token)

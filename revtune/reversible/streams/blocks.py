@@ -18,6 +18,7 @@ from revtune.reversible.kernel.chunks import evened_out
 from revtune.reversible.streams.chunk_graph import Autocast
 from revtune.reversible.streams.held import held_tensors
 from revtune.reversible.streams.trials import key_of, remember, trial
+from revtune.sequences import Positions, handing
 
 BLOCK_BYTES = 2**18
 """Bytes that the graph of a block may keep. Beside them stand several tensors as large, and C's heap keeps holes of
@@ -75,6 +76,7 @@ def kept_bytes(
             storages[storage.data_ptr()] = min(storage.nbytes(), tensor.nbytes)
         return tensor
 
-    with trial(readout, autocast), torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
+    rows = handing(Positions(y.shape[1]))
+    with trial(readout, autocast), rows, torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
         loss(y.flatten(0, 1).requires_grad_().clone(), targets.flatten(0, 1))
     return sum(storages.values())

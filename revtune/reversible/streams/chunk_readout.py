@@ -5,12 +5,15 @@ Shapes: T time, K steps of a chunk, B batch, H hidden, N positions.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
 
 from revtune.reversible.arguments import running
 from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.streams.readout_pass import ReadoutPass
+from revtune.sequences import Positions, handing
 
 
 class ChunkReadout:
@@ -37,7 +40,8 @@ class ChunkReadout:
         for block in self._blocks(y, first):
             positions, targets = self._positions(y[block], first + block.start, first + block.stop)
             if len(positions):
-                total += self._pass.loss(positions, targets)
+                with self._handing(first + block.start, first + block.stop):
+                    total += self._pass.loss(positions, targets)
         return total
 
     def gradient(self, y: Tensor, first: int) -> tuple[Tensor, Tensor | None]:
@@ -57,8 +61,13 @@ class ChunkReadout:
         positions, targets = self._positions(y, first, first + len(y))
         if not len(positions):
             return torch.zeros((), dtype=torch.float64, device=y.device), None
-        loss, grad = self._pass.gradient(positions, targets)
+        with self._handing(first, first + len(y)):
+            loss, grad = self._pass.gradient(positions, targets)
         return loss, self._placed(grad, y, first)
+
+    def _handing(self, first: int, last: int) -> AbstractContextManager[None]:
+        """Within this block readouts are handed these steps' positions."""
+        return handing(Positions(self._targets.shape[1], self._live(first, last)))
 
     def _blocks(self, y: Tensor, first: int) -> list[slice]:
         """The steps of a chunk that are read out at once: all of them, where that is little."""

@@ -19,6 +19,7 @@ from revtune.reversible.streams.hooks import refuse_hooks
 from revtune.reversible.streams.replay import NoDraws, Replay
 from revtune.reversible.streams.trials import try_encoder
 from revtune.reversible.transforms import refuse_transforms
+from revtune.sequences import Along, handing
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -60,10 +61,15 @@ class Encoder:
         draws = nullcontext() if self._seed is None else Replay(self._seed + first)
         with draws, torch.set_grad_enabled(recorded), inner_graph(), opened(self._sinks):
             with self._autocast.again():
-                encoded = chunk if self._encode is None else self._encode(chunk)
+                encoded = chunk if self._encode is None else self._handed(chunk)
                 root = self._check(self._shaped(encoded, chunk))
         self._root = root if graph else root.detach()
         return root.detach()
+
+    def _handed(self, chunk: Tensor) -> Tensor:
+        assert self._encode is not None
+        with handing(Along(1)):
+            return self._encode(chunk)
 
     @contextmanager
     def answering(self) -> Iterator[None]:

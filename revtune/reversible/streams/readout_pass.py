@@ -14,16 +14,14 @@ from revtune.reversible.streams.blocks import block_steps
 from revtune.reversible.streams.chunk_graph import Autocast, chunk_gradients, leaves
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
 from revtune.reversible.streams.held import held_parts
-from revtune.reversible.streams.hooks import called_as_written, refuse_hooks
+from revtune.reversible.streams.hooks import refuse_hooks
 from revtune.reversible.streams.leaf_weights import AddedInPlace
 from revtune.reversible.streams.mean import Counted
-from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntropy
+from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntropy, known_head
 from revtune.reversible.streams.trials import try_readout
 from revtune.reversible.transforms import refuse_transforms
 
 Readout = Callable[..., Tensor]
-
-_FORWARD = LinearCrossEntropy.forward
 
 
 class ReadoutPass:
@@ -50,8 +48,7 @@ class ReadoutPass:
         self._readout, self._sinks = readout, sinks
         self._context = [(tensor, tensor.detach().requires_grad_(tensor.requires_grad)) for tensor in context]
         head = readout.head if isinstance(readout, FeatureReadout) else readout
-        # By hand, the gradient passes over the head's forward: a subclass may have one of its own, hooks watch it
-        self._head = head if type(head) is LinearCrossEntropy and called_as_written(head, _FORWARD) else None
+        self._head = known_head(head)
         self._tried = self._head is not None or isinstance(readout, FeatureReadout)
         self._autocast = Autocast(device)
         self._in_place = self._head is not readout and not _compiled(readout)

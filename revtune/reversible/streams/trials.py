@@ -27,6 +27,7 @@ from revtune.reversible.streams.held import held_parts
 from revtune.reversible.streams.mean import Counted, noted
 from revtune.reversible.streams.memory import Memory, spectral
 from revtune.reversible.streams.same_draws import SameDraws
+from revtune.sequences import Nobody, handing
 
 T = TypeVar("T")
 
@@ -222,7 +223,7 @@ def trial(function: Any, autocast: Autocast) -> Iterator[SameDraws]:
     """A block that leaves no trace in what a function holds, but for what Python code keeps itself."""
     before, draws = Memory(function), SameDraws()
     try:
-        with one_sequence(SequenceMasks(seed=0)), opened(Sinks()), autocast.again(), draws:
+        with one_sequence(SequenceMasks(seed=0)), opened(Sinks()), autocast.again(), handing(Nobody()), draws:
             yield draws
         draws.normed = before.spectral_norm_moved()
         if draws.memory:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from revtune.tuning.conversion.plan import DROPOUTS, hyper_of, recurrent_rates
+from revtune.tuning.conversion.plan import DROPOUTS, hyper_of, own_rates
 from revtune.tuning.hypers.constants import Constants
 from revtune.tuning.noise import drop_mask
 
@@ -31,7 +31,7 @@ def plain(net: nn.Module, hypers: Constants) -> nn.Module:
             dropout: Any = module
             dropout.__class__ = DROPOUTS[type(module)]
             dropout.adopt(hypers, hyper)
-        elif isinstance(module, nn.LSTM | nn.GRU | nn.RNN) and (rates := recurrent_rates(name, module, hypers)):
+        elif isinstance(module, nn.LSTM | nn.GRU | nn.RNN) and (rates := own_rates(name, module, hypers)):
             recurrent: Any = module
             recurrent.__class__ = WITH_RATES[type(module)]
             recurrent.rates = {rate: partial(hypers.__getitem__, hyper) for rate, hyper in rates.items()}

@@ -200,7 +200,7 @@ class Plan:
         if why := (_tied(module, self._shared) or _without_grad(module) or kind.refuses(module)):
             self.report.left[name or "the network itself"] = why
             return
-        rates = self._plan_rates(name, module, kind) if isinstance(module, nn.RNNBase) else {}
+        rates = self._plan_rates(name, module, kind) if hasattr(kind, "RATES") else {}
         if isinstance(module, nn.RNNBase) and module.batch_first == bool(self._batch_dim) and name:
             its, other = ("examples", "time") if module.batch_first else ("time", "examples")
             self.warnings.append(
@@ -210,9 +210,9 @@ class Plan:
         self.report.replaced[name or "the network itself"] = kind.__name__ + self._told_rates(module, kind, rates)
         self.replacements.append(Replacement(module, kind, name or "the network", self._batch_dim, rates))
 
-    def _plan_rates(self, name: str, module: nn.RNNBase, kind: Any) -> dict[str, str]:
-        """What `recurrent_rates` gives, checked; without hyperparameters the rates are to become some."""
-        rates = recurrent_rates(name, module, self._hypers)
+    def _plan_rates(self, name: str, module: nn.Module, kind: Any) -> dict[str, str]:
+        """What `own_rates` gives, checked; without hyperparameters the rates are to become some."""
+        rates = own_rates(name, module, self._hypers)
         if self._hypers is None:
             now = kind.rates(module, named=False)
             self.rates.update({tuned: float(now[rate]) for rate, tuned in rates.items()})
@@ -223,7 +223,7 @@ class Plan:
         return rates
 
     def _told_rates(self, module: nn.Module, kind: Any, rates: dict[str, str]) -> str:
-        """What is said of a recurrent layer's rates that are tuned."""
+        """What is said of a layer's own rates that are tuned."""
         if not rates:
             return ""
         now = kind.rates(module, named=self._hypers is not None)
@@ -243,8 +243,8 @@ def hyper_of(name: str, hypers: Hyperparameters | None) -> str | None:
     return next((own for own in (name, name.rpartition(".")[2]) if own in hypers.names), None)
 
 
-def recurrent_rates(name: str, module: nn.RNNBase, hypers: Hyperparameters | None) -> dict[str, str]:
-    """The hyperparameters of a recurrent module's rates, by rate: between its layers, of its recurrent weights."""
+def own_rates(name: str, module: nn.Module, hypers: Hyperparameters | None) -> dict[str, str]:
+    """The hyperparameters of a module's own rates, by rate, such as that of a recurrent one between its layers."""
     kind: Any = response_class(type(module))
     prefix = f"{name}." if name else ""
     found = {rate: hyper_of(prefix + rate, hypers) for rate in kind.rates(module, named=hypers is not None)}

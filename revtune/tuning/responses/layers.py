@@ -150,7 +150,7 @@ class Lookup(Responding):
 class ResponseEmbedding(Lookup, nn.Embedding):
     """nn.Embedding with a response; it has none to numbers that are the same for all examples, such as positions."""
 
-    plain = nn.Embedding
+    plain: Any = nn.Embedding
 
     def shared_by_all(self, x: Tensor, size: int) -> bool:
         """Whether numbers (B, ...) are one row for all; whether a vector of them is positions, `shared` finds out."""

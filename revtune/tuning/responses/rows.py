@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
+from revtune.sequences import Along, Nobody, Rows, streamed
 from revtune.tuning.responses.following import Following
 from revtune.tuning.responses.owners import NOBODY, SEVERAL, Owners
 
@@ -183,6 +184,8 @@ def laid_in(
     axis = axis if axis is not None else owner.batch_dim if owner.batch_dim < unit else 0
     if size == 1:
         return Laid(axis)
+    if (handed := streamed.get()) is not None:
+        return _streamed(handed, shape, size, name)
     told: Told = owner.rows
     following = None if memory is None else memory.following
     key = tuple(x.shape), size
@@ -215,6 +218,26 @@ def laid_in(
             raise ValueError(_question(owners, x.shape, size, axis, name, advice))
     fixed = owners is None or owners.fixed or _several(owners)
     return found if memory is None else memory.keep(owner, key, found, fixed, name)
+
+
+def _streamed(handed: Rows, shape: Sequence[int], size: int, name: str) -> Laid:
+    """How examples, the rows of a stream's batch, lie in the output for a chunk."""
+    if isinstance(handed, Nobody):
+        return Laid(0, "all")
+    if isinstance(handed, Along):
+        if shape[handed.axis] == size:
+            return Laid(handed.axis)
+        raise ValueError(_not_handed(name, "encode", f"rows must stay in dimension {handed.axis}", size, shape))
+    index = handed.index(shape[0])
+    if index is None and shape[0] % size == 0 and handed.rows == size:
+        return Laid(0, "alternating" if shape[0] > size else "batch")
+    if index is None or handed.rows != size:
+        raise ValueError(_not_handed(name, "readout", "positions must stay in dimension 0", size, shape))
+    return Laid(0, "index", index)
+
+
+def _not_handed(name: str, function: str, what: str, size: int, shape: Sequence[int]) -> str:
+    return f"{name}: in a stream's {function} {what}, those of {size} rows, got an output {tuple(shape)}"
 
 
 def _differ(x: Tensor, axis: int) -> bool:

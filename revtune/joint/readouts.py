@@ -1,0 +1,179 @@
+"""LinearCrossEntropy whose weight and bias respond, each position by its own row's departure.
+
+With b the row of a position, V and Q the response's weights and scales, and g the gradient of a position's logits a::
+
+    a = W y + w + s_b * (V y) + t_b       s = d Q^T    t = d R^T
+    dy = W^T g + V^T (s_b * g)    dW = sum g y^T    dV = sum (s_b * g) y^T    ds_b = sum g * (V y)    dt_b = sum g
+    dQ = ds^T d    dR = dt^T d    dd = ds Q + dt R
+
+Shapes: B rows, N positions, E features, C classes, n hyperparameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from revtune.reversible.kernel.chunks import spans
+from revtune.reversible.kernel.matmuls import products_for
+from revtune.reversible.streams.gradient_sinks import Sinks
+from revtune.reversible.streams.known_gradients import with_gradients
+from revtune.reversible.streams.mean import note_classes
+from revtune.reversible.streams.readout import BLOCK_BYTES, HEADS, LinearCrossEntropy
+from revtune.tuning.responses.registered import LAYERS
+from revtune.tuning.responses.responding import Responding
+
+FEWEST_POSITIONS = 16
+"""Positions of a block at least, since every block reads both weights."""
+
+TENSORS = 3
+"""Tensors as large as a block's logits that stand beside one another: they, V y, and the scaled gradient."""
+
+
+@dataclass
+class Answer:
+    """A readout's response in one pass, and its gradients where they are wanted.
+
+    Attributes:
+        scale, shift: s and t, (B, C); there is no shift without a bias.
+        rows: the row of each position, (N,).
+        dscale, dshift: gradients of s and t, added up.
+    """
+
+    scale: Tensor
+    shift: Tensor | None
+    rows: Tensor
+    dscale: Tensor
+    dshift: Tensor
+
+
+class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
+    """LinearCrossEntropy with a response."""
+
+    plain = LinearCrossEntropy
+
+    def forward(self, y: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
+        """The summed loss, each position's at its own row's hyperparameters. Its gradients are computed with it.
+
+        Raises:
+            ValueError: whose positions these are cannot be told.
+        """
+        if self._departure() is None:
+            return LinearCrossEntropy.forward(self, y, targets)
+        rows = self._rows(y)
+        y, targets = self._positions(self.cast(y), targets)
+        note_classes(targets, self.ignore_index, self.class_weights)
+        with torch.autocast(self.weight.device.type, enabled=False):
+            sinks, graph = Sinks(), torch.is_grad_enabled()
+            loss, dy = self._loss_and_gradient(y, targets, rows, sinks, want_dy=graph and y.requires_grad)
+            tensors, grads = sinks.drain()
+            if dy is not None:
+                tensors, grads = [*tensors, y], [*grads, dy]
+            loss = loss.to(y.dtype)
+            return with_gradients("LinearCrossEntropy", loss, tensors, grads) if graph and tensors else loss
+
+    def loss_and_gradient(
+        self, y: Tensor, targets: Tensor, into: Sinks, *, want_dy: bool = True, block_bytes: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """As the plain readout's; gradients of the response, and of departures, go into the sinks too."""
+        if self._departure() is None:
+            return LinearCrossEntropy.loss_and_gradient(
+                self, y, targets, into, want_dy=want_dy, block_bytes=block_bytes
+            )
+        return self._loss_and_gradient(y, targets, self._rows(y), into, want_dy=want_dy, block_bytes=block_bytes)
+
+    def _loss_and_gradient(
+        self, y: Tensor, targets: Tensor, rows: Tensor, into: Sinks, *, want_dy: bool, block_bytes: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        departure = self._departure()
+        assert departure is not None
+        y, targets = self._positions(y.detach(), targets)
+        answer, dy = self._answer(departure.detach(), rows), torch.empty_like(y) if want_dy else None
+        loss = torch.zeros((), dtype=torch.float64, device=y.device)
+        most = max(FEWEST_POSITIONS, (block_bytes or BLOCK_BYTES) // (4 * TENSORS * self.num_classes))
+        for block in spans(0, len(y), most):
+            block_loss, grad = self._answered(y[block], targets[block], answer, block, into)
+            loss += block_loss
+            if dy is not None:
+                dy[block] = grad
+        self._add_responses(departure, answer, into)
+        return loss, dy
+
+    def logits(self, y: Tensor) -> Tensor:
+        """Scores of all classes, (..., C), at the present hyperparameters.
+
+        Raises:
+            ValueError: in a pass, whose positions these are cannot be told.
+        """
+        departure, scores = self._departure(), LinearCrossEntropy.logits(self, y)
+        if departure is None:
+            return scores
+        scores = scores + self.along(departure @ self.response_scale.T, scores, y) * (y @ self.response_weight.T)
+        if self.response_shift is None:
+            return scores
+        return scores + self.along(departure @ self.response_shift.T, scores, y)
+
+    def _departure(self) -> Tensor | None:
+        bound = self.hypers.current
+        if bound is not None and bound.record is not None:
+            raise NotImplementedError(
+                f"{self._name} gives a loss, which Delta-STN cannot linearize: let predict return logits, of an "
+                'nn.Linear, or use method="stn"'
+            )
+        return self.hypers.current_departure()
+
+    def _rows(self, y: Tensor) -> Tensor:
+        """The row of each position of y (..., E), (N,)."""
+        departure, shape = self._departure(), (*y.shape[:-1], 1)
+        assert departure is not None
+        numbers = torch.arange(len(departure), device=y.device)[:, None]
+        laid = self.laid(y, (*y.shape[:-1], self.num_classes), len(departure))
+        return laid.spread(numbers, shape, -1).expand(shape).reshape(-1)
+
+    def _answer(self, departure: Tensor, rows: Tensor) -> Answer:
+        scale = departure @ self.response_scale.T
+        shift = None if self.response_shift is None else departure @ self.response_shift.T
+        return Answer(scale, shift, rows, torch.zeros_like(scale), torch.zeros_like(scale))
+
+    def _answered(self, y: Tensor, targets: Tensor, answer: Answer, block: slice, into: Sinks) -> tuple[Tensor, Tensor]:
+        """Loss of a block and the gradient of its y; those of weights go into the sinks, those of s and t are added."""
+        products, second, rows = products_for(y), self.response_weight.detach(), answer.rows[block]
+        scale, product = answer.scale[rows].detach(), products.linear(y, second)
+        logits = self._scores(y).addcmul_(scale, product)
+        if answer.shift is not None:
+            logits += answer.shift[rows].detach()
+        loss, grad = self._block(logits, targets, want_gradient=True)
+        assert grad is not None
+        for parameter, value in ((self.weight, y), (self.bias, None)):
+            if parameter is not None and parameter.requires_grad:
+                _add(into.of(parameter), grad, value)
+        answer.dscale.index_add_(0, rows, product.mul_(grad))
+        answer.dshift.index_add_(0, rows, grad)
+        dy, scaled = products.back(grad, self.weight.detach()), scale.mul_(grad)
+        if self.response_weight.requires_grad:
+            products.add_outer(into.of(self.response_weight), scaled, y)
+        return loss, dy.add_(products.back(scaled, second))
+
+    def _add_responses(self, departure: Tensor, answer: Answer, into: Sinks) -> None:
+        """Carry the gradients of s and t on to Q, R and the departures."""
+        pairs = [(self.response_scale, answer.dscale)]
+        pairs += [(self.response_shift, answer.dshift)] if self.response_shift is not None else []
+        for parameter, grad in pairs:
+            if parameter.requires_grad:
+                into.of(parameter).addmm_(grad.T, departure.detach())
+            if departure.requires_grad:
+                into.of(departure).addmm_(grad, parameter.detach())
+
+
+def _add(into: Tensor, grad: Tensor, value: Tensor | None) -> None:
+    """Add a block's gradient of a weight that multiplies this value, or of a bias."""
+    if value is None:
+        into.add_(grad.sum(0))
+    else:
+        products_for(value).add_outer(into, grad, value)
+
+
+LAYERS[LinearCrossEntropy] = ResponseLinearCrossEntropy
+HEADS[ResponseLinearCrossEntropy] = ResponseLinearCrossEntropy.forward
