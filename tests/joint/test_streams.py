@@ -15,6 +15,7 @@ from revtune.joint.embeddings import ResponseDroppedEmbedding
 from revtune.joint.readouts import ResponseLinearCrossEntropy
 from revtune.tuning.hypers.hyperparameters import Pass
 from revtune.tuning.responses.layers import ResponseLinear
+from tests.backends import on_native
 from tests.chunking import set_stack_chunk_steps
 from tests.stored import relative
 
@@ -156,6 +157,7 @@ def test_words_are_dropped_at_a_tuned_rate_and_by_one_mask() -> None:
     assert type(plain["words"]) is rt.Embedding and plain["words"].dropout == pytest.approx(0.4)
 
 
+@on_native
 def test_a_stream_tunes_itself() -> None:
     """A whole run by today's tuner, its prediction the streamed loss."""
     torch.manual_seed(0)
