@@ -26,3 +26,8 @@ def in_own_pages(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     if like.device.type != "cpu" or size < LEAST:
         return like.new_empty(shape)
     return torch.frombuffer(mmap.mmap(-1, size, **_PRIVATE), dtype=like.dtype).view(shape)
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """A dense copy of a tensor."""
+    return in_own_pages(tensor, tuple(tensor.shape)).copy_(tensor)

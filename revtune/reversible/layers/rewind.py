@@ -43,6 +43,8 @@ def run_stack(
     tensors = [tensor for layer in inputs for tensor in layer.flat()]
     refuse_transforms([x, *tensors])
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *tensors)):
+        if not every:
+            stack.reuse_outputs()
         y, *finals = _Rewind.apply(x, stack, steps, every, inputs, *tensors)
     else:
         y = _infer(stack, x.detach(), steps, every)
@@ -71,7 +73,7 @@ class _Rewind(torch.autograd.Function):
                 last = first + steps >= x.shape[0]
                 y = stack.record(part, first) if last else stack.forward(part, first)
                 outputs += [y] if every else []
-            finals = last_states(inputs, [tape.state(tape.final) for tape in stack.tapes])
+            finals = last_states(inputs, [tape.state(tape.taken_final()) for tape in stack.tapes])
         metering.report(stack.usages())
         return (torch.cat(outputs) if every else x.new_empty(0), *finals)
 

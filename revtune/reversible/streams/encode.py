@@ -136,6 +136,7 @@ class EncodePass:
             "rewind_encode", self.stack, steps, segment=None, max_memory=max_memory, readout=False, checkpoints=False
         )
         self.spans = list(pieces(0, steps, cuts.chunk))
+        self.stack.reuse_outputs()
         self._reached: list[Tensor] = []
         self._scaled_down = scaled_down(encode)
 

@@ -123,13 +123,13 @@ class ReadoutPass:
     def _back(self, root: Tensor, cotangent: Tensor | None, y: Tensor) -> Tensor:
         """Carry the gradient of `root` to the tensors that it was computed from. Returns that of y."""
         tensors, origin = leaves(root), {id(leaf): tensor for tensor, leaf in self._context}
-        dy = torch.zeros_like(y)
+        dy = None
         for tensor, grad in zip(tensors, chunk_gradients(root, tensors, cotangent), strict=True):
             if tensor is y:
-                dy = dy if grad is None else grad
+                dy = grad
             else:
                 self._sinks.add(origin.get(id(tensor), tensor), grad)
-        return dy
+        return torch.zeros_like(y) if dy is None else dy
 
 
 def _scalar(loss: Tensor) -> Tensor:
