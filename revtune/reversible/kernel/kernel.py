@@ -157,9 +157,13 @@ class Kernel:
     def packs(self) -> tuple[Tensor, Tensor | None]:
         """Recurrent weights laid out as the kernel reads them, once for all chunks."""
         if self._packs is None:
-            extra = None if self._extra is None else torch.ops.revtune.pack(self._extra, self.blocks)
-            self._packs = torch.ops.revtune.pack(self._hh, self.blocks), extra
+            self._packs = self._packed(self._hh), None if self._extra is None else self._packed(self._extra)
         return self._packs
+
+    def _packed(self, weight: Tensor) -> Tensor:
+        packed = in_own_pages(weight, (torch.ops.revtune.packed_size(self.blocks, self.units),))
+        torch.ops.revtune.pack_into(packed, weight, self.blocks)
+        return packed
 
     def forget_buffers(self) -> None:
         """Let go of the memory that the next chunk would use again. Chunks that are still held keep theirs."""

@@ -59,7 +59,7 @@ class NativeTape(Tape):
 
     def _prepare(self, steps: int, share: int | None) -> None:
         self.kernel = Kernel(self.cell, self.weights, self.units, self.masks, self.lengths)
-        self._heads = self.kernel.heads(self.rows, steps, share)
+        self._sizes = (self.rows, steps, share)
         self._direction: Tensor | None = None
         self._before: Tensor | None = None
 
@@ -85,10 +85,12 @@ class NativeTape(Tape):
 
     def pause(self) -> None:
         self.kernel.rest()
+        self._before = None
 
     def restart(self, position: TapePosition) -> None:
         self._counts = stacked(position.counts, self.cell)
-        self.buffer = NativeBuffer((self._heads if position.heads is None else position.heads).clone())
+        heads = position.heads
+        self.buffer = NativeBuffer(self.kernel.heads(*self._sizes) if heads is None else copied(heads))
         self._ideal, self._spilled = 0.0, 0
 
     def position(self) -> TapePosition:

@@ -38,6 +38,8 @@ std::string instruction_set() { return variant().name; }
 
 STABLE_TORCH_LIBRARY(revtune, m) {
   m.def("pack(Tensor weight, int blocks) -> Tensor");
+  m.def("pack_into(Tensor(a!) packed, Tensor weight, int blocks) -> ()");
+  m.def("packed_size(int blocks, int units) -> int");
   m.def(
       "forward(Tensor(a!) gates, Tensor(b!) counts, Tensor(c!) heads, Tensor(d!) y, Tensor(e!) y_start, "
       "Tensor(f!)? c, Tensor(g!)? c_start, Tensor(h!)? rh, Tensor packed, Tensor? response, Tensor? scale, "
@@ -78,6 +80,7 @@ STABLE_TORCH_LIBRARY(revtune, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(revtune, CPU, m) {
   m.impl("pack", TORCH_BOX(&revtune::pack));
+  m.impl("pack_into", TORCH_BOX(&revtune::pack_into));
   m.impl("forward", TORCH_BOX(&revtune::forward));
   m.impl("infer", TORCH_BOX(&revtune::infer));
   m.impl("rewind", TORCH_BOX(&revtune::rewind));
@@ -95,5 +98,6 @@ STABLE_TORCH_LIBRARY_IMPL(revtune, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(revtune, CompositeExplicitAutograd, m) {
   m.impl("step", TORCH_BOX(&revtune::step));
+  m.impl("packed_size", TORCH_BOX(&revtune::packed_size));
   m.impl("instruction_set", TORCH_BOX(&revtune::instruction_set));
 }
