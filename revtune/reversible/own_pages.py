@@ -12,8 +12,6 @@ import mmap
 import torch
 from torch import Tensor
 
-from revtune.reversible.kernel.traced import is_traced
-
 LEAST = 2**18
 """Bytes from which memory has pages of its own. The system clears each page before it is first used, which costs some
 0.1 ms a megabyte; for smaller ones, the calls alone would cost more than they save."""
@@ -30,13 +28,10 @@ def in_own_pages(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.frombuffer(mmap.mmap(-1, size, **_PRIVATE), dtype=like.dtype).view(shape)
 
 
-def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros, which take no memory as long as they are only read."""
-    like = torch.empty(0, dtype=dtype, device=device)
-    if is_traced(like) or math.prod(shape) * like.element_size() < LEAST:
-        return like.new_zeros(shape)
-    room = in_own_pages(like, shape)
-    return room if like.device.type == "cpu" else room.zero_()
+def zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Zeros of the dtype and on the device of another; pages of their own take no memory while they are only read."""
+    size = math.prod(shape) * like.element_size()
+    return like.new_zeros(shape) if like.device.type != "cpu" or size < LEAST else in_own_pages(like, shape)
 
 
 def copied(tensor: Tensor) -> Tensor:

@@ -148,7 +148,8 @@ def aim(stack: Stack, dfinals: Iterable[Tensor | None]) -> None:
         for group in tape.cell.states:
             grad = next(grads)
             if grad is None:
-                grad = zeros((tape.rows, len(group) * tape.units), tape.dtype, tape.counts[group[0]].device)
+                like = tape.counts[group[0]].new_empty(0, dtype=tape.dtype)
+                grad = zeros(like, (tape.rows, len(group) * tape.units))
             direction |= zip(group, grad.to(tape.dtype).chunk(len(group), -1), strict=True)
         tape.aim(direction)
 

@@ -193,7 +193,8 @@ class RevRNN(FlatWeights):
         """The first states, (L * D, B, H) each: zeros, or `hx` checked."""
         shape = (self.num_layers * self.directions, batch.rows, self.hidden_size)
         if hx is None:
-            return tuple(zeros(shape, batch.dtype, batch.device) for _ in self.cell.states)
+            like = torch.empty(0, dtype=batch.dtype, device=batch.device)
+            return tuple(like.new_zeros(shape) if is_traced(like) else zeros(like, shape) for _ in self.cell.states)
         return check_states(self._name, hx, len(self.cell.states), shape, batch, batched=batched)
 
     def assemble(

@@ -20,7 +20,11 @@ def chunk(units: int, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_packing(units: int, blocks: int) -> None:
     weight = torch.randn(2 * blocks * units, units)
     torch.library.opcheck(torch.ops.revtune.pack.default, (weight, blocks))
-    assert pack(weight, blocks).shape == torch.ops.revtune.pack(weight, blocks).shape
+    packed = torch.ops.revtune.pack(weight, blocks)
+    assert pack(weight, blocks).shape == packed.shape == (torch.ops.revtune.packed_size(blocks, units),)
+    torch.library.opcheck(torch.ops.revtune.pack_into.default, (into := torch.empty_like(packed), weight, blocks))
+    torch.ops.revtune.pack_into(into, weight, blocks)
+    assert torch.equal(into, packed)
 
 
 @UNITS
