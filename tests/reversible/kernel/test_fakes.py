@@ -31,6 +31,7 @@ def test_packing(units: int, blocks: int) -> None:
 def test_matmuls(units: int) -> None:
     x, weight, bias, d = torch.randn(9, units), torch.randn(5, units), torch.randn(5), torch.randn(9, 5)
     torch.library.opcheck(torch.ops.revtune.project_back.default, (d, weight))
+    torch.library.opcheck(torch.ops.revtune.project_back_into.default, (torch.zeros(9, units), d, weight))
     torch.library.opcheck(torch.ops.revtune.pack_projection.default, (weight,))
     packed = torch.ops.revtune.pack_projection(weight)
     assert pack_projection(weight).shape == packed.shape

@@ -22,6 +22,7 @@ nets = pytest.mark.parametrize("rev", [rt.RevGRU, rt.RevLSTM])
 @pytest.fixture(autouse=True, params=[1, own_pages.LEAST], ids=["own pages", "heap"])
 def _small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_pages, "LEAST", request.param)
+    monkeypatch.setattr(own_pages.Room, "LEAST", request.param)
     set_chunk_steps(monkeypatch, 4)
 
 
@@ -60,6 +61,30 @@ def test_a_readout_may_keep_what_it_was_given(rev: Rev, grad: bool) -> None:
     with torch.set_grad_enabled(grad):
         rt.rewind_loss(rnn, x, y, readout=readout)
     assert len(given) > 4 and same(given, then)
+
+
+@nets
+def test_a_readout_may_keep_gradients_and_graphs_and_write_to_what_it_was_given(rev: Rev) -> None:
+    rnn, x, y = net_and_data(rev)
+    head, grads, then, losses = nn.Linear(8, 8), list[Tensor](), list[Tensor](), list[Tensor]()
+
+    def keep(grad: Tensor) -> None:
+        grads.append(grad)
+        then.append(grad.clone())
+
+    def readout(out: Tensor, targets: Tensor) -> Tensor:
+        out.mul_(2.0).register_hook(keep)
+        losses.append((head(out) - targets).square().sum())
+        return losses[-1]
+
+    def plain(out: Tensor, targets: Tensor) -> Tensor:
+        return (head(2.0 * out) - targets).square().sum()
+
+    weights = [*rnn.parameters(), *head.parameters()]
+    got, wanted = (
+        torch.autograd.grad(rt.rewind_loss(rnn, x, y, readout=read)[0], weights) for read in (readout, plain)
+    )
+    assert same(list(got), list(wanted)) and len(grads) > 4 and same(grads, then)
 
 
 @nets

@@ -87,15 +87,21 @@ inline void project_into(const Tensor& y, const Tensor& x, const Tensor& weight,
   });
 }
 
-inline Tensor project_back(const Tensor& d, const Tensor& weight) {
+inline void project_back_into(const Tensor& x, const Tensor& d, const Tensor& weight) {
   const Matrix in = readable_matrix(d, "d");
-  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == in.columns && in.columns > 0, "d and weight do not fit");
-  Tensor x = torch::stable::new_empty(weight, {in.rows, weight.size(1)});
   const Matrix out = writable_matrix(x, "x");
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == in.columns && in.columns > 0, "d and weight do not fit");
+  STD_TORCH_CHECK(out.rows == in.rows && out.columns == weight.size(1), "x must be d's rows by weight's columns");
   const float* values = readable<float>(weight, weight.numel(), "weight");
   over_parts(out.columns, variant().panel, in.rows * in.columns * out.columns, [&](int64_t begin, int64_t end) {
     variant().project_back(in, values, out, begin, end);
   });
+}
+
+inline Tensor project_back(const Tensor& d, const Tensor& weight) {
+  STD_TORCH_CHECK(d.dim() == 2 && weight.dim() == 2, "d and weight must be (N, G) and (G, I)");
+  Tensor x = torch::stable::new_empty(weight, {d.size(0), weight.size(1)});
+  project_back_into(x, d, weight);
   return x;
 }
 

@@ -68,6 +68,7 @@ STABLE_TORCH_LIBRARY(revtune, m) {
   m.def("pack_projection(Tensor weight) -> Tensor");
   m.def("project_into(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias, Tensor? packed=None) -> ()");
   m.def("project_back(Tensor d, Tensor weight) -> Tensor");
+  m.def("project_back_into(Tensor(a!) x, Tensor d, Tensor weight) -> ()");
   m.def("add_outer(Tensor(a!) into, Tensor d, Tensor v) -> ()");
   m.def("digest(Tensor[] tensors) -> int");
   m.def(
@@ -90,6 +91,7 @@ STABLE_TORCH_LIBRARY_IMPL(revtune, CPU, m) {
   m.impl("pack_projection", TORCH_BOX(&revtune::pack_projection));
   m.impl("project_into", TORCH_BOX(&revtune::project_into));
   m.impl("project_back", TORCH_BOX(&revtune::project_back));
+  m.impl("project_back_into", TORCH_BOX(&revtune::project_back_into));
   m.impl("add_outer", TORCH_BOX(&revtune::add_outer));
   m.impl("digest", TORCH_BOX(&revtune::digest));
   m.impl("gate_sigmoid", TORCH_BOX(&revtune::gate_sigmoid));
