@@ -1,12 +1,13 @@
 """Memory in pages of its own: what it is like, and that it goes back to the system at once."""
 
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from revtune.reversible.meter import ResidentGauge
-from revtune.reversible.own_pages import LEAST, in_own_pages
+from revtune.reversible.own_pages import LEAST, Room, in_own_pages
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (LEAST, 3)])
@@ -34,3 +35,46 @@ def test_a_forked_process_has_its_own() -> None:
         os._exit(0)
     os.waitpid(child, 0)
     assert made.max() == 1
+
+
+HOLDS: list[Callable[[torch.Tensor], object]] = [
+    lambda made: made,
+    lambda made: made[:1, 3:],
+    lambda made: made.untyped_storage(),
+    lambda made: made.detach().numpy(),
+    lambda made: made.t().expand(2, -1, -1),
+]
+
+
+@pytest.mark.parametrize("hold", HOLDS)
+def test_a_room_is_used_again_only_when_nobody_holds_what_was_there(hold: Callable[[torch.Tensor], object]) -> None:
+    room, like = Room(), torch.empty(0)
+    made = room.tensor(like, (600, 100))
+    where, held = made.data_ptr(), hold(made)
+    del made
+    other = room.tensor(like, (600, 100))
+    assert other.data_ptr() != where
+    del held
+    again = room.tensor(like, (500, 100))
+    assert again.data_ptr() == where and again.shape == (500, 100) and again.is_contiguous() and not again._is_view()
+    del again
+    assert room.tensor(like, (700, 100)).fill_(2).sum() == 140_000
+
+
+def test_a_room_is_held_by_the_graph_that_reads_it() -> None:
+    room, weight = Room(), torch.nn.Parameter(torch.ones(100))
+    made = room.tensor(weight, (600, 100)).fill_(3)
+    total = (made * weight).sum()
+    where = made.data_ptr()
+    del made
+    assert room.tensor(weight, (600, 100)).fill_(0).data_ptr() != where
+    total.backward()
+    assert weight.grad is not None and weight.grad.unique().tolist() == [1800]
+    del total
+    assert room.tensor(weight, (600, 100)).data_ptr() == where
+
+
+def test_what_is_small_stands_in_no_room() -> None:
+    room = Room()
+    room.tensor(torch.empty(0), (3, 5))
+    assert room._pages is None

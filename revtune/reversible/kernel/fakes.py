@@ -47,7 +47,9 @@ def in_place(*arguments: object) -> None:
 def _register() -> None:
     fakes = {"pack": pack, "pack_projection": pack_projection, "project_back": project_back}
     fakes |= dict.fromkeys(("gate_sigmoid", "gate_tanh"), elementwise)
-    fakes |= dict.fromkeys(("recall", "gradient", "project_into", "add_outer"), in_place)
+    fakes |= dict.fromkeys(
+        ("recall", "gradient", "pack_into", "project_into", "project_back_into", "add_outer"), in_place
+    )
     for name, fake in fakes.items():
         torch.library.register_fake(f"revtune::{name}")(fake)
 

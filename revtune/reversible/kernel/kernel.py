@@ -140,24 +140,32 @@ class Kernel:
         recorded: bool,
         gates: Tensor | None = None,
         into: Tensor | None = None,
+        reused: bool = False,
     ) -> ChunkBuffers:
         """The tensors for a chunk of inputs (K, B, I), which share the memory of gates, rh and c with the last chunk's.
 
         Args:
             x: the inputs.
-            y: where outputs go, (K, B, H); by default a new tensor.
+            y: where outputs go, (K, B, H); by default a new tensor, or with `reused` the last chunk's memory.
             recorded: whether the chunk's gradient will be taken.
             gates: the chunk's gates, (K, B, G), if they are known; else the projected inputs take their place.
             into: where gates go, (K, B, G), if not to the memory that chunks share.
+            reused: whether outputs and states before the first step share their memory with the last chunk's too.
         """
         shape = (*x.shape[:2], PARTS * self.units)
+
+        def start(name: str) -> Tensor:
+            return self._shared(name, (1, *shape[1:]))[0] if reused else x.new_empty(shape[1:])
+
+        if y is None:
+            y = self._shared("y", shape) if reused else x.new_empty(shape)
         gates = self._project(x, into) if gates is None else self._shared("gates", tuple(gates.shape)).copy_(gates)
-        chunk = ChunkBuffers(gates, x.new_empty(shape) if y is None else y, x.new_empty(shape[1:]))
+        chunk = ChunkBuffers(gates, y, start("y_start"))
         if not recorded:
             return chunk
         if self.is_gru:
             return chunk._replace(rh=self._shared("rh", shape))
-        return chunk._replace(c=self._shared("c", shape), c_start=x.new_empty(shape[1:]))
+        return chunk._replace(c=self._shared("c", shape), c_start=start("c_start"))
 
     def _project(self, x: Tensor, out: Tensor | None) -> Tensor:
         """The projected inputs (K, B, G), to be written over."""
@@ -169,9 +177,13 @@ class Kernel:
     def packs(self) -> tuple[Tensor, Tensor | None]:
         """Recurrent weights laid out as the kernel reads them, once for all chunks."""
         if self._packs is None:
-            extra = None if self._extra is None else torch.ops.revtune.pack(self._extra, self.blocks)
-            self._packs = torch.ops.revtune.pack(self._hh, self.blocks), extra
+            self._packs = self._packed(self._hh), None if self._extra is None else self._packed(self._extra)
         return self._packs
+
+    def _packed(self, weight: Tensor) -> Tensor:
+        packed = in_own_pages(weight, (torch.ops.revtune.packed_size(self.blocks, self.units),))
+        torch.ops.revtune.pack_into(packed, weight, self.blocks)
+        return packed
 
     def forget_buffers(self) -> None:
         """Let go of the memory that the next chunk would use again. Chunks that are still held keep theirs."""
@@ -329,7 +341,11 @@ def _fit(words: Tensor, rows: int) -> bool:
 
 def stacked(parts: Mapping[str, Tensor], cell: Cell) -> Tensor:
     """Tensors (B, N) by part as one, (S, 2, B, N)."""
-    return torch.stack([torch.stack([parts[part] for part in group]) for group in cell.states])
+    like = parts[cell.parts[0]]
+    whole = in_own_pages(like, (len(cell.states), PARTS, *like.shape))
+    for part, view in unstacked(whole, cell).items():
+        view.copy_(parts[part])
+    return whole
 
 
 def unstacked(tensor: Tensor, cell: Cell) -> dict[str, Tensor]:

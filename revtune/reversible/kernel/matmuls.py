@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from revtune.reversible.kernel import backend
+from revtune.reversible.own_pages import Room
 
 LARGEST_PACKED = 2**20
 """Bytes of a weight up to which it is packed. It makes inference of narrow layers some 3% faster; the copy of a larger
@@ -41,8 +42,8 @@ class Products:
         """A copy of a weight laid out for `linear`, to be read many times; None where it would not help."""
         return None
 
-    def back(self, grad: Tensor, weight: Tensor) -> Tensor:
-        """`d W` for d (..., G), W (G, I)."""
+    def back(self, grad: Tensor, weight: Tensor, room: Room | None = None) -> Tensor:
+        """`d W` for d (..., G), W (G, I); it may lie in a room."""
         return grad @ weight
 
     def add_outer(self, into: Tensor, grad: Tensor, value: Tensor) -> None:
@@ -73,9 +74,14 @@ class NativeProducts(Products):
         packed: Tensor = torch.ops.revtune.pack_projection(weight.contiguous())
         return packed
 
-    def back(self, grad: Tensor, weight: Tensor) -> Tensor:
-        product: Tensor = torch.ops.revtune.project_back(_rows(grad), weight.contiguous())
-        return product.view(*grad.shape[:-1], weight.shape[1])
+    def back(self, grad: Tensor, weight: Tensor, room: Room | None = None) -> Tensor:
+        shape, rows = (*grad.shape[:-1], weight.shape[1]), _rows(grad)
+        if room is None:
+            product: Tensor = torch.ops.revtune.project_back(rows, weight.contiguous())
+            return product.view(shape)
+        into = room.tensor(weight, shape)
+        torch.ops.revtune.project_back_into(into.view(-1, weight.shape[1]), rows, weight.contiguous())
+        return into
 
     def add_outer(self, into: Tensor, grad: Tensor, value: Tensor) -> None:
         torch.ops.revtune.add_outer(into, _rows(grad), _rows(value))

@@ -10,7 +10,6 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from revtune.errors import ReversalError
@@ -22,6 +21,7 @@ from revtune.reversible.kernel.reference import name_bad_state
 from revtune.reversible.kernel.tangent import chunk_tangent
 from revtune.reversible.kernel.tape import Stored, Tape, TapePosition
 from revtune.reversible.meter import Usage
+from revtune.reversible.own_pages import copied, in_own_pages
 
 
 @dataclass
@@ -61,8 +61,9 @@ class NativeTape(Tape):
 
     def _prepare(self, steps: int, share: int | None) -> None:
         self.kernel = Kernel(self.cell, self.weights, self.units, self.masks, self.lengths)
-        self._heads = self.kernel.heads(self.rows, steps, share)
+        self._sizes = (self.rows, steps, share)
         self._direction: Tensor | None = None
+        self._before: Tensor | None = None
 
     @property
     def floats_per_step(self) -> int:
@@ -77,23 +78,25 @@ class NativeTape(Tape):
 
     def copy(self) -> NativeTape:
         other = copy.copy(self)
-        other.buffer, other.weights, other._counts = self.buffer.copy(), self.weights.fresh(), self._counts.clone()
+        other.buffer, other.weights, other._counts = self.buffer.copy(), self.weights.fresh(), copied(self._counts)
         other.kernel = copy.copy(self.kernel)
         other.kernel.weights = other.weights
         other.kernel.forget_buffers()  # else the two tapes would write over each other's chunks
-        other.direction, other._direction = {}, None
+        other.direction, other._direction, other._before = {}, None, None
         return other
 
     def pause(self) -> None:
         self.kernel.rest()
+        self._before = None
 
     def restart(self, position: TapePosition) -> None:
         self._counts = stacked(position.counts, self.cell)
-        self.buffer = NativeBuffer((self._heads if position.heads is None else position.heads).clone())
+        heads = position.heads
+        self.buffer = NativeBuffer(self.kernel.heads(*self._sizes) if heads is None else copied(heads))
         self._ideal, self._spilled = 0.0, 0
 
     def position(self) -> TapePosition:
-        return TapePosition(unstacked(self._counts.clone(), self.cell), self.buffer.heads.clone())
+        return TapePosition(unstacked(copied(self._counts), self.cell), copied(self.buffer.heads))
 
     def stored(self) -> Stored:
         return Stored(list(self.buffer.chunks), [digest % 2**64 for digest in self.buffer.digests])
@@ -119,16 +122,16 @@ class NativeTape(Tape):
         return self._run(x, first, Keep.NOTHING)[0]
 
     def record(self, x: Tensor, first: int) -> Tensor:
-        counts, heads = self._counts.clone(), self.buffer.heads.clone()
+        heads = copied(self.buffer.heads)
         y, _, _ = self._run(x, first, Keep.HEADS, recorded=True)
-        self.final = self.position()
-        self.buffer.heads.copy_(heads)
-        self._counts.copy_(counts)
+        assert self._before is not None
+        self.final = TapePosition(unstacked(self._counts, self.cell))
+        self._counts, self.buffer.heads, self._before = self._before, heads, None
         return y
 
     def rewind(self, x: Tensor, first: int) -> Tensor:
         self._check_heads(x, first)
-        chunk = self._keep(self.kernel.chunk_buffers(x, recorded=True), first)
+        chunk = self._keep(self.kernel.chunk_buffers(x, recorded=True, reused=self.reuses_outputs), first)
         if not (self.buffer.chunks and self.buffer.digests):
             raise ReversalError(self._explain(x, first, "the chunk's words or digest are not there"))
         words, recorded = self.buffer.chunks.pop(), self.buffer.digests.pop()
@@ -150,7 +153,7 @@ class NativeTape(Tape):
         else:
             del self._kept
         if self._direction is None:
-            self._direction = torch.zeros(self._counts.shape, dtype=self.dtype)
+            self._direction = in_own_pages(x, tuple(self._counts.shape)).zero_()
         grads = self.kernel.gradient(chunk, self._direction, dy, first)
         self.direction = unstacked(self._direction, self.cell)
         self.weights.add_projection(x, grads)
@@ -174,18 +177,26 @@ class NativeTape(Tape):
     ) -> tuple[Tensor, Tensor, int]:
         """Run a chunk. Returns its outputs, the words spilled, and a digest of state and heads before it."""
         check_input(x, first, self.name)
-        chunk = self.kernel.chunk_buffers(x, recorded=recorded)
-        start = TapePosition(unstacked(self._counts.clone(), self.cell))
+        reused = self.reuses_outputs and keep is not Keep.NOTHING  # what `infer` returns may be handed to users
+        chunk = self.kernel.chunk_buffers(x, recorded=recorded, reused=reused)
+        before = self._note_counts()
         words, digest, fine = self.kernel.forward(
             chunk, self._counts, self.buffer.heads, first, keep, tally, self.sliced
         )
         if not fine:
+            start = TapePosition(unstacked(before, self.cell))
             name_bad_state(
                 self.cell, self.weights, x, first, start, masks=self.masks, lengths=self.lengths, name=self.name
             )
         if recorded:
             self._keep(chunk, first)
         return self._keep_slices(chunk.y, first), words, digest
+
+    def _note_counts(self) -> Tensor:
+        """A copy of the counts before a chunk, which the next chunk's will take the place of."""
+        if self._before is None:
+            self._before = in_own_pages(self._counts, tuple(self._counts.shape))
+        return self._before.copy_(self._counts)
 
     def _keep(self, chunk: ChunkBuffers, first: int) -> ChunkBuffers:
         """Keep a chunk for `gradient`."""

@@ -76,12 +76,16 @@ class Tape(ABC):
 
     Attributes:
         direction: the gradient of the state that is being carried back, (B, N) by part.
-        final: the position after the last step, as `record` found it.
+        final: the state after the last step, as `record` found it; None once it has been asked for and let go.
+        reuses_outputs: whether `forward`, `preview`, `record` and `rewind` may return outputs where those of the chunk
+            before them were.
         buffer: the information buffer.
         slices: the sliced units at the start and after each step, (T + 1, B, sliced).
     """
 
     buffer: InformationBuffer
+    final: TapePosition | None = None
+    reuses_outputs = False
 
     def __init__(
         self,
@@ -101,7 +105,6 @@ class Tape(ABC):
         self.lengths, self.masks = lengths, dict(masks or {})
         self.rows, self.units = start.counts[cell.parts[0]].shape
         self.direction: dict[str, Tensor] = {}
-        self.final = start
         first = start.counts[cell.parts[0]]
         self.slices = first.new_empty(steps + 1 if sliced else 0, self.rows, sliced, dtype=dtype)
         self.slices[:1] = fixed.from_counts(first[:, :sliced], dtype)
@@ -208,6 +211,12 @@ class Tape(ABC):
     @abstractmethod
     def usage(self) -> Usage:
         """What the chunks that `forward` ran have stored."""
+
+    def taken_final(self) -> TapePosition:
+        """`final`, which is let go."""
+        final, self.final = self.final, None
+        assert final is not None
+        return final
 
     def state(self, position: TapePosition | None = None) -> tuple[Tensor, ...]:
         """The state at a position, by default the present one, as exact float64 values: (B, H) for each cell state."""

@@ -19,6 +19,7 @@ from revtune.reversible.kernel.tape import LayerTensors, Tape, TapePosition
 from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.stack import Stack
+from revtune.reversible.own_pages import copied
 from revtune.reversible.transforms import refuse_transforms
 
 
@@ -70,7 +71,7 @@ def build_tape(cell: Cell, inputs: LayerTensors, settings: LayerSettings, steps:
         check_materialized(f"{settings.name}: input", tensor)
         check_state(tensor, f"{settings.name}: the first state")
         for part, value in zip(group, tensor.detach().chunk(len(group), -1), strict=True):
-            counts[part] = fixed.to_counts(value)
+            counts[part] = copied(fixed.to_counts(value))
     # Sliced units are kept as floats, so their first state has to be one
     sliced = counts[cell.parts[0]][:, : settings.sliced]
     sliced.copy_(fixed.to_counts(fixed.from_counts(sliced, dtype)))

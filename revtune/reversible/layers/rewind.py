@@ -19,6 +19,7 @@ from revtune.reversible.kernel.chunks import chunks
 from revtune.reversible.kernel.environment import Environment
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.stack import Stack
+from revtune.reversible.own_pages import zeros
 from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.transforms import graph_retained, refuse_batches, refuse_double_backward, refuse_transforms
 
@@ -43,6 +44,8 @@ def run_stack(
     tensors = [tensor for layer in inputs for tensor in layer.flat()]
     refuse_transforms([x, *tensors])
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *tensors)):
+        if not every:
+            stack.reuse_outputs()
         y, *finals = _Rewind.apply(x, stack, steps, every, inputs, *tensors)
     else:
         y = _infer(stack, x.detach(), steps, every)
@@ -62,6 +65,7 @@ class _Rewind(torch.autograd.Function):
         ctx.environment = Environment.current()
         # Most are read through the stack; saved, they let autograd refuse those that are changed in place
         ctx.save_for_backward(x, *tensors, *(mask for tape in stack.tapes for mask in tape.masks.values()))
+        ctx.set_materialize_grads(every)  # states of which no gradient comes back are as large as outputs of a step
         ctx.stack, ctx.steps, ctx.every, ctx.inputs = stack, steps, every, inputs
         ctx.fingerprints = fingerprints(stack, x)
         outputs, read = [], list(read_again(stack, x))
@@ -71,12 +75,12 @@ class _Rewind(torch.autograd.Function):
                 last = first + steps >= x.shape[0]
                 y = stack.record(part, first) if last else stack.forward(part, first)
                 outputs += [y] if every else []
-            finals = last_states(inputs, [tape.state(tape.final) for tape in stack.tapes])
+            finals = last_states(inputs, [tape.state(tape.taken_final()) for tape in stack.tapes])
         metering.report(stack.usages())
         return (torch.cat(outputs) if every else x.new_empty(0), *finals)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, *dfinals: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, *dfinals: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_double_backward("revtune")
         refuse_batches([dy, *dfinals])
         x, wants_dx = ctx.saved_tensors[0], ctx.needs_input_grad[0]
@@ -93,7 +97,7 @@ class _Rewind(torch.autograd.Function):
                     last = first + ctx.steps >= x.shape[0]
                     if not last:
                         stack.rewind(part, first)
-                    dpart = dy[first : first + ctx.steps] if ctx.every else None
+                    dpart = None if dy is None or not ctx.every else dy[first : first + ctx.steps]
                     grad = stack.gradient(dpart, first, keep=last and keep)
                     if dx is not None:
                         dx[first : first + ctx.steps] = grad
@@ -136,13 +140,17 @@ def check_unchanged(before: Fingerprints, now: Fingerprints, when: str = BETWEEN
             raise ReversalError(f"{what} was changed {when}; no gradient was produced")
 
 
-def aim(stack: Stack, dfinals: Iterable[Tensor]) -> None:
-    """Start the way back from the gradients of the final states, one (B, H) for each state of each tape."""
+def aim(stack: Stack, dfinals: Iterable[Tensor | None]) -> None:
+    """Start the way back from the gradients of the final states, one (B, H) or None for each state of each tape."""
     grads = iter(dfinals)
     for tape in stack.tapes:
         direction: dict[str, Tensor] = {}
         for group in tape.cell.states:
-            direction |= zip(group, next(grads).to(tape.dtype).chunk(len(group), -1), strict=True)
+            grad = next(grads)
+            if grad is None:
+                like = tape.counts[group[0]].new_empty(0, dtype=tape.dtype)
+                grad = zeros(like, (tape.rows, len(group) * tape.units))
+            direction |= zip(group, grad.to(tape.dtype).chunk(len(group), -1), strict=True)
         tape.aim(direction)
 
 

@@ -30,6 +30,7 @@ from revtune.reversible.layers.rnn_arguments import Hx, Options, check_input, ch
 from revtune.reversible.layers.single_step import single_step
 from revtune.reversible.layers.stack import Link, LockedMask, Stack, StepDropout
 from revtune.reversible.layers.tracing import called_as_leaf, refuse_script, run_as_operator
+from revtune.reversible.own_pages import zeros
 
 
 class Assembled(NamedTuple):
@@ -193,7 +194,8 @@ class RevRNN(FlatWeights):
         """The first states, (L * D, B, H) each: zeros, or `hx` checked."""
         shape = (self.num_layers * self.directions, batch.rows, self.hidden_size)
         if hx is None:
-            return tuple(torch.zeros(shape, dtype=batch.dtype, device=batch.device) for _ in self.cell.states)
+            like = torch.empty(0, dtype=batch.dtype, device=batch.device)
+            return tuple(like.new_zeros(shape) if is_traced(like) else zeros(like, shape) for _ in self.cell.states)
         return check_states(self._name, hx, len(self.cell.states), shape, batch, batched=batched)
 
     def assemble(

@@ -74,6 +74,11 @@ class Stack:
         """What each layer stores."""
         return [tape.usage() for tape in self.tapes]
 
+    def reuse_outputs(self) -> None:
+        """Let each tape put a chunk's outputs where those of the chunk before were, but for `infer`."""
+        for tape in self.tapes:
+            tape.reuses_outputs = True
+
     def copy(self) -> Stack:
         """A stack that rewinds on its own and leaves this one as it is."""
         other = Stack([link.copy() if isinstance(link, Tape) else link for link in self.links])

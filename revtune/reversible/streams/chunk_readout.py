@@ -12,6 +12,7 @@ from torch import Tensor
 
 from revtune.reversible.arguments import running
 from revtune.reversible.kernel.chunks import pieces
+from revtune.reversible.own_pages import in_own_pages
 from revtune.reversible.streams.readout_pass import ReadoutPass
 from revtune.sequences import Positions, handing
 
@@ -33,6 +34,7 @@ class ChunkReadout:
         self._pass, self._targets, self._lengths = readout, targets, lengths
         self._chunk, self._block_bytes = chunk, block_bytes
         self._block: int | None = None
+        self._room: Tensor | None = None
 
     def loss(self, y: Tensor, first: int) -> Tensor:
         """The summed loss of a chunk's outputs (K, B, H), whose first step is `first`; 0-d float64."""
@@ -45,17 +47,26 @@ class ChunkReadout:
         return total
 
     def gradient(self, y: Tensor, first: int) -> tuple[Tensor, Tensor | None]:
-        """The summed loss of a chunk and its gradient, (K, B, H); None where no row runs any more."""
+        """The summed loss of a chunk and its gradient, (K, B, H); None where no row runs any more.
+
+        The next chunk's gradient may be written over this one.
+        """
         blocks = self._blocks(y, first)
         if len(blocks) == 1:
             return self._block_gradient(y, first)
-        total, dy = torch.zeros((), dtype=torch.float64, device=y.device), torch.zeros_like(y)
+        total, dy = torch.zeros((), dtype=torch.float64, device=y.device), self._gradient_room(y)
         for block in blocks:
             loss, grad = self._block_gradient(y[block], first + block.start)
             total += loss
-            if grad is not None:
-                dy[block] = grad
+            dy[block] = 0.0 if grad is None else grad
+            del grad  # before the next block makes its own
         return total, dy
+
+    def _gradient_room(self, y: Tensor) -> Tensor:
+        """Memory for the gradient of outputs (K, B, H), used again by each chunk."""
+        if self._room is None or len(self._room) < len(y):
+            self._room = in_own_pages(y, tuple(y.shape))
+        return self._room[: len(y)]
 
     def _block_gradient(self, y: Tensor, first: int) -> tuple[Tensor, Tensor | None]:
         positions, targets = self._positions(y, first, first + len(y))

@@ -8,7 +8,7 @@ Shapes: T time, B batch, I input, H hidden, L layers, k units that are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -128,7 +128,9 @@ class EncodePass:
     ) -> None:
         weight, steps = rnn.first_weight, inputs.shape[0]
         spec, native = BatchSpec(inputs.shape[1], weight.dtype, weight.device), rnn.runs_native(weight)
-        states = tuple(first.double() for first in rnn.first_states(spec, state, batched=True))
+        # Without a first state zeros are made in float64 at once: what is only read of them takes no memory
+        exact = spec if state is not None else spec._replace(dtype=torch.float64)
+        states = tuple(first.double() for first in rnn.first_states(exact, state, batched=True))
         self.inputs, self.masks, self.sinks = inputs, masks, Sinks()
         self.stack, self.layers = rnn.assemble(steps, spec, states, lengths, native=native, sliced=units)
         self.encoder = Encoder(encode, inputs, self.sinks, rnn.fitting)
@@ -136,6 +138,7 @@ class EncodePass:
             "rewind_encode", self.stack, steps, segment=None, max_memory=max_memory, readout=False, checkpoints=False
         )
         self.spans = list(pieces(0, steps, cuts.chunk))
+        self.stack.reuse_outputs()
         self._reached: list[Tensor] = []
         self._scaled_down = scaled_down(encode)
 
@@ -204,7 +207,9 @@ class EncodePass:
         return [tensor for tensor in self._reached if tensor is not self.inputs]
 
     @torch.no_grad()
-    def backward(self, dannotations: Tensor, dfinals: list[Tensor], keep: bool) -> list[Tensor | None]:
+    def backward(
+        self, dannotations: Tensor | None, dfinals: Sequence[Tensor | None], keep: bool
+    ) -> list[Tensor | None]:
         """Rewind. Returns the gradients of `tensors`; `keep` says that it will be asked again."""
         stack = self.stack.copy() if keep else self.stack
         top = stack.tapes[-1]
@@ -217,7 +222,7 @@ class EncodePass:
                 check_all_stored(read)
                 y = stack.rewind(x, first)
             dy = torch.zeros_like(y) if top.sliced else None
-            if dy is not None:
+            if dy is not None and dannotations is not None:
                 dy[:, :, : top.sliced] = dannotations[first:last]
             self.encoder.gradient(stack.gradient(dy, first), first)
         grads = {id(tensor): grad for tensor, grad in zip(*self.sinks.drain(), strict=True)}
@@ -236,6 +241,7 @@ class _RewindEncode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, encode_pass: EncodePass, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.environment, ctx.encode_pass = Environment.current(), encode_pass
+        ctx.set_materialize_grads(False)  # zeros for what nothing was computed from
         before = encode_pass.fingerprints()
         with ctx.environment.restored(encode_pass.inputs.device), naming_lost(encode_pass.read_again):
             annotations, *finals = encode_pass.forward()
@@ -244,7 +250,7 @@ class _RewindEncode(torch.autograd.Function):
         return (annotations, *finals)
 
     @staticmethod
-    def backward(ctx: Any, dannotations: Tensor, *dfinals: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dannotations: Tensor | None, *dfinals: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_double_backward("rewind_encode")
         refuse_batches([dannotations, *dfinals])
         _ = ctx.saved_tensors  # autograd compares versions here: a tensor changed in place since then raises
@@ -257,7 +263,7 @@ class _RewindEncode(torch.autograd.Function):
             ctx.environment.restored(device),
         ):
             try:
-                grads = encode_pass.backward(dannotations, list(dfinals), keep)
+                grads = encode_pass.backward(dannotations, dfinals, keep)
             finally:  # a change is the reason for other errors too
                 check_unchanged(ctx.fingerprints, encode_pass.fingerprints(), "while rewind_encode went back")
         if not keep:

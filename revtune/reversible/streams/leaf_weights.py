@@ -14,27 +14,36 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from revtune.reversible.kernel.matmuls import products_for
+from revtune.reversible.own_pages import Room
 from revtune.reversible.streams.gradient_sinks import sink_of
 from revtune.reversible.transforms import active
 
 
 class AddedInPlace(TorchFunctionMode):
-    """Within this block sinks take the gradients of leaf weights, as soon as they are computed."""
+    """Within this block sinks take the gradients of leaf weights, as soon as they are computed.
+
+    Args:
+        room: where the gradient of what `F.linear` is given may lie.
+    """
+
+    def __init__(self, room: Room | None = None) -> None:
+        super().__init__()
+        self._room = room
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.linear or func is F.embedding:
-            added = (linear if func is F.linear else embedding)(*args, **kwargs)
+            added = linear(*args, **kwargs, room=self._room) if func is F.linear else embedding(*args, **kwargs)
             if added is not None:
                 return added
         return func(*args, **kwargs)
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, room: Room | None = None) -> Tensor | None:
     """`F.linear` whose weight's gradient goes into its sink; None where that has none or the call is no plain one."""
     if not _plain(input) or (sink := _sink(weight)) is None or input.dtype != weight.dtype or not input.dim():
         return None
-    product: Tensor = _Linear.apply(input, weight, bias, sink)
+    product: Tensor = _Linear.apply(input, weight, bias, sink, room)
     return product
 
 
@@ -87,16 +96,18 @@ class _Linear(torch.autograd.Function):
     """A linear map whose weight's gradient goes straight into its sink."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, sink: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, sink: Tensor, room: Room | None
+    ) -> Tensor:
         ctx.save_for_backward(input, weight)
-        ctx.sink = sink
+        ctx.sink, ctx.room = sink, room
         return products_for(input).linear(input, weight.detach(), None if bias is None else bias.detach())
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None, None]:
         input, weight = ctx.saved_tensors
         products, rows = products_for(input), grad.reshape(-1, grad.shape[-1])
         products.add_outer(ctx.sink, rows, input.reshape(-1, input.shape[-1]))
-        want_input, _, want_bias, _ = ctx.needs_input_grad
-        dinput = products.back(grad, weight) if want_input else None
-        return dinput, None, rows.sum(0) if want_bias else None, None
+        want_input, _, want_bias, *_ = ctx.needs_input_grad
+        dinput = products.back(grad, weight, ctx.room) if want_input else None
+        return dinput, None, rows.sum(0) if want_bias else None, None, None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from revtune.reversible.kernel.inner_graph import inner_graph
+from revtune.reversible.own_pages import Room
 from revtune.reversible.streams.blocks import block_steps
 from revtune.reversible.streams.chunk_graph import Autocast, chunk_gradients, leaves
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
@@ -45,6 +46,7 @@ class ReadoutPass:
         logit_bytes: int | None = None,
     ) -> None:
         self._logit_bytes = logit_bytes
+        self._outputs, self._gradients = Room(), Room()
         self._readout, self._sinks = readout, sinks
         self._context = [(tensor, tensor.detach().requires_grad_(tensor.requires_grad)) for tensor in context]
         head = readout.head if isinstance(readout, FeatureReadout) else readout
@@ -82,7 +84,7 @@ class ReadoutPass:
 
     def _adding(self) -> AbstractContextManager[object]:
         """Within this block gradients of leaf weights are added in place where that can be."""
-        return AddedInPlace() if self._in_place else nullcontext()
+        return AddedInPlace(self._gradients) if self._in_place else nullcontext()
 
     def _given(self) -> list[Tensor]:
         return [leaf for _, leaf in self._context]
@@ -98,7 +100,7 @@ class ReadoutPass:
         y = y.detach().requires_grad_()
         with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again(), self._adding():
             # A clone, since a readout may change its argument in place, which autograd refuses of a leaf
-            total = _scalar(self._readout(y.clone(), targets, *self._given()))
+            total = _scalar(self._readout(_Cloned.apply(y, self._outputs), targets, *self._given()))
         return total.detach().double(), self._back(total, None, y)
 
     def _featured(
@@ -120,13 +122,25 @@ class ReadoutPass:
     def _back(self, root: Tensor, cotangent: Tensor | None, y: Tensor) -> Tensor:
         """Carry the gradient of `root` to the tensors that it was computed from. Returns that of y."""
         tensors, origin = leaves(root), {id(leaf): tensor for tensor, leaf in self._context}
-        dy = torch.zeros_like(y)
+        dy = None
         for tensor, grad in zip(tensors, chunk_gradients(root, tensors, cotangent), strict=True):
             if tensor is y:
-                dy = dy if grad is None else grad
+                dy = grad
             else:
                 self._sinks.add(origin.get(id(tensor), tensor), grad)
-        return dy
+        return torch.zeros_like(y) if dy is None else dy
+
+
+class _Cloned(torch.autograd.Function):
+    """A copy that lies in a room."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, room: Room) -> Tensor:
+        return room.tensor(y, tuple(y.shape)).copy_(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 def _scalar(loss: Tensor) -> Tensor:

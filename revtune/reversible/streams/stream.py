@@ -18,7 +18,6 @@ from torch import Tensor
 from revtune.errors import ReversalError
 from revtune.reversible import meter as metering
 from revtune.reversible.arguments import check_lengths, check_tensor, is_size, running
-from revtune.reversible.cells.cell import State
 from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.kernel.tape import TapePosition
 from revtune.reversible.kernel.untraced import untraced
@@ -171,7 +170,8 @@ class Stream:
         self._positions_read = ReadoutPass(batch.readout, self._sinks, device, batch.context, cuts.logit_bytes)
         self._readout = ChunkReadout(self._positions_read, batch.targets, batch.lengths, self.chunk, cuts.block_bytes)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
-        self._last: list[State] = []
+        self._last: list[TapePosition] = []
+        self.stack.reuse_outputs()
 
     def evaluate(self) -> Tensor:
         """The summed loss, with no gradient and no buffer."""
@@ -183,7 +183,7 @@ class Stream:
             for first, last in pieces(0, self.steps, self.chunk):
                 check_all_stored(read)
                 self._loss += self._readout.loss(self.stack.infer(self._encoder.run(first, last), first), first)
-        self._last = [tape.state() for tape in self.stack.tapes]
+        self._last = self._tape_positions()
         return self._loss
 
     @torch.no_grad()
@@ -201,6 +201,8 @@ class Stream:
                 raise found from error
             raise
         self._surroundings.compare()
+        for tape in self.stack.tapes:
+            tape.pause()
         return self._loss
 
     def _forth_and_back(self) -> None:
@@ -247,7 +249,8 @@ class Stream:
 
     def last_state(self) -> Hx:
         """The state after the last step, (L, B, H) each, float64."""
-        stacked = tuple(torch.stack(group) for group in zip(*self._last, strict=True))
+        last = [tape.state(position) for tape, position in zip(self.stack.tapes, self._last, strict=True)]
+        stacked = tuple(torch.stack(group) for group in zip(*last, strict=True))
         return stacked[0] if len(stacked) == 1 else stacked
 
     def _run_segment(self, first: int, last: int, end: list[TapePosition] | None) -> None:
@@ -268,7 +271,7 @@ class Stream:
     def _end_segment(self, end: list[TapePosition] | None, last: int) -> None:
         """Note where the sequence ends, or check that this segment ends where it did the first time."""
         if end is None:
-            self._last = [tape.state(tape.final) for tape in self.stack.tapes]
+            self._last = [tape.taken_final() for tape in self.stack.tapes]
             self._surroundings.compare()
         else:
             self._check_end(end, last)
@@ -295,7 +298,7 @@ class Stream:
 
     def _check_end(self, end: list[TapePosition], last: int) -> None:
         for tape, position in zip(self.stack.tapes, end, strict=True):
-            counts = tape.final.counts
+            counts = tape.taken_final().counts
             if not all(torch.equal(count, counts[part]) for part, count in position.counts.items()):
                 raise ReversalError(
                     f"{tape.name}: running the steps before {last} again did not lead to the state recorded there: "

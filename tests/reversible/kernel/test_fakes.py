@@ -20,13 +20,18 @@ def chunk(units: int, blocks: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_packing(units: int, blocks: int) -> None:
     weight = torch.randn(2 * blocks * units, units)
     torch.library.opcheck(torch.ops.revtune.pack.default, (weight, blocks))
-    assert pack(weight, blocks).shape == torch.ops.revtune.pack(weight, blocks).shape
+    packed = torch.ops.revtune.pack(weight, blocks)
+    assert pack(weight, blocks).shape == packed.shape == (torch.ops.revtune.packed_size(blocks, units),)
+    torch.library.opcheck(torch.ops.revtune.pack_into.default, (into := torch.empty_like(packed), weight, blocks))
+    torch.ops.revtune.pack_into(into, weight, blocks)
+    assert torch.equal(into, packed)
 
 
 @UNITS
 def test_matmuls(units: int) -> None:
     x, weight, bias, d = torch.randn(9, units), torch.randn(5, units), torch.randn(5), torch.randn(9, 5)
     torch.library.opcheck(torch.ops.revtune.project_back.default, (d, weight))
+    torch.library.opcheck(torch.ops.revtune.project_back_into.default, (torch.zeros(9, units), d, weight))
     torch.library.opcheck(torch.ops.revtune.pack_projection.default, (weight,))
     packed = torch.ops.revtune.pack_projection(weight)
     assert pack_projection(weight).shape == packed.shape

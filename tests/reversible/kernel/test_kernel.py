@@ -491,6 +491,8 @@ def test_a_lstm_is_not_rewound_without_c(missing: tuple[str, ...]) -> None:
 def test_weights_that_cannot_be_packed_are_refused(weight: Tensor, blocks: int) -> None:
     with pytest.raises(RuntimeError):
         torch.ops.revtune.pack(weight, blocks)
+    with pytest.raises(RuntimeError):
+        torch.ops.revtune.pack_into(torch.zeros(2**14), weight, blocks)
 
 
 def test_a_weight_of_another_shape_is_named() -> None:

@@ -560,14 +560,14 @@ def test_training_leaves_no_per_step_output_behind_when_only_the_last_is_wanted(
     rev: Rev, chunked: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chunked(1)
-    kept: list[Any] = []
+    kept: dict[int, Any] = {}  # by address: chunks may use one storage in turn
     alive: list[int] = []
 
     def watched(move: Callable[[Stack, Tensor, int], Tensor]) -> Callable[[Stack, Tensor, int], Tensor]:
         def moved(stack: Stack, x: Tensor, first: int) -> Tensor:
-            alive.append(sum(not torch.UntypedStorage._expired(ref) for ref in kept))
+            alive.append(sum(not torch.UntypedStorage._expired(ref) for ref in kept.values()))
             y = move(stack, x, first)
-            kept.append(y.untyped_storage()._weak_ref())
+            kept[y.untyped_storage().data_ptr()] = y.untyped_storage()._weak_ref()
             return y
 
         return moved

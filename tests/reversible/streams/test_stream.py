@@ -864,14 +864,14 @@ def test_under_autocast_the_callers_parts_are_cast_and_the_net_is_not() -> None:
 
 def test_no_more_than_the_present_chunks_outputs_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     set_chunk_steps(monkeypatch, 1)
-    kept: list[Any] = []
+    kept: dict[int, Any] = {}  # by address: chunks may use one storage in turn
     alive: list[int] = []
 
     def watched(move: Callable[[Stack, Tensor, int], Tensor]) -> Callable[[Stack, Tensor, int], Tensor]:
         def moved(stack: Stack, x: Tensor, first: int) -> Tensor:
-            alive.append(sum(not torch.UntypedStorage._expired(ref) for ref in kept))
+            alive.append(sum(not torch.UntypedStorage._expired(ref) for ref in kept.values()))
             y = move(stack, x, first)
-            kept.append(y.untyped_storage()._weak_ref())
+            kept[y.untyped_storage().data_ptr()] = y.untyped_storage()._weak_ref()
             return y
 
         return moved

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <vector>
 
 #include "instruction_sets.h"
@@ -30,10 +31,18 @@ inline int64_t digest_of(const void* values, int64_t bytes, uint64_t first) {
 // A number for where the chunk stands: states and heads, -0 counting as 0.
 inline int64_t standing(const Chunk& chunk) {
   const int64_t states = chunk.groups * 2 * chunk.rows * chunk.units, heads = chunk.groups * chunk.rows * chunk.width;
-  std::vector<double> values((size_t)(states + heads));
-  for (int64_t i = 0; i < states; i++) values[i] = chunk.counts[i] + 0.0;
-  for (int64_t i = 0; i < heads; i++) values[states + i] = chunk.heads[i] + 0.0;
-  return (int64_t)variant().digest((const Bits*)values.data(), states + heads, 0);
+  double some[512];
+  uint64_t sum = 0;
+  const auto add = [&](const double* values, int64_t count, int64_t first) {
+    for (int64_t done = 0; done < count; done += std::size(some)) {
+      const int64_t n = std::min<int64_t>(std::size(some), count - done);
+      for (int64_t i = 0; i < n; i++) some[i] = values[done + i] + 0.0;
+      sum += variant().digest((const Bits*)some, n, (uint64_t)(first + done));
+    }
+  };
+  add(chunk.counts, states, 0);
+  add(chunk.heads, heads, states);
+  return (int64_t)sum;
 }
 
 inline int64_t digest(const std::vector<Tensor>& tensors) {

@@ -9,25 +9,34 @@
 //                                                goes one step back
 //   carry(worker, begin, end, half)              on to the direction of the other half, which the gates have read
 
+// Rows or positions whose gates are evaluated at once, so that what a thread needs for them stays near.
+constexpr int64_t at_once = 8 * most_rows;
+
+template <class Work>
+void some_at_once(int64_t begin, int64_t end, const Work& work) {
+  for (int64_t first = begin; first < end; first += at_once) work(first, std::min(first + at_once, end));
+}
+
 template <class Cell>
 bool forward(const Chunk& chunk, Keep keep, int64_t begin, int64_t end) {
-  Worker worker(chunk, Cell::blocks, end - begin);
+  Worker worker(chunk, Cell::blocks, std::min(at_once, end - begin));
   bool fine = true;
   for (int64_t row = begin; row < end; row++)
     for (int half = 0; half < 2; half++)
       worker.copy_states(row, half, worker.y_before(row, half), worker.c_before(row, half));
   for (int64_t t = 0; t < chunk.steps; t++)
-    for (int half = 0; half < 2; half++) {
-      Cell::prepare(worker, t * chunk.rows + begin, t * chunk.rows + end, half, keep);
-      for (int64_t row = begin; row < end; row++) {
-        const int64_t position = t * chunk.rows + row;
-        if (worker.runs(position))
-          Cell::advance(worker, position, half, keep, worker.sums[row - begin]);
-        else
-          worker.copy_states(row, half, worker.y(position, half), worker.c(position, half));
-        if (!chunk.forgetting) fine &= worker.in_range(row, half);
-      }
-    }
+    for (int half = 0; half < 2; half++)
+      some_at_once(begin, end, [&](int64_t first, int64_t last) {
+        Cell::prepare(worker, t * chunk.rows + first, t * chunk.rows + last, half, keep);
+        for (int64_t row = first; row < last; row++) {
+          const int64_t position = t * chunk.rows + row;
+          if (worker.runs(position))
+            Cell::advance(worker, position, half, keep, worker.sums[row - first]);
+          else
+            worker.copy_states(row, half, worker.y(position, half), worker.c(position, half));
+          if (!chunk.forgetting) fine &= worker.in_range(row, half);
+        }
+      });
   for (int64_t row = begin; row < end; row++)
     for (int half = 0; half < 2; half++) fine &= worker.in_range(row, half);
   return fine && worker.finite;
@@ -35,47 +44,48 @@ bool forward(const Chunk& chunk, Keep keep, int64_t begin, int64_t end) {
 
 template <class Cell>
 bool rewind(const Chunk& chunk, int64_t begin, int64_t end) {
-  Worker worker(chunk, Cell::blocks, end - begin);
-  const int64_t last = (chunk.steps - 1) * chunk.rows;
+  Worker worker(chunk, Cell::blocks, std::min(at_once, end - begin));
+  const int64_t end_of_chunk = (chunk.steps - 1) * chunk.rows;
+  bool fine = true;
   for (int64_t row = begin; row < end; row++)
     for (int half = 0; half < 2; half++)
-      worker.copy_states(row, half, worker.y(last + row, half), worker.c(last + row, half));
-  for (int64_t t = chunk.steps - 1; t >= 0; t--)
-    for (int half = 1; half >= 0; half--) {
-      // Half 1 reads half 2 as it was before the step, which has just been found.
-      Cell::evaluate(worker, t * chunk.rows + begin, t * chunk.rows + end, half);
-      for (int64_t row = begin; row < end; row++) {
-        const int64_t position = t * chunk.rows + row;
-        if (worker.runs(position) && !Cell::undo(worker, position, half)) return false;
-        worker.copy_states(row, half, worker.y_before(position, half), worker.c_before(position, half));
-      }
-    }
-  return true;
+      worker.copy_states(row, half, worker.y(end_of_chunk + row, half), worker.c(end_of_chunk + row, half));
+  for (int64_t t = chunk.steps - 1; t >= 0 && fine; t--)
+    for (int half = 1; half >= 0 && fine; half--)
+      some_at_once(begin, end, [&](int64_t first, int64_t last) {
+        // Half 1 reads half 2 as it was before the step, which has just been found.
+        Cell::evaluate(worker, t * chunk.rows + first, t * chunk.rows + last, half);
+        for (int64_t row = first; row < last && fine; row++) {
+          const int64_t position = t * chunk.rows + row;
+          fine = !worker.runs(position) || Cell::undo(worker, position, half);
+          worker.copy_states(row, half, worker.y_before(position, half), worker.c_before(position, half));
+        }
+      });
+  return fine;
 }
 
-// Evaluates both halves' gates of positions [begin, end), some positions after another so that their rows stay near.
+// Evaluates both halves' gates of positions [begin, end).
 template <class Cell>
 void recall(const Chunk& chunk, int64_t begin, int64_t end) {
-  constexpr int64_t some = 8 * most_rows;
-  Worker worker(chunk, Cell::blocks, std::min(some, end - begin));
+  Worker worker(chunk, Cell::blocks, std::min(at_once, end - begin));
   for (int half = 0; half < 2; half++)
-    for (int64_t p = begin; p < end; p += some) Cell::evaluate(worker, p, std::min(p + some, end), half);
+    some_at_once(begin, end, [&](int64_t first, int64_t last) { Cell::evaluate(worker, first, last, half); });
 }
 
 template <class Cell>
 void gradient(const Gradient& task, int64_t begin, int64_t end) {
   const Chunk& chunk = *task.chunk;
-  Backward worker(task, Cell::blocks, end - begin);
+  Backward worker(task, Cell::blocks, std::min(at_once, end - begin));
   for (int64_t t = chunk.steps - 1; t >= 0; t--) {
     worker.add_output_gradient(t, begin, end);
-    for (int half = 1; half >= 0; half--) {
-      const int64_t first = t * chunk.rows + begin, last = t * chunk.rows + end;
-      for (int64_t position = first; position < last; position++)
-        if (worker.runs(position))
-          Cell::differentiate(worker, position, half);
-        else
-          std::fill_n(worker.gates(position, half), Cell::blocks * chunk.units, 0.0f);
-      Cell::carry(worker, first, last, half);
-    }
+    for (int half = 1; half >= 0; half--)
+      some_at_once(t * chunk.rows + begin, t * chunk.rows + end, [&](int64_t first, int64_t last) {
+        for (int64_t position = first; position < last; position++)
+          if (worker.runs(position))
+            Cell::differentiate(worker, position, half);
+          else
+            std::fill_n(worker.gates(position, half), Cell::blocks * chunk.units, 0.0f);
+        Cell::carry(worker, first, last, half);
+      });
   }
 }

@@ -11,12 +11,23 @@
 
 namespace revtune {
 
-inline Tensor pack(const Tensor& weight, int64_t blocks) {
+// How many numbers a recurrent weight has as the steps read it.
+inline int64_t packed_size(int64_t blocks, int64_t units) {
   STD_TORCH_CHECK(blocks == 3 || blocks == 5, "blocks must be 3 or 5, got ", blocks);
+  STD_TORCH_CHECK(units > 0, "units must be positive, got ", units);
+  return variant().packed_size(blocks, units);
+}
+
+inline void pack_into(const Tensor& packed, const Tensor& weight, int64_t blocks) {
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == 2 * blocks * weight.size(1), "weight must be (2 blocks N, N)");
   const int64_t units = weight.size(1);
-  Tensor packed = torch::stable::new_empty(weight, {variant().packed_size(blocks, units)});
-  variant().pack(readable<float>(weight, weight.numel(), "weight"), blocks, units, packed.mutable_data_ptr<float>());
+  float* into = writable<float>(packed, packed_size(blocks, units), "packed");
+  variant().pack(readable<float>(weight, weight.numel(), "weight"), blocks, units, into);
+}
+
+inline Tensor pack(const Tensor& weight, int64_t blocks) {
+  Tensor packed = torch::stable::new_empty(weight, {packed_size(blocks, weight.size(-1))});
+  pack_into(packed, weight, blocks);
   return packed;
 }
 
@@ -76,15 +87,21 @@ inline void project_into(const Tensor& y, const Tensor& x, const Tensor& weight,
   });
 }
 
-inline Tensor project_back(const Tensor& d, const Tensor& weight) {
+inline void project_back_into(const Tensor& x, const Tensor& d, const Tensor& weight) {
   const Matrix in = readable_matrix(d, "d");
-  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == in.columns && in.columns > 0, "d and weight do not fit");
-  Tensor x = torch::stable::new_empty(weight, {in.rows, weight.size(1)});
   const Matrix out = writable_matrix(x, "x");
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == in.columns && in.columns > 0, "d and weight do not fit");
+  STD_TORCH_CHECK(out.rows == in.rows && out.columns == weight.size(1), "x must be d's rows by weight's columns");
   const float* values = readable<float>(weight, weight.numel(), "weight");
   over_parts(out.columns, variant().panel, in.rows * in.columns * out.columns, [&](int64_t begin, int64_t end) {
     variant().project_back(in, values, out, begin, end);
   });
+}
+
+inline Tensor project_back(const Tensor& d, const Tensor& weight) {
+  STD_TORCH_CHECK(d.dim() == 2 && weight.dim() == 2, "d and weight must be (N, G) and (G, I)");
+  Tensor x = torch::stable::new_empty(weight, {d.size(0), weight.size(1)});
+  project_back_into(x, d, weight);
   return x;
 }
 

@@ -38,6 +38,8 @@ std::string instruction_set() { return variant().name; }
 
 STABLE_TORCH_LIBRARY(revtune, m) {
   m.def("pack(Tensor weight, int blocks) -> Tensor");
+  m.def("pack_into(Tensor(a!) packed, Tensor weight, int blocks) -> ()");
+  m.def("packed_size(int blocks, int units) -> int");
   m.def(
       "forward(Tensor(a!) gates, Tensor(b!) counts, Tensor(c!) heads, Tensor(d!) y, Tensor(e!) y_start, "
       "Tensor(f!)? c, Tensor(g!)? c_start, Tensor(h!)? rh, Tensor packed, Tensor? response, Tensor? scale, "
@@ -66,6 +68,7 @@ STABLE_TORCH_LIBRARY(revtune, m) {
   m.def("pack_projection(Tensor weight) -> Tensor");
   m.def("project_into(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias, Tensor? packed=None) -> ()");
   m.def("project_back(Tensor d, Tensor weight) -> Tensor");
+  m.def("project_back_into(Tensor(a!) x, Tensor d, Tensor weight) -> ()");
   m.def("add_outer(Tensor(a!) into, Tensor d, Tensor v) -> ()");
   m.def("digest(Tensor[] tensors) -> int");
   m.def(
@@ -78,6 +81,7 @@ STABLE_TORCH_LIBRARY(revtune, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(revtune, CPU, m) {
   m.impl("pack", TORCH_BOX(&revtune::pack));
+  m.impl("pack_into", TORCH_BOX(&revtune::pack_into));
   m.impl("forward", TORCH_BOX(&revtune::forward));
   m.impl("infer", TORCH_BOX(&revtune::infer));
   m.impl("rewind", TORCH_BOX(&revtune::rewind));
@@ -87,6 +91,7 @@ STABLE_TORCH_LIBRARY_IMPL(revtune, CPU, m) {
   m.impl("pack_projection", TORCH_BOX(&revtune::pack_projection));
   m.impl("project_into", TORCH_BOX(&revtune::project_into));
   m.impl("project_back", TORCH_BOX(&revtune::project_back));
+  m.impl("project_back_into", TORCH_BOX(&revtune::project_back_into));
   m.impl("add_outer", TORCH_BOX(&revtune::add_outer));
   m.impl("digest", TORCH_BOX(&revtune::digest));
   m.impl("gate_sigmoid", TORCH_BOX(&revtune::gate_sigmoid));
@@ -95,5 +100,6 @@ STABLE_TORCH_LIBRARY_IMPL(revtune, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(revtune, CompositeExplicitAutograd, m) {
   m.impl("step", TORCH_BOX(&revtune::step));
+  m.impl("packed_size", TORCH_BOX(&revtune::packed_size));
   m.impl("instruction_set", TORCH_BOX(&revtune::instruction_set));
 }
