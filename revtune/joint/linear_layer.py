@@ -66,7 +66,7 @@ def _moved(
             moved_in = None if dx is None else dx[first : first + len(part)]
             dy, start = tape.tangent(part, first, moved_in, shift, start)
             pieces.append(dy)
-            tape.restart(tape.final)
+            tape.restart(tape.taken_final())
         moved = [torch.cat([start[part] for part in group], -1) for group in owner.cell.states]
     y, *final = record.recall(owner)
     states = (forward_ad.make_dual(state, tangent.to(state.dtype)) for state, tangent in zip(final, moved, strict=True))
