@@ -31,11 +31,11 @@ Tune the hyperparameters of any network in one run::
 
 Write a cell of your own: `Cell`, `Stage`, `Coupling`, `forget_gate`, run by `scan` and `record` (docs/own-cell.md).
 
-The code lies in two halves, `revtune.reversible` and `revtune.tuning`. The program `revtune` is `revtune.program`.
+The code lies in two halves, `revtune.reversible` and `revtune.tuning`, and `revtune.joint`, where they meet. The program
+`revtune` is `revtune.program`.
 """
 
-import revtune.joint.readouts  # enters its layers into the tables of `tuning`
-import revtune.joint.rev_layers  # noqa: F401  # the same
+import revtune.joint.entries  # noqa: F401  # by which the two halves know what is made of both
 from revtune.errors import HyperparameterError, NonFiniteError, ReversalError, StateRangeError
 from revtune.published import publish
 from revtune.reversible.cells.cell import Cell, Coupling, Stage, Step, forget_gate

@@ -15,7 +15,6 @@ from revtune.sequences import drawn_once
 from revtune.tuning.hypers.ranges import Range
 from revtune.tuning.noise import BATCH_RATE, drop_mask
 from revtune.tuning.responses.layers import ResponseEmbedding
-from revtune.tuning.responses.registered import LAYERS
 
 
 class ResponseDroppedEmbedding(ResponseEmbedding, Embedding):
@@ -67,6 +66,3 @@ class ResponseDroppedEmbedding(ResponseEmbedding, Embedding):
             return drop_mask(shape, rate, weight.detach(), generator)
 
         return rows * F.embedding(x, drawn_once(self, shape, weight.device, draw))
-
-
-LAYERS[Embedding] = ResponseDroppedEmbedding

@@ -21,8 +21,7 @@ from revtune.reversible.kernel.matmuls import products_for
 from revtune.reversible.streams.gradient_sinks import Sinks
 from revtune.reversible.streams.known_gradients import with_gradients
 from revtune.reversible.streams.mean import note_classes
-from revtune.reversible.streams.readout import BLOCK_BYTES, HEADS, LinearCrossEntropy
-from revtune.tuning.responses.registered import LAYERS
+from revtune.reversible.streams.readout import BLOCK_BYTES, LinearCrossEntropy
 from revtune.tuning.responses.responding import Responding
 
 FEWEST_POSITIONS = 16
@@ -173,7 +172,3 @@ def _add(into: Tensor, grad: Tensor, value: Tensor | None) -> None:
         into.add_(grad.sum(0))
     else:
         products_for(value).add_outer(into, grad, value)
-
-
-LAYERS[LinearCrossEntropy] = ResponseLinearCrossEntropy
-HEADS[ResponseLinearCrossEntropy] = ResponseLinearCrossEntropy.forward

@@ -35,7 +35,6 @@ from revtune.tuning.hypers.ranges import Range
 from revtune.tuning.noise import BATCH_RATE, RATE, drop_mask
 from revtune.tuning.responses.linearized import ResponseRecord
 from revtune.tuning.responses.recurrent_rows import follow_on, laid_sequences, probed
-from revtune.tuning.responses.registered import LAYERS
 from revtune.tuning.responses.responding import ADVICE, Responding
 from revtune.tuning.responses.rows import Laid
 
@@ -266,6 +265,3 @@ def _lying(laid: Laid) -> Iterator[None]:
         yield
     finally:
         _laid.reset(token)
-
-
-LAYERS.update({kind.plain: kind for kind in (ResponseRevGRU, ResponseRevLSTM)})

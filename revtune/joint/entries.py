@@ -1,0 +1,15 @@
+"""What this wing makes, entered into the tables of the two others when revtune is imported."""
+
+from __future__ import annotations
+
+from revtune.joint.embeddings import ResponseDroppedEmbedding
+from revtune.joint.readouts import ResponseLinearCrossEntropy
+from revtune.joint.rev_layers import ResponseRevGRU, ResponseRevLSTM
+from revtune.reversible.streams.readout import HEADS
+from revtune.tuning.responses.registered import LAYERS
+
+LAYERS.update({
+    kind.plain: kind
+    for kind in (ResponseRevGRU, ResponseRevLSTM, ResponseDroppedEmbedding, ResponseLinearCrossEntropy)
+})  # fmt: skip
+HEADS[ResponseLinearCrossEntropy] = ResponseLinearCrossEntropy.forward
