@@ -31,8 +31,8 @@ Tune the hyperparameters of any network in one run::
 
 Write a cell of your own: `Cell`, `Stage`, `Coupling`, `forget_gate`, run by `scan` and `record` (docs/own-cell.md).
 
-The code lies in two halves, `revtune.reversible` and `revtune.tuning`, and `revtune.joint`, where they meet. The program
-`revtune` is `revtune.program`.
+The code lies in two halves, `revtune.reversible` and `revtune.tuning`, and in `revtune.joint`, where they meet. The
+program `revtune` is `revtune.program`.
 """
 
 import revtune.joint.entries  # noqa: F401  # by which the two halves know what is made of both
