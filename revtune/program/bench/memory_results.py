@@ -15,8 +15,9 @@ AUTO = "checkpoint_every='auto'"
 HEADINGS = ("MB", "nn.GRU needs", "bytes", "bits stored", "forgotten")
 
 NOTE = (
-    "MB above the parameters and their gradients. Bytes: the same a unit and step. Bits: what the information buffer "
-    "stores a unit and step, beside what the gates forgot; in a RevLSTM h and c are both units."
+    "MB above the parameters and their gradients, in the middle one of three processes. Bytes: the same a unit and "
+    "step. Bits: what the information buffer stores a unit and step, beside what the gates forgot; in a RevLSTM h and "
+    "c are both units."
 )
 
 

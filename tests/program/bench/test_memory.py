@@ -77,6 +77,13 @@ def test_a_worker_that_fails_says_why() -> None:
     assert told["error"].startswith("exit 1: RuntimeError: ")
 
 
+def test_the_middle_one_of_several_processes_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = [{"bytes": size} for size in (30, 10, 20, 1)] + [{"error": "no"}, {"bytes": 2}]
+    monkeypatch.setattr(bench, "measured", lambda *_: told.pop(0))
+    assert bench.typical(Contestant(cell="RevGRU"), SMALL, 1, "cpu") == {"bytes": 20, "range": [10, 30]}
+    assert bench.typical(Contestant(cell="RevGRU"), SMALL, 1, "cpu") == {"error": "no"}
+
+
 def test_jobs_survive_the_command_line() -> None:
     job = MemoryJob(contestant=Contestant(cell="RevLSTM", checkpoint_every="auto"), shape=SMALL, warm_up=9, threads=1)
     assert MemoryJob.of(job.text()) == job
