@@ -50,18 +50,17 @@ class Positions:
 
     Attributes:
         rows: B.
+        steps: K.
         live: which are no padding, (K, B); None for all.
     """
 
     rows: int
+    steps: int
     live: Tensor | None = None
 
-    def index(self, count: int) -> Tensor | None:
-        """The row of each of so many positions, (N,); None where rows simply alternate."""
-        if self.live is None:
-            return None
-        index = self.live.nonzero()[:, 1]
-        return index if len(index) == count else None
+    def index(self) -> Tensor | None:
+        """The row of each position that is no padding, (N,); None where all rows alternate, step by step."""
+        return None if self.live is None else self.live.nonzero()[:, 1]
 
 
 class Nobody:

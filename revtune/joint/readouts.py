@@ -65,13 +65,15 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
         y, targets = self._positions(self.cast(y), targets)
         note_classes(targets, self.ignore_index, self.class_weights)
         with torch.autocast(self.weight.device.type, enabled=False):
-            sinks, graph = Sinks(), torch.is_grad_enabled()
-            loss, dy = self._loss_and_gradient(y, targets, rows, sinks, want_dy=graph and y.requires_grad)
+            if not torch.is_grad_enabled():
+                return self._loss_alone(y, targets, rows).to(y.dtype)
+            sinks = Sinks()
+            loss, dy = self._loss_and_gradient(y, targets, rows, sinks, want_dy=y.requires_grad)
             tensors, grads = sinks.drain()
             if dy is not None:
                 tensors, grads = [*tensors, y], [*grads, dy]
             loss = loss.to(y.dtype)
-            return with_gradients("LinearCrossEntropy", loss, tensors, grads) if graph and tensors else loss
+            return with_gradients("LinearCrossEntropy", loss, tensors, grads) if tensors else loss
 
     def loss_and_gradient(
         self, y: Tensor, targets: Tensor, into: Sinks, *, want_dy: bool = True, block_bytes: int | None = None
@@ -91,14 +93,28 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
         y, targets = self._positions(y.detach(), targets)
         answer, dy = self._answer(departure.detach(), rows), torch.empty_like(y) if want_dy else None
         loss = torch.zeros((), dtype=torch.float64, device=y.device)
-        most = max(FEWEST_POSITIONS, (block_bytes or BLOCK_BYTES) // (4 * TENSORS * self.num_classes))
-        for block in spans(0, len(y), most):
+        for block in self._spans(len(y), block_bytes):
             block_loss, grad = self._answered(y[block], targets[block], answer, block, into)
             loss += block_loss
             if dy is not None:
                 dy[block] = grad
         self._add_responses(departure, answer, into)
         return loss, dy
+
+    def _loss_alone(self, y: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        """The summed loss, 0-d float64, where no gradient is wanted."""
+        departure = self._departure()
+        assert departure is not None
+        answer, loss = self._answer(departure, rows), torch.zeros((), dtype=torch.float64, device=y.device)
+        for block in self._spans(len(y), None):
+            logits, _, _ = self._answering_scores(y[block], answer, rows[block])
+            loss += self._block(logits, targets[block], want_gradient=False)[0]
+        return loss
+
+    def _spans(self, positions: int, block_bytes: int | None) -> list[slice]:
+        """The positions of each block."""
+        most = max(FEWEST_POSITIONS, (block_bytes or BLOCK_BYTES) // (4 * TENSORS * self.num_classes))
+        return spans(0, positions, most)
 
     def logits(self, y: Tensor) -> Tensor:
         """Scores of all classes, (..., C), at the present hyperparameters.
@@ -139,21 +155,26 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
     def _answered(self, y: Tensor, targets: Tensor, answer: Answer, block: slice, into: Sinks) -> tuple[Tensor, Tensor]:
         """Loss of a block and the gradient of its y; those of weights go into the sinks, those of s and t are added."""
         products, second, rows = products_for(y), self.response_weight.detach(), answer.rows[block]
-        scale, product = answer.scale[rows].detach(), products.linear(y, second)
-        logits = self._scores(y).addcmul_(scale, product)
-        if answer.shift is not None:
-            logits += answer.shift[rows].detach()
+        logits, scale, product = self._answering_scores(y, answer, rows)
         loss, grad = self._block(logits, targets, want_gradient=True)
         assert grad is not None
-        for parameter, value in ((self.weight, y), (self.bias, None)):
-            if parameter is not None and parameter.requires_grad:
-                _add(into.of(parameter), grad, value)
+        if self.weight.requires_grad:
+            products.add_outer(into.of(self.weight), grad, y)
+        if self.bias is not None and self.bias.requires_grad:
+            into.of(self.bias).add_(grad.sum(0))
         answer.dscale.index_add_(0, rows, product.mul_(grad))
         answer.dshift.index_add_(0, rows, grad)
         dy, scaled = products.back(grad, self.weight.detach()), scale.mul_(grad)
         if self.response_weight.requires_grad:
             products.add_outer(into.of(self.response_weight), scaled, y)
         return loss, dy.add_(products.back(scaled, second))
+
+    def _answering_scores(self, y: Tensor, answer: Answer, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of a block's positions, each one's s, and V y."""
+        scale = answer.scale[rows].detach()
+        product = products_for(y).linear(y, self.response_weight.detach())
+        logits = self._scores(y).addcmul_(scale, product)
+        return logits if answer.shift is None else logits.add_(answer.shift[rows].detach()), scale, product
 
     def _add_responses(self, departure: Tensor, answer: Answer, into: Sinks) -> None:
         """Carry the gradients of s and t on to Q, R and the departures."""
@@ -164,11 +185,3 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
                 into.of(parameter).addmm_(grad.T, departure.detach())
             if departure.requires_grad:
                 into.of(departure).addmm_(grad, parameter.detach())
-
-
-def _add(into: Tensor, grad: Tensor, value: Tensor | None) -> None:
-    """Add a block's gradient of a weight that multiplies this value, or of a bias."""
-    if value is None:
-        into.add_(grad.sum(0))
-    else:
-        products_for(value).add_outer(into, grad, value)

@@ -49,6 +49,11 @@ def converted(rev: Any, dtype: torch.dtype, head: nn.Module, words: nn.Module) -
     return net
 
 
+def passing(net: Any, d: Tensor) -> Any:
+    """A training pass at these departures."""
+    return net.hypers.bound(Pass(len(d), d, net.hypers.raw.detach() + d))
+
+
 def stream(net: Any, tokens: Tensor, lengths: Tensor | None = None, **options: Any) -> Tensor:
     """The summed streamed loss."""
 
@@ -118,6 +123,35 @@ def test_a_readout_between_outputs_and_head_answers_by_rows() -> None:
     head = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, WORDS))
     net = converted(rt.RevGRU, torch.float64, head, nn.Embedding(WORDS, WIDTH))
     agree(net, 1e-12)
+
+
+@pytest.mark.parametrize("lengths", [None, [11, 4, 7]])
+def test_a_readout_that_leaves_positions_out_is_refused(lengths: list[int] | None) -> None:
+    """Whose the others are cannot be told, also where their number is a multiple of the rows."""
+    net = converted(rt.RevGRU, torch.float64, nn.Linear(8, WORDS), nn.Embedding(WORDS, WIDTH))
+    tokens = (torch.arange(STEPS + 1)[:, None] % 2).expand(-1, ROWS).contiguous()
+
+    def summed(y: Tensor, targets: Tensor) -> Tensor:
+        kept = targets == 1  # every other step
+        return F.cross_entropy(net.head(y[kept]), targets[kept], reduction="sum")
+
+    ragged = None if lengths is None else torch.tensor(lengths)
+    with passing(net, torch.zeros(ROWS, 2, dtype=torch.float64)), pytest.raises(ValueError, match="head: in a stream"):
+        rt.rewind_loss(
+            net.rnn, tokens[:-1], tokens[1:], encode=net.words, readout=summed, lengths=ragged, normalizer=1.0
+        )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_head_gives_the_same_loss_where_no_gradient_is_wanted(bias: bool) -> None:
+    net: Any = rt.self_tuning(nn.Sequential(rt.LinearCrossEntropy(4, 7, bias)), rt.Hyperparameters(a=rt.Rate(0.2)))
+    for name, parameter in net.named_parameters():
+        nn.init.normal_(parameter) if "response_s" in name else None
+    y, targets = torch.randn(5, 4), torch.tensor([0, 3, 2, 6, 1])
+    with passing(net, torch.randn(5, 1)):
+        wanted = net[0](y, targets)
+        with torch.no_grad():
+            assert torch.equal(net[0](y, targets), wanted.detach())
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -76,7 +76,7 @@ def kept_bytes(
             storages[storage.data_ptr()] = min(storage.nbytes(), tensor.nbytes)
         return tensor
 
-    rows = handing(Positions(y.shape[1]))
+    rows = handing(Positions(rows=y.shape[1], steps=len(y)))
     with trial(readout, autocast), rows, torch.enable_grad(), saved_tensors_hooks(pack, lambda tensor: tensor):
         loss(y.flatten(0, 1).requires_grad_().clone(), targets.flatten(0, 1))
     return sum(storages.values())

@@ -78,7 +78,7 @@ class ChunkReadout:
 
     def _handing(self, first: int, last: int) -> AbstractContextManager[None]:
         """Within this block readouts are handed these steps' positions."""
-        return handing(Positions(self._targets.shape[1], self._live(first, last)))
+        return handing(Positions(self._targets.shape[1], last - first, self._live(first, last)))
 
     def _blocks(self, y: Tensor, first: int) -> list[slice]:
         """The steps of a chunk that are read out at once: all of them, where that is little."""

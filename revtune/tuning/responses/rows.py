@@ -228,12 +228,11 @@ def _streamed(handed: Rows, shape: Sequence[int], size: int, name: str) -> Laid:
         if shape[handed.axis] == size:
             return Laid(handed.axis)
         raise ValueError(_not_handed(name, "encode", f"rows must stay in dimension {handed.axis}", size, shape))
-    index = handed.index(shape[0])
-    if index is None and shape[0] % size == 0 and handed.rows == size:
-        return Laid(0, "alternating" if shape[0] > size else "batch")
-    if index is None or handed.rows != size:
-        raise ValueError(_not_handed(name, "readout", "positions must stay in dimension 0", size, shape))
-    return Laid(0, "index", index)
+    index = handed.index()
+    # a readout may leave positions out, and whose the others are is known by their number alone
+    if handed.rows != size or shape[0] != (handed.steps * size if index is None else len(index)):
+        raise ValueError(_not_handed(name, "readout", "all positions must stay in dimension 0", size, shape))
+    return Laid(0, "alternating" if shape[0] > size else "batch") if index is None else Laid(0, "index", index)
 
 
 def _not_handed(name: str, function: str, what: str, size: int, shape: Sequence[int]) -> str:
