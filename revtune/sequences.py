@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 Draw = Callable[[torch.Generator | None], Tensor]
 
@@ -19,6 +21,16 @@ class Sequence(Protocol):
 
     def once(self, owner: nn.Module, shape: tuple[int, ...], device: torch.device, draw: Draw) -> Tensor:
         """What `draw` gave when this module first asked for this shape."""
+
+
+@contextmanager
+def setting(variable: ContextVar[T], value: T) -> Iterator[None]:
+    """Within this block a variable has this value."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 present: ContextVar[Sequence | None] = ContextVar("revtune_sequence", default=None)
@@ -73,11 +85,6 @@ streamed: ContextVar[Rows | None] = ContextVar("revtune_rows", default=None)
 """Whose the entries of the chunk are that a stream has handed to a function of the user's; None outside of streams."""
 
 
-@contextmanager
-def handing(rows: Rows) -> Iterator[None]:
+def handing(rows: Rows) -> AbstractContextManager[None]:
     """Within this block functions of the user's are handed a chunk of these rows."""
-    token = streamed.set(rows)
-    try:
-        yield
-    finally:
-        streamed.reset(token)
+    return setting(streamed, rows)

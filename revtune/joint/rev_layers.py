@@ -12,7 +12,6 @@ Shapes: T time, B batch, I input, H hidden, G rows of a weight (3 H or 5 H), n h
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
@@ -30,11 +29,12 @@ from revtune.reversible.layers.masks import BatchSpec, DrawMask
 from revtune.reversible.layers.modules import RevGRU, RevLSTM
 from revtune.reversible.layers.rnn import RevRNN, reversed_rows
 from revtune.reversible.layers.rnn_arguments import Options
+from revtune.sequences import setting
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.ranges import Range
 from revtune.tuning.noise import BATCH_RATE, RATE, drop_mask
 from revtune.tuning.responses.linearized import ResponseRecord
-from revtune.tuning.responses.recurrent_rows import follow_on, laid_sequences, probed
+from revtune.tuning.responses.recurrent_rows import refuse_unbatched, run_in_pass
 from revtune.tuning.responses.responding import ADVICE, Responding
 from revtune.tuning.responses.rows import Laid
 
@@ -129,19 +129,13 @@ class ResponseRev(Responding, RevRNN):
         if bound is None:
             return RevRNN._run(self, input, hx, native=native)
         if isinstance(input, Tensor) and input.dim() == 2:
-            raise ValueError(
-                f"{self._name}: in a pass every example has hyperparameters of its own, so that the input must have a "
-                f"batch and three dimensions, got {tuple(input.shape)}"
-            )
-        following = None if bound.rows is None else bound.rows.following
-        laid = laid_sequences(self, input, bound.size, bound.rows, ADVICE)
-        with contextlib.nullcontext() if following is None else following.pause(), _lying(laid):
-            out = RevRNN._run(self, input, hx, native=native)
-            if bound.rows is not None and bound.rows.probe is not None:
-                out = probed(bound.rows.probe, self, out, laid, bound.size)
-            if following is not None:
-                follow_on(following, self, input, out, laid, bound.size)
-        return out
+            refuse_unbatched(self, input)
+
+        def run(laid: Laid) -> tuple[Any, Any]:
+            with setting(_laid, laid):
+                return RevRNN._run(self, input, hx, native=native)
+
+        return run_in_pass(self, input, bound, ADVICE, run)
 
     def _layers(self, x: Tensor, states: State, lengths: Tensor | None, native: bool) -> tuple[Tensor, State]:
         """Outputs and last states of all layers; in Delta-STN's two passes one after another, with all outputs."""
@@ -255,13 +249,3 @@ class ResponseRevLSTM(ResponseRev, RevLSTM):
     """RevLSTM with a response."""
 
     plain = RevLSTM
-
-
-@contextlib.contextmanager
-def _lying(laid: Laid) -> Iterator[None]:
-    """Within this block examples lie so among rows."""
-    token = _laid.set(laid)
-    try:
-        yield
-    finally:
-        _laid.reset(token)

@@ -88,14 +88,14 @@ class Kernel:
         assert cell.native is not None
         self.weights, self.units = weights, units
         # As the operators take them: slope, forgetting, bounded.
-        self._limit = (slope_of(cell.native.max_forget_bits), cell.native.forgetting, cell.native.bounded)
+        self.limit = (slope_of(cell.native.max_forget_bits), cell.native.forgetting, cell.native.bounded)
         self.blocks, self.states = cell.blocks // PARTS, len(cell.states)
-        self._hh = weights.tensors["hh"]
-        assert self._hh.shape == (cell.blocks * units, units)
+        self.hh = weights.tensors["hh"]
+        assert self.hh.shape == (cell.blocks * units, units)
         extra, scale = weights.added().get("hh", (None, None))
         self._extra, self._scale = extra, scale
-        self._masks = [masks[part].contiguous() if part in masks else None for part in cell.states[0]]
-        self._lengths = None if lengths is None else lengths.long().contiguous()
+        self.masks = [masks[part].contiguous() if part in masks else None for part in cell.states[0]]
+        self.lengths = None if lengths is None else lengths.long().contiguous()
         self._reused: dict[str, Tensor] = {}
         self._packs: tuple[Tensor, Tensor | None] | None = None
 
@@ -103,26 +103,6 @@ class Kernel:
     def is_gru(self) -> bool:
         """Whether the cell is a RevGRU, which has no c."""
         return self.blocks == GRU_BLOCKS
-
-    @property
-    def recurrent_weight(self) -> Tensor:
-        """The weight `hh` (G, N)."""
-        return self._hh
-
-    @property
-    def limit(self) -> tuple[float, bool, bool]:
-        """The slope of the limit on forgetting, whether the cell forgets at all, and whether its h is bounded."""
-        return self._limit
-
-    @property
-    def masks(self) -> list[Tensor | None]:
-        """Locked masks (B, N) on h1 and h2 as the gates read them."""
-        return self._masks
-
-    @property
-    def lengths(self) -> Tensor | None:
-        """Steps of each row, (B,)."""
-        return self._lengths
 
     def heads(self, rows: int, steps: int, share: int | None) -> Tensor:
         """New heads for sequences of so many steps, (S, B, width)."""
@@ -177,7 +157,10 @@ class Kernel:
     def packs(self) -> tuple[Tensor, Tensor | None]:
         """Recurrent weights laid out as the kernel reads them, once for all chunks."""
         if self._packs is None:
-            self._packs = self._packed(self._hh), None if self._extra is None else self._packed(self._extra)
+            self._packs = (
+                self._packed(self.hh),
+                None if self._extra is None else self._packed(self._extra),
+            )
         return self._packs
 
     def _packed(self, weight: Tensor) -> Tensor:
@@ -197,7 +180,7 @@ class Kernel:
     def _shared(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Memory that the next chunk uses again, unless it has more steps."""
         if name not in self._reused or len(self._reused[name]) < shape[0]:
-            self._reused[name] = in_own_pages(self._hh, shape)
+            self._reused[name] = in_own_pages(self.hh, shape)
         return self._reused[name][: shape[0]]
 
     def forward(
@@ -225,8 +208,8 @@ class Kernel:
             The words spilled, a digest of counts and heads before the chunk, and whether all states stayed in range.
         """
         result: tuple[Tensor, int, bool] = torch.ops.revtune.forward(
-            chunk.gates, counts, heads, *chunk.states(), chunk.rh, *self._reading(), self._lengths, first,
-            *self._limit, keep, tally, sliced,
+            chunk.gates, counts, heads, *chunk.states(), chunk.rh, *self._reading(), self.lengths, first,
+            *self.limit, keep, tally, sliced,
         )  # fmt: skip
         return result
 
@@ -236,7 +219,7 @@ class Kernel:
         packed, bias = torch.ops.revtune.pack_projection(weights["ih"]), weights.get("bias")
         x = x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
         fine: bool = torch.ops.revtune.infer(
-            x, packed, bias, counts, y, torch.empty_like(y[0]), *self._reading(), self._lengths, *self._limit
+            x, packed, bias, counts, y, torch.empty_like(y[0]), *self._reading(), self.lengths, *self.limit
         )
         return fine
 
@@ -256,8 +239,8 @@ class Kernel:
         if not _fit(words, len(chunk.gates[0])):
             return 0, False
         result: tuple[int, bool] = torch.ops.revtune.rewind(
-            chunk.gates, counts, heads, words, *chunk.states(), chunk.rh, *self._reading(), self._lengths, first,
-            *self._limit, slices,
+            chunk.gates, counts, heads, words, *chunk.states(), chunk.rh, *self._reading(), self.lengths, first,
+            *self.limit, slices,
         )  # fmt: skip
         return result
 
@@ -269,7 +252,7 @@ class Kernel:
         """Evaluate r * h of a RevGRU's chunk whose gates and h are known."""
         if chunk.rh is None:
             return
-        for half, mask in enumerate(self._masks[::-1]):  # half 0 reads h2, half 1 reads h1
+        for half, mask in enumerate(self.masks[::-1]):  # half 0 reads h2, half 1 reads h1
             r = chunk.gates.unflatten(-1, (PARTS * self.blocks, self.units))[:, :, half * self.blocks + 1]
             rh = chunk.rh.unflatten(-1, (PARTS, self.units))[:, :, half]
             for read, (gate, product) in self._reads(chunk, half, r, rh):
@@ -278,7 +261,7 @@ class Kernel:
     def recall_cells(self, chunk: ChunkBuffers, counts: Tensor, heads: Tensor, words: Tensor, first: int) -> bool:
         """Rewind c alone, once gates and h are known. Returns whether its words were used up exactly."""
         exact: bool = _fit(words, len(chunk.gates[0])) and torch.ops.revtune.recall_cells(
-            chunk.gates, counts, heads, words, *chunk.states(), self._lengths, first, *self._limit
+            chunk.gates, counts, heads, words, *chunk.states(), self.lengths, first, *self.limit
         )
         return exact
 
@@ -289,8 +272,8 @@ class Kernel:
         """
         dy = None if dy is None else dy.contiguous()
         torch.ops.revtune.gradient(
-            chunk.gates, direction, *chunk.states(), self._hh, self._extra, self._scale, *self._masks, self._lengths,
-            dy, first, *self._limit,
+            chunk.gates, direction, *chunk.states(), self.hh, self._extra, self._scale, *self.masks, self.lengths,
+            dy, first, *self.limit,
         )  # fmt: skip
         for half in range(PARTS):
             self._add_products(chunk, half)
@@ -298,13 +281,13 @@ class Kernel:
 
     def _reading(self) -> list[Tensor | None]:
         """What gates read besides the state, in the order of the operators' arguments."""
-        return [*self.packs(), self._scale, *self._masks]
+        return [*self.packs(), self._scale, *self.masks]
 
     def _add_products(self, chunk: ChunkBuffers, half: int) -> None:
         """Add the gradient of the rows of `hh` that a half's gates use."""
         n, first = self.units, half * self.blocks * self.units
         last = first + (2 if self.is_gru else LSTM_BLOCKS) * n  # z and r of a RevGRU read h, its g reads r * h
-        mask, grads = self._masks[1 - half], chunk.gates[:, :, first:last]
+        mask, grads = self.masks[1 - half], chunk.gates[:, :, first:last]
         for read, (grad,) in self._reads(chunk, half, grads):
             self._add_product(slice(first, last), read if mask is None else read * mask, grad)
         if chunk.rh is not None:

@@ -60,7 +60,7 @@ class _Loop:
     def __init__(self, kernel: Kernel, chunk: ChunkBuffers, da: Tensor) -> None:
         self.units, self.blocks, self.masks = kernel.units, kernel.blocks, kernel.masks
         self.slope, self.forgetting, self.bounded = kernel.limit
-        self.weight = kernel.recurrent_weight.t()
+        self.weight = kernel.hh.t()
         self.gates = chunk.gates.unflatten(-1, (PARTS, self.blocks, self.units)).unbind(3)  # (K, B, 2, N) each
         self.before = torch.cat([chunk.y_start[None], chunk.y[:-1]]).unflatten(-1, (PARTS, self.units))
         read = torch.stack([self.before[:, :, 1], chunk.y[:, :, : self.units]], 2)

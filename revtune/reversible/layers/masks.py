@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from revtune.sequences import Draw, drawn_once, present
+from revtune.sequences import Draw, drawn_once, present, setting
 
 
 class DrawMask(Protocol):
@@ -55,14 +54,9 @@ def new_seed() -> int:
     return int(torch.randint(2**62, ()))
 
 
-@contextmanager
-def one_sequence(masks: SequenceMasks | None = None) -> Iterator[None]:
+def one_sequence(masks: SequenceMasks | None = None) -> AbstractContextManager[None]:
     """Within this block each module has one locked mask: of a new sequence, or of one that runs again."""
-    token = present.set(masks or SequenceMasks())
-    try:
-        yield
-    finally:
-        present.reset(token)
+    return setting(present, masks or SequenceMasks())
 
 
 def drop_mask(

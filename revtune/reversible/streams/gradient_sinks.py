@@ -7,12 +7,13 @@ sparse.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+
+from revtune.sequences import setting
 
 
 class Sinks:
@@ -57,14 +58,9 @@ class Sinks:
 _open: ContextVar[Sinks | None] = ContextVar("revtune_sinks", default=None)
 
 
-@contextmanager
-def opened(sinks: Sinks) -> Iterator[None]:
+def opened(sinks: Sinks) -> AbstractContextManager[None]:
     """Within this block `sink_of` finds these sinks."""
-    token = _open.set(sinks)
-    try:
-        yield
-    finally:
-        _open.reset(token)
+    return setting(_open, sinks)
 
 
 def any_open() -> bool:

@@ -12,7 +12,6 @@ Shapes: T steps, N rows of all steps, B examples, n hyperparameters, I input, H 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,7 +29,7 @@ from revtune.tuning.noise import BATCH_RATE, RATE, drop_mask
 from revtune.tuning.responses.linearized import ResponseRecord, straight_through
 from revtune.tuning.responses.recurrent_gates import GRU, LSTM, ReluRNN, TanhRNN
 from revtune.tuning.responses.recurrent_loop import Equations, loop_tangents, run_loop
-from revtune.tuning.responses.recurrent_rows import follow_on, laid_sequences, probed
+from revtune.tuning.responses.recurrent_rows import refuse_unbatched, run_in_pass
 from revtune.tuning.responses.recurrent_steps import Steps, from_rows, to_rows
 from revtune.tuning.responses.responding import ADVICE, Responding
 from revtune.tuning.responses.rows import Laid
@@ -126,15 +125,8 @@ class ResponseRecurrent(Responding, nn.RNNBase):
         bound, d, rate = self.hypers.current, self.hypers.current_departure(), self._dropout_rate()
         if bound is None or (isinstance(input, Tensor) and input.dim() == 2):
             return self._run(input, hx, d, None, rate, Laid())
-        following = None if bound.rows is None else bound.rows.following
-        laid = laid_sequences(self, input, bound.size, bound.rows, ADVICE)
-        with contextlib.nullcontext() if following is None else following.pause():
-            out = self._run(input, hx, d, bound.record, rate, laid)
-            if bound.rows is not None and bound.rows.probe is not None:
-                out = probed(bound.rows.probe, self, out, laid, bound.size)
-            if following is not None:
-                follow_on(following, self, input, out, laid, bound.size)
-        return out
+        run = partial(self._run, input, hx, d, bound.record, rate)
+        return run_in_pass(self, input, bound, ADVICE, run)
 
     def _run(
         self, input: Any, hx: Any, d: Tensor | None, record: ResponseRecord | None, rate: Any, laid: Laid
@@ -162,10 +154,7 @@ class ResponseRecurrent(Responding, nn.RNNBase):
     def _unbatched(self, input: Tensor, hx: Any) -> tuple[Any, Any]:
         """The outputs for an input (T, I), run as a batch of one."""
         if self.hypers.current is not None:
-            raise ValueError(
-                f"{self._name}: in a pass every example has hyperparameters of its own, so that the input must have a "
-                f"batch and three dimensions, got {tuple(input.shape)}"
-            )
+            refuse_unbatched(self, input)
         batch = 0 if self.batch_first else 1
         y, finals = self.forward(input.unsqueeze(batch), mapped(lambda state: state.unsqueeze(1), hx))
         return y.squeeze(batch), mapped(lambda state: state.squeeze(1), finals)

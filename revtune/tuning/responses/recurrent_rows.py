@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
+from revtune.tuning.hypers.hyperparameters import Pass
 from revtune.tuning.responses.following import Following
 from revtune.tuning.responses.owners import Owners
 from revtune.tuning.responses.probing import Probe
@@ -35,6 +36,31 @@ def laid_sequences(layer: Any, input: Tensor | PackedSequence, size: int, memory
     if memory is not None and memory.following is not None:
         memory.following.set(sequences, _of_sequences(memory.following, input))
     return laid_in(layer, sequences, sequences.shape, size, axis=0, **named)
+
+
+def refuse_unbatched(layer: Any, input: Tensor) -> None:
+    """Refuse a sequence (T, I) in a pass.
+
+    Raises:
+        ValueError: names the layer.
+    """
+    raise ValueError(
+        f"{layer._name}: in a pass every example has hyperparameters of its own, so that the input must have a "
+        f"batch and three dimensions, got {tuple(input.shape)}"
+    )
+
+
+def run_in_pass(layer: Any, input: Any, bound: Pass, advice: str, run: Callable[[Laid], Any]) -> tuple[Any, Any]:
+    """What a recurrent layer gives in a pass, once it is known whose its sequences are, which its outputs then are."""
+    following = None if bound.rows is None else bound.rows.following
+    laid = laid_sequences(layer, input, bound.size, bound.rows, advice)
+    with contextlib.nullcontext() if following is None else following.pause():
+        out: tuple[Any, Any] = run(laid)
+        if bound.rows is not None and bound.rows.probe is not None:
+            out = probed(bound.rows.probe, layer, out, laid, bound.size)
+        if following is not None:
+            follow_on(following, layer, input, out, laid, bound.size)
+    return out
 
 
 def _of_sequences(following: Following, input: PackedSequence) -> Owners | None:
