@@ -22,6 +22,7 @@ from revtune.reversible.cells.cell import Cell, Response, State
 from revtune.reversible.kernel.backend import at_hand
 from revtune.reversible.kernel.checksum import BETWEEN, MEANWHILE, chained, signed
 from revtune.reversible.kernel.environment import NUMBERS, Environment
+from revtune.reversible.kernel.inductor import run_whole
 from revtune.reversible.kernel.sequence_arguments import DIFFERENTIABLE, BackwardArguments, SequenceArguments
 from revtune.reversible.kernel.sequence_plain import run_plainly
 from revtune.reversible.kernel.sequence_recall import ChunkRecord, RecalledLayer, SequenceRun, kept_steps, longest_chunk
@@ -266,5 +267,5 @@ torch.library.register_autograd("revtune::sequence", _backward, setup_context=_s
 for _name, _run, _shapes in (
     ("sequence", _sequence, shapes), ("sequence_backward", _sequence_backward, _fake_backward),
 ):  # fmt: skip
-    torch.library.register_fake(f"revtune::{_name}")(_shapes)
+    torch.library.register_fake(f"revtune::{_name}")(run_whole(f"revtune::{_name}", _shapes))
     torch.library.impl(f"revtune::{_name}", ("CPU", "CUDA"))(_run)

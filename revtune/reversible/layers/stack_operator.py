@@ -19,6 +19,7 @@ from revtune.errors import ReversalError
 from revtune.reversible import meter as metering
 from revtune.reversible.kernel.chunks import chunks
 from revtune.reversible.kernel.environment import Environment
+from revtune.reversible.kernel.inductor import run_whole
 from revtune.reversible.kernel.traced import free_size
 from revtune.reversible.layers.rewind import aim, check_unchanged, fingerprints
 from revtune.reversible.layers.stack import Stack
@@ -172,5 +173,5 @@ torch.library.define(
 )
 torch.library.register_autograd("revtune::stack", _backward, setup_context=_set_up)
 for _name, _run, _shapes in (("stack", _stack, shapes), ("stack_backward", _stack_backward, _fake_backward)):
-    torch.library.register_fake(f"revtune::{_name}")(_shapes)
+    torch.library.register_fake(f"revtune::{_name}")(run_whole(f"revtune::{_name}", _shapes))
     torch.library.impl(f"revtune::{_name}", ("CPU", "CUDA"))(_run)
