@@ -11,7 +11,7 @@ Train a recurrent net in a fraction of the memory::
 - `RevGRU`, `RevLSTM`: nn.GRU's and nn.LSTM's arguments and shapes. They recompute their states backwards from the last.
 - `RevGRUCell`, `RevLSTMCell`: one step of them, as nn.GRUCell and nn.LSTMCell; these do not rewind.
 - `rewind_loss`: a whole training step for a loss at every step. Encoder, net and readout stream, so that no output of
-  every step exists. `Embedding`, `LinearCrossEntropy` and `LockedDropout` are made for it; any module works.
+  every step exists. `Embedding`, `LinearCrossEntropy`, `LockedDropout` and `Readout` are made for it; any module works.
 - `rewind_encode`: a sequence's final state, and a few units of every step for a decoder to attend to.
 - `meter`: memory and stored bits of a block of code.
 
@@ -48,6 +48,7 @@ from revtune.reversible.layers.scan import Recording, record, scan, unscan
 from revtune.reversible.meter import meter
 from revtune.reversible.streams.dropout import Embedding, LockedDropout
 from revtune.reversible.streams.encode import rewind_encode
+from revtune.reversible.streams.head_and_loss import Readout
 from revtune.reversible.streams.readout import LinearCrossEntropy
 from revtune.reversible.streams.stream import rewind_loss
 from revtune.tuning.conversion.convert import dropout_rates, self_tuning
@@ -75,6 +76,7 @@ __all__ = [
     "NonFiniteError",
     "Positive",
     "Rate",
+    "Readout",
     "Recording",
     "RevGRU",
     "RevGRUCell",

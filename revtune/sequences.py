@@ -49,6 +49,20 @@ def drawn_once(owner: nn.Module, shape: tuple[int, ...], device: torch.device, d
     return draw(None) if sequence is None else sequence.once(owner, shape, device, draw)
 
 
+class Generators(Protocol):
+    """Generators of random numbers that stand in for torch's own within a block."""
+
+    def states(self, device: torch.device) -> list[Tensor]:
+        """Where those of the CPU and of a device stand."""
+
+    def set_states(self, states: list[Tensor], device: torch.device) -> None:
+        """Go on from there."""
+
+
+in_place_of_torch: ContextVar[Generators | None] = ContextVar("revtune_generators", default=None)
+"""What draws in the place of torch's own generators; None where they do themselves."""
+
+
 @dataclass(frozen=True)
 class Along:
     """A chunk one of whose dimensions is the rows of the batch."""

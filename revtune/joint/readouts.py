@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from revtune.reversible.kernel.chunks import spans
 from revtune.reversible.kernel.matmuls import products_for
@@ -101,13 +102,39 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
         self._add_responses(departure, answer, into)
         return loss, dy
 
+    def linear_loss_and_gradient(
+        self, y: Tensor, moved: Tensor, targets: Tensor, into: Sinks, *, block_bytes: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The summed loss of logits that are linear in responses, and the gradient of y where none responds.
+
+        With `y'` the tangent of y, the logits are `W (y + y') + w + s_b * (V y) + t_b`. Their gradient g goes back as
+        if responses added nothing: `dy = W^T g`, while those of V, s and t are as at the head of this file.
+
+        Args:
+            y: (N, E).
+            moved: y', (N, E).
+            targets, into, block_bytes: as in `loss_and_gradient`.
+        """
+        departure = self.hypers.current_departure()
+        assert departure is not None
+        rows, (_, targets) = self._rows(y), self._positions(y, targets)
+        answer, dy = self._answer(departure.detach(), rows), torch.empty_like(y)
+        loss = torch.zeros((), dtype=torch.float64, device=y.device)
+        for block in self._spans(len(y), block_bytes):
+            scores = self._answering_scores(y[block], answer, rows[block], y[block] + moved[block])
+            block_loss, grad = self._learnt(y[block], targets[block], answer, rows[block], scores, into)
+            loss += block_loss
+            dy[block] = products_for(y).back(grad, self.weight.detach())
+        self._add_responses(departure, answer, into)
+        return loss, dy
+
     def _loss_alone(self, y: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
         """The summed loss, 0-d float64, where no gradient is wanted."""
         departure = self._departure()
         assert departure is not None
         answer, loss = self._answer(departure, rows), torch.zeros((), dtype=torch.float64, device=y.device)
         for block in self._spans(len(y), None):
-            logits, _, _ = self._answering_scores(y[block], answer, rows[block])
+            logits, _, _ = self._answering_scores(y[block], answer, rows[block], y[block])
             loss += self._block(logits, targets[block], want_gradient=False)[0]
         return loss
 
@@ -122,26 +149,24 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
         Raises:
             ValueError: in a pass, whose positions these are cannot be told.
         """
-        departure, scores = self._departure(), LinearCrossEntropy.logits(self, y)
-        if departure is None:
-            return scores
-        scores = scores + self.along(departure @ self.response_scale.T, scores, y) * (y @ self.response_weight.T)
-        if self.response_shift is None:
-            return scores
-        return scores + self.along(departure @ self.response_shift.T, scores, y)
+        return Responding.forward(self, y)
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The linear map."""
+        return F.linear(x, weight, bias)
 
     def _departure(self) -> Tensor | None:
         bound = self.hypers.current
         if bound is not None and bound.record is not None:
             raise NotImplementedError(
-                f"{self._name} gives a loss, which Delta-STN cannot linearize: let predict return logits, of an "
-                'nn.Linear, or use method="stn"'
+                f"{self._name} gives a loss, which Delta-STN cannot linearize: let predict return its logits(y), or "
+                'stream the loss by Tuner(stream=); or use method="stn"'
             )
         return self.hypers.current_departure()
 
     def _rows(self, y: Tensor) -> Tensor:
         """The row of each position of y (..., E), (N,)."""
-        departure, shape = self._departure(), (*y.shape[:-1], 1)
+        departure, shape = self.hypers.current_departure(), (*y.shape[:-1], 1)
         assert departure is not None
         numbers = torch.arange(len(departure), device=y.device)[:, None]
         laid = self.laid(y, (*y.shape[:-1], self.num_classes), len(departure))
@@ -154,26 +179,38 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
 
     def _answered(self, y: Tensor, targets: Tensor, answer: Answer, block: slice, into: Sinks) -> tuple[Tensor, Tensor]:
         """Loss of a block and the gradient of its y; those of weights go into the sinks, those of s and t are added."""
-        products, second, rows = products_for(y), self.response_weight.detach(), answer.rows[block]
-        logits, scale, product = self._answering_scores(y, answer, rows)
-        loss, grad = self._block(logits, targets, want_gradient=True)
-        assert grad is not None
+        products, rows = products_for(y), answer.rows[block]
+        scores = self._answering_scores(y, answer, rows, y)
+        loss, grad = self._learnt(y, targets, answer, rows, scores, into)
         if self.weight.requires_grad:
             products.add_outer(into.of(self.weight), grad, y)
         if self.bias is not None and self.bias.requires_grad:
             into.of(self.bias).add_(grad.sum(0))
+        _, scaled, _ = scores
+        return loss, products.back(grad, self.weight.detach()).add_(
+            products.back(scaled, self.response_weight.detach())
+        )
+
+    def _learnt(
+        self, y: Tensor, targets: Tensor, answer: Answer, rows: Tensor, scores: tuple[Tensor, Tensor, Tensor],
+        into: Sinks,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Loss of a block and the gradient g of its logits; those of V, s and t are added, and s becomes s * g."""
+        logits, scale, product = scores
+        loss, grad = self._block(logits, targets, want_gradient=True)
+        assert grad is not None
         answer.dscale.index_add_(0, rows, product.mul_(grad))
         answer.dshift.index_add_(0, rows, grad)
-        dy, scaled = products.back(grad, self.weight.detach()), scale.mul_(grad)
+        scaled = scale.mul_(grad)
         if self.response_weight.requires_grad:
-            products.add_outer(into.of(self.response_weight), scaled, y)
-        return loss, dy.add_(products.back(scaled, second))
+            products_for(y).add_outer(into.of(self.response_weight), scaled, y)
+        return loss, grad
 
-    def _answering_scores(self, y: Tensor, answer: Answer, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of a block's positions, each one's s, and V y."""
+    def _answering_scores(self, y: Tensor, answer: Answer, rows: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of a block's positions, each one's s, and V y; W is applied to what is seen of y."""
         scale = answer.scale[rows].detach()
         product = products_for(y).linear(y, self.response_weight.detach())
-        logits = self._scores(y).addcmul_(scale, product)
+        logits = self._scores(seen).addcmul_(scale, product)
         return logits if answer.shift is None else logits.add_(answer.shift[rows].detach()), scale, product
 
     def _add_responses(self, departure: Tensor, answer: Answer, into: Sinks) -> None:

@@ -189,6 +189,14 @@ class ResponseRev(Responding, RevRNN):
                 responses["hh"] = extra * mask, scale
         return weights, responses
 
+    def shifts(self, rows: int) -> list[Tensor | None]:
+        """How far the bias of each layer moves with the departures of a pass, (B, G); None for not at all."""
+        departure = self.hypers.current_departure()
+        if departure is None or not self.bias:
+            return [None] * self.num_layers
+        d = self._by_row(departure.detach(), rows)
+        return [d @ getattr(self, f"response_shift_l{layer}").detach().T for layer in range(self.num_layers)]
+
     def mask(self, name: str, shape: tuple[int, ...], like: Tensor | BatchSpec) -> Tensor | None:
         """The mask of a locked dropout, (B, F), each row's at its own rate; None where it drops nothing."""
         rate = self._rate(name)

@@ -106,8 +106,11 @@ class NativeTape(Tape):
         self.buffer.digests = array("q", map(signed, stored.checks))
 
     def forward(self, x: Tensor, first: int) -> Tensor:
+        return self._forward(x, first)
+
+    def _forward(self, x: Tensor, first: int, *, recorded: bool = False) -> Tensor:
         tally = new_tally()
-        y, words, digest = self._run(x, first, Keep.EVERYTHING, tally)
+        y, words, digest = self._run(x, first, Keep.EVERYTHING, tally, recorded=recorded)
         if tally is not None:
             self._ideal += tallied_bits(tally)
         self.buffer.chunks.push(words)
@@ -167,6 +170,12 @@ class NativeTape(Tape):
         moved = stacked({part: start.get(part, nothing) for part in self.cell.parts}, self.cell)
         dy = chunk_tangent(self.kernel, chunk, self.weights.projection_tangent(x, dx, shift), moved, first)
         return dy, unstacked(moved, self.cell)
+
+    def ahead(
+        self, x: Tensor, first: int, dx: Tensor | None, shift: Tensor | None, start: Mapping[str, Tensor], *, keep: bool
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        run = self._forward(x, first, recorded=True) if keep else self._run(x, first, Keep.HEADS, recorded=True)[0]
+        return run, *self.tangent(x, first, dx, shift, start)
 
     def usage(self) -> Usage:
         stored = self.buffer.stored_bits if self._spilled else 0

@@ -174,6 +174,13 @@ class ReferenceTape(Tape):
         self._return_to(standing)
         return dy, moved
 
+    def ahead(
+        self, x: Tensor, first: int, dx: Tensor | None, shift: Tensor | None, start: Mapping[str, Tensor], *, keep: bool
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        dy, moved = self.tangent(x, first, dx, shift, start)  # which runs from where the tape stands and returns there
+        y = self.forward(x, first) if keep else self.preview(x, first)
+        return y, dy, moved
+
     def _return_to(self, start: TapePosition) -> None:
         """Stand where a chunk began that was run without keeping its words."""
         self.buffer.discard()

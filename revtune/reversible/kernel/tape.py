@@ -204,6 +204,18 @@ class Tape(ABC):
             The tangents of the outputs, (K, B, H), and of the state after the chunk.
         """
 
+    @abstractmethod
+    def ahead(
+        self, x: Tensor, first: int, dx: Tensor | None, shift: Tensor | None, start: Mapping[str, Tensor], *, keep: bool
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Run a chunk with its tangent beside it, as `forward`, or as `preview` if nothing is to be kept.
+
+        Arguments are those of `tangent`.
+
+        Returns:
+            The outputs and their tangents, (K, B, H), and the tangent of the state after the chunk.
+        """
+
     def aim(self, direction: dict[str, Tensor]) -> None:
         """Start the way back from this gradient of the state, (B, N) by part."""
         self.direction = direction

@@ -142,12 +142,26 @@ class Stack:
         assert grad is not None
         return grad
 
-    def _up(self, x: Tensor, first: int, move: Callable[[Tape], Move], *, keep: bool = False) -> Tensor:
-        """Pass a chunk through all links, each tape by the move that `move` picks of it."""
+    def up(self, x: Tensor, run: Callable[[Link, Tensor], Tensor], *, keep: bool = False) -> Tensor:
+        """Pass a chunk through all links, bottom up.
+
+        Args:
+            x: (K, B, I).
+            run: runs a link, given its inputs.
+            keep: whether `gradient` will be asked for this chunk.
+        """
         inputs = []
         for link in self.links:
             inputs.append(x)
-            x = move(link)(x, first) if isinstance(link, Tape) else link.apply(x, first)
+            x = run(link, x)
         if keep:
             self._inputs = inputs
         return x
+
+    def _up(self, x: Tensor, first: int, move: Callable[[Tape], Move], *, keep: bool = False) -> Tensor:
+        """Pass a chunk through all links, each tape by the move that `move` picks of it."""
+
+        def run(link: Link, x: Tensor) -> Tensor:
+            return move(link)(x, first) if isinstance(link, Tape) else link.apply(x, first)
+
+        return self.up(x, run, keep=keep)

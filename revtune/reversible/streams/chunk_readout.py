@@ -5,6 +5,7 @@ Shapes: T time, K steps of a chunk, B batch, H hidden, N positions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 
 import torch
@@ -46,17 +47,18 @@ class ChunkReadout:
                     total += self._pass.loss(positions, targets)
         return total
 
-    def gradient(self, y: Tensor, first: int) -> tuple[Tensor, Tensor | None]:
+    def gradient(self, y: Tensor, first: int, *beside: Tensor) -> tuple[Tensor, Tensor | None]:
         """The summed loss of a chunk and its gradient, (K, B, H); None where no row runs any more.
 
-        The next chunk's gradient may be written over this one.
+        The next chunk's gradient may be written over this one. Tensors beside the outputs, (K, B, ...) too, are cut
+        as they are and handed to the readout's pass.
         """
         blocks = self._blocks(y, first)
         if len(blocks) == 1:
-            return self._block_gradient(y, first)
+            return self._block_gradient(y, first, beside)
         total, dy = torch.zeros((), dtype=torch.float64, device=y.device), self._gradient_room(y)
         for block in blocks:
-            loss, grad = self._block_gradient(y[block], first + block.start)
+            loss, grad = self._block_gradient(y[block], first + block.start, [other[block] for other in beside])
             total += loss
             dy[block] = 0.0 if grad is None else grad
             del grad  # before the next block makes its own
@@ -68,12 +70,13 @@ class ChunkReadout:
             self._room = in_own_pages(y, tuple(y.shape))
         return self._room[: len(y)]
 
-    def _block_gradient(self, y: Tensor, first: int) -> tuple[Tensor, Tensor | None]:
+    def _block_gradient(self, y: Tensor, first: int, beside: Iterable[Tensor]) -> tuple[Tensor, Tensor | None]:
         positions, targets = self._positions(y, first, first + len(y))
         if not len(positions):
             return torch.zeros((), dtype=torch.float64, device=y.device), None
         with self._handing(first, first + len(y)):
-            loss, grad = self._pass.gradient(positions, targets)
+            others = [self._positions(other, first, first + len(y))[0] for other in beside]
+            loss, grad = self._pass.gradient(positions, targets, *others)
         return loss, self._placed(grad, y, first)
 
     def _handing(self, first: int, last: int) -> AbstractContextManager[None]:

@@ -22,7 +22,7 @@ from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntrop
 from revtune.reversible.streams.trials import try_readout
 from revtune.reversible.transforms import refuse_transforms
 
-Readout = Callable[..., Tensor]
+ReadoutFunction = Callable[..., Tensor]
 
 
 class ReadoutPass:
@@ -39,7 +39,7 @@ class ReadoutPass:
 
     def __init__(
         self,
-        readout: Readout,
+        readout: ReadoutFunction,
         sinks: Sinks,
         device: torch.device,
         context: Sequence[Tensor] = (),

@@ -18,6 +18,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from revtune.errors import ReversalError
+from revtune.sequences import in_place_of_torch
 
 _defaults_lock = RLock()
 """Held while torch's own generators are lent to a block, for one operator that takes no other."""
@@ -39,6 +40,25 @@ class Replay(TorchDispatchMode):
         super().__init__()
         self._seed = seed
         self._own: dict[torch.device, torch.Generator] = {}
+        self._tokens: list[Any] = []
+
+    def __enter__(self) -> Replay:
+        self._tokens.append(in_place_of_torch.set(self))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        in_place_of_torch.reset(self._tokens.pop())
+
+    def states(self, device: torch.device) -> list[torch.Tensor]:
+        """Where the block's generators stand."""
+        return [self._generator(one).get_state() for one in _with_cpu(device)]
+
+    def set_states(self, states: list[torch.Tensor], device: torch.device) -> None:
+        """Go on from there."""
+        for one, state in zip(_with_cpu(device), states, strict=True):
+            self._generator(one).set_state(state)
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -65,8 +85,7 @@ class Replay(TorchDispatchMode):
     @contextmanager
     def _lent(self, device: torch.device) -> Iterator[None]:
         """Torch's own generators have, for one operator, the states of the block's."""
-        devices = [torch.device("cpu"), device] if device.type == "cuda" else [torch.device("cpu")]
-        pairs = [(_default(one), self._generator(one)) for one in devices]
+        pairs = [(_default(one), self._generator(one)) for one in _with_cpu(device)]
         with _defaults_lock:
             kept = [default.get_state() for default, _ in pairs]
             for default, own in pairs:
@@ -77,6 +96,10 @@ class Replay(TorchDispatchMode):
                 for (default, own), state in zip(pairs, kept, strict=True):
                     own.set_state(default.get_state())
                     default.set_state(state)
+
+
+def _with_cpu(device: torch.device) -> list[torch.device]:
+    return [torch.device("cpu"), device] if device.type == "cuda" else [torch.device("cpu")]
 
 
 def _renormalised(weight: torch.Tensor, ids: torch.Tensor, max_norm: float, norm_type: float) -> torch.Tensor:

@@ -25,7 +25,6 @@ from revtune.reversible.layers.masks import BatchSpec, one_sequence
 from revtune.reversible.layers.rewind import read_again
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
-from revtune.reversible.layers.stack import Move
 from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.streams.chunk_readout import ChunkReadout
 from revtune.reversible.streams.encoder import Encode, Encoder
@@ -36,7 +35,7 @@ from revtune.reversible.streams.mean import Counted, Normalizer, mean_weight, to
 from revtune.reversible.streams.memory import refuse_cached
 from revtune.reversible.streams.memory_plan import checked_memory, plan
 from revtune.reversible.streams.parallel import refuse_wrapped
-from revtune.reversible.streams.readout_pass import Readout, ReadoutPass
+from revtune.reversible.streams.readout_pass import ReadoutFunction, ReadoutPass
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
 from revtune.reversible.streams.surroundings import Surroundings, scaled_down
 
@@ -47,7 +46,7 @@ class Batch(NamedTuple):
     inputs: Tensor
     targets: Tensor
     encode: Encode | None
-    readout: Readout
+    readout: ReadoutFunction
     state: Hx | None = None
     lengths: Tensor | None = None
     context: Sequence[Tensor] = ()
@@ -59,7 +58,7 @@ def rewind_loss(
     targets: Tensor,
     *,
     encode: Encode | None = None,
-    readout: Readout,
+    readout: ReadoutFunction,
     state: Hx | None = None,
     lengths: Tensor | None = None,
     context: Sequence[Tensor] = (),
@@ -80,7 +79,8 @@ def rewind_loss(
         readout: `readout(y, targets)` with y (N, H) gives the *sum* of its N positions' losses. They come time first:
             the B rows of a step, then those of the next, padded positions left out. Gradients reach every tensor that
             it uses but the targets. `LinearCrossEntropy` is the fast one. On the first call with an encoder or readout
-            it is tried on a few steps: one that does not stream is refused.
+            it is tried on a few steps: one that does not stream is refused. Delta-STN wants `LinearCrossEntropy` or a
+            `Readout`, which tells where the prediction ends.
         state: `h_0`, or `(h_0, c_0)`, (L, B, H); pass on what the previous call returned for truncated
             backpropagation. Zeros by default. Gradients flow to one that requires them.
         lengths: steps of each row, (B,), in 1..T. Padded inputs must still be finite numbers or valid ids.
@@ -119,21 +119,22 @@ def rewind_loss(
         >>> loss.backward()
     """
     batch = Batch(inputs, targets, encode, readout, state, lengths, context)
-    return _rewind_loss(rnn, batch, reduction, normalizer, checkpoint_every, max_memory)
+    return stream_loss(Stream, rnn, batch, reduction, normalizer, checkpoint_every, max_memory)
 
 
 @untraced
-def _rewind_loss(
-    rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer | None, checkpoint_every: int | str | None,
-    max_memory: int | str | None,
+def stream_loss(
+    kind: type[Stream], rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer | None,
+    checkpoint_every: int | str | None, max_memory: int | str | None,
 ) -> tuple[Tensor, Hx]:  # fmt: skip
+    """`rewind_loss` by streams of a kind."""
     batch = _checked(rnn, batch, reduction, normalizer)
     segment = segment_steps(checkpoint_every, batch.inputs.shape[0])
     weight = mean_weight(batch.readout, normalizer, _counted_targets(batch)) if reduction == "mean" else 1.0
     number_divides = reduction == "mean" and normalizer is None and total_weight(batch.readout) is None
     for tensor in batch.context:
         check_tensor("rewind_loss: each of context", tensor)
-    stream = Stream(rnn, batch, segment, checked_memory(max_memory))
+    stream = kind(rnn, batch, segment, checked_memory(max_memory))
     with one_sequence(), torch.autocast(batch.inputs.device.type, enabled=False):
         summed = stream.train() if torch.is_grad_enabled() else stream.evaluate()
         if number_divides:
@@ -154,6 +155,9 @@ class Stream:
         max_memory: bytes, or None for no limit.
     """
 
+    encoder_kind: Callable[..., Encoder] = Encoder
+    readout_kind: Callable[..., ReadoutPass] = ReadoutPass
+
     def __init__(self, rnn: RevRNN, batch: Batch, segment: int | None = None, max_memory: int | None = None) -> None:
         inputs, device = batch.inputs, batch.inputs.device
         weight = rnn.first_weight
@@ -166,8 +170,8 @@ class Stream:
         self._rnn, self._batch = rnn, batch
         self._surroundings = Surroundings("rewind_loss", self.stack.tapes[0].weights.fingerprint)
         self._sinks = Sinks()
-        self._encoder = Encoder(batch.encode, inputs, self._sinks, rnn.fitting)
-        self._positions_read = ReadoutPass(batch.readout, self._sinks, device, batch.context, cuts.logit_bytes)
+        self._encoder = self.encoder_kind(batch.encode, inputs, self._sinks, rnn.fitting)
+        self._positions_read = self.readout_kind(batch.readout, self._sinks, device, batch.context, cuts.logit_bytes)
         self._readout = ChunkReadout(self._positions_read, batch.targets, batch.lengths, self.chunk, cuts.block_bytes)
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._last: list[TapePosition] = []
@@ -208,11 +212,11 @@ class Stream:
     def _forth_and_back(self) -> None:
         segments, starts = list(pieces(0, self.steps, self.segment)), []
         for first, last in segments[:-1]:
-            starts.append(self._tape_positions())
+            starts.append(self._segment_start())
             for span in pieces(first, last, self.chunk):
-                self.stack.preview(self._encoded(*span), span[0])
+                self._preview(*span)
         if starts:
-            starts.append(self._tape_positions())
+            starts.append(self._segment_start())
         end = None  # where the last segment ends is not known before it has run
         while segments:
             start = starts.pop() if starts else None  # a single segment starts where the tapes stand
@@ -257,10 +261,18 @@ class Stream:
         """Run a segment forward, turn around at its last chunk, and rewind it with readout and gradients."""
         spans = list(pieces(first, last, self.chunk))
         for span in spans[:-1]:
-            self.stack.forward(self._encoded(*span), span[0])
-        self._pass(self.stack.record, *spans[-1], then=lambda: self._end_segment(end, last))
+            self._forward(*span)
+        self._pass(*spans[-1], then=lambda: self._end_segment(end, last))
         for span in reversed(spans[:-1]):
-            self._pass(self.stack.rewind, *span)
+            self._pass(*span)
+
+    def _preview(self, first: int, last: int) -> None:
+        """Run a chunk, keeping nothing."""
+        self.stack.preview(self._encoded(first, last), first)
+
+    def _forward(self, first: int, last: int) -> None:
+        """Run a chunk so that it can be rewound."""
+        self.stack.forward(self._encoded(first, last), first)
 
     def _encoded(self, first: int, last: int, *, graph: bool = False) -> Tensor:
         """A chunk of the encoder, as its `run`; what the stack reads is there still."""
@@ -277,17 +289,34 @@ class Stream:
             self._check_end(end, last)
         metering.report(self.stack.usages())
 
-    def _pass(self, move: Move, first: int, last: int, *, then: Callable[[], None] | None = None) -> None:
-        """Record or rewind a chunk, call `then`, and take the chunk's readout, loss and gradients."""
-        y = move(self._encoded(first, last, graph=True), first)
+    def _pass(self, first: int, last: int, *, then: Callable[[], None] | None = None) -> None:
+        """Rewind a chunk, or record the last one of a segment, and take its readout, loss and gradients.
+
+        Args:
+            first, last: the chunk's steps.
+            then: what is called once the last chunk is recorded; None for the others.
+        """
+        y, *beside = self._back(first, last, turning=then is not None)
         if then:
             then()
-        loss, dy = self._readout.gradient(y, first)
+        loss, dy = self._readout.gradient(y, first, *beside)
         self._loss += loss
-        del y  # the stack's gradient needs memory, and no outputs
+        del y, beside  # the stack's gradient needs memory, and no outputs
         self._surroundings.watch("a tensor that readout or encode reads", self._sinks.tensors())
         self._surroundings.glance()
         self._encoder.gradient(self.stack.gradient(dy, first), first)
+
+    def _back(self, first: int, last: int, *, turning: bool) -> tuple[Tensor, ...]:
+        """The outputs of a chunk that is rewound, or recorded where the way turns, and what the readout takes besides.
+
+        Each is (K, B, H). What gradients need of the chunk is there then.
+        """
+        x = self._encoded(first, last, graph=True)
+        return (self.stack.record(x, first) if turning else self.stack.rewind(x, first),)
+
+    def _segment_start(self) -> list[TapePosition]:
+        """Where a segment starts, noted so that it can be run again."""
+        return self._tape_positions()
 
     def _tape_positions(self) -> list[TapePosition]:
         return [tape.position() for tape in self.stack.tapes]

@@ -61,6 +61,12 @@ INFINITE = (
 )
 
 
+UNBOUNDED = (
+    "how a recurrent net's states move with hyperparameters has no bound, and in a chaotic net it grows with every "
+    'step; shorter sequences, smaller recurrent weights or method="stn" help'
+)
+
+
 class LossRefused(ValueError):
     """What a training loss does, refused in a sentence of its own."""
 
@@ -78,6 +84,7 @@ class BilevelProblem:
         size: gives B of a batch.
         generator: draws the perturbations.
         autocast: makes the context that forward passes run in.
+        streamed: whether predictions are losses that are streamed.
     """
 
     model: nn.Module
@@ -88,6 +95,7 @@ class BilevelProblem:
     size: Callable[[Any], int]
     generator: torch.Generator | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+    streamed: bool = False
 
     def parameters(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """The network's own parameters and those of its responses, each once, as they were when first asked for."""
@@ -188,6 +196,9 @@ def delta(problem: BilevelProblem, batch: Any, scale_loss: Callable[[Tensor], Te
 def _add_response_gradients(
     problem: BilevelProblem, batch: Any, raw: Tensor, d: Tensor, scale_loss: Callable[[Tensor], Tensor]
 ) -> None:
+    if problem.streamed:
+        _add_streamed_gradients(problem, batch, raw, d, scale_loss)
+        return
     # of attentions the one with a forward-mode formula, and with one mask in both passes
     with sdpa_kernel(SDPBackend.MATH), problem.buffers.standing() as begin:
         with second_pass():
@@ -204,6 +215,21 @@ def _add_response_gradients(
             # checkpointed code runs again here: as in the first pass, but nothing is to be kept of it
             with problem.hypers.bound(Pass(raw.shape[0], d, raw, record=ResponseRecord(0), rows=problem.rows)):
                 torch.autograd.backward([y for y, _ in reached], [grad for _, grad in reached])
+
+
+def _add_streamed_gradients(
+    problem: BilevelProblem, batch: Any, raw: Tensor, d: Tensor, scale_loss: Callable[[Tensor], Tensor]
+) -> None:
+    """As `_add_response_gradients`, where chunk by chunk the linear prediction's loss is taken with it."""
+    bound = Pass(raw.shape[0], d, raw, record=ResponseRecord(0), rows=problem.rows)
+    with sdpa_kernel(SDPBackend.MATH), problem.buffers.standing(), problem.hypers.bound(bound):
+        with problem.autocast():
+            loss = mean_of(problem.predicted(batch), "responses' training")
+        try:
+            finite(loss, "responses' training")
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}: {UNBOUNDED}") from None
+        scale_loss(loss).backward()
 
 
 def _loss_of_linear(problem: BilevelProblem, linear: Any, batch: Any, raw: Tensor) -> Tensor:

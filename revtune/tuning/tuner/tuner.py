@@ -28,6 +28,7 @@ from revtune.tuning.tuner.history import History
 from revtune.tuning.tuner.modes import Modes
 from revtune.tuning.tuner.optimizer_checks import check_decay, check_hyper_decay, checked, checked_hyper
 from revtune.tuning.tuner.state_checks import check_loaded, check_state
+from revtune.tuning.tuner.streamed import Stream, StreamedLoss, check_alone, itself
 from revtune.tuning.tuner.tuner_checks import (
     batch_size,
     check_frozen,
@@ -37,6 +38,7 @@ from revtune.tuning.tuner.tuner_checks import (
     entropy_weight,
     factory,
     function,
+    given,
     integer,
     prediction,
 )
@@ -52,13 +54,18 @@ class Tuner:
     Args:
         model: as `self_tuning` gives it.
         train_loss: `train_loss(out, batch, h)` gives losses (B,); `h.name` are the examples' own values in user units.
-        valid_loss: `valid_loss(out, batch)` gives losses (B,), or their mean; it cannot see hyperparameters.
+            None with `stream`.
+        valid_loss: `valid_loss(out, batch)` gives losses (B,), or their mean; it cannot see hyperparameters. None with
+            `stream`.
         optimizer: makes the optimizer of weights and responses from parameter groups, such as
             `lambda params: torch.optim.SGD(params, 0.1)`. It is a factory because an optimizer made before the
             conversion would lack the responses. They are a group of their own, without weight decay.
         method: "delta" (Bae and Grosse 2020) or "stn" (MacKay et al. 2019).
         predict: `predict(model, batch)` gives the prediction; `model(batch[0])` by default. With `carry`,
             `predict(model, batch, state)` gives the prediction and the next state.
+        stream: for a reversible net whose loss is streamed, in the place of `predict` and both losses:
+            `stream(model, batch, h)` gives the arguments of `rewind_loss`, a dict. On held-out data h is None, as no
+            regularizer counts there. With `carry` the tuner adds `state`.
         hyper_optimizer: makes the optimizer of hyperparameters and scales; Adam at 0.01 by default.
         warmup: training batches before the first validation step.
         ratio: training batches to each validation step.
@@ -94,12 +101,13 @@ class Tuner:
     def __init__(
         self,
         model: nn.Module,
-        train_loss: TrainLoss,
-        valid_loss: ValidLoss,
+        train_loss: TrainLoss | None = None,
+        valid_loss: ValidLoss | None = None,
         *,
         optimizer: Factory,
         method: Literal["delta", "stn"] = "delta",
         predict: Callable[..., Any] | None = None,
+        stream: Stream | None = None,
         hyper_optimizer: Factory = lambda params: torch.optim.Adam(params, 0.01),
         warmup: int = 0,
         ratio: int = 2,
@@ -123,11 +131,15 @@ class Tuner:
         self.accumulate = integer("accumulate", accumulate, 1)
         self.entropy, self.clip = entropy_weight(entropy), clip_norm(clip)
         self.generator = torch.Generator(hypers.raw.device).manual_seed(integer("seed", seed))
+        if stream is not None:
+            check_alone(train_loss=train_loss, valid_loss=valid_loss, predict=predict)
+            predict, train_loss, valid_loss = StreamedLoss(function("stream", stream), hypers, carry), itself, itself
         predict = prediction(predict, model, carry)
         self._carried_state = CarriedState(predict, hypers) if carry else None
         self.problem = BilevelProblem(
-            model, hypers, self._carried_state or predict, function("train_loss", train_loss),
-            function("valid_loss", valid_loss), batch_size(size, model), self.generator, context_factory(autocast),
+            model, hypers, self._carried_state or predict, given("train_loss", train_loss),
+            given("valid_loss", valid_loss), batch_size(size, model), self.generator,
+            context_factory(autocast), stream is not None,
         )  # fmt: skip
         make, make_hyper = factory("optimizer", optimizer), factory("hyper_optimizer", hyper_optimizer)
         hypers.centred = method == "delta"  # from here on the network is this method's

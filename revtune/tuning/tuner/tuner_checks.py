@@ -68,6 +68,17 @@ def function(name: str, value: F) -> F:
     return value
 
 
+def given(name: str, value: F | None) -> F:
+    """A function that must be given.
+
+    Raises:
+        ValueError: it is missing, or cannot be called.
+    """
+    if value is None:
+        raise ValueError(f"{name} is missing: Tuner wants train_loss and valid_loss, or stream for a streamed loss")
+    return function(name, value)
+
+
 def factory(name: str, value: F) -> F:
     """A function that makes an optimizer.
 

@@ -1,0 +1,145 @@
+"""Delta-STN's training step for responses, streamed: the loss of a prediction that is linear in them.
+
+A second exact trajectory runs at no departure, its masks drawn at perturbed rates. Beside it runs its tangent, how
+states, outputs and prediction move with the departures (Bae and Grosse 2020)::
+
+    f(d)  ~  f(0) + J r(d)
+
+Tangents are kept at the starts of chunks alone. On the way back each chunk is rewound, its tangent runs again from
+there, and the loss's gradient at `f(0) + J r(d)` goes backward through f(0), as on any way back. The tangent itself is
+never rewound.
+
+Shapes: T time, K steps of a chunk, B batch, I input, H hidden, N units of a part, G rows of a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+from torch import Tensor
+
+from revtune.joint.linear_parts import LinearEncoder, LinearReadout
+from revtune.joint.rev_layers import ResponseRev
+from revtune.reversible.kernel.tape import Tape, TapePosition
+from revtune.reversible.layers.rnn import RevRNN
+from revtune.reversible.layers.rnn_arguments import Hx
+from revtune.reversible.layers.stack import Link
+from revtune.reversible.own_pages import copied
+from revtune.reversible.streams.encoder import Encode
+from revtune.reversible.streams.mean import Normalizer
+from revtune.reversible.streams.readout_pass import ReadoutFunction
+from revtune.reversible.streams.stream import Batch, Stream, stream_loss
+from revtune.tuning.hypers.hyperparameters import Hyperparameters
+
+Moved = list[dict[str, Tensor]]
+"""The tangent of the state of each layer, (B, N) by part; parts left out have none."""
+
+
+def linear_rewind_loss(
+    hypers: Hyperparameters,
+    rnn: RevRNN,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    encode: Encode | None = None,
+    readout: ReadoutFunction,
+    state: Hx | None = None,
+    lengths: Tensor | None = None,
+    context: Sequence[Tensor] = (),
+    reduction: Literal["mean", "sum"] = "mean",
+    normalizer: Normalizer | None = None,
+    checkpoint_every: int | Literal["auto"] | None = None,
+    max_memory: int | str | None = None,
+) -> tuple[Tensor, Hx]:
+    """`rewind_loss` of the prediction that is linear in responses, in a pass that linearizes.
+
+    Args:
+        hypers: whose pass is bound, with departures and a record.
+        rnn, inputs, targets, encode, readout, state, lengths, reduction, normalizer, checkpoint_every, max_memory: as
+            in `rewind_loss`; the readout is a `LinearCrossEntropy` or a `Readout`.
+        context: must be empty.
+
+    Raises:
+        ValueError: there is a context, or the readout does not tell where the prediction ends.
+    """
+    if context:
+        raise ValueError(
+            "context: what the readout takes besides would move with hyperparameters too, as attention does, and "
+            'Delta-STN does not follow that; use method="stn"'
+        )
+    batch = Batch(inputs, targets, encode, readout, state, lengths, context)
+    kind: Any = partial(LinearStream, hypers)
+    return stream_loss(kind, rnn, batch, reduction, normalizer, checkpoint_every, max_memory)
+
+
+class LinearStream(Stream):
+    """A stream whose states, outputs and prediction have tangents.
+
+    Args:
+        hypers: whose pass is bound.
+        others: those of `Stream`.
+    """
+
+    _encoder: LinearEncoder
+
+    def __init__(
+        self, hypers: Hyperparameters, rnn: RevRNN, batch: Batch, segment: int | None, max_memory: int | None
+    ) -> None:
+        self.encoder_kind, self.readout_kind = partial(LinearEncoder, hypers), partial(LinearReadout, hypers)
+        super().__init__(rnn, batch, segment, max_memory)
+        rows, layers = batch.inputs.shape[1], len(self.stack.tapes)
+        self._shifts = rnn.shifts(rows) if isinstance(rnn, ResponseRev) else [None] * layers
+        self._moved: Moved = [{} for _ in range(layers)]  # before the chunk that is next
+        self._starts: list[Moved] = []  # before each chunk of the present segment that has been run
+        self._segment_starts: list[Moved] = []
+
+    def _preview(self, first: int, last: int) -> None:
+        self._ahead(first, last, keep=False)
+
+    def _forward(self, first: int, last: int) -> None:
+        self._starts.append(self._moved)
+        self._ahead(first, last, keep=True)
+
+    def _ahead(self, first: int, last: int, *, keep: bool) -> None:
+        """Run a chunk and its tangent."""
+
+        def run(tape: Tape, x: Tensor, dx: Tensor | None, layer: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            return tape.ahead(x, first, dx, self._shifts[layer], self._moved[layer], keep=keep)
+
+        *_, self._moved = self._up(self._encoded(first, last), first, run)
+
+    def _back(self, first: int, last: int, *, turning: bool) -> tuple[Tensor, ...]:
+        def run(tape: Tape, x: Tensor, dx: Tensor | None, layer: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+            y = tape.record(x, first) if turning else tape.rewind(x, first)
+            return y, *tape.tangent(x, first, dx, self._shifts[layer], self._moved[layer])
+
+        y, dy, _ = self._up(self._encoded(first, last, graph=True), first, run, keep=True)
+        self._moved = self._starts.pop() if self._starts else []
+        return y, dy
+
+    def _up(self, x: Tensor, first: int, run: Any, *, keep: bool = False) -> tuple[Tensor, Tensor, Moved]:
+        """Pass a chunk and its tangent through all links: outputs, their tangents, and the states' after them."""
+        dx, moved = self._encoder.tangent, Moved()
+
+        def move(link: Link, x: Tensor) -> Tensor:
+            nonlocal dx
+            if not isinstance(link, Tape):
+                dx = None if dx is None else link.apply(dx, first)
+                return link.apply(x, first)
+            y, dx, after = run(link, x, dx, len(moved))
+            moved.append({part: copied(tangent) for part, tangent in after.items()})
+            return y
+
+        y = self.stack.up(x, move, keep=keep)
+        assert dx is not None
+        return y, dx, moved
+
+    def _segment_start(self) -> list[TapePosition]:
+        self._segment_starts.append(self._moved)
+        return super()._segment_start()
+
+    def _restart(self, starts: list[TapePosition]) -> None:
+        self._moved = self._segment_starts.pop()
+        super()._restart(starts)

@@ -1,0 +1,159 @@
+"""Delta-STN's streamed step gives the gradients of the same net with all its outputs, for every parameter.
+
+Masks are made alike in both, from the rates alone, since streams draw theirs by generators of their own.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import revtune as rt
+from revtune.tuning.tuner import bilevel
+from tests.chunking import set_stack_chunk_steps
+from tests.joint.test_streams import ROWS, STEPS, WIDTH, WORDS, Language, nets
+from tests.stored import relative
+
+BACKENDS = ("reference", "native")
+
+
+@pytest.fixture(autouse=True)
+def alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks that depend on shapes and rates alone."""
+
+    def drop_mask(shape: Any, rate: Any, like: Tensor, generator: Any = None) -> Tensor:
+        drawn = torch.rand(tuple(shape), generator=torch.Generator().manual_seed(5)).to(like)
+        kept = (drawn >= torch.as_tensor(rate)).to(like)
+        return kept / (1 - torch.as_tensor(rate).to(like))
+
+    for room in ("rev_layers", "embeddings"):
+        monkeypatch.setattr(f"revtune.joint.{room}.drop_mask", drop_mask)
+
+
+def tuned(rev: Any, dtype: torch.dtype, head: nn.Module, words: nn.Module, **options: Any) -> Any:
+    """A self-tuning net under Delta-STN whose responses are not zero."""
+    model = Language(rev, dtype, head, words)
+    for name, rate in options.items():
+        model.rnn.options = model.rnn.options._replace(**{name: rate})
+    net: Any = rt.self_tuning(model, None if options else rt.Hyperparameters(a=rt.Rate(0.2)), batch_dim=1)
+    torch.manual_seed(1)
+    for name, parameter in net.named_parameters():
+        if "response_s" in name:
+            nn.init.normal_(parameter, std=0.2)
+    return net
+
+
+def summed(net: Any) -> Any:
+    """The readout of a net."""
+    own = isinstance(net.head, rt.LinearCrossEntropy)
+    return net.head if own else rt.Readout(net.head, nn.CrossEntropyLoss(reduction="sum"))
+
+
+def streamed(**more: Any) -> Any:
+    """A function that says what is streamed."""
+
+    def stream(net: Any, batch: Tensor, h: Any) -> dict[str, Any]:
+        given = {"rnn": net.rnn, "inputs": batch[:-1], "targets": batch[1:], "encode": net.words}
+        return {**given, "readout": summed(net), **more}
+
+    return stream
+
+
+def layered(lengths: Tensor | None) -> Any:
+    """The losses of all outputs."""
+
+    def losses(out: Tensor, batch: Tensor, h: Any = None) -> Tensor:
+        each = F.cross_entropy(out.movedim(-1, 1), batch[1:], reduction="none")
+        live = torch.ones_like(each) if lengths is None else (torch.arange(len(each))[:, None] < lengths).to(each)
+        return (each * live).sum() / live.sum()
+
+    return losses
+
+
+def gradients(net: Any, method: str, level: str, **asked: Any) -> tuple[float, dict[str, Tensor | None]]:
+    """The loss and the gradients of a step of a tuner."""
+    net.hypers.centred = method == "delta"
+    asked = {"stream": None, "train_loss": None, "valid_loss": None, "predict": None} | asked
+    tuner = rt.Tuner(net, method=method, optimizer=lambda p: torch.optim.SGD(p, 0.1), **asked)  # type: ignore[arg-type]
+    tokens = torch.randint(WORDS, (STEPS + 1, ROWS), generator=torch.Generator().manual_seed(2))
+    net.zero_grad()
+    net.train()
+    if level == "valid":
+        loss, grads = bilevel.hypergradients(tuner.problem, tokens, 1e-3)
+        names = {id(p): name for name, p in net.named_parameters()}
+        return float(loss), {names[id(p)]: grad for p, grad in grads.items()}
+    step = {"delta": bilevel.delta, "stn": bilevel.stn}[method]
+    loss = step(tuner.problem, tokens, lambda loss: loss)
+    return float(loss), {name: p.grad for name, p in net.named_parameters()}
+
+
+def agree(net: Any, close: float, *, method: str = "delta", lengths: Tensor | None = None, **more: Any) -> None:
+    """Gradients of a training step and of a validation step are alike."""
+    more = more if lengths is None else {**more, "lengths": lengths}
+    losses = layered(lengths)
+    for level in ("train", "valid"):
+        torch.manual_seed(3)
+        loss, found = gradients(net, method, level, stream=streamed(**more))
+        torch.manual_seed(3)
+        layers = {"train_loss": losses, "valid_loss": losses, "predict": lambda net, batch: net.logits(batch[:-1])}
+        whole, wanted = gradients(net, method, level, **layers)
+        assert loss == pytest.approx(whole, rel=close)
+        for name, grad in found.items():
+            other = wanted[name]
+            if grad is None or other is None:
+                assert not any(bool(one.any()) for one in (grad, other) if one is not None), name
+            else:
+                assert relative(grad, other) < close, (level, name)
+        learnt = [grad for name, grad in found.items() if "response_w" in name and grad is not None]
+        assert level == "valid" or all(bool(grad.any()) for grad in learnt)
+
+
+@nets
+@pytest.mark.parametrize("method", ["delta", "stn"])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_a_streamed_step(rev: Any, method: str, ragged: bool, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_stack_chunk_steps(monkeypatch, 4)
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    net = tuned(rev, dtype, nn.Linear(8, WORDS), nn.Embedding(WORDS, WIDTH))
+    lengths = torch.tensor([11, 4, 7]) if ragged else None
+    agree(net, 1e-10 if backend == "reference" else 5e-5, method=method, lengths=lengths)
+
+
+@nets
+@pytest.mark.parametrize("method", ["delta", "stn"])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_with_our_own_parts_and_all_dropouts(rev: Any, method: str, ragged: bool, backend: str) -> None:
+    native = backend == "native"
+    head, words = rt.LinearCrossEntropy(8, WORDS), rt.Embedding(WORDS, WIDTH, dropout=0.2)
+    rates = {name: 0.3 for name in ("input_dropout", "hidden_dropout", "output_dropout", "weight_drop")}
+    net = tuned(rev, torch.float32 if native else torch.float64, head, words, **rates)
+    lengths = torch.tensor([11, 4, 7]) if ragged else None
+    agree(net, 5e-5 if native else 1e-10, method=method, lengths=lengths)
+
+
+@pytest.mark.parametrize("method", ["delta", "stn"])
+@pytest.mark.parametrize("more", [{"checkpoint_every": 5}, {"max_memory": "3MB"}, {"reduction": "mean"}], ids=str)
+def test_with_checkpoints_and_limits(method: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    if "max_memory" not in more:
+        set_stack_chunk_steps(monkeypatch, 2)
+    net = tuned(rt.RevLSTM, torch.float64, rt.LinearCrossEntropy(8, WORDS), rt.Embedding(WORDS, WIDTH))
+    agree(net, 1e-10, method=method, **more)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 23])
+def test_any_chunk(chunk: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_stack_chunk_steps(monkeypatch, chunk)
+    native = backend == "native"
+    head = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Dropout(0.0), nn.Linear(8, WORDS))
+    words = nn.Sequential(nn.Embedding(WORDS, WIDTH), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH))
+    net = tuned(rt.RevGRU, torch.float32 if native else torch.float64, head, words)
+    agree(net, 5e-5 if native else 1e-10)
+
+
+def test_a_tied_head_and_a_plain_embedding() -> None:
+    words = rt.Embedding(WORDS, 8)
+    words_plain: nn.Module = nn.Embedding(WORDS, WIDTH)
+    net = tuned(rt.RevLSTM, torch.float64, rt.LinearCrossEntropy(8, WORDS, tie=words), words_plain)
+    agree(net, 1e-10)
