@@ -77,6 +77,7 @@ class RowsMemory:
 
     Attributes:
         following: what follows the pass that runs; None in one that goes by what is remembered.
+        begun: whether a pass has been followed.
         changing: whether some rows depend on the data, so that every pass is followed.
         arranged: whether some rows are not simply the batch.
         replaying: whether it is the second pass of a linearisation, which says itself when it comes to other layers.
@@ -89,15 +90,10 @@ class RowsMemory:
         self.following: Following | None = None
         self.probe: Probe | None = None
         self.believed, self.assumed = WeakSet[nn.Module](), WeakSet[nn.Module]()
-        self.changing = self.replaying = self.arranged = False
+        self.begun = self.changing = self.replaying = self.arranged = False
         self._shapes: Any = None
         self._known: WeakKeyDictionary[nn.Module, dict[Any, Laid]] = WeakKeyDictionary()
         self._met: dict[Any, Laid] = {}
-
-    @property
-    def empty(self) -> bool:
-        """Whether no pass has been followed yet."""
-        return not self._known
 
     def begin(self, shapes: Any) -> None:
         """A pass begins, for a batch of these shapes."""
@@ -113,7 +109,7 @@ class RowsMemory:
         laid = self._known.get(owner, {}).get((self._shapes, key))
         if laid is not None:
             return laid
-        if self.replaying or (not self.arranged and key[0][axis] == size):
+        if self.replaying or (self._known and not self.arranged and key[0][axis] == size):
             return Laid(axis)  # in this network all rows are the batch
         raise Lost
 

@@ -43,7 +43,7 @@ def predicted(
     replaying = bound.record is not None and not bound.record.recording
     if not replaying:
         memory.begin((model.training, *(tensor.shape for tensor in tensors(batch, floating=False))))
-    if bound.size > 1 and not replaying and (memory.empty or memory.changing):
+    if bound.size > 1 and not replaying and (not memory.begun or memory.changing):
         return followed(run, model, batch, bound.size, memory, batch_dim)[0]
     if replaying:
         memory.replaying = True
@@ -78,6 +78,8 @@ def followed(
     memory.following = following
     try:
         with hooked(model, following, Responding), following:
-            return run(), following
+            out = run()
+        memory.begun = True
+        return out, following
     finally:
         memory.following = None

@@ -5,6 +5,7 @@ This wing streams nothing itself. Whoever does enters here how.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,10 +47,13 @@ class StreamedLoss:
         if self._carry and "state" in given:
             raise ValueError("stream gave a state, which carry=True carries from batch to batch by itself")
         arguments = {**given, "state": state} if self._carry else dict(given)
-        if bound.record is None:
-            loss, last = STREAMS["loss"](**arguments)
-        else:
-            loss, last = STREAMS["linear"](self._hypers, **arguments)
+        following = None if bound.rows is None else bound.rows.following
+        # a stream says itself whose the rows of its chunks are
+        with contextlib.nullcontext() if following is None else following.pause():
+            if bound.record is None:
+                loss, last = STREAMS["loss"](**arguments)
+            else:
+                loss, last = STREAMS["linear"](self._hypers, **arguments)
         return (loss, last) if self._carry else loss
 
 

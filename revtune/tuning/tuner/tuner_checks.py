@@ -75,7 +75,7 @@ def given(name: str, value: F | None) -> F:
         ValueError: it is missing, or cannot be called.
     """
     if value is None:
-        raise ValueError(f"{name} is missing: Tuner wants train_loss and valid_loss, or stream for a streamed loss")
+        raise ValueError(f"{name} must be a function, got None; a streamed loss is given by stream instead")
     return function(name, value)
 
 
