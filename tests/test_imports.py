@@ -16,7 +16,7 @@ HOUSE = Path(revtune.__file__).parent
 FLOORS = {
     "reversible": ["storage own_pages", "arguments transforms meter", "cells", "kernel", "layers", "streams"],
     "tuning": ["random_states trees hypers", "noise", "responses", "regularizers", "conversion tuner"],
-    "joint": ["embeddings linear_layer readouts", "rev_layers", "entries"],
+    "joint": ["embeddings linear_layer readouts", "rev_layers linear_parts", "linear_stream", "entries"],
     "program": [
         "errors machine figures tables", "files typed", "data runs", "language tasks", "translation", "recipes",
         "studies bench", "cli",
