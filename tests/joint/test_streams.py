@@ -112,6 +112,12 @@ def test_a_streamed_pass(
     agree(net, 1e-12 if backend == "reference" else 2e-5, training=training, lengths=lengths)
 
 
+def test_a_chunk_with_one_position_left_is_no_row_of_all_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_stack_chunk_steps(monkeypatch, 2)
+    net = converted(rt.RevGRU, torch.float64, nn.Linear(8, WORDS), nn.Embedding(WORDS, WIDTH))
+    agree(net, 1e-12, lengths=torch.tensor([11, 1, 7]))
+
+
 def test_with_checkpoints_and_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     set_stack_chunk_steps(monkeypatch, 2)
     net = converted(rt.RevLSTM, torch.float64, rt.LinearCrossEntropy(8, WORDS), rt.Embedding(WORDS, WIDTH))
