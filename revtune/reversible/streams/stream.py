@@ -36,6 +36,12 @@ from revtune.reversible.streams.mean import Counted, Normalizer, mean_weight, to
 from revtune.reversible.streams.memory import refuse_cached
 from revtune.reversible.streams.memory_plan import checked_memory, plan
 from revtune.reversible.streams.parallel import refuse_wrapped
+from revtune.reversible.streams.penalties import (
+    ActivationPenalties,
+    ChunkPenalties,
+    PenaltyGradients,
+    checked_penalties,
+)
 from revtune.reversible.streams.readout_pass import Readout, ReadoutPass
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
 from revtune.reversible.streams.surroundings import Surroundings, scaled_down
@@ -51,6 +57,7 @@ class Batch(NamedTuple):
     state: Hx | None = None
     lengths: Tensor | None = None
     context: Sequence[Tensor] = ()
+    penalties: ActivationPenalties | None = None
 
 
 def rewind_loss(
@@ -65,6 +72,7 @@ def rewind_loss(
     context: Sequence[Tensor] = (),
     reduction: Literal["mean", "sum"] = "mean",
     normalizer: Normalizer | None = None,
+    penalties: ActivationPenalties | None = None,
     checkpoint_every: int | Literal["auto"] | None = None,
     max_memory: int | str | None = None,
 ) -> tuple[Tensor, Hx]:
@@ -91,6 +99,8 @@ def rewind_loss(
             no padding. A readout that tells torch to leave targets out (`ignore_index` of F.cross_entropy), or to weigh
             classes or positions, must have one; a mask that it multiplies by itself, or targets that it computes, are
             not seen, and all positions count.
+        penalties: `ActivationPenalties` of the last layer's outputs, of each row. "mean" adds their mean over rows to
+            the loss, whatever it divides the positions' losses by, and "sum" adds their sum. None costs nothing.
         checkpoint_every: keep the state every so many steps and the buffer of one such segment only, for one more
             forward pass; "auto" takes sqrt(64 T) steps, which stores least at one forgotten bit a step.
         max_memory: the most memory that a call may take, in bytes or as "20MB", above the parameters, their gradients,
@@ -118,7 +128,7 @@ def rewind_loss(
         >>> loss, state = rewind_loss(rnn, tokens[:-1], tokens[1:], encode=emb, readout=head)
         >>> loss.backward()
     """
-    batch = Batch(inputs, targets, encode, readout, state, lengths, context)
+    batch = Batch(inputs, targets, encode, readout, state, lengths, context, penalties)
     return _rewind_loss(rnn, batch, reduction, normalizer, checkpoint_every, max_memory)
 
 
@@ -133,12 +143,16 @@ def _rewind_loss(
     number_divides = reduction == "mean" and normalizer is None and total_weight(batch.readout) is None
     for tensor in batch.context:
         check_tensor("rewind_loss: each of context", tensor)
-    stream = Stream(rnn, batch, segment, checked_memory(max_memory))
+    share = weight / batch.inputs.shape[1] if reduction == "mean" else 1.0
+    stream = Stream(rnn, batch, segment, checked_memory(max_memory), share)
     with one_sequence(), torch.autocast(batch.inputs.device.type, enabled=False):
         summed = stream.train() if torch.is_grad_enabled() else stream.evaluate()
         if number_divides:
             stream.counted.refuse(_counted_targets(batch))
-        loss = (summed / weight).to(stream.dtype)
+        loss = summed / weight
+        if batch.penalties is not None:
+            loss += stream.penalized.mean() if reduction == "mean" else stream.penalized.sum()
+        loss = loss.to(stream.dtype)
     if not torch.is_grad_enabled():
         return loss, stream.last_state()
     return with_gradients("rewind_loss", loss, *stream.gradients(), scale=1.0 / weight), stream.last_state()
@@ -152,16 +166,30 @@ class Stream:
         batch: time first.
         segment: how many steps lie between checkpoints; None for all of them, or what `max_memory` asks for.
         max_memory: bytes, or None for no limit.
+        share: what a row's penalties count in the gradient of the summed loss.
+
+    Attributes:
+        penalized: penalties of each row so far, (B,) float64.
     """
 
-    def __init__(self, rnn: RevRNN, batch: Batch, segment: int | None = None, max_memory: int | None = None) -> None:
+    def __init__(
+        self, rnn: RevRNN, batch: Batch, segment: int | None = None, max_memory: int | None = None, share: float = 1.0
+    ) -> None:
         inputs, device = batch.inputs, batch.inputs.device
         weight = rnn.first_weight
         self.dtype, self.steps = weight.dtype, inputs.shape[0]
         spec = BatchSpec(inputs.shape[1], weight.dtype, weight.device)
         states, native = rnn.first_states(spec, batch.state, batched=True), rnn.runs_native(weight)
         self.stack, self.layers = rnn.assemble(self.steps, spec, states, batch.lengths, native=native)
-        cuts = plan("rewind_loss", self.stack, self.steps, segment=segment, max_memory=max_memory)
+        self._penalties: ChunkPenalties | None = None
+        if batch.penalties is not None:
+            self._penalties = ChunkPenalties(batch.penalties, spec.rows, self.steps, batch.lengths, device, share)
+            self.stack.note_raw()
+        self.penalized = torch.zeros(spec.rows, dtype=torch.float64, device=device)
+        cuts = plan(
+            "rewind_loss", self.stack, self.steps, segment=segment, max_memory=max_memory,
+            penalties=self._penalties is not None,
+        )  # fmt: skip
         self.chunk, self.segment = cuts.chunk, cuts.segment
         self._rnn, self._batch = rnn, batch
         self._surroundings = Surroundings("rewind_loss", self.stack.tapes[0].weights.fingerprint)
@@ -182,9 +210,20 @@ class Stream:
                     self._encoder.run(*span)  # a readout may read the embedding's weight too, of all that is looked up
             for first, last in pieces(0, self.steps, self.chunk):
                 check_all_stored(read)
-                self._loss += self._readout.loss(self.stack.infer(self._encoder.run(first, last), first), first)
+                self._evaluate_chunk(first, last)
         self._last = self._tape_positions()
         return self._loss
+
+    def _evaluate_chunk(self, first: int, last: int) -> None:
+        before = self._before(first)
+        y = self.stack.infer(self._encoder.run(first, last), first)
+        if self._penalties is not None:  # before the readout, which may write to what it is given
+            self.penalized += self._penalties.losses(y, self.stack.taken_raw(), before, first)
+        self._loss += self._readout.loss(y, first)
+
+    def _before(self, first: int) -> Tensor | None:
+        """The raw outputs at the step before a chunk at which the tapes stand, (B, H), where penalties ask for them."""
+        return self.stack.tapes[-1].present if first and self._penalties is not None else None
 
     @torch.no_grad()
     def train(self) -> Tensor:
@@ -284,10 +323,30 @@ class Stream:
             then()
         loss, dy = self._readout.gradient(y, first)
         self._loss += loss
+        penalized = self._penalize(y, first)
         del y  # the stack's gradient needs memory, and no outputs
         self._surroundings.watch("a tensor that readout or encode reads", self._sinks.tensors())
         self._surroundings.glance()
-        self._encoder.gradient(self.stack.gradient(dy, first), first)
+        self._encoder.gradient(self._down(dy, penalized, first), first)
+
+    def _penalize(self, y: Tensor, first: int) -> PenaltyGradients | None:
+        """Add the penalties of a chunk that `record` or `rewind` left; their gradients."""
+        if self._penalties is None:
+            return None
+        penalized = self._penalties.gradient(y, self.stack.taken_raw(), self._before(first), first)
+        self.penalized += penalized.losses
+        return penalized
+
+    def _down(self, dy: Tensor | None, penalized: PenaltyGradients | None, first: int) -> Tensor:
+        """Carry a chunk's gradient, and that of its penalties, down the stack."""
+        if penalized is None:
+            return self.stack.gradient(dy, first)
+        if penalized.dy is not None:
+            dy = penalized.dy if dy is None else penalized.dy.add_(dy)
+        dx = self.stack.gradient(dy, first, draw=penalized.draw)
+        if penalized.dbefore is not None:
+            self.stack.tapes[-1].add_gradient(penalized.dbefore)
+        return dx
 
     def _tape_positions(self) -> list[TapePosition]:
         return [tape.position() for tape in self.stack.tapes]
@@ -326,6 +385,7 @@ def _checked(rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer |
     if targets.requires_grad:
         raise ValueError("rewind_loss gives no gradient to targets; pass targets.detach()")
     check_lengths(batch.lengths, inputs.shape[0], inputs.shape[1], inputs.device)
+    checked_penalties(batch.penalties)
     return batch._replace(inputs=inputs, targets=targets)
 
 
