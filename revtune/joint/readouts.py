@@ -76,39 +76,59 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
             return with_gradients("LinearCrossEntropy", loss, tensors, grads) if tensors else loss
 
     def loss_and_gradient(
-        self, y: Tensor, targets: Tensor, into: Sinks, *, want_dy: bool = True, block_bytes: int | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, y: Tensor, targets: Tensor, into: Sinks, *, want_dy: bool = True, block_bytes: int | None = None,
+        losses: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """As the plain readout's; gradients of the response, and of departures, go into the sinks too."""
         if self._departure() is None:
             return LinearCrossEntropy.loss_and_gradient(
-                self, y, targets, into, want_dy=want_dy, block_bytes=block_bytes
+                self, y, targets, into, want_dy=want_dy, block_bytes=block_bytes, losses=losses
             )
-        return self._loss_and_gradient(y, targets, self._rows(y), into, want_dy=want_dy, block_bytes=block_bytes)
+        return self._loss_and_gradient(
+            y, targets, self._rows(y), into, want_dy=want_dy, block_bytes=block_bytes, losses=losses
+        )
+
+    def losses(self, y: Tensor, targets: Tensor) -> Tensor:
+        """As the plain readout's."""
+        if self._departure() is None:
+            return LinearCrossEntropy.losses(self, y, targets)
+        rows = self._rows(y)
+        y, targets = self._positions(self.cast(y.detach()), targets)
+        losses = y.new_empty(len(y), dtype=torch.float64)
+        with torch.autocast(self.weight.device.type, enabled=False):
+            self._loss_alone(y, targets, rows, losses)
+        return losses
 
     def _loss_and_gradient(
-        self, y: Tensor, targets: Tensor, rows: Tensor, into: Sinks, *, want_dy: bool, block_bytes: int | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, y: Tensor, targets: Tensor, rows: Tensor, into: Sinks, *, want_dy: bool, block_bytes: int | None = None,
+        losses: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         departure = self._departure()
         assert departure is not None
         y, targets = self._positions(y.detach(), targets)
         answer, dy = self._answer(departure.detach(), rows), torch.empty_like(y) if want_dy else None
         loss = torch.zeros((), dtype=torch.float64, device=y.device)
         for block in self._spans(len(y), block_bytes):
-            block_loss, grad = self._answered(y[block], targets[block], answer, block, into)
-            loss += block_loss
+            block_losses, grad = self._answered(y[block], targets[block], answer, block, into)
+            loss += block_losses.sum()
+            if losses is not None:
+                losses[block] = block_losses
             if dy is not None:
                 dy[block] = grad
         self._add_responses(departure, answer, into)
         return loss, dy
 
-    def _loss_alone(self, y: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
-        """The summed loss, 0-d float64, where no gradient is wanted."""
+    def _loss_alone(self, y: Tensor, targets: Tensor, rows: Tensor, losses: Tensor | None = None) -> Tensor:
+        """The summed loss, 0-d float64, where no gradient is wanted; each position's is written into `losses`."""
         departure = self._departure()
         assert departure is not None
         answer, loss = self._answer(departure, rows), torch.zeros((), dtype=torch.float64, device=y.device)
         for block in self._spans(len(y), None):
             logits, _, _ = self._answering_scores(y[block], answer, rows[block])
-            loss += self._block(logits, targets[block], want_gradient=False)[0]
+            block_losses, _ = self._block(logits, targets[block], want_gradient=False)
+            loss += block_losses.sum()
+            if losses is not None:
+                losses[block] = block_losses
         return loss
 
     def _spans(self, positions: int, block_bytes: int | None) -> list[slice]:
@@ -153,10 +173,10 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
         return Answer(scale, shift, rows, torch.zeros_like(scale), torch.zeros_like(scale))
 
     def _answered(self, y: Tensor, targets: Tensor, answer: Answer, block: slice, into: Sinks) -> tuple[Tensor, Tensor]:
-        """Loss of a block and the gradient of its y; those of weights go into the sinks, those of s and t are added."""
+        """Losses of a block, the gradient of its y; those of weights go into the sinks, those of s and t are added."""
         products, second, rows = products_for(y), self.response_weight.detach(), answer.rows[block]
         logits, scale, product = self._answering_scores(y, answer, rows)
-        loss, grad = self._block(logits, targets, want_gradient=True)
+        losses, grad = self._block(logits, targets, want_gradient=True)
         assert grad is not None
         if self.weight.requires_grad:
             products.add_outer(into.of(self.weight), grad, y)
@@ -167,7 +187,7 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
         dy, scaled = products.back(grad, self.weight.detach()), scale.mul_(grad)
         if self.response_weight.requires_grad:
             products.add_outer(into.of(self.response_weight), scaled, y)
-        return loss, dy.add_(products.back(scaled, second))
+        return losses, dy.add_(products.back(scaled, second))
 
     def _answering_scores(self, y: Tensor, answer: Answer, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of a block's positions, each one's s, and V y."""

@@ -142,6 +142,46 @@ def test_a_penalized_pass(rev: Any, own: bool, ragged: bool, backend: str, monke
     agree(net, 1e-12 if backend == "reference" else 2e-5, lengths=lengths, penalized=True, checkpoint_every=6)
 
 
+@nets
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_losses_of_rows(
+    rev: Any, own: bool, ragged: bool, training: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each at its own hyperparameters; with the gradients of the mean, those of the departures too."""
+    set_stack_chunk_steps(monkeypatch, 4)
+    dtype, close = (torch.float64, 1e-12) if backend == "reference" else (torch.float32, 2e-5)
+    net = converted(rev, dtype, rt.LinearCrossEntropy(8, WORDS) if own else nn.Linear(8, WORDS),
+                    nn.Embedding(WORDS, WIDTH))  # fmt: skip
+    tokens = torch.randint(WORDS, (STEPS + 1, ROWS), generator=torch.Generator().manual_seed(2))
+    lengths = torch.tensor([11, 4, 7]) if ragged else None
+    d = torch.randn(ROWS, 2, generator=torch.Generator().manual_seed(3)).to(net.hypers.raw).requires_grad_()
+    bound = Pass(ROWS, d, (net.hypers.raw + d).detach() if training else None, training=training)
+
+    def each(y: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(net.head(y), targets, reduction="none")
+
+    def rows() -> Tensor:
+        return rt.rewind_loss(
+            net.rnn, tokens[:-1], tokens[1:], encode=net.words, readout=net.head if own else each, lengths=lengths,
+            reduction="rows", normalizer=float(ROWS),
+        )[0]  # fmt: skip
+
+    with net.hypers.bound(bound):
+        losses, summed = rows(), stream(net, tokens, lengths)
+        for mode in (torch.enable_grad, torch.no_grad):  # which round states otherwise
+            with mode():
+                wanted = F.cross_entropy(net.logits(tokens[:-1]).movedim(-1, 1), tokens[1:], reduction="none")
+                live = torch.arange(STEPS)[:, None] < (torch.tensor([STEPS]) if lengths is None else lengths)
+                assert relative(rows().detach(), (wanted * live).sum(0).detach()) < close
+    tensors = [d, *net.rnn.parameters(), *net.words.parameters(), *net.head.parameters()]
+    found = [torch.autograd.grad(loss, tensors, allow_unused=True) for loss in (losses.sum(), summed)]
+    assert found[0][0].any()
+    for a, b in zip(*found, strict=True):
+        assert (a is None and b is None) or relative(a, b) < close
+
+
 def test_a_chunk_with_one_position_left_is_no_row_of_all_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     set_stack_chunk_steps(monkeypatch, 2)
     net = converted(rt.RevGRU, torch.float64, nn.Linear(8, WORDS), nn.Embedding(WORDS, WIDTH))

@@ -43,8 +43,11 @@ from revtune.reversible.streams.penalties import (
     checked_penalties,
 )
 from revtune.reversible.streams.readout_pass import Readout, ReadoutPass
+from revtune.reversible.streams.reductions import Reduction, check_reduction
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
 from revtune.reversible.streams.surroundings import Surroundings, scaled_down
+
+_SUM = Reduction()
 
 
 class Batch(NamedTuple):
@@ -70,7 +73,7 @@ def rewind_loss(
     state: Hx | None = None,
     lengths: Tensor | None = None,
     context: Sequence[Tensor] = (),
-    reduction: Literal["mean", "sum"] = "mean",
+    reduction: Literal["mean", "sum", "rows"] = "mean",
     normalizer: Normalizer | None = None,
     penalties: ActivationPenalties | None = None,
     checkpoint_every: int | Literal["auto"] | None = None,
@@ -95,12 +98,17 @@ def rewind_loss(
         context: tensors that the readout takes besides, `readout(y, targets, *context)`, such as annotations of another
             sequence (`rewind_encode`); their gradients are added up over chunks and reach them once.
         reduction: "mean" divides by the number of positions (or by `readout.total_weight(targets)`), "sum" does not.
+            "rows" gives losses (B,) whose mean is that of "mean": row b's summed loss times B over what "mean" divides
+            by. Gradients were computed for that mean, so that they are right for `losses.mean()`, `losses.sum()` or any
+            multiple, and refused for another weight of each row. `readout` must be a `LinearCrossEntropy` or
+            return the losses (N,) of its positions.
         normalizer: what "mean" divides by instead: a number, or `normalizer(targets)` of the targets (N, ...) that are
             no padding. A readout that tells torch to leave targets out (`ignore_index` of F.cross_entropy), or to weigh
             classes or positions, must have one; a mask that it multiplies by itself, or targets that it computes, are
             not seen, and all positions count.
         penalties: `ActivationPenalties` of the last layer's outputs, of each row. "mean" adds their mean over rows to
-            the loss, whatever it divides the positions' losses by, and "sum" adds their sum. None costs nothing.
+            the loss, whatever it divides the positions' losses by, "sum" adds their sum, "rows" each row's to its own.
+            None costs nothing.
         checkpoint_every: keep the state every so many steps and the buffer of one such segment only, for one more
             forward pass; "auto" takes sqrt(64 T) steps, which stores least at one forgotten bit a step.
         max_memory: the most memory that a call may take, in bytes or as "20MB", above the parameters, their gradients,
@@ -113,12 +121,13 @@ def rewind_loss(
     of `inputs`, `state` and the weight of a `LinearCrossEntropy` that is the readout, run once, on the whole gradient.
 
     Returns:
-        The loss, 0-d in the net's dtype, and the last state, detached, float64 and exact. Under `torch.no_grad()` a
-        streamed evaluation.
+        The loss, 0-d, or losses of rows, (B,), in the net's dtype, and the last state, detached, float64 and exact.
+        Under `torch.no_grad()` a streamed evaluation.
 
     Raises:
         ValueError: a bidirectional net, arguments that do not fit, an encoder that looks along time or changes with
-            each call, a readout that is no sum, or a part that is wrapped or sharded by itself.
+            each call, a readout that is no sum, or a part that is wrapped or sharded by itself. In backward, losses
+            of rows that are not weighed alike.
         NonFiniteError, StateRangeError, ReversalError: as in `scan`. ReversalError too where a parameter of the net, of
             encode or of readout, or one of the tensors given, is changed in place, or freed, while this runs.
 
@@ -139,20 +148,17 @@ def _rewind_loss(
 ) -> tuple[Tensor, Hx]:  # fmt: skip
     batch = _checked(rnn, batch, reduction, normalizer)
     segment = segment_steps(checkpoint_every, batch.inputs.shape[0])
-    weight = mean_weight(batch.readout, normalizer, _counted_targets(batch)) if reduction == "mean" else 1.0
-    number_divides = reduction == "mean" and normalizer is None and total_weight(batch.readout) is None
+    weight = mean_weight(batch.readout, normalizer, _counted_targets(batch)) if reduction != "sum" else 1.0
+    number_divides = reduction != "sum" and normalizer is None and total_weight(batch.readout) is None
     for tensor in batch.context:
         check_tensor("rewind_loss: each of context", tensor)
-    share = weight / batch.inputs.shape[1] if reduction == "mean" else 1.0
-    stream = Stream(rnn, batch, segment, checked_memory(max_memory), share)
+    reduced = Reduction(reduction, weight, batch.inputs.shape[1])
+    stream = Stream(rnn, batch, segment, checked_memory(max_memory), reduced)
     with one_sequence(), torch.autocast(batch.inputs.device.type, enabled=False):
         summed = stream.train() if torch.is_grad_enabled() else stream.evaluate()
         if number_divides:
             stream.counted.refuse(_counted_targets(batch))
-        loss = summed / weight
-        if batch.penalties is not None:
-            loss += stream.penalized.mean() if reduction == "mean" else stream.penalized.sum()
-        loss = loss.to(stream.dtype)
+        loss = reduced.of(summed, stream.penalized if batch.penalties else None).to(stream.dtype)
     if not torch.is_grad_enabled():
         return loss, stream.last_state()
     return with_gradients("rewind_loss", loss, *stream.gradients(), scale=1.0 / weight), stream.last_state()
@@ -166,15 +172,16 @@ class Stream:
         batch: time first.
         segment: how many steps lie between checkpoints; None for all of them, or what `max_memory` asks for.
         max_memory: bytes, or None for no limit.
-        share: what a row's penalties count in the gradient of the summed loss.
+        reduction: what becomes of the losses.
 
     Attributes:
         penalized: penalties of each row so far, (B,) float64.
     """
 
     def __init__(
-        self, rnn: RevRNN, batch: Batch, segment: int | None = None, max_memory: int | None = None, share: float = 1.0
-    ) -> None:
+        self, rnn: RevRNN, batch: Batch, segment: int | None = None, max_memory: int | None = None,
+        reduction: Reduction = _SUM,
+    ) -> None:  # fmt: skip
         inputs, device = batch.inputs, batch.inputs.device
         weight = rnn.first_weight
         self.dtype, self.steps = weight.dtype, inputs.shape[0]
@@ -183,7 +190,9 @@ class Stream:
         self.stack, self.layers = rnn.assemble(self.steps, spec, states, batch.lengths, native=native)
         self._penalties: ChunkPenalties | None = None
         if batch.penalties is not None:
-            self._penalties = ChunkPenalties(batch.penalties, spec.rows, self.steps, batch.lengths, device, share)
+            self._penalties = ChunkPenalties(
+                batch.penalties, spec.rows, self.steps, batch.lengths, device, reduction.share
+            )
             self.stack.note_raw()
         self.penalized = torch.zeros(spec.rows, dtype=torch.float64, device=device)
         cuts = plan(
@@ -195,14 +204,16 @@ class Stream:
         self._surroundings = Surroundings("rewind_loss", self.stack.tapes[0].weights.fingerprint)
         self._sinks = Sinks()
         self._encoder = Encoder(batch.encode, inputs, self._sinks, rnn.fitting)
-        self._positions_read = ReadoutPass(batch.readout, self._sinks, device, batch.context, cuts.logit_bytes)
+        self._positions_read = ReadoutPass(
+            batch.readout, self._sinks, device, batch.context, cuts.logit_bytes, reduction.each
+        )
         self._readout = ChunkReadout(self._positions_read, batch.targets, batch.lengths, self.chunk, cuts.block_bytes)
-        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._loss = torch.zeros(spec.rows if reduction.each else (), dtype=torch.float64, device=device)
         self._last: list[TapePosition] = []
         self.stack.reuse_outputs()
 
     def evaluate(self) -> Tensor:
-        """The summed loss, with no gradient and no buffer."""
+        """The summed loss, or that of each row, with no gradient and no buffer."""
         read = [*read_again(self.stack, self._batch.inputs), ("rewind_loss: targets", self._batch.targets)]
         with naming_lost(lambda: read):
             if scaled_down(self._batch.encode):
@@ -227,7 +238,7 @@ class Stream:
 
     @torch.no_grad()
     def train(self) -> Tensor:
-        """The summed loss; its gradients are then in `gradients`.
+        """The summed loss, or that of each row; gradients of the sum are then in `gradients`.
 
         Raises:
             ReversalError: rewinding failed, or something that is read until the end was changed on the way.
@@ -374,11 +385,10 @@ def _checked(rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer |
     refuse_cached(what, encode=batch.encode, readout=batch.readout)
     if rnn.options.output != "all":
         raise ValueError('rewind_loss reads out every step; for one target a sequence call the net with output="last"')
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
-    if normalizer is not None and (reduction != "mean" or isinstance(normalizer, bool)):
+    check_reduction(reduction)
+    if normalizer is not None and (reduction == "sum" or isinstance(normalizer, bool)):
         raise ValueError(
-            'normalizer is what reduction="mean" divides by, a number or a function of targets, '
+            'normalizer is what reduction="mean" or "rows" divides by, a number or a function of targets, '
             f"got {normalizer!r} with reduction={reduction!r}"
         )
     inputs, targets = check_tensors(what, rnn, batch.encode is None, inputs=batch.inputs, targets=batch.targets)
