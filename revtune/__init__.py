@@ -12,6 +12,7 @@ Train a recurrent net in a fraction of the memory::
 - `RevGRUCell`, `RevLSTMCell`: one step of them, as nn.GRUCell and nn.LSTMCell; these do not rewind.
 - `rewind_loss`: a whole training step for a loss at every step. Encoder, net and readout stream, so that no output of
   every step exists. `Embedding`, `LinearCrossEntropy`, `LockedDropout` and `Readout` are made for it; any module works.
+  `ActivationPenalties` are added to its loss.
 - `rewind_encode`: a sequence's final state, and a few units of every step for a decoder to attend to.
 - `meter`: memory and stored bits of a block of code.
 
@@ -49,6 +50,7 @@ from revtune.reversible.meter import meter
 from revtune.reversible.streams.dropout import Embedding, LockedDropout
 from revtune.reversible.streams.encode import rewind_encode
 from revtune.reversible.streams.head_and_loss import Readout
+from revtune.reversible.streams.penalties import ActivationPenalties
 from revtune.reversible.streams.readout import LinearCrossEntropy
 from revtune.reversible.streams.stream import rewind_loss
 from revtune.tuning.conversion.convert import dropout_rates, self_tuning
@@ -63,6 +65,7 @@ from revtune.tuning.tuner.tuner import Tuner
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActivationPenalties",
     "Between",
     "Buffer",
     "Cell",

@@ -84,6 +84,11 @@ class Positions:
     steps: int
     live: Tensor | None = None
 
+    @property
+    def number(self) -> int:
+        """N."""
+        return self.rows * self.steps if self.live is None else int(self.live.sum())
+
     def index(self) -> Tensor | None:
         """The row of each position that is no padding, (N,); None where all rows alternate, step by step."""
         return None if self.live is None else self.live.nonzero()[:, 1]

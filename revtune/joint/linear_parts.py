@@ -89,15 +89,20 @@ class LinearReadout(ReadoutPass):
         self._hypers, self._seed = hypers, new_seed()
 
     def gradient(self, y: Tensor, targets: Tensor, *beside: Tensor) -> tuple[Tensor, Tensor]:
-        """The summed loss of the linear prediction, and what goes back to y, (N, H); beside y is its tangent."""
+        """The summed loss of the linear prediction, or each position's, and what goes back to y, (N, H).
+
+        Beside y is its tangent, (N, H).
+        """
         (moved,) = beside
+        if self._head is None:
+            return self._of_parts(y, targets, moved)
+        losses, more = self._wanted_losses(y), dict[str, Any](block_bytes=self._logit_bytes)
         if isinstance(self._head, ResponseLinearCrossEntropy) and self._hypers.current_departure() is not None:
-            return self._head.linear_loss_and_gradient(y, moved, targets, self._sinks, block_bytes=self._logit_bytes)
-        if self._head is not None:
-            loss, dy = self._head.loss_and_gradient(y + moved, targets, self._sinks, block_bytes=self._logit_bytes)
-            assert dy is not None
-            return loss, dy
-        return self._of_parts(y, targets, moved)
+            loss, dy = self._head.linear_loss_and_gradient(y, moved, targets, self._sinks, losses=losses, **more)
+            return loss if losses is None else losses, dy
+        loss, own = self._head.loss_and_gradient(y + moved, targets, self._sinks, losses=losses, **more)
+        assert own is not None
+        return loss if losses is None else losses, own
 
     def _of_parts(self, y: Tensor, targets: Tensor, moved: Tensor) -> tuple[Tensor, Tensor]:
         readout, leaf = self._readout, y.detach().requires_grad_()
@@ -110,8 +115,8 @@ class LinearReadout(ReadoutPass):
             raise ValueError(f"Readout: head must return a tensor, got {type(out).__name__}")
         linear = out.detach() if tangent is None else out.detach() + tangent
         with self._running():
-            loss = readout.loss(linear.requires_grad_(), targets)
-        (cotangent,) = torch.autograd.grad(loss, [linear])
+            loss = self._checked(readout.loss(linear.requires_grad_(), targets), len(y))
+            (cotangent,) = torch.autograd.grad(loss.sum(), [linear])
         return loss.detach().double(), self._back(out, cotangent, leaf)
 
     @contextmanager

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from revtune.joint.linear_parts import LinearEncoder, LinearReadout
@@ -29,6 +30,7 @@ from revtune.reversible.layers.stack import Link
 from revtune.reversible.own_pages import copied
 from revtune.reversible.streams.encoder import Encode
 from revtune.reversible.streams.mean import Normalizer
+from revtune.reversible.streams.penalties import ActivationPenalties
 from revtune.reversible.streams.readout_pass import ReadoutFunction
 from revtune.reversible.streams.stream import Batch, Stream, stream_loss
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
@@ -48,7 +50,8 @@ def linear_rewind_loss(
     state: Hx | None = None,
     lengths: Tensor | None = None,
     context: Sequence[Tensor] = (),
-    reduction: Literal["mean", "sum"] = "mean",
+    penalties: ActivationPenalties | None = None,
+    reduction: Literal["mean", "sum", "rows"] = "mean",
     normalizer: Normalizer | None = None,
     checkpoint_every: int | Literal["auto"] | None = None,
     max_memory: int | str | None = None,
@@ -59,6 +62,7 @@ def linear_rewind_loss(
         hypers: whose pass is bound, with departures and a record.
         rnn, inputs, targets, encode, readout, state, lengths, reduction, normalizer, checkpoint_every, max_memory: as
             in `rewind_loss`; the readout is a `LinearCrossEntropy` or a `Readout`.
+        penalties: likewise, of the outputs that are linear in responses.
         context: must be empty.
 
     Raises:
@@ -69,7 +73,7 @@ def linear_rewind_loss(
             "context: what the readout takes besides would move with hyperparameters too, as attention does, and "
             'Delta-STN does not follow that; use method="stn"'
         )
-    batch = Batch(inputs, targets, encode, readout, state, lengths, context)
+    batch = Batch(inputs, targets, encode, readout, state, lengths, context, penalties)
     kind: Any = partial(LinearStream, hypers)
     return stream_loss(kind, rnn, batch, reduction, normalizer, checkpoint_every, max_memory)
 
@@ -84,14 +88,14 @@ class LinearStream(Stream):
 
     _encoder: LinearEncoder
 
-    def __init__(
-        self, hypers: Hyperparameters, rnn: RevRNN, batch: Batch, segment: int | None, max_memory: int | None
-    ) -> None:
+    def __init__(self, hypers: Hyperparameters, rnn: RevRNN, batch: Batch, *others: Any) -> None:
         self.encoder_kind, self.readout_kind = partial(LinearEncoder, hypers), partial(LinearReadout, hypers)
-        super().__init__(rnn, batch, segment, max_memory)
+        super().__init__(rnn, batch, *others)
         rows, layers = batch.inputs.shape[1], len(self.stack.tapes)
         self._shifts = rnn.shifts(rows) if isinstance(rnn, ResponseRev) else [None] * layers
         self._moved: Moved = [{} for _ in range(layers)]  # before the chunk that is next
+        self._start: Moved = []  # before the chunk that was rewound last
+        self._raw_tangent: Tensor | None = None  # of its raw outputs
         self._starts: list[Moved] = []  # before each chunk of the present segment that has been run
         self._segment_starts: list[Moved] = []
 
@@ -116,8 +120,16 @@ class LinearStream(Stream):
             return y, *tape.tangent(x, first, dx, self._shifts[layer], self._moved[layer])
 
         y, dy, _ = self._up(self._encoded(first, last, graph=True), first, run, keep=True)
-        self._moved = self._starts.pop() if self._starts else []
+        self._start, self._moved = self._moved, self._starts.pop() if self._starts else []
         return y, dy
+
+    def _penalized_outputs(self, y: Tensor, first: int, *beside: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        (dy,), top = beside, self._start[-1]
+        assert self._raw_tangent is not None
+        _, raw, before = super()._penalized_outputs(y, first)
+        if before is not None and top:
+            before = before + torch.cat([top[part] for part in self.stack.tapes[-1].cell.states[0]], -1)
+        return y + dy, raw + self._raw_tangent, before
 
     def _up(self, x: Tensor, first: int, run: Any, *, keep: bool = False) -> tuple[Tensor, Tensor, Moved]:
         """Pass a chunk and its tangent through all links: outputs, their tangents, and the states' after them."""
@@ -130,6 +142,7 @@ class LinearStream(Stream):
                 return link.apply(x, first)
             y, dx, after = run(link, x, dx, len(moved))
             moved.append({part: copied(tangent) for part, tangent in after.items()})
+            self._raw_tangent = dx
             return y
 
         y = self.stack.up(x, move, keep=keep)

@@ -77,34 +77,52 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
             return with_gradients("LinearCrossEntropy", loss, tensors, grads) if tensors else loss
 
     def loss_and_gradient(
-        self, y: Tensor, targets: Tensor, into: Sinks, *, want_dy: bool = True, block_bytes: int | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, y: Tensor, targets: Tensor, into: Sinks, *, want_dy: bool = True, block_bytes: int | None = None,
+        losses: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """As the plain readout's; gradients of the response, and of departures, go into the sinks too."""
         if self._departure() is None:
             return LinearCrossEntropy.loss_and_gradient(
-                self, y, targets, into, want_dy=want_dy, block_bytes=block_bytes
+                self, y, targets, into, want_dy=want_dy, block_bytes=block_bytes, losses=losses
             )
-        return self._loss_and_gradient(y, targets, self._rows(y), into, want_dy=want_dy, block_bytes=block_bytes)
+        return self._loss_and_gradient(
+            y, targets, self._rows(y), into, want_dy=want_dy, block_bytes=block_bytes, losses=losses
+        )
+
+    def losses(self, y: Tensor, targets: Tensor) -> Tensor:
+        """As the plain readout's."""
+        if self._departure() is None:
+            return LinearCrossEntropy.losses(self, y, targets)
+        rows = self._rows(y)
+        y, targets = self._positions(self.cast(y.detach()), targets)
+        losses = y.new_empty(len(y), dtype=torch.float64)
+        with torch.autocast(self.weight.device.type, enabled=False):
+            self._loss_alone(y, targets, rows, losses)
+        return losses
 
     def _loss_and_gradient(
-        self, y: Tensor, targets: Tensor, rows: Tensor, into: Sinks, *, want_dy: bool, block_bytes: int | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, y: Tensor, targets: Tensor, rows: Tensor, into: Sinks, *, want_dy: bool, block_bytes: int | None = None,
+        losses: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         departure = self._departure()
         assert departure is not None
         y, targets = self._positions(y.detach(), targets)
         answer, dy = self._answer(departure.detach(), rows), torch.empty_like(y) if want_dy else None
         loss = torch.zeros((), dtype=torch.float64, device=y.device)
         for block in self._spans(len(y), block_bytes):
-            block_loss, grad = self._answered(y[block], targets[block], answer, block, into)
-            loss += block_loss
+            block_losses, grad = self._answered(y[block], targets[block], answer, block, into)
+            loss += block_losses.sum()
+            if losses is not None:
+                losses[block] = block_losses
             if dy is not None:
                 dy[block] = grad
         self._add_responses(departure, answer, into)
         return loss, dy
 
     def linear_loss_and_gradient(
-        self, y: Tensor, moved: Tensor, targets: Tensor, into: Sinks, *, block_bytes: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, y: Tensor, moved: Tensor, targets: Tensor, into: Sinks, *, block_bytes: int | None = None,
+        losses: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The summed loss of logits that are linear in responses, and the gradient of y where none responds.
 
         With `y'` the tangent of y, the logits are `W (y + y') + w + s_b * (V y) + t_b`. Their gradient g goes back as
@@ -113,7 +131,7 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
         Args:
             y: (N, E).
             moved: y', (N, E).
-            targets, into, block_bytes: as in `loss_and_gradient`.
+            targets, into, block_bytes, losses: as in `loss_and_gradient`.
         """
         departure = self.hypers.current_departure()
         assert departure is not None
@@ -122,20 +140,25 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
         loss = torch.zeros((), dtype=torch.float64, device=y.device)
         for block in self._spans(len(y), block_bytes):
             scores = self._answering_scores(y[block], answer, rows[block], y[block] + moved[block])
-            block_loss, grad = self._learnt(y[block], targets[block], answer, rows[block], scores, into)
-            loss += block_loss
+            block_losses, grad = self._learnt(y[block], targets[block], answer, rows[block], scores, into)
+            loss += block_losses.sum()
+            if losses is not None:
+                losses[block] = block_losses
             dy[block] = products_for(y).back(grad, self.weight.detach())
         self._add_responses(departure, answer, into)
         return loss, dy
 
-    def _loss_alone(self, y: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
-        """The summed loss, 0-d float64, where no gradient is wanted."""
+    def _loss_alone(self, y: Tensor, targets: Tensor, rows: Tensor, losses: Tensor | None = None) -> Tensor:
+        """The summed loss, 0-d float64, where no gradient is wanted; each position's is written into `losses`."""
         departure = self._departure()
         assert departure is not None
         answer, loss = self._answer(departure, rows), torch.zeros((), dtype=torch.float64, device=y.device)
         for block in self._spans(len(y), None):
             logits, _, _ = self._answering_scores(y[block], answer, rows[block], y[block])
-            loss += self._block(logits, targets[block], want_gradient=False)[0]
+            block_losses, _ = self._block(logits, targets[block], want_gradient=False)
+            loss += block_losses.sum()
+            if losses is not None:
+                losses[block] = block_losses
         return loss
 
     def _spans(self, positions: int, block_bytes: int | None) -> list[slice]:
@@ -178,33 +201,32 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
         return Answer(scale, shift, rows, torch.zeros_like(scale), torch.zeros_like(scale))
 
     def _answered(self, y: Tensor, targets: Tensor, answer: Answer, block: slice, into: Sinks) -> tuple[Tensor, Tensor]:
-        """Loss of a block and the gradient of its y; those of weights go into the sinks, those of s and t are added."""
+        """Losses of a block, the gradient of its y; those of weights go into the sinks, those of s and t are added."""
         products, rows = products_for(y), answer.rows[block]
         scores = self._answering_scores(y, answer, rows, y)
-        loss, grad = self._learnt(y, targets, answer, rows, scores, into)
+        losses, grad = self._learnt(y, targets, answer, rows, scores, into)
         if self.weight.requires_grad:
             products.add_outer(into.of(self.weight), grad, y)
         if self.bias is not None and self.bias.requires_grad:
             into.of(self.bias).add_(grad.sum(0))
         _, scaled, _ = scores
-        return loss, products.back(grad, self.weight.detach()).add_(
-            products.back(scaled, self.response_weight.detach())
-        )
+        dy = products.back(grad, self.weight.detach())
+        return losses, dy.add_(products.back(scaled, self.response_weight.detach()))
 
     def _learnt(
         self, y: Tensor, targets: Tensor, answer: Answer, rows: Tensor, scores: tuple[Tensor, Tensor, Tensor],
         into: Sinks,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Loss of a block and the gradient g of its logits; those of V, s and t are added, and s becomes s * g."""
+        """Losses of a block and the gradient g of its logits; those of V, s and t are added, and s becomes s * g."""
         logits, scale, product = scores
-        loss, grad = self._block(logits, targets, want_gradient=True)
+        losses, grad = self._block(logits, targets, want_gradient=True)
         assert grad is not None
         answer.dscale.index_add_(0, rows, product.mul_(grad))
         answer.dshift.index_add_(0, rows, grad)
         scaled = scale.mul_(grad)
         if self.response_weight.requires_grad:
             products_for(y).add_outer(into.of(self.response_weight), scaled, y)
-        return loss, grad
+        return losses, grad
 
     def _answering_scores(self, y: Tensor, answer: Answer, rows: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of a block's positions, each one's s, and V y; W is applied to what is seen of y."""

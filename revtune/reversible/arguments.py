@@ -34,7 +34,7 @@ def check_fraction(name: str, value: float, meaning: str = "") -> float:
     Raises:
         ValueError: names the argument and the value.
     """
-    if not (_is_number(value) and 0.0 <= value <= 1.0):
+    if not (is_number(value) and 0.0 <= value <= 1.0):
         raise ValueError(f"{name} must lie in 0..1{meaning and f', {meaning}'}, got {value!r}")
     return float(value)
 
@@ -56,11 +56,12 @@ def check_bits(max_forget_bits: float | None) -> None:
     """
     if max_forget_bits is None:
         return
-    if not (_is_number(max_forget_bits) and math.isfinite(max_forget_bits) and max_forget_bits > 0):
+    if not (is_number(max_forget_bits) and math.isfinite(max_forget_bits) and max_forget_bits > 0):
         raise ValueError(f"max_forget_bits must be a positive number or None for no limit, got {max_forget_bits!r}")
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether this is a real number."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

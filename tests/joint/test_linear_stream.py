@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import revtune as rt
+import revtune.penalties as rt_penalties
 from revtune.tuning.tuner import bilevel
 from tests.chunking import set_stack_chunk_steps
 from tests.joint.test_streams import ROWS, STEPS, WIDTH, WORDS, Language, nets
@@ -157,3 +158,41 @@ def test_a_tied_head_and_a_plain_embedding() -> None:
     words_plain: nn.Module = nn.Embedding(WORDS, WIDTH)
     net = tuned(rt.RevLSTM, torch.float64, rt.LinearCrossEntropy(8, WORDS, tie=words), words_plain)
     agree(net, 1e-10)
+
+
+@nets
+@pytest.mark.parametrize("method", ["delta", "stn"])
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_penalties_at_each_rows_own_coefficients(
+    rev: Any, method: str, ragged: bool, chunk: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_stack_chunk_steps(monkeypatch, chunk)
+    native, lengths = backend == "native", torch.tensor([11, 1, 7]) if ragged else None
+    net = tuned(rev, torch.float32 if native else torch.float64, nn.Linear(8, WORDS), nn.Embedding(WORDS, WIDTH))
+    net.hypers.centred = method == "delta"
+
+    def stream(net: Any, batch: Tensor, h: Any) -> dict[str, Any]:
+        given = {**streamed()(net, batch, h), "lengths": lengths}
+        return given if h is None else {**given, "penalties": rt.ActivationPenalties(activation=h.a, temporal=3 * h.a)}
+
+    def train_loss(out: Any, batch: Tensor, h: Any) -> Tensor:
+        logits, y = out
+        total, each = layered(lengths)(logits, batch), []
+        for row in range(ROWS):
+            mine = y[: len(y) if lengths is None else int(lengths[row]), row : row + 1]
+            own = rt_penalties.activation_penalty(mine, h.a[row : row + 1], batch_dim=1)
+            each.append(own + rt_penalties.temporal_penalty(mine, 3 * h.a[row : row + 1], batch_dim=1))
+        return total + torch.cat(each)
+
+    def predict(net: Any, batch: Tensor) -> Any:
+        y, _ = net.rnn(net.words(batch[:-1]))
+        return net.head(y), y
+
+    loss, found = gradients(net, method, "train", stream=stream)
+    whole, wanted = gradients(net, method, "train", train_loss=train_loss, valid_loss=train_loss, predict=predict)
+    assert loss == pytest.approx(whole, rel=1e-6)
+    for name, grad in found.items():
+        other = wanted[name]
+        assert (grad is None) == (other is None), name
+        assert grad is None or other is None or relative(grad, other) < (5e-5 if native else 1e-10), name

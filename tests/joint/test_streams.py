@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import revtune as rt
 from revtune.joint.embeddings import ResponseDroppedEmbedding
 from revtune.joint.readouts import ResponseLinearCrossEntropy
+from revtune.penalties import activation_penalty, temporal_penalty
 from revtune.tuning.hypers.hyperparameters import Pass
 from revtune.tuning.responses.layers import ResponseLinear
 from tests.backends import on_native
@@ -54,8 +55,12 @@ def passing(net: Any, d: Tensor) -> Any:
     return net.hypers.bound(Pass(len(d), d, net.hypers.raw.detach() + d))
 
 
-def stream(net: Any, tokens: Tensor, lengths: Tensor | None = None, **options: Any) -> Tensor:
-    """The summed streamed loss."""
+def stream(
+    net: Any, tokens: Tensor, lengths: Tensor | None = None, *, penalized: bool = False, **options: Any
+) -> Tensor:
+    """The summed streamed loss; penalties are read from hyperparameters."""
+    if penalized:
+        options["penalties"] = rt.ActivationPenalties(activation=net.hypers["a"], temporal=net.hypers["b"])
 
     def summed(y: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(net.head(y), targets, reduction="sum")
@@ -67,14 +72,26 @@ def stream(net: Any, tokens: Tensor, lengths: Tensor | None = None, **options: A
     )[0]  # fmt: skip
 
 
-def layers(net: Any, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
+def layers(net: Any, tokens: Tensor, lengths: Tensor | None = None, *, penalized: bool = False) -> Tensor:
     """The same of all outputs at once; the padding of a row moves nothing before it."""
     losses = F.cross_entropy(net.logits(tokens[:-1]).movedim(-1, 1), tokens[1:], reduction="none")
     live = torch.ones_like(losses) if lengths is None else (torch.arange(len(losses))[:, None] < lengths).to(losses)
-    return (losses * live).sum()
+    return (losses * live).sum() + (penalty(net, tokens, lengths) if penalized else 0.0)
 
 
-def agree(net: Any, close: float, *, training: bool = True, lengths: Tensor | None = None, **options: Any) -> None:
+def penalty(net: Any, tokens: Tensor, lengths: Tensor | None) -> Tensor:
+    """AR and TAR of each row's own steps, added up."""
+    y, _ = net.rnn(net.words(tokens[:-1]))
+    rows = [y[:steps, b : b + 1] for b, steps in enumerate([STEPS] * ROWS if lengths is None else lengths.tolist())]
+    ar = [activation_penalty(row, net.hypers["a"][b], batch_dim=1) for b, row in enumerate(rows)]
+    tar = [temporal_penalty(row, net.hypers["b"][b], batch_dim=1) for b, row in enumerate(rows)]
+    return torch.cat([*ar, *tar]).sum()
+
+
+def agree(
+    net: Any, close: float, *, training: bool = True, lengths: Tensor | None = None, penalized: bool = False,
+    **options: Any,
+) -> None:  # fmt: skip
     """Losses and all gradients are alike, those of the departures too."""
     tokens = torch.randint(WORDS, (STEPS + 1, ROWS), generator=torch.Generator().manual_seed(2))
     d = torch.randn(ROWS, 2, generator=torch.Generator().manual_seed(3)).to(net.hypers.raw).requires_grad_()
@@ -85,7 +102,7 @@ def agree(net: Any, close: float, *, training: bool = True, lengths: Tensor | No
     found = []
     for run in (stream, layers):
         with net.hypers.bound(bound):
-            loss = run(net, tokens, lengths, **(options if run is stream else {}))
+            loss = run(net, tokens, lengths, penalized=penalized, **(options if run is stream else {}))
             found.append((loss.detach(), torch.autograd.grad(loss, [*parameters.values(), d], allow_unused=True)))
     (one, ones), (other, others) = found
     assert relative(one, other) < close
@@ -110,6 +127,65 @@ def test_a_streamed_pass(
     assert type(net.words) is ResponseDroppedEmbedding or not own
     lengths = torch.tensor([11, 4, 7]) if ragged else None
     agree(net, 1e-12 if backend == "reference" else 2e-5, training=training, lengths=lengths)
+
+
+@nets
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_a_penalized_pass(rev: Any, own: bool, ragged: bool, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Penalties at each row's own coefficients, over chunks and checkpoints."""
+    set_stack_chunk_steps(monkeypatch, 4)
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    head = rt.LinearCrossEntropy(8, WORDS) if own else nn.Linear(8, WORDS)
+    net = converted(rev, dtype, head, rt.Embedding(WORDS, WIDTH) if own else nn.Embedding(WORDS, WIDTH))
+    lengths = torch.tensor([11, 1, 7]) if ragged else None
+    agree(net, 1e-12 if backend == "reference" else 2e-5, lengths=lengths, penalized=True, checkpoint_every=6)
+
+
+@nets
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_losses_of_rows(
+    rev: Any, own: bool, ragged: bool, training: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each at its own hyperparameters; with the gradients of the mean, those of the departures too."""
+    set_stack_chunk_steps(monkeypatch, 4)
+    dtype, close = (torch.float64, 1e-12) if backend == "reference" else (torch.float32, 2e-5)
+    net = converted(rev, dtype, rt.LinearCrossEntropy(8, WORDS) if own else nn.Linear(8, WORDS),
+                    nn.Embedding(WORDS, WIDTH))  # fmt: skip
+    tokens = torch.randint(WORDS, (STEPS + 1, ROWS), generator=torch.Generator().manual_seed(2))
+    lengths = torch.tensor([11, 4, 7]) if ragged else None
+    d = torch.randn(ROWS, 2, generator=torch.Generator().manual_seed(3)).to(net.hypers.raw).requires_grad_()
+    bound = Pass(ROWS, d, (net.hypers.raw + d).detach() if training else None, training=training)
+
+    def each(y: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(net.head(y), targets, reduction="none")
+
+    def rows() -> Tensor:
+        return rt.rewind_loss(
+            net.rnn, tokens[:-1], tokens[1:], encode=net.words, readout=net.head if own else each, lengths=lengths,
+            reduction="rows", normalizer=float(ROWS),
+        )[0]  # fmt: skip
+
+    with net.hypers.bound(bound):
+        losses, summed = rows(), stream(net, tokens, lengths)
+        for mode in (torch.enable_grad, torch.no_grad):  # which round states otherwise
+            with mode():
+                wanted = F.cross_entropy(net.logits(tokens[:-1]).movedim(-1, 1), tokens[1:], reduction="none")
+                live = torch.arange(STEPS)[:, None] < (torch.tensor([STEPS]) if lengths is None else lengths)
+                assert relative(rows().detach(), (wanted * live).sum(0).detach()) < close
+    tensors = [d, *net.rnn.parameters(), *net.words.parameters(), *net.head.parameters()]
+    found = [torch.autograd.grad(loss, tensors, allow_unused=True) for loss in (losses.sum(), summed)]
+    assert found[0][0].any()
+    for a, b in zip(*found, strict=True):
+        assert (a is None and b is None) or relative(a, b) < close
+
+
+def test_a_chunk_with_one_position_left_is_no_row_of_all_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_stack_chunk_steps(monkeypatch, 2)
+    net = converted(rt.RevGRU, torch.float64, nn.Linear(8, WORDS), nn.Embedding(WORDS, WIDTH))
+    agree(net, 1e-12, lengths=torch.tensor([11, 1, 7]))
 
 
 def test_with_checkpoints_and_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,6 +149,10 @@ class NativeTape(Tape):
     def aim(self, direction: dict[str, Tensor]) -> None:
         self._direction = stacked(direction, self.cell)
 
+    def add_gradient(self, dh: Tensor) -> None:
+        for part, columns in zip(self.cell.states[0], dh.split(self.units, -1), strict=True):
+            self.direction[part].add_(columns)  # a view of what the kernel reads and writes
+
     def gradient(self, x: Tensor, dy: Tensor | None, *, keep: bool = False) -> Tensor:
         chunk, first = self._kept
         if keep:

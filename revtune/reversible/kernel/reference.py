@@ -144,7 +144,7 @@ class ReferenceTape(Tape):
             self.direction.setdefault(part, torch.zeros_like(self._floats[part]))
         for k in reversed(range(x.shape[0])):
             if dy is not None:
-                self._add_output_gradient(dy[k])
+                self.add_gradient(dy[k])
             for graph, columns in zip(reversed(self._graphs[k]), reversed(self._columns), strict=True):
                 grads = graph.gradient(self.direction, self.masks, keep=keep)
                 if grads.x is not None:
@@ -321,10 +321,6 @@ class ReferenceTape(Tape):
 
     def _write(self, y: Tensor) -> None:
         torch.cat([self._floats[part] for part in self.cell.states[0]], -1, out=y)
-
-    def _add_output_gradient(self, dy: Tensor) -> None:
-        for part, columns in zip(self.cell.states[0], dy.split(self.units, -1), strict=True):
-            self.direction[part] = self.direction[part] + columns
 
     def _checksum(self) -> int:
         return checksum(self.buffer.words, (*self.counts.values(), self.buffer.heads))

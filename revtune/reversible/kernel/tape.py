@@ -220,6 +220,16 @@ class Tape(ABC):
         """Start the way back from this gradient of the state, (B, N) by part."""
         self.direction = direction
 
+    def add_gradient(self, dh: Tensor) -> None:
+        """Add a gradient of the present h, (B, H), to the one that is being carried back."""
+        for part, columns in zip(self.cell.states[0], dh.split(self.units, -1), strict=True):
+            self.direction[part] = self.direction[part] + columns
+
+    @property
+    def present(self) -> Tensor:
+        """The present h, (B, H), in the numbers that outputs have."""
+        return fixed.from_counts(torch.cat([self.counts[part] for part in self.cell.states[0]], -1), self.dtype)
+
     @abstractmethod
     def usage(self) -> Usage:
         """What the chunks that `forward` ran have stored."""

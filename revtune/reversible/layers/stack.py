@@ -64,6 +64,8 @@ class Stack:
     def __init__(self, links: Sequence[Link]) -> None:
         self.links = list(links)
         self._inputs: list[Tensor] = []
+        self._noted: Tape | None = None
+        self._raw: Tensor | None = None
 
     @property
     def tapes(self) -> list[Tape]:
@@ -78,6 +80,16 @@ class Stack:
         """Let each tape put a chunk's outputs where those of the chunk before were, but for `infer`."""
         for tape in self.tapes:
             tape.reuses_outputs = True
+
+    def note_raw(self) -> None:
+        """Note each chunk's raw outputs, which `taken_raw` tells."""
+        self._noted = self.tapes[-1]
+
+    def taken_raw(self) -> Tensor:
+        """The outputs (K, B, H) of the top layer for the present chunk, below any mask; asked for once."""
+        raw, self._raw = self._raw, None
+        assert raw is not None
+        return raw
 
     def copy(self) -> Stack:
         """A stack that rewinds on its own and leaves this one as it is."""
@@ -123,17 +135,20 @@ class Stack:
         """Undo the chunk that `forward` ran last, keeping what `gradient` needs."""
         return self._up(x, first, lambda tape: tape.rewind, keep=True)
 
-    def gradient(self, dy: Tensor | None, first: int, *, keep: bool = False) -> Tensor:
+    def gradient(self, dy: Tensor | None, first: int, *, draw: Tensor | None = None, keep: bool = False) -> Tensor:
         """Carry the gradient of the chunk's outputs (or None for zero) down to its inputs.
 
         Args:
             dy: (K, B, H).
             first: the chunk's first step.
+            draw: a gradient of the raw outputs, (K, B, H), to be added; it may be written over.
             keep: whether the same chunk will be asked again.
         """
         grad = dy
         for link, x in zip(reversed(self.links), reversed(self._inputs), strict=True):
             if isinstance(link, Tape):
+                if draw is not None:
+                    grad, draw = draw if grad is None else draw.add_(grad), None
                 grad = link.gradient(x, grad, keep=keep)
             elif grad is not None:
                 grad = link.apply(grad, first)
@@ -154,6 +169,8 @@ class Stack:
         for link in self.links:
             inputs.append(x)
             x = run(link, x)
+            if link is self._noted:
+                self._raw = x
         if keep:
             self._inputs = inputs
         return x

@@ -38,17 +38,18 @@ class ChunkReadout:
         self._room: Tensor | None = None
 
     def loss(self, y: Tensor, first: int) -> Tensor:
-        """The summed loss of a chunk's outputs (K, B, H), whose first step is `first`; 0-d float64."""
-        total = torch.zeros((), dtype=torch.float64, device=y.device)
+        """The summed loss of a chunk's outputs (K, B, H), whose first step is `first`, 0-d float64, or by row, (B,)."""
+        total = self._nothing(y)
         for block in self._blocks(y, first):
             positions, targets = self._positions(y[block], first + block.start, first + block.stop)
             if len(positions):
                 with self._handing(first + block.start, first + block.stop):
-                    total += self._pass.loss(positions, targets)
+                    loss = self._pass.loss(positions, targets)
+                total += self._by_row(loss, first + block.start, first + block.stop)
         return total
 
     def gradient(self, y: Tensor, first: int, *beside: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The summed loss of a chunk and its gradient, (K, B, H); None where no row runs any more.
+        """The summed loss of a chunk, or that of each row, and the gradient of the sum, (K, B, H), or None for zero.
 
         The next chunk's gradient may be written over this one. Tensors beside the outputs, (K, B, ...) too, are cut
         as they are and handed to the readout's pass.
@@ -56,7 +57,7 @@ class ChunkReadout:
         blocks = self._blocks(y, first)
         if len(blocks) == 1:
             return self._block_gradient(y, first, beside)
-        total, dy = torch.zeros((), dtype=torch.float64, device=y.device), self._gradient_room(y)
+        total, dy = self._nothing(y), self._gradient_room(y)
         for block in blocks:
             loss, grad = self._block_gradient(y[block], first + block.start, [other[block] for other in beside])
             total += loss
@@ -73,11 +74,26 @@ class ChunkReadout:
     def _block_gradient(self, y: Tensor, first: int, beside: Iterable[Tensor]) -> tuple[Tensor, Tensor | None]:
         positions, targets = self._positions(y, first, first + len(y))
         if not len(positions):
-            return torch.zeros((), dtype=torch.float64, device=y.device), None
+            return self._nothing(y), None
         with self._handing(first, first + len(y)):
             others = [self._positions(other, first, first + len(y))[0] for other in beside]
             loss, grad = self._pass.gradient(positions, targets, *others)
-        return loss, self._placed(grad, y, first)
+        return self._by_row(loss, first, first + len(y)), self._placed(grad, y, first)
+
+    def _nothing(self, y: Tensor) -> Tensor:
+        """What losses are added up from: 0-d, or (B,) for each row."""
+        return torch.zeros(y.shape[1:2] if self._pass.each else (), dtype=torch.float64, device=y.device)
+
+    def _by_row(self, loss: Tensor, first: int, last: int) -> Tensor:
+        """The losses of some steps' positions, (N,), added up for each row, (B,); their sum is left as it is."""
+        if not self._pass.each:
+            return loss
+        live = self._live(first, last)
+        if live is None:
+            return loss.view(last - first, -1).sum(0)
+        placed = loss.new_zeros(live.shape)
+        placed[live] = loss
+        return placed.sum(0)
 
     def _handing(self, first: int, last: int) -> AbstractContextManager[None]:
         """Within this block readouts are handed these steps' positions."""

@@ -18,7 +18,7 @@ def with_gradients(
 
     Args:
         what: what errors call it.
-        loss: its value, 0-d.
+        loss: its value, 0-d; or losses of rows, (B,), of which the gradients are those of their mean.
         tensors: what it depends on.
         grads: its gradients, one a tensor, before they are scaled; theirs no longer once backward has run.
         scale: a factor of all gradients.
@@ -41,9 +41,26 @@ class _KnownGradients(torch.autograd.Function):
             raise RuntimeError(
                 f"{ctx.what}: backward a second time; the first call needs retain_graph=True to allow it"
             )
-        factor, grads = float(grad) * ctx.scale, ctx.grads
+        factor, grads = _factor(ctx.what, grad) * ctx.scale, ctx.grads
         if graph_retained():
             return (None, None, None, None, *(kept * factor for kept in grads))
         ctx.grads = None
         # In place: a second copy of a large weight's gradient is never made
         return (None, None, None, None, *(given.mul_(factor) for given in grads))
+
+
+def _factor(what: str, grad: Tensor) -> float:
+    """What gradients are multiplied with, for this gradient of the loss, or of the losses of rows.
+
+    Raises:
+        ValueError: it is not the same for all rows.
+    """
+    if not grad.dim():
+        return float(grad)
+    if not bool((grad == grad[0]).all()):
+        raise ValueError(
+            f"{what}: the losses of all rows must have the same gradient, as those of losses.mean() and losses.sum() "
+            "have, since theirs were computed while rewinding and rows cannot be weighed afterwards, got "
+            f"{float(grad.min()):g} to {float(grad.max()):g}; weigh the losses of positions in the readout instead"
+        )
+    return float(grad[0] / grad.new_tensor(1.0 / len(grad)))  # exactly 1 for the gradient of losses.mean()

@@ -18,6 +18,7 @@ from revtune.reversible.kernel.chunks import evened_out
 from revtune.reversible.kernel.tape import Tape
 from revtune.reversible.layers.stack import DEFAULT_BUDGET, Stack
 from revtune.reversible.streams.blocks import BLOCK_BYTES
+from revtune.reversible.streams.penalties import TENSORS as PENALTY_TENSORS
 from revtune.reversible.streams.readout import BLOCK_BYTES as LOGIT_BYTES
 
 STATES = 8
@@ -72,7 +73,7 @@ def checked_memory(max_memory: int | str | None) -> int | None:
 
 def plan(
     what: str, stack: Stack, steps: int, *, segment: int | None, max_memory: int | None,
-    readout: bool = True, checkpoints: bool = True,
+    readout: bool = True, checkpoints: bool = True, penalties: bool = False,
 ) -> MemoryPlan:  # fmt: skip
     """The cuts of a stream.
 
@@ -84,6 +85,7 @@ def plan(
         max_memory: bytes, or None for no limit.
         readout: whether there is one.
         checkpoints: whether segments may be shorter than the sequence.
+        penalties: whether outputs are penalized.
 
     Raises:
         ValueError: `max_memory` is not enough; it says what would be.
@@ -92,7 +94,8 @@ def plan(
         segment = segment or steps
         return MemoryPlan(stack.chunk_steps(segment), segment)
     fixed = OVERHEAD + sum(STATES * _state_bytes(tape) + tape.weights.packed_bytes() for tape in stack.tapes)
-    least_work = stack.step_bytes + BLOCK_SHARE * 4 * stack.tapes[-1].rows if readout else stack.step_bytes
+    step_bytes = stack.step_bytes + (_penalty_bytes(stack.tapes[-1]) if penalties else 0)
+    least_work = step_bytes + BLOCK_SHARE * 4 * stack.tapes[-1].rows if readout else step_bytes
     if segment is None:
         shortest = _least_segment(stack, steps) if checkpoints else steps
         fits = fixed + _stored(stack, steps, steps) + 2 * least_work <= max_memory
@@ -105,8 +108,8 @@ def plan(
             f"got {_told(max_memory)}"
         )
     chunk_bytes = min(DEFAULT_BUDGET, room // HEAP_SHARE)
-    chunk = evened_out(segment, max(1, chunk_bytes // stack.step_bytes), fewest=1)
-    rest = room - chunk * stack.step_bytes
+    chunk = evened_out(segment, max(1, chunk_bytes // step_bytes), fewest=1)
+    rest = room - chunk * step_bytes
     return MemoryPlan(chunk, segment, min(LOGIT_BYTES, rest // HEAP_SHARE), min(BLOCK_BYTES, rest // HEAP_SHARE))
 
 
@@ -124,6 +127,11 @@ def _stored(stack: Stack, steps: int, segment: int) -> int:
 
 def _state_bytes(tape: Tape) -> int:
     return 8 * tape.rows * tape.units * len(tape.cell.parts)
+
+
+def _penalty_bytes(tape: Tape) -> int:
+    """Bytes that penalties take of a step."""
+    return PENALTY_TENSORS * tape.rows * tape.units * len(tape.cell.states[0]) * tape.dtype.itemsize
 
 
 def _word_bytes(stack: Stack) -> int:

@@ -158,8 +158,9 @@ class LinearCrossEntropy(nn.Module):
         return y.to(self.weight.dtype) if torch.is_autocast_enabled(self.weight.device.type) else y
 
     def loss_and_gradient(
-        self, y: Tensor, targets: Tensor, into: Sinks, *, want_dy: bool = True, block_bytes: int | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+        self, y: Tensor, targets: Tensor, into: Sinks, *, want_dy: bool = True, block_bytes: int | None = None,
+        losses: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """The summed loss and its gradient in one pass over the logits.
 
         Args:
@@ -168,6 +169,7 @@ class LinearCrossEntropy(nn.Module):
             into: where the gradients of weight and bias are added.
             want_dy: whether the gradient of y is wanted.
             block_bytes: bytes of the logits that are there at once; `BLOCK_BYTES` for None.
+            losses: where each position's loss is written, (N,) float64, if it is wanted.
 
         Returns:
             The loss, 0-d float64, and the gradient of y, (N, E).
@@ -176,7 +178,15 @@ class LinearCrossEntropy(nn.Module):
         weight = into.of(self.weight) if self.weight.requires_grad else None
         bias = into.of(self.bias) if self.bias is not None and self.bias.requires_grad else None
         dy = torch.empty_like(y) if want_dy else None
-        return self._blocks(y, targets, weight, bias, dy, block_bytes=block_bytes)
+        return self._blocks(y, targets, weight, bias, dy, block_bytes=block_bytes, losses=losses)
+
+    def losses(self, y: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each position of y (N, E) with these targets (N,), (N,) float64, with no gradient."""
+        y, targets = self._positions(self.cast(y.detach()), targets)
+        losses = y.new_empty(len(y), dtype=torch.float64)
+        with torch.autocast(self.weight.device.type, enabled=False):
+            self._blocks(y, targets, None, None, None, losses=losses)
+        return losses
 
     def _blocks(
         self,
@@ -187,17 +197,20 @@ class LinearCrossEntropy(nn.Module):
         dy: Tensor | None,
         scale: float = 1.0,
         block_bytes: int | None = None,
+        losses: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The summed loss, 0-d float64, and dy. Of the gradients only those are computed that have a tensor here.
 
-        They are scaled, unlike the loss; `dweight` and `dbias` are added to, `dy` is written over.
+        They are scaled, unlike the loss; `dweight` and `dbias` are added to, `dy` and `losses` are written over.
         """
         loss, products = torch.zeros((), dtype=torch.float64, device=y.device), products_for(y)
         want_gradient = any(into is not None for into in (dweight, dbias, dy))
         most = max(_FEWEST_POSITIONS, (block_bytes or BLOCK_BYTES) // (4 * self.num_classes))
         for block in spans(0, y.shape[0], most):
-            block_loss, grad = self._block(self._scores(y[block]), targets[block], want_gradient)
-            loss += block_loss
+            block_losses, grad = self._block(self._scores(y[block]), targets[block], want_gradient)
+            loss += block_losses.sum()
+            if losses is not None:
+                losses[block] = block_losses
             if grad is None:
                 continue
             grad = grad.mul_(scale) if scale != 1.0 else grad
@@ -216,7 +229,7 @@ class LinearCrossEntropy(nn.Module):
         return products_for(y).linear(y, self.weight.detach(), bias)
 
     def _block(self, logits: Tensor, targets: Tensor, want_gradient: bool) -> tuple[Tensor, Tensor | None]:
-        """Loss of a block and the gradient of its logits, which takes the place of the logits.
+        """Losses (N,) of a block and the gradient of their sum to its logits, which takes the place of the logits.
 
         In the terms of the class's description, with W = sum_c w_c and 1[c = t] one at the target::
 
@@ -239,14 +252,14 @@ class LinearCrossEntropy(nn.Module):
         losses = on_target * (lse - target_logit.double())[:, 0]
         if weighted_logits is not None:
             losses = losses + on_every * (lse[:, 0] * self._weight_sum() - weighted_logits)
-        loss = torch.where(counted, losses, 0.0).sum()
+        losses = torch.where(counted, losses, 0.0)
         if not want_gradient:
-            return loss, None
+            return losses, None
         grad = logits.mul_((on_target + on_every * self._weight_sum()).unsqueeze(-1) / exp_sum)  # p_c = exp_c / exp_sum
         grad.scatter_add_(-1, target, -on_target.unsqueeze(-1))
         if self.label_smoothing:
             grad.sub_(on_every.unsqueeze(-1) * (1.0 if self.class_weights is None else self.class_weights))
-        return loss, grad
+        return losses, grad
 
     def _weighted_sum(self, logits: Tensor) -> Tensor:
         return (logits if self.class_weights is None else logits * self.class_weights).double().sum(-1)

@@ -1,4 +1,7 @@
-"""The readout above the recurrent stack, a chunk at a time."""
+"""The readout above the recurrent stack, a chunk at a time.
+
+Shapes: N positions, H hidden.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,7 @@ class ReadoutPass:
         context: further tensors that the readout takes. It reads copies of them, so that their own graphs are run
             backward once, for all chunks.
         logit_bytes: bytes of the logits that a `LinearCrossEntropy` makes at once; None for its own choice.
+        each: whether the loss of each position is wanted, (N,), in the place of their sum, 0-d.
     """
 
     def __init__(
@@ -44,8 +48,9 @@ class ReadoutPass:
         device: torch.device,
         context: Sequence[Tensor] = (),
         logit_bytes: int | None = None,
+        each: bool = False,
     ) -> None:
-        self._logit_bytes = logit_bytes
+        self._logit_bytes, self.each = logit_bytes, each
         self._outputs, self._gradients = Room(), Room()
         self._readout, self._sinks = readout, sinks
         self._context = [(tensor, tensor.detach().requires_grad_(tensor.requires_grad)) for tensor in context]
@@ -65,7 +70,7 @@ class ReadoutPass:
         """
         if not self._tried:
             self._tried, self.counted = try_readout(
-                self._readout, self.loss, y, targets, live, self._autocast, graph=self._graph
+                self._readout, self.loss, y, targets, live, self._autocast, graph=self._graph, each=self.each
             )
 
     @property
@@ -78,9 +83,24 @@ class ReadoutPass:
         return block_steps(self._readout, self.loss, y, targets, self._autocast, chunk, budget)
 
     def loss(self, y: Tensor, targets: Tensor) -> Tensor:
-        """The summed loss of these positions, 0-d float64."""
+        """The summed loss of these positions, or each one's, float64."""
         with self._autocast.again():
-            return _scalar(self._readout(y, targets, *self._given())).double()
+            if self.each and self._head is not None:
+                return self._losses(self._head, y, targets)
+            return self._checked(self._readout(y, targets, *self._given()), len(y)).double()
+
+    def _losses(self, head: LinearCrossEntropy, y: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each position, as the head tells it."""
+        if not isinstance(self._readout, FeatureReadout):
+            return head.losses(y, targets)
+        losses = y.new_empty(len(y), dtype=torch.float64)
+        for part in self._readout.parts(targets):
+            losses[part] = head.losses(*self._readout.features(y[part], targets[part], *self._given()))
+        return losses
+
+    def _checked(self, loss: Any, positions: int) -> Tensor:
+        """What a readout has returned, once it is known to be what is wanted."""
+        return _of_each(loss, positions) if self.each else _scalar(loss)
 
     def _adding(self) -> AbstractContextManager[object]:
         """Within this block gradients of leaf weights are added in place where that can be."""
@@ -90,34 +110,48 @@ class ReadoutPass:
         return [leaf for _, leaf in self._context]
 
     def gradient(self, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The summed loss of these positions and its gradient with respect to y, (N, H)."""
+        """The summed loss of these positions, or each one's, and the gradient of the sum with respect to y, (N, H)."""
         if self._head is not None and isinstance(self._readout, FeatureReadout):
             return self._featured(self._readout, self._head, y, targets)
         if self._head is not None:
-            loss, dy = self._head.loss_and_gradient(y, targets, self._sinks, block_bytes=self._logit_bytes)
+            losses = self._wanted_losses(y)
+            loss, dy = self._head.loss_and_gradient(
+                y, targets, self._sinks, block_bytes=self._logit_bytes, losses=losses
+            )
             assert dy is not None
-            return loss, dy
+            return loss if losses is None else losses, dy
         y = y.detach().requires_grad_()
         with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again(), self._adding():
             # A clone, since a readout may change its argument in place, which autograd refuses of a leaf
-            total = _scalar(self._readout(_Cloned.apply(y, self._outputs), targets, *self._given()))
-        return total.detach().double(), self._back(total, None, y)
+            read = self._readout(_Cloned.apply(y, self._outputs), targets, *self._given())
+            loss = self._checked(read, len(y))
+        return loss.detach().double(), self._back(loss, torch.ones_like(loss) if self.each else None, y)
+
+    def _wanted_losses(self, y: Tensor) -> Tensor | None:
+        """Where the loss of each position goes, if it is wanted."""
+        return y.new_empty(len(y), dtype=torch.float64) if self.each else None
 
     def _featured(
         self, readout: FeatureReadout, head: LinearCrossEntropy, y: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """As `gradient`, part by part, each part's features and loss computed once."""
         total, dy = torch.zeros((), dtype=torch.float64, device=y.device), torch.zeros_like(y)
+        losses = self._wanted_losses(y)
         for part in readout.parts(targets):
             y_part = y[part].requires_grad_()
             with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again(), self._adding():
                 features, classes = readout.features(y_part.clone(), targets[part], *self._given())
                 features = head.cast(features)
-            loss, cotangent = head.loss_and_gradient(features, classes, self._sinks, block_bytes=self._logit_bytes)
+            part_losses = self._wanted_losses(y_part)
+            loss, cotangent = head.loss_and_gradient(
+                features, classes, self._sinks, block_bytes=self._logit_bytes, losses=part_losses
+            )
             total += loss
+            if losses is not None and part_losses is not None:
+                losses[part] = part_losses
             dy[part] = self._back(features, cotangent, y_part)
             del features  # with its graph, before the next part makes one
-        return total, dy
+        return total if losses is None else losses, dy
 
     def _back(self, root: Tensor, cotangent: Tensor | None, y: Tensor) -> Tensor:
         """Carry the gradient of `root` to the tensors that it was computed from. Returns that of y."""
@@ -149,6 +183,18 @@ def _scalar(loss: Tensor) -> Tensor:
         raise ValueError(f"readout(y, targets) must return the summed loss of its positions, one number, got {shape}")
     refuse_transforms([loss])
     return loss.reshape(())
+
+
+def _of_each(losses: Any, positions: int) -> Tensor:
+    if not isinstance(losses, Tensor) or losses.shape != (positions,):
+        given = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(
+            f'with reduction="rows", readout(y, targets) must return the losses of its positions, ({positions},), got '
+            f'{given}; F.cross_entropy and its like want reduction="none", and a LinearCrossEntropy must be the '
+            "readout itself"
+        )
+    refuse_transforms([losses])
+    return losses
 
 
 def _compiled(readout: Any) -> bool:

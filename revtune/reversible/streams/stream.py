@@ -35,9 +35,18 @@ from revtune.reversible.streams.mean import Counted, Normalizer, mean_weight, to
 from revtune.reversible.streams.memory import refuse_cached
 from revtune.reversible.streams.memory_plan import checked_memory, plan
 from revtune.reversible.streams.parallel import refuse_wrapped
+from revtune.reversible.streams.penalties import (
+    ActivationPenalties,
+    ChunkPenalties,
+    PenaltyGradients,
+    checked_penalties,
+)
 from revtune.reversible.streams.readout_pass import ReadoutFunction, ReadoutPass
+from revtune.reversible.streams.reductions import Reduction, check_reduction
 from revtune.reversible.streams.stream_checks import check_net, check_tensors
 from revtune.reversible.streams.surroundings import Surroundings, scaled_down
+
+_SUM = Reduction()
 
 
 class Batch(NamedTuple):
@@ -50,6 +59,7 @@ class Batch(NamedTuple):
     state: Hx | None = None
     lengths: Tensor | None = None
     context: Sequence[Tensor] = ()
+    penalties: ActivationPenalties | None = None
 
 
 def rewind_loss(
@@ -62,8 +72,9 @@ def rewind_loss(
     state: Hx | None = None,
     lengths: Tensor | None = None,
     context: Sequence[Tensor] = (),
-    reduction: Literal["mean", "sum"] = "mean",
+    reduction: Literal["mean", "sum", "rows"] = "mean",
     normalizer: Normalizer | None = None,
+    penalties: ActivationPenalties | None = None,
     checkpoint_every: int | Literal["auto"] | None = None,
     max_memory: int | str | None = None,
 ) -> tuple[Tensor, Hx]:
@@ -87,10 +98,17 @@ def rewind_loss(
         context: tensors that the readout takes besides, `readout(y, targets, *context)`, such as annotations of another
             sequence (`rewind_encode`); their gradients are added up over chunks and reach them once.
         reduction: "mean" divides by the number of positions (or by `readout.total_weight(targets)`), "sum" does not.
+            "rows" gives losses (B,) whose mean is that of "mean": row b's summed loss times B over what "mean" divides
+            by. Gradients were computed for that mean, so that they are right for `losses.mean()`, `losses.sum()` or any
+            multiple, and refused for another weight of each row. `readout` must be a `LinearCrossEntropy` or
+            return the losses (N,) of its positions.
         normalizer: what "mean" divides by instead: a number, or `normalizer(targets)` of the targets (N, ...) that are
             no padding. A readout that tells torch to leave targets out (`ignore_index` of F.cross_entropy), or to weigh
             classes or positions, must have one; a mask that it multiplies by itself, or targets that it computes, are
             not seen, and all positions count.
+        penalties: `ActivationPenalties` of the last layer's outputs, of each row. "mean" adds their mean over rows to
+            the loss, whatever it divides the positions' losses by, "sum" adds their sum, "rows" each row's to its own.
+            None costs nothing.
         checkpoint_every: keep the state every so many steps and the buffer of one such segment only, for one more
             forward pass; "auto" takes sqrt(64 T) steps, which stores least at one forgotten bit a step.
         max_memory: the most memory that a call may take, in bytes or as "20MB", above the parameters, their gradients,
@@ -103,12 +121,13 @@ def rewind_loss(
     of `inputs`, `state` and the weight of a `LinearCrossEntropy` that is the readout, run once, on the whole gradient.
 
     Returns:
-        The loss, 0-d in the net's dtype, and the last state, detached, float64 and exact. Under `torch.no_grad()` a
-        streamed evaluation.
+        The loss, 0-d, or losses of rows, (B,), in the net's dtype, and the last state, detached, float64 and exact.
+        Under `torch.no_grad()` a streamed evaluation.
 
     Raises:
         ValueError: a bidirectional net, arguments that do not fit, an encoder that looks along time or changes with
-            each call, a readout that is no sum, or a part that is wrapped or sharded by itself.
+            each call, a readout that is no sum, or a part that is wrapped or sharded by itself. In backward, losses
+            of rows that are not weighed alike.
         NonFiniteError, StateRangeError, ReversalError: as in `scan`. ReversalError too where a parameter of the net, of
             encode or of readout, or one of the tensors given, is changed in place, or freed, while this runs.
 
@@ -118,7 +137,7 @@ def rewind_loss(
         >>> loss, state = rewind_loss(rnn, tokens[:-1], tokens[1:], encode=emb, readout=head)
         >>> loss.backward()
     """
-    batch = Batch(inputs, targets, encode, readout, state, lengths, context)
+    batch = Batch(inputs, targets, encode, readout, state, lengths, context, penalties)
     return stream_loss(Stream, rnn, batch, reduction, normalizer, checkpoint_every, max_memory)
 
 
@@ -130,16 +149,17 @@ def stream_loss(
     """`rewind_loss` by streams of a kind."""
     batch = _checked(rnn, batch, reduction, normalizer)
     segment = segment_steps(checkpoint_every, batch.inputs.shape[0])
-    weight = mean_weight(batch.readout, normalizer, _counted_targets(batch)) if reduction == "mean" else 1.0
-    number_divides = reduction == "mean" and normalizer is None and total_weight(batch.readout) is None
+    weight = mean_weight(batch.readout, normalizer, _counted_targets(batch)) if reduction != "sum" else 1.0
+    number_divides = reduction != "sum" and normalizer is None and total_weight(batch.readout) is None
     for tensor in batch.context:
         check_tensor("rewind_loss: each of context", tensor)
-    stream = kind(rnn, batch, segment, checked_memory(max_memory))
+    reduced = Reduction(reduction, weight, batch.inputs.shape[1])
+    stream = kind(rnn, batch, segment, checked_memory(max_memory), reduced)
     with one_sequence(), torch.autocast(batch.inputs.device.type, enabled=False):
         summed = stream.train() if torch.is_grad_enabled() else stream.evaluate()
         if number_divides:
             stream.counted.refuse(_counted_targets(batch))
-        loss = (summed / weight).to(stream.dtype)
+        loss = reduced.of(summed, stream.penalized if batch.penalties else None).to(stream.dtype)
     if not torch.is_grad_enabled():
         return loss, stream.last_state()
     return with_gradients("rewind_loss", loss, *stream.gradients(), scale=1.0 / weight), stream.last_state()
@@ -153,32 +173,51 @@ class Stream:
         batch: time first.
         segment: how many steps lie between checkpoints; None for all of them, or what `max_memory` asks for.
         max_memory: bytes, or None for no limit.
+        reduction: what becomes of the losses.
+
+    Attributes:
+        penalized: penalties of each row so far, (B,) float64.
     """
 
     encoder_kind: Callable[..., Encoder] = Encoder
     readout_kind: Callable[..., ReadoutPass] = ReadoutPass
 
-    def __init__(self, rnn: RevRNN, batch: Batch, segment: int | None = None, max_memory: int | None = None) -> None:
+    def __init__(
+        self, rnn: RevRNN, batch: Batch, segment: int | None = None, max_memory: int | None = None,
+        reduction: Reduction = _SUM,
+    ) -> None:  # fmt: skip
         inputs, device = batch.inputs, batch.inputs.device
         weight = rnn.first_weight
         self.dtype, self.steps = weight.dtype, inputs.shape[0]
         spec = BatchSpec(inputs.shape[1], weight.dtype, weight.device)
         states, native = rnn.first_states(spec, batch.state, batched=True), rnn.runs_native(weight)
         self.stack, self.layers = rnn.assemble(self.steps, spec, states, batch.lengths, native=native)
-        cuts = plan("rewind_loss", self.stack, self.steps, segment=segment, max_memory=max_memory)
+        self._penalties: ChunkPenalties | None = None
+        if batch.penalties is not None:
+            self._penalties = ChunkPenalties(
+                batch.penalties, spec.rows, self.steps, batch.lengths, device, reduction.share
+            )
+            self.stack.note_raw()
+        self.penalized = torch.zeros(spec.rows, dtype=torch.float64, device=device)
+        cuts = plan(
+            "rewind_loss", self.stack, self.steps, segment=segment, max_memory=max_memory,
+            penalties=self._penalties is not None,
+        )  # fmt: skip
         self.chunk, self.segment = cuts.chunk, cuts.segment
         self._rnn, self._batch = rnn, batch
         self._surroundings = Surroundings("rewind_loss", self.stack.tapes[0].weights.fingerprint)
         self._sinks = Sinks()
         self._encoder = self.encoder_kind(batch.encode, inputs, self._sinks, rnn.fitting)
-        self._positions_read = self.readout_kind(batch.readout, self._sinks, device, batch.context, cuts.logit_bytes)
+        self._positions_read = self.readout_kind(
+            batch.readout, self._sinks, device, batch.context, cuts.logit_bytes, reduction.each
+        )
         self._readout = ChunkReadout(self._positions_read, batch.targets, batch.lengths, self.chunk, cuts.block_bytes)
-        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._loss = torch.zeros(spec.rows if reduction.each else (), dtype=torch.float64, device=device)
         self._last: list[TapePosition] = []
         self.stack.reuse_outputs()
 
     def evaluate(self) -> Tensor:
-        """The summed loss, with no gradient and no buffer."""
+        """The summed loss, or that of each row, with no gradient and no buffer."""
         read = [*read_again(self.stack, self._batch.inputs), ("rewind_loss: targets", self._batch.targets)]
         with naming_lost(lambda: read):
             if scaled_down(self._batch.encode):
@@ -186,13 +225,24 @@ class Stream:
                     self._encoder.run(*span)  # a readout may read the embedding's weight too, of all that is looked up
             for first, last in pieces(0, self.steps, self.chunk):
                 check_all_stored(read)
-                self._loss += self._readout.loss(self.stack.infer(self._encoder.run(first, last), first), first)
+                self._evaluate_chunk(first, last)
         self._last = self._tape_positions()
         return self._loss
 
+    def _evaluate_chunk(self, first: int, last: int) -> None:
+        before = self._before(first)
+        y = self.stack.infer(self._encoder.run(first, last), first)
+        if self._penalties is not None:  # before the readout, which may write to what it is given
+            self.penalized += self._penalties.losses(y, self.stack.taken_raw(), before, first)
+        self._loss += self._readout.loss(y, first)
+
+    def _before(self, first: int) -> Tensor | None:
+        """The raw outputs at the step before a chunk at which the tapes stand, (B, H), where penalties ask for them."""
+        return self.stack.tapes[-1].present if first and self._penalties is not None else None
+
     @torch.no_grad()
     def train(self) -> Tensor:
-        """The summed loss; its gradients are then in `gradients`.
+        """The summed loss, or that of each row; gradients of the sum are then in `gradients`.
 
         Raises:
             ReversalError: rewinding failed, or something that is read until the end was changed on the way.
@@ -301,10 +351,34 @@ class Stream:
             then()
         loss, dy = self._readout.gradient(y, first, *beside)
         self._loss += loss
+        penalized = self._penalize(y, first, *beside)
         del y, beside  # the stack's gradient needs memory, and no outputs
         self._surroundings.watch("a tensor that readout or encode reads", self._sinks.tensors())
         self._surroundings.glance()
-        self._encoder.gradient(self.stack.gradient(dy, first), first)
+        self._encoder.gradient(self._down(dy, penalized, first), first)
+
+    def _penalize(self, y: Tensor, first: int, *beside: Tensor) -> PenaltyGradients | None:
+        """Add the penalties of a chunk that `record` or `rewind` left; their gradients."""
+        if self._penalties is None:
+            return None
+        penalized = self._penalties.gradient(*self._penalized_outputs(y, first, *beside), first)
+        self.penalized += penalized.losses
+        return penalized
+
+    def _penalized_outputs(self, y: Tensor, first: int, *beside: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A chunk's outputs, the raw ones and those at the step before it, as `ChunkPenalties.gradient` takes them."""
+        return y, self.stack.taken_raw(), self._before(first)
+
+    def _down(self, dy: Tensor | None, penalized: PenaltyGradients | None, first: int) -> Tensor:
+        """Carry a chunk's gradient, and that of its penalties, down the stack."""
+        if penalized is None:
+            return self.stack.gradient(dy, first)
+        if penalized.dy is not None:
+            dy = penalized.dy if dy is None else penalized.dy.add_(dy)
+        dx = self.stack.gradient(dy, first, draw=penalized.draw)
+        if penalized.dbefore is not None:
+            self.stack.tapes[-1].add_gradient(penalized.dbefore)
+        return dx
 
     def _back(self, first: int, last: int, *, turning: bool) -> tuple[Tensor, ...]:
         """The outputs of a chunk that is rewound, or recorded where the way turns, and what the readout takes besides.
@@ -344,17 +418,17 @@ def _checked(rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer |
     refuse_cached(what, encode=batch.encode, readout=batch.readout)
     if rnn.options.output != "all":
         raise ValueError('rewind_loss reads out every step; for one target a sequence call the net with output="last"')
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
-    if normalizer is not None and (reduction != "mean" or isinstance(normalizer, bool)):
+    check_reduction(reduction)
+    if normalizer is not None and (reduction == "sum" or isinstance(normalizer, bool)):
         raise ValueError(
-            'normalizer is what reduction="mean" divides by, a number or a function of targets, '
+            'normalizer is what reduction="mean" or "rows" divides by, a number or a function of targets, '
             f"got {normalizer!r} with reduction={reduction!r}"
         )
     inputs, targets = check_tensors(what, rnn, batch.encode is None, inputs=batch.inputs, targets=batch.targets)
     if targets.requires_grad:
         raise ValueError("rewind_loss gives no gradient to targets; pass targets.detach()")
     check_lengths(batch.lengths, inputs.shape[0], inputs.shape[1], inputs.device)
+    checked_penalties(batch.penalties)
     return batch._replace(inputs=inputs, targets=targets)
 
 

@@ -129,17 +129,18 @@ def _apart(got: Tensor, wanted: Tensor, most: float) -> bool:
 
 def try_readout(
     readout: Callable[..., Tensor], loss: Callable[[Tensor, Tensor], Tensor], y: Tensor, targets: Tensor,
-    live: Tensor | None, autocast: Autocast, *, graph: bool,
+    live: Tensor | None, autocast: Autocast, *, graph: bool, each: bool = False,
 ) -> tuple[bool, Counted]:  # fmt: skip
-    """Check that a readout's loss of some positions is the sum of its losses of two parts of them.
+    """Check that a readout's loss of some positions is the sum, or the row, of its losses of two parts of them.
 
     Args:
         readout: the user's readout.
-        loss: what calls it; the summed loss of positions, 0-d float64.
+        loss: what calls it; the summed loss of positions, 0-d float64, or each one's.
         y, targets: of a chunk's steps, (K, B, H) and (K, B, ...).
         live: which positions are no padding, (K, B); None for all.
         autocast: the caller's setting.
         graph: whether gradients will be wanted.
+        each: whether the loss of each position is wanted, in their order.
 
     Returns:
         Whether that is known now, since these positions may all lose nothing, and what the losses count.
@@ -147,7 +148,7 @@ def try_readout(
     Raises:
         ValueError: it is not, or comes out otherwise a second time.
     """
-    key = key_of(graph, readout)
+    key = key_of((graph, each), readout)
     if key in _counted:
         return True, _counted[key]
     for steps in dict.fromkeys((max(2, READ_POSITIONS // y.shape[1]), len(y))):
@@ -157,27 +158,46 @@ def try_readout(
         whole = tuple(torch.cat(pair) for pair in zip(*parts, strict=True))
         with trial(readout, autocast) as draws, torch.no_grad(), noted() as counted:
             with torch.set_grad_enabled(graph):
-                values = [float(loss(whole[0].clone(), whole[1]).detach())]
+                losses = [loss(whole[0].clone(), whole[1]).detach()]
             draws.first_called(readout)
-            values += [float(loss(y.clone(), targets)) for y, targets in (whole, *parts)]
+            losses += [loss(y.clone(), targets) for y, targets in (whole, *parts)]
+        values = [float(one.sum()) for one in losses]
         counted.given(whole[1])
         _refuse_spectral_norm("readout", readout, draws)
         if math.isfinite(sum(values)) or math.isfinite(values[0]):  # a loss of whole sequences may need many steps
             if draws.conclusive:
-                _check_sum(readout, len(whole[0]), values, _tolerance(y, autocast))
+                _check_again(readout, len(whole[0]), values, _tolerance(y, autocast))
+                if each:
+                    _check_each(readout, losses, _tolerance(y, autocast))
+                else:
+                    _check_sum(readout, len(whole[0]), values, _tolerance(y, autocast))
             _refuse_memory("readout", draws)
             return any(values) and bool(remember(_counted, key, counted)), counted
     return False, counted
 
 
-def _check_sum(readout: Any, count: int, values: Sequence[float], most: float) -> None:
+def _check_again(readout: Any, count: int, values: Sequence[float], most: float) -> None:
     together, again, first, second = values
-    scale = abs(together) + abs(first) + abs(second)
-    if abs(together - again) > most * scale:
+    if abs(together - again) > most * (abs(together) + abs(first) + abs(second)):
         raise ValueError(
             f"readout gave {together:.6g} for the loss of {count} positions and {again:.6g} when it was asked again"
             f"{_suspects(readout)}; let it depend on nothing but what it is given, its weights and what torch draws"
         )
+
+
+def _check_each(readout: Any, losses: Sequence[Tensor], most: float) -> None:
+    together, parts = losses[0], torch.cat(list(losses[2:]))
+    if not bool((together - parts).abs().amax() <= most * (together.abs() + parts.abs()).sum()):
+        raise ValueError(
+            'with reduction="rows", readout(y, targets) must return the losses of its positions in their order, each '
+            f"of one position alone, since it is given chunks of them: what it gave for {len(together)} positions is "
+            f"not what it gave for two parts of them{_suspects(readout)}"
+        )
+
+
+def _check_sum(readout: Any, count: int, values: Sequence[float], most: float) -> None:
+    together, _, first, second = values
+    scale = abs(together) + abs(first) + abs(second)
     if not abs(together - first - second) <= min(most * scale, 1e300):
         raise ValueError(_not_a_sum(readout, count, together, first, second))
 
