@@ -141,7 +141,7 @@ class ChunkPenalties:
         return (2.0 * self._share * weights).to(like.dtype).unsqueeze(-1)
 
 
-def checked_penalties(penalties: object) -> None:
+def check_penalties(penalties: object) -> None:
     """Refuse what `rewind_loss` cannot take for penalties.
 
     Raises:

@@ -39,7 +39,7 @@ from revtune.reversible.streams.penalties import (
     ActivationPenalties,
     ChunkPenalties,
     PenaltyGradients,
-    checked_penalties,
+    check_penalties,
 )
 from revtune.reversible.streams.readout_pass import ReadoutFunction, ReadoutPass
 from revtune.reversible.streams.reductions import Reduction, check_reduction
@@ -100,8 +100,8 @@ def rewind_loss(
         reduction: "mean" divides by the number of positions (or by `readout.total_weight(targets)`), "sum" does not.
             "rows" gives losses (B,) whose mean is that of "mean": row b's summed loss times B over what "mean" divides
             by. Gradients were computed for that mean, so that they are right for `losses.mean()`, `losses.sum()` or any
-            multiple, and refused for another weight of each row. `readout` must be a `LinearCrossEntropy` or
-            return the losses (N,) of its positions.
+            multiple, and refused for another weight of each row. `readout` must be a `LinearCrossEntropy`, or one that
+            attends (`revtune.attention`), or return the losses (N,) of its positions.
         normalizer: what "mean" divides by instead: a number, or `normalizer(targets)` of the targets (N, ...) that are
             no padding. A readout that tells torch to leave targets out (`ignore_index` of F.cross_entropy), or to weigh
             classes or positions, must have one; a mask that it multiplies by itself, or targets that it computes, are
@@ -136,6 +136,9 @@ def rewind_loss(
         >>> emb, head = torch.nn.Embedding(10, 8), LinearCrossEntropy(16, 10)
         >>> loss, state = rewind_loss(rnn, tokens[:-1], tokens[1:], encode=emb, readout=head)
         >>> loss.backward()
+        >>> losses, _ = rewind_loss(rnn, tokens[:-1], tokens[1:], encode=emb, readout=head, reduction="rows")
+        >>> losses.shape, bool(torch.isclose(losses.mean(), loss))
+        (torch.Size([3]), True)
     """
     batch = Batch(inputs, targets, encode, readout, state, lengths, context, penalties)
     return stream_loss(Stream, rnn, batch, reduction, normalizer, checkpoint_every, max_memory)
@@ -428,7 +431,7 @@ def _checked(rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer |
     if targets.requires_grad:
         raise ValueError("rewind_loss gives no gradient to targets; pass targets.detach()")
     check_lengths(batch.lengths, inputs.shape[0], inputs.shape[1], inputs.device)
-    checked_penalties(batch.penalties)
+    check_penalties(batch.penalties)
     return batch._replace(inputs=inputs, targets=targets)
 
 
