@@ -20,7 +20,8 @@ from revtune.program.studies.compare.contest import CONTESTANTS, Contest, Option
 from revtune.program.studies.compare.curves import best_after, curve, goal, reached
 from revtune.program.studies.compare.live import CompareReport
 from revtune.program.studies.compare.plot import plot
-from revtune.program.studies.compare.search import Search, distribution, grid, sampler
+from revtune.program.studies.compare.samplers import distribution, grid, sampler
+from revtune.program.studies.compare.search import Search
 from revtune.program.studies.compare.table import figures, markdown, verdicts
 from revtune.program.tasks.image_task import ImageStudy
 from revtune.program.tasks.learner import Learner
@@ -45,7 +46,7 @@ def test_all_take_part_and_are_told(options: Options[ImageStudy], capsys: pytest
         assert found["valid"]["loss"] == min(facts["loss"] for facts in contest.validations(1, one))
         assert ("trials" in found) == (one in SEARCHERS)
     told = capsys.readouterr().out
-    assert "seed 1, hyperband: held-out loss " in told and " Hyperband " in told
+    assert "seed 1, hyperband: held-out loss " in told and " Hyperband " in told and " PBT " in told
     assert "fewer than 30 whole trials" in told
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
     tuners = [contest.result(1, one) for one in ("stn", "delta")]
@@ -198,7 +199,7 @@ def test_hyperband_prunes_and_keeps_the_best(options: Options[ImageStudy], tmp_p
 
 
 def test_a_grid_is_gone_through_once(options: Options[ImageStudy], tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("revtune.program.studies.compare.search.GRID_POINTS", 1)
+    monkeypatch.setattr("revtune.program.studies.compare.samplers.GRID_POINTS", 1)
     task = find("mnist").task(options.study)
     (tmp_path / "search").mkdir()
     search = Search(task, "grid", tmp_path / "search", 2, "")
@@ -214,7 +215,7 @@ def test_spaces_in_optunas_terms() -> None:
     assert grid(SPACES)["b"] == pytest.approx([10 ** (-4 + 4 * share) for share in (0.1, 0.3, 0.5, 0.7, 0.9)])
     assert [distribution(space).to_internal_repr(1) for space in SPACES.values()] == [1.0, 1.0, 1.0]
     kinds = [type(sampler(one, SPACES, 1, 0)).__name__ for one in SEARCHERS]
-    assert kinds == ["RandomSampler", "Grid", "TPESampler", "TPESampler"]
+    assert kinds == ["RandomSampler", "Grid", "TPESampler", "TPESampler", "RandomSampler", "GPSampler", "CmaEs"]
 
 
 def test_curves_and_verdicts() -> None:
