@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -49,6 +50,11 @@ from revtune.program.tasks.loop import TaskRun
 from revtune.program.tasks.task import SEARCHERS, Method, Searcher, Task, check, with_absolute_paths
 from revtune.program.tasks.tuned_learner import learner
 from revtune.program.typed import check_numbers
+
+PACKAGES: dict[Contestant, tuple[str, ...]] = {
+    **dict.fromkeys(SEARCHERS, ("optuna",)), "gp": ("optuna", "scipy"), "cmaes": ("optuna", "cmaes")
+}  # fmt: skip
+"""What contestants need beyond the program's own, so that its lack is told before the others have learnt."""
 
 
 def run(name: str, options: Options[Any]) -> Path:
@@ -151,3 +157,8 @@ def check_options(options: Options[Any]) -> None:
                       "of updates it takes", code=2)  # fmt: skip
     if contestants & set(SEARCHERS) and "plain" not in contestants:
         raise Problem("--contestants: searchers need plain, whose length is that of their trials", code=2)
+    for one in options.contestants:
+        for package in PACKAGES.get(one, ()):
+            if importlib.util.find_spec(package) is None:
+                needs = f"--contestants: {one} needs {package}, which is missing"
+                raise Problem(f"{needs}; pip install 'revtune[search]' installs it", code=2)

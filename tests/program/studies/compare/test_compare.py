@@ -1,6 +1,7 @@
 """Contests: who takes part, that they go on where they stopped, and what their figures say."""
 
 import dataclasses
+import importlib.util
 import io
 import json
 from importlib import import_module
@@ -268,6 +269,19 @@ def test_curves_and_verdicts() -> None:
 )
 def test_what_cannot_be_compared_is_told(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *words.split()]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("package", "who"), [("optuna", "random"), ("optuna", "gp"), ("scipy", "gp"), ("cmaes", "cmaes")]
+)
+def test_a_package_that_is_missing_is_told_at_once(
+    package: str, who: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else find_spec(name))
+    assert main(["compare", "mnist", "--contestants", "plain", who]) == 2
+    told = f"{who} needs {package}, which is missing; pip install 'revtune[search]' installs it"
     assert told in capsys.readouterr().err
 
 
