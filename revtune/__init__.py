@@ -24,7 +24,8 @@ Tune the hyperparameters of any network in one run::
         tuner.step(batch, valid)
     plain = rt.frozen(net)                # a plain network, which needs no revtune
 
-- `self_tuning` converts a network; `Tuner` trains both levels; `frozen` makes the result plain again.
+- `self_tuning` converts a network; `Tuner` trains both levels; `frozen` makes the result plain again. `replay` applies
+  a schedule that was found, `tuner.schedule()`, in the loop of a plain network.
 - `Hyperparameters` says what to tune, by `Rate`, `Between`, `Positive` and `Integer`.
 - `TunedNoise`, `TunedLockedDropout`, `weight_norm2`, `revtune.penalties`, `revtune.regularize_images`,
   `revtune.regularize_weights`, `revtune.loader`: what they regularize.
@@ -55,6 +56,7 @@ from revtune.reversible.streams.readout import LinearCrossEntropy
 from revtune.reversible.streams.stream import rewind_loss
 from revtune.tuning.conversion.convert import dropout_rates, self_tuning
 from revtune.tuning.conversion.freeze import frozen
+from revtune.tuning.conversion.replay import replay
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Between, Integer, Positive, Rate
 from revtune.tuning.regularizers.dropouts import TunedLockedDropout, TunedNoise
@@ -100,6 +102,7 @@ __all__ = [
     "meter",
     "record",
     "register_response",
+    "replay",
     "rev_gru",
     "rev_lstm",
     "rewind_encode",

@@ -32,6 +32,16 @@ class ResponseDroppedEmbedding(ResponseEmbedding, Embedding):
         assert isinstance(module, Embedding)
         return {"dropout": module.dropout}
 
+    @classmethod
+    def put_rate(cls, module: nn.Module, rate: str, value: float) -> None:
+        """Set the rate of a plain embedding."""
+        assert isinstance(module, Embedding) and rate == "dropout"
+        module.dropout = value
+
+    def rates_tuned(self) -> dict[str, str]:
+        """The hyperparameter that the rate is read from, if one is."""
+        return {"dropout": self._rate.args[0]} if isinstance(self._rate, partial) else {}
+
     def tune(self, rate: str, hyper: str) -> None:
         """Have the rate read from a hyperparameter."""
         self._rate = partial(self.hypers.__getitem__, hyper)

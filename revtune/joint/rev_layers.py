@@ -73,6 +73,19 @@ class ResponseRev(Responding, RevRNN):
         rates: dict[str, float] = {"dropout": module.dropout} if module.num_layers > 1 else {}
         return rates | {name: getattr(module.options, name) for name in cls.RATES if name != "dropout"}
 
+    @classmethod
+    def put_rate(cls, module: nn.Module, rate: str, value: float) -> None:
+        """Set a rate of a plain layer."""
+        assert isinstance(module, RevRNN)
+        if rate == "dropout":
+            module.dropout = value
+        else:
+            module.options = Options(**module.options._asdict() | {rate: value})
+
+    def rates_tuned(self) -> dict[str, str]:
+        """The hyperparameters that rates are read from, by rate."""
+        return {rate: read.args[0] for rate, read in self.tuned.items() if isinstance(read, partial)}
+
     def adopt(self, hypers: Hyperparameters, name: str, batch_dim: int) -> None:
         """Take up the parameters of the response, for each direction of each layer."""
         self._hypers, self._name, self.batch_dim = (hypers,), name, batch_dim  # a tuple, as in `Responding.adopt`

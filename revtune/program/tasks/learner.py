@@ -99,15 +99,17 @@ class Learner(ABC):
     def weights(self) -> dict[str, Tensor]:
         """The weights of the plain network at these values, by name."""
 
-    def step(self) -> None:
-        """Update the weights once more, at the schedule's learning rate.
+    def step(self) -> float:
+        """Update the weights once more, at the schedule's learning rate; the training loss.
 
         Raises:
             NonFiniteError: a loss or gradient is no finite number.
         """
         self.set_rate()
-        self._losses[0] += self.update()
+        loss = self.update()
+        self._losses[0] += loss
         self._losses[1] += 1
+        return loss
 
     def set_rate(self) -> None:
         """Give the optimizer the learning rate of this step."""

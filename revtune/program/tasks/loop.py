@@ -163,8 +163,9 @@ class TaskRun:
             self.learn(lambda learner, clock: learner.steps >= steps, report)
 
     def validate(self, report: Report) -> None:
-        """Validate, and report it."""
-        figures = self._ask(self.learner.validate)
+        """Validate, and report it; of a member of a population that has failed there is nothing to report."""
+        if not (figures := self._ask(self.learner.validate)):
+            return
         facts = {"step": self.learner.steps, **self.clock.now(), **figures, "values": self.learner.values()}
         self.metrics.add(facts)
         with self.clock.stopped(), telling(self.learner.steps, self.command, self._asked):

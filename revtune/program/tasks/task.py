@@ -20,6 +20,7 @@ Shapes: B examples.
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,7 @@ Tuned = Literal["delta", "stn"]
 
 Method = Literal["delta", "stn", "plain"]
 
-Searcher = Literal["random", "grid", "tpe", "hyperband"]
+Searcher = Literal["random", "grid", "tpe", "hyperband", "asha", "gp", "cmaes"]
 
 Rule = Literal["sgd", "adam"]
 
@@ -136,6 +137,14 @@ class Space:
     high: float
     log: bool = False
     whole: bool = False
+
+    def at(self, share: float) -> float:
+        """The value that has a share of the space below it, from 0 to less than 1."""
+        if self.whole:
+            return int(self.low + share * (self.high + 1 - self.low))
+        if self.log:
+            return math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
+        return self.low + share * (self.high - self.low)
 
 
 class Task(ABC):

@@ -301,6 +301,11 @@ def _reentrant() -> bool:
     return any(frame.f_code is CheckpointFunction.forward.__code__ for frame, _ in traceback.walk_stack(None))
 
 
+def initial_values(hypers: Hyperparameters) -> dict[str, float]:
+    """Where hyperparameters were made to begin, in user units."""
+    return Hyperparameters(**hypers.specs).values()
+
+
 def _short(value: float) -> float:
     """Rounded to seven digits, as many as float32 holds."""
     return float(f"{value:.7g}")

@@ -93,6 +93,17 @@ class ResponseRecurrent(Responding, nn.RNNBase):
         assert isinstance(module, nn.RNNBase)
         return ({"dropout": module.dropout} if module.num_layers > 1 else {}) | ({"weight_drop": 0.0} if named else {})
 
+    @classmethod
+    def put_rate(cls, module: nn.Module, rate: str, value: float) -> None:
+        """Set a rate of a plain layer that has an argument for it."""
+        assert isinstance(module, nn.RNNBase) and rate == "dropout"
+        module.dropout = value
+
+    def rates_tuned(self) -> dict[str, str]:
+        """The hyperparameters that rates are read from, by rate."""
+        read = {rate: getattr(self, name) for rate, name in READERS.items()}
+        return {rate: one.args[0] for rate, one in read.items() if isinstance(one, partial)}
+
     def tune(self, rate: str, hyper: str) -> None:
         """Have a rate read from a hyperparameter."""
         setattr(self, READERS[rate], partial(self.hypers.__getitem__, hyper))

@@ -15,8 +15,8 @@ from revtune.tuning.hypers.hyperparameters import Hyperparameters
 
 OPTIMIZERS = ("optimizer", "hyper_optimizer")
 
-YOUNGER_PARTS = {"held", "read"}
-"""Parts of a state that the earliest versions did not save."""
+YOUNGER_PARTS: dict[str, type] = {"held": list, "read": list, "start": Mapping}
+"""Parts of a state that the earliest versions did not save, and what they are."""
 
 
 def check_state(state: dict[str, Any], own: dict[str, Any]) -> None:
@@ -25,7 +25,7 @@ def check_state(state: dict[str, Any], own: dict[str, Any]) -> None:
     Raises:
         ValueError: names what is missing or differs.
     """
-    if not isinstance(state, dict) or (missing := own.keys() - state.keys() - YOUNGER_PARTS):
+    if not isinstance(state, dict) or (missing := own.keys() - state.keys() - YOUNGER_PARTS.keys()):
         lacks = f"{min(missing)!r} is missing" if isinstance(state, dict) else f"got {type(state).__name__}"
         raise ValueError(f"the saved state is none of a Tuner: {lacks}")
     check_kinds(state)
@@ -37,6 +37,8 @@ def check_state(state: dict[str, Any], own: dict[str, Any]) -> None:
     if state["gradients"] and state["accumulate"] != own["accumulate"]:
         waits = f"gradients that wait for accumulate={state['accumulate']}, this tuner's is {own['accumulate']}"
         raise ValueError(f"the saved state holds {waits}; save after an update")
+    if "start" in state and state["start"].keys() != own["start"].keys():
+        raise damaged("start", f"values of {', '.join(own['start'])}", state["start"])
     saved, mine = state["model"], own["model"]
     if differing := saved.keys() ^ mine.keys():
         name = min(differing)
@@ -61,9 +63,10 @@ def check_kinds(state: dict[str, Any]) -> None:
             raise damaged(name, "a count", state[name])
     if not (type(state["seconds"]) in (int, float) and 0 <= state["seconds"] < math.inf):
         raise damaged("seconds", "a time", state["seconds"])
-    lists = dict.fromkeys(("history", "gradients", "optimizers", *(YOUNGER_PARTS & state.keys())), list)
+    lists = dict.fromkeys(("history", "gradients", "optimizers"), list)
+    younger = {name: kind for name, kind in YOUNGER_PARTS.items() if name in state}
     dicts = dict.fromkeys(("model", "states", *OPTIMIZERS), Mapping)
-    for name, kind in {"method": str, **lists, **dicts}.items():
+    for name, kind in {"method": str, **lists, **dicts, **younger}.items():
         if not isinstance(state[name], kind):
             raise damaged(name, f"a {kind.__name__.lower()}", state[name])
     for name, held in zip(OPTIMIZERS, state.get("held", ()), strict=False):

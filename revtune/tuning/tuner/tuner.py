@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from revtune.errors import NonFiniteError
-from revtune.tuning.hypers.hyperparameters import Hyperparameters
+from revtune.tuning.hypers.hyperparameters import Hyperparameters, initial_values
 from revtune.tuning.random_states import random_states, set_random_states
 from revtune.tuning.trees import mapped
-from revtune.tuning.tuner import bilevel
+from revtune.tuning.tuner import bilevel, schedule
 from revtune.tuning.tuner.batches import BatchIterators
 from revtune.tuning.tuner.between_steps import BetweenSteps
 from revtune.tuning.tuner.bilevel import BilevelProblem, TrainLoss, ValidLoss
@@ -27,6 +27,7 @@ from revtune.tuning.tuner.first_step import FirstStep
 from revtune.tuning.tuner.history import History
 from revtune.tuning.tuner.modes import Modes
 from revtune.tuning.tuner.optimizer_checks import check_decay, check_hyper_decay, checked, checked_hyper
+from revtune.tuning.tuner.schedule import Schedule
 from revtune.tuning.tuner.state_checks import check_loaded, check_state
 from revtune.tuning.tuner.streamed import Stream, StreamedLoss, check_alone, itself
 from revtune.tuning.tuner.tuner_checks import (
@@ -153,7 +154,7 @@ class Tuner:
         self.steps = self.valid_steps = 0
         hypers.read.clear()
         self._first = FirstStep(self.problem, method == "delta")
-        self._started = time.perf_counter()
+        self._started, self._start = time.perf_counter(), self.values()
 
     def step(self, batch: Any, held_out: Any = None) -> tuple[float, float | None]:
         """A training step, and a validation step if one is due; the losses of both, None where there was none.
@@ -310,6 +311,22 @@ class Tuner:
         """Current values of the hyperparameters, in user units; those that nobody reads, `unread`, stay."""
         return self.hypers.values()
 
+    def schedule(self) -> Schedule:
+        """All values that the hyperparameters have had, by training step, as data that `json.dump` takes.
+
+        A dictionary of "steps", the training steps from which values hold, the first being 0; "values", a list as long
+        for each hyperparameter, in user units, of which the first is where it began; and "rates", for each
+        hyperparameter the names of what it sets, such as "2.p" or "rnn.dropout", none where only the loss reads it.
+        Values are the current ones, without perturbations. `revtune.replay` applies it to a plain network.
+
+        Raises:
+            ValueError: the history lacks records of validation steps.
+        """
+        if len(self.history) != self.valid_steps:
+            has = f"{len(self.history)} records of {self.valid_steps} validation steps"
+            raise ValueError(f"the history has {has}, so that a schedule would lack values")
+        return schedule.schedule(self.model, self._start, self.history.records)
+
     def batches(self, train: Iterable[Any], valid: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """One pass over training batches, each with a held-out batch where a validation step is due, else None.
 
@@ -337,7 +354,7 @@ class Tuner:
             "streams": self.batch_iterators.state_dict(), "history": list(self.history.records), "method": self.method,
             "optimizers": self._optimizer_kinds(), "accumulate": self.accumulate,
             "gradients": self._waiting_gradients(), "steps": self.steps, "valid_steps": self.valid_steps,
-            "read": sorted(self.hypers.read), "seconds": time.perf_counter() - self._started,
+            "read": sorted(self.hypers.read), "seconds": time.perf_counter() - self._started, "start": self._start,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -370,6 +387,8 @@ class Tuner:
         self._set_gradients(state["gradients"])
         self.steps, self.valid_steps = state["steps"], state["valid_steps"]
         self.hypers.read = set(state.get("read", self.hypers.names))
+        # saved by an earlier version, a tuner began where hyperparameters do, which their units tell
+        self._start = dict(state.get("start") or initial_values(self.hypers))
         self._started = time.perf_counter() - state["seconds"]
 
     def _optimizer_kinds(self) -> list[str]:

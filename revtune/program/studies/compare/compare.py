@@ -1,4 +1,4 @@
-"""`revtune compare`: STN, Delta-STN, plain runs and Optuna's searchers on one task, each with the same time.
+"""`revtune compare`: STN, Delta-STN, plain runs, Optuna's searchers and a population, each with the same time.
 
     config.json, seed-<n>/    the contest, and what each contestant came to, as `contest` tells
     results.json              the figures of all, and their best held-out loss over time
@@ -12,6 +12,7 @@ At each seed the contestants learn in this order:
     final       a plain run at the final values of the better of these, for as many updates as that one took or until
                 the time is spent, whether or not it improves
     searchers   trial after trial for all of their time
+    pbt         population based training, for all of its time
     found       as final, at the best searcher's values; it shows what is due to long training
 
 Of every run the best network by held-out loss is kept. Time for tests, checkpoints and journals, and for the choice of
@@ -26,9 +27,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -40,12 +42,19 @@ from revtune.program.runs.clock import Clock
 from revtune.program.runs.folder import next_folder
 from revtune.program.studies.compare.contest import CONTESTANTS, REPEATS, TERMS, TUNERS, Contest, Contestant, Options
 from revtune.program.studies.compare.live import CompareReport
+from revtune.program.studies.compare.population import Population
 from revtune.program.studies.compare.table import finish
 from revtune.program.studies.json_files import JsonObject
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.loop import TaskRun
-from revtune.program.tasks.task import SEARCHERS, Method, Task, check, with_absolute_paths
+from revtune.program.tasks.task import SEARCHERS, Method, Searcher, Task, check, with_absolute_paths
 from revtune.program.tasks.tuned_learner import learner
+from revtune.program.typed import check_numbers
+
+PACKAGES: dict[Contestant, tuple[str, ...]] = {
+    **dict.fromkeys(SEARCHERS, ("optuna",)), "gp": ("optuna", "scipy"), "cmaes": ("optuna", "cmaes")
+}  # fmt: skip
+"""What contestants need beyond the program's own, so that its lack is told before the others have learnt."""
 
 
 def run(name: str, options: Options[Any]) -> Path:
@@ -87,15 +96,16 @@ def learn(contest: Contest, seed: int, console: Console) -> None:
 
 
 def tuned(contest: Contest, task: Task, seed: int, contestant: Contestant, report: CompareReport) -> JsonObject:
-    """Have STN, Delta-STN or a plain run learn; what it came to."""
+    """Have STN, Delta-STN, a population or a plain run learn; what it came to."""
     terms, budget = contest.terms(seed, contestant) or {}, contest.options.budget
     method: Method = contestant if contestant in ("stn", "delta") else "plain"
-    folder = contest.folder_of(seed, contestant)
-    learns = learner(task, method, terms.get("values"))
+    folder, pbt = contest.folder_of(seed, contestant), contest.options.pbt
+    learns = Population(task, pbt) if contestant == "pbt" else learner(task, method, terms.get("values"))
     with contextlib.closing(TaskRun(learns, folder, contest.command, contest.seals(folder, TERMS))) as task_run:
         report.best = task_run.learner.progress.best
         task_run.learn(partial(is_over, contest, contestant, terms), report, last=False)
-        return task_run.result(steps=task_run.learner.steps, budget=budget, **task_run.clock.now())
+        last = {"final_values": learns.leading()} if isinstance(learns, Population) else {}
+        return task_run.result(steps=task_run.learner.steps, budget=budget, **task_run.clock.now(), **last)
 
 
 def is_over(contest: Contest, contestant: Contestant, terms: JsonObject, learner: Learner, clock: Clock) -> bool:
@@ -116,10 +126,10 @@ def searched(contest: Contest, task: Task, seed: int, contestant: Contestant, re
     from revtune.program.studies.compare.search import Search
 
     options, terms = contest.options, contest.terms(seed, contestant)
-    assert terms is not None and contestant in ("random", "grid", "tpe", "hyperband")
+    assert terms is not None
     folder = contest.folder_of(seed, contestant)
     command, seals = contest.command, contest.seals(folder, TERMS)
-    with contextlib.closing(Search(task, contestant, folder, terms["steps"], command, seals)) as search:
+    with contextlib.closing(Search(task, cast(Searcher, contestant), folder, terms["steps"], command, seals)) as search:
         if best := search.best():
             report.best = best.user_attrs["loss"]
         search.learn(options.budget, options.clock, report)
@@ -135,6 +145,10 @@ def check_options(options: Options[Any]) -> None:
     ):  # fmt: skip
         if not right:
             raise Problem(f"--{name} must be {expected}, got {getattr(options, name)}", code=2)
+    check_numbers(options.pbt, prefix="pbt.")
+    if options.pbt.members < 2:
+        raise Problem(f"--pbt.members must be at least 2, as they take after one another, got {options.pbt.members}",
+                      code=2)  # fmt: skip
     contestants = set(options.contestants)
     if "final" in contestants and not contestants & set(TUNERS):
         raise Problem("--contestants final needs stn or delta, whose final values it is run at", code=2)
@@ -143,3 +157,8 @@ def check_options(options: Options[Any]) -> None:
                       "of updates it takes", code=2)  # fmt: skip
     if contestants & set(SEARCHERS) and "plain" not in contestants:
         raise Problem("--contestants: searchers need plain, whose length is that of their trials", code=2)
+    for one in options.contestants:
+        for package in PACKAGES.get(one, ()):
+            if importlib.util.find_spec(package) is None:
+                needs = f"--contestants: {one} needs {package}, which is missing"
+                raise Problem(f"{needs}; pip install 'revtune[search]' installs it", code=2)

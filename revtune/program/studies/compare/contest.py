@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
@@ -30,6 +30,7 @@ from revtune.program.runs.clock import ClockKind
 from revtune.program.runs.metrics import last_step
 from revtune.program.runs.seals import RUN, Seals, digest
 from revtune.program.studies.compare.journal_seals import JOURNAL, METRICS, last_seal
+from revtune.program.studies.compare.population import PopulationSettings
 from revtune.program.studies.json_files import JsonObject, Template, missing, read_lines, read_object
 from revtune.program.tasks.loop import WEIGHTS, check_metrics, check_result, data_of
 from revtune.program.tasks.task import SEARCHERS, Size, Study
@@ -37,14 +38,20 @@ from revtune.program.typed import read_typed, reason
 
 NAMES: dict[str, str] = {
     "plain": "plain, start", "stn": "STN", "delta": "Delta-STN", "final": "plain, tuned", "random": "random",
-    "grid": "grid", "tpe": "TPE", "hyperband": "Hyperband", "found": "plain, found",
+    "grid": "grid", "tpe": "TPE", "hyperband": "Hyperband", "asha": "ASHA", "gp": "GP", "cmaes": "CMA-ES", "pbt": "PBT",
+    "found": "plain, found",
 }  # fmt: skip
 
-Contestant = Literal["plain", "stn", "delta", "final", "random", "grid", "tpe", "hyperband", "found"]
+Contestant = Literal[
+    "plain", "stn", "delta", "final", "random", "grid", "tpe", "hyperband", "asha", "gp", "cmaes", "pbt", "found"
+]
 
 CONTESTANTS: tuple[Contestant, ...] = get_args(Contestant)
 
 TUNERS: tuple[Contestant, ...] = ("stn", "delta")
+
+RIVALS: tuple[Contestant, ...] = (*SEARCHERS, "pbt")
+"""Whose best held-out loss STN and Delta-STN are to reach: the searchers, and population based training."""
 
 REPEATS: tuple[Contestant, ...] = ("final", "found")
 """Plain runs at the values that the better tuner ended with, and at those that the best searcher found."""
@@ -76,6 +83,7 @@ class Options(Generic[S]):
     """Whose seconds: the wall's, or the processor's, which is fairer where other work shares the machine."""
     contestants: tuple[Contestant, ...] = CONTESTANTS
     """Who takes part; final needs stn or delta, searchers need plain, found needs one of each."""
+    pbt: PopulationSettings = field(default_factory=PopulationSettings)
     out: Path | None = None
     """Folder of the contest; one that holds this contest is resumed. By default the next free runs/compare-<n>."""
     size: Size = "small"
@@ -243,9 +251,14 @@ class Contest:
         write(path, json.dumps(settings, indent=1).encode() + b"\n")
 
     def _settings(self) -> JsonObject:
-        """The options as config.json has them; where the data are stays as it was said at first, as it is sealed."""
+        """The options as config.json has them; where the data are stays as it was said at first, as it is sealed.
+
+        Settings that contests of earlier versions lack are written where they are not the defaults.
+        """
         settings = {"recipe": self.recipe, **dataclasses.asdict(self.options)}
         del settings["out"], settings["accept_edits"]
+        if self.options.pbt == PopulationSettings():
+            del settings["pbt"]
         read: JsonObject = json.loads(json.dumps(settings, default=str))  # paths as text, tuples as lists
         if (path := self.folder / "config.json").exists():
             read["study"]["data"] = self._stored(path)["study"].get("data")

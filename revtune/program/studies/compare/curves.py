@@ -6,6 +6,7 @@ from functools import reduce
 from operator import getitem
 from statistics import median
 
+from revtune.program.studies.compare.contest import RIVALS
 from revtune.program.studies.json_files import JsonObject
 
 Curve = list[tuple[float, float]]
@@ -27,8 +28,8 @@ def best_after(points: Curve, seconds: float) -> float:
 
 
 def goal(rows: list[JsonObject], seed: int) -> float:
-    """The lowest held-out loss of all searchers at a seed; infinite without any."""
-    runs = [run for row in rows if "trials" in row["runs"][0] for run in row["runs"] if run["seed"] == seed]
+    """The lowest held-out loss of all searchers and the population at a seed; infinite without any."""
+    runs = [run for row in rows if row["contestant"] in RIVALS for run in row["runs"] if run["seed"] == seed]
     return min((run["valid"]["loss"] for run in runs), default=float("inf"))
 
 

@@ -48,8 +48,8 @@ class CompareReport:
     def valid(self, facts: dict[str, Any]) -> None:
         """Take in a validation."""
         self.best = min(self.best, facts["loss"])
-        trial = f", trial {facts['trial']}" if "trial" in facts else ""
-        status = f"{self.name}{trial}: best held-out loss {self.best:.4f}"
+        part = next((f", {part} {facts[part]}" for part in ("trial", "member") if part in facts), "")
+        status = f"{self.name}{part}: best held-out loss {self.best:.4f}"
         self.bar.update(self.task, completed=facts[self.clock], description=status)
         if not self.console.is_terminal and time.monotonic() - self.printed > LINE_EVERY:
             self.printed = time.monotonic()

@@ -12,6 +12,7 @@ from revtune.program.studies.json_files import JsonObject
 LOOKS = {
     "plain": ("#999999", "--"), "stn": ("#0072b2", "-"), "delta": ("#d55e00", "-"), "final": ("#333333", "--"),
     "random": ("#009e73", ":"), "grid": ("#cc79a7", ":"), "tpe": ("#e69f00", ":"), "hyperband": ("#56b4e9", ":"),
+    "asha": ("#882255", ":"), "gp": ("#44aa99", ":"), "cmaes": ("#332288", ":"), "pbt": ("#aa4499", "-."),
     "found": ("#117733", "--"),
 }  # fmt: skip
 

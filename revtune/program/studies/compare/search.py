@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, GridSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from revtune.errors import NonFiniteError
@@ -37,18 +35,13 @@ from revtune.program.runs.seals import Seals, digest
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
 from revtune.program.studies.compare import journal, journal_seals
 from revtune.program.studies.compare.journal_seals import JOURNAL, METRICS
+from revtune.program.studies.compare.samplers import distribution, grid, pruner, sampler
 from revtune.program.studies.json_files import parsed
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.loop import Report
 from revtune.program.tasks.plain_learner import PlainLearner
-from revtune.program.tasks.task import SEARCHERS, Searcher, Space, Task
+from revtune.program.tasks.task import Searcher, Task
 from revtune.tuning.hypers.constants import Constants
-
-GRID_POINTS = 100
-"""A grid has at least so many points, and at least two values of each hyperparameter."""
-
-REDUCTION, ROUNDS = 3, 9
-"""Hyperband's reduction factor; its shortest trials have one in so many of the validations of a whole one."""
 
 
 class Search:
@@ -256,53 +249,3 @@ def kept(path: Path, ended: list[FrozenTrial], *, accept_edits: bool = False) ->
     if lost := {trial.number for trial in ended if "loss" in trial.user_attrs} - seen:
         raise Problem(f"{path} is damaged: it has no line of trial {min(lost)}, whose loss is in journal.log")
     return size
-
-
-def distribution(space: Space) -> BaseDistribution:
-    """A space in Optuna's terms."""
-    if space.whole:
-        return IntDistribution(int(space.low), int(space.high), log=space.log)
-    return FloatDistribution(space.low, space.high, log=space.log)
-
-
-def grid(spaces: dict[str, Space]) -> dict[str, list[float]]:
-    """Values of each hyperparameter at the middles of equal shares of its space."""
-    # less a little, as a root may come out just above a whole number
-    count = max(2, math.ceil(GRID_POINTS ** (1 / len(spaces)) - 1e-9))
-    shares = [(i + 0.5) / count for i in range(count)]
-    return {name: sorted({_value_at(space, share) for share in shares}) for name, space in spaces.items()}
-
-
-def _value_at(space: Space, share: float) -> float:
-    if space.whole:
-        return int(space.low + share * (space.high + 1 - space.low))
-    if space.log:
-        return math.exp(math.log(space.low) + share * (math.log(space.high) - math.log(space.low)))
-    return space.low + share * (space.high - space.low)
-
-
-class Grid(GridSampler):
-    """Optuna's, for trials that are asked for one by one."""
-
-    def after_trial(self, *args: Any) -> None:
-        """Nothing: Optuna's would stop a study that runs by itself, and `Search` knows when the grid is through."""
-
-
-def sampler(searcher: Searcher, spaces: dict[str, Space], seed: int, number: int) -> BaseSampler:
-    """What draws the trial of a number; the order of a grid depends on the seed alone."""
-    # differs for all seeds, searchers and numbers, as long as a search has fewer than 7,919 trials
-    draw = (1_000_003 * seed + 7_919 * SEARCHERS.index(searcher) + number) % 2**32
-    if searcher == "grid":
-        return Grid(grid(spaces), seed=seed % 2**32)
-    if searcher == "random":
-        return RandomSampler(seed=draw)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return TPESampler(multivariate=True, seed=draw)
-
-
-def pruner(searcher: Searcher, rounds: int) -> optuna.pruners.BasePruner:
-    """What ends trials early, of so many validations."""
-    if searcher != "hyperband":
-        return optuna.pruners.NopPruner()
-    return optuna.pruners.HyperbandPruner(max(1, rounds // ROUNDS), max(1, rounds), REDUCTION)

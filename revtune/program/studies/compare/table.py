@@ -12,7 +12,7 @@ from rich.table import Table
 from revtune.program import recipes, tables
 from revtune.program.files import write
 from revtune.program.machine import versions
-from revtune.program.studies.compare.contest import CONTESTANTS, NAMES, TUNERS, Contest, Contestant
+from revtune.program.studies.compare.contest import CONTESTANTS, NAMES, RIVALS, TUNERS, Contest, Contestant
 from revtune.program.studies.compare.curves import best_after, curve, goal, median_of, reached
 from revtune.program.studies.compare.plot import plot
 from revtune.program.studies.json_files import JsonObject
@@ -130,8 +130,8 @@ def verdicts(results: JsonObject) -> list[str]:
 
 
 def when_reached(results: JsonObject, row: JsonObject) -> list[str]:
-    """After which share of the budget a method was as good as the best searcher was at its end."""
-    if not any("trials" in other["runs"][0] for other in results["rows"]):
+    """After which share of the budget a method was as good as the best searcher, or PBT, was at its end."""
+    if not any(other["contestant"] in RIVALS for other in results["rows"]):
         return []
     never = [run["seed"] for run in row["runs"] if run["reached"] is None]
     name = NAMES[row["contestant"]]

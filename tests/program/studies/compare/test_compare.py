@@ -1,6 +1,7 @@
 """Contests: who takes part, that they go on where they stopped, and what their figures say."""
 
 import dataclasses
+import importlib.util
 import io
 import json
 from importlib import import_module
@@ -20,7 +21,8 @@ from revtune.program.studies.compare.contest import CONTESTANTS, Contest, Option
 from revtune.program.studies.compare.curves import best_after, curve, goal, reached
 from revtune.program.studies.compare.live import CompareReport
 from revtune.program.studies.compare.plot import plot
-from revtune.program.studies.compare.search import Search, distribution, grid, sampler
+from revtune.program.studies.compare.samplers import distribution, grid, sampler
+from revtune.program.studies.compare.search import Search
 from revtune.program.studies.compare.table import figures, markdown, verdicts
 from revtune.program.tasks.image_task import ImageStudy
 from revtune.program.tasks.learner import Learner
@@ -45,7 +47,7 @@ def test_all_take_part_and_are_told(options: Options[ImageStudy], capsys: pytest
         assert found["valid"]["loss"] == min(facts["loss"] for facts in contest.validations(1, one))
         assert ("trials" in found) == (one in SEARCHERS)
     told = capsys.readouterr().out
-    assert "seed 1, hyperband: held-out loss " in told and " Hyperband " in told
+    assert "seed 1, hyperband: held-out loss " in told and " Hyperband " in told and " PBT " in told
     assert "fewer than 30 whole trials" in told
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
     tuners = [contest.result(1, one) for one in ("stn", "delta")]
@@ -198,7 +200,7 @@ def test_hyperband_prunes_and_keeps_the_best(options: Options[ImageStudy], tmp_p
 
 
 def test_a_grid_is_gone_through_once(options: Options[ImageStudy], tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("revtune.program.studies.compare.search.GRID_POINTS", 1)
+    monkeypatch.setattr("revtune.program.studies.compare.samplers.GRID_POINTS", 1)
     task = find("mnist").task(options.study)
     (tmp_path / "search").mkdir()
     search = Search(task, "grid", tmp_path / "search", 2, "")
@@ -214,7 +216,7 @@ def test_spaces_in_optunas_terms() -> None:
     assert grid(SPACES)["b"] == pytest.approx([10 ** (-4 + 4 * share) for share in (0.1, 0.3, 0.5, 0.7, 0.9)])
     assert [distribution(space).to_internal_repr(1) for space in SPACES.values()] == [1.0, 1.0, 1.0]
     kinds = [type(sampler(one, SPACES, 1, 0)).__name__ for one in SEARCHERS]
-    assert kinds == ["RandomSampler", "Grid", "TPESampler", "TPESampler"]
+    assert kinds == ["RandomSampler", "Grid", "TPESampler", "TPESampler", "RandomSampler", "GPSampler", "CmaEs"]
 
 
 def test_curves_and_verdicts() -> None:
@@ -267,6 +269,19 @@ def test_curves_and_verdicts() -> None:
 )
 def test_what_cannot_be_compared_is_told(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *words.split()]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("package", "who"), [("optuna", "random"), ("optuna", "gp"), ("scipy", "gp"), ("cmaes", "cmaes")]
+)
+def test_a_package_that_is_missing_is_told_at_once(
+    package: str, who: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else find_spec(name))
+    assert main(["compare", "mnist", "--contestants", "plain", who]) == 2
+    told = f"{who} needs {package}, which is missing; pip install 'revtune[search]' installs it"
     assert told in capsys.readouterr().err
 
 

@@ -1,0 +1,46 @@
+"""Rates of plain modules, set by name: those that `self_tuning` would tune, and those of regularizers written in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from revtune.tuning.conversion.plain import WITH_RATES, RecurrentWithRates
+from revtune.tuning.conversion.plan import DROPOUTS
+from revtune.tuning.hypers.ranges import Range
+from revtune.tuning.noise import BATCH_RATE, RATE
+from revtune.tuning.regularizers.paths import path_rate
+from revtune.tuning.regularizers.regularizer import TunedRegularizer
+from revtune.tuning.responses.registered import response_class
+
+Put = Callable[[float], object]
+"""Sets a rate."""
+
+
+def rate_at(module: Any, rate: str) -> tuple[Range, Put] | None:
+    """What a plain module's rate of a name may be, and what sets it; None where it has none of that name.
+
+    The rate of an nn.Dropout is `p`, that of a module that drops paths its own attribute. An nn.LSTM, nn.GRU or nn.RNN
+    has a `weight_drop` too: it then becomes one that drops recurrent weights.
+    """
+    if isinstance(module, TunedRegularizer):
+        limits = module.limits.get(rate)
+        return (limits, partial(module._values.__setitem__, rate)) if limits else None
+    if (type(module) in DROPOUTS and rate == "p") or rate == path_rate(module):
+        return RATE, partial(setattr, module, rate)
+    if isinstance(module, RecurrentWithRates) and rate in ("dropout", "weight_drop"):
+        return BATCH_RATE, partial(put_read_rate, module, rate)
+    if type(module) in WITH_RATES and rate == "weight_drop":
+        return BATCH_RATE, partial(put_read_rate, module, rate)
+    kind: Any = response_class(type(module))
+    if kind is None or not hasattr(kind, "RATES") or rate not in kind.rates(module, named=False):
+        return None
+    return kind.RATES[rate], partial(kind.put_rate, module, rate)
+
+
+def put_read_rate(module: Any, rate: str, value: float) -> None:
+    """Set a rate of one of torch's recurrent layers that it reads, as it does once it drops recurrent weights."""
+    if type(module) in WITH_RATES:
+        module.__class__, module.rates = WITH_RATES[type(module)], {}
+    module.rates[rate] = partial(float, value)
