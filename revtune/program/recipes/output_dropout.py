@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from revtune.program.data.text import Corpus
+from revtune.program.errors import Problem
 from revtune.program.recipes import ptb_lstm
 from revtune.program.recipes.ptb_lstm import PtbLstm
 from revtune.program.tasks.task import Learning, Space, Tuned
-from revtune.program.tasks.word_task import Out, Segment, WordStudy, WordTask
+from revtune.program.tasks.word_task import REVERSIBLE, Out, Segment, WordStudy, WordTask
 from revtune.tuning.hypers.kinds import Hyper, Rate
 
 kind = "output_dropout"
@@ -66,6 +67,8 @@ class OutputDropout(PtbLstm):
     """
 
     def __init__(self, study: WordStudy, corpus: Corpus | None = None, start: float = ptb_lstm.START) -> None:
+        if study.model in REVERSIBLE:
+            raise Problem(f"--model must be lstm or gru, whose output dropout is tuned, got {study.model}", code=2)
         super().__init__(study, corpus)
         self.start = start
 

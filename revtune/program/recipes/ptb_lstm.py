@@ -1,4 +1,4 @@
-"""Penn Treebank: a language model of nn.LSTM tunes five dropouts and two penalties; --size paper for the whole text."""
+"""Penn Treebank: a language model tunes five dropouts and two penalties; --size paper for the whole text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+import revtune as rt
 from revtune.program.tasks.task import Learning, Size, Space, Tuning
 from revtune.program.tasks.word_task import Out, Segment, WordStudy, WordTask
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
@@ -26,6 +27,11 @@ BATCH_DROPOUTS = ("embedding_drop", "weight_drop")
 """Those of weights, of which a batch has one mask."""
 
 PENALTIES = ("activation", "temporal")
+
+RATES = ("rnn.input_dropout", "rnn.dropout", "rnn.output_dropout", "words.dropout", "rnn.weight_drop")
+"""The rates of a reversible network in the order of those above; that between layers has a mask a step."""
+
+BATCH_RATES = ("words.dropout", "rnn.weight_drop")
 
 EMBEDDING_INIT = 0.1  # as Merity et al. 2018; an embedding's usual N(0, 1) is far too large for a softmax
 
@@ -55,7 +61,7 @@ def study(size: Size = "small") -> WordStudy:
 
 
 class WordNet(nn.Module):
-    """Embedding, two layers of nn.LSTM and a tied readout, with locked dropout between all of them.
+    """Embedding, two layers of nn.LSTM or nn.GRU and a tied readout, with locked dropout between all of them.
 
     The readout stays plain: its weight is the embedding's. Recurrent weights are dropped at the rate `weight_drop`.
 
@@ -63,16 +69,17 @@ class WordNet(nn.Module):
         hypers: what the dropouts read; a dropout whose hyperparameter is not among them drops nothing.
         words: V.
         width: H, of embedding and layers.
+        kind: of the layers.
     """
 
-    def __init__(self, hypers: Hyperparameters, words: int, width: int) -> None:
+    def __init__(self, hypers: Hyperparameters, words: int, width: int, kind: type[nn.LSTM] | type[nn.GRU] = nn.LSTM) -> None:
         super().__init__()
         rates = {name: name if name in hypers.names else 0.0 for name in (*DROPOUTS, *BATCH_DROPOUTS)}
         self.words = TunedEmbeddingDropout(nn.Embedding(words, width), hypers, rates["embedding_drop"])
         self.input_drop, self.hidden_drop, self.output_drop = (
             TunedLockedDropout(hypers, rates[name], batch_dim=1) for name in DROPOUTS
         )
-        self.lower, self.upper = nn.LSTM(width, width), nn.LSTM(width, width)
+        self.lower, self.upper = kind(width, width), kind(width, width)
         self.readout = nn.Linear(width, words)
         self.readout.weight = nn.init.uniform_(self.words.embedding.weight, -EMBEDDING_INIT, EMBEDDING_INIT)
         nn.init.zeros_(self.readout.bias)
@@ -86,6 +93,22 @@ class WordNet(nn.Module):
         return Out(self.readout(dropped), outputs, dropped), (lower, upper)
 
 
+class ReversibleWordNet(nn.Module):
+    """Embedding, two reversible layers and a tied readout; their rates are arguments of their own.
+
+    Args:
+        words: V.
+        width: H, of embedding and layers.
+        kind: of the layers.
+    """
+
+    def __init__(self, words: int, width: int, kind: type[rt.RevGRU] | type[rt.RevLSTM]) -> None:
+        super().__init__()
+        self.words, self.rnn = rt.Embedding(words, width), kind(width, width, num_layers=2)
+        self.readout = rt.LinearCrossEntropy(width, words, tie=self.words)
+        nn.init.uniform_(self.words.weight, -EMBEDDING_INIT, EMBEDDING_INIT)
+
+
 class PtbLstm(WordTask):
     """Dropout of inputs, between layers and of outputs; of words and recurrent weights; penalties on activations."""
 
@@ -93,18 +116,31 @@ class PtbLstm(WordTask):
 
     def hypers(self) -> dict[str, Hyper]:
         """Five rates and the weights of two penalties."""
+        if self.streams:
+            rates = {name: Rate(START, per="batch" if name in BATCH_RATES else "example") for name in RATES}
+            return {**rates, **{name: Positive(START) for name in PENALTIES}}
         dropouts = {name: Rate(START) for name in DROPOUTS}
         batch_dropouts = {name: Rate(START, per="batch") for name in BATCH_DROPOUTS}
         return {**dropouts, **batch_dropouts, **{name: Positive(START) for name in PENALTIES}}
 
     def spaces(self) -> dict[str, Space]:
         """Any rate but those that drop nearly everything, and penalties over four decades."""
-        rates = {name: Space(0.0, 0.9) for name in (*DROPOUTS, *BATCH_DROPOUTS)}
+        rates = {name: Space(0.0, 0.9) for name in (RATES if self.streams else (*DROPOUTS, *BATCH_DROPOUTS))}
         return {**rates, **{name: Space(1e-3, 10.0, log=True) for name in PENALTIES}}
 
     def build(self, hypers: Hyperparameters, words: int) -> nn.Module:
-        """`WordNet` of the study's width."""
-        return WordNet(hypers, words, self.study.width)
+        """A network of the study's layers and width."""
+        if self.study.model == "revlstm" or self.study.model == "revgru":
+            kind = rt.RevLSTM if self.study.model == "revlstm" else rt.RevGRU
+            return ReversibleWordNet(words, self.study.width, kind)
+        return WordNet(hypers, words, self.study.width, nn.LSTM if self.study.model == "lstm" else nn.GRU)
+
+    def stream(self, model: Any, batch: Segment, h: Any) -> dict[str, Any]:
+        """With penalties on activations (Merity et al. 2018, AR and TAR)."""
+        given = super().stream(model, batch, h)
+        if h is None:
+            return given
+        return {**given, "penalties": rt.ActivationPenalties(activation=h.activation, temporal=h.temporal)}
 
     def train_loss(self, model: nn.Module, out: Out, batch: Segment, h: Any) -> Tensor:
         """Cross entropy and the penalties (Merity et al. 2018, AR and TAR)."""

@@ -34,6 +34,9 @@ class PlainLearner(WeightLearner):
 
     def loss(self, batch: Any) -> Tensor:
         """The mean training loss of a batch."""
+        if self.task.streams:
+            loss, self._carried = self.task.streamed_loss(self.model, batch, self._carried, self.hypers.numbers)
+            return loss
         out = self.task.predict(self.model, batch, *([self._carried] if self.task.carry else []))
         if self.task.carry:
             out, state = out

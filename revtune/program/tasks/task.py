@@ -9,6 +9,7 @@ STN, Delta-STN, a plain run at fixed values and a searcher's trial all learn a `
     out = task.predict(model, batch)                      or (out, state) = task.predict(model, batch, state)
     losses = task.train_loss(model, out, batch, h)        (B,); h.name is a number, 0-d or (B,)
     loss = task.valid_loss(out, task.valid_batch(number))
+    given = task.stream(model, batch, h)                  instead, of a task that streams its loss
     task.evaluate(model, "valid")["loss"]                 what is compared, nats over all of a split
 
 A recipe with a task has two functions: `study(size)` gives the typed settings, of a subclass of `Study` where it has
@@ -33,6 +34,7 @@ from revtune.program.errors import Problem
 from revtune.program.files import absolute
 from revtune.program.runs.places import place
 from revtune.program.typed import check_numbers
+from revtune.reversible.streams.stream import rewind_loss
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper
 
@@ -193,6 +195,20 @@ class Task(ABC):
     @abstractmethod
     def predict(self, model: nn.Module, batch: Any, *state: Any) -> Any:
         """The prediction; of a task that carries, the prediction and the next state (`state` is one, None at first)."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether the loss is streamed: `stream` then stands in the place of `predict` and of both losses."""
+        return False
+
+    def stream(self, model: nn.Module, batch: Any, h: Any) -> dict[str, Any]:
+        """The arguments of the streamed loss, but for the state, as `Tuner(stream=)` asks for them; h may be None."""
+        raise NotImplementedError
+
+    def streamed_loss(self, model: nn.Module, batch: Any, state: Any, h: Any) -> tuple[Tensor, Any]:
+        """The streamed loss of a batch, from a carried state on, and the next state."""
+        given = self.stream(model, batch, h)
+        return rewind_loss(**({"state": state, **given} if self.carry else given))
 
     @abstractmethod
     def train_loss(self, model: nn.Module, out: Any, batch: Any, h: Any) -> Tensor:

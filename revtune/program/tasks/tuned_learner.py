@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,12 +45,18 @@ class TunedLearner(Learner):
         self.model = self_tuning(task.net(self.hypers), self.hypers, batch_dim=task.batch_dim)
         rule = HYPER_RULES[tuning.optimizer]
         self.tuner = Tuner(
-            self.model, lambda out, batch, h: task.train_loss(self.model, out, batch, h), task.valid_loss,
-            optimizer=weight_optimizer(self.learning), method=method, predict=task.predict,
+            self.model, **self._losses_of(task), optimizer=weight_optimizer(self.learning), method=method,
             hyper_optimizer=lambda groups: rule(groups, tuning.hyper_lr), warmup=tuning.warmup, ratio=tuning.ratio,
             entropy=tuning.entropy, clip=self.learning.clip, carry=task.carry, seed=task.study.seed,
         )  # fmt: skip
         self.optimizer, self.rates = self.tuner.optimizer, (1.0, tuning.response_lr)  # weights, then responses
+
+    def _losses_of(self, task: Task) -> dict[str, Any]:
+        """What the tuner is told of predictions and losses."""
+        if task.streams:
+            return {"stream": task.stream}
+        train_loss = partial(task.train_loss, self.model)
+        return {"train_loss": train_loss, "valid_loss": task.valid_loss, "predict": task.predict}
 
     @property
     def steps(self) -> int:

@@ -33,6 +33,11 @@ MOST_NATS = 99.0
 
 Source = Literal["ptb", "wikitext2"]
 
+Layer = Literal["lstm", "gru", "revlstm", "revgru"]
+
+REVERSIBLE: tuple[Layer, ...] = ("revlstm", "revgru")
+"""Layers that rewind; their losses are streamed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WordStudy(Study):
@@ -47,6 +52,8 @@ class WordStudy(Study):
     """Words between two updates, which gradients go back through."""
     width: int = 100
     """Units of each layer, and of the embedding."""
+    model: Layer = "lstm"
+    """Recurrent layers; lstm and gru are torch's own, which store every state."""
 
 
 class Segment(NamedTuple):
@@ -99,6 +106,19 @@ class WordTask(Task):
         """SHA-256 of the text and its vocabulary."""
         return self.corpus.digest()
 
+    @property
+    def streams(self) -> bool:
+        """Whether its layers rewind."""
+        return self.study.model in REVERSIBLE
+
+    def stream(self, model: Any, batch: Segment, h: Any) -> dict[str, Any]:
+        """What a reversible network's loss is streamed from."""
+        given = {
+            "rnn": model.rnn, "inputs": batch.inputs, "targets": batch.targets, "encode": model.words,
+            "readout": model.readout,
+        }  # fmt: skip
+        return {**given, "state": None} if batch.first else given
+
     @abstractmethod
     def build(self, hypers: Hyperparameters, words: int) -> nn.Module:
         """The network, its weights from torch's generator; `net(inputs, state)` gives `Out` and the next state."""
@@ -144,10 +164,17 @@ class WordTask(Task):
         loss, count, state = 0.0, 0, None
         for number in range(self._segments(split)):
             batch = self._segment(split, number)
-            out, state = self.predict(model, batch, state)
-            loss += self.valid_loss(out, batch).item() * batch.targets.numel()
+            mean, state = self._held_out_loss(model, batch, state)
+            loss += mean.item() * batch.targets.numel()
             count += batch.targets.numel()
         return {"loss": loss / count, "perplexity": math.exp(min(loss / count, MOST_NATS))}
+
+    def _held_out_loss(self, model: nn.Module, batch: Segment, state: Any) -> tuple[Tensor, Any]:
+        """Mean cross entropy of a word, and the next state."""
+        if self.streams:
+            return self.streamed_loss(model, batch, state, None)
+        out, state = self.predict(model, batch, state)
+        return self.valid_loss(out, batch), state
 
 
 def text(source: Source, study: WordStudy, digest: str | None = None) -> Corpus:

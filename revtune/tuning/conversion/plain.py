@@ -11,6 +11,7 @@ from torch import nn
 from revtune.tuning.conversion.plan import DROPOUTS, hyper_of, own_rates
 from revtune.tuning.hypers.constants import Constants
 from revtune.tuning.noise import drop_mask
+from revtune.tuning.responses.registered import response_class
 
 RateReader = Callable[[], float]
 """Gives a rate as it is now."""
@@ -35,7 +36,17 @@ def plain(net: nn.Module, hypers: Constants) -> nn.Module:
             recurrent: Any = module
             recurrent.__class__ = WITH_RATES[type(module)]
             recurrent.rates = {rate: partial(hypers.__getitem__, hyper) for rate, hyper in rates.items()}
+        elif hasattr(kind := response_class(type(module)), "RATES") and (rates := own_rates(name, module, hypers)):
+            follow = partial(_put_rates, kind, module, rates, hypers)
+            hypers.followers.append(follow)
+            follow()
     return net
+
+
+def _put_rates(kind: Any, module: nn.Module, rates: dict[str, str], hypers: Constants) -> None:
+    """Set a module's own rates to the numbers of their hyperparameters."""
+    for rate, hyper in rates.items():
+        kind.put_rate(module, rate, hypers[hyper])
 
 
 class RecurrentWithRates(nn.RNNBase):

@@ -5,6 +5,8 @@ A plain network at fixed values reads them: its layers are torch's own, its regu
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper
 
@@ -26,6 +28,9 @@ class Constants(Hyperparameters):
         specs: kinds of hyperparameters by name.
         values: their values by name; by default the initial ones.
 
+    Attributes:
+        followers: called after each `put`, for what cannot read numbers anew.
+
     Example:
         >>> from revtune.tuning.hypers.kinds import Rate
         >>> hypers = Constants({"drop": Rate(0.05)}, {"drop": 0.4})
@@ -35,7 +40,7 @@ class Constants(Hyperparameters):
 
     def __init__(self, specs: dict[str, Hyper], values: dict[str, float] | None = None) -> None:
         super().__init__(**specs)
-        self.numbers = Numbers(super().values())
+        self.numbers, self.followers = Numbers(super().values()), list[Callable[[], None]]()
         self.put(values or {})
 
     def put(self, values: dict[str, float]) -> None:
@@ -47,6 +52,8 @@ class Constants(Hyperparameters):
         for name, value in values.items():
             self.spec(name)
             self.numbers[name] = value
+        for follow in self.followers:
+            follow()
 
     def values(self) -> dict[str, float]:
         """The numbers themselves: what `put` changes later changes here too."""

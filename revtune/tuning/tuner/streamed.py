@@ -37,16 +37,16 @@ class StreamedLoss:
 
         Raises:
             TypeError: the function gave no arguments by name.
-            ValueError: it gave a state, while the tuner carries one.
+            ValueError: it gave a state other than None, which begins anew, while the tuner carries one.
         """
         bound = self._hypers.current
         assert bound is not None
         given = self._stream(model, batch, None if bound.raw is None else Values(self._hypers, bound.raw))
         if not isinstance(given, Mapping):
             raise TypeError(f"stream must return the arguments of rewind_loss, a dict, got {type(given).__name__}")
-        if self._carry and "state" in given:
+        if self._carry and given.get("state") is not None:
             raise ValueError("stream gave a state, which carry=True carries from batch to batch by itself")
-        arguments = {**given, "state": state} if self._carry else dict(given)
+        arguments = {"state": state, **given} if self._carry else dict(given)
         following = None if bound.rows is None else bound.rows.following
         # a stream says itself whose the rows of its chunks are
         with contextlib.nullcontext() if following is None else following.pause():

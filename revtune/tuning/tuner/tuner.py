@@ -66,7 +66,8 @@ class Tuner:
             `predict(model, batch, state)` gives the prediction and the next state.
         stream: for a reversible net whose loss is streamed, in the place of `predict` and both losses:
             `stream(model, batch, h)` gives the arguments of `rewind_loss`, a dict. On held-out data h is None, as no
-            regularizer counts there. With `carry` the tuner adds `state`.
+            regularizer counts there. With `carry` the tuner adds `state`, but where that is given as None, to begin
+            anew.
         hyper_optimizer: makes the optimizer of hyperparameters and scales; Adam at 0.01 by default.
         warmup: training batches before the first validation step.
         ratio: training batches to each validation step.
