@@ -69,10 +69,10 @@ class WordNet(nn.Module):
         hypers: what the dropouts read; a dropout whose hyperparameter is not among them drops nothing.
         words: V.
         width: H, of embedding and layers.
-        kind: of the layers.
+        kind: of the layers, nn.LSTM or nn.GRU.
     """
 
-    def __init__(self, hypers: Hyperparameters, words: int, width: int, kind: type[nn.LSTM] | type[nn.GRU] = nn.LSTM) -> None:
+    def __init__(self, hypers: Hyperparameters, words: int, width: int, kind: Any = nn.LSTM) -> None:
         super().__init__()
         rates = {name: name if name in hypers.names else 0.0 for name in (*DROPOUTS, *BATCH_DROPOUTS)}
         self.words = TunedEmbeddingDropout(nn.Embedding(words, width), hypers, rates["embedding_drop"])

@@ -1,5 +1,6 @@
 """The language model that tunes itself: what it reads, where its state goes, and that plain and tuned ones are one."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,9 @@ def test_a_part_of_the_text_is_its_beginning_and_the_rest_is_unknown(tmp_path: P
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_learns_by_every_method_and_goes_on_bit_for_bit(method: Method, study: WordStudy) -> None:
-    task = PtbLstm(study)
+@pytest.mark.parametrize("model", ["lstm", "gru", "revlstm", "revgru"])
+def test_it_learns_by_every_method_and_goes_on_bit_for_bit(method: Method, model: Any, study: WordStudy) -> None:
+    task = PtbLstm(dataclasses.replace(study, model=model))
     whole, first = learnt(task, method, 5), learnt(task, method, 2)
     starts = dict.fromkeys(task.hypers(), 0.05)
     assert starts.keys() == task.spaces().keys() and len(starts) == 7
@@ -101,6 +103,30 @@ def test_it_learns_by_every_method_and_goes_on_bit_for_bit(method: Method, study
     assert second.progress == whole.progress and second.values() == whole.values()
     for name, tensor in whole.weights().items():
         assert torch.equal(tensor, second.weights()[name]), name
+
+
+def test_a_plain_reversible_network_is_at_the_constants_also_once_they_change(study: WordStudy) -> None:
+    task = PtbLstm(dataclasses.replace(study, model="revlstm"))
+    values = {name: 0.1 * (1 + place) for place, name in enumerate(task.hypers())}
+    one: Any = PlainLearner(task, values)
+    rnn = one.model.rnn
+    assert (rnn.options.input_dropout, rnn.dropout, rnn.options.output_dropout) == pytest.approx((0.1, 0.2, 0.3))
+    assert (one.model.words.dropout, rnn.options.weight_drop) == pytest.approx((0.4, 0.5))
+    one.hypers.put({"rnn.dropout": 0.05, "words.dropout": 0.0})
+    assert (rnn.dropout, one.model.words.dropout, rnn.options.weight_drop) == pytest.approx((0.05, 0.0, 0.5))
+    batch = task.train_batch(0)
+    torch.manual_seed(5)
+    penalized, _ = task.streamed_loss(one.model.train(), batch, None, one.hypers.numbers)
+    torch.manual_seed(5)
+    alone, _ = task.streamed_loss(one.model, batch, None, Numbers(activation=0.0, temporal=0.0))
+    assert penalized > alone + 1e-6
+
+
+def test_a_tuned_reversible_network_is_evaluated_as_the_plain_one_that_it_is_frozen_to(study: WordStudy) -> None:
+    task = PtbLstm(dataclasses.replace(study, model="revgru"))
+    one, plain = learnt(task, "delta", 5), PlainLearner(task)
+    plain.model.load_state_dict(one.weights(), strict=False)  # its readout has the weight of its words
+    assert plain.figures("test") == pytest.approx(one.figures("test"), rel=1e-6)
 
 
 def test_plain_and_tuned_networks_drop_and_penalize_alike(study: WordStudy) -> None:
