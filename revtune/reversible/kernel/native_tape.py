@@ -67,9 +67,10 @@ class NativeTape(Tape):
 
     @property
     def floats_per_step(self) -> int:
-        """Its input and that input's gradient, the gates, outputs and their gradient, and rh or c."""
+        """Its input and that input's gradient, the gates and what responses have like them, outputs and their gradient,
+        and rh or c."""
         inputs = self.weights.tensors["ih"].shape[1] if "ih" in self.weights.tensors else 0
-        return 2 * inputs + self.units * (self.cell.blocks + 6)
+        return 2 * inputs + self.units * (self.cell.blocks * (1 + self.kernel.rooms) + 6)
 
     @property
     def counts(self) -> dict[str, Tensor]:
@@ -146,18 +147,17 @@ class NativeTape(Tape):
     def aim(self, direction: dict[str, Tensor]) -> None:
         self._direction = stacked(direction, self.cell)
 
-    def gradient(self, x: Tensor, dy: Tensor | None, *, keep: bool = False) -> Tensor:
+    def gradient(self, x: Tensor, dy: Tensor | None, *, keep: bool = False, wanted: bool = True) -> Tensor | None:
         chunk, first = self._kept
         if keep:
-            chunk = chunk._replace(gates=chunk.gates.clone())  # the kernel writes the gradient over the gates
+            chunk = chunk.copied()
         else:
             del self._kept
         if self._direction is None:
             self._direction = in_own_pages(x, tuple(self._counts.shape)).zero_()
-        grads = self.kernel.gradient(chunk, self._direction, dy, first)
+        self.kernel.gradient(chunk, self._direction, dy, first)
         self.direction = unstacked(self._direction, self.cell)
-        self.weights.add_projection(x, grads)
-        return self.weights.project_back(grads)
+        return self.kernel.projection_gradient(chunk, x, wanted=wanted)
 
     def tangent(
         self, x: Tensor, first: int, dx: Tensor | None, shift: Tensor | None, start: Mapping[str, Tensor]

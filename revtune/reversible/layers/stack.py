@@ -123,23 +123,25 @@ class Stack:
         """Undo the chunk that `forward` ran last, keeping what `gradient` needs."""
         return self._up(x, first, lambda tape: tape.rewind, keep=True)
 
-    def gradient(self, dy: Tensor | None, first: int, *, keep: bool = False) -> Tensor:
+    def gradient(self, dy: Tensor | None, first: int, *, keep: bool = False, wanted: bool = True) -> Tensor | None:
         """Carry the gradient of the chunk's outputs (or None for zero) down to its inputs.
 
         Args:
             dy: (K, B, H).
             first: the chunk's first step.
             keep: whether the same chunk will be asked again.
+            wanted: whether the gradient of the inputs is wanted; if not, None is returned.
         """
         grad = dy
+        lowest = self.tapes[0]
         for link, x in zip(reversed(self.links), reversed(self._inputs), strict=True):
             if isinstance(link, Tape):
-                grad = link.gradient(x, grad, keep=keep)
+                grad = link.gradient(x, grad, keep=keep, wanted=wanted or link is not lowest)
             elif grad is not None:
                 grad = link.apply(grad, first)
         if not keep:
             self._inputs = []
-        assert grad is not None
+        assert grad is not None or not wanted
         return grad
 
     def _up(self, x: Tensor, first: int, move: Callable[[Tape], Move], *, keep: bool = False) -> Tensor:

@@ -287,7 +287,7 @@ class Stream:
         del y  # the stack's gradient needs memory, and no outputs
         self._surroundings.watch("a tensor that readout or encode reads", self._sinks.tensors())
         self._surroundings.glance()
-        self._encoder.gradient(self.stack.gradient(dy, first), first)
+        self._encoder.gradient(self.stack.gradient(dy, first, wanted=self._encoder.learns), first)
 
     def _tape_positions(self) -> list[TapePosition]:
         return [tape.position() for tape in self.stack.tapes]

@@ -47,6 +47,7 @@ struct Chunk {
   const float* weight;      // the same as they are, (2 * blocks * N, N), for a single step; or null
   const float* response;    // V of a response (V, s), packed; or null
   const float* scale;       // s of it, (B, 2 * blocks * N)
+  float* answers;           // where V's products go as they are, (K, B, 2 * blocks * N); or null
   const float* mask[2];     // on what is read of each half, (B, N); or null
 
   Stack* stacks;            // one a row
@@ -109,8 +110,14 @@ struct Variant {
   // Columns [begin, end) of y or x, or rows of a weight.
   void (*project)(const Matrix<const float>& x, const float* weight, const float* packed, const float* bias,
                   const Matrix<float>& y, int64_t begin, int64_t end);
-  void (*project_back)(const Matrix<const float>& d, const float* weight, const Matrix<float>& x, int64_t begin,
-                       int64_t end);
+  void (*project_back)(const Matrix<const float>& d, const float* weight, const Matrix<float>& x, bool add,
+                       int64_t begin, int64_t end);
+  // Positions [begin, end); bias may be null.
+  void (*add_answer)(const Matrix<float>& y, const float* products, const float* scale, const float* bias, int64_t rows,
+                     int64_t begin, int64_t end);
+  // Rows [begin, end) of the batch, for d and products of (K, B, G); products or sum may be null.
+  void (*scale_back)(const Matrix<const float>& d, const float* scale, float* products, float* sum, int64_t rows,
+                     bool scaled, int64_t begin, int64_t end);
   void (*add_outer)(const Matrix<const float>& d, const Matrix<const float>& v, const Matrix<float>& into,
                     int64_t begin, int64_t end);
   int64_t most_rows;

@@ -50,6 +50,8 @@ constexpr Variant make_variant(const char* name) {
       .pack_product = pack_product,
       .project = project,
       .project_back = project_back,
+      .add_answer = add_answer,
+      .scale_back = scale_back,
       .add_outer = add_outer,
       .most_rows = most_rows,
   };

@@ -79,6 +79,7 @@ class Worker {
       const float* scale = chunk.scale + p % chunk.rows * 2 * blocks * units + column;
       float *sum = sums[p - begin], *more = extra[p - begin];
       for (int64_t j = 0; j < outputs; j++) sum[j] = sum[j] + scale[j] * more[j];
+      if (chunk.answers) std::copy_n(more, outputs, chunk.answers + p * 2 * blocks * units + column);
     }
   }
 
