@@ -160,7 +160,7 @@ class Kernel:
         chunk = ChunkBuffers(gates, y, start("y_start"))
         if not recorded:
             return chunk
-        hh = self._room("hh", x) if "hh" in added and not known and self._scales("hh") else None
+        hh = self._room("hh", x) if "hh" in added and not known and "hh.s" in self.weights.wanted else None
         chunk = chunk._replace(ih_answer=ih, hh_answer=hh)
         if self.is_gru:
             return chunk._replace(rh=self._shared("rh", shape))
@@ -309,7 +309,7 @@ class Kernel:
         weights, grads, scaled = self.weights, chunk.gates, None
         carried = wanted and "ih" in weights.added()
         if carried or weights.learns("ih"):
-            scaled = self._ih_answer(chunk, x)
+            scaled = self._ih_answer(chunk, x, "ih.s" in weights.wanted)
             weights.scale_back("ih", grads, scaled, scaled=carried or "ih.V" in weights.wanted)
         weights.add_outer("ih", slice(None), x, grads)
         if scaled is not None:
@@ -317,25 +317,56 @@ class Kernel:
         weights.add_bias(grads)
         return weights.project_back(grads, scaled) if wanted else None
 
-    def _ih_answer(self, chunk: ChunkBuffers, x: Tensor) -> Tensor:
-        """V x of a chunk, if its pass has not noted it; memory with no numbers yet where s wants no gradient."""
+    def tangent(
+        self, chunk: ChunkBuffers, dx: Tensor | None, shift: Tensor | None, state: Tensor, first: int
+    ) -> Tensor:
+        """The tangent of the outputs of a chunk that is `answered`: how they would move with what products are given.
+
+        Args:
+            chunk: with its gates and states.
+            dx: the tangent of its inputs, (K, B, I), or None for zero.
+            shift: that of the bias, (B, G), or None for zero.
+            state: that of the state before it, (S, 2, B, N); after it in the end.
+            first: its first step.
+
+        Returns:
+            (K, B, H).
+        """
+        weights, responses, dy = self.weights, self.weights.responses, torch.empty_like(chunk.y)
+        if dx is not None:
+            weight = weights.tensors.get("ih")
+            dx = dx.contiguous() if weight is None else weights.linear(dx, weight, self._room("tangent", dx))
+        (_, ih_scale), (_, hh_scale) = (responses.get(name, (None, None)) for name in ("ih", "hh"))
+        torch.ops.revtune.tangent(
+            chunk.gates, state, *chunk.states(), self.packs()[0], *self.masks, self.lengths, dx,
+            None if shift is None else shift.contiguous(), chunk.ih_answer, ih_scale, chunk.hh_answer, hh_scale, dy,
+            first, *self.limit,
+        )  # fmt: skip
+        return dy
+
+    def answered(self, chunk: ChunkBuffers, x: Tensor) -> ChunkBuffers:
+        """The chunk with what every response gives of its products."""
+        responses = self.weights.responses
+        return chunk._replace(
+            ih_answer=self._ih_answer(chunk, x, True) if "ih" in responses else None,
+            hh_answer=self._hh_answer(chunk, True) if "hh" in responses else None,
+        )
+
+    def _ih_answer(self, chunk: ChunkBuffers, x: Tensor, needed: bool) -> Tensor:
+        """V x of a chunk, if its pass has not noted it; memory with no numbers yet if it is not needed."""
         if chunk.ih_answer is not None:
             return chunk.ih_answer
         room = self._room("ih", x)
-        return self.weights.linear(x, self.weights.responses["ih"][0], room) if self._scales("ih") else room
+        return self.weights.linear(x, self.weights.responses["ih"][0], room) if needed else room
 
-    def _hh_answer(self, chunk: ChunkBuffers) -> Tensor:
+    def _hh_answer(self, chunk: ChunkBuffers, needed: bool) -> Tensor:
         """V h of a chunk likewise."""
         if chunk.hh_answer is not None:
             return chunk.hh_answer
         room, extra = self._room("hh", chunk.gates), self.weights.responses["hh"][0]
-        for rows, read, (part,) in self._products(chunk, room) if self._scales("hh") else ():
+        for rows, read, (part,) in self._products(chunk, room) if needed else ():
             self.weights.linear(read, extra[rows], part)
         return room
-
-    def _scales(self, name: str) -> bool:
-        """Whether what V gives is needed, for the gradient of s or for a tangent."""
-        return f"{name}.s" in self.weights.wanted
 
     def _reading(self) -> list[Tensor | None]:
         """What gates read besides the state, in the order of the operators' arguments."""
@@ -345,7 +376,7 @@ class Kernel:
         """Add the gradients of `hh` and its response."""
         weights, grads = self.weights, [chunk.gates]
         if weights.learns("hh"):
-            scaled = self._hh_answer(chunk)
+            scaled = self._hh_answer(chunk, "hh.s" in weights.wanted)
             weights.scale_back("hh", chunk.gates, scaled, scaled="hh.V" in weights.wanted)
             grads.append(scaled)
         names = [name for name in ("hh", "hh.V") if name in weights.wanted]

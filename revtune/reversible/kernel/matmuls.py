@@ -54,10 +54,10 @@ class Products:
 
         `out` and `packed` are as in `linear`; `x V^T` may stand in `products`, likewise.
         """
-        own = bias is not None and bias.dim() == 2
-        projected = self.linear(x, weight, None if own else bias)
-        if own:
-            projected.add_(bias)
+        if bias is not None and bias.dim() == 2:
+            projected = self.linear(x, weight).add_(bias)
+        else:
+            projected = self.linear(x, weight, bias)
         extra, scale = response
         return projected + scale * self.linear(x, extra)
 

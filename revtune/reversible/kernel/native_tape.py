@@ -18,7 +18,6 @@ from revtune.reversible.cells.word_store import WordStore
 from revtune.reversible.kernel.checksum import signed
 from revtune.reversible.kernel.kernel import ChunkBuffers, Keep, Kernel, new_tally, stacked, tallied_bits, unstacked
 from revtune.reversible.kernel.reference import name_bad_state
-from revtune.reversible.kernel.tangent import chunk_tangent
 from revtune.reversible.kernel.tape import Stored, Tape, TapePosition
 from revtune.reversible.meter import Usage
 from revtune.reversible.own_pages import copied, in_own_pages
@@ -64,6 +63,7 @@ class NativeTape(Tape):
         self._sizes = (self.rows, steps, share)
         self._direction: Tensor | None = None
         self._before: Tensor | None = None
+        self._kept: tuple[ChunkBuffers, int]
 
     @property
     def floats_per_step(self) -> int:
@@ -162,11 +162,11 @@ class NativeTape(Tape):
     def tangent(
         self, x: Tensor, first: int, dx: Tensor | None, shift: Tensor | None, start: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        chunk, _ = self._kept
+        chunk = self.kernel.answered(self._kept[0], x)
+        self._kept = (chunk, first)
         nothing = x.new_zeros(self.rows, self.units)
         moved = stacked({part: start.get(part, nothing) for part in self.cell.parts}, self.cell)
-        dy = chunk_tangent(self.kernel, chunk, self.weights.projection_tangent(x, dx, shift), moved, first)
-        return dy, unstacked(moved, self.cell)
+        return self.kernel.tangent(chunk, dx, shift, moved, first), unstacked(moved, self.cell)
 
     def usage(self) -> Usage:
         stored = self.buffer.stored_bits if self._spilled else 0

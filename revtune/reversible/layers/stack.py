@@ -26,6 +26,10 @@ It is of the order of a CPU's cache, where a chunk then stays from its forward p
 """
 
 
+RESPONDING_BUDGET = 2 * DEFAULT_BUDGET
+"""The same where a layer responds: half as many steps would make each matmul, and each run over weights, dearer."""
+
+
 class LockedMask:
     """Locked (variational) dropout: a mask (B, F) drawn once a sequence and used at every step."""
 
@@ -93,10 +97,16 @@ class Stack:
 
         Args:
             steps: of the sequence.
-            budget: bytes of a chunk; `DEFAULT_BUDGET` for None.
+            budget: bytes of a chunk; `self.budget` for None.
         """
         fewest = fewest_steps(self.tapes[0].rows)
-        return evened_out(steps, most_steps(budget or DEFAULT_BUDGET, self.step_bytes, fewest), fewest=fewest)
+        return evened_out(steps, most_steps(budget or self.budget, self.step_bytes, fewest), fewest=fewest)
+
+    @property
+    def budget(self) -> int:
+        """Bytes that a chunk may take by default."""
+        responding = any(tape.weights.responses for tape in self.tapes)
+        return RESPONDING_BUDGET if responding else DEFAULT_BUDGET
 
     @property
     def step_bytes(self) -> int:

@@ -62,6 +62,17 @@ struct Gradient {
   float* direction;         // (groups, 2, B, N): gradient of the state, in and out
 };
 
+// How a chunk whose gates are known would move.
+struct Tangent {
+  const Chunk* chunk;
+  const float* projected;   // W dx, (K, B, 2 * blocks * N); or null
+  const float* shift;       // of the bias, (B, 2 * blocks * N); or null
+  const float* answer[2];   // V x and V h of responses, (K, B, 2 * blocks * N); or null
+  const float* scale[2];    // s of them, (B, 2 * blocks * N)
+  float* state;             // (groups, 2, B, N): the tangent of the state, in and out
+  float* dy;                // (K, B, 2N): those of the outputs
+};
+
 // Rows of a matrix: where they begin and how far apart they are.
 template <class Float>
 struct Matrix {
@@ -103,6 +114,7 @@ struct Variant {
   void (*recall[2])(const Chunk&, int64_t begin, int64_t end);
   bool (*recall_cells)(const Chunk&, int64_t begin, int64_t end);
   void (*gradient[2])(const Gradient&, int64_t begin, int64_t end);
+  void (*tangent[2])(const Tangent&, int64_t begin, int64_t end);
   void (*sigmoid)(const float* x, float* y, int64_t n);
   void (*tanh)(const float* x, float* y, int64_t n);
   uint64_t (*digest)(const Bits* bits, int64_t n, uint64_t first);

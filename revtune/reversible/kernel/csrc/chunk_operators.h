@@ -256,4 +256,31 @@ inline void gradient(
   });
 }
 
+inline void tangent(
+    const Tensor& gates, const Tensor& state, const Tensor& y, const Tensor& y_start, const Maybe& c,
+    const Maybe& c_start, const Tensor& packed, const Maybe& mask1, const Maybe& mask2, const Maybe& lengths,
+    const Maybe& projected, const Maybe& shift, const Maybe& ih_answer, const Maybe& ih_scale, const Maybe& hh_answer,
+    const Maybe& hh_scale, const Tensor& dy, int64_t first, double slope, bool forgetting, bool bounded) {
+  const Shape shape(gates, y);
+  STD_TORCH_CHECK((shape.groups == 2) == (c.has_value() && c_start.has_value()), "c is RevLSTM's and needed there");
+  Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, {}, lengths, first, slope, forgetting,
+                         bounded);
+  read_weights(chunk, shape, packed, {});
+  const int64_t row = shape.rows * 2 * shape.blocks * shape.units, size = shape.steps * row;
+  Tangent task{};
+  task.chunk = &chunk;
+  task.projected = readable<float>(projected, size, "projected");
+  task.shift = readable<float>(shift, row, "shift");
+  task.answer[0] = readable<float>(ih_answer, size, "ih_answer");
+  task.answer[1] = readable<float>(hh_answer, size, "hh_answer");
+  task.scale[0] = readable<float>(ih_scale, row, "ih_scale");
+  task.scale[1] = readable<float>(hh_scale, row, "hh_scale");
+  for (int i = 0; i < 2; i++) STD_TORCH_CHECK(!task.answer[i] == !task.scale[i], "an answer needs a scale");
+  task.state = writable<float>(state, shape.states(), "state");
+  task.dy = writable<float>(dy, y.numel(), "dy");
+  over_rows(shape.rows, multiplications(shape), [&](int64_t begin, int64_t end) {
+    variant().tangent[shape.cell()](task, begin, end);
+  });
+}
+
 }  // namespace revtune

@@ -65,6 +65,11 @@ STABLE_TORCH_LIBRARY(revtune, m) {
       "gradient(Tensor(a!) gates, Tensor(b!) direction, Tensor y, Tensor y_start, Tensor? c, Tensor? c_start, "
       "Tensor weight, Tensor? response, Tensor? scale, Tensor? mask1, Tensor? mask2, Tensor? lengths, Tensor? dy, "
       "int first, float slope, bool forgetting, bool bounded) -> ()");
+  m.def(
+      "tangent(Tensor gates, Tensor(a!) state, Tensor y, Tensor y_start, Tensor? c, Tensor? c_start, Tensor packed, "
+      "Tensor? mask1, Tensor? mask2, Tensor? lengths, Tensor? projected, Tensor? shift, Tensor? ih_answer, "
+      "Tensor? ih_scale, Tensor? hh_answer, Tensor? hh_scale, Tensor(b!) dy, int first, float slope, bool forgetting, "
+      "bool bounded) -> ()");
   m.def("pack_projection(Tensor weight) -> Tensor");
   m.def("project_into(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias, Tensor? packed=None) -> ()");
   m.def("project_back(Tensor d, Tensor weight) -> Tensor");
@@ -90,6 +95,7 @@ STABLE_TORCH_LIBRARY_IMPL(revtune, CPU, m) {
   m.impl("recall", TORCH_BOX(&revtune::recall));
   m.impl("recall_cells", TORCH_BOX(&revtune::recall_cells));
   m.impl("gradient", TORCH_BOX(&revtune::gradient));
+  m.impl("tangent", TORCH_BOX(&revtune::tangent));
   m.impl("pack_projection", TORCH_BOX(&revtune::pack_projection));
   m.impl("project_into", TORCH_BOX(&revtune::project_into));
   m.impl("project_back", TORCH_BOX(&revtune::project_back));
