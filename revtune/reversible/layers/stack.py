@@ -26,8 +26,8 @@ It is of the order of a CPU's cache, where a chunk then stays from its forward p
 """
 
 
-RESPONDING_BUDGET = 2 * DEFAULT_BUDGET
-"""The same where a layer responds: half as many steps would make each matmul, and each run over weights, dearer."""
+RESPONDING = 2
+"""How many times as much they may take where a layer responds: else chunks would be too short for their matmuls."""
 
 
 class LockedMask:
@@ -106,7 +106,7 @@ class Stack:
     def budget(self) -> int:
         """Bytes that a chunk may take by default."""
         responding = any(tape.weights.responses for tape in self.tapes)
-        return RESPONDING_BUDGET if responding else DEFAULT_BUDGET
+        return RESPONDING * DEFAULT_BUDGET if responding else DEFAULT_BUDGET
 
     @property
     def step_bytes(self) -> int:
