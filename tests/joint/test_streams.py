@@ -14,6 +14,7 @@ import revtune as rt
 from revtune.joint.embeddings import ResponseDroppedEmbedding
 from revtune.joint.readouts import ResponseLinearCrossEntropy
 from revtune.penalties import activation_penalty, temporal_penalty
+from revtune.reversible.kernel.weights import Weights
 from revtune.tuning.hypers.hyperparameters import Pass
 from revtune.tuning.responses.layers import ResponseLinear
 from tests.backends import on_native
@@ -248,6 +249,32 @@ def test_a_head_by_itself_answers_for_rows(bias: bool) -> None:
     assert relative(loss.detach(), wanted.detach()) < 1e-5
     for a, b in zip(found, expected, strict=True):
         assert relative(a, b) < 1e-5
+
+
+@nets
+@pytest.mark.parametrize("wanted", [True, False])
+def test_an_input_takes_no_gradient_where_nobody_wants_it(
+    rev: Any, wanted: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a validation step, unless the embedding responds; upper layers' inputs need theirs."""
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    net, asked = converted(rev, dtype, rt.LinearCrossEntropy(8, WORDS), nn.Embedding(WORDS, WIDTH)), []
+    back, x = Weights.project_back, torch.randn(STEPS, ROWS, WIDTH, dtype=dtype, requires_grad=wanted)
+    d = torch.randn(ROWS, 2, dtype=dtype, requires_grad=True)
+
+    def noted(self: Weights, *arguments: Any) -> Tensor:
+        asked.append(self.tensors["ih"].shape[1])
+        return back(self, *arguments)
+
+    monkeypatch.setattr(Weights, "project_back", noted)
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    targets = torch.randint(WORDS, (STEPS, ROWS))
+    with net.hypers.bound(Pass(ROWS, d, None, training=False)):
+        loss, _ = rt.rewind_loss(net.rnn, x, targets, readout=net.head)
+        loss.backward()
+    assert set(asked) == ({WIDTH, 8} if wanted else {8})
+    assert (x.grad is not None) == wanted and d.grad is not None and d.grad.any()
 
 
 def test_a_tied_head_stays_plain() -> None:

@@ -8,7 +8,7 @@ Shapes: K steps of a chunk, B batch, N units of a part, H = 2N, G gates, S state
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -56,6 +56,8 @@ class ChunkBuffers(NamedTuple):
         c_start: c before the first step, (B, H), likewise.
         rh: r * h as products read it, (K, B, H), of a RevGRU that is recorded.
         y_before: h before each step, (K, B, H), where that is one tensor.
+        ih_answer: V x of a response of the input projection, (K, B, G), before s scales it, if it is noted.
+        hh_answer: likewise V h, and V (r * h) for g of a RevGRU.
     """
 
     gates: Tensor
@@ -65,6 +67,13 @@ class ChunkBuffers(NamedTuple):
     c_start: Tensor | None = None
     rh: Tensor | None = None
     y_before: Tensor | None = None
+    ih_answer: Tensor | None = None
+    hh_answer: Tensor | None = None
+
+    def copied(self) -> ChunkBuffers:
+        """The chunk with copies of what its gradient is written over."""
+        ih, hh = (None if answer is None else answer.clone() for answer in (self.ih_answer, self.hh_answer))
+        return self._replace(gates=self.gates.clone(), ih_answer=ih, hh_answer=hh)
 
     def states(self) -> tuple[Tensor | None, ...]:
         """States after each step and before the first, in the order of the operators' arguments."""
@@ -98,6 +107,12 @@ class Kernel:
         self.lengths = None if lengths is None else lengths.long().contiguous()
         self._reused: dict[str, Tensor] = {}
         self._packs: tuple[Tensor, Tensor | None] | None = None
+
+    @property
+    def rooms(self) -> int:
+        """How many tensors like a chunk's gates its way back holds beside them: what responses give, and a tangent."""
+        responses = len(self.weights.responses)
+        return responses if self.weights.added() or not responses else responses + 1
 
     @property
     def is_gru(self) -> bool:
@@ -139,19 +154,27 @@ class Kernel:
 
         if y is None:
             y = self._shared("y", shape) if reused else x.new_empty(shape)
-        gates = self._project(x, into) if gates is None else self._shared("gates", tuple(gates.shape)).copy_(gates)
+        known, added = gates is not None, self.weights.added()
+        ih = self._room("ih", x) if "ih" in added and not known else None
+        gates = self._project(x, into, ih) if gates is None else self._shared("gates", tuple(gates.shape)).copy_(gates)
         chunk = ChunkBuffers(gates, y, start("y_start"))
         if not recorded:
             return chunk
+        hh = self._room("hh", x) if "hh" in added and not known and "hh.s" in self.weights.wanted else None
+        chunk = chunk._replace(ih_answer=ih, hh_answer=hh)
         if self.is_gru:
             return chunk._replace(rh=self._shared("rh", shape))
         return chunk._replace(c=self._shared("c", shape), c_start=start("c_start"))
 
-    def _project(self, x: Tensor, out: Tensor | None) -> Tensor:
+    def _room(self, name: str, x: Tensor) -> Tensor:
+        """The memory, which chunks share, for what a response gives at a chunk's steps, (K, B, G)."""
+        return self._shared(f"answer {name}", (*x.shape[:2], len(self.hh)))
+
+    def _project(self, x: Tensor, out: Tensor | None, answer: Tensor | None) -> Tensor:
         """The projected inputs (K, B, G), to be written over."""
         if out is None:
             out = self._shared("gates", (*x.shape[:2], PARTS * self.blocks * self.units))
-        projected = self.weights.project(x, out)  # a response, or a layer without `ih`, leaves `out` unused
+        projected = self.weights.project(x, out, answer)  # a layer without `ih` leaves `out` unused
         return projected if projected.data_ptr() == out.data_ptr() else out.copy_(projected)
 
     def packs(self) -> tuple[Tensor, Tensor | None]:
@@ -209,7 +232,7 @@ class Kernel:
         """
         result: tuple[Tensor, int, bool] = torch.ops.revtune.forward(
             chunk.gates, counts, heads, *chunk.states(), chunk.rh, *self._reading(), self.lengths, first,
-            *self.limit, keep, tally, sliced,
+            *self.limit, keep, tally, sliced, chunk.hh_answer,
         )  # fmt: skip
         return result
 
@@ -240,13 +263,13 @@ class Kernel:
             return 0, False
         result: tuple[int, bool] = torch.ops.revtune.rewind(
             chunk.gates, counts, heads, words, *chunk.states(), chunk.rh, *self._reading(), self.lengths, first,
-            *self.limit, slices,
+            *self.limit, slices, chunk.hh_answer,
         )  # fmt: skip
         return result
 
     def recall(self, chunk: ChunkBuffers) -> None:
         """Evaluate the gates of a chunk whose h is known."""
-        torch.ops.revtune.recall(chunk.gates, chunk.y, chunk.y_start, chunk.rh, *self._reading())
+        torch.ops.revtune.recall(chunk.gates, chunk.y, chunk.y_start, chunk.rh, *self._reading(), chunk.hh_answer)
 
     def recall_reset(self, chunk: ChunkBuffers) -> None:
         """Evaluate r * h of a RevGRU's chunk whose gates and h are known."""
@@ -275,25 +298,107 @@ class Kernel:
             chunk.gates, direction, *chunk.states(), self.hh, self._extra, self._scale, *self.masks, self.lengths,
             dy, first, *self.limit,
         )  # fmt: skip
-        for half in range(PARTS):
-            self._add_products(chunk, half)
+        self._add_products(chunk)
         return chunk.gates
+
+    def projection_gradient(self, chunk: ChunkBuffers, x: Tensor, *, wanted: bool) -> Tensor | None:
+        """The gradient (K, B, I) of a chunk's inputs, if it is wanted, once `gradient` has been taken.
+
+        Those of the projection's weights are added up.
+        """
+        weights, grads, scaled = self.weights, chunk.gates, None
+        carried = wanted and "ih" in weights.added()
+        if carried or weights.learns("ih"):
+            scaled = self._ih_answer(chunk, x, "ih.s" in weights.wanted)
+            weights.scale_back("ih", grads, scaled, scaled=carried or "ih.V" in weights.wanted)
+        weights.add_outer("ih", slice(None), x, grads)
+        if scaled is not None:
+            weights.add_outer("ih.V", slice(None), x, scaled)
+        weights.add_bias(grads)
+        return weights.project_back(grads, scaled) if wanted else None
+
+    def tangent(
+        self, chunk: ChunkBuffers, dx: Tensor | None, shift: Tensor | None, state: Tensor, first: int
+    ) -> Tensor:
+        """The tangent of the outputs of a chunk that is `answered`: how they would move with what products are given.
+
+        Args:
+            chunk: with its gates and states.
+            dx: the tangent of its inputs, (K, B, I), or None for zero.
+            shift: that of the bias, (B, G), or None for zero.
+            state: that of the state before it, (S, 2, B, N); after it in the end.
+            first: its first step.
+
+        Returns:
+            (K, B, H).
+        """
+        weights, responses, dy = self.weights, self.weights.responses, torch.empty_like(chunk.y)
+        if dx is not None:
+            weight = weights.tensors.get("ih")
+            dx = dx.contiguous() if weight is None else weights.linear(dx, weight, self._room("tangent", dx))
+        (_, ih_scale), (_, hh_scale) = (responses.get(name, (None, None)) for name in ("ih", "hh"))
+        torch.ops.revtune.tangent(
+            chunk.gates, state, *chunk.states(), self.packs()[0], *self.masks, self.lengths, dx,
+            None if shift is None else shift.contiguous(), chunk.ih_answer, ih_scale, chunk.hh_answer, hh_scale, dy,
+            first, *self.limit,
+        )  # fmt: skip
+        return dy
+
+    def answered(self, chunk: ChunkBuffers, x: Tensor) -> ChunkBuffers:
+        """The chunk with what every response gives of its products."""
+        responses = self.weights.responses
+        return chunk._replace(
+            ih_answer=self._ih_answer(chunk, x, True) if "ih" in responses else None,
+            hh_answer=self._hh_answer(chunk, True) if "hh" in responses else None,
+        )
+
+    def _ih_answer(self, chunk: ChunkBuffers, x: Tensor, needed: bool) -> Tensor:
+        """V x of a chunk, if its pass has not noted it; memory with no numbers yet if it is not needed."""
+        if chunk.ih_answer is not None:
+            return chunk.ih_answer
+        room = self._room("ih", x)
+        return self.weights.linear(x, self.weights.responses["ih"][0], room) if needed else room
+
+    def _hh_answer(self, chunk: ChunkBuffers, needed: bool) -> Tensor:
+        """V h of a chunk likewise."""
+        if chunk.hh_answer is not None:
+            return chunk.hh_answer
+        room, extra = self._room("hh", chunk.gates), self.weights.responses["hh"][0]
+        for rows, read, (part,) in self._products(chunk, room) if needed else ():
+            self.weights.linear(read, extra[rows], part)
+        return room
 
     def _reading(self) -> list[Tensor | None]:
         """What gates read besides the state, in the order of the operators' arguments."""
         return [*self.packs(), self._scale, *self.masks]
 
-    def _add_products(self, chunk: ChunkBuffers, half: int) -> None:
-        """Add the gradient of the rows of `hh` that a half's gates use."""
-        n, first = self.units, half * self.blocks * self.units
-        last = first + (2 if self.is_gru else LSTM_BLOCKS) * n  # z and r of a RevGRU read h, its g reads r * h
-        mask, grads = self.masks[1 - half], chunk.gates[:, :, first:last]
-        for read, (grad,) in self._reads(chunk, half, grads):
-            self._add_product(slice(first, last), read if mask is None else read * mask, grad)
-        if chunk.rh is not None:
-            self._add_product(
-                slice(last, last + n), chunk.rh[:, :, half * n : (half + 1) * n], chunk.gates[:, :, last : last + n]
-            )
+    def _add_products(self, chunk: ChunkBuffers) -> None:
+        """Add the gradients of `hh` and its response."""
+        weights, grads = self.weights, [chunk.gates]
+        if weights.learns("hh"):
+            scaled = self._hh_answer(chunk, "hh.s" in weights.wanted)
+            weights.scale_back("hh", chunk.gates, scaled, scaled="hh.V" in weights.wanted)
+            grads.append(scaled)
+        names = [name for name in ("hh", "hh.V") if name in weights.wanted]
+        for rows, read, (own, *other) in self._products(chunk, *grads) if names else ():
+            weights.add_outer("hh", rows, read, own)
+            for scaled in other:
+                weights.add_outer("hh.V", rows, read, scaled)
+
+    def _products(self, chunk: ChunkBuffers, *tensors: Tensor) -> Iterator[tuple[slice, Tensor, list[Tensor]]]:
+        """A chunk's recurrent products: rows of `hh`, what they read, and their part of tensors (K, B, G).
+
+        z and r of a RevGRU read h, its g reads r * h.
+        """
+        n = self.units
+        for half, mask in enumerate(self.masks[::-1]):  # half 0 reads h2, half 1 reads h1
+            first = half * self.blocks * n
+            rows = slice(first, first + (2 if self.is_gru else LSTM_BLOCKS) * n)
+            for read, parts in self._reads(chunk, half, *[tensor[:, :, rows] for tensor in tensors]):
+                yield rows, read if mask is None else read * mask, parts
+            if chunk.rh is not None:
+                rows = slice(rows.stop, rows.stop + n)
+                yield rows, chunk.rh[:, :, half * n : (half + 1) * n], [tensor[:, :, rows] for tensor in tensors]
 
     def _reads(self, chunk: ChunkBuffers, half: int, *others: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
         """The other half's h as this half's gates read it, with other tensors (K, ...) at those steps.
@@ -309,9 +414,6 @@ class Kernel:
             (chunk.y[:-1, :, self.units :], [other[1:] for other in others]),
         ]
         return pairs[: len(chunk.y)]  # a chunk of one step has no second piece
-
-    def _add_product(self, rows: slice, value: Tensor, grads: Tensor) -> None:
-        self.weights.add_product("hh", rows, value.flatten(0, 1), grads.flatten(0, 1), len(grads))
 
 
 def _fit(words: Tensor, rows: int) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from revtune.reversible.cells.cell import Response
 from revtune.reversible.kernel import backend
 from revtune.reversible.own_pages import Room
 
@@ -38,6 +39,28 @@ class Products:
         """
         return F.linear(x, weight, bias)
 
+    def answering(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        response: Response,
+        *,
+        out: Tensor | None = None,
+        packed: Tensor | None = None,
+        products: Tensor | None = None,
+    ) -> Tensor:
+        """`x W^T + b + s * (x V^T)` for x (K, B, I), b (G,) or (B, G), and a response (V, s).
+
+        `out` and `packed` are as in `linear`; `x V^T` may stand in `products`, likewise.
+        """
+        if bias is not None and bias.dim() == 2:
+            projected = self.linear(x, weight).add_(bias)
+        else:
+            projected = self.linear(x, weight, bias)
+        extra, scale = response
+        return projected + scale * self.linear(x, extra)
+
     def pack(self, weight: Tensor) -> Tensor | None:
         """A copy of a weight laid out for `linear`, to be read many times; None where it would not help."""
         return None
@@ -45,6 +68,10 @@ class Products:
     def back(self, grad: Tensor, weight: Tensor, room: Room | None = None) -> Tensor:
         """`d W` for d (..., G), W (G, I); it may lie in a room."""
         return grad @ weight
+
+    def add_back(self, into: Tensor, grad: Tensor, weight: Tensor) -> None:
+        """Add `d W` to dense (..., I), for d (..., G), W (G, I)."""
+        torch.add(into, grad @ weight, out=into)
 
     def add_outer(self, into: Tensor, grad: Tensor, value: Tensor) -> None:
         """Add `d^T v` to W (G, I), for d (N, G) and v (N, I)."""
@@ -67,6 +94,39 @@ class NativeProducts(Products):
             out = x.new_empty(*x.shape[:-1], weight.shape[0])
         torch.ops.revtune.project_into(out.view(-1, weight.shape[0]), _rows(x), weight.contiguous(), bias, packed)
         return out
+
+    def answering(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        response: Response,
+        *,
+        out: Tensor | None = None,
+        packed: Tensor | None = None,
+        products: Tensor | None = None,
+    ) -> Tensor:
+        own, (extra, scale) = bias is not None and bias.dim() == 2, response
+        projected = self.linear(x, weight, None if own else bias, out=out, packed=packed)
+        products = self.linear(x, extra, out=products)
+        torch.ops.revtune.add_answer(_rows(projected), products, scale, bias if own else None)
+        return projected
+
+    def scale_back(self, products: Tensor, grad: Tensor, scale: Tensor, sum: Tensor | None, *, scaled: bool) -> None:
+        """From the gradient (K, B, G) of products to which `s * products` was added: that of s, and s times it.
+
+        Args:
+            products: V's products, (K, B, G); if `scaled`, `s * grad` takes their place.
+            grad: of the same shape.
+            scale: s, (B, G).
+            sum: where the gradient of s is added up, (B, G), or None.
+            scaled: whether `s * grad` is wanted.
+        """
+        torch.ops.revtune.scale_back(products, _rows(grad), scale, sum, scaled)
+
+    def add_back(self, into: Tensor, grad: Tensor, weight: Tensor) -> None:
+        rows, weight = into.view(-1, weight.shape[1]), weight.contiguous()
+        torch.ops.revtune.project_back_into(rows, _rows(grad), weight, True)
 
     def pack(self, weight: Tensor) -> Tensor | None:
         if weight.nbytes > LARGEST_PACKED:

@@ -18,7 +18,6 @@ from revtune.reversible.cells.word_store import WordStore
 from revtune.reversible.kernel.checksum import signed
 from revtune.reversible.kernel.kernel import ChunkBuffers, Keep, Kernel, new_tally, stacked, tallied_bits, unstacked
 from revtune.reversible.kernel.reference import name_bad_state
-from revtune.reversible.kernel.tangent import chunk_tangent
 from revtune.reversible.kernel.tape import Stored, Tape, TapePosition
 from revtune.reversible.meter import Usage
 from revtune.reversible.own_pages import copied, in_own_pages
@@ -64,12 +63,14 @@ class NativeTape(Tape):
         self._sizes = (self.rows, steps, share)
         self._direction: Tensor | None = None
         self._before: Tensor | None = None
+        self._kept: tuple[ChunkBuffers, int]
 
     @property
     def floats_per_step(self) -> int:
-        """Its input and that input's gradient, the gates, outputs and their gradient, and rh or c."""
+        """Its input and that input's gradient, the gates and what responses have like them, outputs and their gradient,
+        and rh or c."""
         inputs = self.weights.tensors["ih"].shape[1] if "ih" in self.weights.tensors else 0
-        return 2 * inputs + self.units * (self.cell.blocks + 6)
+        return 2 * inputs + self.units * (self.cell.blocks * (1 + self.kernel.rooms) + 6)
 
     @property
     def counts(self) -> dict[str, Tensor]:
@@ -153,27 +154,26 @@ class NativeTape(Tape):
         for part, columns in zip(self.cell.states[0], dh.split(self.units, -1), strict=True):
             self.direction[part].add_(columns)  # a view of what the kernel reads and writes
 
-    def gradient(self, x: Tensor, dy: Tensor | None, *, keep: bool = False) -> Tensor:
+    def gradient(self, x: Tensor, dy: Tensor | None, *, keep: bool = False, wanted: bool = True) -> Tensor | None:
         chunk, first = self._kept
         if keep:
-            chunk = chunk._replace(gates=chunk.gates.clone())  # the kernel writes the gradient over the gates
+            chunk = chunk.copied()
         else:
             del self._kept
         if self._direction is None:
             self._direction = in_own_pages(x, tuple(self._counts.shape)).zero_()
-        grads = self.kernel.gradient(chunk, self._direction, dy, first)
+        self.kernel.gradient(chunk, self._direction, dy, first)
         self.direction = unstacked(self._direction, self.cell)
-        self.weights.add_projection(x, grads)
-        return self.weights.project_back(grads)
+        return self.kernel.projection_gradient(chunk, x, wanted=wanted)
 
     def tangent(
         self, x: Tensor, first: int, dx: Tensor | None, shift: Tensor | None, start: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        chunk, _ = self._kept
+        chunk = self.kernel.answered(self._kept[0], x)
+        self._kept = (chunk, first)
         nothing = x.new_zeros(self.rows, self.units)
         moved = stacked({part: start.get(part, nothing) for part in self.cell.parts}, self.cell)
-        dy = chunk_tangent(self.kernel, chunk, self.weights.projection_tangent(x, dx, shift), moved, first)
-        return dy, unstacked(moved, self.cell)
+        return self.kernel.tangent(chunk, dx, shift, moved, first), unstacked(moved, self.cell)
 
     def ahead(
         self, x: Tensor, first: int, dx: Tensor | None, shift: Tensor | None, start: Mapping[str, Tensor], *, keep: bool

@@ -137,7 +137,7 @@ class ReferenceTape(Tape):
             raise ReversalError(self._explain(x, first, "the state differs from the one recorded before these steps"))
         return y
 
-    def gradient(self, x: Tensor, dy: Tensor | None, *, keep: bool = False) -> Tensor:
+    def gradient(self, x: Tensor, dy: Tensor | None, *, keep: bool = False, wanted: bool = True) -> Tensor | None:
         dx = x.new_zeros(*x.shape[:2], self.cell.blocks * self.units)
         products: dict[WeightRows, ProductSteps] = {}
         for part in self.cell.parts:
@@ -159,7 +159,7 @@ class ReferenceTape(Tape):
                 self._graphs[k] = []  # the step's graph is freed as soon as it has been used
         self.weights.add_products(products)
         self.weights.add_projection(x, dx)
-        return self.weights.project_back(dx)
+        return self.weights.project_back(dx) if wanted else None
 
     def tangent(
         self, x: Tensor, first: int, dx: Tensor | None, shift: Tensor | None, start: Mapping[str, Tensor]

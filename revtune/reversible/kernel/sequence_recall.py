@@ -173,13 +173,13 @@ class RecalledLayer:
                 words, spilled = words[: len(words) - record.words], words[len(words) - record.words :]
                 if not self.kernel.recall_cells(chunk, counts, heads, spilled, span.start):
                     raise ReversalError(self._explain(span))
-            grads = self.kernel.gradient(chunk, direction, None if dy is None else dy[span], span.start)
-            self.weights.add_projection(self.x[span], grads)
-            if dx is not None:
-                dx[span] = self.weights.project_back(grads)
+            self.kernel.gradient(chunk, direction, None if dy is None else dy[span], span.start)
+            back = self.kernel.projection_gradient(chunk, self.x[span], wanted=want_dx)
+            if dx is not None and back is not None:
+                dx[span] = back
             if self._digest(chunk, span) != record.read:  # only now: another thread may have changed them meanwhile
                 raise ReversalError(self._explain(span))
-            del chunk, grads  # so that the next chunk's tensors can take their memory
+            del chunk, back  # so that the next chunk's tensors can take their memory
         if not (self.kernel.is_gru or self._returned(counts[1], heads[1], start[1])):
             raise ReversalError(self._explain(slice(0, self.steps)))
         dstate = self._whole(direction).unbind()

@@ -174,17 +174,18 @@ class Tape(ABC):
         """
 
     @abstractmethod
-    def gradient(self, x: Tensor, dy: Tensor | None, *, keep: bool = False) -> Tensor:
+    def gradient(self, x: Tensor, dy: Tensor | None, *, keep: bool = False, wanted: bool = True) -> Tensor | None:
         """Carry the gradient back through the chunk that `record` or `rewind` left.
 
         Args:
             x: the chunk's input, (K, B, I).
             dy: gradient of its outputs, (K, B, H), or None for zero.
             keep: whether the gradient of the same chunk will be taken again.
+            wanted: whether that of the input is wanted.
 
         Returns:
-            The gradient of the input, (K, B, I). That of the state before the chunk is in `direction`, those of
-            weights are added up in `weights`.
+            The gradient of the input, (K, B, I), or None. That of the state before the chunk is in `direction`, and
+            those of weights are added up in `weights`.
         """
 
     @abstractmethod

@@ -85,18 +85,21 @@ class Weights:
             return chained(torch.ops.revtune.digest([piece]) for piece in dense_pieces(tensor))
         return fingerprint(tensor)
 
-    def project(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """The input projection (K, B, G) of a chunk (K, B, I); without `ih` the input itself. `out` may be used."""
+    def project(self, x: Tensor, out: Tensor | None = None, products: Tensor | None = None) -> Tensor:
+        """The input projection (K, B, G) of a chunk (K, B, I); without `ih` the input itself.
+
+        `out` may be used, and `products` for what V gives, before its scale.
+        """
         if "ih" not in self.tensors:
             return x
         weight, bias = self.tensors["ih"], self.tensors.get("bias")
+        if "ih" in self.added():
+            response = self.responses["ih"]
+            return self._products.answering(x, weight, bias, response, out=out, packed=self._packed, products=products)
         shared = None if self.bias_by_row else bias
         projected = self._products.linear(x, weight, shared, out=out, packed=self._packed)
         if bias is not None and self.bias_by_row:
             projected.add_(bias)
-        if "ih" in self.added():
-            extra, scale = self.responses["ih"]
-            projected = projected + scale * self._products.linear(x, extra)
         return projected
 
     def projection_tangent(self, x: Tensor, dx: Tensor | None, shift: Tensor | None) -> Tensor:
@@ -116,9 +119,9 @@ class Weights:
             da += scale * self.linear(x, extra)
         return da if shift is None else da.add_(shift)
 
-    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        """`x W^T` for x (..., I) and W (G, I)."""
-        return self._products.linear(x, weight)
+    def linear(self, x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+        """`x W^T` for x (..., I) and W (G, I); `out` may be used."""
+        return self._products.linear(x, weight, out=out)
 
     def added(self) -> dict[str, Response]:
         """The responses that add to products."""
@@ -145,23 +148,29 @@ class Weights:
         if "ih" not in self.tensors:
             return
         self.add_product("ih", slice(0, dx.shape[-1]), x.flatten(0, 1), dx.flatten(0, 1), x.shape[0])
-        if "bias" in self.wanted:
-            self._sink("bias", self.tensors["bias"]).add_(dx.sum(0) if self.bias_by_row else dx.sum((0, 1)))
+        self.add_bias(dx)
 
-    def project_back(self, dx: Tensor) -> Tensor:
-        """The gradient (K, B, I) of the input, from that of the projection, (K, B, G)."""
+    def add_bias(self, dx: Tensor) -> None:
+        """Add the gradient of `bias` from that of the projection, (K, B, G)."""
+        if "bias" in self.wanted:
+            self._sink("bias").add_(dx.sum(0) if self.bias_by_row else dx.sum((0, 1)))
+
+    def project_back(self, dx: Tensor, scaled: Tensor | None = None) -> Tensor:
+        """The gradient (K, B, I) of the input, from that of the projection, (K, B, G), and from s times it if known."""
         if "ih" not in self.tensors:
             return dx
         back = self._products.back(dx, self.tensors["ih"])
         if "ih" in self.added():
             extra, scale = self.responses["ih"]
-            back = back + self._products.back(dx * scale, extra)
+            if scaled is None:
+                return back + self._products.back(dx * scale, extra)
+            self._products.add_back(back, scaled, extra)
         return back
 
     def add(self, name: str, grad: Tensor) -> None:
         """Add the gradient of a weight that was read as it is, by `Step.weight`."""
         if name in self.wanted:
-            self._sink(name, self.tensors[name]).add_(grad)
+            self._sink(name).add_(grad)
 
     def add_products(self, products: dict[WeightRows, ProductSteps]) -> None:
         """Add the gradients of a chunk's products, which are used up."""
@@ -172,21 +181,48 @@ class Weights:
 
     def add_product(self, name: str, rows: slice, value: Tensor, grad: Tensor, steps: int) -> None:
         """Add the gradients of a product over a chunk, from its values (K B, columns) and its results' (K B, rows)."""
-        if name in self.wanted:
-            self._products.add_outer(self._sink(name, self.tensors[name])[rows], grad, value)
+        self.add_outer(name, rows, value, grad)
         if name not in self.responses:
             return
         extra, scale = self.responses[name]
         scale = scale[:, rows]
         if f"{name}.V" in self.wanted:
-            self._products.add_outer(self._sink(f"{name}.V", extra)[rows], grad * scale.repeat(steps, 1), value)
+            self.add_outer(f"{name}.V", rows, value, grad * scale.repeat(steps, 1))
         if f"{name}.s" in self.wanted:
             by_step = (grad * self._products.linear(value, extra[rows])).view(steps, *scale.shape)
-            self._sink(f"{name}.s", self.responses[name][1])[:, rows].add_(by_step.sum(0))
+            self._sink(f"{name}.s")[:, rows].add_(by_step.sum(0))
 
-    def _sink(self, name: str, like: Tensor) -> Tensor:
+    def add_outer(self, name: str, rows: slice, value: Tensor, grad: Tensor) -> None:
+        """Add the gradient of rows of a weight or of `name.V`, if it is wanted.
+
+        Args:
+            name: of the weight.
+            rows: which ones.
+            value: what the product read, (..., columns).
+            grad: the gradient of what it gave, (..., rows).
+        """
+        if name in self.wanted:
+            self._products.add_outer(self._sink(name)[rows], grad.flatten(0, -2), value.flatten(0, -2))
+
+    def learns(self, name: str) -> bool:
+        """Whether a weight's response wants any gradient."""
+        return f"{name}.V" in self.wanted or f"{name}.s" in self.wanted
+
+    def scale_back(self, name: str, grad: Tensor, products: Tensor, *, scaled: bool) -> None:
+        """Add the gradient of `name.s`, if it is wanted, from that of a product (K, B, G) and what V gave of it.
+
+        If `scaled`, s times the gradient takes the place of what V gave.
+        """
+        assert isinstance(self._products, NativeProducts)
+        into = self._sink(f"{name}.s") if f"{name}.s" in self.wanted else None
+        if into is not None or scaled:
+            self._products.scale_back(products, grad, self.responses[name][1], into, scaled=scaled)
+
+    def _sink(self, name: str) -> Tensor:
         """The tensor in which a gradient is added up."""
         if name not in self.gradients:
+            weight, _, kind = name.partition(".")
+            like = self.responses[weight]["Vs".index(kind)] if kind else self.tensors[name]
             self.gradients[name] = torch.zeros_like(like, memory_format=torch.contiguous_format)
         return self.gradients[name]
 

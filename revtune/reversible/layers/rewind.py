@@ -98,8 +98,8 @@ class _Rewind(torch.autograd.Function):
                     if not last:
                         stack.rewind(part, first)
                     dpart = None if dy is None or not ctx.every else dy[first : first + ctx.steps]
-                    grad = stack.gradient(dpart, first, keep=last and keep)
-                    if dx is not None:
+                    grad = stack.gradient(dpart, first, keep=last and keep, wanted=wants_dx)
+                    if dx is not None and grad is not None:
                         dx[first : first + ctx.steps] = grad
         finally:  # a change is the reason for other errors too
             check_unchanged(ctx.fingerprints, fingerprints(stack, x), MEANWHILE)

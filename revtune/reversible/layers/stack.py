@@ -26,6 +26,10 @@ It is of the order of a CPU's cache, where a chunk then stays from its forward p
 """
 
 
+RESPONDING = 2
+"""How many times as much they may take where a layer responds: else chunks would be too short for their matmuls."""
+
+
 class LockedMask:
     """Locked (variational) dropout: a mask (B, F) drawn once a sequence and used at every step."""
 
@@ -105,10 +109,16 @@ class Stack:
 
         Args:
             steps: of the sequence.
-            budget: bytes of a chunk; `DEFAULT_BUDGET` for None.
+            budget: bytes of a chunk; `self.budget` for None.
         """
         fewest = fewest_steps(self.tapes[0].rows)
-        return evened_out(steps, most_steps(budget or DEFAULT_BUDGET, self.step_bytes, fewest), fewest=fewest)
+        return evened_out(steps, most_steps(budget or self.budget, self.step_bytes, fewest), fewest=fewest)
+
+    @property
+    def budget(self) -> int:
+        """Bytes that a chunk may take by default."""
+        responding = any(tape.weights.responses for tape in self.tapes)
+        return RESPONDING * DEFAULT_BUDGET if responding else DEFAULT_BUDGET
 
     @property
     def step_bytes(self) -> int:
@@ -135,7 +145,9 @@ class Stack:
         """Undo the chunk that `forward` ran last, keeping what `gradient` needs."""
         return self._up(x, first, lambda tape: tape.rewind, keep=True)
 
-    def gradient(self, dy: Tensor | None, first: int, *, draw: Tensor | None = None, keep: bool = False) -> Tensor:
+    def gradient(
+        self, dy: Tensor | None, first: int, *, draw: Tensor | None = None, keep: bool = False, wanted: bool = True
+    ) -> Tensor | None:
         """Carry the gradient of the chunk's outputs (or None for zero) down to its inputs.
 
         Args:
@@ -143,18 +155,20 @@ class Stack:
             first: the chunk's first step.
             draw: a gradient of the raw outputs, (K, B, H), to be added; it may be written over.
             keep: whether the same chunk will be asked again.
+            wanted: whether the gradient of the inputs is wanted; if not, None is returned.
         """
         grad = dy
+        lowest = self.tapes[0]
         for link, x in zip(reversed(self.links), reversed(self._inputs), strict=True):
             if isinstance(link, Tape):
                 if draw is not None:
                     grad, draw = draw if grad is None else draw.add_(grad), None
-                grad = link.gradient(x, grad, keep=keep)
+                grad = link.gradient(x, grad, keep=keep, wanted=wanted or link is not lowest)
             elif grad is not None:
                 grad = link.apply(grad, first)
         if not keep:
             self._inputs = []
-        assert grad is not None
+        assert grad is not None or not wanted
         return grad
 
     def up(self, x: Tensor, run: Callable[[Link, Tensor], Tensor], *, keep: bool = False) -> Tensor:

@@ -88,8 +88,9 @@ def _stack_backward(*arguments: Any) -> list[Tensor]:
             else:
                 stack.record(part, first)
                 _check_end(stack, final)
-            grad = stack.gradient(dy[first : first + steps] if dy is not None and given.every else None, first)
-            if dx is not None:
+            dpart = dy[first : first + steps] if dy is not None and given.every else None
+            grad = stack.gradient(dpart, first, wanted=wants.x)
+            if dx is not None and grad is not None:
                 dx[first : first + steps] = grad
     found = [layer.gradients(tape) for tape, layer in zip(stack.tapes, inputs, strict=True)]
     return given.gathered(wants, dx, found)

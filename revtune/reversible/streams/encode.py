@@ -224,7 +224,7 @@ class EncodePass:
             dy = torch.zeros_like(y) if top.sliced else None
             if dy is not None and dannotations is not None:
                 dy[:, :, : top.sliced] = dannotations[first:last]
-            self.encoder.gradient(stack.gradient(dy, first), first)
+            self.encoder.gradient(stack.gradient(dy, first, wanted=self.encoder.learns), first)
         grads = {id(tensor): grad for tensor, grad in zip(*self.sinks.drain(), strict=True)}
         layers = [grad for tape, layer in zip(stack.tapes, self.layers, strict=True) for grad in layer.gradients(tape)]
         encoder = [grads.pop(id(tensor), None) for tensor in self._reached]

@@ -104,11 +104,16 @@ class Encoder:
         assert self._root is not None
         return [self._inputs if tensor is self._leaf else tensor for tensor in leaves(self._root)]
 
-    def gradient(self, dx: Tensor, first: int) -> None:
+    @property
+    def learns(self) -> bool:
+        """Whether anything wants the gradient of the chunk that `run` kept."""
+        return self._root is not None and self._root.requires_grad
+
+    def gradient(self, dx: Tensor | None, first: int) -> None:
         """Carry the gradient of the chunk that `run` kept into the encoder and the inputs."""
-        root, leaf = self._root, self._leaf
+        root, leaf, learns = self._root, self._leaf, self.learns
         self._root = self._leaf = None
-        if root is None or leaf is None or not root.requires_grad:
+        if root is None or leaf is None or dx is None or not learns:
             return
         tensors = leaves(root)
         with nullcontext() if self._seed is None else NoDraws():

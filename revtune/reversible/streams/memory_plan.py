@@ -16,7 +16,7 @@ from revtune.reversible.arguments import is_size
 from revtune.reversible.cells.fixed import FORGET_ONE
 from revtune.reversible.kernel.chunks import evened_out
 from revtune.reversible.kernel.tape import Tape
-from revtune.reversible.layers.stack import DEFAULT_BUDGET, Stack
+from revtune.reversible.layers.stack import Stack
 from revtune.reversible.streams.blocks import BLOCK_BYTES
 from revtune.reversible.streams.penalties import TENSORS as PENALTY_TENSORS
 from revtune.reversible.streams.readout import BLOCK_BYTES as LOGIT_BYTES
@@ -107,7 +107,7 @@ def plan(
             f"{what}: max_memory must be at least {_told(least)} for these shapes, with {_cut(steps, segment)}, "
             f"got {_told(max_memory)}"
         )
-    chunk_bytes = min(DEFAULT_BUDGET, room // HEAP_SHARE)
+    chunk_bytes = min(stack.budget, room // HEAP_SHARE)
     chunk = evened_out(segment, max(1, chunk_bytes // step_bytes), fewest=1)
     rest = room - chunk * step_bytes
     return MemoryPlan(chunk, segment, min(LOGIT_BYTES, rest // HEAP_SHARE), min(BLOCK_BYTES, rest // HEAP_SHARE))

@@ -372,13 +372,14 @@ class Stream:
         """A chunk's outputs, the raw ones and those at the step before it, as `ChunkPenalties.gradient` takes them."""
         return y, self.stack.taken_raw(), self._before(first)
 
-    def _down(self, dy: Tensor | None, penalized: PenaltyGradients | None, first: int) -> Tensor:
+    def _down(self, dy: Tensor | None, penalized: PenaltyGradients | None, first: int) -> Tensor | None:
         """Carry a chunk's gradient, and that of its penalties, down the stack."""
+        wanted = self._encoder.learns
         if penalized is None:
-            return self.stack.gradient(dy, first)
+            return self.stack.gradient(dy, first, wanted=wanted)
         if penalized.dy is not None:
             dy = penalized.dy if dy is None else penalized.dy.add_(dy)
-        dx = self.stack.gradient(dy, first, draw=penalized.draw)
+        dx = self.stack.gradient(dy, first, draw=penalized.draw, wanted=wanted)
         if penalized.dbefore is not None:
             self.stack.tapes[-1].add_gradient(penalized.dbefore)
         return dx

@@ -39,6 +39,9 @@ def test_matmuls(units: int) -> None:
         arguments = (torch.zeros(9, 5), x, weight, added, laid_out)
         torch.library.opcheck(torch.ops.revtune.project_into.default, arguments)
     torch.library.opcheck(torch.ops.revtune.add_outer.default, (torch.zeros(5, units), d, x))
+    products, scale, sum = torch.randn(9, 5), torch.randn(3, 5), torch.zeros(3, 5)
+    torch.library.opcheck(torch.ops.revtune.add_answer.default, (d, products, scale, None))
+    torch.library.opcheck(torch.ops.revtune.scale_back.default, (products, d, scale, sum, True))
 
 
 @UNITS
@@ -52,6 +55,9 @@ def test_chunks(units: int, blocks: int) -> None:
     direction = torch.randn(1 if blocks == 3 else 2, 2, 2, units)
     arguments = (gates, direction, y, start, c, c_start, weight, *[None] * 6, 0, 0.875, True, True)
     torch.library.opcheck(torch.ops.revtune.gradient.default, arguments)
+    given = torch.randn_like(gates), gates[0], torch.randn_like(gates), gates[0], None, None, torch.zeros_like(y)
+    moved = (gates, direction, y, start, c, c_start, packed, None, None, None, *given, 0, 0.875, True, True)
+    torch.library.opcheck(torch.ops.revtune.tangent.default, moved)
 
 
 def test_gates() -> None:

@@ -286,6 +286,26 @@ def test_recalled_gates_are_those_of_the_forward_pass(kind: str) -> None:
 
 
 @kinds
+def test_what_responses_give_is_noted_alike(kind: str) -> None:
+    """Forward, rewound, recalled, and by products over whole chunks."""
+    of = problem(kind, 12, rows=13, hidden=66, spread=0.3)
+    masks = {"h1": torch.bernoulli(torch.full((13, 33), 0.7), generator=torch.Generator().manual_seed(1))}
+    wanted = frozenset({"ih.s", "hh.s"})
+    weights = Weights(of.weights, response_pairs(of), wanted, 33, of.cell.name, native=True)
+    ran, back, recalled, plain = (Kernel(of.cell, weights, 33, masks, None) for _ in range(4))
+    chunk, counts, heads, words = run(ran, of)
+    rewound = back.chunk_buffers(of.x, recorded=True)
+    assert back.rewind(rewound, counts, heads, words, 0)[1]
+    again = recalled.chunk_buffers(of.x, chunk.y, recorded=True)._replace(y_start=chunk.y_start)
+    recalled.recall(again)
+    known = plain.answered(chunk._replace(ih_answer=None, hh_answer=None), of.x)
+    for other in (rewound, again, known):
+        assert torch.equal(present(other)[-2], present(chunk)[-2]) and torch.equal(
+            present(other)[-1], present(chunk)[-1]
+        )
+
+
+@kinds
 def test_without_a_buffer_states_are_rounded_and_with_one_exchanged(kind: str) -> None:
     """2^-22 of a state at most, as long as no gate rounds to the next 1024th."""
     of = problem(kind, 8)
@@ -471,6 +491,35 @@ def test_what_may_be_left_out_must_fit_or_go_together(name: str, value: Tensor |
     given = {**arguments(problem("RevLSTM", 5)), name: value}
     with pytest.raises(RuntimeError):
         torch.ops.revtune.forward(**given)
+
+
+@pytest.mark.parametrize("kind", ["RevGRU", "RevLSTM"])
+def test_answers_must_fit_and_have_a_response(kind: str) -> None:
+    of = problem(kind, 5)
+    given = arguments(of)
+    packed, scale = given["packed"], torch.zeros(3, len(of.weights["hh"]))
+    for answers, response in ((torch.zeros_like(given["gates"]), {}), (given["gates"][1:], {"response": packed})):
+        scaled = {"scale": scale} if response else {}
+        with pytest.raises(RuntimeError, match="answers"):
+            torch.ops.revtune.forward(**{**given, **response, **scaled}, answers=answers)
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+@pytest.mark.parametrize(
+    "name", ["projected", "shift", "ih_answer", "ih_scale", "hh_answer", "hh_scale", "dy", "state"]
+)
+def test_a_tangent_of_what_does_not_fit_is_refused(name: str, misfit: str) -> None:
+    of = problem("RevLSTM", 5)
+    given = {key: value for key, value in arguments(of).items() if key not in {
+        "counts", "heads", "rh", "response", "scale", "keep", "tally"}}  # fmt: skip
+    gates, shift = given["gates"].zero_(), torch.zeros(3, len(of.weights["hh"]))
+    given |= {"projected": gates.clone(), "shift": shift, "ih_answer": gates.clone(), "ih_scale": shift,
+              "hh_answer": gates.clone(), "hh_scale": shift, "dy": torch.zeros_like(given["y"]),
+              "state": torch.zeros(2, 2, 3, 4)}  # fmt: skip
+    torch.ops.revtune.tangent(**given)
+    given[name] = MISFITS[misfit](given[name])
+    with pytest.raises(RuntimeError):
+        torch.ops.revtune.tangent(**given)
 
 
 @pytest.mark.parametrize("missing", [("c",), ("c_start",), ("c", "c_start")])

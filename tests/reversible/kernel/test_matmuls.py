@@ -124,6 +124,43 @@ def test_bits_depend_on_neither_rows_nor_threads(inputs: int, outputs: int, thre
         assert torch.equal(products.back(grad[rows], weight), found[0][1][rows])
 
 
+@pytest.mark.parametrize(("steps", "rows", "outputs"), [(1, 1, 1), (4, 3, 33), (7, 20, 600)])
+@pytest.mark.parametrize("own", [False, True])
+def test_a_response_is_added_in_one_form(steps: int, rows: int, outputs: int, own: bool) -> None:
+    """That of plain torch over the same products, to the bit: gates must not depend on who projects."""
+    products, x, weight = NativeProducts(), normal(steps, rows, 9), normal(outputs, 9, seed=1)
+    extra, scale = normal(outputs, 9, seed=2), normal(rows, outputs, seed=3)
+    bias, noted = normal(rows, outputs, seed=4) if own else normal(outputs, seed=4), torch.empty(steps, rows, outputs)
+    given = products.answering(x, weight, bias, (extra, scale), products=noted)
+    projected = products.linear(x, weight).add_(bias) if own else products.linear(x, weight, bias)
+    assert torch.equal(noted, products.linear(x, extra))
+    assert torch.equal(given, projected + scale * noted)
+
+
+@pytest.mark.parametrize(("steps", "rows", "outputs"), [(1, 1, 1), (4, 3, 33), (7, 20, 600)])
+def test_the_way_back_of_a_response(steps: int, rows: int, outputs: int, threads: None) -> None:
+    products, grad, scale = NativeProducts(), normal(steps, rows, outputs), normal(rows, outputs, seed=1)
+    noted, start, found = normal(steps, rows, outputs, seed=2), normal(rows, outputs, seed=3), []
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        room, sum = noted.clone(), start.clone()
+        products.scale_back(room, grad, scale, sum, scaled=False)
+        assert torch.equal(room, noted)
+        products.scale_back(room, grad, scale, None, scaled=True)
+        assert torch.equal(room, scale * grad)
+        found.append(sum)
+    assert relative(found[0], start + (grad.double() * noted).sum(0)) < 1e-6
+    assert all(torch.equal(other, found[0]) for other in found)
+
+
+def test_a_product_is_added_to_another() -> None:
+    grad, weight, start = normal(9, 70), normal(70, 40, seed=1), normal(9, 40, seed=2)
+    for products in (Products(), NativeProducts()):
+        into = start.clone()
+        products.add_back(into, grad, weight)
+        assert relative(into, start + grad.double() @ weight.double()) < 1e-6
+
+
 def test_the_kernels_are_taken_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(products_for(torch.zeros(1))) is NativeProducts
     assert type(products_for(torch.zeros(1, dtype=torch.float64))) is Products
@@ -149,6 +186,13 @@ MISFITS = [
     ("project_into", (ZERO(3, 6), ZERO(5, 3).t(), ZERO(6, 5), None)),
     ("project_into", (ZERO(3, 6), ZERO(3, 5), ZERO(5, 6).t(), None)),
     ("project_into", (ZERO(3, 6), ZERO(3, 5), ZERO(6, 5), None, ZERO(6 * 5))),
+    ("add_answer", (ZERO(6, 5), ZERO(6, 4), ZERO(3, 5), None)),
+    ("add_answer", (ZERO(6, 5), ZERO(6, 5), ZERO(4, 5), None)),
+    ("add_answer", (ZERO(6, 5), ZERO(6, 5), ZERO(0, 5), None)),
+    ("add_answer", (ZERO(6, 5), ZERO(6, 5), ZERO(3, 5), ZERO(5))),
+    ("scale_back", (ZERO(6, 5), ZERO(6, 5), ZERO(4, 5), None, True)),
+    ("scale_back", (ZERO(6, 5), ZERO(6, 4), ZERO(3, 5), None, True)),
+    ("scale_back", (ZERO(6, 5), ZERO(6, 5), ZERO(3, 5), ZERO(5), True)),
     ("pack_projection", (ZERO(6),)),
     ("pack_projection", (ZERO(6, 5, dtype=DOUBLE),)),
     ("add_outer", (ZERO(6, 5), ZERO(3, 5), ZERO(3, 6))),

@@ -6,12 +6,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import revtune as rt
+from revtune.reversible.kernel import sequence_recall
 from revtune.reversible.kernel.kernel import Keep
+from revtune.reversible.kernel.matmuls import NativeProducts
 from revtune.reversible.kernel.native_tape import NativeTape
 from revtune.reversible.kernel.reference import ReferenceTape
+from revtune.reversible.kernel.tape import LayerTensors
+from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
 from revtune.reversible.layers.scan import Recording
+from revtune.reversible.layers.stack import Stack
 from tests.chunking import set_chunk_steps
 from tests.stored import Problem, problem, relative, response_pairs
 
@@ -321,3 +327,143 @@ def test_how_often_each_forget_integer_is_used_is_counted() -> None:
     gates = chunk.gates.view(30, 4, 2, 5, 4)[:, :, :, :2]
     wanted = torch.bincount((rt.forget_gate(gates, 3.0, top=1023) * 1024).long().flatten(), minlength=1025)
     assert torch.equal(tally, wanted)
+
+
+# Responses
+
+
+EVERYTHING = frozenset({"ih", "hh", "bias", "ih.V", "ih.s", "hh.V", "hh.s"})
+SHIFTED = frozenset({"bias", "ih.s", "hh.s"})
+
+
+def taped(of: Problem, wanted: frozenset[str], *, rows: int = 3, **options: Any) -> NativeTape:
+    """A tape of a problem with responses and a bias for each row."""
+    shift = 0.3 * torch.randn(rows, len(of.weights["bias"]), generator=torch.Generator().manual_seed(4))
+    weights = {**of.weights, "bias": of.weights["bias"] + shift}
+    tensors = {
+        **weights,
+        **{f"{n}.{k}": t for n, pair in response_pairs(of).items() for k, t in zip("Vs", pair, strict=True)},
+    }
+    leaves = {name: tensor.clone().requires_grad_(name in wanted) for name, tensor in tensors.items()}
+    pairs = {name: (leaves[f"{name}.V"], leaves[f"{name}.s"]) for name in ("ih", "hh")}
+    inputs = LayerTensors(of.state, {name: leaves[name] for name in weights}, pairs)
+    tape = build_tape(of.cell, inputs, LayerSettings("layer", True, **options), len(of.x), torch.float32)
+    assert isinstance(tape, NativeTape)
+    return tape
+
+
+def streamed(tape: NativeTape, of: Problem, chunk: int = 5, *, wanted: bool = True) -> list[Tensor | None]:
+    """Inputs' gradients, chunk by chunk from the last, of a streamed step with a loss of squares."""
+    spans = [(first, of.x[first : first + chunk]) for first in range(0, len(of.x), chunk)]
+    with torch.no_grad():
+        for first, part in spans[:-1]:
+            tape.forward(part, first)
+        found, y = [], tape.record(spans[-1][1], spans[-1][0])
+        for first, part in reversed(spans):
+            y = tape.rewind(part, first) if first < spans[-1][0] else y
+            found.append(tape.gradient(part, 2 * y, wanted=wanted))
+    return found
+
+
+@kinds
+@pytest.mark.parametrize("kept", [0, 2**30])
+def test_a_response_learns_the_same_rewound_and_recalled(kind: str, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though where gates are kept what V gives is not noted but multiplied again."""
+    monkeypatch.setattr(sequence_recall, "KEPT", kept)
+    of, masks = problem(kind, 20, spread=0.3), {"h1": torch.tensor([[0.0, 2.0, 2.0, 2.0]]).expand(3, -1)}
+    tape = taped(of, EVERYTHING, masks=masks)
+    dx = streamed(tape, of)[::-1]
+    x, tensors = of.x.clone().requires_grad_(), tape.weights
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.named()}
+    responses = {name: (leaves[f"{name}.V"], leaves[f"{name}.s"]) for name in ("ih", "hh")}
+    y, _ = run_layer(
+        of.cell, x, LayerTensors(of.state, {n: leaves[n] for n in tensors.tensors}, responses),
+        LayerSettings("layer", True, masks, chunk=5),
+    )  # fmt: skip
+    y.square().sum().backward()
+    assert x.grad is not None and torch.equal(torch.cat([part for part in dx if part is not None]), x.grad)
+    assert tensors.gradients.keys() == EVERYTHING
+    for name, grad in tensors.gradients.items():
+        same = leaves[name].grad
+        assert same is not None
+        # A rewound chunk's first step of h2 stands elsewhere and is summed by itself
+        assert relative(grad, same) < 1e-6 if name in ("hh", "hh.V") else torch.equal(grad, same), name
+
+
+@kinds
+def test_what_nobody_wants_is_not_computed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradients that are wanted do not change by it."""
+    of = problem(kind, 20, spread=0.3)
+    whole, part = taped(of, EVERYTHING), taped(of, SHIFTED)
+    streamed(whole, of)
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a product that nobody wants")
+
+    for name in ("add_outer", "back", "add_back"):
+        monkeypatch.setattr(NativeProducts, name, refused)
+    assert streamed(part, of, wanted=False) == [None] * 4
+    assert part.weights.gradients.keys() == SHIFTED
+    for name, grad in part.weights.gradients.items():
+        assert torch.equal(grad, whole.weights.gradients[name]), name
+
+
+def test_the_same_chunk_may_be_asked_twice() -> None:
+    of = problem("RevGRU", 5)
+    tape = taped(of, EVERYTHING)
+    with torch.no_grad():
+        y = tape.record(of.x, 0)
+        first = tape.gradient(of.x, y, keep=True)
+        once = {name: grad.clone() for name, grad in tape.weights.gradients.items()}
+        tape.aim({part: torch.zeros(3, 4) for part in of.cell.parts})
+        assert torch.equal(tape.gradient(of.x, y), first)  # type: ignore[arg-type]
+    for name, grad in tape.weights.gradients.items():
+        assert relative(grad, 2 * once[name]) < 1e-6, name
+
+
+class Allocating(TorchDispatchMode):
+    """Notes the largest storage that an operation has made anew."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (
+            isinstance(result, Tensor)
+            and result.dtype == torch.float32
+            and result._typed_storage()._data_ptr() not in self.before
+        ):
+            self.largest = max(self.largest, result.untyped_storage().nbytes())
+        return result
+
+    def __init__(self, tape: NativeTape) -> None:
+        super().__init__()
+        self.before = {t._typed_storage()._data_ptr() for t in tape.kernel._reused.values()}
+
+
+@nets
+def test_a_chunk_like_the_one_before_makes_no_large_tensor(rev: Rev) -> None:
+    """None as large as gates: among the words that stay they would tear the heap, and memory would grow with time."""
+    of = problem(rev.__name__, 20, rows=3, hidden=8, inputs=3)
+    tape = taped(of, EVERYTHING)
+    tape.reuses_outputs = True
+    with torch.no_grad():
+        for first in (0, 5, 10):
+            tape.forward(of.x[first : first + 5], first)
+        tape.record(of.x[15:], 15)
+        tape.gradient(of.x[15:], torch.ones(5, 3, 8))
+        tape.rewind(of.x[10:15], 10)
+        tape.gradient(of.x[10:15], torch.ones(5, 3, 8))
+        with Allocating(tape) as allocating:
+            tape.rewind(of.x[5:10], 5)
+            tape.gradient(of.x[5:10], torch.ones(5, 3, 8))
+    gates = 4 * 5 * 3 * of.cell.blocks * 4
+    assert 0 < allocating.largest < gates
+
+
+def test_a_chunk_counts_what_responses_hold() -> None:
+    of = problem("RevLSTM", 5, inputs=3)
+    plain = recorded(of)[1]
+    assert taped(of, SHIFTED).floats_per_step == plain.floats_per_step + 2 * len(of.weights["hh"])
+    assert taped(of, SHIFTED, answering=False).floats_per_step == plain.floats_per_step + 3 * len(of.weights["hh"])
+    assert Stack([taped(of, SHIFTED)]).budget == 2 * Stack([plain]).budget

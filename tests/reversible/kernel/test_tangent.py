@@ -1,5 +1,6 @@
 """The tangent of chunks, by hand and by forward differentiation, against that of the same net with stored states."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,14 @@ from tests.stored import KINDS, Pairs, Problem, problem, relative, response_pair
 BACKENDS = ("reference", "native")
 CELLS = KINDS[:5]
 STEPS = 13
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts the number of threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def shift_of(of: Problem) -> Tensor:
@@ -83,3 +92,41 @@ def test_a_level_of_forward_differentiation_may_be_open() -> None:
         with forward_ad.dual_level():
             nested, _ = tape.tangent(of.x, 0, torch.ones_like(of.x), None, {})
     assert torch.equal(plain, nested) and plain.any()
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_tangent_changes_no_gradient(kind: str, backend: str) -> None:
+    """Responses learn from what the tangent has noted of their products as from what the way back computes."""
+    native = backend == "native"
+    of = problem(kind, 9, rows=2, hidden=6, inputs=3, dtype=torch.float32 if native else torch.float64)
+    tensors = {f"{name}.{kind}": tensor.requires_grad_() for name, pair in response_pairs(of).items()
+               for kind, tensor in zip("Vs", pair, strict=True)}  # fmt: skip
+    pairs = {name: (tensors[f"{name}.V"], tensors[f"{name}.s"]) for name in ("ih", "hh")}
+    found = []
+    for moving in (False, True):
+        tape = build_tape(of.cell, LayerTensors(of.state, of.weights, pairs),
+                          LayerSettings("layer", native, answering=False), 9, of.x.dtype)  # fmt: skip
+        with torch.no_grad():
+            y = tape.record(of.x, 0)
+            if moving:
+                tape.tangent(of.x, 0, torch.ones_like(of.x), shift_of(of), {})
+            dx = tape.gradient(of.x, y)
+        assert dx is not None and tape.weights.gradients.keys() == tensors.keys()
+        found.append({"x": dx, **tape.weights.gradients})
+    assert all(torch.equal(grad, found[1][name]) for name, grad in found[0].items())
+    assert all(grad.any() for grad in found[0].values())
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_row_moves_as_it_does_alone_on_any_threads(kind: str, threads: None) -> None:
+    of = problem(kind, 7, rows=14, hidden=66, inputs=70, spread=0.3)
+    pairs, shift, dx, found = response_pairs(of), shift_of(of), torch.ones_like(of.x), []
+    for number, rows in ((1, slice(None)), (3, slice(None)), (1, slice(5, 6))):
+        torch.set_num_threads(number)
+        responses = {name: (v, s[rows]) for name, (v, s) in pairs.items()}
+        inputs = LayerTensors(tuple(state[rows] for state in of.state), of.weights, responses)
+        tape = build_tape(of.cell, inputs, LayerSettings("layer", True, answering=False), 7, of.x.dtype)
+        with torch.no_grad():
+            tape.record(of.x[:, rows], 0)
+            found.append(tape.tangent(of.x[:, rows], 0, dx[:, rows], shift[rows], {})[0])
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0][:, 5:6], found[2])

@@ -47,6 +47,7 @@ struct Chunk {
   const float* weight;      // the same as they are, (2 * blocks * N, N), for a single step; or null
   const float* response;    // V of a response (V, s), packed; or null
   const float* scale;       // s of it, (B, 2 * blocks * N)
+  float* answers;           // where V's products go as they are, (K, B, 2 * blocks * N); or null
   const float* mask[2];     // on what is read of each half, (B, N); or null
 
   Stack* stacks;            // one a row
@@ -59,6 +60,17 @@ struct Gradient {
   const float* response;    // V likewise, or null
   const float* dy;          // (K, B, 2N), or null
   float* direction;         // (groups, 2, B, N): gradient of the state, in and out
+};
+
+// How a chunk whose gates are known would move.
+struct Tangent {
+  const Chunk* chunk;
+  const float* projected;   // W dx, (K, B, 2 * blocks * N); or null
+  const float* shift;       // of the bias, (B, 2 * blocks * N); or null
+  const float* answer[2];   // V x and V h of responses, (K, B, 2 * blocks * N); or null
+  const float* scale[2];    // s of them, (B, 2 * blocks * N)
+  float* state;             // (groups, 2, B, N): the tangent of the state, in and out
+  float* dy;                // (K, B, 2N): those of the outputs
 };
 
 // Rows of a matrix: where they begin and how far apart they are.
@@ -102,6 +114,7 @@ struct Variant {
   void (*recall[2])(const Chunk&, int64_t begin, int64_t end);
   bool (*recall_cells)(const Chunk&, int64_t begin, int64_t end);
   void (*gradient[2])(const Gradient&, int64_t begin, int64_t end);
+  void (*tangent[2])(const Tangent&, int64_t begin, int64_t end);
   void (*sigmoid)(const float* x, float* y, int64_t n);
   void (*tanh)(const float* x, float* y, int64_t n);
   uint64_t (*digest)(const Bits* bits, int64_t n, uint64_t first);
@@ -109,8 +122,14 @@ struct Variant {
   // Columns [begin, end) of y or x, or rows of a weight.
   void (*project)(const Matrix<const float>& x, const float* weight, const float* packed, const float* bias,
                   const Matrix<float>& y, int64_t begin, int64_t end);
-  void (*project_back)(const Matrix<const float>& d, const float* weight, const Matrix<float>& x, int64_t begin,
-                       int64_t end);
+  void (*project_back)(const Matrix<const float>& d, const float* weight, const Matrix<float>& x, bool add,
+                       int64_t begin, int64_t end);
+  // Positions [begin, end); bias may be null.
+  void (*add_answer)(const Matrix<float>& y, const float* products, const float* scale, const float* bias, int64_t rows,
+                     int64_t begin, int64_t end);
+  // Rows [begin, end) of the batch, for d and products of (K, B, G); products or sum may be null.
+  void (*scale_back)(const Matrix<const float>& d, const float* scale, float* products, float* sum, int64_t rows,
+                     bool scaled, int64_t begin, int64_t end);
   void (*add_outer)(const Matrix<const float>& d, const Matrix<const float>& v, const Matrix<float>& into,
                     int64_t begin, int64_t end);
   int64_t most_rows;

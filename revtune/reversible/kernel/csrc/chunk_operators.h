@@ -92,6 +92,11 @@ inline void read_weights(Chunk& chunk, const Shape& shape, const Tensor& packed,
   STD_TORCH_CHECK(!chunk.response == !chunk.scale, "a response needs both V and s");
 }
 
+inline void write_answers(Chunk& chunk, const Shape& shape, const Maybe& answers) {
+  STD_TORCH_CHECK(!answers || chunk.response, "answers are those of a response");
+  chunk.answers = writable<float>(answers, shape.steps * shape.rows * 2 * shape.blocks * shape.units, "answers");
+}
+
 inline void read_buffer(Chunk& chunk, const Shape& shape, const Tensor& counts, const Tensor& heads) {
   STD_TORCH_CHECK(heads.dim() == 3 && heads.size(0) == shape.groups && heads.size(1) == shape.rows &&
                       heads.size(2) > 0 && heads.size(2) <= shape.units,
@@ -116,12 +121,13 @@ inline std::tuple<Tensor, int64_t, bool> forward(
     const Tensor& gates, const Tensor& counts, const Tensor& heads, const Tensor& y, const Tensor& y_start,
     const Maybe& c, const Maybe& c_start, const Maybe& rh, const Tensor& packed, const Maybe& response,
     const Maybe& scale, const Maybe& mask1, const Maybe& mask2, const Maybe& lengths, int64_t first, double slope,
-    bool forgetting, bool bounded, int64_t keep, const Maybe& tally, int64_t sliced) {
+    bool forgetting, bool bounded, int64_t keep, const Maybe& tally, int64_t sliced, const Maybe& answers) {
   const Shape shape(gates, y);
   Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting,
                          bounded);
   STD_TORCH_CHECK(!chunk.c == !chunk.c_start, "c and c_start go together");
   read_weights(chunk, shape, packed, response);
+  write_answers(chunk, shape, answers);
   read_buffer(chunk, shape, counts, heads);
   chunk.rh = writable<float>(rh, y.numel(), "rh");
   chunk.tally = writable<int64_t>(tally, 1025, "tally");
@@ -141,12 +147,13 @@ inline std::tuple<int64_t, bool> rewind(
     const Tensor& gates, const Tensor& counts, const Tensor& heads, const Tensor& words, const Tensor& y,
     const Tensor& y_start, const Maybe& c, const Maybe& c_start, const Maybe& rh, const Tensor& packed,
     const Maybe& response, const Maybe& scale, const Maybe& mask1, const Maybe& mask2, const Maybe& lengths,
-    int64_t first, double slope, bool forgetting, bool bounded, const Maybe& slices) {
+    int64_t first, double slope, bool forgetting, bool bounded, const Maybe& slices, const Maybe& answers) {
   const Shape shape(gates, y);
   Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting,
                          bounded);
   STD_TORCH_CHECK((shape.groups == 2) == (c.has_value() && c_start.has_value()), "c is RevLSTM's and needed there");
   read_weights(chunk, shape, packed, response);
+  write_answers(chunk, shape, answers);
   read_buffer(chunk, shape, counts, heads);
   read_slices(chunk, shape, slices);
   chunk.rh = writable<float>(rh, y.numel(), "rh");
@@ -198,10 +205,11 @@ inline bool infer(
 
 inline void recall(
     const Tensor& gates, const Tensor& y, const Tensor& y_start, const Maybe& rh, const Tensor& packed,
-    const Maybe& response, const Maybe& scale, const Maybe& mask1, const Maybe& mask2) {
+    const Maybe& response, const Maybe& scale, const Maybe& mask1, const Maybe& mask2, const Maybe& answers) {
   const Shape shape(gates, y);
   Chunk chunk = chunk_of(shape, gates, y, y_start, {}, {}, mask1, mask2, scale, {}, 0, 1.0, true, true);
   read_weights(chunk, shape, packed, response);
+  write_answers(chunk, shape, answers);
   chunk.rh = writable<float>(rh, y.numel(), "rh");
   over_rows(shape.steps * shape.rows, multiplications(shape), [&](int64_t begin, int64_t end) {
     variant().recall[shape.cell()](chunk, begin, end);
@@ -245,6 +253,33 @@ inline void gradient(
   task.direction = writable<float>(direction, shape.states(), "direction");
   over_rows(shape.rows, multiplications(shape), [&](int64_t begin, int64_t end) {
     variant().gradient[shape.cell()](task, begin, end);
+  });
+}
+
+inline void tangent(
+    const Tensor& gates, const Tensor& state, const Tensor& y, const Tensor& y_start, const Maybe& c,
+    const Maybe& c_start, const Tensor& packed, const Maybe& mask1, const Maybe& mask2, const Maybe& lengths,
+    const Maybe& projected, const Maybe& shift, const Maybe& ih_answer, const Maybe& ih_scale, const Maybe& hh_answer,
+    const Maybe& hh_scale, const Tensor& dy, int64_t first, double slope, bool forgetting, bool bounded) {
+  const Shape shape(gates, y);
+  STD_TORCH_CHECK((shape.groups == 2) == (c.has_value() && c_start.has_value()), "c is RevLSTM's and needed there");
+  Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, {}, lengths, first, slope, forgetting,
+                         bounded);
+  read_weights(chunk, shape, packed, {});
+  const int64_t row = shape.rows * 2 * shape.blocks * shape.units, size = shape.steps * row;
+  Tangent task{};
+  task.chunk = &chunk;
+  task.projected = readable<float>(projected, size, "projected");
+  task.shift = readable<float>(shift, row, "shift");
+  task.answer[0] = readable<float>(ih_answer, size, "ih_answer");
+  task.answer[1] = readable<float>(hh_answer, size, "hh_answer");
+  task.scale[0] = readable<float>(ih_scale, row, "ih_scale");
+  task.scale[1] = readable<float>(hh_scale, row, "hh_scale");
+  for (int i = 0; i < 2; i++) STD_TORCH_CHECK(!task.answer[i] == !task.scale[i], "an answer needs a scale");
+  task.state = writable<float>(state, shape.states(), "state");
+  task.dy = writable<float>(dy, y.numel(), "dy");
+  over_rows(shape.rows, multiplications(shape), [&](int64_t begin, int64_t end) {
+    variant().tangent[shape.cell()](task, begin, end);
   });
 }
 

@@ -42,6 +42,33 @@ inline void undo_reset(float* __restrict r, const float* __restrict read, float*
   }
 }
 
+// The tangent of r * h', from those of r (before its function) and h'.
+inline void move_reset(const float* __restrict r, const float* __restrict read, const float* __restrict dr,
+                       const float* __restrict moved, float* __restrict into, int64_t n) {
+  for (int64_t j = 0; j < n; j++) into[j] = r[j] * moved[j] + r[j] * (1.0f - r[j]) * read[j] * dr[j];
+}
+
+// h's tangent one step on, as far as z moves it, and then as g does.
+template <bool forgetting>
+void move_kept(const float* __restrict gates, const float* __restrict before, const float* __restrict dz,
+               float* __restrict moved, int64_t n, float slope, float floor) {
+  for (int64_t j = 0; j < n; j++) {
+    const float s = gates[j], kept = forgetting ? before[j] : 0.0f;
+    const float z = forgetting ? forget_integer(s, slope, floor, 1024.0f) * (1.0f / 1024.0f) : 1.0f;
+    moved[j] = z * moved[j] + slope * s * (1.0f - s) * (kept - gates[2 * n + j]) * dz[j];
+  }
+}
+
+template <bool forgetting>
+void move_update(const float* __restrict gates, const float* __restrict dg, float* __restrict moved, int64_t n,
+                 float slope, float floor) {
+  for (int64_t j = 0; j < n; j++) {
+    const float s = gates[j], g = gates[2 * n + j];
+    const float z = forgetting ? forget_integer(s, slope, floor, 1024.0f) * (1.0f / 1024.0f) : slope * s + floor;
+    moved[j] += (1.0f - z) * (1.0f - g * g) * dg[j];
+  }
+}
+
 struct Cell {
   static constexpr int64_t blocks = 3;
 
@@ -113,6 +140,32 @@ struct Cell {
     worker.through(begin, end, half, 0, 2, worker.more);
     for (int64_t p = begin; p < end; p++)
       worker.add_read(p % worker.chunk.rows, half, {worker.sums[p - begin], worker.more[p - begin]});
+  }
+
+  static void move(Moving& worker, int64_t begin, int64_t end, int half) {
+    const Chunk& chunk = worker.chunk;
+    const int64_t n = worker.units, column = half * blocks * n, packed = half * packed_size(n);
+    const auto kept = chunk.forgetting ? move_kept<true> : move_kept<false>;
+    const auto updated = chunk.forgetting ? move_update<true> : move_update<false>;
+    worker.read_both(begin, end, half);
+    worker.recurrent(begin, end, 2 * n, packed, column);
+    for (int64_t p = begin; p < end; p++) {
+      float *sum = worker.sums[p - begin], *reset = worker.reset[p - begin];
+      const float* gates = worker.gates(p, half);
+      worker.add_given(p, column, 2 * n, sum);
+      move_reset(gates + n, worker.values[p - begin], sum + n, worker.at.inputs[p - begin], reset, n);
+      worker.at.inputs[p - begin] = reset;
+      if (worker.runs(p))
+        kept(gates, worker.y_before(p, half), sum, worker.state(0, half, p % chunk.rows), n, chunk.slope, chunk.floor);
+    }
+    worker.recurrent(begin, end, n, packed + padded(2 * n) * n, column + 2 * n);
+    for (int64_t p = begin; p < end; p++) {
+      float* sum = worker.sums[p - begin];
+      worker.add_given(p, column + 2 * n, n, sum);
+      if (worker.runs(p))
+        updated(worker.gates(p, half), sum, worker.state(0, half, p % chunk.rows), n, chunk.slope, chunk.floor);
+      worker.write(p, half);
+    }
   }
 };
 

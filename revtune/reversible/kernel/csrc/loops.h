@@ -8,6 +8,7 @@
 //   differentiate(worker, position, half)        gradients of a row's gates in their place, from its direction, which
 //                                                goes one step back
 //   carry(worker, begin, end, half)              on to the direction of the other half, which the gates have read
+//   move(worker, begin, end, half)               tangents of positions' states one step on, and those of their outputs
 
 // Rows or positions whose gates are evaluated at once, so that what a thread needs for them stays near.
 constexpr int64_t at_once = 8 * most_rows;
@@ -88,4 +89,14 @@ void gradient(const Gradient& task, int64_t begin, int64_t end) {
         Cell::carry(worker, first, last, half);
       });
   }
+}
+
+template <class Cell>
+void tangent(const Tangent& task, int64_t begin, int64_t end) {
+  const Chunk& chunk = *task.chunk;
+  Moving worker(task, Cell::blocks, std::min(at_once, end - begin));
+  for (int64_t t = 0; t < chunk.steps; t++)
+    for (int half = 0; half < 2; half++)
+      some_at_once(t * chunk.rows + begin, t * chunk.rows + end,
+                   [&](int64_t first, int64_t last) { Cell::move(worker, first, last, half); });
 }

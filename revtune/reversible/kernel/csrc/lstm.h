@@ -132,6 +132,26 @@ void undo_step(float* __restrict gates, Half at, int64_t n, float slope, float f
   }
 }
 
+// The tangents of h and c, which are in `at`, one step on, from those of the gates before their functions.
+template <bool forgetting>
+void move_step(const float* __restrict gates, const float* __restrict da, Half at, int64_t n, float slope, float floor,
+               float share) {
+#pragma GCC ivdep
+  for (int64_t j = 0; j < n; j++) {
+    const float f = gates[j], p = gates[n + j], i = gates[2 * n + j], o = gates[3 * n + j], g = gates[4 * n + j];
+    const float tanh_c = hyperbolic_tangent(at.c_after[j]);
+    const float zi = used(p, slope, floor, forgetting), o_taken = taken(o, zi, share);
+    const float f_used = forgetting ? forget_integer(f, slope, floor, top) * (1.0f / 1024.0f) : 1.0f;
+    const float p_used = forgetting ? zi * (1.0f / 1024.0f) : 1.0f;
+    const float df = forgetting ? at.c_before[j] * slope * f * (1.0f - f) * da[j] : 0.0f;
+    const float dp = (forgetting ? at.h_before[j] : 0.0f) - share * o * tanh_c;
+    const float dc = f_used * at.dc[j] + df + g * i * (1.0f - i) * da[2 * n + j] + i * (1.0f - g * g) * da[4 * n + j];
+    at.dh[j] = p_used * at.dh[j] + dp * slope * p * (1.0f - p) * da[n + j] +
+               o_taken * (tanh_c * (1.0f - o) * da[3 * n + j] + (1.0f - tanh_c * tanh_c) * dc);
+    at.dc[j] = dc;
+  }
+}
+
 struct Cell {
   static constexpr int64_t blocks = 5;
 
@@ -193,6 +213,23 @@ struct Cell {
   static void carry(Backward& worker, int64_t begin, int64_t end, int half) {
     worker.through(begin, end, half, 0, blocks, worker.sums);
     for (int64_t p = begin; p < end; p++) worker.add_read(p % worker.chunk.rows, half, {worker.sums[p - begin]});
+  }
+
+  static void move(Moving& worker, int64_t begin, int64_t end, int half) {
+    const Chunk& chunk = worker.chunk;
+    const int64_t n = worker.units, column = half * blocks * n;
+    const auto moved = chunk.forgetting ? move_step<true> : move_step<false>;
+    worker.read_both(begin, end, half);
+    worker.recurrent(begin, end, blocks * n, half * packed_size(n), column);
+    for (int64_t p = begin; p < end; p++) {
+      const int64_t row = p % chunk.rows;
+      float* sum = worker.sums[p - begin];
+      worker.add_given(p, column, blocks * n, sum);
+      const Half states{worker.y_before(p, half), worker.c_before(p, half), worker.c(p, half),
+                        worker.state(0, half, row), worker.state(1, half, row)};
+      if (worker.runs(p)) moved(worker.gates(p, half), sum, states, n, chunk.slope, chunk.floor, chunk.share);
+      worker.write(p, half);
+    }
   }
 };
 

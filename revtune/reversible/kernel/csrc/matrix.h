@@ -94,11 +94,12 @@ inline void part_of_panel(const Rows& at, int64_t rows, Span span, const float* 
   }
 }
 
-// Columns [begin, end) of y = x P + bias, if there is one, some rows after another so that they stay near;
-// `pack(column, n, span, room)` tells where a panel of P lies for some of x's columns, having laid it out if need be.
+// Columns [begin, end) of y = x P + bias, if there is one, or of y += x P, some rows after another so that they stay
+// near; `pack(column, n, span, room)` tells where a panel of P lies for some of x's columns, having laid it out if need
+// be.
 template <class Pack>
 inline __attribute__((always_inline)) void multiply_panels(
-    const Matrix<const float>& x, const Matrix<float>& y, const float* bias, int64_t begin, int64_t end,
+    const Matrix<const float>& x, const Matrix<float>& y, const float* bias, bool add, int64_t begin, int64_t end,
     const Pack& pack) {
   // Whole blocks of rows for every instruction set, as many as stay near.
   const int64_t some = 288 * std::clamp<int64_t>(panel_inputs / std::max<int64_t>(1, x.columns), 1, 4);
@@ -114,7 +115,7 @@ inline __attribute__((always_inline)) void multiply_panels(
       for (Span span{0, 0}; span.begin < x.columns; span.begin = span.end) {
         span.end = std::min(span.begin + panel_inputs, x.columns);
         const float* values = pack(column, n, span, panel.values);
-        const float* first = span.begin ? nullptr : from.values;
+        const float* first = span.begin || add ? nullptr : from.values;
         if (n == panel_width)
           panel_for_all<Ahead::outputs>(at, rows, span, first, values, panel_width, column);
         else
@@ -127,17 +128,17 @@ inline __attribute__((always_inline)) void multiply_panels(
 // Columns [begin, end) of y = x W^T + bias; `packed` is W as `pack_product` lays it out, or null.
 void project(const Matrix<const float>& x, const float* weight, const float* packed, const float* bias,
              const Matrix<float>& y, int64_t begin, int64_t end) {
-  multiply_panels(x, y, bias, begin, end, [&](int64_t column, int64_t, Span span, float* room) -> const float* {
+  multiply_panels(x, y, bias, false, begin, end, [&](int64_t column, int64_t, Span span, float* room) -> const float* {
     if (packed) return packed + column * x.columns + span.begin * panel_width;
     turn_panel(weight, y.columns, x.columns, column, span, room);
     return room;
   });
 }
 
-// Columns [begin, end) of x = d W, for W (d.columns, x.columns).
-void project_back(const Matrix<const float>& d, const float* weight, const Matrix<float>& x, int64_t begin,
+// Columns [begin, end) of x = d W or, to add, of x += d W, for W (d.columns, x.columns).
+void project_back(const Matrix<const float>& d, const float* weight, const Matrix<float>& x, bool add, int64_t begin,
                   int64_t end) {
-  multiply_panels(d, x, nullptr, begin, end, [&](int64_t column, int64_t n, Span span, float* room) {
+  multiply_panels(d, x, nullptr, add, begin, end, [&](int64_t column, int64_t n, Span span, float* room) {
     copy_panel(weight, x.columns, column, n, span, room);
     return room;
   });
@@ -200,4 +201,43 @@ void add_outer(const Matrix<const float>& d, const Matrix<const float>& v, const
                                 panel_width, span.end - p, into.row(g) + column, into.stride, n);
       }
   }
+}
+
+// Positions [begin, end) of a projection (K, B, G) become (y + bias) + s * products, if each row has a bias of its own.
+void add_answer(const Matrix<float>& y, const float* products, const float* scale, const float* bias, int64_t rows,
+                int64_t begin, int64_t end) {
+  const int64_t n = y.columns;
+  for (int64_t p = begin; p < end; p++) {
+    const int64_t row = p % rows * n;
+    const float *__restrict factor = scale + row, *__restrict more = products + p * n, *__restrict own = bias + row;
+    float* __restrict sum = y.row(p);
+    if (bias)
+      for (int64_t j = 0; j < n; j++) sum[j] = (sum[j] + own[j]) + factor[j] * more[j];
+    else
+      for (int64_t j = 0; j < n; j++) sum[j] = sum[j] + factor[j] * more[j];
+  }
+}
+
+// For rows [begin, end) of the batch, d being a projection's gradient (K, B, G): sum += d * V x over steps, and s * d in
+// the place of V's products, if they are asked for. Each row's steps are added up by themselves first.
+void scale_back(const Matrix<const float>& d, const float* scale, float* products, float* sum, int64_t rows,
+                bool scaled, int64_t begin, int64_t end) {
+  constexpr int64_t some = 512;
+  const int64_t n = d.columns;
+  for (int64_t row = begin; row < end; row++)
+    for (int64_t column = 0; column < n; column += some) {
+      const int64_t width = std::min(some, n - column);
+      float total[some] = {};
+      const float* __restrict factor = scale + row * n + column;
+      for (int64_t p = row; p < d.rows; p += rows) {
+        const float* __restrict grad = d.row(p) + column;
+        float* __restrict there = products + p * n + column;
+        if (sum)
+          for (int64_t j = 0; j < width; j++) total[j] += grad[j] * there[j];
+        if (scaled)
+          for (int64_t j = 0; j < width; j++) there[j] = grad[j] * factor[j];
+      }
+      if (sum)
+        for (int64_t j = 0; j < width; j++) sum[row * n + column + j] += total[j];
+    }
 }

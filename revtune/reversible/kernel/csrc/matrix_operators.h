@@ -87,21 +87,50 @@ inline void project_into(const Tensor& y, const Tensor& x, const Tensor& weight,
   });
 }
 
-inline void project_back_into(const Tensor& x, const Tensor& d, const Tensor& weight) {
+// A response's part of y, (K B, G): s * products added to it, and before that each row's own bias, if there is one.
+inline void add_answer(const Tensor& y, const Tensor& products, const Tensor& scale, const Maybe& bias) {
+  const Matrix out = writable_matrix(y, "y");
+  STD_TORCH_CHECK(scale.dim() == 2 && scale.size(0) > 0 && out.rows % scale.size(0) == 0,
+                  "y must have all rows of each step");
+  const int64_t rows = scale.size(0), size = rows * out.columns;
+  const float* more = readable<float>(products, out.rows * out.columns, "products");
+  const float* factors = readable<float>(scale, size, "scale");
+  const float* own = readable<float>(bias, size, "bias");
+  over_parts(out.rows, 1, out.rows * out.columns, [&](int64_t begin, int64_t end) {
+    variant().add_answer(out, more, factors, own, rows, begin, end);
+  });
+}
+
+// From the gradient (K B, G) of a product to which s * (V x) was added: that of s into `sum`, (B, G), and s times it in
+// the place of V's products, if `scaled`.
+inline void scale_back(const Tensor& products, const Tensor& d, const Tensor& scale, const Maybe& sum, bool scaled) {
+  const Matrix in = readable_matrix(d, "d");
+  STD_TORCH_CHECK(scale.dim() == 2 && scale.size(0) > 0 && in.rows % scale.size(0) == 0,
+                  "d must have all rows of each step");
+  const int64_t rows = scale.size(0), size = rows * in.columns;
+  const float* factors = readable<float>(scale, size, "scale");
+  float* into = writable<float>(products, in.rows * in.columns, "products");
+  float* total = writable<float>(sum, size, "sum");
+  over_parts(rows, 1, in.rows * in.columns, [&](int64_t begin, int64_t end) {
+    variant().scale_back(in, factors, into, total, rows, scaled, begin, end);
+  });
+}
+
+inline void project_back_into(const Tensor& x, const Tensor& d, const Tensor& weight, bool add) {
   const Matrix in = readable_matrix(d, "d");
   const Matrix out = writable_matrix(x, "x");
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == in.columns && in.columns > 0, "d and weight do not fit");
   STD_TORCH_CHECK(out.rows == in.rows && out.columns == weight.size(1), "x must be d's rows by weight's columns");
   const float* values = readable<float>(weight, weight.numel(), "weight");
   over_parts(out.columns, variant().panel, in.rows * in.columns * out.columns, [&](int64_t begin, int64_t end) {
-    variant().project_back(in, values, out, begin, end);
+    variant().project_back(in, values, out, add, begin, end);
   });
 }
 
 inline Tensor project_back(const Tensor& d, const Tensor& weight) {
   STD_TORCH_CHECK(d.dim() == 2 && weight.dim() == 2, "d and weight must be (N, G) and (G, I)");
   Tensor x = torch::stable::new_empty(weight, {d.size(0), weight.size(1)});
-  project_back_into(x, d, weight);
+  project_back_into(x, d, weight, false);
   return x;
 }
 

@@ -44,7 +44,7 @@ STABLE_TORCH_LIBRARY(revtune, m) {
       "forward(Tensor(a!) gates, Tensor(b!) counts, Tensor(c!) heads, Tensor(d!) y, Tensor(e!) y_start, "
       "Tensor(f!)? c, Tensor(g!)? c_start, Tensor(h!)? rh, Tensor packed, Tensor? response, Tensor? scale, "
       "Tensor? mask1, Tensor? mask2, Tensor? lengths, int first, float slope, bool forgetting, bool bounded, int keep, "
-      "Tensor(i!)? tally, int sliced=0) -> (Tensor, int, bool)");
+      "Tensor(i!)? tally, int sliced=0, Tensor(j!)? answers=None) -> (Tensor, int, bool)");
   m.def(
       "infer(Tensor x, Tensor packed_input, Tensor? bias, Tensor(a!) counts, Tensor(b!) y, Tensor(c!) y_start, "
       "Tensor packed, Tensor? response, Tensor? scale, Tensor? mask1, Tensor? mask2, Tensor? lengths, float slope, "
@@ -53,10 +53,10 @@ STABLE_TORCH_LIBRARY(revtune, m) {
       "rewind(Tensor(a!) gates, Tensor(b!) counts, Tensor(c!) heads, Tensor words, Tensor(d!) y, Tensor(e!) y_start, "
       "Tensor(f!)? c, Tensor(g!)? c_start, Tensor(h!)? rh, Tensor packed, Tensor? response, Tensor? scale, "
       "Tensor? mask1, Tensor? mask2, Tensor? lengths, int first, float slope, bool forgetting, bool bounded, "
-      "Tensor? slices=None) -> (int, bool)");
+      "Tensor? slices=None, Tensor(i!)? answers=None) -> (int, bool)");
   m.def(
       "recall(Tensor(a!) gates, Tensor y, Tensor y_start, Tensor(b!)? rh, Tensor packed, Tensor? response, "
-      "Tensor? scale, Tensor? mask1, Tensor? mask2) -> ()");
+      "Tensor? scale, Tensor? mask1, Tensor? mask2, Tensor(c!)? answers=None) -> ()");
   m.def(
       "recall_cells(Tensor gates, Tensor(a!) counts, Tensor(b!) heads, Tensor words, Tensor y, Tensor y_start, "
       "Tensor(c!) c, Tensor(d!) c_start, Tensor? lengths, int first, float slope, bool forgetting, bool bounded) "
@@ -65,10 +65,17 @@ STABLE_TORCH_LIBRARY(revtune, m) {
       "gradient(Tensor(a!) gates, Tensor(b!) direction, Tensor y, Tensor y_start, Tensor? c, Tensor? c_start, "
       "Tensor weight, Tensor? response, Tensor? scale, Tensor? mask1, Tensor? mask2, Tensor? lengths, Tensor? dy, "
       "int first, float slope, bool forgetting, bool bounded) -> ()");
+  m.def(
+      "tangent(Tensor gates, Tensor(a!) state, Tensor y, Tensor y_start, Tensor? c, Tensor? c_start, Tensor packed, "
+      "Tensor? mask1, Tensor? mask2, Tensor? lengths, Tensor? projected, Tensor? shift, Tensor? ih_answer, "
+      "Tensor? ih_scale, Tensor? hh_answer, Tensor? hh_scale, Tensor(b!) dy, int first, float slope, bool forgetting, "
+      "bool bounded) -> ()");
   m.def("pack_projection(Tensor weight) -> Tensor");
   m.def("project_into(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias, Tensor? packed=None) -> ()");
   m.def("project_back(Tensor d, Tensor weight) -> Tensor");
-  m.def("project_back_into(Tensor(a!) x, Tensor d, Tensor weight) -> ()");
+  m.def("project_back_into(Tensor(a!) x, Tensor d, Tensor weight, bool add=False) -> ()");
+  m.def("add_answer(Tensor(a!) y, Tensor products, Tensor scale, Tensor? bias) -> ()");
+  m.def("scale_back(Tensor(a!) products, Tensor d, Tensor scale, Tensor(b!)? sum, bool scaled) -> ()");
   m.def("add_outer(Tensor(a!) into, Tensor d, Tensor v) -> ()");
   m.def("digest(Tensor[] tensors) -> int");
   m.def(
@@ -88,9 +95,12 @@ STABLE_TORCH_LIBRARY_IMPL(revtune, CPU, m) {
   m.impl("recall", TORCH_BOX(&revtune::recall));
   m.impl("recall_cells", TORCH_BOX(&revtune::recall_cells));
   m.impl("gradient", TORCH_BOX(&revtune::gradient));
+  m.impl("tangent", TORCH_BOX(&revtune::tangent));
   m.impl("pack_projection", TORCH_BOX(&revtune::pack_projection));
   m.impl("project_into", TORCH_BOX(&revtune::project_into));
   m.impl("project_back", TORCH_BOX(&revtune::project_back));
+  m.impl("add_answer", TORCH_BOX(&revtune::add_answer));
+  m.impl("scale_back", TORCH_BOX(&revtune::scale_back));
   m.impl("project_back_into", TORCH_BOX(&revtune::project_back_into));
   m.impl("add_outer", TORCH_BOX(&revtune::add_outer));
   m.impl("digest", TORCH_BOX(&revtune::digest));

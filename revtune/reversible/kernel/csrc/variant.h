@@ -10,6 +10,7 @@
 #include "coupling.h"
 #include "worker.h"
 #include "backward.h"
+#include "moving.h"
 #include "gru.h"
 #include "lstm.h"
 #include "loops.h"
@@ -44,12 +45,15 @@ constexpr Variant make_variant(const char* name) {
       .recall = {recall<gru::Cell>, recall<lstm::Cell>},
       .recall_cells = lstm::recall_cells,
       .gradient = {gradient<gru::Cell>, gradient<lstm::Cell>},
+      .tangent = {tangent<gru::Cell>, tangent<lstm::Cell>},
       .sigmoid = sigmoid_of,
       .tanh = tanh_of,
       .digest = digest,
       .pack_product = pack_product,
       .project = project,
       .project_back = project_back,
+      .add_answer = add_answer,
+      .scale_back = scale_back,
       .add_outer = add_outer,
       .most_rows = most_rows,
   };

@@ -79,6 +79,7 @@ class Worker {
       const float* scale = chunk.scale + p % chunk.rows * 2 * blocks * units + column;
       float *sum = sums[p - begin], *more = extra[p - begin];
       for (int64_t j = 0; j < outputs; j++) sum[j] = sum[j] + scale[j] * more[j];
+      if (chunk.answers) std::copy_n(more, outputs, chunk.answers + p * 2 * blocks * units + column);
     }
   }
 
@@ -127,6 +128,12 @@ class Worker {
     return fine;
   }
 
+ protected:
+  const float* masked(const float* values, const float* mask, float* into) const {
+    for (int64_t j = 0; j < units; j++) into[j] = values[j] * mask[j];
+    return into;
+  }
+
  private:
   std::vector<int64_t> tally_;
 
@@ -135,11 +142,6 @@ class Worker {
   float* before(float* start, float* values, int64_t position, int half) const {
     return position < chunk.rows ? start + (position * 2 + half) * units
                                  : values + ((position - chunk.rows) * 2 + half) * units;
-  }
-
-  const float* masked(const float* values, const float* mask, float* into) const {
-    for (int64_t j = 0; j < units; j++) into[j] = values[j] * mask[j];
-    return into;
   }
 
   void multiply_into(Table& table, int64_t rows, int64_t outputs, const float* packed) {
