@@ -31,7 +31,7 @@ from revtune.program.bench.measuring import (
     warmed_up,
 )
 from revtune.program.bench.tuning_cases import NETS, TUNED, StepKind, TunedNet, TuningCase, case_of
-from revtune.program.bench.tuning_steps import step_of, steps_of
+from revtune.program.bench.tuning_steps import learner_of, step_of, steps_of
 from revtune.program.bench.worker import Job, Record
 from revtune.program.errors import Problem
 from revtune.program.files import drafts, write
@@ -149,7 +149,7 @@ def peak(case: TuningCase, step: StepKind, threads: int) -> int:
     """The most bytes in use during a step above those in use before it, the median of some steps."""
     keep_to(threads)
     torch.manual_seed(1)
-    take = step_of(case, step)
+    take = step_of(learner_of(case, step), step)
     for _ in range(WARM_UP):
         take()
     return median_low(peak_of(take, torch.device("cpu")) for _ in range(LOOKS))

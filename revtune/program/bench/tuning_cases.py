@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from revtune.program import recipes
 from revtune.program.bench.goals import Goal
+from revtune.program.tasks.word_task import Layer
 
 TunedNet = Literal["mnist", "fashion", "cifar10", "ptb_lstm"]
 
@@ -32,6 +33,7 @@ class TuningCase:
         batch: examples of a step.
         steps: T, of a language model.
         tokens: V, of a language model.
+        model: a language model's layers.
     """
 
     net: TunedNet
@@ -39,11 +41,12 @@ class TuningCase:
     batch: int
     steps: int = 0
     tokens: int = 0
+    model: Layer = "lstm"
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> TuningCase:
         """The case of a record, which has what was measured of it beside its fields."""
-        return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls)})
+        return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls) if field.name in record})
 
     @property
     def label(self) -> str:

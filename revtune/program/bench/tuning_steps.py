@@ -25,22 +25,26 @@ CLASSES = 10
 def steps_of(case: TuningCase) -> dict[str, StepFunction]:
     """The competitors by name, a plain step first."""
     kinds: tuple[StepKind, ...] = ("plain", *TUNED)
-    return {kind: step_of(case, kind) for kind in kinds}
+    return {kind: step_of(learner_of(case, kind), kind) for kind in kinds}
 
 
-def step_of(case: TuningCase, kind: StepKind) -> StepFunction:
-    """One competitor: a step of a learner of its own, with its update, beginning and ending without gradients."""
+def learner_of(case: TuningCase, kind: StepKind) -> PlainLearner | TunedLearner:
+    """What a competitor learns by."""
     task = task_of(case)
-    batch = task.train_batch(0)
-    if kind == "plain":
-        plain = PlainLearner(task)
+    return PlainLearner(task) if kind == "plain" else TunedLearner(task, "stn" if kind.startswith("STN") else "delta")
+
+
+def step_of(learner: PlainLearner | TunedLearner, kind: StepKind) -> StepFunction:
+    """A learner's step of a kind, with its update, beginning and ending without gradients."""
+    batch = learner.task.train_batch(0)
+    if isinstance(learner, PlainLearner):
 
         def learn() -> None:
-            plain.learn(batch)
-            plain.optimizer.zero_grad()
+            learner.learn(batch)
+            learner.optimizer.zero_grad()
 
         return learn
-    tuner = TunedLearner(task, "stn" if kind.startswith("STN") else "delta").tuner
+    tuner = learner.tuner
     return lambda: tuner.valid_step(batch) if kind.endswith("validation") else tuner.train_step(batch)
 
 
@@ -50,7 +54,7 @@ def task_of(case: TuningCase) -> Task:
     study = recipe.study("paper" if case.net == "ptb_lstm" else "small")
     study = dataclasses.replace(study, width=case.width, learning=dataclasses.replace(study.learning, batch=case.batch))
     if case.net == "ptb_lstm":
-        study = dataclasses.replace(study, length=case.steps)
+        study = dataclasses.replace(study, length=case.steps, model=case.model)
     task: Task = recipe.task(study, random_words(case) if case.net == "ptb_lstm" else random_images(case))
     return task
 

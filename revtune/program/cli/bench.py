@@ -29,6 +29,7 @@ BENCHES = {
     "speed": "revtune.program.bench.speed",
     "steps": "revtune.program.bench.steps",
     "tuning": "revtune.program.bench.tuning",
+    "joint": "revtune.program.bench.joint",
     "imports": "revtune.program.bench.imports",
 }
 """What is measured, and the module whose function of that name does it."""
