@@ -1,0 +1,222 @@
+"""Every pair of what `rewind_loss` can be asked for: together they give what the net with all its outputs gives.
+
+`OPTIONS` is the table. Two that set the same thing exclude each other; those in `REFUSED` are refused in a sentence.
+Whoever adds an option adds a line, and all its pairs are tested.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import revtune as rt
+from tests.backends import close, real
+from tests.chunking import set_stack_chunk_steps
+from tests.stored import relative
+
+BACKENDS = ("reference", "native")
+STEPS, ROWS, WIDTH, WORDS = 7, 3, 6, 5
+LENGTHS, IGNORED, CONTEXT = torch.tensor([7, 1, 4]), 3, 2
+
+
+@dataclass
+class Case:
+    """What is asked for.
+
+    Attributes:
+        net: arguments of the net.
+        call: arguments of `rewind_loss`.
+        readout: which one.
+        lengths: steps of each row.
+        state, features: whether a first state is given, and inputs that are features; both want gradients.
+        penalties: coefficients of AR and TAR.
+    """
+
+    net: dict[str, Any] = field(default_factory=dict)
+    call: dict[str, Any] = field(default_factory=dict)
+    readout: str = "head"
+    lengths: Tensor | None = None
+    state: bool = False
+    features: bool = False
+    penalties: tuple[float, float] = (0.0, 0.0)
+
+
+DROPOUTS = dict.fromkeys(("input_dropout", "hidden_dropout", "output_dropout"), 0.3)
+
+OPTIONS: dict[str, tuple[str, Callable[[Case], Any]]] = {
+    "batch_first": ("layout", lambda case: case.net.update(batch_first=True)),
+    "layers": ("layers", lambda case: case.net.update(num_layers=2)),
+    "no bias": ("bias", lambda case: case.net.update(bias=False)),
+    "no forgetting": ("forgetting", lambda case: case.net.update(forgetting=False)),
+    "no limit": ("forgetting", lambda case: case.net.update(max_forget_bits=None)),
+    "masks": ("masks", lambda case: case.net.update(DROPOUTS)),
+    "lengths": ("lengths", lambda case: setattr(case, "lengths", LENGTHS)),
+    "state": ("state", lambda case: setattr(case, "state", True)),
+    "features": ("inputs", lambda case: setattr(case, "features", True)),
+    "function": ("readout", lambda case: setattr(case, "readout", "function")),
+    "two parts": ("readout", lambda case: setattr(case, "readout", "two parts")),
+    "context": ("readout", lambda case: setattr(case, "readout", "context")),
+    "tied": ("readout", lambda case: setattr(case, "readout", "tied")),
+    "ignored": ("readout", lambda case: setattr(case, "readout", "ignored")),
+    "checkpoints": ("checkpoints", lambda case: case.call.update(checkpoint_every=3)),
+    "memory": ("memory", lambda case: case.call.update(max_memory="9MB")),
+    "penalties": ("penalties", lambda case: setattr(case, "penalties", (0.7, 0.4))),
+    "sum": ("reduction", lambda case: case.call.update(reduction="sum")),
+    "rows": ("reduction", lambda case: case.call.update(reduction="rows")),
+    "normalizer": ("normalizer", lambda case: case.call.update(normalizer=9.0)),
+}  # fmt: skip
+"""Each option, by what it sets and how."""
+
+LOSSES = 'with reduction="rows", readout\\(y, targets\\) must return the losses'
+
+REFUSED = {
+    frozenset({"sum", "normalizer"}): "normalizer is what reduction=",
+    frozenset({"rows", "function"}): LOSSES,
+    frozenset({"rows", "two parts"}): LOSSES,
+    frozenset({"rows", "context"}): LOSSES,
+}
+"""Pairs that do not go together, and the sentence that says so."""
+
+PAIRS: list[tuple[str, ...]] = [pair for pair in combinations(OPTIONS, 2) if OPTIONS[pair[0]][0] != OPTIONS[pair[1]][0]]
+
+
+class Net(nn.Module):
+    """Embedding, net and readout of a case, and all that wants a gradient."""
+
+    def __init__(self, case: Case, kind: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.case, dtype = case, real()
+        self.words, self.rnn = nn.Embedding(WORDS, WIDTH).to(dtype), kind(WIDTH, WIDTH, dtype=dtype, **case.net)
+        own: dict[str, Any] = {"ignored": {"ignore_index": IGNORED}, "tied": {"tie": self.words}}
+        self.head = rt.LinearCrossEntropy(WIDTH, WORDS, **own.get(case.readout, {})).to(dtype)
+        first = torch.randn(self.rnn.num_layers, ROWS, WIDTH, dtype=torch.float64) * 0.3
+        states = (first,) if kind is rt.RevGRU else (first, first.flip(0))
+        self.first = nn.ParameterList(states)
+        self.features = nn.Parameter(torch.randn(STEPS, ROWS, WIDTH, dtype=dtype))
+        self.given = nn.Parameter(torch.randn(CONTEXT, WORDS, dtype=dtype))
+        self.tokens = torch.randint(WORDS, (STEPS, ROWS))
+        self.targets = torch.randint(WORDS, (STEPS, ROWS))
+
+    def laid(self, x: Tensor) -> Tensor:
+        """Time first, or batch first, as the net has it."""
+        return x.transpose(0, 1) if self.rnn.batch_first else x
+
+    def state(self) -> Any:
+        """The first state, or None."""
+        return None if not self.case.state else self.first[0] if len(self.first) == 1 else tuple(self.first)
+
+    def readout(self) -> Any:
+        """What `rewind_loss` is given."""
+        if self.case.readout == "function":
+            return lambda y, targets: F.cross_entropy(self.head.logits(y), targets, reduction="sum")
+        if self.case.readout == "two parts":
+            return rt.Readout(self.head.logits, nn.CrossEntropyLoss(reduction="sum"))
+        if self.case.readout == "context":
+            return lambda y, targets, given: F.cross_entropy(
+                self.head.logits(y) + given.sum(0), targets, reduction="sum"
+            )
+        return self.head
+
+    def streamed(self) -> Tensor:
+        """The loss by `rewind_loss`."""
+        case, call = self.case, dict(self.case.call)
+        if any(case.penalties):
+            call["penalties"] = rt.ActivationPenalties(activation=case.penalties[0], temporal=case.penalties[1])
+        if case.readout == "context":
+            call["context"] = [self.given]
+        loss, _ = rt.rewind_loss(
+            self.rnn, self.laid(self.features if case.features else self.tokens), self.laid(self.targets),
+            encode=None if case.features else self.words, readout=self.readout(), state=self.state(),
+            lengths=case.lengths, **call,
+        )  # fmt: skip
+        return loss
+
+    def stored(self) -> Tensor:
+        """The same by all outputs at once; what padding holds moves nothing before it."""
+        case, x = self.case, self.features if self.case.features else self.words(self.tokens)
+        y, raw = self.outputs(x)
+        logits = self.head.logits(y) + (self.given.sum(0) if case.readout == "context" else 0.0)
+        counted = (torch.arange(STEPS)[:, None] < (LENGTHS if case.lengths is not None else STEPS)).expand(-1, ROWS)
+        losses = F.cross_entropy(logits.movedim(-1, 1), self.targets, reduction="none") * counted
+        if case.readout == "ignored":
+            counted = counted & (self.targets != IGNORED)
+            losses = losses * counted
+        reduction, weight = case.call.get("reduction", "mean"), case.call.get("normalizer", int(counted.sum()))
+        weight = 1.0 if reduction == "sum" else weight
+        penalties = torch.stack([self.penalty(y, raw, row) for row in range(ROWS)])
+        if reduction == "rows":
+            return losses.sum(0) * (ROWS / weight) + penalties
+        return losses.sum() / weight + (penalties.sum() if reduction == "sum" else penalties.mean())
+
+    def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs after and before the output dropout, time first."""
+        after = self.laid(self.rnn(self.laid(x), self.state())[0])
+        options = self.rnn.options
+        self.rnn.options = options._replace(output_dropout=0.0)
+        before = self.laid(self.rnn(self.laid(x), self.state())[0])
+        self.rnn.options = options
+        return after, before
+
+    def penalty(self, y: Tensor, raw: Tensor, row: int) -> Tensor:
+        """AR and TAR of a row."""
+        steps = int(LENGTHS[row]) if self.case.lengths is not None else STEPS
+        activation, temporal = self.case.penalties
+        differences = raw[:steps, row].diff(dim=0).square()
+        return activation * y[:steps, row].square().mean() + temporal * (
+            differences.mean() if steps > 1 else differences.sum()
+        )
+
+
+@pytest.fixture(autouse=True)
+def alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks that depend on shapes and rates alone, and chunks of two steps where no limit of memory cuts them."""
+
+    def drop_mask(shape: Any, p: float, like: Any, generator: Any = None) -> Tensor:
+        drawn = torch.rand(tuple(shape), generator=torch.Generator().manual_seed(5))
+        return (drawn >= p).to(like.dtype) / (1 - p)
+
+    monkeypatch.setattr("revtune.reversible.layers.rnn.drop_mask", drop_mask)
+    set_stack_chunk_steps(monkeypatch, 2)
+
+
+def case_of(*names: str) -> Case:
+    """What these options ask for together."""
+    case = Case()
+    for name in names:
+        OPTIONS[name][1](case)
+    return case
+
+
+@pytest.mark.parametrize("pair", [*[(name,) for name in OPTIONS], *PAIRS], ids=" and ".join)
+def test_options_go_together(pair: tuple[str, ...], backend: str) -> None:
+    kind = rt.RevGRU if sum(map(len, pair)) % 2 else rt.RevLSTM  # either one now and then
+    net = Net(case_of(*pair), kind)
+    if (sentence := REFUSED.get(frozenset(pair))) is not None:
+        with pytest.raises(ValueError, match=sentence):
+            net.streamed()
+        return
+    found = []
+    for loss in (net.streamed(), net.stored()):
+        named = dict(net.named_parameters())
+        found.append((loss.detach(), torch.autograd.grad(loss.mean(), [*named.values()], allow_unused=True)))
+    (one, ones), (other, others) = found
+    assert relative(one, other) < close()
+    for name, a, b in zip(named, ones, others, strict=True):
+        assert (a is None) == (b is None), name
+        assert a is None or b is None or relative(a, b) < close(), name
+
+
+def test_the_table_names_each_argument() -> None:
+    """But those that have no pairs of their own: what every call has, and `encode`, which features leave out."""
+    case, without = case_of(*OPTIONS), {"rnn", "inputs", "targets", "encode", "readout", "state", "lengths", "context"}
+    arguments = inspect.signature(rt.rewind_loss).parameters.keys() - without - {"penalties"}
+    assert arguments == case.call.keys() and any(case.penalties)
