@@ -14,6 +14,8 @@ from revtune.tuning.hypers.kinds import Hyper
 
 Tuned = Literal["delta", "stn"]
 
+TUNED: tuple[Tuned, ...] = ("stn", "delta")
+
 HyperRule = Literal["adam", "rmsprop"]
 
 HYPER_RULES: dict[HyperRule, Callable[..., torch.optim.Optimizer]] = {

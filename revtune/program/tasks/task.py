@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from revtune.program.files import absolute
 from revtune.program.runs.places import place
-from revtune.program.tuning import Tuned, Tuning, check_reached, check_tuning
+from revtune.program.tuning import TUNED, Tuned, Tuning, check_reached, check_tuning
 from revtune.program.typed import check_numbers
 from revtune.reversible.streams.stream import rewind_loss
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
@@ -49,8 +49,6 @@ Schedule = Literal["constant", "cosine", "plateau"]
 Split = Literal["valid", "test"]
 
 Size = Literal["small", "paper"]
-
-TUNED: tuple[Tuned, ...] = ("stn", "delta")
 
 METHODS: tuple[Method, ...] = ("delta", "stn", "plain")
 

@@ -28,6 +28,7 @@ from revtune.program.language import model as language
 from revtune.program.language import trainer as train
 from revtune.program.language.config import Config, Learning, Model, Net
 from revtune.program.language.evaluate import evaluate
+from revtune.program.language.learner import PlainLearner
 from revtune.program.language.run import Run, held_out_loss
 from revtune.program.language.schedule import learning_rate, segment_length
 from revtune.program.runs import checkpoint
@@ -180,12 +181,14 @@ def test_plateaus_and_varied_lengths_go_on_bit_for_bit(text: Path, tmp_path: Pat
 def test_a_run_begins_its_text_again_without_a_state(text: Path) -> None:
     told = config(text, length=400)
     trainer = train.Trainer(told, load(told.text))
+    learner = trainer.learner
+    assert isinstance(learner, PlainLearner)
     trainer.step()
-    assert trainer.state is not None
+    assert learner.state is not None
     assert trainer.progress.position == 400
     while trainer.progress.position:
         trainer.step()
-    assert trainer.state is None
+    assert learner.state is None
 
 
 def command(*words: object) -> list[str]:
