@@ -113,6 +113,12 @@ class Learning:
     """Seed of weights, masks and segment lengths."""
 
 
+DELTA = Tuning(hyper_lr=0.02, tune_scales=False)
+"""As the task `ptb_lstm` has them: scales that stay do not shrink until responses have nothing to learn from."""
+
+STN = Tuning(tune_scales=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """All settings of a run: with the same ones on the same machine the same numbers come out."""
@@ -127,8 +133,8 @@ class Config:
     Delta-STN, STN, or not at all, which leaves rates where they are and has no penalties."""
     tuned_from: float = 0.05
     """Where tuned rates start that are 0, as no gradient reaches them there, and both penalties."""
-    stn: Tuning = field(default_factory=Tuning)
-    delta: Tuning = field(default_factory=Tuning)
+    stn: Tuning = STN
+    delta: Tuning = DELTA
 
     def tuning(self, method: Tuned) -> Tuning:
         """The settings of a method that tunes."""
