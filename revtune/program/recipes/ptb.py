@@ -13,8 +13,8 @@ kind = "text"
 def recipe(size: Size = "small") -> Config:
     """One RevGRU layer over 10,000 words, whose softmax shares the embedding's weights.
 
-    The paper's size learns by SGD, its rate quartered on plateaus, at the paper's own dropout rates. The small one learns
-    by Adam for two epochs, and tunes its rates by STN meanwhile.
+    The paper's size learns by SGD, its rate quartered on plateaus, at the paper's own dropout rates. The small one
+    learns by Adam for two epochs, and tunes its rates by STN meanwhile.
     """
     return paper("ptb", "ptb", epoch=664) if size == "paper" else small("ptb", "ptb", epoch=664)
 
@@ -29,10 +29,10 @@ def paper(recipe: str, source: TextSource, *, epoch: int) -> Config:
         steps=150 * epoch, batch=20, length=70, length_spread=5.0, optimizer="sgd", lr=20.0, schedule="plateau",
         warmup=0, patience=5, clip=0.1, weight_decay=1.2e-6, valid_every=epoch, valid_batch=10, save_every=200,
     )  # fmt: skip
-    text, after = Text(source=source, unit="word"), {"warmup": epoch}
+    text = Text(source=source, unit="word")
     return Config(
         recipe=recipe, size="paper", text=text, net=net, learning=learning,
-        stn=replace(STN, **after), delta=replace(DELTA, **after),
+        stn=replace(STN, warmup=epoch), delta=replace(DELTA, warmup=epoch),
     )  # fmt: skip
 
 
