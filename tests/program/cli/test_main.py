@@ -82,7 +82,7 @@ def test_what_was_tuned_is_said_and_the_result_is_of_use(
     tied = "--hidden 16 --embedding 16 --tie".split()  # STN gives a tied net two weights
     assert main(["train", "text", "--file", str(text), "--out", str(out), *TUNED, *tied]) == 0
     told = capsys.readouterr().out
-    assert "tuned on " in told and "input_dropout 0.05" in told and "(scale 0.5" in told
+    assert "tuned on " in told and "input_dropout 0.005" in told and "(scale 0.5" in told
     best = Run(out).best()
     values = ", ".join(f"{name} {value:.3g}" for name, value in best["values"].items())
     assert f"tuned by stn, at that step: {values}; all steps are in {out / 'schedule.json'}\n" in told
