@@ -374,7 +374,7 @@ def test_a_run_moved_with_its_text_is_evaluated_and_goes_on(
 ) -> None:
     text, run, moved = tmp_path / "text", tmp_path / "run", tmp_path / "new" / "run"
     text.write_text("the cat sat on the mat .\na dog ran .\n" * 60)
-    sizes = "--hidden 16 --embedding 8 --batch 4 --length 16 --steps 2 --valid-every 2".split()
+    sizes = "--hidden 16 --embedding 8 --batch 4 --length 16 --steps 2 --valid-every 2 --tune off".split()
     assert main(["train", "text", "--file", str(text), "--out", str(run), *sizes]) == 0
     moved.parent.mkdir()
     run.rename(moved)
