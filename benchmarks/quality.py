@@ -67,7 +67,7 @@ class Job(RecurrentJob):
             input_dropout=DROPOUT, output_dropout=DROPOUT,
         )  # fmt: skip
         learning = replace(base.learning, steps=EPOCHS * EPOCH, lr=RATE, valid_every=EPOCH, seed=self.seed)
-        return replace(base, net=net, learning=learning)
+        return replace(base, net=net, learning=learning, tune="off")
 
     def command(self) -> list[str]:
         """What trains it, but for the folder: the recipe, what is not its default, and the settings worth reading."""
@@ -77,7 +77,7 @@ class Job(RecurrentJob):
             for name, value in dataclasses.asdict(ours).items():
                 if name in TOLD or value != getattr(theirs, name):
                     words += [f"--{name.replace('_', '-')}", str(value)]
-        return words
+        return [*words, "--tune", config.tune]
 
 
 def jobs() -> list[Job]:

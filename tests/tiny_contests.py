@@ -10,7 +10,8 @@ from rich.console import Console
 from revtune.program.studies.compare.contest import Options
 from revtune.program.studies.compare.live import CompareReport
 from revtune.program.tasks.image_task import ImageStudy
-from revtune.program.tasks.task import Learning, Tuning
+from revtune.program.tasks.task import Learning
+from revtune.program.tuning import Tuning
 from tests.tiny_images import write_images
 
 LEARNING = Learning(batch=4, valid_every=2, lr=0.05, patience=1)

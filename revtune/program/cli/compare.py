@@ -34,4 +34,6 @@ def why_not(name: str) -> str:
         return f"there is no recipe {name!r}"
     if recipes.find(name).kind == "output_dropout":
         return f"recipe {name} tunes in an experiment of its own, which revtune train {name} runs"
+    if recipes.find(name).kind == "text":
+        return f"recipe {name} tunes while it learns, by revtune train {name} --tune, and has no spaces to search"
     return f"recipe {name} tunes no hyperparameters"

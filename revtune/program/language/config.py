@@ -15,7 +15,9 @@ from revtune.program.data.text_sources import Text, TextSource
 from revtune.program.data.vocabulary import TextUnit
 from revtune.program.errors import Problem
 from revtune.program.runs.seals import NEAR
+from revtune.program.tuning import TUNED, Tuned, Tuning, check_reached, check_tuning
 from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, TOO_MANY, check_each, reason, told_of, typed
+from revtune.tuning.hypers.kinds import NEAREST
 
 Model = Literal["revgru", "revlstm", "gru", "lstm"]
 
@@ -24,6 +26,17 @@ Rule = Literal["adam", "sgd"]
 Schedule = Literal["cosine", "plateau"]
 
 Size = Literal["small", "paper"]
+
+Tune = Literal["delta", "stn", "off"]
+
+REVERSIBLE: tuple[Model, ...] = ("revgru", "revlstm")
+"""Layers that rewind."""
+
+RATES = "dropout input_dropout hidden_dropout output_dropout embedding_dropout weight_drop"
+"""The settings of a net that are dropout rates."""
+
+LEAST = NEAREST
+"""The rate that a tuned one may start from at least, and as far from 1 at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,15 +113,32 @@ class Learning:
     """Seed of weights, masks and segment lengths."""
 
 
+DELTA = Tuning(hyper_lr=0.02, tune_scales=False)
+"""As the task `ptb_lstm` has them: scales that stay do not shrink until responses have nothing to learn from."""
+
+STN = Tuning(tune_scales=False)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """All settings of a run: with the same ones on the same machine the same numbers come out."""
 
     recipe: Annotated[str, tyro.conf.Suppress]
     size: Annotated[Size, tyro.conf.Suppress] = "small"
-    text: Text = field(default_factory=Text)
-    net: Net = field(default_factory=Net)
-    learning: Learning = field(default_factory=Learning)
+    text: tyro.conf.OmitArgPrefixes[Text] = field(default_factory=Text)
+    net: tyro.conf.OmitArgPrefixes[Net] = field(default_factory=Net)
+    learning: tyro.conf.OmitArgPrefixes[Learning] = field(default_factory=Learning)
+    tune: Tune = "off"
+    """How dropout rates and penalties on activations (AR, TAR) are tuned on validation text while weights learn:
+    Delta-STN, STN, or not at all, which leaves rates where they are and has no penalties."""
+    tuned_from: float = 0.05
+    """Where tuned rates start that are 0, as no gradient reaches them there, and both penalties."""
+    stn: Tuning = STN
+    delta: Tuning = DELTA
+
+    def tuning(self, method: Tuned) -> Tuning:
+        """The settings of a method that tunes."""
+        return self.stn if method == "stn" else self.delta
 
     def json(self, **more: Any) -> str:
         """The configuration as indented JSON, paths as strings, with more beside it."""
@@ -127,6 +157,7 @@ def from_json(text: str, where: Path) -> Config:
         for name in ("file", "data"):  # both must be there, unlike other settings, which have defaults
             parts["text"][name] = None if parts["text"][name] is None else Path(parts["text"][name])
         groups = {"text": Text, "net": Net, "learning": Learning}
+        groups |= {name: Tuning for name in TUNED if name in parts}  # earlier versions tuned nothing
         config = typed(Config, {**parts, **{name: typed(kind, parts[name]) for name, kind in groups.items()}})
         with told_of(where):
             check(config)
@@ -149,10 +180,10 @@ def check(config: Config) -> None:
     check_each(learning, counts, lambda value: value >= 1, "at least 1")
     check_each(learning, "lr clip", lambda value: value > 0, "above 0")
     check_each(learning, "warmup length_spread weight_decay", lambda value: value >= 0, "at least 0")
-    rates = "dropout input_dropout hidden_dropout output_dropout embedding_dropout weight_drop"
-    check_each(net, rates, lambda value: 0 <= value < 1, "a rate from 0 to below 1")
+    check_each(net, RATES, lambda value: 0 <= value < 1, "a rate from 0 to below 1")
     _check_largest(text, net, learning)
     _check_net(net)
+    _check_tuned(config)
 
 
 def _check_largest(text: Text, net: Net, learning: Learning) -> None:
@@ -170,7 +201,20 @@ def _check_net(net: Net) -> None:
     check_each(net, "max_forget_bits", lambda value: value is None or 0 < value < math.inf, limit)
     if net.tie and net.embedding != net.hidden:
         raise Problem(f"--tie needs --embedding equal to --hidden, got {net.embedding} and {net.hidden}", code=2)
-    if net.model in ("revgru", "revlstm"):
+    if net.model in REVERSIBLE:
         check_each(net, "hidden", lambda value: value % 2 == 0, "even, to be split in halves")
     elif net.hidden_dropout:
         raise Problem(f"--hidden-dropout acts inside the recurrence, which torch's {net.model} keeps closed", code=2)
+
+
+def _check_tuned(config: Config) -> None:
+    check_each(config, "tune", get_args(Tune).__contains__, f"one of {', '.join(get_args(Tune))}")
+    within = f"from {LEAST:g} to 1 - {LEAST:g}"
+    check_each(config, "tuned_from", lambda value: LEAST <= value <= 1 - LEAST, within)
+    for method in TUNED:
+        check_tuning(config.tuning(method), method)
+    if config.tune == "off":
+        return
+    check_reached(config.learning.steps, config.tuning(config.tune), config.tune)
+    starts = f"0, to start from --tuned-from, or {within} where it is tuned"
+    check_each(config.net, RATES, lambda value: not value or LEAST <= value <= 1 - LEAST, starts)

@@ -24,6 +24,13 @@ def evaluate(model: LanguageModel, rows: Tensor, length: int) -> float:
     return total / ((len(rows) - 1) * rows.shape[1])
 
 
-def held_out_streams(tokens: Tensor, learning: Learning, *, name: str) -> Tensor:
-    """Held-out text (N,) cut into `valid_batch` streams, or into fewer so that none is shorter than a segment."""
-    return streams(tokens, max(1, min(learning.valid_batch, len(tokens) // learning.length)), name=name)
+def held_out_streams(tokens: Tensor, learning: Learning, *, name: str, most: int | None = None) -> Tensor:
+    """Held-out text (N,) cut into `most` streams, or into fewer so that none is shorter than a segment.
+
+    Args:
+        tokens: the text.
+        learning: how long a segment is, and by its `valid_batch` how many streams are the most by default.
+        name: of the text.
+        most: streams.
+    """
+    return streams(tokens, max(1, min(most or learning.valid_batch, len(tokens) // learning.length)), name=name)

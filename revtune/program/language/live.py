@@ -38,8 +38,14 @@ def resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # Linux: KiB
 
 
+def tuned_values(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Hyperparameters that are tuned, each value with the scale of its perturbations; none in other facts."""
+    scales = facts.get("scales", {})
+    return [(name, f"{value:.3g} (scale {scales[name]:.2g})") for name, value in facts.get("values", {}).items()]
+
+
 class Report:
-    """Shows smoothed loss, speed, memory and bits stored after each step.
+    """Shows smoothed loss, speed, memory, bits stored, and what is tuned, after each step.
 
     Args:
         config: of the run.
@@ -105,7 +111,9 @@ class Report:
         ]
         if "stored_bits" in self.latest:
             rows.append(("stored", f"{self.latest['stored_bits']:.2f} bits a unit and step"))
-        return rows
+        if "held_out_loss" in self.latest:
+            rows.append(("tuned on", f"{self.latest['held_out_loss']:.3f} nats"))
+        return rows + tuned_values(self.latest)
 
     def panel(self) -> Group:
         """The live view."""

@@ -97,11 +97,10 @@ class StoringStack(nn.Module):
         for number, layer in enumerate(self.layers):
             if number:
                 x = nn.functional.dropout(x, self.rates.dropout, self.training)
-            x, part = self._layer(layer, locked(x, self.rates.input_dropout, self.training), _of_layer(state, number))
+            x, part = self._layer(layer, locked(x, self.rates.input_dropout, self.training), of_layer(state, number))
             x = locked(x, self.rates.output_dropout, self.training)
             after.append(part)
-        parts = tuple(torch.cat(part) for part in zip(*after, strict=True))
-        return x, parts if len(parts) > 1 else parts[0]
+        return x, of_layers(after)
 
     def _layer(self, layer: nn.Module, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         if not state:
@@ -117,9 +116,16 @@ class StoringStack(nn.Module):
         return y, (h,)
 
 
-def _of_layer(state: RecurrentState, number: int) -> tuple[Tensor, ...]:
+def of_layer(state: RecurrentState, number: int) -> tuple[Tensor, ...]:
+    """The parts of one layer's state, (1, B, H) each; none where there is no state."""
     parts = () if state is None else (state,) if isinstance(state, Tensor) else state
     return tuple(part[number : number + 1].contiguous() for part in parts)
+
+
+def of_layers(after: list[tuple[Tensor, ...]]) -> RecurrentState:
+    """The state of all layers from the parts of each one's."""
+    parts = tuple(torch.cat(part) for part in zip(*after, strict=True))
+    return parts if len(parts) > 1 else parts[0]
 
 
 def locked(x: Tensor, rate: float, training: bool) -> Tensor:

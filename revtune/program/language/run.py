@@ -3,7 +3,8 @@
     config.json              the configuration
     vocabulary.json          the text of the tokens, and a digest of the data
     metrics.jsonl            a line of measurements for each step and each validation
-    weights.safetensors      the model with the lowest validation loss
+    weights.safetensors      the model with the lowest validation loss, plain, and the values of what was tuned
+    schedule.json            all values that tuned hyperparameters have had, as `Tuner.schedule` tells
     checkpoint.safetensors   everything that the next step depends on
     lock                     held by the process that begins the run
 
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from revtune.program.data.named_sets import TEXT_FILES
 from revtune.program.data.text import Corpus
 from revtune.program.data.text_sources import Text, load
@@ -27,6 +30,7 @@ from revtune.program.files import read_text, write
 from revtune.program.language.config import Config, from_json
 from revtune.program.language.evaluate import evaluate, held_out_streams
 from revtune.program.language.model import LanguageModel, build
+from revtune.program.language.regularizers import in_force
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved
 from revtune.program.runs.folder import claimed, config_of
@@ -68,6 +72,11 @@ class Run:
     def checkpoint(self) -> Path:
         """Everything that the next step depends on."""
         return self.folder / "checkpoint.safetensors"
+
+    @property
+    def schedule(self) -> Path:
+        """The values of tuned hyperparameters by step."""
+        return self.folder / "schedule.json"
 
     def config(self) -> Config:
         """The configuration.
@@ -114,7 +123,7 @@ class Run:
         return vocabulary(self.corpus_json())
 
     def model(self) -> LanguageModel:
-        """The best model so far, ready to evaluate.
+        """The best model so far, ready to evaluate; its dropout rates are those that were in force where it is best.
 
         Raises:
             Problem: there is none yet, or its file does not fit the configuration.
@@ -130,7 +139,8 @@ class Run:
             self.seals().check(saved.seals, self.weights)
         else:
             self.check_seals()  # the checkpoint may have them where an earlier version wrote the weights
-        model = build(config.net, len(self.vocabulary()))
+        model = build(in_force(config.net, saved.facts.get("values", {})), len(self.vocabulary()))
+        checkpoint.untie(model, saved.tensors.keys())
         checkpoint.load_weights(model, saved, self.weights)
         return model.eval()
 
@@ -142,7 +152,7 @@ class Run:
         """Write tensors and facts as safetensors, whole or not at all."""
         checkpoint.write(path, saved)
 
-    def check_best(self, model: LanguageModel, step: int) -> None:
+    def check_best(self, model: nn.Module, step: int) -> None:
         """Raise `Problem` when the best weights, those of `step` or of a later one, are not there or not whole."""
         if not self.weights.exists():
             raise Problem(f"{self.weights} is not there, but the best validation was at step {step}; put it back")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from revtune.program.errors import Problem
 from revtune.program.files import absolute
@@ -19,7 +22,7 @@ from revtune.program.runs.folder import command_line
 class Options:
     """Learn a text."""
 
-    config: Config
+    config: Annotated[Config, tyro.conf.arg(name="")]
     out: Path | None = None
     """Folder of the run; by default the next free runs/<recipe>-<n>."""
     size: Size = "small"
@@ -72,9 +75,12 @@ def finish(run: Run) -> None:
     config = run.config()
     best, unit = run.best(), config.text.unit
     words = unit == "word"
+    tuned = ", ".join(f"{name} {value:.3g}" for name, value in best.get("values", {}).items())
     print(f"\nvalidation {measure(unit, best['valid_loss'])}, its best, at step {best['step']}; a sample:\n")
     pieces = sample.text(run.model(), run.vocabulary(), "", length=100 if words else 600, temperature=0.7, seed=1)
     print("".join(pieces).strip("\n") + "\n")
+    if tuned:
+        print(f"tuned by {config.tune}, at that step: {tuned}; all steps are in {run.schedule}")
     print(f"the run is in {run.folder}; next:")
     prompt = "def " if config.text.source == "stdlib" else "the market" if words else "The "
     print(f"  {command_line('generate', run.folder, '--prompt', prompt)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable
@@ -13,33 +14,31 @@ from threading import Event
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
 
 import revtune as rt
 from revtune.errors import NonFiniteError, ReversalError, StateRangeError
 from revtune.program.data.text import Corpus, segment, streams
 from revtune.program.data.text_sources import load
 from revtune.program.errors import Problem
+from revtune.program.files import write
 from revtune.program.language.config import Config
 from revtune.program.language.evaluate import evaluate, held_out_streams
+from revtune.program.language.learner import Segment
 from revtune.program.language.model import build
 from revtune.program.language.run import Run, create
 from revtune.program.language.schedule import learning_rate, segment_length
+from revtune.program.language.tuned_learner import TunedLearner, learner
 from revtune.program.runs import checkpoint
 from revtune.program.runs.arithmetic import Arithmetic
-from revtune.program.runs.checkpoint import RecurrentState, Saved
+from revtune.program.runs.checkpoint import Saved
 from revtune.program.runs.folder import already_finished, command_line, intact, refuse_taken
 from revtune.program.runs.metrics import Metrics
 from revtune.program.runs.seals import Seals
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
 from revtune.program.typed import told_of
-from revtune.tuning.random_states import random_states, set_random_states
 
 METER_EVERY = 10
 """Steps between two whose stored bits are metered: metering each would slow a run down."""
-
-GENERATORS = ("cpu", "cuda")
-"""What a checkpoint calls the random states, in their order."""
 
 
 class Report(Protocol):
@@ -86,17 +85,17 @@ class Trainer:
     """A model that learns a corpus as a configuration says, and everything that its next step depends on."""
 
     def __init__(self, config: Config, corpus: Corpus) -> None:
-        self.learning, self.net = config.learning, config.net
+        self.learning = config.learning
         self.device = usable(config.learning.device)
         self.arithmetic = Arithmetic.here(self.device)
         torch.set_num_threads(config.learning.threads)
         torch.manual_seed(config.learning.seed)
         self.model = build(config.net, len(corpus.vocabulary)).to(self.device)
-        self.optimizer = optimizer(self.model, config)
+        tuned_on = held_out_streams(corpus.valid, config.learning, name="validation", most=config.learning.batch)
+        self.learner = learner(self.model, config, tuned_on.to(self.device), self.device)
         self.rows = streams(corpus.train, config.learning.batch, name="training").to(self.device)
         self.held_out = held_out_streams(corpus.valid, config.learning, name="validation").to(self.device)
         self.progress = Progress()
-        self.state: RecurrentState = None
         self.seals = Seals({})
 
     def train(self, run: Run, metrics: Metrics, report: Report) -> Progress:
@@ -110,7 +109,7 @@ class Trainer:
             while self.progress.step < self.learning.steps:
                 facts = self.step()
                 metrics.add(facts)
-                self._tell(report.step, facts, run, asked)
+                self._tell(report.step, {**facts, **self.learner.facts()}, run, asked)
                 last = self.progress.step == self.learning.steps
                 if last or self.progress.step % self.learning.valid_every == 0:
                     facts = self.validate(run)
@@ -143,38 +142,27 @@ class Trainer:
         metered = rt.meter(peak=False) if progress.step % METER_EVERY == 0 else contextlib.nullcontext()
         try:
             with metered as meter:
-                loss, norm = self.update(inputs, targets, rate)
+                told = self.learner.update(Segment(inputs, targets, progress.position == 0), rate)
         except (NonFiniteError, ReversalError, StateRangeError) as error:
             raise Problem(f"step {progress.step + 1} failed: {error}") from error
+        loss, norm = told["loss"], told.get("norm", 0.0)  # a tuner refuses a norm that is not finite by itself
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise Problem(
                 f"step {progress.step + 1} failed: loss {loss}, gradient's norm {norm}; a lower learning rate may help"
             )
         self._advance(len(inputs))
-        facts = {"step": progress.step, "loss": loss, "lr": rate, "norm": norm, "tokens": inputs.numel()}
+        facts = {"step": progress.step, "loss": loss, "lr": rate, **told, "tokens": inputs.numel()}
         facts["seconds"] = round(time.perf_counter() - began, 4)
         if meter is not None and meter.unit_steps:
             facts["stored_bits"] = round(meter.bits_per_unit_step, 4)
         return facts
 
-    def update(self, inputs: Tensor, targets: Tensor, rate: float) -> tuple[float, float]:
-        """Update the weights; returns the loss in nats a token before it, and the gradient's norm before clipping."""
-        self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss, self.state = self.model.loss(inputs, targets, self.state)
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.learning.clip)
-        if torch.isfinite(norm):  # the caller raises otherwise, and the weights are left as they were
-            self.optimizer.step()
-        return loss.item(), norm.item()
-
     def _advance(self, rows: int) -> None:
         self.progress.step += 1
         self.progress.position += rows
         if self.progress.position >= len(self.rows) - 1:  # the last row has no target
-            self.progress.position, self.state = 0, None
+            self.progress.position = 0
+            self.learner.begin_anew()
 
     def validate(self, run: Run) -> dict[str, Any]:
         """Measure the held-out loss; save the best model's weights, or lower the learning rate on a plateau."""
@@ -186,10 +174,12 @@ class Trainer:
             raise Problem(f"the validation at step {progress.step} failed: {error}") from error
         if not math.isfinite(loss):
             raise Problem(f"the validation at step {progress.step} failed: loss {loss}; a lower learning rate may help")
-        facts = {"step": progress.step, "valid_loss": loss}
+        facts = {"step": progress.step, "valid_loss": loss, **self.learner.facts()}
+        if isinstance(self.learner, TunedLearner):
+            write(run.schedule, json.dumps(self.learner.schedule()).encode() + b"\n")
         if progress.best is None or loss < progress.best:
             progress.best, progress.best_step, progress.stale = loss, progress.step, 0
-            run.save(run.weights, Saved(checkpoint.weights(self.model), facts, self.seals.digests))
+            run.save(run.weights, Saved(checkpoint.weights(self.learner.plain()), facts, self.seals.digests))
         else:
             progress.stale += 1
             if progress.stale >= self.learning.patience:
@@ -198,15 +188,10 @@ class Trainer:
 
     def saved(self, metrics_size: int, metrics_digest: str) -> Saved:
         """All that `restore` needs, and the size and the digest of the metrics file so far."""
-        parts = {
-            "model/": checkpoint.weights(self.model),
-            "optimizer/": checkpoint.optimizer_tensors(self.optimizer, self.model),
-            "state/": checkpoint.state_tensors(self.state),
-            "random/": dict(zip(GENERATORS, random_states(self.device), strict=False)),  # no cuda on the CPU
-        }
-        tensors = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
+        saved = self.learner.saved()
         facts = {"place": dataclasses.asdict(self.progress), "metrics": metrics_size, "metrics_sha256": metrics_digest}
-        return Saved(tensors, {**facts, "arithmetic": self.arithmetic.to_json()}, self.seals.digests)
+        facts |= {**saved.facts, "arithmetic": self.arithmetic.to_json()}
+        return Saved(saved.tensors, facts, self.seals.digests)
 
     def restore(self, saved: Saved, path: Path) -> tuple[int, str]:
         """Take up what the trainer that made `saved` had; returns the size and the digest of its metrics file.
@@ -217,7 +202,6 @@ class Trainer:
         try:
             self.progress = Progress(**saved.facts["place"])
             size, digest = saved.facts["metrics"], saved.facts["metrics_sha256"]
-            random = [saved.tensors[f"random/{name}"] for name in GENERATORS[: len(random_states(self.device))]]
         except (KeyError, TypeError) as error:
             raise Problem(f"{path} is no checkpoint of a run: {error} is missing or unknown") from error
         try:
@@ -226,26 +210,8 @@ class Trainer:
             raise Problem(f"{path} is no checkpoint of this run: {error}") from error
         if type(size) is not int or size < 0 or not isinstance(digest, str):
             raise Problem(f"{path} is no checkpoint of a run: its metrics have size {size!r} and digest {digest!r}")
-        checkpoint.load_weights(self.model, saved, path, prefix="model/")
-        checkpoint.load_optimizer(self.optimizer, self.model, saved, path, prefix="optimizer/")
-        self.state = checkpoint.state_of(saved, path, self.device, self._state_like(), prefix="state/")
-        if (self.state is None) != (self.progress.position == 0):
-            beside = "without" if self.state is None else "with"
-            raise Problem(f"{path} is no checkpoint of a run: row {self.progress.position} {beside} a recurrent state")
-        try:
-            set_random_states(random, self.device)
-        except (RuntimeError, TypeError) as error:
-            raise Problem(f"{path} is no checkpoint of a run: its random states are not torch's") from error
+        self.learner.restore(saved, path, step=self.progress.step, position=self.progress.position)
         return size, digest
-
-    def _state_like(self) -> tuple[Tensor, ...]:
-        """Tensors of the shapes and dtypes of this run's recurrent state, without content."""
-        dtype = (
-            torch.float64 if self.net.model in ("revgru", "revlstm") else torch.float32
-        )  # fixed point lies in float64
-        shape = (self.net.layers, self.learning.batch, self.net.hidden)
-        parts = 2 if self.net.model in ("lstm", "revlstm") else 1
-        return tuple(torch.empty(shape, dtype=dtype, device="meta") for _ in range(parts))
 
 
 def start(config: Config, out: Path | None, report: Report) -> Run:
@@ -280,7 +246,7 @@ def resume(run: Run, report: Report) -> Run:
     else:
         run.check_no_checkpoint(config.learning.save_every)
     if trainer.progress.best is not None:
-        run.check_best(trainer.model, trainer.progress.best_step)
+        run.check_best(trainer.learner.plain(), trainer.progress.best_step)
     if trainer.progress.step >= config.learning.steps:
         raise already_finished(run.folder, config.learning.steps)
     if before is not None:
@@ -290,12 +256,6 @@ def resume(run: Run, report: Report) -> Run:
     with contextlib.closing(Metrics(run.metrics, size, digest)) as metrics:
         trainer.train(run, metrics, report)
     return run
-
-
-def optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """The optimizer that a configuration asks for."""
-    kind = torch.optim.Adam if config.learning.optimizer == "adam" else torch.optim.SGD
-    return kind(model.parameters(), lr=config.learning.lr, weight_decay=config.learning.weight_decay)
 
 
 def usable(name: str) -> torch.device:

@@ -7,7 +7,8 @@ import dataclasses
 from torch import Tensor, nn
 
 from revtune.program.tasks.image_task import ImageStudy, ImageTask
-from revtune.program.tasks.task import Learning, Size, Space, Tuning
+from revtune.program.tasks.task import Learning, Size, Space
+from revtune.program.tuning import Tuning
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Between, Hyper, Integer, Rate
 from revtune.tuning.regularizers.dropouts import TunedNoise

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from revtune.program.tasks.image_task import ImageStudy, ImageTask
-from revtune.program.tasks.task import Learning, Size, Space, Tuning
+from revtune.program.tasks.task import Learning, Size, Space
+from revtune.program.tuning import Tuning
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper, Rate
 

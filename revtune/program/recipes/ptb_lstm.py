@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 import revtune as rt
-from revtune.program.tasks.task import Learning, Size, Space, Tuning
+from revtune.program.tasks.task import Learning, Size, Space
 from revtune.program.tasks.word_task import Out, Segment, WordStudy, WordTask
+from revtune.program.tuning import Tuning
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper, Positive, Rate
 from revtune.tuning.regularizers.dropouts import TunedLockedDropout

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,18 @@ def _facts_and_seals(metadata: dict[str, str], path: Path) -> tuple[dict[str, An
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """A model's parameters and buffers by name, a tied one once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def untie(model: nn.Module, names: Collection[str]) -> None:
+    """Replace a parameter that two modules share by one in each, where both are named.
+
+    A tied network that STN has tuned is so: its responses differ by module, and so do the weights that freezing makes.
+    """
+    own = dict(model.named_parameters())
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        if name in names and name not in own:
+            module, _, last = name.rpartition(".")
+            model.get_submodule(module).register_parameter(last, nn.Parameter(parameter.detach().clone()))
 
 
 def load_weights(model: nn.Module, saved: Saved, path: Path, *, prefix: str = "") -> None:

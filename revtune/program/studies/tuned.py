@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic
@@ -135,21 +134,9 @@ def opened(folder: Path, *, accept_edits: bool = False, data: Path | None = None
         raise Problem(f"the data are not those that {folder} was trained on: their digest differs")
     hypers = Constants(task.hypers())
     model = plain(task.net(hypers), hypers)
-    untie(model, saved.tensors.keys())
+    checkpoint.untie(model, saved.tensors.keys())
     checkpoint.load_weights(model, saved, folder / WEIGHTS)
     return task, model.eval()
-
-
-def untie(model: nn.Module, names: Collection[str]) -> None:
-    """Replace a parameter that two modules share by one in each, where both are named.
-
-    A tied network that STN has tuned is so: its responses differ by module, and so do the weights that freezing makes.
-    """
-    own = dict(model.named_parameters())
-    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-        if name in names and name not in own:
-            module, _, last = name.rpartition(".")
-            model.get_submodule(module).register_parameter(last, nn.Parameter(parameter.detach().clone()))
 
 
 def in_words(quoted: str, result: dict[str, Any], folder: Path) -> str:

@@ -30,23 +30,19 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 import tyro
 from torch import Tensor, nn
 
-from revtune.program.errors import Problem
 from revtune.program.files import absolute
 from revtune.program.runs.places import place
+from revtune.program.tuning import TUNED, Tuned, Tuning, check_reached, check_tuning
 from revtune.program.typed import check_numbers
 from revtune.reversible.streams.stream import rewind_loss
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper
-
-Tuned = Literal["delta", "stn"]
 
 Method = Literal["delta", "stn", "plain"]
 
 Searcher = Literal["random", "grid", "tpe", "hyperband", "asha", "gp", "cmaes"]
 
 Rule = Literal["sgd", "adam"]
-
-HyperRule = Literal["adam", "rmsprop"]
 
 Schedule = Literal["constant", "cosine", "plateau"]
 
@@ -82,28 +78,6 @@ class Learning:
     """Largest norm of the weights' gradient, and of the responses'."""
     valid_every: int = 100
     """Updates between validations on all held-out examples."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """How STN and Delta-STN tune: the other methods read nothing of it."""
-
-    warmup: int = 200
-    """Updates of the weights before the first of the hyperparameters."""
-    ratio: int = 2
-    """Updates of the weights to one of the hyperparameters."""
-    optimizer: HyperRule = "adam"
-    """Update rule of hyperparameters and scales."""
-    hyper_lr: float = 0.01
-    """Their learning rate."""
-    entropy: float = 1e-3
-    """Weight of the perturbations' entropy, which tunes their scales."""
-    tune_scales: bool = True
-    """Whether to tune the scales of perturbations, or leave them where they start."""
-    scale: float = 0.5
-    """Where scales start."""
-    response_lr: float = 1.0
-    """Learning rate of the responses, in those of the weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,20 +221,12 @@ def with_place(study: S, folder: Path, data: Path | None = None) -> S:
 def check(study: Study) -> None:
     """Raise `Problem` for the first setting that no run can have."""
     check_numbers(study, study.learning)
-    for name in ("stn", "delta"):
-        tuning: Tuning = getattr(study, name)
-        check_numbers(tuning, prefix=f"{name}.")
-        if tuning.tune_scales and tuning.scale > Hyper.max_scale:
-            most = f"{Hyper.max_scale:g} where it is tuned"
-            raise Problem(f"--{name}.scale must be at most {most}, got {tuning.scale}", code=2)
+    for name in TUNED:
+        check_tuning(getattr(study, name), name)
 
 
 def check_tuned(study: Study, method: Method) -> None:
     """Raise `Problem` for a study with so few updates that the method would never tune."""
     if method == "plain":
         return
-    tuning, steps = study.tuning(method), study.learning.steps
-    if steps < (first := tuning.warmup + tuning.ratio):
-        why = f"by --{method}.warmup {tuning.warmup} and --{method}.ratio {tuning.ratio}"
-        raise Problem(f"--steps must be at least {first}, the first at which hyperparameters are tuned {why}, "
-                      f"got {steps}", code=2)  # fmt: skip
+    check_reached(study.learning.steps, study.tuning(method), method)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,15 +12,12 @@ from torch import Tensor
 from revtune.program.runs import checkpoint
 from revtune.program.tasks.learner import Learner, weight_optimizer
 from revtune.program.tasks.plain_learner import PlainLearner
-from revtune.program.tasks.task import HyperRule, Method, Task, Tuned
+from revtune.program.tasks.task import Method, Task
+from revtune.program.tuning import HYPER_RULES, Tuned
 from revtune.tuning.conversion.convert import self_tuning
 from revtune.tuning.conversion.freeze import frozen
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.tuner.tuner import Tuner
-
-HYPER_RULES: dict[HyperRule, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop
-}  # fmt: skip
 
 
 class TunedLearner(Learner):

@@ -26,9 +26,9 @@ from revtune.program.language.config import check
 from revtune.program.language.live import Report, measure
 from revtune.program.language.run import Run
 
-SMALL = (
-    "--hidden 16 --embedding 8 --batch 4 --length 16 --steps 6 --valid-every 3 --save-every 2 --valid-batch 2".split()
-)
+SIZES = "--hidden 16 --embedding 8 --batch 4 --length 16 --steps 6 --valid-every 3 --save-every 2 --valid-batch 2"
+SMALL = f"{SIZES} --tune off".split()
+TUNED = f"{SIZES} --tune stn --stn.warmup 2".split()
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,23 @@ def test_training_ends_with_a_sample_and_what_to_do_next(
     assert "step 6/6: loss" in told
     assert f"validation {measure('byte', best['valid_loss'])}, its best, at step {best['step']}; a sample:" in told
     assert "  revtune generate runs/text-1 --prompt 'The '\n  revtune evaluate runs/text-1\n" in told
+
+
+def test_what_was_tuned_is_said_and_the_result_is_of_use(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    tied = "--hidden 16 --embedding 16 --tie".split()  # STN gives a tied net two weights
+    assert main(["train", "text", "--file", str(text), "--out", str(out), *TUNED, *tied]) == 0
+    told = capsys.readouterr().out
+    assert "tuned on " in told and "input_dropout 0.005" in told and "(scale 0.5" in told
+    best = Run(out).best()
+    values = ", ".join(f"{name} {value:.3g}" for name, value in best["values"].items())
+    assert f"tuned by stn, at that step: {values}; all steps are in {out / 'schedule.json'}\n" in told
+    assert main(["evaluate", str(out), "--split", "valid"]) == 0
+    assert capsys.readouterr().out.startswith(f"valid: {measure('byte', best['valid_loss'])} (")
+    assert main(["generate", str(out), "--prompt", "the ", "--length", "9"]) == 0
+    assert capsys.readouterr().out.startswith("the ")
 
 
 def test_without_a_recipe_the_standard_library_is_learned(
@@ -129,7 +146,8 @@ def test_losses_are_told_as_people_quote_them() -> None:
 
 def test_the_panel_shows_what_is_going_on() -> None:
     report = Report(recipes.find("stdlib").recipe(), plain=False)
-    report.step({"step": 3, "loss": 0.6931472, "tokens": 4096, "seconds": 2.0, "stored_bits": 0.871})
+    report.step({"step": 3, "loss": 0.6931472, "tokens": 4096, "seconds": 2.0, "stored_bits": 0.871,
+                 "held_out_loss": 1.25, "values": {"weight_drop": 0.1234}, "scales": {"weight_drop": 0.5}})  # fmt: skip
     report.valid({"step": 3, "valid_loss": 1.3862944})
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(report.panel())
@@ -141,6 +159,8 @@ def test_the_panel_shows_what_is_going_on() -> None:
         "MiB",
         "0.87 bits a unit",
         "2.000 bits a byte at step 3",
+        "0.123 (scale 0.5)",
+        "1.250 nats",
     ):
         assert shown in told
 
@@ -156,6 +176,7 @@ def test_mistakes_are_answered_by_a_sentence(
         (["train", "ptb", "--size", "huge"], 2, "--size must be small or paper, got huge"),
         (["train", "--size", "paper"], 2, "recipe stdlib has one size, small, got paper"),
         (["train", "--steps", "0"], 2, "--steps must be at least 1, got 0"),
+        (["train", "--tune", "delta", "--steps", "9"], 2, "--steps must be at least 202, the first at which hyper"),
         (["train", "--resume", by_bytes, "--steps", "9"], 2, "--resume takes a run's folder and no other option"),
         (["train", f"--resume={by_bytes}"], 1, f"{by_bytes} is finished: all 6 steps are done"),
         (["train", "text", "--file", text, "--out", by_bytes], 1, f"{by_bytes} already holds a run"),

@@ -1,5 +1,6 @@
 """Run folders: nothing that was saved is ever lost, nothing foreign is ever taken for a run."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -24,6 +25,7 @@ from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved
 from revtune.program.runs.folder import claimed
 from revtune.program.runs.metrics import Metrics
+from revtune.program.tuning import Tuning
 
 CONFIG = Config(recipe="text", text=Text(source="file", file=Path("a b")), net=Net(max_forget_bits=None))
 UNKNOWN: Any = "rnn"
@@ -43,6 +45,16 @@ def files_no_longer_than(size: int) -> Iterator[None]:
 
 def test_a_configuration_comes_back_from_its_json() -> None:
     assert from_json(CONFIG.json(), Path("config.json")) == CONFIG
+    tuned = dataclasses.replace(CONFIG, tune="stn", stn=Tuning(ratio=3))
+    assert from_json(tuned.json(), Path("config.json")) == tuned
+
+
+def test_a_configuration_of_before_tuning_tunes_nothing() -> None:
+    parts = json.loads(CONFIG.json())
+    for name in ("tune", "tuned_from", "stn", "delta"):
+        del parts[name]
+    assert from_json(json.dumps(parts), Path("config.json")) == CONFIG
+    assert CONFIG.tune == "off"
 
 
 @pytest.mark.parametrize(
@@ -76,6 +88,13 @@ def test_other_json_is_no_configuration(text: str) -> None:
         (Config(recipe="x", learning=Learning(threads=1025)), "--threads must be at most 1024, got 1025"),
         (Config(recipe="x", learning=Learning(lr=float("inf"))), "--lr must be at most 1e+30, got inf"),
         (Config(recipe="x", learning=Learning(length_spread=65.0)), "--length-spread must be at most --length 64"),
+        (Config(recipe="x", tune=UNKNOWN), "--tune must be one of delta, stn, off, got rnn"),
+        (Config(recipe="x", tuned_from=0.0), "--tuned-from must be from 1e-05 to 1 - 1e-05, got 0.0"),
+        (Config(recipe="x", delta=Tuning(ratio=0)), "--delta.ratio must be at least 1, got 0"),
+        (Config(recipe="x", stn=Tuning(hyper_lr=-1.0)), "--stn.hyper-lr must be above 0, got -1.0"),
+        (Config(recipe="x", stn=Tuning(scale=2.0)), "--stn.scale must be at most 1 where it is tuned, got 2.0"),
+        (Config(recipe="x", tune="stn", stn=Tuning(warmup=1599)), "--steps must be at least 1601, the first at which"),
+        (Config(recipe="x", tune="stn", net=Net(dropout=1e-6)), "--dropout must be 0, to start from --tuned-from, or"),
     ],
 )
 def test_values_that_no_run_can_have(config: Config, sentence: str) -> None:
@@ -355,7 +374,7 @@ def test_a_run_moved_with_its_text_is_evaluated_and_goes_on(
 ) -> None:
     text, run, moved = tmp_path / "text", tmp_path / "run", tmp_path / "new" / "run"
     text.write_text("the cat sat on the mat .\na dog ran .\n" * 60)
-    sizes = "--hidden 16 --embedding 8 --batch 4 --length 16 --steps 2 --valid-every 2".split()
+    sizes = "--hidden 16 --embedding 8 --batch 4 --length 16 --steps 2 --valid-every 2 --tune off".split()
     assert main(["train", "text", "--file", str(text), "--out", str(run), *sizes]) == 0
     moved.parent.mkdir()
     run.rename(moved)

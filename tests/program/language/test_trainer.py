@@ -1,8 +1,6 @@
 """Training: it learns, it validates, and however it is stopped it goes on as if it never had been."""
 
 import dataclasses
-import hashlib
-import json
 import math
 import os
 import shutil
@@ -21,73 +19,30 @@ from revtune.errors import BackendError, SettingError
 from revtune.program.data import text_sources
 from revtune.program.data.readings import BY_BYTES
 from revtune.program.data.text import Corpus, streams, word_corpus
-from revtune.program.data.text_sources import Text, load
+from revtune.program.data.text_sources import load
 from revtune.program.errors import Problem
 from revtune.program.files import write
 from revtune.program.language import model as language
 from revtune.program.language import trainer as train
 from revtune.program.language.config import Config, Learning, Model, Net
 from revtune.program.language.evaluate import evaluate
+from revtune.program.language.learner import PlainLearner
 from revtune.program.language.run import Run, held_out_loss
 from revtune.program.language.schedule import learning_rate, segment_length
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved
 from revtune.reversible.kernel import backend as native
 from tests.backends import on_native
+from tests.tiny_runs import LEARNING, Died, Silent, assert_same, config, losses, write_sums
 
-LEARNING = Learning(steps=9, batch=4, length=8, lr=0.01, warmup=2, valid_every=4, valid_batch=2, save_every=3)
 DROPPED = {"input_dropout": 0.2, "output_dropout": 0.2, "embedding_dropout": 0.2, "weight_drop": 0.2}
-
-
-class Died(Exception):
-    """The end of a process, as far as a test can have one."""
-
-
-class Silent:
-    """A report that says nothing, and dies after a step if it is told to."""
-
-    def __init__(self, dies_at: int | None = None) -> None:
-        self.dies_at = dies_at
-
-    def step(self, facts: dict[str, Any]) -> None:
-        if facts["step"] == self.dies_at:
-            raise Died
-
-    def valid(self, facts: dict[str, Any]) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text"
-    path.write_text("".join(f"{i} plus {i} is {2 * i}\n" for i in range(200)))
+    write_sums(path)
     return path
-
-
-def config(text: Path, model: Model = "revgru", net: dict[str, Any] | None = None, **learning: Any) -> Config:
-    return Config(
-        recipe="text",
-        text=Text(source="file", file=text),
-        net=Net(model=model, embedding=8, hidden=8, **(net or {})),
-        learning=dataclasses.replace(LEARNING, **learning),
-    )
-
-
-def losses(folder: Path) -> list[tuple[int, str, float]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], name, line[name]) for line in lines for name in ("loss", "valid_loss") if name in line]
-
-
-def tensors(folder: Path) -> dict[str, str]:
-    """Digests of what the checkpoint and the best weights hold."""
-    files = [checkpoint.read(folder / name) for name in ("checkpoint.safetensors", "weights.safetensors")]
-    named = {f"{i}{name}": tensor for i, file in enumerate(files) for name, tensor in file.tensors.items()}
-    return {name: hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest() for name, tensor in named.items()}
-
-
-def assert_same(one: Path, other: Path) -> None:
-    assert losses(one) == losses(other)
-    assert tensors(one) == tensors(other)
 
 
 def test_a_run_learns_and_keeps_its_best_weights(text: Path, tmp_path: Path) -> None:
@@ -180,21 +135,24 @@ def test_plateaus_and_varied_lengths_go_on_bit_for_bit(text: Path, tmp_path: Pat
 def test_a_run_begins_its_text_again_without_a_state(text: Path) -> None:
     told = config(text, length=400)
     trainer = train.Trainer(told, load(told.text))
+    learner = trainer.learner
+    assert isinstance(learner, PlainLearner)
     trainer.step()
-    assert trainer.state is not None
+    assert learner.state is not None
     assert trainer.progress.position == 400
     while trainer.progress.position:
         trainer.step()
-    assert trainer.state is None
+    assert learner.state is None
 
 
 def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "revtune", *map(str, words)]
 
 
-def options(text: Path, out: Path, steps: int) -> list[str]:
+def options(text: Path, out: Path, steps: int, tune: str) -> list[str]:
     sizes = "--hidden 32 --embedding 8 --batch 8 --length 32 --valid-every 20 --save-every 7 --weight-drop 0.2"
-    return command("train", "text", "--file", text, "--out", out, "--steps", steps, *sizes.split())
+    tuning = f"--tune {tune} --delta.warmup 4 --stn.warmup 4"
+    return command("train", "text", "--file", text, "--out", out, "--steps", steps, *sizes.split(), *tuning.split())
 
 
 def wait_for_lines(path: Path, number: int, process: subprocess.Popen[str]) -> None:
@@ -203,11 +161,11 @@ def wait_for_lines(path: Path, number: int, process: subprocess.Popen[str]) -> N
         time.sleep(0.001)
 
 
-def stopped(text: Path, out: Path, how: signal.Signals, steps: int = 60) -> subprocess.CompletedProcess[str]:
+def stopped(text: Path, out: Path, how: signal.Signals, tune: str) -> subprocess.CompletedProcess[str]:
     """A run in a process of its own, sent a signal while it is on its way."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(
-        options(text, out, steps), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        options(text, out, 60, tune), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
     wait_for_lines(out / "metrics.jsonl", 18, process)
     process.send_signal(how)
@@ -216,10 +174,11 @@ def stopped(text: Path, out: Path, how: signal.Signals, steps: int = 60) -> subp
 
 
 @pytest.mark.slow
-def test_kill_9_and_ctrl_c_lose_nothing(text: Path, tmp_path: Path) -> None:
-    killed = stopped(text, tmp_path / "killed", signal.SIGKILL)
+@pytest.mark.parametrize("tune", ["off", "delta", "stn"])
+def test_kill_9_and_ctrl_c_lose_nothing(text: Path, tmp_path: Path, tune: str) -> None:
+    killed = stopped(text, tmp_path / "killed", signal.SIGKILL, tune)
     assert killed.returncode == -signal.SIGKILL
-    asked = stopped(text, tmp_path / "asked", signal.SIGINT)
+    asked = stopped(text, tmp_path / "asked", signal.SIGINT, tune)
     assert asked.returncode == 130
     last = losses(tmp_path / "asked")[-1][0]
     goes_on = f"revtune train --resume {tmp_path / 'asked'} goes on"

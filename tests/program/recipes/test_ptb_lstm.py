@@ -20,9 +20,10 @@ from revtune.program.runs.checkpoint import packed, unpacked
 from revtune.program.studies.compare import table as compare_table
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.plain_learner import PlainLearner
-from revtune.program.tasks.task import METHODS, Learning, Method, Split, Tuned, Tuning
+from revtune.program.tasks.task import METHODS, Learning, Method, Split
 from revtune.program.tasks.tuned_learner import TunedLearner, learner
 from revtune.program.tasks.word_task import WordStudy
+from revtune.program.tuning import Tuned, Tuning
 from revtune.tuning.hypers.constants import Numbers
 from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass, Values
 from tests.tiny_words import tiny, write_words

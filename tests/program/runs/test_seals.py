@@ -27,7 +27,9 @@ from tests.tiny_images import write_images
 from tests.tiny_pairs import write_pairs
 from tests.tiny_words import LEARNING, TUNING, write_words
 
-TEXT = "--hidden 16 --embedding 8 --batch 4 --length 16 --steps 4 --valid-every 2 --save-every 2 --unit word".split()
+TEXT = (
+    "--hidden 16 --embedding 8 --batch 4 --length 16 --steps 4 --valid-every 2 --save-every 2 --tune off --unit word"
+).split()
 IMAGES = "--images 40 --width 4 --steps 4 --batch 4 --valid-every 2 --method plain".split()
 PAIRS = "--embedding 8 --hidden 8 --attend emb --steps 4 --batch 20 --valid-every 2".split()
 

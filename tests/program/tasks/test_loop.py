@@ -20,8 +20,9 @@ from revtune.program.tasks import live as tuned_report
 from revtune.program.tasks.learner import Learner, Progress, learning_rate
 from revtune.program.tasks.loop import TaskRun
 from revtune.program.tasks.plain_learner import PlainLearner
-from revtune.program.tasks.task import METHODS, Learning, Method, Study, Task, Tuning, check
+from revtune.program.tasks.task import METHODS, Learning, Method, Study, Task, check
 from revtune.program.tasks.tuned_learner import TunedLearner, learner
+from revtune.program.tuning import Tuning
 from revtune.tuning.conversion.plain import plain
 from revtune.tuning.hypers.constants import Constants
 from tests.tiny_images import write_images

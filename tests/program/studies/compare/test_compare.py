@@ -254,7 +254,7 @@ def test_curves_and_verdicts() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("ptb", "recipe ptb tunes no hyperparameters; revtune compare takes cifar10, fashion, mnist, ptb_lstm"),
+        ("ptb", "recipe ptb tunes while it learns, by revtune train ptb --tune, and has no spaces to search; revtune"),
         ("nosuch", "there is no recipe 'nosuch'; revtune compare takes cifar10, fashion, mnist, ptb_lstm"),
         ("output_dropout", "in an experiment of its own, which revtune train output_dropout runs; "),
         ("mnist --seeds 0", "--seeds must be at least 1, got 0"),
