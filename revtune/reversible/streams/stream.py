@@ -416,6 +416,9 @@ def _checked(rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer |
     """The batch, time first, if all in it fits together."""
     what = "rewind_loss"
     check_net(what, rnn, batch.encode)
+    for name, function in (("encode", batch.encode), ("readout", batch.readout)):
+        if not callable(function) and not (name == "encode" and function is None):
+            raise ValueError(f"{what}: {name} must be a module or a function, got {type(function).__name__}")
     make_weights(rnn)
     refuse_wrapped(what, encode=batch.encode, readout=batch.readout)
     refuse_cached(what, encode=batch.encode, readout=batch.readout)
