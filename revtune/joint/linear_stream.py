@@ -98,6 +98,7 @@ class LinearStream(Stream):
         others: those of `Stream`.
     """
 
+    tangents = True
     _encoder: LinearEncoder
 
     def __init__(self, hypers: Hyperparameters, rnn: RevRNN, batch: Batch, *others: Any) -> None:

@@ -148,3 +148,172 @@ def test_backends_agree(rev: Any, method: str, more: dict[str, Any]) -> None:
         assert one[0] == pytest.approx(other[0], abs=1e-4)
     for name, value in found.items():
         assert torch.allclose(value, wanted[name], rtol=0, atol=1e-4), name
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "no dict": (lambda given, net: [1], "stream must return the arguments of rewind_loss, a dict, got list"),
+    "unknown": (lambda given, net: {**given, "penalty": 1}, "but it gave penalty"),
+    "missing": (lambda given, net: {"rnn": net.rnn}, "but it lacks inputs, targets, readout"),
+    "another net": (
+        lambda given, net: {**given, "rnn": rt.RevLSTM(WIDTH, 8)},
+        "stream must give an rnn that is a module of the network, .* got a RevLSTM that is not",
+    ),
+    "sum": (lambda given, net: {**given, "reduction": "sum"}, 'reduction must be "mean" or "rows", .* got "sum"'),
+    "state": (lambda given, net: {**given, "state": torch.zeros(2, ROWS, 8)}, "stream gave a state, which carry=True"),
+    "readout": (lambda given, net: {**given, "readout": 3}, "readout must be a module or a function, got int"),
+    "encode": (lambda given, net: {**given, "encode": 3}, "encode must be a module or a function, got int"),
+}
+
+
+@methods
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_stream_may_not_give(method: str, case: str) -> None:
+    change, words = REFUSED[case]
+
+    def stream(net: Any, batch: Tensor, h: Any) -> Any:
+        return change(streamed()(net, batch, h), net)
+
+    tuner = tuner_of(language(), method, stream=stream)
+    before = numbers(tuner)
+    with pytest.raises((TypeError, ValueError), match=words):
+        run(tuner, 0, 1)
+    assert all(torch.equal(value, before[name]) for name, value in numbers(tuner).items())
+
+
+@methods
+def test_hyperparameters_are_not_there_on_held_out_data(method: str) -> None:
+    def stream(net: Any, batch: Tensor, h: Any) -> Any:
+        return {**streamed()(net, batch, h), "penalties": rt.ActivationPenalties(activation=h.a)}
+
+    net = rt.self_tuning(
+        Language(rt.RevGRU, torch.float32, nn.Linear(8, WORDS), nn.Embedding(WORDS, WIDTH)),
+        rt.Hyperparameters(a=rt.Positive(1.0)), batch_dim=1,
+    )  # fmt: skip
+    tuner = tuner_of(net, method, stream=stream)
+    tuner.train_step(batches()[0])
+    with pytest.raises(ValueError, match="without regularizers on held-out data, where h is None, and it read 'a'"):
+        tuner.valid_step(batches()[1])
+
+
+def test_a_stream_takes_three_arguments() -> None:
+    with pytest.raises(ValueError, match="stream must take a model, a batch and h, got one that takes"):
+        tuner_of(language(), "stn", stream=lambda net, batch: {})
+
+
+@pytest.mark.parametrize("what", ["inputs", "state"])
+def test_delta_refuses_responses_outside_of_what_is_streamed(what: str) -> None:
+    """Whose tangents would be lost; STN follows them by the gradient."""
+
+    def stream(net: Any, batch: Tensor, h: Any) -> Any:
+        given = {**streamed()(net, batch, h), "readout": net.head}
+        if what == "inputs":
+            return {**given, "inputs": net.words(batch[:-1]), "encode": None}
+        with torch.no_grad():
+            inputs = net.words(batch[:-1])  # without a gradient it is nothing that responses learn by
+        return {**given, "state": tuple(net.rnn(inputs)[1])}
+
+    losses = run(tuner_of(language(), "stn", stream=stream, carry=False), 0, 2)
+    assert losses[1][1] is not None
+    name = {"inputs": "words", "state": "rnn"}[what]
+    with pytest.raises(ValueError, match=f"stream runs {name}, which responds to hyperparameters, outside"):
+        run(tuner_of(language(), "delta", stream=stream, carry=False), 0, 1)
+
+
+def test_delta_refuses_inputs_with_a_gradient() -> None:
+    inputs = torch.randn(STEPS, ROWS, WIDTH, requires_grad=True)
+
+    def stream(net: Any, batch: Tensor, h: Any) -> Any:
+        return {**streamed()(net, batch, h), "inputs": inputs, "encode": None}
+
+    net = rt.self_tuning(
+        Language(rt.RevGRU, torch.float32, nn.Linear(8, WORDS), nn.Embedding(WORDS, WIDTH)), batch_dim=1
+    )
+    with pytest.raises(ValueError, match="inputs must require no gradient in Delta-STN's pass for responses"):
+        run(tuner_of(net, "delta", stream=stream), 0, 1)
+
+
+def test_delta_wants_a_head_that_gives_a_tensor() -> None:
+    def stream(net: Any, batch: Tensor, h: Any) -> Any:
+        loss = nn.CrossEntropyLoss(reduction="sum")
+        readout = rt.Readout(lambda y: (net.head(y), 1), lambda out, targets: loss(out[0], targets))  # type: ignore[arg-type, return-value]
+        return {**streamed()(net, batch, h), "readout": readout}
+
+    net = rt.self_tuning(
+        Language(rt.RevGRU, torch.float32, nn.Linear(8, WORDS), nn.Embedding(WORDS, WIDTH)), batch_dim=1
+    )
+    with pytest.raises(ValueError, match="head must return a tensor of floating-point numbers, got tuple"):
+        run(tuner_of(net, "delta", stream=stream), 0, 1)
+
+
+def test_a_net_that_tunes_itself_is_trained_by_a_tuner() -> None:
+    net, tokens = language(), batches()[0]
+
+    def loss() -> Tensor:
+        return rt.rewind_loss(net.rnn, tokens[:-1], tokens[1:], encode=net.words, readout=net.head)[0]
+
+    with pytest.raises(ValueError, match=r"trained by Tuner\(stream=\), or as rt.frozen\(net\) .* torch.no_grad\(\)"):
+        loss()
+    with torch.no_grad():
+        assert loss().isfinite()
+    net.rnn(net.words(tokens[:-1]))[0].sum().backward()  # as a layer, it is as other layers that respond
+    net = rt.frozen(net)
+    loss().backward()
+
+
+@methods
+def test_autocast(method: str) -> None:
+    """Layers run in their own numbers, and a step is near the one without."""
+    results = []
+    for on in (False, True):
+        torch.manual_seed(4)
+        tuner = tuner_of(
+            language(),
+            method,
+            stream=streamed(),
+            autocast=lambda on=on: torch.autocast("cpu", torch.bfloat16, enabled=on),
+        )
+        results.append([train for train, _ in run(tuner, 0, 3)])
+    assert results[0] == pytest.approx(results[1], rel=1e-2)
+
+
+@methods
+def test_a_readout_that_changes_a_weight_is_refused(method: str) -> None:
+    """Also where it does so in Delta-STN's second pass alone."""
+    net = rt.self_tuning(
+        Language(rt.RevGRU, torch.float32, nn.Linear(8, WORDS), nn.Embedding(WORDS, WIDTH)), batch_dim=1
+    )
+    armed = []
+
+    def head(y: Tensor) -> Tensor:
+        record = net.hypers.current is not None and net.hypers.current.record is not None
+        if armed and (record or method == "stn"):
+            with torch.no_grad():
+                net.rnn.weight_hh_l0.mul_(1.001)
+        return net.head(y)
+
+    def stream(net: Any, batch: Tensor, h: Any) -> Any:
+        return {**streamed()(net, batch, h), "readout": rt.Readout(head, nn.CrossEntropyLoss(reduction="sum"))}
+
+    tuner = tuner_of(net, method, stream=stream)
+    run(tuner, 0, 1)
+    armed.append(True)
+    with pytest.raises(rt.ReversalError, match="weight_hh_l0 .* was changed while rewind_loss ran"):
+        run(tuner, 1, 2)
+
+
+def test_tangents_without_bound_change_nothing() -> None:
+    torch.manual_seed(0)
+    model = Language(rt.RevGRU, torch.float32, rt.LinearCrossEntropy(8, WORDS), nn.Embedding(WORDS, WIDTH))
+    with torch.no_grad():
+        model.rnn.weight_hh_l0.mul_(60.0)
+        model.rnn.weight_hh_l1.mul_(60.0)
+    net = rt.self_tuning(model, batch_dim=1)
+    for name, parameter in net.named_parameters():
+        if "response_s" in name:
+            nn.init.normal_(parameter, std=0.5)
+    tuner = tuner_of(net, "delta", stream=streamed())
+    before = numbers(tuner)
+    with pytest.raises(rt.NonFiniteError, match="how a recurrent net's states move with hyperparameters has no bound"):
+        tuner.train_step(batches(steps=600)[0])
+    assert all(torch.equal(value, before[name]) for name, value in numbers(tuner).items())
+    assert tuner.steps == 0 and tuner.states == {"train": None, "valid": None}

@@ -184,6 +184,7 @@ class Stream:
 
     encoder_kind: Callable[..., Encoder] = Encoder
     readout_kind: Callable[..., ReadoutPass] = ReadoutPass
+    tangents = False  # whether tangents run beside states
 
     def __init__(
         self, rnn: RevRNN, batch: Batch, segment: int | None = None, max_memory: int | None = None,
@@ -204,7 +205,7 @@ class Stream:
         self.penalized = torch.zeros(spec.rows, dtype=torch.float64, device=device)
         cuts = plan(
             "rewind_loss", self.stack, self.steps, segment=segment, max_memory=max_memory,
-            penalties=self._penalties is not None,
+            penalties=self._penalties is not None, tangents=self.tangents,
         )  # fmt: skip
         self.chunk, self.segment = cuts.chunk, cuts.segment
         self._rnn, self._batch = rnn, batch
