@@ -32,11 +32,12 @@ def batches(steps: int = STEPS, rows: int = ROWS, count: int = 10) -> list[Tenso
     return [torch.randint(WORDS, (steps + 1, rows), generator=generator) for _ in range(count)]
 
 
-def tuner_of(net: Any, method: str, **asked: Any) -> rt.Tuner:
+def tuner_of(net: Any, method: Any, **asked: Any) -> rt.Tuner:
     """A tuner of a net, which is made this method's."""
     net.hypers.centred = method == "delta"
-    asked = {"ratio": 2, "carry": True, "optimizer": lambda p: torch.optim.SGD(p, 0.3, momentum=0.5)} | asked
-    return rt.Tuner(net, method=method, **asked)
+    settings: dict[str, Any] = {"ratio": 2, "carry": True}
+    settings |= {"optimizer": lambda p: torch.optim.SGD(p, 0.3, momentum=0.5), **asked}
+    return rt.Tuner(net, method=method, **settings)
 
 
 def run(tuner: rt.Tuner, first: int, last: int, data: list[Tensor] | None = None) -> list[Any]:
@@ -114,7 +115,8 @@ def test_a_run_goes_on_to_the_last_bit(rev: Any, method: str, monkeypatch: pytes
 @methods
 def test_threads_change_no_bit(method: str) -> None:
     """Not those of a step's loss and gradients; later on torch's own small product of departures may differ by one."""
-    results, before = [], torch.get_num_threads()
+    results: list[Any] = []
+    before = torch.get_num_threads()
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
@@ -185,7 +187,7 @@ def test_hyperparameters_are_not_there_on_held_out_data(method: str) -> None:
     def stream(net: Any, batch: Tensor, h: Any) -> Any:
         return {**streamed()(net, batch, h), "penalties": rt.ActivationPenalties(activation=h.a)}
 
-    net = rt.self_tuning(
+    net: Any = rt.self_tuning(
         Language(rt.RevGRU, torch.float32, nn.Linear(8, WORDS), nn.Embedding(WORDS, WIDTH)),
         rt.Hyperparameters(a=rt.Positive(1.0)), batch_dim=1,
     )  # fmt: skip
@@ -225,7 +227,7 @@ def test_delta_refuses_inputs_with_a_gradient() -> None:
     def stream(net: Any, batch: Tensor, h: Any) -> Any:
         return {**streamed()(net, batch, h), "inputs": inputs, "encode": None}
 
-    net = rt.self_tuning(
+    net: Any = rt.self_tuning(
         Language(rt.RevGRU, torch.float32, nn.Linear(8, WORDS), nn.Embedding(WORDS, WIDTH)), batch_dim=1
     )
     with pytest.raises(ValueError, match="inputs must require no gradient in Delta-STN's pass for responses"):
@@ -235,10 +237,10 @@ def test_delta_refuses_inputs_with_a_gradient() -> None:
 def test_delta_wants_a_head_that_gives_a_tensor() -> None:
     def stream(net: Any, batch: Tensor, h: Any) -> Any:
         loss = nn.CrossEntropyLoss(reduction="sum")
-        readout = rt.Readout(lambda y: (net.head(y), 1), lambda out, targets: loss(out[0], targets))  # type: ignore[arg-type, return-value]
+        readout = rt.Readout(lambda y: (net.head(y), 1), lambda out, targets: loss(out[0], targets))
         return {**streamed()(net, batch, h), "readout": readout}
 
-    net = rt.self_tuning(
+    net: Any = rt.self_tuning(
         Language(rt.RevGRU, torch.float32, nn.Linear(8, WORDS), nn.Embedding(WORDS, WIDTH)), batch_dim=1
     )
     with pytest.raises(ValueError, match="head must return a tensor of floating-point numbers, got tuple"):
@@ -279,10 +281,10 @@ def test_autocast(method: str) -> None:
 @methods
 def test_a_readout_that_changes_a_weight_is_refused(method: str) -> None:
     """Also where it does so in Delta-STN's second pass alone."""
-    net = rt.self_tuning(
+    net: Any = rt.self_tuning(
         Language(rt.RevGRU, torch.float32, nn.Linear(8, WORDS), nn.Embedding(WORDS, WIDTH)), batch_dim=1
     )
-    armed = []
+    armed: list[bool] = []
 
     def head(y: Tensor) -> Tensor:
         record = net.hypers.current is not None and net.hypers.current.record is not None
@@ -301,19 +303,27 @@ def test_a_readout_that_changes_a_weight_is_refused(method: str) -> None:
         run(tuner, 1, 2)
 
 
-def test_tangents_without_bound_change_nothing() -> None:
+@pytest.mark.parametrize(
+    ("factor", "deviation", "words"),
+    [
+        (15.0, 1e37, "how a recurrent net's states move with hyperparameters has no bound"),
+        (25.0, 0.5, "the gradient of the weights is not finite; they are as before this step"),
+    ],
+)
+def test_a_chaotic_net_changes_nothing(factor: float, deviation: float, words: str) -> None:
+    """Tangents that overflow, and gradients that do."""
     torch.manual_seed(0)
-    model = Language(rt.RevGRU, torch.float32, rt.LinearCrossEntropy(8, WORDS), nn.Embedding(WORDS, WIDTH))
+    model = Language(rt.RevLSTM, torch.float32, rt.LinearCrossEntropy(8, WORDS), nn.Embedding(WORDS, WIDTH))
     with torch.no_grad():
-        model.rnn.weight_hh_l0.mul_(60.0)
-        model.rnn.weight_hh_l1.mul_(60.0)
+        model.rnn.weight_hh_l0.mul_(factor)
+        model.rnn.weight_hh_l1.mul_(factor)
     net = rt.self_tuning(model, batch_dim=1)
     for name, parameter in net.named_parameters():
         if "response_s" in name:
-            nn.init.normal_(parameter, std=0.5)
+            nn.init.normal_(parameter, std=deviation)
     tuner = tuner_of(net, "delta", stream=streamed())
     before = numbers(tuner)
-    with pytest.raises(rt.NonFiniteError, match="how a recurrent net's states move with hyperparameters has no bound"):
-        tuner.train_step(batches(steps=600)[0])
+    with pytest.raises(rt.NonFiniteError, match=words):
+        tuner.train_step(batches(steps=400)[0])
     assert all(torch.equal(value, before[name]) for name, value in numbers(tuner).items())
     assert tuner.steps == 0 and tuner.states == {"train": None, "valid": None}
