@@ -237,7 +237,8 @@ def test_delta_refuses_inputs_with_a_gradient() -> None:
 def test_delta_wants_a_head_that_gives_a_tensor() -> None:
     def stream(net: Any, batch: Tensor, h: Any) -> Any:
         loss = nn.CrossEntropyLoss(reduction="sum")
-        readout = rt.Readout(lambda y: (net.head(y), 1), lambda out, targets: loss(out[0], targets))
+        head: Any = lambda y: (net.head(y), 1)  # noqa: E731
+        readout = rt.Readout(head, lambda out, targets: loss(out[0], targets))
         return {**streamed()(net, batch, h), "readout": readout}
 
     net: Any = rt.self_tuning(
