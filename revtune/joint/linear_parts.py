@@ -110,9 +110,7 @@ class LinearReadout(ReadoutPass):
         self._seed += 1  # draws of its own for each block
         with self._running(), Replay(self._seed):
             # A clone, since a head may change its argument in place, which autograd refuses of a leaf
-            out, tangent = with_tangent(self._hypers, lambda x: readout.head(x), leaf.clone(), moved)
-        if not isinstance(out, Tensor):
-            raise ValueError(f"Readout: head must return a tensor, got {type(out).__name__}")
+            out, tangent = with_tangent(self._hypers, lambda x: _prediction(readout.head(x)), leaf.clone(), moved)
         linear = out.detach() if tangent is None else out.detach() + tangent
         with self._running():
             loss = self._checked(readout.loss(linear.requires_grad_(), targets), len(y))
@@ -124,3 +122,11 @@ class LinearReadout(ReadoutPass):
         """Within this block the caller's own code runs, with a graph."""
         with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again():
             yield
+
+
+def _prediction(out: Any) -> Tensor:
+    """What a head has returned, once it is known to be a prediction."""
+    if not isinstance(out, Tensor) or not out.is_floating_point():
+        kind = f"one of {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
+        raise ValueError(f"Readout: under Delta-STN head must return a tensor of floating-point numbers, got {kind}")
+    return out

@@ -66,16 +66,28 @@ def linear_rewind_loss(
         context: must be empty.
 
     Raises:
-        ValueError: there is a context, or the readout does not tell where the prediction ends.
+        ValueError: there is a context, inputs or state require a gradient, or the readout does not tell where the
+            prediction ends.
     """
     if context:
         raise ValueError(
             "context: what the readout takes besides would move with hyperparameters too, as attention does, and "
             'Delta-STN does not follow that; use method="stn"'
         )
+    _refuse_gradient("inputs", inputs)
+    for one in state if isinstance(state, tuple | list) else (state,):
+        _refuse_gradient("state", one)
     batch = Batch(inputs, targets, encode, readout, state, lengths, context, penalties)
     kind: Any = partial(LinearStream, hypers)
     return stream_loss(kind, rnn, batch, reduction, normalizer, checkpoint_every, max_memory)
+
+
+def _refuse_gradient(name: str, tensor: object) -> None:
+    if isinstance(tensor, Tensor) and tensor.requires_grad:
+        raise ValueError(
+            f"{name} must require no gradient in Delta-STN's pass for responses, which would not follow how they move "
+            'with hyperparameters: let encode compute inputs, detach what is given, or use method="stn"'
+        )
 
 
 class LinearStream(Stream):
@@ -86,6 +98,7 @@ class LinearStream(Stream):
         others: those of `Stream`.
     """
 
+    tangents = True
     _encoder: LinearEncoder
 
     def __init__(self, hypers: Hyperparameters, rnn: RevRNN, batch: Batch, *others: Any) -> None:

@@ -132,6 +132,19 @@ class ResponseRev(Responding, RevRNN):
             or (self.training and self.tuned)
         )
 
+    def refuse_plain_training(self, what: str) -> None:
+        """Refuse gradients of a loss outside of a tuner's passes, where no response learns.
+
+        Raises:
+            ValueError: says what to do.
+        """
+        if self.hypers.current is None and any(parameter.requires_grad for parameter in self.parameters()):
+            raise ValueError(
+                f"{what}: {self._name} tunes itself, and responses learn in a tuner's passes alone, so that it must be "
+                "trained by Tuner(stream=), or as rt.frozen(net) by a loop of your own, and evaluated under "
+                "torch.no_grad(); got a call with gradients outside of a pass"
+            )
+
     def _run(self, input: Tensor | PackedSequence, hx: Any, *, native: bool | None = None) -> tuple[Any, Any]:
         """The plain layer's outputs, at each example's hyperparameters.
 
@@ -189,10 +202,10 @@ class ResponseRev(Responding, RevRNN):
         if departure is not None:
             d = self._by_row(departure, batch.rows)
             for side in ("ih", "hh"):
-                scale = d @ getattr(self, f"response_scale_{side}{suffix}").T
+                scale = _product(d, getattr(self, f"response_scale_{side}{suffix}"))
                 responses[side] = getattr(self, f"response_weight_{side}{suffix}"), scale
             if self.bias:
-                shift = d @ getattr(self, f"response_shift{suffix}").T
+                shift = _product(d, getattr(self, f"response_shift{suffix}"))
                 weights["bias"] = shifted(weights["bias"], shift, self._record)
         if (rate := self._rate("weight_drop")) is not None:
             mask = drop_mask(weights["hh"].shape, rate, weights["hh"])
@@ -208,7 +221,7 @@ class ResponseRev(Responding, RevRNN):
         if departure is None or not self.bias:
             return [None] * self.num_layers
         d = self._by_row(departure.detach(), rows)
-        return [d @ getattr(self, f"response_shift_l{layer}").detach().T for layer in range(self.num_layers)]
+        return [_product(d, getattr(self, f"response_shift_l{layer}").detach()) for layer in range(self.num_layers)]
 
     def mask(self, name: str, shape: tuple[int, ...], like: Tensor | BatchSpec) -> Tensor | None:
         """The mask of a locked dropout, (B, F), each row's at its own rate; None where it drops nothing."""
@@ -258,6 +271,12 @@ class ResponseRev(Responding, RevRNN):
     def _all_suffixes(self) -> Iterator[str]:
         """How the names of parameters end, for each direction of each layer."""
         return (suffix for layer in range(self.num_layers) for suffix in self._suffixes(layer))
+
+
+def _product(d: Tensor, scale: Tensor) -> Tensor:
+    """d Q^T in the parameters' own numbers, in which layers run, also where a step casts others."""
+    with torch.autocast(d.device.type, enabled=False):
+        return d @ scale.T
 
 
 class ResponseRevGRU(ResponseRev, RevGRU):

@@ -337,6 +337,13 @@ class RevRNN(FlatWeights):
         """Whether it computes anything else now than its weights say, as a layer that responds may."""
         return False
 
+    def refuse_plain_training(self, what: str) -> None:
+        """Refuse gradients that nothing asks for, as a layer that responds may; a plain one may always be trained.
+
+        Args:
+            what: the function that would compute them, for messages.
+        """
+
     @property
     def first_weight(self) -> Tensor:
         """`weight_ih_l0`, whose dtype and device are the net's; a parametrization computes it anew at each look."""

@@ -34,6 +34,10 @@ HEAP_SHARE = 5
 """What is left for chunks and blocks goes to them in parts of a fifth: C's heap keeps holes as large as what comes and
 goes, which measured several times as much."""
 
+TANGENT_STATES = 20
+"""Tensors as large as a layer's outputs (K, B, H) that stand while the tangent of a chunk runs: its own, what moves
+each gate, and what those are made of. Besides, there are two as large as all gates."""
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -73,7 +77,7 @@ def checked_memory(max_memory: int | str | None) -> int | None:
 
 def plan(
     what: str, stack: Stack, steps: int, *, segment: int | None, max_memory: int | None,
-    readout: bool = True, checkpoints: bool = True, penalties: bool = False,
+    readout: bool = True, checkpoints: bool = True, penalties: bool = False, tangents: bool = False,
 ) -> MemoryPlan:  # fmt: skip
     """The cuts of a stream.
 
@@ -86,6 +90,7 @@ def plan(
         readout: whether there is one.
         checkpoints: whether segments may be shorter than the sequence.
         penalties: whether outputs are penalized.
+        tangents: whether tangents of states run beside them, which are kept at the starts of chunks.
 
     Raises:
         ValueError: `max_memory` is not enough; it says what would be.
@@ -95,20 +100,27 @@ def plan(
         return MemoryPlan(stack.chunk_steps(segment), segment)
     fixed = OVERHEAD + sum(STATES * _state_bytes(tape) + tape.weights.packed_bytes() for tape in stack.tapes)
     step_bytes = stack.step_bytes + (_penalty_bytes(stack.tapes[-1]) if penalties else 0)
+    step_bytes += sum(map(_tangent_bytes, stack.tapes)) if tangents else 0
+    start_bytes = sum(map(_start_bytes, stack.tapes)) if tangents else 0
     least_work = step_bytes + BLOCK_SHARE * 4 * stack.tapes[-1].rows if readout else step_bytes
+
+    def cut(segment: int) -> tuple[int, int]:
+        """Steps of a chunk, and what is left for work beside what is stored."""
+        room = max_memory - fixed - _stored(stack, steps, segment) - _between(steps, segment) * start_bytes
+        chunk_bytes = min(stack.budget, max(room, 0) // HEAP_SHARE)
+        chunk = evened_out(segment, max(1, chunk_bytes // step_bytes), fewest=1)
+        return chunk, room - -(-segment // chunk) * start_bytes
+
     if segment is None:
         shortest = _least_segment(stack, steps) if checkpoints else steps
-        fits = fixed + _stored(stack, steps, steps) + 2 * least_work <= max_memory
-        segment = steps if fits else shortest
-    room = max_memory - fixed - _stored(stack, steps, segment)
+        segment = steps if cut(steps)[1] >= 2 * least_work else shortest
+    chunk, room = cut(segment)
     if room < least_work:
         least = max_memory - room + least_work
         raise ValueError(
             f"{what}: max_memory must be at least {_told(least)} for these shapes, with {_cut(steps, segment)}, "
             f"got {_told(max_memory)}"
         )
-    chunk_bytes = min(stack.budget, room // HEAP_SHARE)
-    chunk = evened_out(segment, max(1, chunk_bytes // step_bytes), fewest=1)
     rest = room - chunk * step_bytes
     return MemoryPlan(chunk, segment, min(LOGIT_BYTES, rest // HEAP_SHARE), min(BLOCK_BYTES, rest // HEAP_SHARE))
 
@@ -121,12 +133,27 @@ def _least_segment(stack: Stack, steps: int) -> int:
 
 def _stored(stack: Stack, steps: int, segment: int) -> int:
     """The most bytes of a segment's words and of the states between segments."""
-    between = -(-steps // segment) if segment < steps else 0
-    return segment * _word_bytes(stack) + between * sum(_state_bytes(tape) for tape in stack.tapes)
+    return segment * _word_bytes(stack) + _between(steps, segment) * sum(_state_bytes(tape) for tape in stack.tapes)
+
+
+def _between(steps: int, segment: int) -> int:
+    """How many segments' starts are kept."""
+    return -(-steps // segment) if segment < steps else 0
 
 
 def _state_bytes(tape: Tape) -> int:
     return 8 * tape.rows * tape.units * len(tape.cell.parts)
+
+
+def _start_bytes(tape: Tape) -> int:
+    """Bytes of the tangent of a state."""
+    return tape.rows * tape.units * len(tape.cell.parts) * tape.dtype.itemsize
+
+
+def _tangent_bytes(tape: Tape) -> int:
+    """Bytes that the tangent of a step takes."""
+    outputs, gates = len(tape.cell.states[0]) * tape.units, tape.cell.blocks * tape.units
+    return tape.rows * (TANGENT_STATES * outputs + 2 * gates) * tape.dtype.itemsize
 
 
 def _penalty_bytes(tape: Tape) -> int:

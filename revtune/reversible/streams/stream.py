@@ -184,6 +184,7 @@ class Stream:
 
     encoder_kind: Callable[..., Encoder] = Encoder
     readout_kind: Callable[..., ReadoutPass] = ReadoutPass
+    tangents = False  # whether tangents run beside states
 
     def __init__(
         self, rnn: RevRNN, batch: Batch, segment: int | None = None, max_memory: int | None = None,
@@ -204,7 +205,7 @@ class Stream:
         self.penalized = torch.zeros(spec.rows, dtype=torch.float64, device=device)
         cuts = plan(
             "rewind_loss", self.stack, self.steps, segment=segment, max_memory=max_memory,
-            penalties=self._penalties is not None,
+            penalties=self._penalties is not None, tangents=self.tangents,
         )  # fmt: skip
         self.chunk, self.segment = cuts.chunk, cuts.segment
         self._rnn, self._batch = rnn, batch
@@ -417,6 +418,9 @@ def _checked(rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer |
     """The batch, time first, if all in it fits together."""
     what = "rewind_loss"
     check_net(what, rnn, batch.encode)
+    for name, function in (("encode", batch.encode), ("readout", batch.readout)):
+        if not callable(function) and not (name == "encode" and function is None):
+            raise ValueError(f"{what}: {name} must be a module or a function, got {type(function).__name__}")
     make_weights(rnn)
     refuse_wrapped(what, encode=batch.encode, readout=batch.readout)
     refuse_cached(what, encode=batch.encode, readout=batch.readout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from revtune.reversible.arguments import check_tensor
@@ -22,7 +23,8 @@ def check_net(what: str, rnn: RevRNN, encode: Callable[[Tensor], Tensor] | None)
         encode: its encoder, or None.
 
     Raises:
-        ValueError: it is no RevGRU or RevLSTM, is bidirectional, or has a forward or hooks that would not be called.
+        ValueError: it is no RevGRU or RevLSTM, is bidirectional, has a forward or hooks that would not be called, or
+            tunes itself and is trained by no tuner.
     """
     if not isinstance(rnn, RevRNN):
         raise ValueError(f"{what} wants a RevGRU or RevLSTM, got {type(rnn).__name__}{unwrapped_net(what, rnn)}")
@@ -44,6 +46,8 @@ def check_net(what: str, rnn: RevRNN, encode: Callable[[Tensor], Tensor] | None)
         raise ValueError(
             f"{what} cannot stream a bidirectional net: its first output needs the last input; use the layer itself"
         )
+    if torch.is_grad_enabled():
+        rnn.refuse_plain_training(what)
 
 
 def check_tensors(what: str, rnn: RevRNN, featured: bool, **tensors: Tensor) -> list[Tensor]:

@@ -6,12 +6,17 @@ This wing streams nothing itself. Whoever does enters here how.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from revtune.tuning.hypers.hyperparameters import Hyperparameters, Values
+from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass, Values
+from revtune.tuning.responses.linearized import ResponseRecord
+from revtune.tuning.responses.responding import Responding
 
 STREAMS: dict[str, Callable[..., tuple[Tensor, Any]]] = {}
 """What streams a loss: "loss" in ordinary passes, and "linear", which is given the hyperparameters too, in Delta-STN's
@@ -36,17 +41,15 @@ class StreamedLoss:
         """The loss; with `carry` the next state too.
 
         Raises:
-            TypeError: the function gave no arguments by name.
-            ValueError: it gave a state other than None, which begins anew, while the tuner carries one.
+            TypeError: the function gave no arguments by name, or others than the streamed loss takes.
+            ValueError: it read h, which is None on held-out data; it gave a net that is no part of the model, a sum, or
+                a state other than None, which begins anew, while the tuner carries one; or Delta-STN would lose how
+                what it computes answers to hyperparameters.
         """
         bound = self._hypers.current
         assert bound is not None
-        given = self._stream(model, batch, None if bound.raw is None else Values(self._hypers, bound.raw))
-        if not isinstance(given, Mapping):
-            raise TypeError(f"stream must return the arguments of rewind_loss, a dict, got {type(given).__name__}")
-        if self._carry and given.get("state") is not None:
-            raise ValueError("stream gave a state, which carry=True carries from batch to batch by itself")
-        arguments = {"state": state, **given} if self._carry else dict(given)
+        given = self._given(model, batch, bound)
+        arguments = {"state": state, **given} if self._carry else given
         following = None if bound.rows is None else bound.rows.following
         # a stream says itself whose the rows of its chunks are
         with contextlib.nullcontext() if following is None else following.pause():
@@ -55,6 +58,73 @@ class StreamedLoss:
             else:
                 loss, last = STREAMS["linear"](self._hypers, **arguments)
         return (loss, last) if self._carry else loss
+
+    def _given(self, model: nn.Module, batch: Any, bound: Pass) -> dict[str, Any]:
+        """What the function gives in a pass, checked."""
+        h = None if bound.raw is None else Values(self._hypers, bound.raw)
+        running = bound if bound.record is None else dataclasses.replace(bound, record=_Outside())
+        try:
+            with self._hypers.bound(running):
+                given = self._stream(model, batch, h)
+        except AttributeError as error:
+            if h is None and str(error).startswith("'NoneType' object"):
+                raise ValueError(
+                    "stream must give the loss without regularizers on held-out data, where h is None, and it read "
+                    f"{error.name!r} of None"
+                ) from error
+            raise
+        if not isinstance(given, Mapping):
+            raise TypeError(f"stream must return the arguments of rewind_loss, a dict, got {type(given).__name__}")
+        _check_names(given)
+        net = given["rnn"]
+        if isinstance(net, nn.Module) and all(net is not module for module in model.modules()):
+            raise ValueError(
+                "stream must give an rnn that is a module of the network, whose weights alone are trained, got a "
+                f"{type(net).__name__} that is not"
+            )
+        if given.get("reduction") == "sum":
+            raise ValueError(
+                'stream: reduction must be "mean" or "rows", as a tuner takes mean losses of both levels, got "sum"; '
+                "normalizer= says what the mean divides by"
+            )
+        if self._carry and given.get("state") is not None:
+            raise ValueError("stream gave a state, which carry=True carries from batch to batch by itself")
+        return dict(given)
+
+
+class _Outside(ResponseRecord):
+    """What layers are bound to that run in the function itself, before Delta-STN's streamed pass: nothing is kept."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def keep(self, owner: nn.Module, *entry: Any) -> None:
+        """Refuse a layer that responds; what draws is as ever.
+
+        Raises:
+            ValueError: names it.
+        """
+        if isinstance(owner, Responding) and torch.is_grad_enabled():
+            raise ValueError(
+                f"stream runs {owner._name}, which responds to hyperparameters, outside of what is streamed, where "
+                'Delta-STN does not follow its response: let encode or the readout run it, or use method="stn"; what '
+                "has no part in gradients runs under torch.no_grad()"
+            )
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
+    """Refuse arguments that the streamed loss does not take, and others that it lacks.
+
+    Raises:
+        TypeError: names them.
+    """
+    takes = inspect.signature(STREAMS["loss"]).parameters
+    unknown = [str(name) for name in given if name not in takes]
+    lacks = [name for name, takes_it in takes.items() if takes_it.default is inspect.Parameter.empty]
+    lacks = [name for name in lacks if name not in given]
+    if unknown or lacks:
+        wrong = f"it gave {', '.join(unknown)}" if unknown else f"it lacks {', '.join(lacks)}"
+        raise TypeError(f"stream must return arguments of rewind_loss ({', '.join(takes)}), but {wrong}")
 
 
 def itself(out: Tensor, *others: Any) -> Tensor:

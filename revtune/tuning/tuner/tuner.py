@@ -38,10 +38,10 @@ from revtune.tuning.tuner.tuner_checks import (
     context_factory,
     entropy_weight,
     factory,
-    function,
     given,
     integer,
     prediction,
+    streaming,
 )
 
 Factory = Callable[[list[dict[str, Any]]], Optimizer]
@@ -135,7 +135,7 @@ class Tuner:
         self.generator = torch.Generator(hypers.raw.device).manual_seed(integer("seed", seed))
         if stream is not None:
             check_alone(train_loss=train_loss, valid_loss=valid_loss, predict=predict)
-            predict, train_loss, valid_loss = StreamedLoss(function("stream", stream), hypers, carry), itself, itself
+            predict, train_loss, valid_loss = StreamedLoss(streaming(stream), hypers, carry), itself, itself
         predict = prediction(predict, model, carry)
         self._carried_state = CarriedState(predict, hypers) if carry else None
         self.problem = BilevelProblem(

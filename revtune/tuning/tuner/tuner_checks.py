@@ -120,6 +120,17 @@ def prediction(predict: Callable[..., Any] | None, model: nn.Module, carry: bool
     return predict or _predict_from_first
 
 
+def streaming(stream: F) -> F:
+    """What says what is streamed.
+
+    Raises:
+        ValueError: it is no function of a model, a batch and hyperparameters.
+    """
+    if not _takes(function("stream", stream), 3):
+        raise ValueError(f"stream must take a model, a batch and h, got one that takes {inspect.signature(stream)}")
+    return stream
+
+
 def _takes(function: Callable[..., Any], count: int) -> bool:
     """Whether so many positional arguments can be given; True where a function does not show its signature."""
     try:
