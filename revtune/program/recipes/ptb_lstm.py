@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import revtune as rt
@@ -35,6 +36,9 @@ RATES = ("rnn.input_dropout", "rnn.dropout", "rnn.output_dropout", "words.dropou
 BATCH_RATES = ("words.dropout", "rnn.weight_drop")
 
 EMBEDDING_INIT = 0.1  # as Merity et al. 2018; an embedding's usual N(0, 1) is far too large for a softmax
+
+FORGET_BIAS, OUTPUT_FORGET_BIAS = -1.0, -4.0
+"""What biases of a RevLSTM's gates f and p begin with beside their random part."""
 
 EPOCH = 29
 """Updates of a pass over the small study's text."""
@@ -108,6 +112,22 @@ class ReversibleWordNet(nn.Module):
         self.words, self.rnn = rt.Embedding(words, width), kind(width, width, num_layers=2)
         self.readout = rt.LinearCrossEntropy(width, words, tie=self.words)
         nn.init.uniform_(self.words.weight, -EMBEDDING_INIT, EMBEDDING_INIT)
+        if isinstance(self.rnn, rt.RevLSTM):
+            follow_quickly(self.rnn)
+
+
+@torch.no_grad()
+def follow_quickly(rnn: rt.RevLSTM) -> None:
+    """Let h and c of a fresh net forget fast.
+
+    The gates f and p begin around 1/2, so that h lags behind the word that was read. After 200 updates at learning rate
+    10 (200,000 words, two layers of 200, plain) the held-out perplexity is 361 so, and 403 at best without; nn.LSTM's
+    is 367 at its best rate, 5.
+    """
+    for layer in range(rnn.num_layers):
+        bias = rnn.get_parameter(f"bias_ih_l{layer}").view(2, -1, rnn.hidden_size // 2)  # halves, gates f p i o g
+        bias[:, 0] += FORGET_BIAS
+        bias[:, 1] += OUTPUT_FORGET_BIAS
 
 
 class PtbLstm(WordTask):
