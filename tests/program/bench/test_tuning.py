@@ -89,7 +89,7 @@ def test_the_goals_are_those_agreed_and_all_are_measured() -> None:
     assert told("time", "ptb_lstm") == ["1.40", "", "", ""] and told("memory", "ptb_lstm") == [""] * 4
     assert [case_of(net).net for net in NETS] == [*NETS]
     assert dataclasses.astuple(case_of("ptb_lstm")) == ("ptb_lstm", 200, 40, 70, 10_000, "lstm")
-    assert dataclasses.astuple(case_of("mnist")) == ("mnist", mnist.study().width, 64, 0, 0)
+    assert dataclasses.astuple(case_of("mnist")) == ("mnist", mnist.study().width, 64, 0, 0, "lstm")
 
 
 def test_ratios_are_to_the_plain_step_of_the_same_round() -> None:
