@@ -187,7 +187,7 @@ def test_mistakes_are_answered_by_a_sentence(
         (["bench", "memory", "--out", tmp_path], 1, f"cannot write {tmp_path}: it is no regular file"),
         (["generate", by_bytes, "--temperature", "-1"], 2, "--length must be at least 1 and --temperature at least 0"),
         (["evaluate", tmp_path / "none"], 1, "holds no run"),
-        (["bench", "heat"], 2, "revtune bench measures memory or speed or steps or tuning or joint or imports, got heat"),
+        (["bench", "heat"], 2, "measures memory or speed or steps or tuning or joint or imports, got heat"),
         (["doctor", "me"], 2, "revtune doctor takes no arguments, got me"),
     ):
         given, told = complaint(capsys, *words)
