@@ -49,7 +49,7 @@ class ResponseDroppedEmbedding(ResponseEmbedding, Embedding):
     def become_plain(self) -> None:
         """Become the plain embedding again, with words dropped at the rate that they are now."""
         if self._rate is not None:
-            self.dropout = float(self._rate())
+            self.put_rate(self, "dropout", float(self._rate()))
         self.__dict__.pop("_rate", None)
         super().become_plain()
 

@@ -14,9 +14,9 @@ Shapes: T time, K steps of a chunk, B batch, I input, H hidden, N units of a par
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,58 +28,39 @@ from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.layers.stack import Link
 from revtune.reversible.own_pages import copied
-from revtune.reversible.streams.encoder import Encode
-from revtune.reversible.streams.mean import Normalizer
-from revtune.reversible.streams.penalties import ActivationPenalties
-from revtune.reversible.streams.readout_pass import ReadoutFunction
-from revtune.reversible.streams.stream import Batch, Stream, stream_loss
+from revtune.reversible.streams.stream import Batch, Stream, rewind_loss, stream_loss
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 
 Moved = list[dict[str, Tensor]]
 """The tangent of the state of each layer, (B, N) by part; parts left out have none."""
 
 
-def linear_rewind_loss(
-    hypers: Hyperparameters,
-    rnn: RevRNN,
-    inputs: Tensor,
-    targets: Tensor,
-    *,
-    encode: Encode | None = None,
-    readout: ReadoutFunction,
-    state: Hx | None = None,
-    lengths: Tensor | None = None,
-    context: Sequence[Tensor] = (),
-    penalties: ActivationPenalties | None = None,
-    reduction: Literal["mean", "sum", "rows"] = "mean",
-    normalizer: Normalizer | None = None,
-    checkpoint_every: int | Literal["auto"] | None = None,
-    max_memory: int | str | None = None,
-) -> tuple[Tensor, Hx]:
+def linear_rewind_loss(hypers: Hyperparameters, **given: Any) -> tuple[Tensor, Hx]:
     """`rewind_loss` of the prediction that is linear in responses, in a pass that linearizes.
 
     Args:
         hypers: whose pass is bound, with departures and a record.
-        rnn, inputs, targets, encode, readout, state, lengths, reduction, normalizer, checkpoint_every, max_memory: as
-            in `rewind_loss`; the readout is a `LinearCrossEntropy` or a `Readout`.
-        penalties: likewise, of the outputs that are linear in responses.
-        context: must be empty.
+        given: the arguments of `rewind_loss`, by name. The readout is a `LinearCrossEntropy` or a `Readout`, outputs
+            that are linear in responses are penalized, and there is no context.
 
     Raises:
         ValueError: there is a context, inputs or state require a gradient, or the readout does not tell where the
             prediction ends.
     """
-    if context:
+    bound = signature(rewind_loss).bind(**given)
+    bound.apply_defaults()
+    asked = bound.arguments
+    batch = Batch(**{name: asked.pop(name) for name in Batch._fields})
+    if batch.context:
         raise ValueError(
             "context: what the readout takes besides would move with hyperparameters too, as attention does, and "
             'Delta-STN does not follow that; use method="stn"'
         )
-    _refuse_gradient("inputs", inputs)
-    for one in state if isinstance(state, tuple | list) else (state,):
+    _refuse_gradient("inputs", batch.inputs)
+    for one in batch.state if isinstance(batch.state, tuple | list) else (batch.state,):
         _refuse_gradient("state", one)
-    batch = Batch(inputs, targets, encode, readout, state, lengths, context, penalties)
     kind: Any = partial(LinearStream, hypers)
-    return stream_loss(kind, rnn, batch, reduction, normalizer, checkpoint_every, max_memory)
+    return stream_loss(kind, asked.pop("rnn"), batch, **asked)
 
 
 def _refuse_gradient(name: str, tensor: object) -> None:

@@ -100,25 +100,6 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
             self._loss_alone(y, targets, rows, losses)
         return losses
 
-    def _loss_and_gradient(
-        self, y: Tensor, targets: Tensor, rows: Tensor, into: Sinks, *, want_dy: bool, block_bytes: int | None = None,
-        losses: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        departure = self._departure()
-        assert departure is not None
-        y, targets = self._positions(y.detach(), targets)
-        answer, dy = self._answer(departure.detach(), rows), torch.empty_like(y) if want_dy else None
-        loss = torch.zeros((), dtype=torch.float64, device=y.device)
-        for block in self._spans(len(y), block_bytes):
-            block_losses, grad = self._answered(y[block], targets[block], answer, block, into)
-            loss += block_losses.sum()
-            if losses is not None:
-                losses[block] = block_losses
-            if dy is not None:
-                dy[block] = grad
-        self._add_responses(departure, answer, into)
-        return loss, dy
-
     def linear_loss_and_gradient(
         self, y: Tensor, moved: Tensor, targets: Tensor, into: Sinks, *, block_bytes: int | None = None,
         losses: Tensor | None = None,
@@ -133,18 +114,30 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
             moved: y', (N, E).
             targets, into, block_bytes, losses: as in `loss_and_gradient`.
         """
+        loss, dy = self._loss_and_gradient(
+            y, targets, self._rows(y), into, want_dy=True, block_bytes=block_bytes, losses=losses, moved=moved
+        )
+        assert dy is not None
+        return loss, dy
+
+    def _loss_and_gradient(
+        self, y: Tensor, targets: Tensor, rows: Tensor, into: Sinks, *, want_dy: bool, block_bytes: int | None = None,
+        losses: Tensor | None = None, moved: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """As `loss_and_gradient`, or with the tangent of y as `linear_loss_and_gradient`."""
         departure = self.hypers.current_departure()
         assert departure is not None
-        rows, (_, targets) = self._rows(y), self._positions(y, targets)
-        answer, dy = self._answer(departure.detach(), rows), torch.empty_like(y)
+        y, targets = self._positions(y.detach(), targets)
+        answer, dy = self._answer(departure.detach(), rows), torch.empty_like(y) if want_dy else None
         loss = torch.zeros((), dtype=torch.float64, device=y.device)
         for block in self._spans(len(y), block_bytes):
-            scores = self._answering_scores(y[block], answer, rows[block], y[block] + moved[block])
-            block_losses, grad = self._learnt(y[block], targets[block], answer, rows[block], scores, into)
+            tangent = None if moved is None else moved[block]
+            block_losses, grad = self._answered(y[block], targets[block], answer, block, into, tangent)
             loss += block_losses.sum()
             if losses is not None:
                 losses[block] = block_losses
-            dy[block] = products_for(y).back(grad, self.weight.detach())
+            if dy is not None:
+                dy[block] = grad
         self._add_responses(departure, answer, into)
         return loss, dy
 
@@ -200,33 +193,24 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
         shift = None if self.response_shift is None else departure @ self.response_shift.T
         return Answer(scale, shift, rows, torch.zeros_like(scale), torch.zeros_like(scale))
 
-    def _answered(self, y: Tensor, targets: Tensor, answer: Answer, block: slice, into: Sinks) -> tuple[Tensor, Tensor]:
+    def _answered(
+        self, y: Tensor, targets: Tensor, answer: Answer, block: slice, into: Sinks, moved: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Losses of a block, the gradient of its y; those of weights go into the sinks, those of s and t are added."""
         products, rows = products_for(y), answer.rows[block]
-        scores = self._answering_scores(y, answer, rows, y)
-        losses, grad = self._learnt(y, targets, answer, rows, scores, into)
+        logits, scale, product = self._answering_scores(y, answer, rows, y if moved is None else y + moved)
+        losses, grad = self._block(logits, targets, want_gradient=True)
+        assert grad is not None
         if self.weight.requires_grad:
             products.add_outer(into.of(self.weight), grad, y)
         if self.bias is not None and self.bias.requires_grad:
             into.of(self.bias).add_(grad.sum(0))
-        _, scaled, _ = scores
-        dy = products.back(grad, self.weight.detach())
-        return losses, dy.add_(products.back(scaled, self.response_weight.detach()))
-
-    def _learnt(
-        self, y: Tensor, targets: Tensor, answer: Answer, rows: Tensor, scores: tuple[Tensor, Tensor, Tensor],
-        into: Sinks,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Losses of a block and the gradient g of its logits; those of V, s and t are added, and s becomes s * g."""
-        logits, scale, product = scores
-        losses, grad = self._block(logits, targets, want_gradient=True)
-        assert grad is not None
         answer.dscale.index_add_(0, rows, product.mul_(grad))
         answer.dshift.index_add_(0, rows, grad)
-        scaled = scale.mul_(grad)
+        dy, scaled = products.back(grad, self.weight.detach()), scale.mul_(grad)
         if self.response_weight.requires_grad:
-            products_for(y).add_outer(into.of(self.response_weight), scaled, y)
-        return losses, grad
+            products.add_outer(into.of(self.response_weight), scaled, y)
+        return losses, dy if moved is not None else dy.add_(products.back(scaled, self.response_weight.detach()))
 
     def _answering_scores(self, y: Tensor, answer: Answer, rows: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits of a block's positions, each one's s, and V y; W is applied to what is seen of y."""

@@ -104,16 +104,15 @@ class ResponseRev(Responding, RevRNN):
 
     def become_plain(self) -> None:
         """Become the plain layer again, with its dropouts at the rates that they have now."""
-        now = {name: float(read()) for name, read in self.tuned.items()}
-        self.dropout = now.pop("dropout", self.dropout)
-        self.options = Options(**self.options._asdict() | now)
+        for name, read in self.tuned.items():
+            self.put_rate(self, name, float(read()))
         del self.tuned
         super().become_plain()
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle holds: rates by the names of their hyperparameters."""
         state = super().__getstate__()
-        return {**state, "tuned": {name: read.args[0] for name, read in self.tuned.items()}}  # type: ignore[attr-defined]
+        return {**state, "tuned": self.rates_tuned()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up what `__getstate__` gave."""
