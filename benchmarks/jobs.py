@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from revtune.program.errors import Problem
 from revtune.program.files import locked
-from revtune.program.language.config import Model
+from revtune.program.layers import Model
 
 Figures = dict[str, Any]
 NAMES = {"gru": "nn.GRU", "lstm": "nn.LSTM", "revgru": "RevGRU", "revlstm": "RevLSTM"}

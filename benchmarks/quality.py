@@ -26,8 +26,9 @@ from benchmarks import jobs as queue
 from benchmarks.jobs import COUNTERPART, NAMES, Figures, RecurrentJob, alone, backend, call, measured
 from revtune.program.errors import Problem
 from revtune.program.files import write
-from revtune.program.language.config import Config, Model, from_json
+from revtune.program.language.config import Config, from_json
 from revtune.program.language.run import Run
+from revtune.program.layers import Model
 from revtune.program.recipes import ptb
 
 RESULTS = queue.RESULTS / "quality"

@@ -18,7 +18,7 @@ FLOORS = {
     "tuning": ["random_states trees hypers", "noise", "responses", "regularizers", "conversion tuner"],
     "joint": ["embeddings linear_layer readouts", "rev_layers linear_parts", "linear_stream", "entries"],
     "program": [
-        "errors machine figures tables", "files typed", "tuning", "data runs", "language tasks", "translation",
+        "errors machine figures tables", "files typed layers", "tuning", "data runs", "language tasks", "translation",
         "recipes", "studies bench", "cli",
     ],
 }  # fmt: skip

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from revtune.program.data.text_sources import Text
-from revtune.program.language.config import Config, Learning, Model, Net
+from revtune.program.language.config import Config, Learning, Net
+from revtune.program.layers import Model
 from revtune.program.runs import checkpoint
 
 LEARNING = Learning(steps=9, batch=4, length=8, lr=0.01, warmup=2, valid_every=4, valid_batch=2, save_every=3)

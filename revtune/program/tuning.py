@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -43,6 +43,14 @@ class Tuning:
     """Where scales start."""
     response_lr: float = 1.0
     """Learning rate of the responses, in those of the weights."""
+
+    def for_tuner(self) -> dict[str, Any]:
+        """The arguments of a `Tuner` that these settings say."""
+        rule = HYPER_RULES[self.optimizer]
+        return {
+            "hyper_optimizer": lambda groups: rule(groups, self.hyper_lr), "warmup": self.warmup, "ratio": self.ratio,
+            "entropy": self.entropy,
+        }  # fmt: skip
 
 
 def check_tuning(tuning: Tuning, method: Tuned) -> None:

@@ -24,12 +24,12 @@ from revtune.program.bench.tuning_steps import learner_of, step_of, steps_of
 from revtune.program.bench.worker import Job, Record
 from revtune.program.errors import Problem
 from revtune.program.files import check_output, write
+from revtune.program.layers import Model
 from revtune.program.machine import versions
-from revtune.program.tasks.word_task import Layer
 
 Pair = Literal["LSTM", "GRU"]
 
-PAIRS: dict[Pair, tuple[Layer, Layer]] = {"LSTM": ("revlstm", "lstm"), "GRU": ("revgru", "gru")}
+PAIRS: dict[Pair, tuple[Model, Model]] = {"LSTM": ("revlstm", "lstm"), "GRU": ("revgru", "gru")}
 """The reversible layers and torch's."""
 
 STEPS: tuple[StepKind, ...] = ("plain", "STN", "STN validation", "Delta-STN", "Delta-STN validation")
@@ -114,7 +114,7 @@ def sizes(shape: str) -> str:
     return f"T={steps:,}, B={rows}, 2 layers of {units}, V={tokens:,}"
 
 
-def case_of(shape: str, model: Layer) -> TuningCase:
+def case_of(shape: str, model: Model) -> TuningCase:
     """A language model of a shape."""
     steps, rows, units, tokens = SHAPES[shape]
     return TuningCase(net="ptb_lstm", width=units, batch=rows, steps=steps, tokens=tokens, model=model)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from revtune.program import recipes
 from revtune.program.bench.goals import Goal
-from revtune.program.tasks.word_task import Layer
+from revtune.program.layers import Model
 
 TunedNet = Literal["mnist", "fashion", "cifar10", "ptb_lstm"]
 
@@ -41,7 +41,7 @@ class TuningCase:
     batch: int
     steps: int = 0
     tokens: int = 0
-    model: Layer = "lstm"
+    model: Model = "lstm"
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> TuningCase:

@@ -14,12 +14,11 @@ import tyro
 from revtune.program.data.text_sources import Text, TextSource
 from revtune.program.data.vocabulary import TextUnit
 from revtune.program.errors import Problem
+from revtune.program.layers import REVERSIBLE, Model
 from revtune.program.runs.seals import NEAR
 from revtune.program.tuning import TUNED, Tuned, Tuning, check_reached, check_tuning
 from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, TOO_MANY, check_each, reason, told_of, typed
 from revtune.tuning.hypers.kinds import NEAREST
-
-Model = Literal["revgru", "revlstm", "gru", "lstm"]
 
 Rule = Literal["adam", "sgd"]
 
@@ -28,9 +27,6 @@ Schedule = Literal["cosine", "plateau"]
 Size = Literal["small", "paper"]
 
 Tune = Literal["delta", "stn", "off"]
-
-REVERSIBLE: tuple[Model, ...] = ("revgru", "revlstm")
-"""Layers that rewind."""
 
 RATES = "dropout input_dropout hidden_dropout output_dropout embedding_dropout weight_drop"
 """The settings of a net that are dropout rates."""

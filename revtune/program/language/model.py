@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import revtune as rt
 from revtune.program.errors import Problem
 from revtune.program.language.config import Net
+from revtune.program.layers import REVERSIBLE
 from revtune.program.runs.checkpoint import RecurrentState
 from revtune.reversible.layers.masks import drop_mask
 
@@ -142,7 +143,7 @@ def build(net: Net, tokens: int) -> LanguageModel:
         Problem: when this machine has no memory for it.
     """
     refuse_larger_than_memory(net, tokens)
-    kind = RewindingLanguageModel if net.model in ("revgru", "revlstm") else StoringLanguageModel
+    kind = RewindingLanguageModel if net.model in REVERSIBLE else StoringLanguageModel
     try:
         return kind(net, tokens)
     except (MemoryError, RuntimeError) as error:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import revtune as rt
-from revtune.program.language.config import REVERSIBLE, Config, Net
+from revtune.program.language.config import Config, Net
 from revtune.program.language.learner import Segment
 from revtune.program.language.model import LanguageModel, of_layer, of_layers
+from revtune.program.layers import REVERSIBLE
 from revtune.program.tuning import Tuning
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper, Positive, Rate

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from revtune.program.data.text import segment
-from revtune.program.errors import Problem
 from revtune.program.language import regularizers
-from revtune.program.language.config import REVERSIBLE, Config
+from revtune.program.language.config import Config
 from revtune.program.language.learner import Learner, PlainLearner, Segment, optimizer
 from revtune.program.language.model import LanguageModel
-from revtune.program.runs.checkpoint import Saved, packed, unpacked
-from revtune.program.tuning import HYPER_RULES, Tuned
+from revtune.program.layers import REVERSIBLE
+from revtune.program.runs.checkpoint import Saved, not_of_this_run, packed, unpacked
+from revtune.program.tuning import Tuned
 from revtune.tuning.conversion.convert import self_tuning
 from revtune.tuning.conversion.freeze import frozen
 from revtune.tuning.tuner.schedule import Schedule
@@ -23,9 +23,6 @@ from revtune.tuning.tuner.tuner import Tuner
 
 TUNER = "tuner/"
 """What the names of a tuner's tensors begin with in a checkpoint."""
-
-LONGEST_REASON = 200
-"""Characters told of torch's message on a state that does not fit, which may list every weight."""
 
 
 class TunedLearner(Learner):
@@ -50,11 +47,9 @@ class TunedLearner(Learner):
         given: dict[str, Any] = {"stream": regularizers.stream} if streamed else {
             name: getattr(regularizers, name) for name in ("predict", "train_loss", "valid_loss")
         }  # fmt: skip
-        rule = HYPER_RULES[tuning.optimizer]
         self.tuner = Tuner(
             self_tuning(model, hypers, batch_dim=1), **given, optimizer=optimizer(config.learning), method=method,
-            hyper_optimizer=lambda groups: rule(groups, tuning.hyper_lr), warmup=tuning.warmup, ratio=tuning.ratio,
-            entropy=tuning.entropy, clip=config.learning.clip, carry=True, seed=config.learning.seed,
+            clip=config.learning.clip, carry=True, seed=config.learning.seed, **tuning.for_tuner(),
         )  # fmt: skip
         self.rates = (1.0, tuning.response_lr)  # of weights, then responses
 
@@ -105,8 +100,7 @@ class TunedLearner(Learner):
                 raise ValueError(f"its tuner is at step {state['steps']}, not {step}")
             self.tuner.load_state_dict(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:LONGEST_REASON]
-            raise Problem(f"{path} is no checkpoint of this run: {reason}") from error
+            raise not_of_this_run(path, error) from error
 
 
 def learner(model: LanguageModel, config: Config, held_out: Tensor, device: torch.device) -> Learner:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from revtune.program.data.text import Corpus
 from revtune.program.errors import Problem
+from revtune.program.layers import REVERSIBLE
 from revtune.program.recipes import ptb_lstm
 from revtune.program.recipes.ptb_lstm import PtbLstm
 from revtune.program.tasks.task import Learning, Space
-from revtune.program.tasks.word_task import REVERSIBLE, Out, Segment, WordStudy, WordTask
+from revtune.program.tasks.word_task import Out, Segment, WordStudy, WordTask
 from revtune.program.tuning import Tuned
 from revtune.tuning.hypers.kinds import Hyper, Rate
 

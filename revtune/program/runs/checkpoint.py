@@ -32,6 +32,10 @@ RecurrentState = Tensor | tuple[Tensor, ...] | None
 """h, or (h, c), or None before the first segment."""
 
 
+LONGEST_REASON = 200
+"""Characters told of torch's message on a state that does not fit, which may list every weight."""
+
+
 @dataclass(frozen=True)
 class Saved:
     """Named tensors and JSON facts, as one file holds them, and the digests of files that it is of use with alone."""
@@ -231,6 +235,12 @@ def state_of(
         _check_like(saved.tensors[name], part, name, path)
     parts = tuple(saved.tensors[name].to(device) for name in names)
     return parts[0] if len(parts) == 1 else parts
+
+
+def not_of_this_run(path: Path, error: Exception) -> Problem:
+    """What is said of a checkpoint whose state does not fit, by torch's or our own words for it."""
+    reason = " ".join(str(error).split())[:LONGEST_REASON]
+    return Problem(f"{path} is no checkpoint of this run: {reason}")
 
 
 def packed(state: Any) -> Saved:

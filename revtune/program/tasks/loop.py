@@ -41,9 +41,6 @@ WEIGHTS, HISTORY = "weights.safetensors", "history.jsonl"
 DATA = "data"
 """What weights call the digest of the data that they were learnt from, among their seals."""
 
-LONGEST_REASON = 200
-"""Characters told of torch's message on a state that does not fit, which may list every weight."""
-
 IsOver = Callable[[Learner, Clock], bool]
 """Whether a learner has come to its end, after the time on a clock."""
 
@@ -104,8 +101,7 @@ class TaskRun:
             self.clock = Clock(wall=facts["wall"], cpu=facts["cpu"])
             kept: tuple[int, str] = facts["metrics"], facts["metrics_sha256"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:LONGEST_REASON]
-            raise Problem(f"{self.path} is no checkpoint of this run: {reason}") from error
+            raise checkpoint.not_of_this_run(self.path, error) from error
         return kept
 
     def save(self) -> None:

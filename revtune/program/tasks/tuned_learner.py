@@ -13,7 +13,7 @@ from revtune.program.runs import checkpoint
 from revtune.program.tasks.learner import Learner, weight_optimizer
 from revtune.program.tasks.plain_learner import PlainLearner
 from revtune.program.tasks.task import Method, Task
-from revtune.program.tuning import HYPER_RULES, Tuned
+from revtune.program.tuning import Tuned
 from revtune.tuning.conversion.convert import self_tuning
 from revtune.tuning.conversion.freeze import frozen
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
@@ -39,11 +39,9 @@ class TunedLearner(Learner):
             for name, hyper in task.hypers().items()
         })  # fmt: skip
         self.model = self_tuning(task.net(self.hypers), self.hypers, batch_dim=task.batch_dim)
-        rule = HYPER_RULES[tuning.optimizer]
         self.tuner = Tuner(
             self.model, **self._losses_of(task), optimizer=weight_optimizer(self.learning), method=method,
-            hyper_optimizer=lambda groups: rule(groups, tuning.hyper_lr), warmup=tuning.warmup, ratio=tuning.ratio,
-            entropy=tuning.entropy, clip=self.learning.clip, carry=task.carry, seed=task.study.seed,
+            clip=self.learning.clip, carry=task.carry, seed=task.study.seed, **tuning.for_tuner(),
         )  # fmt: skip
         self.optimizer, self.rates = self.tuner.optimizer, (1.0, tuning.response_lr)  # weights, then responses
 

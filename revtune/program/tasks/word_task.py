@@ -22,6 +22,7 @@ from revtune.program.data.lines import decode
 from revtune.program.data.readings import Reading, as_learnt
 from revtune.program.data.text import Corpus, segment, streams, word_corpus
 from revtune.program.errors import Problem
+from revtune.program.layers import REVERSIBLE, Model
 from revtune.program.tasks.task import Split, Study, Task
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 
@@ -32,11 +33,6 @@ MOST_NATS = 99.0
 """A perplexity is at most e to this, as `math.exp` overflows beyond 709."""
 
 Source = Literal["ptb", "wikitext2"]
-
-Layer = Literal["lstm", "gru", "revlstm", "revgru"]
-
-REVERSIBLE: tuple[Layer, ...] = ("revlstm", "revgru")
-"""Layers that rewind; their losses are streamed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +48,7 @@ class WordStudy(Study):
     """Words between two updates, which gradients go back through."""
     width: int = 100
     """Units of each layer, and of the embedding."""
-    model: Layer = "lstm"
+    model: Model = "lstm"
     """Recurrent layers; lstm and gru are torch's own, which store every state."""
 
 

@@ -5,9 +5,10 @@ import torch
 
 import revtune as rt
 from revtune.program.language import regularizers
-from revtune.program.language.config import Config, Model, Net
+from revtune.program.language.config import Config, Net
 from revtune.program.language.learner import Segment
 from revtune.program.language.model import build
+from revtune.program.layers import Model
 from revtune.program.tuning import Tuning
 from revtune.tuning.hypers.constants import Numbers
 

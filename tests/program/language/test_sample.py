@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from revtune.program.language import sample
-from revtune.program.language.config import Model, Net
+from revtune.program.language.config import Net
 from revtune.program.language.model import build
+from revtune.program.layers import Model
 from revtune.reversible.layers import rnn
 from revtune.reversible.layers.single_step import single_step
 

@@ -24,11 +24,12 @@ from revtune.program.errors import Problem
 from revtune.program.files import write
 from revtune.program.language import model as language
 from revtune.program.language import trainer as train
-from revtune.program.language.config import Config, Learning, Model, Net
+from revtune.program.language.config import Config, Learning, Net
 from revtune.program.language.evaluate import evaluate
 from revtune.program.language.learner import PlainLearner
 from revtune.program.language.run import Run, held_out_loss
 from revtune.program.language.schedule import learning_rate, segment_length
+from revtune.program.layers import Model
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved
 from revtune.reversible.kernel import backend as native

@@ -12,13 +12,14 @@ from revtune.program.data.text_sources import load
 from revtune.program.errors import Problem
 from revtune.program.files import write
 from revtune.program.language import trainer as train
-from revtune.program.language.config import Config, Model, check
+from revtune.program.language.config import Config, check
 from revtune.program.language.evaluate import evaluate
 from revtune.program.language.learner import Segment
 from revtune.program.language.model import build
 from revtune.program.language.regularizers import PENALTIES, rates_of
 from revtune.program.language.run import Run, held_out_loss
 from revtune.program.language.tuned_learner import TunedLearner
+from revtune.program.layers import Model
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved
 from revtune.program.tuning import Tuned, Tuning
