@@ -51,6 +51,13 @@ def converted(rev: Any, dtype: torch.dtype, head: nn.Module, words: nn.Module) -
     return net
 
 
+def of_parts(rev: Any, own: bool, backend: str) -> Any:
+    """A self-tuning net with our own parts around the layers, or torch's."""
+    head = rt.LinearCrossEntropy(8, WORDS) if own else nn.Linear(8, WORDS)
+    words = rt.Embedding(WORDS, WIDTH) if own else nn.Embedding(WORDS, WIDTH)
+    return converted(rev, torch.float64 if backend == "reference" else torch.float32, head, words)
+
+
 def passing(net: Any, d: Tensor) -> Any:
     """A training pass at these departures."""
     return net.hypers.bound(Pass(len(d), d, net.hypers.raw.detach() + d))
@@ -121,9 +128,7 @@ def test_a_streamed_pass(
     rev: Any, own: bool, ragged: bool, training: bool, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_stack_chunk_steps(monkeypatch, 4)
-    dtype = torch.float64 if backend == "reference" else torch.float32
-    head = rt.LinearCrossEntropy(8, WORDS) if own else nn.Linear(8, WORDS)
-    net = converted(rev, dtype, head, rt.Embedding(WORDS, WIDTH) if own else nn.Embedding(WORDS, WIDTH))
+    net = of_parts(rev, own, backend)
     assert type(net.head) is (ResponseLinearCrossEntropy if own else ResponseLinear)
     assert type(net.words) is ResponseDroppedEmbedding or not own
     lengths = torch.tensor([11, 4, 7]) if ragged else None
@@ -136,9 +141,7 @@ def test_a_streamed_pass(
 def test_a_penalized_pass(rev: Any, own: bool, ragged: bool, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Penalties at each row's own coefficients, over chunks and checkpoints."""
     set_stack_chunk_steps(monkeypatch, 4)
-    dtype = torch.float64 if backend == "reference" else torch.float32
-    head = rt.LinearCrossEntropy(8, WORDS) if own else nn.Linear(8, WORDS)
-    net = converted(rev, dtype, head, rt.Embedding(WORDS, WIDTH) if own else nn.Embedding(WORDS, WIDTH))
+    net = of_parts(rev, own, backend)
     lengths = torch.tensor([11, 1, 7]) if ragged else None
     agree(net, 1e-12 if backend == "reference" else 2e-5, lengths=lengths, penalized=True, checkpoint_every=6)
 
