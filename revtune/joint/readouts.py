@@ -22,14 +22,11 @@ from revtune.reversible.kernel.matmuls import products_for
 from revtune.reversible.streams.gradient_sinks import Sinks
 from revtune.reversible.streams.known_gradients import with_gradients
 from revtune.reversible.streams.mean import note_classes
-from revtune.reversible.streams.readout import BLOCK_BYTES, LinearCrossEntropy
+from revtune.reversible.streams.readout import BLOCK_BYTES, FEWEST_POSITIONS, LinearCrossEntropy
 from revtune.tuning.responses.responding import Responding
 
-FEWEST_POSITIONS = 16
-"""Positions of a block at least, since every block reads both weights."""
-
-TENSORS = 3
-"""Tensors as large as a block's logits that stand beside one another: they, V y, and the scaled gradient."""
+TENSORS = 2
+"""Tensors as large as a block's logits that stand beside one another: they and V y."""
 
 
 @dataclass
@@ -128,7 +125,7 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
         departure = self.hypers.current_departure()
         assert departure is not None
         y, targets = self._positions(y.detach(), targets)
-        answer, dy = self._answer(departure.detach(), rows), torch.empty_like(y) if want_dy else None
+        answer, dy = self._answer(departure, rows), torch.empty_like(y) if want_dy else None
         loss = torch.zeros((), dtype=torch.float64, device=y.device)
         for block in self._spans(len(y), block_bytes):
             tangent = None if moved is None else moved[block]
@@ -147,7 +144,7 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
         assert departure is not None
         answer, loss = self._answer(departure, rows), torch.zeros((), dtype=torch.float64, device=y.device)
         for block in self._spans(len(y), None):
-            logits, _, _ = self._answering_scores(y[block], answer, rows[block], y[block])
+            logits, _ = self._answering_scores(y[block], answer, rows[block], y[block])
             block_losses, _ = self._block(logits, targets[block], want_gradient=False)
             loss += block_losses.sum()
             if losses is not None:
@@ -155,9 +152,9 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
         return loss
 
     def _spans(self, positions: int, block_bytes: int | None) -> list[slice]:
-        """The positions of each block."""
-        most = max(FEWEST_POSITIONS, (block_bytes or BLOCK_BYTES) // (4 * TENSORS * self.num_classes))
-        return spans(0, positions, most)
+        """The positions of each block: as many as the plain readout's, unless memory is limited."""
+        most = (block_bytes or TENSORS * BLOCK_BYTES) // (4 * TENSORS * self.num_classes)
+        return spans(0, positions, max(FEWEST_POSITIONS, most))
 
     def logits(self, y: Tensor) -> Tensor:
         """Scores of all classes, (..., C), at the present hyperparameters.
@@ -189,8 +186,10 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
         return laid.spread(numbers, shape, -1).expand(shape).reshape(-1)
 
     def _answer(self, departure: Tensor, rows: Tensor) -> Answer:
-        scale = departure @ self.response_scale.T
-        shift = None if self.response_shift is None else departure @ self.response_shift.T
+        departure, products = departure.detach(), products_for(departure)
+        scale = products.linear(departure, self.response_scale.detach())
+        own = self.response_shift
+        shift = None if own is None else products.linear(departure, own.detach())
         return Answer(scale, shift, rows, torch.zeros_like(scale), torch.zeros_like(scale))
 
     def _answered(
@@ -198,33 +197,36 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
     ) -> tuple[Tensor, Tensor]:
         """Losses of a block, the gradient of its y; those of weights go into the sinks, those of s and t are added."""
         products, rows = products_for(y), answer.rows[block]
-        logits, scale, product = self._answering_scores(y, answer, rows, y if moved is None else y + moved)
+        logits, product = self._answering_scores(y, answer, rows, y if moved is None else y + moved)
         losses, grad = self._block(logits, targets, want_gradient=True)
         assert grad is not None
         if self.weight.requires_grad:
             products.add_outer(into.of(self.weight), grad, y)
-        if self.bias is not None and self.bias.requires_grad:
-            into.of(self.bias).add_(grad.sum(0))
-        answer.dscale.index_add_(0, rows, product.mul_(grad))
-        answer.dshift.index_add_(0, rows, grad)
-        dy, scaled = products.back(grad, self.weight.detach()), scale.mul_(grad)
-        if self.response_weight.requires_grad:
-            products.add_outer(into.of(self.response_weight), scaled, y)
-        return losses, dy if moved is not None else dy.add_(products.back(scaled, self.response_weight.detach()))
+        learns, carried = self.response_weight.requires_grad, moved is None
+        products.answer_back(product, grad, answer.scale, rows, answer.dscale, answer.dshift, scaled=learns or carried)
+        dy = products.back(grad, self.weight.detach())
+        if learns:
+            products.add_outer(into.of(self.response_weight), product, y)
+        if carried:
+            products.add_back(dy, product, self.response_weight.detach())
+        return losses, dy
 
-    def _answering_scores(self, y: Tensor, answer: Answer, rows: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of a block's positions, each one's s, and V y; W is applied to what is seen of y."""
-        scale = answer.scale[rows].detach()
-        product = products_for(y).linear(y, self.response_weight.detach())
-        logits = self._scores(seen).addcmul_(scale, product)
-        return logits if answer.shift is None else logits.add_(answer.shift[rows].detach()), scale, product
+    def _answering_scores(self, y: Tensor, answer: Answer, rows: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of a block's positions, and V y; W is applied to what is seen of y."""
+        products, logits = products_for(y), self._scores(seen)
+        product = products.linear(y, self.response_weight.detach())
+        products.add_answer(logits, product, answer.scale, answer.shift, rows)
+        return logits, product
 
     def _add_responses(self, departure: Tensor, answer: Answer, into: Sinks) -> None:
-        """Carry the gradients of s and t on to Q, R and the departures."""
+        """Carry the gradients of s and t on to the bias, Q, R and the departures."""
+        if self.bias is not None and self.bias.requires_grad:
+            into.of(self.bias).add_(answer.dshift.sum(0))
         pairs = [(self.response_scale, answer.dscale)]
         pairs += [(self.response_shift, answer.dshift)] if self.response_shift is not None else []
+        products = products_for(departure)
         for parameter, grad in pairs:
             if parameter.requires_grad:
-                into.of(parameter).addmm_(grad.T, departure.detach())
+                products.add_outer(into.of(parameter), grad, departure.detach())
             if departure.requires_grad:
-                into.of(departure).addmm_(grad, parameter.detach())
+                products.add_back(into.of(departure), grad, parameter.detach())

@@ -29,6 +29,7 @@ from revtune.reversible.layers.masks import BatchSpec, DrawMask
 from revtune.reversible.layers.modules import RevGRU, RevLSTM
 from revtune.reversible.layers.rnn import RevRNN, reversed_rows
 from revtune.reversible.layers.rnn_arguments import Options
+from revtune.reversible.streams.leaf_weights import linear_in_order
 from revtune.sequences import setting
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.ranges import Range
@@ -275,7 +276,7 @@ class ResponseRev(Responding, RevRNN):
 def _product(d: Tensor, scale: Tensor) -> Tensor:
     """d Q^T in the parameters' own numbers, in which layers run, also where a step casts others."""
     with torch.autocast(d.device.type, enabled=False):
-        return d @ scale.T
+        return linear_in_order(d, scale)
 
 
 class ResponseRevGRU(ResponseRev, RevGRU):

@@ -63,12 +63,15 @@ class Contestant:
         segments: for torch's layers, whether the step runs under `torch.utils.checkpoint` in sqrt(T) segments.
         checkpoint_every: for reversible layers, as in `rewind_loss`.
         backend: for reversible layers, as they take it.
+        ordinary: for reversible layers, whether the readout is an nn.Linear with F.cross_entropy, as torch's layers
+            have it, in the place of a `LinearCrossEntropy`.
     """
 
     cell: str
     segments: bool = False
     checkpoint_every: CheckpointEvery = None
     backend: str = "auto"
+    ordinary: bool = False
 
     @property
     def reversible(self) -> bool:
@@ -95,8 +98,8 @@ class ContestantNet(nn.Module):
         self.contestant = contestant
         self.embedding = nn.Embedding(shape.vocabulary, shape.hidden)
         self.rnn = contestant.layer(shape.hidden, shape)
-        readout = rt.LinearCrossEntropy if isinstance(self.rnn, RevRNN) else nn.Linear
-        self.readout = readout(shape.hidden, shape.vocabulary)
+        blocks = isinstance(self.rnn, RevRNN) and not contestant.ordinary
+        self.readout = (rt.LinearCrossEntropy if blocks else nn.Linear)(shape.hidden, shape.vocabulary)
 
     def step(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The mean loss over (T, B) tokens, its gradients taken."""
@@ -111,10 +114,14 @@ class ContestantNet(nn.Module):
 
     def _rewound(self, tokens: Tensor, targets: Tensor) -> Tensor:
         assert isinstance(self.rnn, RevRNN)
-        every = self.contestant.checkpoint_every
+        ordinary = self.contestant.ordinary
         return rt.rewind_loss(
-            self.rnn, tokens, targets, encode=self.embedding, readout=self.readout, checkpoint_every=every
-        )[0]
+            self.rnn, tokens, targets, encode=self.embedding, readout=self._summed if ordinary else self.readout,
+            normalizer=tokens.numel() if ordinary else None, checkpoint_every=self.contestant.checkpoint_every,
+        )[0]  # fmt: skip
+
+    def _summed(self, y: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self.readout(y), targets, reduction="sum")
 
     def _kept(self, tokens: Tensor, targets: Tensor) -> Tensor:
         y, _ = self.rnn(self.embedding(tokens))

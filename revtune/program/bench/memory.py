@@ -65,6 +65,7 @@ def memory(
     quick: bool = False,
     long: bool = False,
     sweep: bool = False,
+    ordinary: bool = False,
     markdown: bool = False,
     out: Path | None = None,
     plot: Path | None = None,
@@ -78,6 +79,8 @@ def memory(
         long: also T = 100,000 with checkpoint_every="auto", which takes long.
         sweep: instead, each way of training at T from 100 to 100,000, B from 1 to 256 and H from 16 to 1,100, and
             whether its peak keeps to its bound; takes hours, and goes on where the file ends.
+        ordinary: give the reversible layers torch's readout, nn.Linear and F.cross_entropy, too, in the place of a
+            LinearCrossEntropy.
         markdown: print tables for a README.
         out: file that the figures go to as JSON; by default memory.json in runs, or memory-sweep.json.
         plot: PNG of memory against length; by default beside the figures, if there is more than one length.
@@ -91,7 +94,7 @@ def memory(
     check(threads, device)
     display = Markdown() if markdown else Terminal()
     if sweep:
-        check_sweep(device, quick=quick, long=long, plot=plot)
+        check_sweep(device, quick=quick, long=long, ordinary=ordinary, plot=plot)
         return memory_sweep.sweep(display, out or Path("runs/memory-sweep.json"), threads)
     out = out or Path("runs/memory.json")
     results: list[Record] = []
@@ -99,7 +102,7 @@ def memory(
     if plot is None and not quick:
         plot = out.with_suffix(".png")
     with drafts(*filter(None, (out, plot))) as (figures, *plots):
-        for shape, contestants in plan(quick=quick, long=long):
+        for shape, contestants in plan(quick=quick, long=long, ordinary=ordinary):
             group = []
             for contestant in contestants:
                 with display.waiting(f"{contestant.name} at {shape}"):
@@ -118,17 +121,19 @@ def memory(
         display.tell(f"Plot: {plot}")
 
 
-def plan(*, quick: bool, long: bool) -> Iterator[tuple[Shape, list[Contestant]]]:
+def plan(*, quick: bool, long: bool, ordinary: bool) -> Iterator[tuple[Shape, list[Contestant]]]:
     """The shapes, and who competes at each."""
     contestants = [
         contestant
         for ours, theirs in PAIRS
-        for contestant in (Contestant(cell=theirs), Contestant(cell=theirs, segments=True), Contestant(cell=ours))
-    ]
+        for contestant in (
+            Contestant(cell=theirs), Contestant(cell=theirs, segments=True), Contestant(cell=ours, ordinary=ordinary)
+        )
+    ]  # fmt: skip
     for shape in QUICK if quick else SHAPES:
         yield shape, contestants
     if long:
-        yield LONG, [Contestant(cell=cell, checkpoint_every="auto") for cell, _ in PAIRS]
+        yield LONG, [Contestant(cell=cell, checkpoint_every="auto", ordinary=ordinary) for cell, _ in PAIRS]
 
 
 def typical(contestant: Contestant, shape: Shape, threads: int, device: Device) -> Record:
@@ -205,9 +210,12 @@ def check(threads: int, device: Device) -> None:
         native.load()  # a kernel that the environment asks for and cannot have is told before measuring
 
 
-def check_sweep(device: Device, *, quick: bool, long: bool, plot: Path | None) -> None:
+def check_sweep(device: Device, *, quick: bool, long: bool, ordinary: bool, plot: Path | None) -> None:
     """Raise `Problem` for options that a sweep does not have."""
-    given = {"--quick": quick, "--long": long, "--plot": plot is not None, "--device cuda": device == "cuda"}
+    given = {
+        "--quick": quick, "--long": long, "--ordinary": ordinary, "--plot": plot is not None,
+        "--device cuda": device == "cuda",
+    }  # fmt: skip
     for option in (option for option, asked in given.items() if asked):
         raise Problem(f"--sweep has lengths of its own, no plot, and runs on the CPU; leave {option} out", code=2)
 

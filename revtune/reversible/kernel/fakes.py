@@ -50,7 +50,7 @@ def _register() -> None:
     fakes |= dict.fromkeys(
         ("recall", "gradient", "pack_into", "project_into", "project_back_into", "add_outer"), in_place
     )
-    fakes |= dict.fromkeys(("add_answer", "scale_back", "tangent"), in_place)
+    fakes |= dict.fromkeys(("add_answer", "scale_back", "answer_back", "tangent"), in_place)
     for name, fake in fakes.items():
         torch.library.register_fake(f"revtune::{name}")(fake)
 

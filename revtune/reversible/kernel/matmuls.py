@@ -61,6 +61,37 @@ class Products:
         extra, scale = response
         return projected + scale * self.linear(x, extra)
 
+    def add_answer(self, y: Tensor, products: Tensor, scale: Tensor, bias: Tensor | None, index: Tensor) -> None:
+        """Add to positions y (N, G) each one's bias and its `s * products`.
+
+        Args:
+            y: `x W^T`.
+            products: `x V^T`, (N, G).
+            scale, bias: s and the biases of rows, (B, G).
+            index: the row of each position, (N,).
+        """
+        if bias is not None:
+            y.add_(bias[index])
+        y.addcmul_(scale[index], products)
+
+    def answer_back(
+        self, products: Tensor, grad: Tensor, scale: Tensor, index: Tensor, dscale: Tensor, dbias: Tensor, *,
+        scaled: bool,
+    ) -> None:  # fmt: skip
+        """From the gradient (N, G) of what `add_answer` gave: those of s and of the biases, and s times it.
+
+        Args:
+            products: as there; if `scaled`, `s * grad` takes their place.
+            grad: (N, G).
+            scale, index: as there.
+            dscale, dbias: where the gradients of s and of the biases are added up, (B, G).
+            scaled: whether `s * grad` is wanted.
+        """
+        dscale.index_add_(0, index, products * grad)
+        dbias.index_add_(0, index, grad)
+        if scaled:
+            torch.mul(scale[index], grad, out=products)
+
     def pack(self, weight: Tensor) -> Tensor | None:
         """A copy of a weight laid out for `linear`, to be read many times; None where it would not help."""
         return None
@@ -111,6 +142,15 @@ class NativeProducts(Products):
         products = self.linear(x, extra, out=products)
         torch.ops.revtune.add_answer(_rows(projected), products, scale, bias if own else None)
         return projected
+
+    def add_answer(self, y: Tensor, products: Tensor, scale: Tensor, bias: Tensor | None, index: Tensor) -> None:
+        torch.ops.revtune.add_answer(y, products, scale, bias, index)
+
+    def answer_back(
+        self, products: Tensor, grad: Tensor, scale: Tensor, index: Tensor, dscale: Tensor, dbias: Tensor, *,
+        scaled: bool,
+    ) -> None:  # fmt: skip
+        torch.ops.revtune.answer_back(products, grad, scale, index, dscale, dbias, scaled)
 
     def scale_back(self, products: Tensor, grad: Tensor, scale: Tensor, sum: Tensor | None, *, scaled: bool) -> None:
         """From the gradient (K, B, G) of products to which `s * products` was added: that of s, and s times it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from revtune.reversible.layers.masks import new_seed
 from revtune.reversible.streams.chunk_graph import Autocast, chunk_gradients, leaves
 from revtune.reversible.streams.dropout import known_encoder, look_up, plain_embedding
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
+from revtune.reversible.streams.held import compiled
 from revtune.reversible.streams.hooks import refuse_hooks
+from revtune.reversible.streams.leaf_weights import AddedInPlace
 from revtune.reversible.streams.replay import NoDraws, Replay
 from revtune.reversible.streams.trials import try_encoder
 from revtune.reversible.transforms import refuse_transforms
@@ -45,6 +47,7 @@ class Encoder:
         # A plain embedding draws nothing; to watch its operators for draws would only cost time
         replayed = torch.is_grad_enabled() and encode is not None and not plain_embedding(encode)
         self._seed = new_seed() if replayed else None
+        self._in_place = replayed and not compiled(encode)
         self._graphed = None if encode is not None and not known_encoder(encode) else False
         self._span: tuple[int, int] | None = None
         self._root: Tensor | None = None
@@ -60,11 +63,15 @@ class Encoder:
         self._leaf, self._span = chunk, (first, last)
         draws = nullcontext() if self._seed is None else Replay(self._seed + first)
         with draws, torch.set_grad_enabled(recorded), inner_graph(), opened(self._sinks):
-            with self._autocast.again():
+            with self._autocast.again(), self._adding() if graph else nullcontext():
                 encoded = chunk if self._encode is None else self._handed(chunk)
                 root = self._check(self._shaped(encoded, chunk))
         self._root = root if graph else root.detach()
         return root.detach()
+
+    def _adding(self) -> AbstractContextManager[object]:
+        """Within this block gradients of embeddings are added in place; a chunk's numbers are as without it."""
+        return AddedInPlace(linear=False) if self._in_place else nullcontext()
 
     def _handed(self, chunk: Tensor) -> Tensor:
         assert self._encode is not None

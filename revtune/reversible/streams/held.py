@@ -50,6 +50,12 @@ def held_parts(holder: Any, seen: set[int] | None = None) -> Iterator[tuple[str,
             yield from held_parts(part, seen)
 
 
+def compiled(holder: Any) -> bool:
+    """Whether code that torch.compile has traced may run in it, which is left as it is."""
+    marks = ("_orig_mod", "_torchdynamo_orig_callable")
+    return any(hasattr(part, mark) for _, part in held_parts(holder) for mark in marks)
+
+
 def _parts(holder: Any) -> list[Any]:
     if isinstance(holder, nn.Module):
         return [*vars(holder).values(), *holder.children()]

@@ -24,19 +24,21 @@ class AddedInPlace(TorchFunctionMode):
 
     Args:
         room: where the gradient of what `F.linear` is given may lie.
+        linear: whether `F.linear` is among them, which then computes its products otherwise, in their last bits.
     """
 
-    def __init__(self, room: Room | None = None) -> None:
+    def __init__(self, room: Room | None = None, *, linear: bool = True) -> None:
         super().__init__()
-        self._room = room
+        self._room, self._linear = room, linear
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.linear or func is F.embedding:
-            added = linear(*args, **kwargs, room=self._room) if func is F.linear else embedding(*args, **kwargs)
-            if added is not None:
-                return added
-        return func(*args, **kwargs)
+        added = None
+        if func is F.embedding:
+            added = embedding(*args, **kwargs)
+        elif func is F.linear and self._linear:
+            added = linear(*args, **kwargs, room=self._room)
+        return func(*args, **kwargs) if added is None else added
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, room: Room | None = None) -> Tensor | None:
@@ -44,6 +46,15 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, room: R
     if not _plain(input) or (sink := _sink(weight)) is None or input.dtype != weight.dtype or not input.dim():
         return None
     product: Tensor = _Linear.apply(input, weight, bias, sink, room)
+    return product
+
+
+def linear_in_order(input: Tensor, weight: Tensor) -> Tensor:
+    """`F.linear` whose sums, and those of its gradients, have one order, on any number of threads.
+
+    Under torch.func's transforms it is torch's own.
+    """
+    product: Tensor = F.linear(input, weight) if active() else _Linear.apply(input, weight, None, None, None)
     return product
 
 
@@ -93,21 +104,24 @@ class LookUp(torch.autograd.Function):
 
 
 class _Linear(torch.autograd.Function):
-    """A linear map whose weight's gradient goes straight into its sink."""
+    """A linear map whose weight's gradient goes straight into its sink, if it has one."""
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, sink: Tensor, room: Room | None
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, sink: Tensor | None, room: Room | None
     ) -> Tensor:
         ctx.save_for_backward(input, weight)
         ctx.sink, ctx.room = sink, room
         return products_for(input).linear(input, weight.detach(), None if bias is None else bias.detach())
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         input, weight = ctx.saved_tensors
         products, rows = products_for(input), grad.reshape(-1, grad.shape[-1])
-        products.add_outer(ctx.sink, rows, input.reshape(-1, input.shape[-1]))
-        want_input, _, want_bias, *_ = ctx.needs_input_grad
+        want_input, want_weight, want_bias, *_ = ctx.needs_input_grad
+        own = torch.zeros_like(weight) if ctx.sink is None and want_weight else None
+        into = own if ctx.sink is None else ctx.sink
+        if into is not None:
+            products.add_outer(into, rows, input.reshape(-1, input.shape[-1]))
         dinput = products.back(grad, weight, ctx.room) if want_input else None
-        return dinput, None, rows.sum(0) if want_bias else None, None, None
+        return dinput, own, rows.sum(0) if want_bias else None, None, None

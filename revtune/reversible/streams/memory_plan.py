@@ -47,13 +47,13 @@ class MemoryPlan(NamedTuple):
     Attributes:
         chunk: K.
         segment: S, steps between checkpoints.
-        logit_bytes: of the logits that a `LinearCrossEntropy` makes at once.
+        logit_bytes: of what a `LinearCrossEntropy` makes of a block's logits at once; None for its own choice.
         block_bytes: what the graph of any other readout's block may keep.
     """
 
     chunk: int
     segment: int
-    logit_bytes: int = LOGIT_BYTES
+    logit_bytes: int | None = None
     block_bytes: int = BLOCK_BYTES
 
 

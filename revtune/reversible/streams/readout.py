@@ -27,7 +27,7 @@ from revtune.reversible.transforms import refuse_batches, refuse_double_backward
 BLOCK_BYTES = 3 * 2**20
 """Bytes of a block's logits, of the order of a CPU's cache: they are read and written over several times."""
 
-_FEWEST_POSITIONS = 16
+FEWEST_POSITIONS = 16
 """Positions of a block at least, however many classes there are, since every block reads the whole weight."""
 
 
@@ -205,7 +205,7 @@ class LinearCrossEntropy(nn.Module):
         """
         loss, products = torch.zeros((), dtype=torch.float64, device=y.device), products_for(y)
         want_gradient = any(into is not None for into in (dweight, dbias, dy))
-        most = max(_FEWEST_POSITIONS, (block_bytes or BLOCK_BYTES) // (4 * self.num_classes))
+        most = max(FEWEST_POSITIONS, (block_bytes or BLOCK_BYTES) // (4 * self.num_classes))
         for block in spans(0, y.shape[0], most):
             block_losses, grad = self._block(self._scores(y[block]), targets[block], want_gradient)
             loss += block_losses.sum()

@@ -17,7 +17,7 @@ from revtune.reversible.own_pages import Room
 from revtune.reversible.streams.blocks import block_steps
 from revtune.reversible.streams.chunk_graph import Autocast, chunk_gradients, leaves
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
-from revtune.reversible.streams.held import held_parts
+from revtune.reversible.streams.held import compiled
 from revtune.reversible.streams.hooks import refuse_hooks
 from revtune.reversible.streams.leaf_weights import AddedInPlace
 from revtune.reversible.streams.mean import Counted
@@ -58,7 +58,7 @@ class ReadoutPass:
         self._head = known_head(head)
         self._tried = self._head is not None or isinstance(readout, FeatureReadout)
         self._autocast = Autocast(device)
-        self._in_place = self._head is not readout and not _compiled(readout)
+        self._in_place = self._head is not readout and not compiled(readout)
         self.counted, self._graph = Counted(), torch.is_grad_enabled()
         if torch.is_grad_enabled() and self._head is not readout:
             refuse_hooks("readout", readout)
@@ -195,9 +195,3 @@ def _of_each(losses: Any, positions: int) -> Tensor:
         )
     refuse_transforms([losses])
     return losses
-
-
-def _compiled(readout: Any) -> bool:
-    """Whether code that torch.compile has traced may run in it, which is left as it is."""
-    marks = ("_orig_mod", "_torchdynamo_orig_callable")
-    return any(hasattr(part, mark) for _, part in held_parts(readout) for mark in marks)

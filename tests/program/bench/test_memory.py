@@ -43,6 +43,7 @@ def test_contestants_of_a_cell_take_the_same_step() -> None:
         (Contestant(cell="nn.GRU"), Contestant(cell="nn.GRU", segments=True)),
         (Contestant(cell="nn.LSTM"), Contestant(cell="nn.LSTM", segments=True)),
         (Contestant(cell="RevGRU"), Contestant(cell="RevGRU", checkpoint_every=9)),
+        (Contestant(cell="RevLSTM"), Contestant(cell="RevLSTM", ordinary=True)),
     ):
         nets = [ContestantNet(contestant, SMALL) for contestant in (one, other)]
         nets[1].load_state_dict(nets[0].state_dict())
@@ -90,17 +91,24 @@ def test_jobs_survive_the_command_line() -> None:
 
 
 def test_the_plan_has_the_agreed_shapes() -> None:
-    shapes = [str(shape) for shape, _ in plan(quick=False, long=True)]
+    shapes = [str(shape) for shape, _ in plan(quick=False, long=True, ordinary=False)]
     assert shapes == [
         "T=70, B=20, H=650, V=10000",
         "T=1000, B=20, H=256, V=256",
         "T=10000, B=8, H=256, V=256",
         "T=100000, B=8, H=256, V=256",
     ]
-    names = {contestant.name for _, group in plan(quick=False, long=False) for contestant in group}
+    names = {contestant.name for _, group in plan(quick=False, long=False, ordinary=False) for contestant in group}
     assert names == {
         "nn.GRU", "nn.GRU, checkpointed", "RevGRU", "nn.LSTM", "nn.LSTM, checkpointed", "RevLSTM"
     }  # fmt: skip
+
+
+def test_readouts_are_ordinary_where_they_are_asked_for() -> None:
+    for asked in (False, True):
+        groups = [group for _, group in plan(quick=False, long=True, ordinary=asked)]
+        assert {one.ordinary for group in groups for one in group if one.reversible} == {asked}
+        assert not any(one.ordinary for group in groups for one in group if not one.reversible)
 
 
 def result(name: str, steps: int, needed: int, **more: Any) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def test_a_file_that_is_no_sweep_is_left_alone(
     assert out.read_text() == '{"results": []}' and not asked
 
 
-@pytest.mark.parametrize("option", [["--quick"], ["--long"], ["--plot", "a.png"], ["--device", "cuda"]])
+@pytest.mark.parametrize("option", [["--quick"], ["--long"], ["--ordinary"], ["--plot", "a.png"], ["--device", "cuda"]])
 def test_options_that_a_sweep_does_not_have(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "memory", "--sweep", *option]) == 2
     said = capsys.readouterr().err

@@ -42,6 +42,8 @@ def test_matmuls(units: int) -> None:
     products, scale, sum = torch.randn(9, 5), torch.randn(3, 5), torch.zeros(3, 5)
     torch.library.opcheck(torch.ops.revtune.add_answer.default, (d, products, scale, None))
     torch.library.opcheck(torch.ops.revtune.scale_back.default, (products, d, scale, sum, True))
+    rows, total = torch.arange(9) % 3, torch.zeros(3, 5)
+    torch.library.opcheck(torch.ops.revtune.answer_back.default, (products, d, scale, rows, sum, total, True))
 
 
 @UNITS

@@ -153,6 +153,35 @@ def test_the_way_back_of_a_response(steps: int, rows: int, outputs: int, threads
     assert all(torch.equal(other, found[0]) for other in found)
 
 
+@pytest.mark.parametrize(
+    ("index", "outputs"), [([0], 1), ([2, 0, 2, 2, 1], 33), ([i * 7 % 20 for i in range(70)], 600)]
+)
+def test_the_response_of_positions_there_and_back(index: list[int], outputs: int, threads: None) -> None:
+    """Whatever rows they are of, as plain torch gives it in float64; the same bits on any number of threads."""
+    of, rows, positions = torch.tensor(index), max(index) + 1, len(index)
+    y, product, grad = (normal(positions, outputs, seed=seed) for seed in (1, 2, 3))
+    scale, bias, *sums = (normal(rows, outputs, seed=seed) for seed in (4, 5, 6, 7))
+    found = []
+    for number, products in ((1, Products()), (1, NativeProducts()), (2, NativeProducts()), (3, NativeProducts())):
+        torch.set_num_threads(number)
+        with_bias, without, room, (dscale, dbias) = y.clone(), y.clone(), product.clone(), [sum.clone() for sum in sums]
+        products.add_answer(with_bias, product, scale, bias, of)
+        products.add_answer(without, product, scale, None, of)
+        products.answer_back(room, grad, scale, of, dscale, dbias, scaled=False)
+        assert torch.equal(room, product)
+        products.answer_back(room, grad, scale, of, dscale, dbias, scaled=True)
+        assert torch.equal(room, scale[of] * grad)
+        found.append((with_bias, without, dscale, dbias))
+    answer = y.double() + scale.double()[of] * product
+    wanted = [answer + bias[of], answer]
+    for start, parts in zip(sums, (grad.double() * product, grad.double()), strict=True):
+        wanted.append(start.double().index_add(0, of, 2 * parts))
+    for given in found:
+        assert all(relative(one, other) < 1e-6 for one, other in zip(given, wanted, strict=True))
+    for given in found[2:]:
+        assert all(map(torch.equal, given, found[1]))
+
+
 def test_a_product_is_added_to_another() -> None:
     grad, weight, start = normal(9, 70), normal(70, 40, seed=1), normal(9, 40, seed=2)
     for products in (Products(), NativeProducts()):
@@ -190,6 +219,13 @@ MISFITS = [
     ("add_answer", (ZERO(6, 5), ZERO(6, 5), ZERO(4, 5), None)),
     ("add_answer", (ZERO(6, 5), ZERO(6, 5), ZERO(0, 5), None)),
     ("add_answer", (ZERO(6, 5), ZERO(6, 5), ZERO(3, 5), ZERO(5))),
+    ("add_answer", (ZERO(6, 5), ZERO(6, 5), ZERO(3, 5), None, torch.arange(6))),
+    ("add_answer", (ZERO(6, 5), ZERO(6, 5), ZERO(3, 5), None, torch.arange(5))),
+    ("add_answer", (ZERO(6, 5), ZERO(6, 5), ZERO(3, 5), None, -torch.arange(6))),
+    ("answer_back", (ZERO(6, 5), ZERO(6, 5), ZERO(3, 5), torch.arange(6), ZERO(3, 5), ZERO(3, 5), True)),
+    ("answer_back", (ZERO(6, 5), ZERO(6, 4), ZERO(3, 5), ZERO(6).long(), ZERO(3, 5), ZERO(3, 5), True)),
+    ("answer_back", (ZERO(6, 5), ZERO(6, 5), ZERO(3, 5), ZERO(6).long(), ZERO(2, 5), ZERO(3, 5), True)),
+    ("answer_back", (ZERO(6, 5), ZERO(6, 5), ZERO(3, 5), ZERO(6).long(), ZERO(3, 5), ZERO(5), True)),
     ("scale_back", (ZERO(6, 5), ZERO(6, 5), ZERO(4, 5), None, True)),
     ("scale_back", (ZERO(6, 5), ZERO(6, 4), ZERO(3, 5), None, True)),
     ("scale_back", (ZERO(6, 5), ZERO(6, 5), ZERO(3, 5), ZERO(5), True)),

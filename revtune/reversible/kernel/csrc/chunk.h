@@ -125,11 +125,14 @@ struct Variant {
   void (*project_back)(const Matrix<const float>& d, const float* weight, const Matrix<float>& x, bool add,
                        int64_t begin, int64_t end);
   // Positions [begin, end); bias may be null.
-  void (*add_answer)(const Matrix<float>& y, const float* products, const float* scale, const float* bias, int64_t rows,
-                     int64_t begin, int64_t end);
+  void (*add_answer)(const Matrix<float>& y, const float* products, const float* scale, const float* bias,
+                     const int64_t* index, int64_t rows, int64_t begin, int64_t end);
   // Rows [begin, end) of the batch, for d and products of (K, B, G); products or sum may be null.
   void (*scale_back)(const Matrix<const float>& d, const float* scale, float* products, float* sum, int64_t rows,
                      bool scaled, int64_t begin, int64_t end);
+  // Columns [begin, end).
+  void (*answer_back)(const Matrix<const float>& d, const float* scale, const int64_t* index, float* products,
+                      float* scale_sum, float* bias_sum, bool scaled, int64_t begin, int64_t end);
   void (*add_outer)(const Matrix<const float>& d, const Matrix<const float>& v, const Matrix<float>& into,
                     int64_t begin, int64_t end);
   int64_t most_rows;

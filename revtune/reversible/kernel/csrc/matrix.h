@@ -203,12 +203,13 @@ void add_outer(const Matrix<const float>& d, const Matrix<const float>& v, const
   }
 }
 
-// Positions [begin, end) of a projection (K, B, G) become (y + bias) + s * products, if each row has a bias of its own.
-void add_answer(const Matrix<float>& y, const float* products, const float* scale, const float* bias, int64_t rows,
-                int64_t begin, int64_t end) {
+// Positions [begin, end) of a projection become (y + bias) + s * products, if each row has a bias of its own. The row of
+// a position is as `index` says, or, for (K, B, G), all rows take turns.
+void add_answer(const Matrix<float>& y, const float* products, const float* scale, const float* bias,
+                const int64_t* index, int64_t rows, int64_t begin, int64_t end) {
   const int64_t n = y.columns;
   for (int64_t p = begin; p < end; p++) {
-    const int64_t row = p % rows * n;
+    const int64_t row = (index ? index[p] : p % rows) * n;
     const float *__restrict factor = scale + row, *__restrict more = products + p * n, *__restrict own = bias + row;
     float* __restrict sum = y.row(p);
     if (bias)
@@ -240,4 +241,26 @@ void scale_back(const Matrix<const float>& d, const float* scale, float* product
       if (sum)
         for (int64_t j = 0; j < width; j++) sum[row * n + column + j] += total[j];
     }
+}
+
+// For columns [begin, end) of the gradient (N, G) of `add_answer`'s positions, which are of the rows that `index` says:
+// those of s and of the bias are added up by row, and s * d takes the place of V's products, if it is asked for.
+void answer_back(const Matrix<const float>& d, const float* scale, const int64_t* index, float* products,
+                 float* scale_sum, float* bias_sum, bool scaled, int64_t begin, int64_t end) {
+  // So few that the sums of all rows stay near while positions go by.
+  constexpr int64_t some = 512;
+  const int64_t n = d.columns;
+  for (int64_t column = begin; column < end; column += some) {
+    const int64_t width = std::min(some, end - column);
+    for (int64_t p = 0; p < d.rows; p++) {
+      const int64_t row = index[p] * n + column;
+      const float *__restrict grad = d.row(p) + column, *__restrict factor = scale + row;
+      float *__restrict there = products + p * n + column, *__restrict sum = scale_sum + row;
+      float* __restrict shift = bias_sum + row;
+      for (int64_t j = 0; j < width; j++) sum[j] += grad[j] * there[j];
+      for (int64_t j = 0; j < width; j++) shift[j] += grad[j];
+      if (scaled)
+        for (int64_t j = 0; j < width; j++) there[j] = grad[j] * factor[j];
+    }
+  }
 }

@@ -87,17 +87,28 @@ inline void project_into(const Tensor& y, const Tensor& x, const Tensor& weight,
   });
 }
 
-// A response's part of y, (K B, G): s * products added to it, and before that each row's own bias, if there is one.
-inline void add_answer(const Tensor& y, const Tensor& products, const Tensor& scale, const Maybe& bias) {
+// The row of each of so many positions, of `rows` at most.
+inline const int64_t* readable_index(const Maybe& index, int64_t positions, int64_t rows) {
+  const int64_t* row = readable<int64_t>(index, positions, "index");
+  for (int64_t p = 0; row && p < positions; p++)
+    STD_TORCH_CHECK(row[p] >= 0 && row[p] < rows, "index must hold rows of scale, got ", row[p]);
+  return row;
+}
+
+// A response's part of y, (K B, G) or (N, G) with the row of each position: s * products added to it, and before that
+// each row's own bias, if there is one.
+inline void add_answer(const Tensor& y, const Tensor& products, const Tensor& scale, const Maybe& bias,
+                       const Maybe& index) {
   const Matrix out = writable_matrix(y, "y");
-  STD_TORCH_CHECK(scale.dim() == 2 && scale.size(0) > 0 && out.rows % scale.size(0) == 0,
+  STD_TORCH_CHECK(scale.dim() == 2 && scale.size(0) > 0 && (index || out.rows % scale.size(0) == 0),
                   "y must have all rows of each step");
   const int64_t rows = scale.size(0), size = rows * out.columns;
+  const int64_t* row = readable_index(index, out.rows, rows);
   const float* more = readable<float>(products, out.rows * out.columns, "products");
   const float* factors = readable<float>(scale, size, "scale");
   const float* own = readable<float>(bias, size, "bias");
   over_parts(out.rows, 1, out.rows * out.columns, [&](int64_t begin, int64_t end) {
-    variant().add_answer(out, more, factors, own, rows, begin, end);
+    variant().add_answer(out, more, factors, own, row, rows, begin, end);
   });
 }
 
@@ -113,6 +124,23 @@ inline void scale_back(const Tensor& products, const Tensor& d, const Tensor& sc
   float* total = writable<float>(sum, size, "sum");
   over_parts(rows, 1, in.rows * in.columns, [&](int64_t begin, int64_t end) {
     variant().scale_back(in, factors, into, total, rows, scaled, begin, end);
+  });
+}
+
+// From the gradient (N, G) of what `add_answer` gave for positions of these rows: those of s and of the bias, added to
+// sums (B, G), and s times it in the place of V's products, if `scaled`.
+inline void answer_back(const Tensor& products, const Tensor& d, const Tensor& scale, const Tensor& index,
+                        const Tensor& scale_sum, const Tensor& bias_sum, bool scaled) {
+  const Matrix in = readable_matrix(d, "d");
+  STD_TORCH_CHECK(scale.dim() == 2, "scale must be (B, G)");
+  const int64_t rows = scale.size(0), size = rows * in.columns;
+  const int64_t* row = readable_index(index, in.rows, rows);
+  const float* factors = readable<float>(scale, size, "scale");
+  float* into = writable<float>(products, in.rows * in.columns, "products");
+  float* scales = writable<float>(scale_sum, size, "scale_sum");
+  float* biases = writable<float>(bias_sum, size, "bias_sum");
+  over_parts(in.columns, variant().panel, in.rows * in.columns, [&](int64_t begin, int64_t end) {
+    variant().answer_back(in, factors, row, into, scales, biases, scaled, begin, end);
   });
 }
 

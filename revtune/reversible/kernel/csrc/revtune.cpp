@@ -74,8 +74,11 @@ STABLE_TORCH_LIBRARY(revtune, m) {
   m.def("project_into(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias, Tensor? packed=None) -> ()");
   m.def("project_back(Tensor d, Tensor weight) -> Tensor");
   m.def("project_back_into(Tensor(a!) x, Tensor d, Tensor weight, bool add=False) -> ()");
-  m.def("add_answer(Tensor(a!) y, Tensor products, Tensor scale, Tensor? bias) -> ()");
+  m.def("add_answer(Tensor(a!) y, Tensor products, Tensor scale, Tensor? bias, Tensor? index=None) -> ()");
   m.def("scale_back(Tensor(a!) products, Tensor d, Tensor scale, Tensor(b!)? sum, bool scaled) -> ()");
+  m.def(
+      "answer_back(Tensor(a!) products, Tensor d, Tensor scale, Tensor index, Tensor(b!) scale_sum, "
+      "Tensor(c!) bias_sum, bool scaled) -> ()");
   m.def("add_outer(Tensor(a!) into, Tensor d, Tensor v) -> ()");
   m.def("digest(Tensor[] tensors) -> int");
   m.def(
@@ -101,6 +104,7 @@ STABLE_TORCH_LIBRARY_IMPL(revtune, CPU, m) {
   m.impl("project_back", TORCH_BOX(&revtune::project_back));
   m.impl("add_answer", TORCH_BOX(&revtune::add_answer));
   m.impl("scale_back", TORCH_BOX(&revtune::scale_back));
+  m.impl("answer_back", TORCH_BOX(&revtune::answer_back));
   m.impl("project_back_into", TORCH_BOX(&revtune::project_back_into));
   m.impl("add_outer", TORCH_BOX(&revtune::add_outer));
   m.impl("digest", TORCH_BOX(&revtune::digest));

@@ -54,6 +54,7 @@ constexpr Variant make_variant(const char* name) {
       .project_back = project_back,
       .add_answer = add_answer,
       .scale_back = scale_back,
+      .answer_back = answer_back,
       .add_outer = add_outer,
       .most_rows = most_rows,
   };
