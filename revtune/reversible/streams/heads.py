@@ -92,7 +92,7 @@ class HeadPass(ReadoutPass):
         if not self._tried:
             positions = y.flatten(0, 1) if live is None else y[live]
             if len(positions):
-                try_heads(self._readout, lambda given, number: _tensors(given, number)[1], positions, self._autocast)
+                try_heads(self._readout, _flat, positions, self._autocast, graph=self._graph)
                 self._tried = True
 
     def block_steps(self, y: Tensor, targets: Tensor, chunk: int, budget: int) -> int:
@@ -210,7 +210,7 @@ def _tensors(given: Any, positions: int) -> tuple[Layout, list[Tensor]]:
     layout = Layout.of(given)
     heads = layout.flat(given)
     if not heads:
-        raise ValueError(f"rewind_outputs: readout must give at least one tensor (N, ...), got an empty {layout.kind}")
+        raise ValueError("rewind_outputs: readout must give at least one tensor (N, ...), got none")
     for name, head in zip(layout.names(), heads, strict=True):
         if not isinstance(head, Tensor) or head.dim() < 1 or len(head) != positions:
             shape = f"shape {tuple(head.shape)}" if isinstance(head, Tensor) else type(head).__name__
@@ -221,6 +221,11 @@ def _tensors(given: Any, positions: int) -> tuple[Layout, list[Tensor]]:
         check_tensor(f"rewind_outputs: what readout{name} gives", head)
     refuse_transforms(heads)
     return layout, heads
+
+
+def _flat(given: Any, positions: int) -> list[Tensor]:
+    """The tensors alone."""
+    return _tensors(given, positions)[1]
 
 
 def _told(layout: Layout, forms: list[tuple[Any, ...]]) -> str:

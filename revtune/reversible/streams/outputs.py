@@ -88,14 +88,17 @@ def rewind_outputs(
         >>> loss = torch.nn.CTCLoss()(outputs.log_softmax(-1), targets, steps, letters)
         >>> loss.backward()
     """
-    batch = _checked(rnn, inputs, encode, readout, state, lengths)
-    return _rewind_outputs(rnn, batch, segment_steps(checkpoint_every, len(batch.inputs)), checked_memory(max_memory))
+    batch = Batch(inputs, inputs, encode, readout, state, lengths)
+    return _rewind_outputs(rnn, batch, checkpoint_every, max_memory)
 
 
 @untraced
-def _rewind_outputs(rnn: RevRNN, batch: Batch, segment: int | None, max_memory: int | None) -> tuple[Any, Hx]:
+def _rewind_outputs(
+    rnn: RevRNN, batch: Batch, checkpoint_every: int | str | None, max_memory: int | str | None
+) -> tuple[Any, Hx]:
+    batch = _checked(rnn, batch)
+    stream = OutputStream(rnn, batch, segment_steps(checkpoint_every, len(batch.inputs)), checked_memory(max_memory))
     with one_sequence(masks := SequenceMasks()), torch.autocast(batch.inputs.device.type, enabled=False):
-        stream = OutputStream(rnn, batch, segment, max_memory)
         if torch.is_grad_enabled():
             stream.run(masks)
             given = _RewindOutputs.apply(stream, *stream.tensors())
@@ -246,12 +249,10 @@ class _RewindOutputs(torch.autograd.Function):
         return (None, *stream.go_back(grads, keep))
 
 
-def _checked(
-    rnn: RevRNN, inputs: Tensor, encode: Encode | None, readout: Any, state: Hx | None, lengths: Tensor | None
-) -> Batch:
-    """The batch, time first, if all in it fits together."""
-    what = "rewind_outputs"
-    check_parts(what, rnn, encode, readout)
+def _checked(rnn: RevRNN, batch: Batch) -> Batch:
+    """The batch, time first and without targets, if all in it fits together."""
+    what, readout = "rewind_outputs", batch.readout
+    check_parts(what, rnn, batch.encode, readout)
     rnn.refuse_linear(what)
     if isinstance(readout, LinearCrossEntropy | FeatureReadout | Readout):
         part = "its logits" if isinstance(readout, LinearCrossEntropy) else "the part of it that gives the prediction"
@@ -259,6 +260,6 @@ def _checked(
             f"{what}: readout must give outputs of y (N, H), of which the loss is taken later, got a "
             f"{type(readout).__name__}, which gives a loss; give {part}"
         )
-    (inputs,) = check_tensors(what, rnn, encode is None, inputs=inputs)
-    check_lengths(lengths, inputs.shape[0], inputs.shape[1], inputs.device)
-    return Batch(inputs, inputs.new_empty(*inputs.shape[:2], 0), encode, readout, state, lengths)
+    (inputs,) = check_tensors(what, rnn, batch.encode is None, inputs=batch.inputs)
+    check_lengths(batch.lengths, inputs.shape[0], inputs.shape[1], inputs.device)
+    return batch._replace(inputs=inputs, targets=inputs.new_empty(*inputs.shape[:2], 0))

@@ -72,8 +72,9 @@ def try_encoder(encode: Callable[[Tensor], Tensor], inputs: Tensor, autocast: Au
 
 
 def try_heads(
-    readout: Callable[[Tensor], Any], heads: Callable[[Any, int], list[Tensor]], y: Tensor, autocast: Autocast
-) -> None:
+    readout: Callable[[Tensor], Any], heads: Callable[[Any, int], list[Tensor]], y: Tensor, autocast: Autocast, *,
+    graph: bool,
+) -> None:  # fmt: skip
     """Check that heads give of some positions what they give of two parts of them.
 
     Args:
@@ -81,12 +82,12 @@ def try_heads(
         heads: the tensors among what it gives for so many positions.
         y: outputs of positions, (N, H).
         autocast: the caller's setting.
+        graph: whether gradients will be wanted.
 
     Raises:
         ValueError: positions come out otherwise in parts.
         ReversalError: they come out otherwise a second time.
     """
-    graph = torch.is_grad_enabled()
     block = y[:: max(1, len(y) // ENCODED_STEPS)][:ENCODED_STEPS].detach()
     block = torch.cat([block, block / 2]) if len(block) < 2 else block  # a single one, and another made from it
 
@@ -279,7 +280,7 @@ def _not_a_sum(readout: Any, count: int, together: float, first: float, second: 
         f"given chunks of them: it gave {together:.6g} for {count} positions, and {first:.6g} and {second:.6g} for two "
         f'parts of them{_suspects(readout)}; F.cross_entropy and its like want reduction="sum", whose mean rewind_loss '
         "takes (normalizer= says what it divides by); a penalty on weights is added outside; a loss of a whole "
-        "sequence (CTC, CRF, differences between steps) needs all outputs at once: call the net as a layer"
+        "sequence (CTC, CRF, differences between steps) needs all outputs at once, which rewind_outputs gives"
     )
 
 
