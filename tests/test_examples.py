@@ -15,7 +15,7 @@ RECORDINGS = Path(os.environ.get("REVTUNE_DATA") or ".", "spoken-digits", "recor
 def test_ctc_spells_made_up_speech() -> None:
     torch.manual_seed(0)
     net = ctc.Speller(8, 5)
-    losses = list(ctc.train(net, ctc.made_up, 60))
+    losses = list(ctc.train(net, ctc.made_up, 100))
     assert losses[-1] < 0.5 * losses[0] and ctc.errors(net, ctc.made_up(50)) < 0.2
 
 

@@ -72,7 +72,7 @@ class HeadPass(ReadoutPass):
     Attributes:
         layout: of what the readout gives; known after its first call, as the two below.
         learning: which of its tensors a gradient may flow from.
-        reached: the tensors that it flows to, but for the outputs.
+        reached: the tensors that it flows to from each of them, but for the outputs of the net.
         asked: the tensors of which there is a gradient on the present way back.
     """
 
@@ -84,7 +84,7 @@ class HeadPass(ReadoutPass):
         self._forms: list[tuple[Any, ...]] = []
         self.layout = Layout(Tensor)
         self.learning: list[bool] = []
-        self.reached: list[Tensor] = []
+        self.reached: list[list[Tensor]] = []
         self.asked: list[int] = []
 
     def try_once(self, y: Tensor, targets: Tensor, live: Tensor | None) -> None:
@@ -108,7 +108,7 @@ class HeadPass(ReadoutPass):
         heads = self._recorded(leaf)
         if not self.learning:
             self.learning = [head.requires_grad for head in heads]
-            self.reached = [tensor for tensor in leaves(heads) if tensor is not leaf]
+            self.reached = [[tensor for tensor in leaves([head]) if tensor is not leaf] for head in heads]
         return [head.detach() for head in heads]
 
     def gradient(self, y: Tensor, targets: Tensor, *beside: Tensor) -> tuple[Tensor, Tensor]:

@@ -138,9 +138,7 @@ class OutputStream(Stream):
             self._last = self._tape_positions()
             self._sinks.drain()  # accumulators that were opened on the way; the way back opens its own
         metering.report(self.stack.usages())
-        known = {id(tensor): tensor for tensor in (*self._reached, *self._positions_read.reached)}
-        self._reached = list(known.values())
-        self._surroundings.watch("a tensor that readout or encode reads", self._reached)
+        self._surroundings.watch("a tensor that readout or encode reads", self.tensors())
         self._rest()
         self._surroundings.when = _AFTERWARDS
 
@@ -159,22 +157,26 @@ class OutputStream(Stream):
         """How the outputs are handed to the user."""
         return self._positions_read.layout
 
-    def tensors(self) -> list[Tensor]:
-        """The tensors that gradients flow to."""
-        known = {id(tensor): tensor for layer in self.layers for tensor in layer.flat()}
-        return list((known | {id(tensor): tensor for tensor in self._reached}).values())
+    def tensors(self, asked: Sequence[int] | None = None) -> list[Tensor]:
+        """The tensors that gradients flow to, each once; with `asked` from these outputs alone, and last states."""
+        heads = self._positions_read.reached
+        chosen = heads if asked is None else [heads[number] for number in asked]
+        layers = (tensor for layer in self.layers for tensor in layer.flat())
+        each = (*layers, *self._reached, *(tensor for reached in chosen for tensor in reached))
+        return list({id(tensor): tensor for tensor in each}.values())
 
     def results(self) -> list[Tensor]:
-        """Outputs, and the last states (L, B, H), given away; what is kept of them does not hold their graph."""
-        outputs, self._readout.outputs = self._readout.outputs, []
-        last = self.last_state()
-        self._given = [(output.detach(), output._version) for output in outputs]
+        """Outputs, and the last states (L, B, H), given away."""
+        last, outputs = self.last_state(), self._readout.outputs
+        self._last, self._readout.outputs = [], []
         return [*outputs, *(last if isinstance(last, tuple) else (last,))]
 
-    def fixed(self, results: Sequence[Tensor]) -> list[Tensor]:
-        """Those of the results from which no gradient flows."""
-        learning = zip(results, self._positions_read.learning, strict=False)
-        return [output for output, learns in learning if not learns]
+    def note(self, results: Sequence[Tensor]) -> list[Tensor]:
+        """Note the outputs as they are, without their graph. Returns those from which no gradient flows."""
+        learning = self._positions_read.learning
+        outputs = results[: len(learning)]
+        self._given = [(output.detach(), output._version) for output in outputs]
+        return [output for output, learns in zip(outputs, learning, strict=True) if not learns]
 
     def go_back(self, grads: Sequence[Tensor | None], keep: bool) -> list[Tensor | None]:
         """Rewind from gradients of the results. Returns those of `tensors`; `keep` says that it will be asked again."""
@@ -199,14 +201,17 @@ class OutputStream(Stream):
                 self._unwind(list(pieces(*segments.pop(), self.chunk)))
             self._through(segments, starts, end)
         self._rest()
-        grads = {id(tensor): grad for tensor, grad in zip(*self.gradients(), strict=True)}
-        found = [grads.pop(id(tensor), None) for tensor in self.tensors()]
+        grads: dict[int, Tensor] = {}
+        for tensor, grad in zip(*self.gradients(), strict=True):  # one of the net may be the head's too
+            grads[id(tensor)] = grads[id(tensor)] + grad if id(tensor) in grads else grad
+        asked = {id(tensor) for tensor in self.tensors(self._positions_read.asked)}  # others have zeros, or nothing
+        found = [(id(tensor) in asked, grads.pop(id(tensor), None)) for tensor in self.tensors()]
         if grads:
             raise ReversalError(
                 "rewind_outputs: encode or readout reads tensors for some steps that it did not read for the first; "
                 "let it read the same ones for all; no gradient was produced"
             )
-        return found
+        return [grad if wanted else None for wanted, grad in found]
 
     def _check_outputs(self) -> None:
         """Refuse outputs that were changed in place, which are compared with what the readout gives again."""
@@ -232,7 +237,7 @@ class _RewindOutputs(torch.autograd.Function):
         ctx.stream = stream
         ctx.set_materialize_grads(False)  # nothing for what no loss was computed from
         results = stream.results()
-        ctx.mark_non_differentiable(*stream.fixed(results))
+        ctx.mark_non_differentiable(*stream.note(results))
         return tuple(results)
 
     @staticmethod
