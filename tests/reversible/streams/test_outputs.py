@@ -305,12 +305,12 @@ def test_dropout_anywhere_is_met_again(every: int | None) -> None:
     for parameter, grad in zip(parameters, torch.autograd.grad(loss(), parameters), strict=True):
         way = torch.randn_like(parameter)
         with torch.no_grad():
-            parameter += 1e-5 * way
+            parameter += 1e-4 * way
             up = loss().item()
-            parameter -= 2e-5 * way
+            parameter -= 2e-4 * way
             down = loss().item()
-            parameter += 1e-5 * way
-        assert (up - down) / 2e-5 == pytest.approx(float((grad * way).sum()), rel=1e-4, abs=1e-5)
+            parameter += 1e-4 * way
+        assert (up - down) / 2e-4 == pytest.approx(float((grad * way).sum()), rel=1e-4, abs=1e-5)
 
 
 def test_draws_differ_from_chunk_to_chunk_and_follow_the_seed() -> None:
@@ -602,11 +602,8 @@ def test_heads_that_do_not_stream_are_refused(kind: str, grad: bool) -> None:
 
 
 def test_heads_whose_shape_changes_are_refused() -> None:
-    seen: list[int] = []
-
     def read(y: Tensor) -> Tensor:
-        seen.append(len(y))
-        return y if len(seen) < 8 else y[:, :3]
+        return y if len(y) > ROWS else y[:, :3]  # of the last step, which is a chunk by itself
 
     with pytest.raises(ValueError, match=r"the same shapes and dtypes for all positions, got \(N, 8\) .* and \(N, 3\)"):
         Parts.of().outputs(readout=read)
