@@ -5,7 +5,7 @@ In float64 the reference runs both; in float32 the kernel does, where the layer 
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -100,7 +100,7 @@ def unstreamed(parts: Parts, lengths: Tensor | None = None, state: Any = None) -
     return parts.head(y) * live(lengths), last
 
 
-def agree(one: Tensor, other: Tensor, tensors: list[Tensor], most: float | None = None, **options: Any) -> None:
+def agree(one: Tensor, other: Tensor, tensors: Sequence[Tensor], most: float | None = None, **options: Any) -> None:
     """Two losses have the same value and the same gradients."""
     most = close() if most is None else most
     assert relative(one.detach(), other.detach()) < most
@@ -299,17 +299,18 @@ def test_dropout_anywhere_is_met_again(every: int | None) -> None:
     def loss() -> Tensor:
         torch.manual_seed(9)
         outputs, last = rt.rewind_outputs(rnn, x, encode=encode, readout=head, checkpoint_every=every)
+        assert isinstance(last, Tensor)
         return differences(outputs, FULL) + last.sum()
 
     parameters = [p for module in (rnn, encode, head) for p in module.parameters()]
     for parameter, grad in zip(parameters, torch.autograd.grad(loss(), parameters), strict=True):
         way = torch.randn_like(parameter)
         with torch.no_grad():
-            parameter += 1e-4 * way
+            parameter.add_(way, alpha=1e-4)
             up = loss().item()
-            parameter -= 2e-4 * way
+            parameter.sub_(way, alpha=2e-4)
             down = loss().item()
-            parameter += 1e-4 * way
+            parameter.add_(way, alpha=1e-4)
         assert (up - down) / 2e-4 == pytest.approx(float((grad * way).sum()), rel=1e-4, abs=1e-5)
 
 

@@ -224,7 +224,7 @@ def found_of(net: Net, *losses: Tensor) -> list[tuple[Tensor, dict[str, Tensor |
     """The losses, each with the gradients of all that wants one."""
     named, found = dict(net.named_parameters()), []
     for loss in losses:
-        grads = torch.autograd.grad(loss.mean(), [*named.values()], allow_unused=True)
+        grads: tuple[Tensor | None, ...] = torch.autograd.grad(loss.mean(), [*named.values()], allow_unused=True)
         found.append((loss.detach(), dict(zip(named, grads, strict=True))))
     return found
 
@@ -267,8 +267,8 @@ def test_options_of_outputs_go_together(pair: tuple[str, ...], backend: str) -> 
         "head": head,
         "function": lambda y: head(y),
         "tied": lambda y: F.linear(y, net.words.weight),
-        "tuple": lambda y: (head(y), y[:, 0]),
-        "dict": lambda y: {"scores": head(y), "more": y[:, 0]},
+        "tuple": lambda y: (head(y), y[..., 0]),
+        "dict": lambda y: {"scores": head(y), "more": y[..., 0]},
     }
     readout = readouts[case.readout]
 
@@ -284,7 +284,8 @@ def test_options_of_outputs_go_together(pair: tuple[str, ...], backend: str) -> 
         net.rnn, net.laid(x), encode=None if case.features else net.words, readout=readout, state=net.state(),
         lengths=case.lengths, **case.call,
     )  # fmt: skip
-    streamed = between(*map(net.laid, parted(given)), last)
+    scores, more = map(net.laid, parted(given))
+    streamed = between(scores, more, last)
     encoded = x if case.features else net.words(x)
     y, final = net.layered(encoded)
     assert_alike(*found_of(net, streamed, between(*parted(readout(y)), final)))
