@@ -13,6 +13,8 @@ Train a recurrent net in a fraction of the memory::
 - `rewind_loss`: a whole training step for a loss at every step. Encoder, net and readout stream, so that no output of
   every step exists. `Embedding`, `LinearCrossEntropy`, `LockedDropout` and `Readout` are made for it; any module works.
   `ActivationPenalties` are added to its loss.
+- `rewind_outputs`: all outputs of a small head, for a loss over whole sequences (CTC, a CRF, PPO), which goes backward
+  by rewinding.
 - `rewind_encode`: a sequence's final state, and a few units of every step for a decoder to attend to.
 - `meter`: memory and stored bits of a block of code.
 
@@ -51,6 +53,7 @@ from revtune.reversible.meter import meter
 from revtune.reversible.streams.dropout import Embedding, LockedDropout
 from revtune.reversible.streams.encode import rewind_encode
 from revtune.reversible.streams.head_and_loss import Readout
+from revtune.reversible.streams.outputs import rewind_outputs
 from revtune.reversible.streams.penalties import ActivationPenalties
 from revtune.reversible.streams.readout import LinearCrossEntropy
 from revtune.reversible.streams.stream import rewind_loss
@@ -107,6 +110,7 @@ __all__ = [
     "rev_lstm",
     "rewind_encode",
     "rewind_loss",
+    "rewind_outputs",
     "scan",
     "self_tuning",
     "unscan",

@@ -115,7 +115,7 @@ class LinearReadout(ReadoutPass):
         with self._running():
             loss = self._checked(readout.loss(linear.requires_grad_(), targets), len(y))
             (cotangent,) = torch.autograd.grad(loss.sum(), [linear])
-        return loss.detach().double(), self._back(out, cotangent, leaf)
+        return loss.detach().double(), self._back([out], [cotangent], leaf)
 
     @contextmanager
     def _running(self) -> Iterator[None]:

@@ -145,6 +145,18 @@ class ResponseRev(Responding, RevRNN):
                 "torch.no_grad(); got a call with gradients outside of a pass"
             )
 
+    def refuse_linear(self, what: str) -> None:
+        """Refuse Delta-STN's pass for responses.
+
+        Raises:
+            ValueError: says what to do.
+        """
+        if self._record is not None:
+            raise ValueError(
+                f"{what}: {self._name} tunes itself by Delta-STN, which does not follow how outputs that are streamed "
+                'answer to hyperparameters; use method="stn", or call the net as a layer'
+            )
+
     def _run(self, input: Tensor | PackedSequence, hx: Any, *, native: bool | None = None) -> tuple[Any, Any]:
         """The plain layer's outputs, at each example's hyperparameters.
 

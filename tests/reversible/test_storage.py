@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import revtune as rt
 from revtune.reversible.kernel import sequence_recall
@@ -67,12 +67,15 @@ class Call:
         head = rt.LinearCrossEntropy(6, 3, dtype=real())
         rt.rewind_loss(self.net, self.x, torch.randint(3, (15, 3)), readout=head, state=self.state)
 
+    def outputs(self) -> None:
+        rt.rewind_outputs(self.net, self.x, readout=nn.Linear(6, 3, dtype=real()), state=self.state)
+
     def encoded(self) -> None:
         rt.rewind_encode(self.net, self.x, units=2, state=self.state)
 
 
 @both
-@pytest.mark.parametrize("way", ["layer", "evaluated", "streamed", "encoded"])
+@pytest.mark.parametrize("way", ["layer", "evaluated", "streamed", "outputs", "encoded"])
 @pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "x", "h"])
 @pytest.mark.parametrize("output", ["all", "last"])
 def test_what_is_freed_before_a_call(rev: Any, way: str, name: str, output: str) -> None:

@@ -2,7 +2,8 @@
 
 Each case has a process of its own, like a user's: C's allocator is left as it is. A warm-up of three chunks comes
 first. The bound is 2.5 times what the buffer holds at most at once, a chunk's budget, and the kernel's packed weights;
-what is given (inputs, targets, parameters) and the parameters' gradients are left out.
+what is given (inputs, targets, parameters) and the parameters' gradients are left out. `rewind_outputs` may take its
+outputs besides, as often as a loss of differences between steps keeps tensors as large.
 
 Shapes: T steps, B rows, H units, K steps of a chunk, S steps between checkpoints.
 """
@@ -36,9 +37,9 @@ from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.stack import DEFAULT_BUDGET
 from revtune.reversible.streams.stream import segment_steps
 
-Way = Literal["layer", "rewind_loss", "rewind_loss, checkpoints", "rewind_encode"]
+Way = Literal["layer", "rewind_loss", "rewind_loss, checkpoints", "rewind_outputs", "rewind_encode"]
 
-WAYS: tuple[Way, ...] = ("layer", "rewind_loss", "rewind_loss, checkpoints", "rewind_encode")
+WAYS: tuple[Way, ...] = ("layer", "rewind_loss", "rewind_loss, checkpoints", "rewind_outputs", "rewind_encode")
 """A layer with output="last", and streams."""
 
 STEPS, ROWS, UNITS, LARGEST = (100, 1_000, 10_000, 100_000), (1, 16, 256), (16, 128, 1_100), 3 * 10**8
@@ -47,6 +48,10 @@ STEPS, ROWS, UNITS, LARGEST = (100, 1_000, 10_000, 100_000), (1, 16, 256), (16, 
 NETS: dict[str, type[rt.RevGRU] | type[rt.RevLSTM]] = {"RevGRU": rt.RevGRU, "RevLSTM": rt.RevLSTM}
 
 STORED_SHARE = 2.5
+
+OUTPUTS = 5
+"""Tensors as large as the outputs of `rewind_outputs`: they, their differences, and the gradients of the squares of
+those, of the differences, and of the outputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +145,8 @@ def work(job: SweepJob) -> Record:
         state = 8 * job.rows * job.units * len(net.cell.states)
         stored = stored * segment // job.steps + -(-job.steps // segment) * state
     packed = sum(tape.weights.packed_bytes() for tape in stack.tapes)
-    bound = int(STORED_SHARE * stored) + max(DEFAULT_BUDGET, chunk * stack.step_bytes) + packed
+    outputs = OUTPUTS * y.nbytes if job.way == "rewind_outputs" else 0
+    bound = int(STORED_SHARE * stored) + max(DEFAULT_BUDGET, chunk * stack.step_bytes) + packed + outputs
     return {"peak": peak - gradients, "stored": stored, "bound": bound, "chunk": chunk, "packed": packed}
 
 
@@ -156,6 +162,8 @@ def training_step(way: Way, net: RevRNN, head: nn.Linear, segment: int | None) -
         elif way == "rewind_encode":
             state = rt.rewind_encode(net, x)[1]
             total = loss((state if isinstance(state, Tensor) else state[0])[-1].float(), y[-1])
+        elif way == "rewind_outputs":
+            total = rt.rewind_outputs(net, x, readout=head)[0].diff(dim=0).square().sum()
         else:
             total = rt.rewind_loss(
                 net, x, y, readout=loss, reduction="sum", checkpoint_every=segment and min(segment, len(x))

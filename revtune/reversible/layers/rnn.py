@@ -344,6 +344,13 @@ class RevRNN(FlatWeights):
             what: the function that would compute them, for messages.
         """
 
+    def refuse_linear(self, what: str) -> None:
+        """Refuse a pass whose prediction is to be linear in responses; a plain layer has none.
+
+        Args:
+            what: the function that would not follow them, for messages.
+        """
+
     @property
     def first_weight(self) -> Tensor:
         """`weight_ih_l0`, whose dtype and device are the net's; a parametrization computes it anew at each look."""

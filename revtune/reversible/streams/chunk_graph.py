@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -23,27 +24,29 @@ class Autocast:
         return torch.autocast(self.device, dtype=self.dtype, enabled=self.enabled)
 
 
-def leaves(root: Tensor) -> list[Tensor]:
-    """The leaf tensors that a gradient of `root` would reach."""
-    if root.grad_fn is None:
-        return [root] if root.requires_grad else []
-    seen, waiting, found = {root.grad_fn}, [root.grad_fn], []
+def leaves(roots: Sequence[Tensor]) -> list[Tensor]:
+    """The leaf tensors that a gradient of any of these would reach."""
+    found = {id(root): root for root in roots if root.grad_fn is None and root.requires_grad}
+    waiting = list({root.grad_fn: None for root in roots if root.grad_fn is not None})
+    seen = set(waiting)
     while waiting:
         node = waiting.pop()
         if hasattr(node, "variable"):  # autograd's AccumulateGrad, the end of a path
-            found.append(node.variable)
+            found[id(node.variable)] = node.variable
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
                 waiting.append(following)
-    return found
+    return list(found.values())
 
 
-def chunk_gradients(root: Tensor, tensors: list[Tensor], cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Gradients of a chunk's `root` to these leaves, from its own gradient `cotangent`, or 1 for None."""
-    if not tensors:
-        return ()
-    cotangent = cotangent if cotangent is None else cotangent.to(root.dtype)
+def chunk_gradients(
+    roots: Sequence[Tensor], tensors: list[Tensor], cotangents: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of a chunk's `roots` to these leaves, from their own gradients, or 1 for None."""
+    if not (roots and tensors):
+        return (None,) * len(tensors)
+    given = [None if own is None else own.to(root.dtype) for root, own in zip(roots, cotangents, strict=True)]
     with hooks_silenced(tensors):
         # The graph is kept for the parts of it that the caller built outside, which the next chunk runs through too
-        return torch.autograd.grad(root, tensors, cotangent, retain_graph=True, allow_unused=True)
+        return torch.autograd.grad(roots, tensors, given, retain_graph=True, allow_unused=True)

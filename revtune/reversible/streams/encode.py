@@ -133,7 +133,7 @@ class EncodePass:
         states = tuple(first.double() for first in rnn.first_states(exact, state, batched=True))
         self.inputs, self.masks, self.sinks = inputs, masks, Sinks()
         self.stack, self.layers = rnn.assemble(steps, spec, states, lengths, native=native, sliced=units)
-        self.encoder = Encoder(encode, inputs, self.sinks, rnn.fitting)
+        self.encoder = Encoder(encode, inputs, self.sinks, rnn.fitting, "rewind_encode")
         cuts = plan(
             "rewind_encode", self.stack, steps, segment=None, max_memory=max_memory, readout=False, checkpoints=False
         )

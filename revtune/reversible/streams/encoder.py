@@ -34,16 +34,19 @@ class Encoder:
         inputs: (T, B, ...).
         sinks: where gradients go.
         check: turns an encoded chunk into a valid input of the stack.
+        owner: the function that streams, for messages.
     """
 
-    def __init__(self, encode: Encode | None, inputs: Tensor, sinks: Sinks, check: Callable[[Tensor], Tensor]) -> None:
-        self._encode = encode
+    def __init__(
+        self, encode: Encode | None, inputs: Tensor, sinks: Sinks, check: Callable[[Tensor], Tensor], owner: str
+    ) -> None:
+        self._encode, self._owner = encode, owner
         if isinstance(encode, nn.Embedding) and plain_embedding(encode):
             self._encode = lambda ids: look_up(encode, ids)
         self._inputs, self._sinks, self._check = inputs, sinks, check
         self._autocast = Autocast(inputs.device)
         if torch.is_grad_enabled():
-            refuse_hooks("encode", encode)
+            refuse_hooks(owner, "encode", encode)
         # A plain embedding draws nothing; to watch its operators for draws would only cost time
         replayed = torch.is_grad_enabled() and encode is not None and not plain_embedding(encode)
         self._seed = new_seed() if replayed else None
@@ -109,7 +112,7 @@ class Encoder:
     def reached(self) -> list[Tensor]:
         """The tensors that a gradient of the chunk that `run` kept reaches; for the chunk itself, the whole inputs."""
         assert self._root is not None
-        return [self._inputs if tensor is self._leaf else tensor for tensor in leaves(self._root)]
+        return [self._inputs if tensor is self._leaf else tensor for tensor in leaves([self._root])]
 
     @property
     def learns(self) -> bool:
@@ -122,9 +125,9 @@ class Encoder:
         self._root = self._leaf = None
         if root is None or leaf is None or dx is None or not learns:
             return
-        tensors = leaves(root)
-        with nullcontext() if self._seed is None else NoDraws():
-            grads = chunk_gradients(root, tensors, dx)
+        tensors = leaves([root])
+        with nullcontext() if self._seed is None else NoDraws(self._owner, "encode"):
+            grads = chunk_gradients([root], tensors, [dx])
         for tensor, grad in zip(tensors, grads, strict=True):
             if tensor is leaf:
                 if grad is not None:

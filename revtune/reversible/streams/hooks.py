@@ -52,8 +52,13 @@ def called_as_written(module: nn.Module, forward: object) -> bool:
     return not (hooked(module) or "forward" in vars(module) or type(module).forward is not forward)
 
 
-def refuse_hooks(name: str, function: Any) -> None:
+def refuse_hooks(owner: str, name: str, function: Any) -> None:
     """Refuse hooks, or kept gradients, of computed tensors, where a function or module is seen to hold them.
+
+    Args:
+        owner: the function that streams, for messages.
+        name: what it calls the function or module.
+        function: the function or module.
 
     Raises:
         ValueError: names the function and the tensor's shape.
@@ -62,7 +67,7 @@ def refuse_hooks(name: str, function: Any) -> None:
         if tensor.grad_fn is not None and (tensor._backward_hooks or tensor.retains_grad):
             what = "a hook" if tensor._backward_hooks else "retain_grad()"
             raise ValueError(
-                f"rewind_loss: {what} on the computed tensor {tuple(tensor.shape)} that {name} uses would see the "
+                f"{owner}: {what} on the computed tensor {tuple(tensor.shape)} that {name} uses would see the "
                 f"gradient of each chunk by itself; put hooks on leaves, or compute the tensor inside {name}"
             )
 

@@ -5,8 +5,8 @@ Shapes: N positions, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ class ReadoutPass:
         each: whether the loss of each position is wanted, (N,), in the place of their sum, 0-d.
     """
 
+    owner = "rewind_loss"  # the function that streams, for messages
+
     def __init__(
         self,
         readout: ReadoutFunction,
@@ -61,7 +63,7 @@ class ReadoutPass:
         self._in_place = self._head is not readout and not compiled(readout)
         self.counted, self._graph = Counted(), torch.is_grad_enabled()
         if torch.is_grad_enabled() and self._head is not readout:
-            refuse_hooks("readout", readout)
+            refuse_hooks(self.owner, "readout", readout)
 
     def try_once(self, y: Tensor, targets: Tensor, live: Tensor | None) -> None:
         """Check on a readout's first call that its losses add up; arguments as in `try_readout`.
@@ -102,9 +104,17 @@ class ReadoutPass:
         """What a readout has returned, once it is known to be what is wanted."""
         return _of_each(loss, positions) if self.each else _scalar(loss)
 
-    def _adding(self) -> AbstractContextManager[object]:
-        """Within this block gradients of leaf weights are added in place where that can be."""
-        return AddedInPlace(self._gradients) if self._in_place else nullcontext()
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        """Within this block the caller's own code runs, with a graph; leaf weights' gradients are added in place."""
+        adding = AddedInPlace(self._gradients) if self._in_place else nullcontext()
+        with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again(), adding:
+            yield
+
+    def _copied(self, y: Tensor) -> Tensor:
+        """A clone, since a readout may change its argument in place, which autograd refuses of a leaf."""
+        copied: Tensor = _Cloned.apply(y, self._outputs)
+        return copied
 
     def _given(self) -> list[Tensor]:
         return [leaf for _, leaf in self._context]
@@ -121,11 +131,9 @@ class ReadoutPass:
             assert dy is not None
             return loss if losses is None else losses, dy
         y = y.detach().requires_grad_()
-        with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again(), self._adding():
-            # A clone, since a readout may change its argument in place, which autograd refuses of a leaf
-            read = self._readout(_Cloned.apply(y, self._outputs), targets, *self._given())
-            loss = self._checked(read, len(y))
-        return loss.detach().double(), self._back(loss, torch.ones_like(loss) if self.each else None, y)
+        with self._recording():
+            loss = self._checked(self._readout(self._copied(y), targets, *self._given()), len(y))
+        return loss.detach().double(), self._back([loss], [torch.ones_like(loss) if self.each else None], y)
 
     def _wanted_losses(self, y: Tensor) -> Tensor | None:
         """Where the loss of each position goes, if it is wanted."""
@@ -139,7 +147,7 @@ class ReadoutPass:
         losses = self._wanted_losses(y)
         for part in readout.parts(targets):
             y_part = y[part].requires_grad_()
-            with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again(), self._adding():
+            with self._recording():
                 features, classes = readout.features(y_part.clone(), targets[part], *self._given())
                 features = head.cast(features)
             part_losses = self._wanted_losses(y_part)
@@ -149,15 +157,15 @@ class ReadoutPass:
             total += loss
             if losses is not None and part_losses is not None:
                 losses[part] = part_losses
-            dy[part] = self._back(features, cotangent, y_part)
+            dy[part] = self._back([features], [cotangent], y_part)
             del features  # with its graph, before the next part makes one
         return total if losses is None else losses, dy
 
-    def _back(self, root: Tensor, cotangent: Tensor | None, y: Tensor) -> Tensor:
-        """Carry the gradient of `root` to the tensors that it was computed from. Returns that of y."""
-        tensors, origin = leaves(root), {id(leaf): tensor for tensor, leaf in self._context}
+    def _back(self, roots: Sequence[Tensor], cotangents: Sequence[Tensor | None], y: Tensor) -> Tensor:
+        """Carry the gradients of `roots` to the tensors that they were computed from. Returns that of y."""
+        tensors, origin = leaves(roots), {id(leaf): tensor for tensor, leaf in self._context}
         dy = None
-        for tensor, grad in zip(tensors, chunk_gradients(root, tensors, cotangent), strict=True):
+        for tensor, grad in zip(tensors, chunk_gradients(roots, tensors, cotangents), strict=True):
             if tensor is y:
                 dy = grad
             else:

@@ -114,7 +114,16 @@ def _renormalised(weight: torch.Tensor, ids: torch.Tensor, max_norm: float, norm
 
 
 class NoDraws(TorchDispatchMode):
-    """Within this block nothing may be drawn: it is the way back through a `Replay`, whose draws are made already."""
+    """Within this block nothing may be drawn: it is the way back through a `Replay`, whose draws are made already.
+
+    Args:
+        owner: the function that streams, for messages.
+        name: what it calls the function whose gradient is taken.
+    """
+
+    def __init__(self, owner: str, name: str) -> None:
+        super().__init__()
+        self._owner, self._name = owner, name
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -123,9 +132,10 @@ class NoDraws(TorchDispatchMode):
         drawing = draws(func) and func.namespace == "aten" and not func._opname.endswith("backward")
         if drawing and _by_name(func, args, kwargs).get("generator") is None:
             raise ReversalError(
-                f"encode draws random numbers while its gradient is taken ({func._opname}), as torch.utils.checkpoint "
-                "does, and they would not be those of the forward pass: rewind_loss holds one chunk at a time, so "
-                "encode needs no checkpoints; no gradient was produced"
+                f"{self._name} draws random numbers while its gradient is taken ({func._opname}), as "
+                "torch.utils.checkpoint does, and they would not be those of the forward pass: "
+                f"{self._owner} holds one chunk at a time, so {self._name} needs no checkpoints; no gradient was "
+                "produced"
             )
         return func(*args, **(kwargs or {}))
 

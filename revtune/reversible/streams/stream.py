@@ -9,7 +9,8 @@ clipping and hooks work as ever.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
@@ -29,12 +30,9 @@ from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.streams.chunk_readout import ChunkReadout
 from revtune.reversible.streams.encoder import Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
-from revtune.reversible.streams.hooks import make_weights
 from revtune.reversible.streams.known_gradients import with_gradients
 from revtune.reversible.streams.mean import Counted, Normalizer, mean_weight, total_weight
-from revtune.reversible.streams.memory import refuse_cached
 from revtune.reversible.streams.memory_plan import checked_memory, plan
-from revtune.reversible.streams.parallel import refuse_wrapped
 from revtune.reversible.streams.penalties import (
     ActivationPenalties,
     ChunkPenalties,
@@ -43,7 +41,7 @@ from revtune.reversible.streams.penalties import (
 )
 from revtune.reversible.streams.readout_pass import ReadoutFunction, ReadoutPass
 from revtune.reversible.streams.reductions import Reduction, check_reduction
-from revtune.reversible.streams.stream_checks import check_net, check_tensors
+from revtune.reversible.streams.stream_checks import check_parts, check_tensors
 from revtune.reversible.streams.surroundings import Surroundings, scaled_down
 
 _SUM = Reduction()
@@ -182,8 +180,10 @@ class Stream:
         penalized: penalties of each row so far, (B,) float64.
     """
 
+    what = "rewind_loss"  # whose stream it is, for messages
     encoder_kind: Callable[..., Encoder] = Encoder
     readout_kind: Callable[..., ReadoutPass] = ReadoutPass
+    chunk_kind: Callable[..., ChunkReadout] = ChunkReadout
     tangents = False  # whether tangents run beside states
 
     def __init__(
@@ -204,25 +204,27 @@ class Stream:
             self.stack.note_raw()
         self.penalized = torch.zeros(spec.rows, dtype=torch.float64, device=device)
         cuts = plan(
-            "rewind_loss", self.stack, self.steps, segment=segment, max_memory=max_memory,
+            self.what, self.stack, self.steps, segment=segment, max_memory=max_memory,
             penalties=self._penalties is not None, tangents=self.tangents,
         )  # fmt: skip
         self.chunk, self.segment = cuts.chunk, cuts.segment
         self._rnn, self._batch = rnn, batch
-        self._surroundings = Surroundings("rewind_loss", self.stack.tapes[0].weights.fingerprint)
+        self._surroundings = Surroundings(self.what, self.stack.tapes[0].weights.fingerprint)
         self._sinks = Sinks()
-        self._encoder = self.encoder_kind(batch.encode, inputs, self._sinks, rnn.fitting)
+        self._encoder = self.encoder_kind(batch.encode, inputs, self._sinks, rnn.fitting, self.what)
         self._positions_read = self.readout_kind(
             batch.readout, self._sinks, device, batch.context, cuts.logit_bytes, reduction.each
         )
-        self._readout = ChunkReadout(self._positions_read, batch.targets, batch.lengths, self.chunk, cuts.block_bytes)
+        self._readout = self.chunk_kind(
+            self._positions_read, batch.targets, batch.lengths, self.chunk, cuts.block_bytes
+        )
         self._loss = torch.zeros(spec.rows if reduction.each else (), dtype=torch.float64, device=device)
         self._last: list[TapePosition] = []
         self.stack.reuse_outputs()
 
     def evaluate(self) -> Tensor:
         """The summed loss, or that of each row, with no gradient and no buffer."""
-        read = [*read_again(self.stack, self._batch.inputs), ("rewind_loss: targets", self._batch.targets)]
+        read = [*read_again(self.stack, self._batch.inputs), (f"{self.what}: targets", self._batch.targets)]
         with naming_lost(lambda: read):
             if scaled_down(self._batch.encode):
                 for span in pieces(0, self.steps, self.chunk):
@@ -252,32 +254,57 @@ class Stream:
             ReversalError: rewinding failed, or something that is read until the end was changed on the way.
         """
         self._watch()
+        with self._naming_changed():
+            starts = self._forth()
+            self._through(self._segments(), starts)
+        self._rest()
+        return self._loss
+
+    @contextmanager
+    def _naming_changed(self) -> Iterator[None]:
+        """Within this block an error names what was changed on the way, if anything was."""
         try:
-            self._forth_and_back()
+            yield
         except RuntimeError as error:
             if found := self._surroundings.changed():
                 raise found from error
             raise
+
+    def _rest(self) -> None:
+        """End a way through the sequence: nothing may have changed, and nothing more is needed of the last chunk."""
         self._surroundings.compare()
         for tape in self.stack.tapes:
             tape.pause()
-        return self._loss
 
-    def _forth_and_back(self) -> None:
-        segments, starts = list(pieces(0, self.steps, self.segment)), []
-        for first, last in segments[:-1]:
+    def _segments(self) -> list[tuple[int, int]]:
+        """From where to where each segment goes."""
+        return list(pieces(0, self.steps, self.segment))
+
+    def _forth(self) -> list[list[TapePosition]]:
+        """Run all segments but the last, keeping where each starts; nothing for a single one, which starts here."""
+        starts = []
+        for first, last in self._segments()[:-1]:
             starts.append(self._segment_start())
             for span in pieces(first, last, self.chunk):
                 self._preview(*span)
-        if starts:
-            starts.append(self._segment_start())
-        end = None  # where the last segment ends is not known before it has run
-        while segments:
-            start = starts.pop() if starts else None  # a single segment starts where the tapes stand
+        return [*starts, self._segment_start()] if starts else []
+
+    def _through(
+        self, segments: list[tuple[int, int]], starts: list[list[TapePosition]], end: list[TapePosition] | None = None
+    ) -> None:
+        """Run segments again, the last first, each from where it starts, and rewind them.
+
+        Args:
+            segments: from where to where each goes.
+            starts: of each segment, or none for a single one that starts where the tapes stand; they are let go.
+            end: where the last of them ended; None where that is not known before it has run.
+        """
+        for first, last in reversed(segments):
+            start = starts.pop() if starts else None
             if start is not None:
                 self._restart(start)
             with self._encoder.answering():
-                self._run_segment(*segments.pop(), end)
+                self._run_segment(first, last, end)
             end = start
 
     def _watch(self) -> None:
@@ -317,7 +344,11 @@ class Stream:
         for span in spans[:-1]:
             self._forward(*span)
         self._pass(*spans[-1], then=lambda: self._end_segment(end, last))
-        for span in reversed(spans[:-1]):
+        self._unwind(spans[:-1])
+
+    def _unwind(self, spans: list[tuple[int, int]]) -> None:
+        """Rewind chunks that were run, the last first, with readout and gradients."""
+        for span in reversed(spans):
             self._pass(*span)
 
     def _preview(self, first: int, last: int) -> None:
@@ -417,15 +448,7 @@ class Stream:
 def _checked(rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer | None) -> Batch:
     """The batch, time first, if all in it fits together."""
     what = "rewind_loss"
-    check_net(what, rnn, batch.encode)
-    for name, function in (("encode", batch.encode), ("readout", batch.readout)):
-        if not callable(function) and not (name == "encode" and function is None):
-            raise ValueError(f"{what}: {name} must be a module or a function, got {type(function).__name__}")
-    make_weights(rnn)
-    refuse_wrapped(what, encode=batch.encode, readout=batch.readout)
-    refuse_cached(what, encode=batch.encode, readout=batch.readout)
-    if rnn.options.output != "all":
-        raise ValueError('rewind_loss reads out every step; for one target a sequence call the net with output="last"')
+    check_parts(what, rnn, batch.encode, batch.readout)
     check_reduction(reduction)
     if normalizer is not None and (reduction == "sum" or isinstance(normalizer, bool)):
         raise ValueError(

@@ -1,15 +1,17 @@
-"""What `rewind_loss` and `rewind_encode` accept: a net, its encoder and tensors, each refused with a sentence."""
+"""What functions that stream accept: a net, its encoder and tensors, each refused with a sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from revtune.reversible.arguments import check_tensor
 from revtune.reversible.layers.rnn import RevRNN
-from revtune.reversible.streams.hooks import hooked
+from revtune.reversible.streams.hooks import hooked, make_weights
+from revtune.reversible.streams.memory import refuse_cached
 from revtune.reversible.streams.parallel import refuse_wrapped, unwrapped_net
 from revtune.reversible.transforms import refuse_transforms
 
@@ -48,6 +50,28 @@ def check_net(what: str, rnn: RevRNN, encode: Callable[[Tensor], Tensor] | None)
         )
     if torch.is_grad_enabled():
         rnn.refuse_plain_training(what)
+
+
+def check_parts(what: str, rnn: RevRNN, encode: Any, readout: Any) -> None:
+    """Refuse a net, encoder and readout that cannot stream together, and make the net's weights that hooks make.
+
+    Args:
+        what: the function's name, for messages.
+        rnn, encode, readout: as that function takes them.
+
+    Raises:
+        ValueError: as `check_net`; a part cannot be called, is wrapped or sharded by itself, or keeps weights that a
+            chunk's first call computes; the net gives its last output alone.
+    """
+    check_net(what, rnn, encode)
+    for name, function in (("encode", encode), ("readout", readout)):
+        if not callable(function) and not (name == "encode" and function is None):
+            raise ValueError(f"{what}: {name} must be a module or a function, got {type(function).__name__}")
+    make_weights(rnn)
+    refuse_wrapped(what, encode=encode, readout=readout)
+    refuse_cached(what, encode=encode, readout=readout)
+    if rnn.options.output != "all":
+        raise ValueError(f'{what} reads out every step; for one target a sequence call the net with output="last"')
 
 
 def check_tensors(what: str, rnn: RevRNN, featured: bool, **tensors: Tensor) -> list[Tensor]:

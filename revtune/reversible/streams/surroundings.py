@@ -1,7 +1,7 @@
 """What a stream reads more than once, watched: a tensor that is changed on the way is named, and no gradient given.
 
-A layer's backward finds such changes by autograd's version counters and by fingerprints. A stream is one call, in which
-nothing compares them for it, while encoder and readout, which are the user's, and other threads run.
+A layer's backward finds such changes by autograd's version counters and by fingerprints. In a stream nothing compares
+them for it, while encoder and readout, which are the user's, and other threads run.
 """
 
 from __future__ import annotations
@@ -55,10 +55,14 @@ class Surroundings:
     Args:
         owner: the function that watches, for messages.
         fingerprint: a number that a change of any of a tensor's bits almost surely changes.
+
+    Attributes:
+        when: when a tensor that is found changed was changed, for messages.
     """
 
     def __init__(self, owner: str, fingerprint: Fingerprint) -> None:
         self._owner, self._fingerprint = owner, fingerprint
+        self.when = f"while {owner} ran (by encode, by readout, or by another thread's optimizer)"
         self._known: dict[int, _Known] = {}
         self._changing: set[int] = set()  # ids of weights that an embedding scales down when it first sees a row
 
@@ -144,8 +148,8 @@ class Surroundings:
         version = known.counted._version
         if self._fingerprint(known.tensor) != known.fingerprint:
             raise ReversalError(
-                f"{known.what} of shape {tuple(known.tensor.shape)} was changed while {self._owner} ran (by encode, by "
-                "readout, or by another thread's optimizer), and it is read until the end; no gradient was produced"
+                f"{known.what} of shape {tuple(known.tensor.shape)} was changed {self.when}, and it is read until the "
+                "end; no gradient was produced"
             )
         known.version = version
 

@@ -58,29 +58,84 @@ def try_encoder(encode: Callable[[Tensor], Tensor], inputs: Tensor, autocast: Au
         ReversalError: they come out otherwise a second time.
     """
     steps = min(len(inputs), ENCODED_STEPS)
-    key = key_of(graph, encode)
-    if key in _known or steps < 2:
-        return _known.get(key, False)
+    if steps < 2:
+        return False
     block = inputs[torch.linspace(0, len(inputs) - 1, steps, device=inputs.device).long()].detach()
 
-    def run(chunk: Tensor, graph: bool) -> Tensor:
+    def run(chunk: Tensor, graph: bool) -> list[Any]:
         with torch.set_grad_enabled(graph):
-            return encode(chunk.detach().requires_grad_(graph and inputs.requires_grad))
+            encoded = encode(chunk.detach().requires_grad_(graph and inputs.requires_grad))
+        fits = isinstance(encoded, Tensor) and encoded.dim() == 3 and encoded.shape[:2] == chunk.shape[:2]
+        return [encoded] if fits else []  # which the first chunk tells
 
-    with trial(encode, autocast) as draws:
+    return _try_parts("encode", encode, run, block, autocast, graph=graph)
+
+
+def try_heads(
+    readout: Callable[[Tensor], Any], heads: Callable[[Any, int], list[Tensor]], y: Tensor, autocast: Autocast, *,
+    graph: bool,
+) -> None:  # fmt: skip
+    """Check that heads give of some positions what they give of two parts of them.
+
+    Args:
+        readout: the user's readout.
+        heads: the tensors among what it gives for so many positions.
+        y: outputs of positions, (N, H).
+        autocast: the caller's setting.
+        graph: whether gradients will be wanted.
+
+    Raises:
+        ValueError: positions come out otherwise in parts.
+        ReversalError: they come out otherwise a second time.
+    """
+    block = y[:: max(1, len(y) // ENCODED_STEPS)][:ENCODED_STEPS].detach()
+    block = torch.cat([block, block / 2]) if len(block) < 2 else block  # a single one, and another made from it
+
+    def run(positions: Tensor, graph: bool) -> list[Tensor]:
+        with torch.set_grad_enabled(graph):
+            return heads(readout(positions.clone().requires_grad_(graph)), len(positions))
+
+    _try_parts("readout", readout, run, block, autocast, graph=graph)
+
+
+def _try_parts(
+    name: str, function: Any, run: Callable[[Tensor, bool], list[Any]], block: Tensor, autocast: Autocast, *,
+    graph: bool,
+) -> bool:  # fmt: skip
+    """Whether a function's numbers differ where no graph is wanted.
+
+    Args:
+        name: "encode" or "readout".
+        function: the user's.
+        run: what it gives for some steps, or positions, with a graph or without; nothing where it cannot be tried.
+        block: some of them.
+        autocast: the caller's setting.
+        graph: whether gradients will be wanted, for which it is asked again.
+
+    Raises:
+        ValueError: they come out otherwise in parts.
+        ReversalError: they come out otherwise a second time.
+    """
+    key = key_of((name, graph), function)
+    if key in _known:
+        return _known[key]
+    cut = len(block) // 2
+    with trial(function, autocast) as draws:
         whole = run(block, graph)
-        draws.first_called(encode)
-        if not isinstance(whole, Tensor) or whole.dim() != 3 or whole.shape[:2] != block.shape[:2]:
-            return False  # which the first chunk tells
+        draws.first_called(function)
+        if not whole:
+            return False
         again = run(block, graph) if graph else whole
         plain = run(block, False) if graph else whole
-        parts = [run(part, graph) for part in (block[: steps // 2], block[steps // 2 :])]
-    _refuse_spectral_norm("encode", encode, draws)
-    if draws.conclusive and whole.is_floating_point() and whole.isfinite().all():
-        _check_same(encode, whole.detach(), again.detach())
-        _check_parts(encode, whole.detach(), parts, _tolerance(whole, autocast))
-    _refuse_memory("encode", draws)
-    return remember(_known, key, not torch.equal(whole.detach(), plain.detach()))
+        parts = [run(part, graph) for part in (block[:cut], block[cut:])]
+    _refuse_spectral_norm(name, function, draws)
+    for one, second, *halves in zip(whole, again, *parts, strict=False):
+        if draws.conclusive and one.is_floating_point() and one.isfinite().all():
+            _check_same(name, function, one.detach(), second.detach())
+            _check_parts(name, function, one.detach(), halves, tolerance(one, autocast))
+    _refuse_memory(name, draws)
+    pairs = zip(whole, plain, strict=True)
+    return remember(_known, key, not all(torch.equal(one.detach(), other.detach()) for one, other in pairs))
 
 
 def _refuse_spectral_norm(name: str, function: Any, draws: SameDraws) -> None:
@@ -101,25 +156,42 @@ def _refuse_memory(name: str, draws: SameDraws) -> None:
         )
 
 
-def _check_same(encode: Any, first: Tensor, second: Tensor) -> None:
+_GIVEN = {"encode": ("steps", "encoded two or three times"), "readout": ("positions", "read out twice")}
+"""What a function is given, and how often, for messages."""
+
+_ALONG_TIME = {
+    "encode": (
+        "what looks along time (a convolution, positions, another net, a norm over the sequence) goes before: pass its "
+        "output as inputs, with encode=None, or call the net as a layer"
+    ),
+    "readout": (
+        "what looks along time (a convolution, a softmax over steps, a norm over the sequence) goes behind: apply it "
+        "to the outputs that rewind_outputs returns"
+    ),
+}
+"""What to do with a function that does not work on each step by itself."""
+
+
+def _check_same(name: str, function: Any, first: Tensor, second: Tensor) -> None:
     if not torch.equal(first, second):
+        given, often = _GIVEN[name]
         raise ReversalError(
-            "encode gave other numbers when it was given the same steps again, but every chunk is encoded two or three "
-            f"times and must come out the same{_suspects(encode)}; let it depend on nothing but its input, its weights "
-            "and what torch draws"
+            f"{name} gave other numbers when it was given the same {given} again, but every chunk is {often} and must "
+            f"come out the same{_suspects(function)}; let it depend on nothing but its input, its weights and what "
+            "torch draws"
         )
 
 
-def _check_parts(encode: Any, whole: Tensor, parts: Sequence[Tensor], most: float) -> None:
+def _check_parts(name: str, function: Any, whole: Tensor, parts: Sequence[Any], most: float) -> None:
     if any(not isinstance(part, Tensor) or part.shape[1:] != whole.shape[1:] for part in parts):
         return
     joined = torch.cat([part.detach() for part in parts])
     if len(joined) != len(whole) or not _apart(joined, whole, most):
         return
+    given, _ = _GIVEN[name]
     raise ValueError(
-        "encode gave other numbers for the same steps in two parts than together, but it is given chunks and must work "
-        f"on each step by itself{_suspects(encode)}; what looks along time (a convolution, positions, another net, a "
-        "norm over the sequence) goes before: pass its output as inputs, with encode=None, or call the net as a layer"
+        f"{name} gave other numbers for the same {given} in two parts than together, but it is given chunks and must "
+        f"work on each {given[:-1]} by itself{_suspects(function)}; {_ALONG_TIME[name]}"
     )
 
 
@@ -166,11 +238,11 @@ def try_readout(
         _refuse_spectral_norm("readout", readout, draws)
         if math.isfinite(sum(values)) or math.isfinite(values[0]):  # a loss of whole sequences may need many steps
             if draws.conclusive:
-                _check_again(readout, len(whole[0]), values, _tolerance(y, autocast))
+                _check_again(readout, len(whole[0]), values, tolerance(y, autocast))
                 if each:
-                    _check_each(readout, losses, _tolerance(y, autocast))
+                    _check_each(readout, losses, tolerance(y, autocast))
                 else:
-                    _check_sum(readout, len(whole[0]), values, _tolerance(y, autocast))
+                    _check_sum(readout, len(whole[0]), values, tolerance(y, autocast))
             _refuse_memory("readout", draws)
             return any(values) and bool(remember(_counted, key, counted)), counted
     return False, counted
@@ -208,7 +280,7 @@ def _not_a_sum(readout: Any, count: int, together: float, first: float, second: 
         f"given chunks of them: it gave {together:.6g} for {count} positions, and {first:.6g} and {second:.6g} for two "
         f'parts of them{_suspects(readout)}; F.cross_entropy and its like want reduction="sum", whose mean rewind_loss '
         "takes (normalizer= says what it divides by); a penalty on weights is added outside; a loss of a whole "
-        "sequence (CTC, CRF, differences between steps) needs all outputs at once: call the net as a layer"
+        "sequence (CTC, CRF, differences between steps) needs all outputs at once, which rewind_outputs gives"
     )
 
 
@@ -229,7 +301,7 @@ def _two_parts(
     return (parts[0], parts[1]) if len(parts) > 1 else (parts[0], (parts[0][0] / 2, parts[0][1]))
 
 
-def _tolerance(like: Tensor, autocast: Autocast) -> float:
+def tolerance(like: Tensor, autocast: Autocast) -> float:
     """How far sums of these numbers may lie apart by rounding, relative to their size."""
     if autocast.enabled or like.dtype in (torch.float16, torch.bfloat16):
         return 3e-2

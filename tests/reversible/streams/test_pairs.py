@@ -1,6 +1,7 @@
 """Every pair of what `rewind_loss` can be asked for: together they give what the net with all its outputs gives.
 
 `OPTIONS` is the table. Two that set the same thing exclude each other; those in `REFUSED` are refused in a sentence.
+`OF_OUTPUTS` are those that `rewind_outputs` has, whose pairs are tested with a loss between steps.
 Whoever adds an option adds a line, and all its pairs are tested.
 """
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import revtune as rt
 from tests.backends import close, real
@@ -34,7 +36,7 @@ class Case:
     Attributes:
         net: arguments of the net.
         call: arguments of `rewind_loss`.
-        readout: which one.
+        readout: which one; of outputs, which head.
         lengths: steps of each row.
         state, features: whether a first state is given, and inputs that are features; both want gradients.
         penalties: coefficients of AR and TAR.
@@ -84,6 +86,18 @@ REFUSED = {
     frozenset({"rows", "context"}): LOSSES,
 }
 """Pairs that do not go together, and the sentence that says so."""
+
+OF_OUTPUTS: dict[str, tuple[str, Callable[[Case], Any]]] = {
+    name: option
+    for name, option in OPTIONS.items()
+    if option[0] not in ("readout", "penalties", "reduction", "normalizer")
+} | {
+    "function": OPTIONS["function"],
+    "tied": OPTIONS["tied"],
+    "tuple": ("readout", lambda case: setattr(case, "readout", "tuple")),
+    "dict": ("readout", lambda case: setattr(case, "readout", "dict")),
+}  # fmt: skip
+"""Penalties, context, targets and reductions have no part in `rewind_outputs`: they belong to its loss or head."""
 
 PAIRS: list[tuple[str, ...]] = [pair for pair in combinations(OPTIONS, 2) if OPTIONS[pair[0]][0] != OPTIONS[pair[1]][0]]
 
@@ -157,6 +171,16 @@ class Net(nn.Module):
             return losses.sum(0) * (ROWS / weight) + penalties
         return losses.sum() / weight + (penalties.sum() if reduction == "sum" else penalties.mean())
 
+    def layered(self, x: Tensor) -> tuple[Tensor, Any]:
+        """Outputs, time first, and last states, by the layer, of rows that end where theirs do."""
+        if self.case.lengths is None:
+            y, last = self.rnn(self.laid(x), self.state())
+            return self.laid(y), last
+        batch_first = {"batch_first": self.rnn.batch_first}
+        packed = pack_padded_sequence(self.laid(x), self.case.lengths, enforce_sorted=False, **batch_first)
+        rows, last = self.rnn(packed, self.state())
+        return self.laid(pad_packed_sequence(rows, **batch_first)[0]), last
+
     def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs after and before the output dropout, time first."""
         after = self.laid(self.rnn(self.laid(x), self.state())[0])
@@ -192,8 +216,26 @@ def case_of(*names: str) -> Case:
     """What these options ask for together."""
     case = Case()
     for name in names:
-        OPTIONS[name][1](case)
+        (OPTIONS | OF_OUTPUTS)[name][1](case)
     return case
+
+
+def found_of(net: Net, *losses: Tensor) -> list[tuple[Tensor, dict[str, Tensor | None]]]:
+    """The losses, each with the gradients of all that wants one."""
+    named, found = dict(net.named_parameters()), []
+    for loss in losses:
+        grads: tuple[Tensor | None, ...] = torch.autograd.grad(loss.mean(), [*named.values()], allow_unused=True)
+        found.append((loss.detach(), dict(zip(named, grads, strict=True))))
+    return found
+
+
+def assert_alike(one: tuple[Tensor, dict[str, Tensor | None]], other: tuple[Tensor, dict[str, Tensor | None]]) -> None:
+    """Two losses have the same value and the same gradients."""
+    assert relative(one[0], other[0]) < close()
+    for name, a in one[1].items():
+        b = other[1][name]
+        assert (a is None) == (b is None), name
+        assert a is None or b is None or relative(a, b) < close(), name
 
 
 @pytest.mark.parametrize("pair", [*[(name,) for name in OPTIONS], *PAIRS], ids=" and ".join)
@@ -204,15 +246,49 @@ def test_options_go_together(pair: tuple[str, ...], backend: str) -> None:
         with pytest.raises(ValueError, match=sentence):
             net.streamed()
         return
-    found = []
-    for loss in (net.streamed(), net.stored()):
-        named = dict(net.named_parameters())
-        found.append((loss.detach(), torch.autograd.grad(loss.mean(), [*named.values()], allow_unused=True)))
-    (one, ones), (other, others) = found
-    assert relative(one, other) < close()
-    for name, a, b in zip(named, ones, others, strict=True):
-        assert (a is None) == (b is None), name
-        assert a is None or b is None or relative(a, b) < close(), name
+    assert_alike(*found_of(net, net.streamed(), net.stored()))
+
+
+PAIRS_OF_OUTPUTS = [pair for pair in combinations(OF_OUTPUTS, 2) if OF_OUTPUTS[pair[0]][0] != OF_OUTPUTS[pair[1]][0]]
+
+
+@pytest.mark.parametrize("pair", [*[(name,) for name in OF_OUTPUTS], *PAIRS_OF_OUTPUTS], ids=" and ".join)
+def test_options_of_outputs_go_together(pair: tuple[str, ...], backend: str) -> None:
+    net = Net(case_of(*pair), rt.RevGRU if sum(map(len, pair)) % 2 else rt.RevLSTM)
+    case, head = net.case, net.head.logits
+
+    def between(scores: Tensor, more: Tensor, last: Any) -> Tensor:
+        """A loss of pairs of steps that follow one another, of which none is padding, and of the last state."""
+        live = torch.arange(1, STEPS)[:, None] < (LENGTHS if case.lengths is not None else STEPS)
+        pairs = scores.diff(dim=0).square().mean(-1) * more[1:].sin() * live
+        return pairs.sum() + sum(state.sin().sum() for state in (last if isinstance(last, tuple) else (last,)))
+
+    readouts: dict[str, Any] = {
+        "head": head,
+        "function": lambda y: head(y),
+        "tied": lambda y: F.linear(y, net.words.weight),
+        "tuple": lambda y: (head(y), y[..., 0]),
+        "dict": lambda y: {"scores": head(y), "more": y[..., 0]},
+    }
+    readout = readouts[case.readout]
+
+    def parted(given: Any) -> tuple[Tensor, Tensor]:
+        """Scores, time first, and what weighs them."""
+        scores, more = (
+            given.values() if isinstance(given, dict) else given if isinstance(given, tuple) else (given, None)
+        )
+        return scores, scores[..., 0] if more is None else more
+
+    x = net.features if case.features else net.tokens
+    given, last = rt.rewind_outputs(
+        net.rnn, net.laid(x), encode=None if case.features else net.words, readout=readout, state=net.state(),
+        lengths=case.lengths, **case.call,
+    )  # fmt: skip
+    scores, more = map(net.laid, parted(given))
+    streamed = between(scores, more, last)
+    encoded = x if case.features else net.words(x)
+    y, final = net.layered(encoded)
+    assert_alike(*found_of(net, streamed, between(*parted(readout(y)), final)))
 
 
 def test_the_table_names_each_argument() -> None:
@@ -220,3 +296,8 @@ def test_the_table_names_each_argument() -> None:
     case, without = case_of(*OPTIONS), {"rnn", "inputs", "targets", "encode", "readout", "state", "lengths", "context"}
     arguments = inspect.signature(rt.rewind_loss).parameters.keys() - without - {"penalties"}
     assert arguments == case.call.keys() and any(case.penalties)
+
+
+def test_the_table_names_each_argument_of_outputs() -> None:
+    without = {"rnn", "inputs", "encode", "readout", "state", "lengths"}
+    assert inspect.signature(rt.rewind_outputs).parameters.keys() - without == case_of(*OF_OUTPUTS).call.keys()

@@ -35,9 +35,12 @@ class Model(nn.Module):
         rows: Tensor = self.words(ids)
         return rows
 
-    def forward(self, ids: Tensor, own: bool) -> Tensor:
-        """The mean loss; the encoder is the embedding, or a method of the model's own."""
-        encode = self.look_up if own else self.words
+    def forward(self, ids: Tensor, way: str = "module") -> Tensor:
+        """The mean loss; the encoder is the embedding, or a method of the model's own; or of all scores at once."""
+        encode = self.words if way == "module" else self.look_up
+        if way == "outputs":
+            scores, _ = rt.rewind_outputs(self.rnn, ids[:-1], encode=encode, readout=self.head.logits)
+            return nn.functional.cross_entropy(scores.flatten(0, 1), ids[1:].flatten())
         return rt.rewind_loss(self.rnn, ids[:-1], ids[1:], encode=encode, readout=self.head)[0]
 
 
@@ -46,16 +49,16 @@ def batches() -> Tensor:
     return torch.randint(WORDS, (2, STEPS + 1, 2 * ROWS), generator=torch.Generator().manual_seed(1))
 
 
-def accumulated(model: Any, given: Tensor, own: bool) -> None:
+def accumulated(model: Any, given: Tensor, way: str) -> None:
     """Gradients of the mean over two batches, told to the other process with the second one alone."""
     model.zero_grad()
     with model.no_sync() if isinstance(model, DistributedDataParallel | FullyShardedDataParallel) else nullcontext():
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(False)
-        (model(given[0], own) / 2).backward()
+        (model(given[0], way) / 2).backward()
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(True)
-    (model(given[1], own) / 2).backward()
+    (model(given[1], way) / 2).backward()
 
 
 def sharded(model: nn.Module, mesh: DeviceMesh) -> Any:
@@ -75,7 +78,7 @@ def check_gradients(rank: int, mesh: DeviceMesh) -> None:
     replicated = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
     for rev in (rt.RevGRU, rt.RevLSTM):
         one = Model(rev)
-        accumulated(one, joined, False)
+        accumulated(one, joined, "module")
         models: list[Any] = [
             DistributedDataParallel(Model(rev)),
             sharded(Model(rev), mesh),
@@ -83,8 +86,8 @@ def check_gradients(rank: int, mesh: DeviceMesh) -> None:
             FullyShardedDataParallel(Model(rev), device_id=torch.device("cpu"), use_orig_params=True),
         ]
         for model in models:
-            for own in (False, True):
-                accumulated(model, joined[..., rank * ROWS : (rank + 1) * ROWS], own)
+            for way in ("module", "method", "outputs"):
+                accumulated(model, joined[..., rank * ROWS : (rank + 1) * ROWS], way)
                 for got, wanted in zip(gradients(model), gradients(one), strict=True):
                     assert float((got - wanted).norm() / wanted.norm()) < 1e-6
 
@@ -99,14 +102,14 @@ def check_refusals(rank: int, mesh: DeviceMesh) -> None:
             with pytest.raises(
                 ValueError, match=f"rewind_loss: {argument} is sharded .*wrap or shard the module whose"
             ):
-                whole(ids, False)
+                whole(ids)
     model = Model()
     parallel: Any = DistributedDataParallel(model.rnn)
     with pytest.raises(ValueError, match="got DistributedDataParallel: wrap or shard the module whose forward calls"):
         rt.rewind_loss(parallel, ids[:-1], ids[1:], encode=model.words, readout=model.head)
     lowered: Any = fully_shard(Model(), mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="parameters must be float32 or float64 to rewind exactly"):
-        lowered(ids, False)
+        lowered(ids)
     flat: Any = FullyShardedDataParallel(Model().words, device_id=torch.device("cpu"))
     with pytest.raises(ValueError, match="encode is wrapped .FullyShardedDataParallel. by itself"):
         rt.rewind_loss(model.rnn, ids[:-1], ids[1:], encode=flat, readout=model.head)
@@ -131,16 +134,16 @@ def process(rank: int, port: int, home: str) -> None:
 def test_a_net_whose_forward_was_patched_is_refused() -> None:
     """As accelerate prepares a model, and hooks it; the module around the call may be patched so."""
     model, ids = Model(), batches()[0][..., :ROWS]
-    wanted = model(ids, False).item()
+    wanted = model(ids).item()
     forward = model.forward
     model.forward = MethodType(torch.autocast("cpu", enabled=False)(type(model).forward), model)  # type: ignore[method-assign]
-    assert model(ids, False).item() == wanted
+    assert model(ids).item() == wanted
     model.forward = update_wrapper(partial(lambda module, *args: forward(*args), model), forward)  # type: ignore[method-assign]
-    assert model(ids, False).item() == wanted
+    assert model(ids).item() == wanted
     rnn: Any = model.rnn
     rnn.forward = MethodType(torch.autocast("cpu", dtype=torch.bfloat16)(type(rnn).forward), rnn)
     with pytest.raises(ValueError, match="does not call the net's forward.*patch that of the module around it"):
-        model(ids, False)
+        model(ids)
 
 
 @pytest.mark.slow
