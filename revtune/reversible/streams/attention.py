@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from revtune.reversible.arguments import check_lengths, check_size, check_tensor, running
 from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntropy
+from revtune.sequences import Along, handing
 
 Keys = Callable[..., Tensor]
 
@@ -203,9 +204,12 @@ class AttentionReadout(FeatureReadout):
         queries = y.new_zeros(high - low, int(step[-1]) + 1, y.shape[1]).index_put((row, step), y)
         rows = slice(low, high)
         mask = None if self.mask is None else self.mask[rows]
-        keys = self.keys(rows, *context)
+        numbers = torch.arange(low, high, device=y.device)
+        with handing(Along(1, numbers)):
+            keys = self.keys(rows, *context)
         check_lengths(self.lengths, keys.shape[1], len(self.lengths), keys.device, _LENGTH_NAMES)
-        out, _ = self.attention(queries, keys, self.lengths[rows], mask)
+        with handing(Along(0, numbers)):
+            out, _ = self.attention(queries, keys, self.lengths[rows], mask)
         return self.drop(out[row, step]), tokens
 
 
