@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import torch
@@ -70,10 +70,12 @@ class Along:
     Attributes:
         axis: that dimension.
         of: the row of each of its entries, (R,), where they are not all rows in order.
+        asked: names of the layers that have asked for it.
     """
 
     axis: int
     of: Tensor | None = None
+    asked: set[str] = field(default_factory=set)
 
     def count(self, rows: int) -> int:
         """How many entries that dimension has, in a batch of so many rows."""

@@ -35,8 +35,8 @@ def encoded(layer: ResponseRev, what: str, inputs: Tensor, run: Callable[[], tup
     """
     if "output_dropout" in layer.tuned:
         raise ValueError(
-            f"{what} keeps units as they are, so {layer._name}.output_dropout must not be tuned: take it out of rates = "
-            "rt.dropout_rates(net), and self_tuning(net, rt.Hyperparameters(**rates)) leaves it at 0"
+            f"{what} keeps units as they are, so {layer._name}.output_dropout must not be tuned: take it out of "
+            "rates = rt.dropout_rates(net), and self_tuning(net, rt.Hyperparameters(**rates)) leaves it as it is"
         )
     bound = layer.hypers.current
     if bound is None:

@@ -50,10 +50,9 @@ def pairs(ragged: bool = True, rows: int = ROWS, seed: int = 2) -> Pairs:
     )
     if not ragged:
         return Pairs(source, target, torch.full((rows,), S), None)
-    own = torch.randint(1, S + 1, (rows,), generator=generator), torch.randint(1, T + 1, (rows,), generator=generator)
-    return Pairs(
-        source, target, *(lengths.index_fill(0, torch.tensor([1]), most) for lengths, most in zip(own, (S, T)))
-    )
+    most, second = torch.tensor([S, T]), torch.tensor([1])  # a row of each side is as long as can be
+    own = [torch.randint(1, steps + 1, (rows,), generator=generator) for steps in (S, T)]
+    return Pairs(source, target, *(one.index_copy(0, second, last[None]) for one, last in zip(own, most, strict=True)))
 
 
 class Translator(nn.Module):
@@ -176,11 +175,17 @@ def alike(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @nets
-@pytest.mark.parametrize(("ragged", "kept", "bridged"), [(False, 3, False), (True, 0, True), (True, 3, False)])
+@pytest.mark.parametrize(
+    ("ragged", "kept", "bridged", "reduction"),
+    [(False, 3, False, "mean"), (True, 0, True, "mean"), (True, 3, False, "rows")],
+)
 @pytest.mark.parametrize("level", ["train", "valid"])
-def test_gradients_are_those_of_layers(rev: Any, ragged: bool, kept: int, bridged: bool, level: str) -> None:
+def test_gradients_are_those_of_layers(
+    rev: Any, ragged: bool, kept: int, bridged: bool, reduction: str, level: str
+) -> None:
     net, batch = tuned(rev, kept=kept, bridged=bridged), pairs(ragged)
-    found, wanted = (run_of(net, level, batch, given) for given in ({"stream": stream}, LAYERED))
+    streamed = {"stream": lambda net, batch, h: {**stream(net, batch, h), "reduction": reduction}}
+    found, wanted = (run_of(net, level, batch, given) for given in (streamed, LAYERED))
     assert found[0] == pytest.approx(wanted[0], rel=CLOSE[kept])
     for name, grad in found[1].items():
         other = wanted[1][name]
@@ -199,3 +204,97 @@ def run_of(net: Any, level: str, batch: Pairs, given: dict[str, Any]) -> tuple[f
     """A step with the same perturbations each time."""
     torch.manual_seed(3)
     return gradients(net, level, batch, **given)
+
+
+def small(method: str, how: Any = stream, **options: Any) -> rt.Tuner:
+    """A tuner of a net in float32."""
+    net = tuned(rt.RevGRU, torch.float32, **options)
+    net.hypers.centred = method == "delta"
+    settings: dict[str, Any] = {"method": method, "optimizer": lambda p: torch.optim.SGD(p, 0.3, momentum=0.5)}
+    return rt.Tuner(net, stream=how, **settings)
+
+
+def test_a_run_goes_on_to_the_last_bit() -> None:
+    """Over batches of several sizes, the held-out ones among them."""
+    data = [pairs(rows=rows, seed=rows) for rows in (5, 3, 4, 6)]
+
+    def run(tuner: rt.Tuner, first: int, last: int) -> list[Any]:
+        return [tuner.step(data[step % 2], data[2 + step % 2]) for step in range(first, last)]
+
+    tuner = small("stn")
+    run(tuner, 0, 3)
+    saved = copy.deepcopy(tuner.state_dict())
+    wanted = run(tuner, 3, 6)
+    torch.manual_seed(99)
+    other = small("stn")
+    other.load_state_dict(saved)
+    assert run(other, 3, 6) == wanted and wanted[0][1] is not None
+    for one, two in zip(tuner.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert other.values() == tuner.values() and len(tuner.unread) == 0
+
+
+def test_it_evaluates_as_its_frozen_net() -> None:
+    net, batch = tuned(rt.RevLSTM).eval(), pairs()
+    with torch.no_grad():
+        found, wanted = (rt.rewind_loss(**stream(one, batch, None))[0] for one in (net, rt.frozen(net)))
+    assert float(found) == pytest.approx(float(wanted), rel=1e-7)
+
+
+def test_delta_stn_refuses_an_encoder_in_its_first_step() -> None:
+    tuner = small("delta")
+    before = [p.detach().clone() for p in tuner.model.parameters()]
+    with pytest.raises(ValueError, match='what encoder encodes moves with hyperparameters, .*; use method="stn"'):
+        tuner.train_step(pairs())
+    assert all(torch.equal(p, was) for p, was in zip(tuner.model.parameters(), before, strict=True))
+
+
+def test_rows_in_another_order_are_refused() -> None:
+    """Whose departures they had would be another's."""
+
+    def ordered(net: Any, batch: Pairs, h: Any) -> dict[str, Any]:
+        order = torch.tensor([1, 0, 2, 3, 4])
+        kept, _ = rt.rewind_encode(net.encoder, batch.source[:, order], encode=net.encode, units=3)
+        return {**stream(net, batch, h), "context": [kept]}
+
+    with pytest.raises(
+        ValueError, match="rows of inputs must be the batch's examples in their order, but those of enc"
+    ):
+        small("stn", ordered).train_step(pairs())
+
+
+@pytest.mark.parametrize("rows", [ROWS, S])
+def test_keys_have_their_rows_in_dimension_1(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many rows as positions are no excuse."""
+    monkeypatch.setattr(attention, "PART_ROWS", rows)
+
+    def turned(net: Any, batch: Pairs, h: Any) -> dict[str, Any]:
+        def keys(rows: slice, kept: Tensor) -> Tensor:
+            return torch.cat([net.words(batch.source[:, rows].t()), kept[:, rows].transpose(0, 1)], -1)
+
+        readout = AttentionReadout(net.attention, keys, batch.source_lengths, net.head, net.drop)
+        return {**stream(net, batch, h), "readout": readout}
+
+    with pytest.raises(ValueError, match="words: in a stream's readout rows must stay in dimension 1"):
+        small("stn", turned).train_step(pairs(False, rows))
+
+
+def test_keys_of_some_rows_have_no_masks_of_their_own() -> None:
+    def dropped(net: Any, batch: Pairs, h: Any) -> dict[str, Any]:
+        def keys(rows: slice, kept: Tensor) -> Tensor:
+            return net.kept(net.keys(batch.source, rows, kept).transpose(0, 1)).transpose(0, 1)
+
+        readout = AttentionReadout(net.attention, keys, batch.source_lengths, net.head, net.drop)
+        return {**stream(net, batch, h), "readout": readout}
+
+    with pytest.raises(ValueError, match="has one mask for all rows of a batch, and is handed some: drop out what"):
+        small("stn", dropped).train_step(pairs())
+
+
+def test_a_rate_of_outputs_that_nothing_reads_is_refused() -> None:
+    net: Any = rt.self_tuning(Translator(rt.RevGRU, torch.float32), batch_dim=1).eval()
+    with (
+        torch.no_grad(),
+        pytest.raises(ValueError, match="so encoder.output_dropout must not be tuned: take it out of"),
+    ):
+        stream(net, pairs(), None)

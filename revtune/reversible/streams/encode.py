@@ -68,7 +68,9 @@ def rewind_encode(
         final state, `h_n` or `(h_n, c_n)`, (L, B, H), float64 and exact.
 
     Raises:
-        ValueError: a bidirectional net, or arguments that do not fit.
+        ValueError: a bidirectional net, or arguments that do not fit. Of a net that tunes itself: a tuned
+            output_dropout, rows that are not the examples in their order, or Delta-STN, which does not follow them into
+            a decoder.
         NonFiniteError, StateRangeError, ReversalError: as in `scan`.
 
     Example:

@@ -150,7 +150,7 @@ class ReadoutPass:
     def _of_part(
         self, readout: FeatureReadout, head: LinearCrossEntropy, y: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """The summed loss of a part, that of each position if it is wanted, and the gradient of y; its graph is gone."""
+        """The summed loss of a part, that of each position if it is wanted, and the gradient of y; no graph is left."""
         y.requires_grad_()
         with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again(), self._adding():
             features, classes = readout.features(y.clone(), targets, *self._given())

@@ -222,6 +222,7 @@ def _streamed(handed: Rows, shape: Sequence[int], size: int, unit_dim: int, name
         return Laid(0, "all")
     if isinstance(handed, Along):
         of, axis = handed.of, handed.axis
+        handed.asked.add(name)
         if axis >= unit_dim or shape[axis] != handed.count(size):
             function = "encode" if of is None else "readout"
             raise ValueError(_not_handed(name, function, f"rows must stay in dimension {axis}", size, shape))
