@@ -31,7 +31,7 @@ def encoded(layer: ResponseRev, what: str, inputs: Tensor, run: Callable[[], tup
 
     Raises:
         ValueError: its output_dropout is tuned, in which nothing that is kept has a part; or in a pass rows are not the
-            examples in order, or Delta-STN would have to follow them into a decoder.
+            examples in order, or Delta-STN would have to follow what they give.
     """
     if "output_dropout" in layer.tuned:
         raise ValueError(
@@ -43,8 +43,8 @@ def encoded(layer: ResponseRev, what: str, inputs: Tensor, run: Callable[[], tup
         return run()
     if bound.record is not None and torch.is_grad_enabled():
         raise ValueError(
-            f"{what}: what {layer._name} encodes moves with hyperparameters, and Delta-STN does not follow that into a "
-            'decoder; use method="stn"'
+            f"{what}: what {layer._name} encodes moves with hyperparameters, and Delta-STN does not follow that any "
+            'further, into a decoder or a loss; use method="stn"'
         )
 
     def in_order(laid: Laid) -> tuple[Any, Any]:

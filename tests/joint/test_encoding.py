@@ -8,143 +8,28 @@ net is made of the same modules, called as layers.
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import revtune as rt
-from revtune.attention import Attention, AttentionReadout, numbered
+from revtune.attention import AttentionReadout
 from revtune.reversible.streams import attention
 from revtune.tuning.responses.responding import Responding
 from revtune.tuning.tuner import bilevel
 from tests.chunking import set_chunk_steps, set_stack_chunk_steps
 from tests.joint.test_linear_stream import make_masks_alike
 from tests.stored import relative
+from tests.tuned_translators import LAYERED, ROWS, Pairs, S, Translator, pairs, stream, tuned
 
-S, T, ROWS, WIDTH, UNITS = 9, 7, 5, 6, 8
-WORDS = (9, 11)
 CLOSE = {0: 1e-9, 3: 2e-6}
 """How near streamed and unstreamed gradients are, by how many units are kept: in layers these are rounded to 2^-32."""
 
 nets = pytest.mark.parametrize("rev", [rt.RevGRU, rt.RevLSTM])
-
-
-class Pairs(NamedTuple):
-    """Source (S, B) and target (T + 1, B) words, and how many are each row's own, (B,), or None for all."""
-
-    source: Tensor
-    target: Tensor
-    source_lengths: Tensor
-    lengths: Tensor | None
-
-
-def pairs(ragged: bool = True, rows: int = ROWS, seed: int = 2) -> Pairs:
-    """A batch."""
-    generator = torch.Generator().manual_seed(seed)
-    source, target = (
-        torch.randint(words, (steps, rows), generator=generator) for words, steps in zip(WORDS, (S, T + 1), strict=True)
-    )
-    if not ragged:
-        return Pairs(source, target, torch.full((rows,), S), None)
-    most, second = torch.tensor([S, T]), torch.tensor([1])  # a row of each side is as long as can be
-    own = [torch.randint(1, steps + 1, (rows,), generator=generator) for steps in (S, T)]
-    return Pairs(source, target, *(one.index_copy(0, second, last[None]) for one, last in zip(own, most, strict=True)))
-
-
-class Translator(nn.Module):
-    """Encoder and decoder; what stands between them, if anything, is a layer that responds too."""
-
-    def __init__(self, rev: Any, dtype: torch.dtype, kept: int = 3, bridged: bool = False) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.words, self.targets = (rt.Embedding(words, WIDTH, dropout=0.1) for words in WORDS)
-        self.locked, self.locked_too = rt.LockedDropout(0.2), rt.LockedDropout(0.3)
-        dropped = {"num_layers": 2, "dropout": 0.1, "input_dropout": 0.2, "hidden_dropout": 0.3, "weight_drop": 0.1}
-        self.encoder = rev(WIDTH, UNITS, **dropped)
-        self.decoder = rev(WIDTH, UNITS, output_dropout=0.2, **dropped)
-        self.bridge = nn.Linear(UNITS, UNITS) if bridged else None
-        self.attention, self.drop = Attention(UNITS, WIDTH + kept), nn.Dropout(0.3)
-        self.units, self.kept = kept, rt.LockedDropout(0.4) if kept else nn.Identity()
-        self.head = rt.LinearCrossEntropy(UNITS, WORDS[1])
-        self.to(dtype)
-
-    def encode(self, words: Tensor) -> Tensor:
-        """Source words as the encoder reads them."""
-        return self.locked(self.words(words))
-
-    def decode(self, words: Tensor) -> Tensor:
-        """Target words as the decoder reads them."""
-        return self.locked_too(self.targets(words))
-
-    def between(self, state: Any) -> Any:
-        """The decoder's first state of the encoder's last."""
-        if self.bridge is None:
-            return state
-        states = state if isinstance(state, tuple) else (state,)
-        made = tuple(torch.tanh(self.bridge(one.to(self.bridge.weight))) for one in states)
-        return made if len(made) > 1 else made[0]
-
-    def keys(self, source: Tensor, rows: slice, *kept: Tensor) -> Tensor:
-        """What some rows attend to."""
-        return torch.cat([self.words(source[:, rows]), *(one[:, rows] for one in kept)], -1).transpose(0, 1)
-
-    def logits(self, batch: Pairs) -> Tensor:
-        """Scores of all positions, by the modules as layers."""
-        packed = pack_padded_sequence(self.encode(batch.source), batch.source_lengths, enforce_sorted=False)
-        y, state = self.encoder(packed)
-        kept = self.kept(pad_packed_sequence(y, total_length=S)[0][:, :, : self.units])
-        z, _ = self.decoder(self.decode(batch.target[:-1]), self.between(state))
-        keys = self.keys(batch.source, slice(None), kept)
-        out, _ = self.attention(z.transpose(0, 1), keys, batch.source_lengths)
-        return self.head.logits(self.drop(out).transpose(0, 1))
-
-
-def stream(net: Any, batch: Pairs, h: Any) -> dict[str, Any]:
-    """The same, streamed."""
-    lengths = batch.source_lengths
-    kept, state = rt.rewind_encode(net.encoder, batch.source, encode=net.encode, units=net.units, lengths=lengths)
-
-    def keys(rows: slice, *kept: Tensor) -> Tensor:
-        return net.keys(batch.source, rows, *kept)
-
-    return {
-        "rnn": net.decoder, "inputs": batch.target[:-1], "targets": numbered(batch.target[1:]), "encode": net.decode,
-        "readout": AttentionReadout(net.attention, keys, lengths, net.head, net.drop),
-        "state": net.between(state), "lengths": batch.lengths, "context": [net.kept(kept)] if net.units else [],
-    }  # fmt: skip
-
-
-def losses(out: Tensor, batch: Pairs, h: Any = None) -> Tensor:
-    """The mean loss of a word."""
-    each = F.cross_entropy(out.movedim(-1, 1), batch.target[1:], reduction="none")
-    live = torch.ones_like(each) if batch.lengths is None else (torch.arange(T)[:, None] < batch.lengths).to(each)
-    return (each * live).sum() / live.sum()
-
-
-LAYERED: dict[str, Any] = {"predict": lambda net, batch: net.logits(batch), "train_loss": losses, "valid_loss": losses}
-
-
-def rates(net: nn.Module) -> rt.Hyperparameters:
-    """All rates but that of units that are kept, which nothing drops."""
-    found = rt.dropout_rates(net)
-    del found["encoder.output_dropout"]
-    return rt.Hyperparameters(**found)
-
-
-def tuned(rev: Any, dtype: torch.dtype = torch.float64, **options: Any) -> Any:
-    """A self-tuning net whose responses are not zero."""
-    model = Translator(rev, dtype, **options)
-    net: Any = rt.self_tuning(model, rates(model), batch_dim=1)
-    net.hypers.centred = False
-    torch.manual_seed(1)
-    for name, parameter in net.named_parameters():
-        if "response_s" in name:
-            nn.init.normal_(parameter, std=0.1)
-    return net
 
 
 def gradients(net: Any, level: str, batch: Pairs, **asked: Any) -> tuple[float, dict[str, Tensor | None]]:
@@ -159,7 +44,7 @@ def gradients(net: Any, level: str, batch: Pairs, **asked: Any) -> tuple[float, 
     return float(bilevel.stn(tuner.problem, batch, lambda loss: loss)), {n: p.grad for n, p in net.named_parameters()}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks that depend on units and rates alone; chunks of a few steps, and parts of a few rows."""
 
@@ -180,6 +65,7 @@ def alike(monkeypatch: pytest.MonkeyPatch) -> None:
     [(False, 3, False, "mean"), (True, 0, True, "mean"), (True, 3, False, "rows")],
 )
 @pytest.mark.parametrize("level", ["train", "valid"])
+@pytest.mark.usefixtures("alike")
 def test_gradients_are_those_of_layers(
     rev: Any, ragged: bool, kept: int, bridged: bool, reduction: str, level: str
 ) -> None:
@@ -241,6 +127,35 @@ def test_it_evaluates_as_its_frozen_net() -> None:
     assert float(found) == pytest.approx(float(wanted), rel=1e-7)
 
 
+@pytest.mark.parametrize("level", ["train", "valid"])
+@pytest.mark.usefixtures("alike")
+def test_a_prediction_is_made_of_what_is_encoded(level: str) -> None:
+    """Without a decoder, as a sentence is classified."""
+    net, batch = tuned(rt.RevGRU), pairs()
+
+    def encoded(net: Any, batch: Pairs) -> Tensor:
+        lengths = batch.source_lengths
+        return net.head.logits(rt.rewind_encode(net.encoder, batch.source, encode=net.encode, lengths=lengths)[1][-1])
+
+    def layered(net: Any, batch: Pairs) -> Tensor:
+        packed = pack_padded_sequence(net.encode(batch.source), batch.source_lengths, enforce_sorted=False)
+        return net.head.logits(net.encoder(packed)[1][-1])
+
+    def losses(out: Tensor, batch: Pairs, h: Any = None) -> Tensor:
+        return F.cross_entropy(out, batch.target[0], reduction="none")
+
+    given = {"train_loss": losses, "valid_loss": losses}
+    found, wanted = (run_of(net, level, batch, {**given, "predict": predict}) for predict in (encoded, layered))
+    assert found[0] == pytest.approx(wanted[0], rel=CLOSE[0])
+    for name, grad in found[1].items():
+        other = wanted[1][name]
+        assert (grad is None and other is None) or relative(grad, other) < CLOSE[0], name  # type: ignore[arg-type]
+    net.hypers.centred = True
+    tuner = rt.Tuner(net, method="delta", predict=encoded, optimizer=lambda p: torch.optim.SGD(p, 0.1), **given)
+    with pytest.raises(ValueError, match='into a decoder or a loss; use method="stn"'):
+        tuner.train_step(batch)
+
+
 def test_delta_stn_refuses_an_encoder_in_its_first_step() -> None:
     tuner = small("delta")
     before = [p.detach().clone() for p in tuner.model.parameters()]
@@ -263,32 +178,37 @@ def test_rows_in_another_order_are_refused() -> None:
         small("stn", ordered).train_step(pairs())
 
 
+def attending(made: Any) -> Any:
+    """A stream whose keys are made by a function of the net, the batch, rows and what is kept of them."""
+
+    def streamed(net: Any, batch: Pairs, h: Any) -> dict[str, Any]:
+        def keys(rows: slice, kept: Tensor) -> Tensor:
+            return made(net, batch, rows, kept)
+
+        readout = AttentionReadout(net.attention, keys, batch.source_lengths, net.head, net.drop)
+        return {**stream(net, batch, h), "readout": readout}
+
+    return streamed
+
+
 @pytest.mark.parametrize("rows", [ROWS, S])
 def test_keys_have_their_rows_in_dimension_1(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many rows as positions are no excuse."""
     monkeypatch.setattr(attention, "PART_ROWS", rows)
 
-    def turned(net: Any, batch: Pairs, h: Any) -> dict[str, Any]:
-        def keys(rows: slice, kept: Tensor) -> Tensor:
-            return torch.cat([net.words(batch.source[:, rows].t()), kept[:, rows].transpose(0, 1)], -1)
-
-        readout = AttentionReadout(net.attention, keys, batch.source_lengths, net.head, net.drop)
-        return {**stream(net, batch, h), "readout": readout}
+    def turned(net: Any, batch: Pairs, part: slice, kept: Tensor) -> Tensor:
+        return torch.cat([net.words(batch.source[:, part].t()), kept[:, part].transpose(0, 1)], -1)
 
     with pytest.raises(ValueError, match="words: in a stream's readout rows must stay in dimension 1"):
-        small("stn", turned).train_step(pairs(False, rows))
+        small("stn", attending(turned)).train_step(pairs(False, rows))
 
 
 def test_keys_of_some_rows_have_no_masks_of_their_own() -> None:
-    def dropped(net: Any, batch: Pairs, h: Any) -> dict[str, Any]:
-        def keys(rows: slice, kept: Tensor) -> Tensor:
-            return net.kept(net.keys(batch.source, rows, kept).transpose(0, 1)).transpose(0, 1)
-
-        readout = AttentionReadout(net.attention, keys, batch.source_lengths, net.head, net.drop)
-        return {**stream(net, batch, h), "readout": readout}
+    def dropped(net: Any, batch: Pairs, part: slice, kept: Tensor) -> Tensor:
+        return net.kept(net.keys(batch.source, part, kept).transpose(0, 1)).transpose(0, 1)
 
     with pytest.raises(ValueError, match="has one mask for all rows of a batch, and is handed some: drop out what"):
-        small("stn", dropped).train_step(pairs())
+        small("stn", attending(dropped)).train_step(pairs())
 
 
 def test_a_rate_of_outputs_that_nothing_reads_is_refused() -> None:

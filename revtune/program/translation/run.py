@@ -92,12 +92,12 @@ def check(study: TranslationStudy) -> None:
         raise Problem(f"--source and --target must differ, got {study.text.source} for both", code=2)
     check_numbers(study, study.learning)
     check_each(study.learning, "fall", lambda value: value > 1, "above 1")
-    check_tunes(study, study.learning.steps, study.net, "dropout slice_dropout")
     if study.tune == "delta":
         raise Problem(
             "--tune must be stn or off for a translator, got delta: what an encoder hands to attention moves with "
             "hyperparameters, and Delta-STN does not follow that into the decoder", code=2,
         )  # fmt: skip
+    check_tunes(study, study.learning.steps, study.net, "dropout slice_dropout")
     if study.tune != "off" and study.net.loss_in_blocks:
         raise Problem("--loss-in-blocks is for --tune off, as STN wants the loss of each sentence", code=2)
 
