@@ -144,7 +144,7 @@ def test_a_prediction_is_made_of_what_is_encoded(level: str) -> None:
     def losses(out: Tensor, batch: Pairs, h: Any = None) -> Tensor:
         return F.cross_entropy(out, batch.target[0], reduction="none")
 
-    given = {"train_loss": losses, "valid_loss": losses}
+    given: dict[str, Any] = {"train_loss": losses, "valid_loss": losses}
     found, wanted = (run_of(net, level, batch, {**given, "predict": predict}) for predict in (encoded, layered))
     assert found[0] == pytest.approx(wanted[0], rel=CLOSE[0])
     for name, grad in found[1].items():

@@ -51,8 +51,8 @@ def test_a_schedule_is_replayed_in_a_plain_net() -> None:
     net = nn.Sequential(rt.LockedDropout(0.3), nn.Linear(WIDTH, WIDTH))
     player, seen = rt.replay(schedule, net), []
     for _ in range(3):
-        seen.append(net[0].p)  # type: ignore[union-attr]
         player.step()
+        seen.append(net[0].p)
     assert seen == [0.1, 0.1, 0.6]
 
 

@@ -415,7 +415,7 @@ def test_a_tuned_run_is_told_and_used(
         (["--tune", "stn", "--loss-in-blocks", "--model", "gru"], "--loss-in-blocks is for --tune off"),
         (["--tune", "stn", "--steps", "9"], "--steps must be at least 202, the first at which hyperparameters"),
         (["--tune", "stn", "--dropout", "1e-9"], "--dropout must be 0, to start from --tuned-from, or from"),
-        (["--tuned-from", "0"], "--tuned-from must be from"),
+        (["--tuned-from", "1"], "--tuned-from must be from"),
         (["--stn.scale", "-1"], "--stn.scale must be above 0, got -1"),
     ],
 )
