@@ -6,9 +6,9 @@ import dataclasses
 from dataclasses import dataclass, replace
 
 from benchmarks.jobs import COUNTERPART, RecurrentJob
+from revtune.program.layers import Model
 from revtune.program.recipes import multi30k
 from revtune.program.translation.task import TranslationStudy
-from revtune.program.translation.translator import Model
 
 TOLD = ("batch", "hidden", "lr", "steps")
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import torch
@@ -65,9 +65,21 @@ in_place_of_torch: ContextVar[Generators | None] = ContextVar("revtune_generator
 
 @dataclass(frozen=True)
 class Along:
-    """A chunk one of whose dimensions is the rows of the batch."""
+    """A chunk one of whose dimensions is the rows of the batch.
+
+    Attributes:
+        axis: that dimension.
+        of: the row of each of its entries, (R,), where they are not all rows in order.
+        asked: names of the layers that have asked for it.
+    """
 
     axis: int
+    of: Tensor | None = None
+    asked: set[str] = field(default_factory=set)
+
+    def count(self, rows: int) -> int:
+        """How many entries that dimension has, in a batch of so many rows."""
+        return rows if self.of is None else len(self.of)
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,11 @@ class Positions:
         """The row of each position that is no padding, (N,); None where all rows alternate, step by step."""
         return None if self.live is None else self.live.nonzero()[:, 1]
 
+    def part(self, which: Tensor) -> Along:
+        """Some of the positions, of these numbers (P,), in the order of these."""
+        index = self.index()
+        return Along(0, which % self.rows if index is None else index[which])
+
 
 class Nobody:
     """A chunk on trial, which is of no rows: nothing answers for them."""
@@ -107,3 +124,9 @@ streamed: ContextVar[Rows | None] = ContextVar("revtune_rows", default=None)
 def handing(rows: Rows) -> AbstractContextManager[None]:
     """Within this block functions of the user's are handed a chunk of these rows."""
     return setting(streamed, rows)
+
+
+def handing_part(which: Tensor) -> AbstractContextManager[None]:
+    """Within this block they are handed some of the present positions alone, of these numbers (P,)."""
+    handed = streamed.get()
+    return handing(handed.part(which)) if isinstance(handed, Positions) else nullcontext()

@@ -16,7 +16,10 @@ HOUSE = Path(revtune.__file__).parent
 FLOORS = {
     "reversible": ["storage own_pages", "arguments transforms meter", "cells", "kernel", "layers", "streams"],
     "tuning": ["random_states trees hypers", "noise", "responses", "regularizers", "conversion tuner"],
-    "joint": ["embeddings linear_layer readouts", "rev_layers linear_parts", "linear_stream", "entries"],
+    "joint": [
+        "embeddings encoding linear_layer locked_dropout readouts", "rev_layers linear_parts", "linear_stream",
+        "entries",
+    ],
     "program": [
         "errors machine figures tables", "files typed layers", "tuning", "data runs", "language tasks", "translation",
         "recipes", "studies bench", "cli",

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from revtune.joint.encoding import encoded
 from revtune.joint.linear_layer import linear_layer, shifted
 from revtune.reversible.cells.cell import Response, State
 from revtune.reversible.kernel.tape import LayerTensors
@@ -28,7 +29,7 @@ from revtune.reversible.layers.layer import LayerSettings
 from revtune.reversible.layers.masks import BatchSpec, DrawMask
 from revtune.reversible.layers.modules import RevGRU, RevLSTM
 from revtune.reversible.layers.rnn import RevRNN, reversed_rows
-from revtune.reversible.layers.rnn_arguments import Options
+from revtune.reversible.layers.rnn_arguments import Hx, Options
 from revtune.reversible.streams.leaf_weights import linear_in_order
 from revtune.sequences import setting
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
@@ -156,6 +157,10 @@ class ResponseRev(Responding, RevRNN):
                 f"{what}: {self._name} tunes itself by Delta-STN, which does not follow how outputs that are streamed "
                 'answer to hyperparameters; use method="stn", or call the net as a layer'
             )
+
+    def encoding(self, what: str, inputs: Tensor, run: Callable[[], tuple[Tensor, Hx]]) -> tuple[Tensor, Hx]:
+        """What `run` gives, at each example's hyperparameters, as `encoded` tells."""
+        return encoded(self, what, inputs, run)
 
     def _run(self, input: Tensor | PackedSequence, hx: Any, *, native: bool | None = None) -> tuple[Any, Any]:
         """The plain layer's outputs, at each example's hyperparameters.

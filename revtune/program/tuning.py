@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
 from revtune.program.errors import Problem
-from revtune.program.typed import check_numbers
-from revtune.tuning.hypers.kinds import Hyper
+from revtune.program.files import write
+from revtune.program.typed import check_each, check_numbers
+from revtune.tuning.hypers.kinds import NEAREST, Hyper
+from revtune.tuning.tuner.schedule import Schedule
+
+Tune = Literal["delta", "stn", "off"]
 
 Tuned = Literal["delta", "stn"]
 
 TUNED: tuple[Tuned, ...] = ("stn", "delta")
+
+LEAST = NEAREST
+"""The rate that a tuned one may start from at least, and as far from 1 at most."""
 
 HyperRule = Literal["adam", "rmsprop"]
 
@@ -53,6 +62,48 @@ class Tuning:
         }  # fmt: skip
 
 
+DELTA = Tuning(hyper_lr=0.02, tune_scales=False)
+"""As the task `ptb_lstm` has them: scales that stay do not shrink until responses have nothing to learn from."""
+
+STN = Tuning(tune_scales=False)
+
+
+class Tunes(Protocol):
+    """Settings of a run that may tune its rates."""
+
+    @property
+    def tune(self) -> Tune:
+        """By which method, or not at all."""
+
+    @property
+    def tuned_from(self) -> float:
+        """Where rates start that are 0, as no gradient reaches them there."""
+
+    def tuning(self, method: Tuned) -> Tuning:
+        """The settings of a method."""
+
+
+def check_tunes(settings: Tunes, steps: int, net: object, rates: str) -> None:
+    """Raise `Problem` for the first setting of how a run tunes that no run can have.
+
+    Args:
+        settings: of the run.
+        steps: updates of the run.
+        net: settings that have the rates to be tuned.
+        rates: names of these, with spaces between.
+    """
+    check_each(settings, "tune", get_args(Tune).__contains__, f"one of {', '.join(get_args(Tune))}")
+    within = f"from {LEAST:g} to 1 - {LEAST:g}"
+    check_each(settings, "tuned_from", lambda value: LEAST <= value <= 1 - LEAST, within)
+    for method in TUNED:
+        check_tuning(settings.tuning(method), method)
+    if settings.tune == "off":
+        return
+    check_reached(steps, settings.tuning(settings.tune), settings.tune)
+    starts = f"0, to start from --tuned-from, or {within} where it is tuned"
+    check_each(net, rates, lambda value: not value or LEAST <= value <= 1 - LEAST, starts)
+
+
 def check_tuning(tuning: Tuning, method: Tuned) -> None:
     """Raise `Problem` for the first setting of a method that no run can have."""
     check_numbers(tuning, prefix=f"{method}.")
@@ -67,3 +118,22 @@ def check_reached(steps: int, tuning: Tuning, method: Tuned) -> None:
         why = f"by --{method}.warmup {tuning.warmup} and --{method}.ratio {tuning.ratio}"
         raise Problem(f"--steps must be at least {first}, the first at which hyperparameters are tuned {why}, "
                       f"got {steps}", code=2)  # fmt: skip
+
+
+def write_schedule(path: Path, schedule: Schedule) -> None:
+    """Write all values that hyperparameters have had, as `Tuner.schedule` tells."""
+    write(path, json.dumps(schedule).encode() + b"\n")
+
+
+def in_a_line(values: dict[str, float]) -> str:
+    """Values of hyperparameters as a run tells them at its end."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+
+
+def told_values(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Hyperparameters among the facts of a step, each value with the scale of its perturbations where it has one."""
+    scales = facts.get("scales", {})
+    return [
+        (name, f"{value:.3g} (scale {scales[name]:.2g})" if name in scales else f"{value:.4g}")
+        for name, value in facts.get("values", {}).items()
+    ]

@@ -14,11 +14,11 @@ from revtune.program.cli.options import check_paths, parse, size_of
 from revtune.program.data.pair_sources import PairUnit
 from revtune.program.errors import Problem
 from revtune.program.language import train as text
+from revtune.program.layers import Model
 from revtune.program.studies import tuned
 from revtune.program.studies.output_dropout import experiment as output_dropout
 from revtune.program.studies.repeat import study as repeat
 from revtune.program.translation import run as translation
-from revtune.program.translation.translator import Model
 
 
 def train(arguments: list[str]) -> None:

@@ -16,9 +16,8 @@ from revtune.program.data.vocabulary import TextUnit
 from revtune.program.errors import Problem
 from revtune.program.layers import REVERSIBLE, Model
 from revtune.program.runs.seals import NEAR
-from revtune.program.tuning import TUNED, Tuned, Tuning, check_reached, check_tuning
+from revtune.program.tuning import DELTA, STN, TUNED, Tune, Tuned, Tuning, check_tunes
 from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, TOO_MANY, check_each, reason, told_of, typed
-from revtune.tuning.hypers.kinds import NEAREST
 
 Rule = Literal["adam", "sgd"]
 
@@ -26,13 +25,8 @@ Schedule = Literal["cosine", "plateau"]
 
 Size = Literal["small", "paper"]
 
-Tune = Literal["delta", "stn", "off"]
-
 RATES = "dropout input_dropout hidden_dropout output_dropout embedding_dropout weight_drop"
 """The settings of a net that are dropout rates."""
-
-LEAST = NEAREST
-"""The rate that a tuned one may start from at least, and as far from 1 at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +103,6 @@ class Learning:
     """Seed of weights, masks and segment lengths."""
 
 
-DELTA = Tuning(hyper_lr=0.02, tune_scales=False)
-"""As the task `ptb_lstm` has them: scales that stay do not shrink until responses have nothing to learn from."""
-
-STN = Tuning(tune_scales=False)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """All settings of a run: with the same ones on the same machine the same numbers come out."""
@@ -179,7 +167,7 @@ def check(config: Config) -> None:
     check_each(net, RATES, lambda value: 0 <= value < 1, "a rate from 0 to below 1")
     _check_largest(text, net, learning)
     _check_net(net)
-    _check_tuned(config)
+    check_tunes(config, learning.steps, net, RATES)
 
 
 def _check_largest(text: Text, net: Net, learning: Learning) -> None:
@@ -201,16 +189,3 @@ def _check_net(net: Net) -> None:
         check_each(net, "hidden", lambda value: value % 2 == 0, "even, to be split in halves")
     elif net.hidden_dropout:
         raise Problem(f"--hidden-dropout acts inside the recurrence, which torch's {net.model} keeps closed", code=2)
-
-
-def _check_tuned(config: Config) -> None:
-    check_each(config, "tune", get_args(Tune).__contains__, f"one of {', '.join(get_args(Tune))}")
-    within = f"from {LEAST:g} to 1 - {LEAST:g}"
-    check_each(config, "tuned_from", lambda value: LEAST <= value <= 1 - LEAST, within)
-    for method in TUNED:
-        check_tuning(config.tuning(method), method)
-    if config.tune == "off":
-        return
-    check_reached(config.learning.steps, config.tuning(config.tune), config.tune)
-    starts = f"0, to start from --tuned-from, or {within} where it is tuned"
-    check_each(config.net, RATES, lambda value: not value or LEAST <= value <= 1 - LEAST, starts)

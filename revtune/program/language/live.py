@@ -18,6 +18,7 @@ from rich.table import Table
 
 from revtune.program.data.vocabulary import TextUnit
 from revtune.program.language.config import Config
+from revtune.program.tuning import told_values
 
 LINE_EVERY = 15.0
 """Seconds between lines where there is no panel."""
@@ -36,12 +37,6 @@ def resident_bytes() -> int:
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()  # size, resident, ...
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # Linux: KiB
-
-
-def tuned_values(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Hyperparameters that are tuned, each value with the scale of its perturbations; none in other facts."""
-    scales = facts.get("scales", {})
-    return [(name, f"{value:.3g} (scale {scales[name]:.2g})") for name, value in facts.get("values", {}).items()]
 
 
 class Report:
@@ -113,7 +108,7 @@ class Report:
             rows.append(("stored", f"{self.latest['stored_bits']:.2f} bits a unit and step"))
         if "held_out_loss" in self.latest:
             rows.append(("tuned on", f"{self.latest['held_out_loss']:.3f} nats"))
-        return rows + tuned_values(self.latest)
+        return rows + told_values(self.latest)
 
     def panel(self) -> Group:
         """The live view."""

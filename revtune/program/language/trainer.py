@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from revtune.errors import NonFiniteError, ReversalError, StateRangeError
 from revtune.program.data.text import Corpus, segment, streams
 from revtune.program.data.text_sources import load
 from revtune.program.errors import Problem
-from revtune.program.files import write
 from revtune.program.language.config import Config
 from revtune.program.language.evaluate import evaluate, held_out_streams
 from revtune.program.language.learner import Segment
@@ -35,6 +33,7 @@ from revtune.program.runs.folder import already_finished, command_line, intact, 
 from revtune.program.runs.metrics import Metrics
 from revtune.program.runs.seals import Seals
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
+from revtune.program.tuning import write_schedule
 from revtune.program.typed import told_of
 
 METER_EVERY = 10
@@ -176,7 +175,7 @@ class Trainer:
             raise Problem(f"the validation at step {progress.step} failed: loss {loss}; a lower learning rate may help")
         facts = {"step": progress.step, "valid_loss": loss, **self.learner.facts()}
         if isinstance(self.learner, TunedLearner):
-            write(run.schedule, json.dumps(self.learner.schedule()).encode() + b"\n")
+            write_schedule(run.schedule, self.learner.schedule())
         if progress.best is None or loss < progress.best:
             progress.best, progress.best_step, progress.stale = loss, progress.step, 0
             run.save(run.weights, Saved(checkpoint.weights(self.learner.plain()), facts, self.seals.digests))

@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from revtune.program.data.pair_sources import PairUnit
+from revtune.program.layers import Model
 from revtune.program.translation import task as translation
 from revtune.program.translation.task import TranslationStudy
-from revtune.program.translation.translator import Model
 
 kind = "translation"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from revtune.program.data.text_sources import Text, TextSource
-from revtune.program.language.config import DELTA, STN, Config, Learning, Net, Size
+from revtune.program.language.config import Config, Learning, Net, Size
+from revtune.program.tuning import DELTA, STN
 
 kind = "text"
 

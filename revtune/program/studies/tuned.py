@@ -35,6 +35,7 @@ from revtune.program.tasks.task import (
     with_place,
 )
 from revtune.program.tasks.tuned_learner import learner
+from revtune.program.tuning import in_a_line
 from revtune.program.typed import read_typed, reason, told_of
 from revtune.tuning.conversion.plain import plain
 from revtune.tuning.hypers.constants import Constants
@@ -141,7 +142,7 @@ def opened(folder: Path, *, accept_edits: bool = False, data: Path | None = None
 
 def in_words(quoted: str, result: dict[str, Any], folder: Path) -> str:
     """What a finished run came to, in three lines."""
-    best = ", ".join(f"{name} {value:.4g}" for name, value in result["values"].items())
+    best = in_a_line(result["values"])
     return "\n".join([
         f"\nbest held-out {measure(quoted, result['valid'])}, at step {result['step']}: {best}",
         f"test {measure(quoted, result['test'])}",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from revtune.errors import NonFiniteError
+from revtune.program.runs import checkpoint
 from revtune.program.runs.schedule import FALL, scheduled
 from revtune.program.tasks.task import Learning, Split
 from revtune.tuning.trees import mapped
@@ -96,8 +97,16 @@ class Learner(ABC):
         """Hyperparameters in user units."""
 
     @abstractmethod
+    def plain(self) -> nn.Module:
+        """The network that evaluates as this one does now, without anything that is tuned."""
+
     def weights(self) -> dict[str, Tensor]:
         """The weights of the plain network at these values, by name."""
+        return checkpoint.weights(self.plain())
+
+    def told(self) -> dict[str, Any]:
+        """What a validation tells beside its figures: the hyperparameters."""
+        return {"values": self.values()}
 
     def step(self) -> float:
         """Update the weights once more, at the schedule's learning rate; the training loss.

@@ -11,6 +11,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from revtune.program.tuning import told_values
+
 
 def measure(name: str, figures: dict[str, float]) -> str:
     """A figure as people quote it, beside its loss; the loss alone where that is what they quote."""
@@ -22,7 +24,7 @@ def measure(name: str, figures: dict[str, float]) -> str:
 
 
 class RunReport:
-    """Shows a run after each validation: losses, and where the hyperparameters are.
+    """Shows a run after each validation: losses, speed, and where the hyperparameters are.
 
     Args:
         steps: of the run, in all.
@@ -34,6 +36,7 @@ class RunReport:
         self.console, self.steps, self.quoted = Console(highlight=False), steps, quoted
         self.plain = not self.console.is_terminal if plain is None else plain
         self.facts: dict[str, Any] = {}
+        self.before: dict[str, Any] | None = None  # the validation before the last one
         self.bar = Progress(
             BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
             console=self.console, expand=True,
@@ -52,7 +55,7 @@ class RunReport:
 
     def valid(self, facts: dict[str, Any]) -> None:
         """Take in a validation."""
-        self.facts = facts
+        self.before, self.facts = self.facts or None, facts
         self.bar.update(self.task, completed=facts["step"])
         if self.plain:
             status = ", ".join(f"{name} {value}" for name, value in self.rows())
@@ -60,9 +63,15 @@ class RunReport:
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values of what the last validation found."""
-        values = [(name, f"{value:.4g}") for name, value in self.facts["values"].items()]
         held_out = measure(self.quoted, self.facts)
-        return [("training loss", f"{self.facts['train_loss']:.4f}"), ("held-out", held_out), *values]
+        losses = [("training loss", f"{self.facts['train_loss']:.4f}"), ("held-out", held_out)]
+        return losses + self.speed() + told_values(self.facts)
+
+    def speed(self) -> list[tuple[str, str]]:
+        """Updates a second between the last two validations, their own time counted; nothing after the first."""
+        if self.before is None or (seconds := self.facts["wall"] - self.before["wall"]) <= 0:
+            return []
+        return [("speed", f"{(self.facts['step'] - self.before['step']) / seconds:.3g} updates/s")]
 
     def panel(self) -> Group:
         """The live view."""

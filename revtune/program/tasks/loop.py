@@ -5,6 +5,7 @@ metrics.jsonl            a line a validation: figures, values, time
 checkpoint.safetensors   everything that the next step depends on
 weights.safetensors      the plain network with the lowest held-out loss
 result.json              held-out and test figures of that network, and its hyperparameters
+schedule.json            all values that tuned hyperparameters have had, as `Tuner.schedule` tells
 history.jsonl, .png      every step of the hyperparameters
 """
 
@@ -31,12 +32,13 @@ from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.live import RunReport
 from revtune.program.tasks.tuned_learner import TunedLearner
+from revtune.program.tuning import write_schedule
 from revtune.tuning.tuner.history import History
 
 SAVE_SECONDS = 20.0
 """Between checkpoints: a run that is killed loses no more, and writing them costs little beside it."""
 
-WEIGHTS, HISTORY = "weights.safetensors", "history.jsonl"
+WEIGHTS, HISTORY, SCHEDULE = "weights.safetensors", "history.jsonl", "schedule.json"
 
 DATA = "data"
 """What weights call the digest of the data that they were learnt from, among their seals."""
@@ -162,8 +164,11 @@ class TaskRun:
         """Validate, and report it; of a member of a population that has failed there is nothing to report."""
         if not (figures := self._ask(self.learner.validate)):
             return
-        facts = {"step": self.learner.steps, **self.clock.now(), **figures, "values": self.learner.values()}
+        facts = {"step": self.learner.steps, **self.clock.now(), **figures, **self.learner.told()}
         self.metrics.add(facts)
+        if isinstance(self.learner, TunedLearner):
+            with self.clock.stopped():
+                write_schedule(self.folder / SCHEDULE, self.learner.tuner.schedule())
         with self.clock.stopped(), telling(self.learner.steps, self.command, self._asked):
             report.valid(facts)
 

@@ -2,22 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from revtune.program.runs import checkpoint
-from revtune.program.tasks.learner import Learner, weight_optimizer
+from revtune.program.tasks.learner import Learnable, Learner, weight_optimizer
 from revtune.program.tasks.plain_learner import PlainLearner
 from revtune.program.tasks.task import Method, Task
 from revtune.program.tuning import Tuned
 from revtune.tuning.conversion.convert import self_tuning
 from revtune.tuning.conversion.freeze import frozen
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
+from revtune.tuning.hypers.kinds import Hyper
 from revtune.tuning.tuner.tuner import Tuner
+
+
+class Tunable(Learnable, Protocol):
+    """What a learner that tunes needs of a task, each as of `Task`."""
+
+    @property
+    def carry(self) -> bool:
+        """Whether a state goes from batch to batch."""
+
+    @property
+    def batch_dim(self) -> int:
+        """Which dimension of the layers' inputs is examples."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether `stream` stands in the place of `predict` and of both losses."""
+
+    def hypers(self) -> dict[str, Hyper]:
+        """What is tuned, by name."""
+
+    def net(self, hypers: Hyperparameters) -> nn.Module:
+        """A fresh network of plain layers."""
+
+    def valid_batch(self, number: int) -> Any:
+        """The batch of a step on held-out data."""
+
+    def stream(self, model: nn.Module, batch: Any, h: Any) -> dict[str, Any]:
+        """The arguments of the streamed loss."""
+
+    @property
+    def predict(self) -> Callable[..., Any]:
+        """Makes the prediction, of a model and a batch."""
+
+    def train_loss(self, model: nn.Module, out: Any, batch: Any, h: Any) -> Tensor:
+        """Losses (B,) of a training step."""
+
+    def valid_loss(self, out: Any, batch: Any) -> Tensor:
+        """Losses (B,), or their mean, on held-out data."""
 
 
 class TunedLearner(Learner):
@@ -28,9 +67,9 @@ class TunedLearner(Learner):
         method: "delta" or "stn".
     """
 
-    task: Task
+    task: Tunable
 
-    def __init__(self, task: Task, method: Tuned) -> None:
+    def __init__(self, task: Tunable, method: Tuned) -> None:
         super().__init__(task)
         torch.manual_seed(task.study.seed)
         tuning = task.study.tuning(method)
@@ -45,7 +84,7 @@ class TunedLearner(Learner):
         )  # fmt: skip
         self.optimizer, self.rates = self.tuner.optimizer, (1.0, tuning.response_lr)  # weights, then responses
 
-    def _losses_of(self, task: Task) -> dict[str, Any]:
+    def _losses_of(self, task: Tunable) -> dict[str, Any]:
         """What the tuner is told of predictions and losses."""
         if task.streams:
             return {"stream": task.stream}
@@ -66,9 +105,13 @@ class TunedLearner(Learner):
         """Where the hyperparameters stand now."""
         return self.tuner.values()
 
-    def weights(self) -> dict[str, Tensor]:
-        """Those of the plain network that the self-tuning one is at the present hyperparameters."""
-        return checkpoint.weights(frozen(self.model))
+    def told(self) -> dict[str, Any]:
+        """Where the hyperparameters and the scales of their perturbations stand."""
+        return super().told() | {"scales": self.tuner.hypers.scales()}
+
+    def plain(self) -> nn.Module:
+        """The network with its responses folded into its weights, at the present hyperparameters."""
+        return frozen(self.model)
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on; the tuner's state holds weights and random states too."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from revtune.errors import NonFiniteError
-from revtune.program.runs import checkpoint
 from revtune.program.tasks.learner import Learnable, Learner, weight_optimizer
 from revtune.tuning.random_states import random_states, set_random_states
 from revtune.tuning.tuner.bilevel import clip_gradients
@@ -55,9 +54,9 @@ class WeightLearner(Learner):
         self._steps += 1
         return loss.item()
 
-    def weights(self) -> dict[str, Tensor]:
-        """The network's own."""
-        return checkpoint.weights(self.model)
+    def plain(self) -> nn.Module:
+        """The network itself."""
+        return self.model
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on; dropout masks are drawn from the random states."""

@@ -18,19 +18,22 @@ import tyro
 from revtune.program.data.moses import shaped
 from revtune.program.errors import Problem
 from revtune.program.files import absolute, read_text, write
+from revtune.program.layers import REVERSIBLE
 from revtune.program.runs import checkpoint
 from revtune.program.runs.folder import claimed, command_line, config_of, refuse_taken
 from revtune.program.runs.places import near, place
 from revtune.program.runs.seals import Seals
+from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.live import measure
 from revtune.program.tasks.loop import WEIGHTS, TaskRun, best_weights, check_seals
 from revtune.program.translation.interpreter import Decoding
-from revtune.program.translation.learner import TranslationLearner
+from revtune.program.translation.learner import learner
 from revtune.program.translation.saved_vocabulary import SavedVocabulary, read_vocabulary, task_of, vocabulary_json
 from revtune.program.translation.scores import scored
 from revtune.program.translation.stored_bits import stored as stored_bits
 from revtune.program.translation.task import TranslationStudy, TranslationTask
 from revtune.program.translation.translator import Attended, Translator, build
+from revtune.program.tuning import check_tunes, in_a_line
 from revtune.program.typed import check_each, check_numbers, read_typed, reason, told_of
 
 
@@ -53,7 +56,7 @@ def start(name: str, options: Options) -> Path:
     study = dataclasses.replace(options.study, text=dataclasses.replace(text, data=absolute(text.data)))
     check(study)
     task = TranslationTask(study)
-    learner = TranslationLearner(task)
+    one = learner(task)
     for note in notes(task):
         print(note)
     settings = {"recipe": name, "study": dataclasses.asdict(study)}
@@ -61,7 +64,7 @@ def start(name: str, options: Options) -> Path:
         write(folder / "vocabulary.json", json.dumps(vocabulary_json(task)).encode())
         settings |= near(folder, data=study.text.data)
         write(folder / "config.json", json.dumps(settings, indent=2, default=str).encode() + b"\n")
-    go_on(learner, folder, Seals.of(folder))
+    go_on(one, folder, Seals.of(folder))
     return folder
 
 
@@ -83,12 +86,20 @@ def check(study: TranslationStudy) -> None:
     check_each(study.net, "dropout slice_dropout", lambda value: 0 <= value < 1, "a rate from 0 to below 1")
     limit = "above 0, or None for no limit"
     check_each(study.net, "max_forget_bits", lambda value: value is None or 0 < value < math.inf, limit)
-    if study.net.model in ("revgru", "revlstm"):
+    if study.net.model in REVERSIBLE:
         check_each(study.net, "hidden", lambda value: value % 2 == 0, "even, to be split in halves")
     if study.text.source == study.text.target:
         raise Problem(f"--source and --target must differ, got {study.text.source} for both", code=2)
     check_numbers(study, study.learning)
     check_each(study.learning, "fall", lambda value: value > 1, "above 1")
+    if study.tune == "delta":
+        raise Problem(
+            "--tune must be stn or off for a translator, got delta: what an encoder hands to attention moves with "
+            "hyperparameters, and Delta-STN does not follow that into the decoder", code=2,
+        )  # fmt: skip
+    check_tunes(study, study.learning.steps, study.net, "dropout slice_dropout")
+    if study.tune != "off" and study.net.loss_in_blocks:
+        raise Problem("--loss-in-blocks is for --tune off, as STN wants the loss of each sentence", code=2)
 
 
 def stored(folder: Path) -> tuple[str, TranslationStudy]:
@@ -125,23 +136,27 @@ def resume(folder: Path, *, accept_edits: bool = False, data: Path | None = None
     read_vocabulary(folder, study)  # before the seals, to say what is wrong with it
     check_seals(folder, seals)
     with told_of(folder / "config.json"):
-        learner = TranslationLearner(task_of(folder, with_place(study, folder, data)))
-    go_on(learner, folder, seals)
+        one = learner(task_of(folder, with_place(study, folder, data)))
+    go_on(one, folder, seals)
 
 
-def go_on(learner: TranslationLearner, folder: Path, seals: Seals) -> None:
+def go_on(one: Learner, folder: Path, seals: Seals) -> None:
     """Take the steps that are left, write what is missing of the result, and say what the run came to."""
-    task = learner.task
+    task = one.task
+    assert isinstance(task, TranslationTask)
     torch.set_num_threads(task.study.threads)
-    with contextlib.closing(TaskRun(learner, folder, command_line("train", "--resume", folder), seals)) as task_run:
+    with contextlib.closing(TaskRun(one, folder, command_line("train", "--resume", folder), seals)) as task_run:
         task_run.learn_to_end(task.measure)
         spent = task_run.clock.now()
-        learner.take_best()
-        scores = scored(task, learner.model.eval(), Decoding())
+        one.take_best()
+        model = one.plain().eval()
+        assert isinstance(model, Translator)
+        scores = scored(task, model, Decoding())
         mark = read_vocabulary(folder, task.study).mark
-        bits = stored_bits(task, learner.model)
+        bits = stored_bits(task, model)
         result = task_run.result(**spent, **scores, epoch=task.epoch, bits=bits, vocabularies=mark)
-    print(f"\nbest held-out {measure(task.measure, result['valid'])}, at step {result['step']}")
+    tuned = "" if task.study.tune == "off" else f": {in_a_line(result['values'])}"
+    print(f"\nbest held-out {measure(task.measure, result['valid'])}, at step {result['step']}{tuned}")
     print(f"test BLEU {result['bleu']:.2f} by beam, {result['greedy_bleu']:.2f} greedy ({result['signature']})")
     print(f"the run is in {folder}; next:\n  {command_line('translate', folder)}")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from revtune.program.data.buckets import Batch, batch, by_length, order
 from revtune.program.data.moses import Language
@@ -17,9 +18,14 @@ from revtune.program.data.named_sets import Split
 from revtune.program.data.pair_sources import PairSource, PairUnit, texts
 from revtune.program.data.pairs import Lexicon, Pairs, pairs, vocabularies
 from revtune.program.data.readings import BY_LINES, Reading
+from revtune.program.layers import REVERSIBLE, Model
 from revtune.program.runs.schedule import FALL
 from revtune.program.tasks.task import Learning, Schedule
-from revtune.program.translation.translator import Model, Net, Translator, build
+from revtune.program.translation.translator import Net, Translator, build, rates_of
+from revtune.program.tuning import STN, Tune, Tuned, Tuning
+from revtune.reversible.arguments import running
+from revtune.tuning.hypers.hyperparameters import Hyperparameters
+from revtune.tuning.hypers.kinds import Hyper, Rate
 
 PAPERS_RATES: dict[Model, float] = {"gru": 0.2, "revgru": 0.2, "revlstm": 0.5, "lstm": 1.0}
 """Learning rates of SGD (MacKay et al. 2018, on Multi30K)."""
@@ -77,6 +83,16 @@ class TranslationStudy:
     """Seed of weights, order and masks."""
     threads: int = 1
     """Threads of torch."""
+    tune: Tune = "off"
+    """Whether dropout rates are tuned on validation text while weights learn, by STN, or left where they are; what an
+    encoder hands to attention Delta-STN does not follow."""
+    tuned_from: float = 0.05
+    """Where tuned rates start that are 0, as no gradient reaches them there."""
+    stn: Tuning = STN
+
+    def tuning(self, method: Tuned) -> Tuning:
+        """The settings of a method that tunes; of one that cannot tune a translator, those of the other."""
+        return self.stn
 
 
 class TranslationTask:
@@ -92,9 +108,11 @@ class TranslationTask:
         form: what the text looks like.
         note: what to know of it, if anything.
         measure: the name of the figure that people quote.
+        carry, batch_dim: as of `Task`.
     """
 
     measure = "perplexity"
+    carry, batch_dim = False, 1
 
     def __init__(
         self, study: TranslationStudy, lexicons: tuple[Lexicon, Lexicon] | None = None, reading: Reading = BY_LINES
@@ -105,30 +123,69 @@ class TranslationTask:
             lexicons = vocabularies(files.splits["train"], text.unit, most=text.vocabulary, fewest=text.fewest)
         self.study, self.form, self.note = study, files.form, files.note
         self.pairs: Pairs = pairs(files.splits, lexicons, longest=text.longest)
-        self._order: tuple[int, list[list[int]]] | None = None  # of the pass over the data that was asked for last
+        self._orders: dict[Split, tuple[int, list[list[int]]]] = {}  # of the passes that were asked for last
 
     def digest(self) -> str:
         """What tells the data from others."""
         return self.pairs.digest()
 
-    def net(self) -> Translator:
-        """A fresh translator, its weights by the study's seed."""
+    def hypers(self) -> dict[str, Hyper]:
+        """A rate for each dropout, by its module, where it starts."""
+        return {name: Rate(rate or self.study.tuned_from) for name, rate in rates_of(self.study.net).items()}
+
+    def net(self, hypers: Hyperparameters | None = None) -> Translator:
+        """A fresh translator, its weights by the study's seed; none of its modules reads hyperparameters by itself."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.study.seed)
             return build(self.study.net, len(self.pairs.source), len(self.pairs.target))
 
     @property
+    def streams(self) -> bool:
+        """Whether its layers rewind."""
+        return self.study.net.model in REVERSIBLE
+
+    def stream(self, model: Any, batch: Batch, h: Any) -> dict[str, Any]:
+        """What a reversible translator's loss is streamed from."""
+        streamed: dict[str, Any] = model.streamed(batch, *model.encoded(batch.source, batch.source_lengths))
+        return streamed
+
+    def predict(self, model: Any, batch: Batch) -> Tensor:
+        """Scores of a translator of torch's layers."""
+        logits: Tensor = model.logits(batch)
+        return logits
+
+    def train_loss(self, model: Any, out: Tensor, batch: Batch, h: Any) -> Tensor:
+        """Losses of the rows (B,), whose mean is that of a word, in nats."""
+        losses = F.cross_entropy(out.flatten(0, 1), batch.targets.flatten(), reduction="none").view(batch.targets.shape)
+        live = running(batch.lengths, 0, len(losses))
+        return torch.where(live, losses, 0.0).sum(0) * (len(batch.lengths) / int(batch.lengths.sum()))
+
+    def valid_loss(self, out: Tensor, batch: Batch) -> Tensor:
+        """The same, as no penalty belongs to a training loss."""
+        return self.train_loss(None, out, batch, None)
+
+    @property
     def epoch(self) -> int:
         """Updates of a pass over the training pairs."""
-        return math.ceil(len(self.pairs.splits["train"].pairs) / self.study.learning.batch)
+        return self._epoch("train")
+
+    def _epoch(self, split: Split) -> int:
+        return math.ceil(len(self.pairs.splits[split].pairs) / self.study.learning.batch)
 
     def train_batch(self, step: int) -> Batch:
         """The batch of an update, from 0 on: a function of its number and the seed."""
-        epoch, position = divmod(step, self.epoch)
-        pairs = self.pairs.splits["train"].pairs
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, order(pairs, self.study.learning.batch, self.study.seed, epoch)
-        return batch([pairs[number] for number in self._order[1][position]], self.pairs.target.start)
+        return self._batch("train", step)
+
+    def valid_batch(self, number: int) -> Batch:
+        """The batch of a step on validation text, likewise."""
+        return self._batch("valid", number)
+
+    def _batch(self, split: Split, number: int) -> Batch:
+        epoch, position = divmod(number, self._epoch(split))
+        pairs = self.pairs.splits[split].pairs
+        if split not in self._orders or self._orders[split][0] != epoch:
+            self._orders[split] = epoch, order(pairs, self.study.learning.batch, self.study.seed, epoch)
+        return batch([pairs[number] for number in self._orders[split][1][position]], self.pairs.target.start)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:

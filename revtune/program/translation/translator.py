@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import tyro
@@ -24,11 +24,10 @@ from torch.nn import functional as F
 import revtune as rt
 from revtune.program.data.buckets import Batch
 from revtune.program.errors import Problem
+from revtune.program.layers import REVERSIBLE, Model
 from revtune.reversible.arguments import running
-from revtune.reversible.layers.masks import drop_mask
 from revtune.reversible.streams.attention import Attention, AttentionReadout, numbered
-
-Model = Literal["revgru", "revlstm", "gru", "lstm"]
+from revtune.sequences import Along, handing
 
 State = Tensor | tuple[Tensor, ...]
 
@@ -58,6 +57,13 @@ class Net:
     """Of what is attended to, one mask a sentence."""
     loss_in_blocks: bool = False
     """Whether torch's layers have logits and loss made block by block, as reversible ones always have."""
+
+
+def rates_of(net: Net) -> dict[str, float]:
+    """The dropout rates of a translator, by the modules that have them."""
+    between = ("encoder.dropout", "decoder.dropout") if net.layers > 1 else ()
+    rates = dict.fromkeys(("source_dropout", "target_dropout", *between, "softmax_dropout"), net.dropout)
+    return {**rates, "slice_dropout": net.slice_dropout}
 
 
 class Attended(NamedTuple):
@@ -110,10 +116,10 @@ class Translator(nn.Module):
         super().__init__()
         self.net, self.attended = net, Attended.of(net.attend, net.hidden)
         self.source, self.target = rt.Embedding(source_words, net.embedding), rt.Embedding(target_words, net.embedding)
-        self.encode, self.decode = (
-            nn.Sequential(words, rt.LockedDropout(net.dropout)) for words in (self.source, self.target)
-        )
-        self.drop = nn.Dropout(net.dropout)
+        self.source_dropout, self.target_dropout = (rt.LockedDropout(net.dropout) for _ in range(2))
+        self.softmax_dropout, self.slice_dropout = nn.Dropout(net.dropout), rt.LockedDropout(net.slice_dropout)
+        self.encode = nn.Sequential(self.source, self.source_dropout)
+        self.decode = nn.Sequential(self.target, self.target_dropout)
         self.encoder, self.decoder = self.layers(), self.layers()
         self.attention = Attention(net.hidden, self.attended.width(net))
         self.readout = rt.LinearCrossEntropy(net.hidden, target_words)
@@ -149,10 +155,12 @@ class Translator(nn.Module):
 
     def mask(self, source: Tensor) -> Tensor | None:
         """What is dropped of what each row attends to, (B, D), at all positions alike; None for nothing."""
-        rate = self.net.slice_dropout
-        if not (self.training and rate):
+        drop = self.slice_dropout
+        if not (drop.training and drop.p):
             return None
-        return drop_mask((source.shape[1], self.attention.key_size), rate, self.readout.weight)
+        with handing(Along(1)):  # of nobody by themselves, these ones are the rows'
+            mask: Tensor = drop(self.readout.weight.new_ones(1, source.shape[1], self.attention.key_size))[0]
+        return mask
 
     def remembered(self, source: Tensor, lengths: Tensor) -> tuple[Memory, State]:
         """What the decoder attends to, and the state that it starts from."""
@@ -186,15 +194,19 @@ class RewindingTranslator(Translator):
 
     def decoded(self, batch: Batch, annotations: Tensor, state: State) -> Tensor:
         """Summed loss in nats of a batch's targets, of what `encoded` gave."""
+        loss, _ = rt.rewind_loss(**self.streamed(batch, annotations, state), reduction="sum")
+        return loss
+
+    def streamed(self, batch: Batch, annotations: Tensor, state: State) -> dict[str, Any]:
+        """What the loss of a batch is streamed from, of what `encoded` gave."""
         readout = AttentionReadout(
-            self.attention, partial(self.keys, batch.source), batch.source_lengths, self.readout, self.drop,
+            self.attention, partial(self.keys, batch.source), batch.source_lengths, self.readout, self.softmax_dropout,
             self.mask(batch.source),
         )  # fmt: skip
-        loss, _ = rt.rewind_loss(
-            self.decoder, batch.inputs, numbered(batch.targets), encode=self.decode, readout=readout, state=state,
-            lengths=batch.lengths, context=[annotations], reduction="sum",
-        )  # fmt: skip
-        return loss
+        return {
+            "rnn": self.decoder, "inputs": batch.inputs, "targets": numbered(batch.targets), "encode": self.decode,
+            "readout": readout, "state": state, "lengths": batch.lengths, "context": [annotations],
+        }  # fmt: skip
 
 
 class StoringTranslator(Translator):
@@ -212,15 +224,25 @@ class StoringTranslator(Translator):
 
     def decoded(self, batch: Batch, annotations: Tensor, state: State) -> Tensor:
         """Summed loss in nats of a batch's targets, of what `encoded` gave."""
-        keys, mask = self.keys(batch.source, slice(None), annotations), self.mask(batch.source)
-        y, _ = self.decoder(self.decode(batch.inputs), state)
-        out, _ = self.attention(y.transpose(0, 1), keys, batch.source_lengths, mask)
         live = running(batch.lengths, 0, len(batch.inputs))
-        features, targets = self.drop(out.transpose(0, 1)[live]), batch.targets[live]
+        out, targets = self.attended_to(batch, annotations, state)[live], batch.targets[live]
+        features = self.softmax_dropout(out)
         if self.net.loss_in_blocks:
             loss: Tensor = self.readout(features, targets)
             return loss
-        return F.cross_entropy(F.linear(features, self.readout.weight, self.readout.bias), targets, reduction="sum")
+        return F.cross_entropy(self.readout.logits(features), targets, reduction="sum")
+
+    def attended_to(self, batch: Batch, annotations: Tensor, state: State) -> Tensor:
+        """What attention gives at all positions, (T, B, H), of what `encoded` gave."""
+        keys, mask = self.keys(batch.source, slice(None), annotations), self.mask(batch.source)
+        y, _ = self.decoder(self.decode(batch.inputs), state)
+        out, _ = self.attention(y.transpose(0, 1), keys, batch.source_lengths, mask)
+        return out.transpose(0, 1)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Scores of all words at all positions, (T, B, V), those of padding too."""
+        out = self.attended_to(batch, *self.encoded(batch.source, batch.source_lengths))
+        return self.readout.logits(self.softmax_dropout(out))
 
 
 def every_output(layers: nn.Module, x: Tensor, lengths: Tensor) -> tuple[Tensor, State]:
@@ -233,5 +255,5 @@ def every_output(layers: nn.Module, x: Tensor, lengths: Tensor) -> tuple[Tensor,
 
 def build(net: Net, source_words: int, target_words: int) -> Translator:
     """The translator that a configuration asks for."""
-    kind = RewindingTranslator if net.model in ("revgru", "revlstm") else StoringTranslator
+    kind = RewindingTranslator if net.model in REVERSIBLE else StoringTranslator
     return kind(net, source_words, target_words)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -350,6 +351,16 @@ class RevRNN(FlatWeights):
         Args:
             what: the function that would not follow them, for messages.
         """
+
+    def encoding(self, what: str, inputs: Tensor, run: Callable[[], tuple[Tensor, Hx]]) -> tuple[Tensor, Hx]:
+        """What `run` gives, annotations and final states of inputs; a layer that responds says whose they are.
+
+        Args:
+            what: the function that encodes, for messages.
+            inputs: as they were given to it.
+            run: encodes them.
+        """
+        return run()
 
     @property
     def first_weight(self) -> Tensor:

@@ -14,7 +14,7 @@ Shapes: B batch, K steps, N positions, S source positions, Q query width, D key 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from revtune.reversible.arguments import check_lengths, check_size, check_tensor, running
 from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntropy
+from revtune.sequences import Along, handing
 
 Keys = Callable[..., Tensor]
 
@@ -126,7 +127,8 @@ class AttentionReadout(FeatureReadout):
     Args:
         attention: general attention.
         keys: `keys(rows, *context)` gives keys (R, S, D) of some rows, a slice of the batch, from the context that
-            `rewind_loss` is given; called once a chunk for each.
+            `rewind_loss` is given; called once a chunk for each. Modules of a self-tuning net that it calls find these
+            rows in dimension 1.
         lengths: source positions of each row, (B,).
         head: from outputs to words.
         drop: what is done to outputs before that, such as nn.Dropout.
@@ -203,10 +205,26 @@ class AttentionReadout(FeatureReadout):
         queries = y.new_zeros(high - low, int(step[-1]) + 1, y.shape[1]).index_put((row, step), y)
         rows = slice(low, high)
         mask = None if self.mask is None else self.mask[rows]
-        keys = self.keys(rows, *context)
+        keys = self._keys(low, high, context)
         check_lengths(self.lengths, keys.shape[1], len(self.lengths), keys.device, _LENGTH_NAMES)
-        out, _ = self.attention(queries, keys, self.lengths[rows], mask)
+        with handing(Along(0, torch.arange(low, high, device=y.device))):
+            out, _ = self.attention(queries, keys, self.lengths[rows], mask)
         return self.drop(out[row, step]), tokens
+
+    def _keys(self, low: int, high: int, context: Sequence[Tensor]) -> Tensor:
+        """The keys of the rows from `low` on, up to `high`, whose layers are told that dimension 1 is rows.
+
+        Where there are as many positions as rows, a layer that was given them in another dimension has not found out.
+        It does with fewer rows.
+        """
+        numbers = torch.arange(low, high, device=self.lengths.device)
+        with handing(handed := Along(1, numbers)):
+            keys = self.keys(slice(low, high), *context)
+        if handed.asked and keys.dim() == 3 and len(keys) == keys.shape[1] > 1:
+            fewer = min(2, len(keys) - 1)
+            with handing(Along(1, numbers[:fewer])):
+                self.keys(slice(low, low + fewer), *context)
+        return keys
 
 
 def numbered(tokens: Tensor) -> Tensor:

@@ -68,7 +68,9 @@ def rewind_encode(
         final state, `h_n` or `(h_n, c_n)`, (L, B, H), float64 and exact.
 
     Raises:
-        ValueError: a bidirectional net, or arguments that do not fit.
+        ValueError: a bidirectional net, or arguments that do not fit. Of a net that tunes itself: a tuned
+            output_dropout, rows that are not the examples in their order, or Delta-STN, which does not follow them into
+            a decoder.
         NonFiniteError, StateRangeError, ReversalError: as in `scan`.
 
     Example:
@@ -90,12 +92,25 @@ def _rewind_encode(
     make_weights(rnn)
     refuse_wrapped(what, encode=encode)
     refuse_cached(what, encode=encode)
+    given = inputs
     (inputs,) = check_tensors(what, rnn, encode is None, inputs=inputs)
     check_lengths(lengths, inputs.shape[0], inputs.shape[1], inputs.device)
     if isinstance(units, bool) or not isinstance(units, int) or not 0 <= units <= rnn.hidden_size // 2:
         raise ValueError(f"{what}: units must be from 0 to {rnn.hidden_size // 2}, half of the net, got {units!r}")
     if rnn.options.output_dropout:
         raise ValueError(f"{what} keeps units as they are, so output_dropout must be 0; drop out the annotations")
+
+    def run() -> tuple[Tensor, Hx]:
+        return _encoded(rnn, inputs, encode, units, state, lengths, max_memory)
+
+    return rnn.encoding(what, given, run)
+
+
+def _encoded(
+    rnn: RevRNN, inputs: Tensor, encode: Encode | None, units: int, state: Hx | None, lengths: Tensor | None,
+    max_memory: int | None,
+) -> tuple[Tensor, Hx]:  # fmt: skip
+    """Annotations and the final state of time-first inputs; arguments as in `rewind_encode`."""
     with one_sequence(masks := SequenceMasks()), torch.autocast(inputs.device.type, enabled=False):
         encode_pass = EncodePass(rnn, inputs, encode, units, state, lengths, masks, max_memory)
         tensors = encode_pass.tensors() if torch.is_grad_enabled() else []

@@ -23,6 +23,7 @@ from revtune.reversible.streams.hooks import called_as_written
 from revtune.reversible.streams.known_gradients import with_gradients
 from revtune.reversible.streams.mean import note_classes
 from revtune.reversible.transforms import refuse_batches, refuse_double_backward, refuse_transforms
+from revtune.sequences import handing_part
 
 BLOCK_BYTES = 3 * 2**20
 """Bytes of a block's logits, of the order of a CPU's cache: they are read and written over several times."""
@@ -339,8 +340,11 @@ class FeatureReadout(ABC):
 
     def __call__(self, y: Tensor, targets: Tensor, *context: Tensor) -> Tensor:
         """The summed loss of these positions."""
-        parts = [self.head(*self.features(y[part], targets[part], *context)) for part in self.parts(targets)]
-        return torch.stack(parts).sum()
+        losses = []
+        for part in self.parts(targets):
+            with handing_part(part):
+                losses.append(self.head(*self.features(y[part], targets[part], *context)))
+        return torch.stack(losses).sum()
 
 
 class _LaterGradients(torch.autograd.Function):

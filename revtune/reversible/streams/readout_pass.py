@@ -24,6 +24,7 @@ from revtune.reversible.streams.mean import Counted
 from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntropy, known_head
 from revtune.reversible.streams.trials import try_readout
 from revtune.reversible.transforms import refuse_transforms
+from revtune.sequences import handing_part
 
 ReadoutFunction = Callable[..., Tensor]
 
@@ -97,7 +98,8 @@ class ReadoutPass:
             return head.losses(y, targets)
         losses = y.new_empty(len(y), dtype=torch.float64)
         for part in self._readout.parts(targets):
-            losses[part] = head.losses(*self._readout.features(y[part], targets[part], *self._given()))
+            with handing_part(part):
+                losses[part] = head.losses(*self._readout.features(y[part], targets[part], *self._given()))
         return losses
 
     def _checked(self, loss: Any, positions: int) -> Tensor:
@@ -146,20 +148,26 @@ class ReadoutPass:
         total, dy = torch.zeros((), dtype=torch.float64, device=y.device), torch.zeros_like(y)
         losses = self._wanted_losses(y)
         for part in readout.parts(targets):
-            y_part = y[part].requires_grad_()
-            with self._recording():
-                features, classes = readout.features(y_part.clone(), targets[part], *self._given())
-                features = head.cast(features)
-            part_losses = self._wanted_losses(y_part)
-            loss, cotangent = head.loss_and_gradient(
-                features, classes, self._sinks, block_bytes=self._logit_bytes, losses=part_losses
-            )
+            with handing_part(part):
+                loss, part_losses, dy[part] = self._of_part(readout, head, y[part], targets[part])
             total += loss
             if losses is not None and part_losses is not None:
                 losses[part] = part_losses
-            dy[part] = self._back([features], [cotangent], y_part)
-            del features  # with its graph, before the next part makes one
         return total if losses is None else losses, dy
+
+    def _of_part(
+        self, readout: FeatureReadout, head: LinearCrossEntropy, y: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The summed loss of a part, that of each position if it is wanted, and the gradient of y; no graph is left."""
+        y.requires_grad_()
+        with self._recording():
+            features, classes = readout.features(y.clone(), targets, *self._given())
+            features = head.cast(features)
+        losses = self._wanted_losses(y)
+        loss, cotangent = head.loss_and_gradient(
+            features, classes, self._sinks, block_bytes=self._logit_bytes, losses=losses
+        )
+        return loss, losses, self._back([features], [cotangent], y)
 
     def _back(self, roots: Sequence[Tensor], cotangents: Sequence[Tensor | None], y: Tensor) -> Tensor:
         """Carry the gradients of `roots` to the tensors that they were computed from. Returns that of y."""

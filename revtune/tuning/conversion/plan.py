@@ -36,7 +36,7 @@ START = 0.05
 DROPOUTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Dropout: TunedDropout, nn.Dropout1d: TunedDropout1d, nn.Dropout2d: TunedDropout2d, nn.Dropout3d: TunedDropout3d
 }  # fmt: skip
-"""The tuned class of each of torch's dropouts."""
+"""The tuned class of each dropout: of torch's, and of those that are entered here."""
 
 READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 """Modules of torch that hand their layers' weights to fused functions: a response in there would not be computed."""

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from revtune.sequences import drawn_once
+from revtune.sequences import Along, drawn_once, streamed
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.noise import DEVIATION, RATE, add_noise, drop_mask, time_dim
 from revtune.tuning.regularizers.regularizer import TunedRegularizer
@@ -133,6 +133,27 @@ class TunedDropout3d(ConvertedDropout, nn.Dropout3d):
     plain, dims, unbatched = nn.Dropout3d, 5, True
 
 
+def sequence_mask(owner: TunedRegularizer, x: Tensor, batch_dim: int) -> Tensor:
+    """The mask of the units of whole sequences x, each dropped at its own rate `p` of the owner.
+
+    Raises:
+        ValueError: x are no sequences; or those of some rows of a batch alone, who would share masks with the others.
+    """
+    sizes = list(x.shape)
+    sizes[time_dim(type(owner).__name__, x, batch_dim)] = 1
+    shape = tuple(sizes)
+    if isinstance(handed := streamed.get(), Along) and handed.of is not None:
+        raise ValueError(
+            f"{type(owner).__name__} has one mask for all rows of a batch, and is handed some: drop out what a decoder "
+            "attends to before it is context, or give AttentionReadout a mask"
+        )
+
+    def draw(generator: torch.Generator | None) -> Tensor:
+        return drop_mask(shape, owner.along("p", x, axis=batch_dim), x, generator)
+
+    return drawn_once(owner, shape, x.device, draw)
+
+
 class TunedLockedDropout(TunedRegularizer):
     """Locked dropout at a tuned rate: one mask for all steps of a sequence, inside `rewind_loss` as well.
 
@@ -158,16 +179,7 @@ class TunedLockedDropout(TunedRegularizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x, in training with units dropped from whole sequences."""
-        if not self.training:
-            return x
-        sizes = list(x.shape)
-        sizes[time_dim(type(self).__name__, x, self.batch_dim)] = 1
-        shape = tuple(sizes)
-
-        def draw(generator: torch.Generator | None) -> Tensor:
-            return drop_mask(shape, self.along("p", x, axis=self.batch_dim), x, generator)
-
-        return self.times(x, lambda: drawn_once(self, shape, x.device, draw))
+        return self.times(x, lambda: sequence_mask(self, x, self.batch_dim)) if self.training else x
 
 
 class TunedNoise(TunedRegularizer):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from revtune.sequences import Nobody, Positions, streamed
+from revtune.sequences import Along, Nobody, Positions, streamed
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.responses.linearized import Change, ResponseRecord, tangent_of
 from revtune.tuning.responses.rows import Laid, Told, laid_in
@@ -169,12 +169,14 @@ class Responding(nn.Module):
         return True
 
     def _rows_known(self, x: Tensor, size: int) -> bool:
-        """Whether rows are examples' own though there is one of them: followed from the batch, or a chunk's last."""
+        """Whether rows are examples' own though there is one of them: followed from the batch, or a stream's."""
         bound, handed = self.hypers.current, streamed.get()
         if x.dim() < 2:
             return False
         if isinstance(handed, Positions) and handed.number == 1:
             return True
+        if isinstance(handed, Along):
+            return x.shape[handed.axis] == handed.count(size)
         return bound is not None and bound.rows is not None and bound.rows.knows(self, x, size)
 
     def output_shape(self, x: Tensor) -> Sequence[int]:

@@ -181,7 +181,7 @@ def laid_in(
     if size == 1:
         return Laid(axis)
     if (handed := streamed.get()) is not None:
-        return _streamed(handed, shape, size, name)
+        return _streamed(handed, shape, size, unit, name)
     told: Told = owner.rows
     following = None if memory is None else memory.following
     key = tuple(x.shape), size
@@ -216,14 +216,17 @@ def laid_in(
     return found if memory is None else memory.keep(owner, key, found, fixed, name)
 
 
-def _streamed(handed: Rows, shape: Sequence[int], size: int, name: str) -> Laid:
+def _streamed(handed: Rows, shape: Sequence[int], size: int, unit_dim: int, name: str) -> Laid:
     """How examples, the rows of a stream's batch, lie in the output for a chunk."""
     if isinstance(handed, Nobody):
         return Laid(0, "all")
     if isinstance(handed, Along):
-        if shape[handed.axis] == size:
-            return Laid(handed.axis)
-        raise ValueError(_not_handed(name, "encode", f"rows must stay in dimension {handed.axis}", size, shape))
+        of, axis = handed.of, handed.axis
+        handed.asked.add(name)
+        if axis >= unit_dim or shape[axis] != handed.count(size):
+            function = "encode" if of is None else "readout"
+            raise ValueError(_not_handed(name, function, f"rows must stay in dimension {axis}", size, shape))
+        return Laid(axis) if of is None else Laid(axis, "index", _along(of, axis, unit_dim))
     index = handed.index()
     # a readout may leave positions out, and whose the others are is known by their number alone
     if handed.rows != size or shape[0] != (handed.steps * size if index is None else len(index)):

@@ -15,11 +15,17 @@ import torch
 from revtune.program.cli.main import main
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import unpacked
+from revtune.program.tasks.live import measure
+from revtune.program.tasks.tuned_learner import TunedLearner
 from revtune.program.translation import run as translation_run
 from revtune.program.translation.interpreter import Interpreter, Translated
+from revtune.program.translation.learner import TranslationLearner
 from revtune.program.translation.scores import scored
 from revtune.program.translation.task import TranslationStudy, TranslationTask
+from revtune.program.translation.translator import Net, rates_of
 from tests.tiny_pairs import translated, write_pairs, write_raw
+
+TUNING = ["--stn.warmup", "2", "--stn.hyper-lr", "0.05"]
 
 SMALL = ["--embedding", "16", "--hidden", "16", "--attend", "emb+slice:4", "--dropout", "0", "--slice-dropout", "0"]
 
@@ -334,15 +340,17 @@ def test_a_sample_that_stands_in_is_told(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("model", ["revlstm", "gru"])
-def test_it_goes_on_bit_for_bit(model: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tune", ["off", "stn"])
+def test_it_goes_on_bit_for_bit(
+    model: str, tune: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = ["--model", model, "--data", str(data), "--steps", "12", "--valid-every", "4", "--dropout", "0.3"]
-    dropped = [*SMALL[:6], "--slice-dropout", "0.3", *told]
+    dropped = [*SMALL[:6], "--slice-dropout", "0.3", *told, "--tune", tune, *TUNING]
     assert main(["train", "multi30k", "--out", str(tmp_path / "a"), *dropped]) == 0
-    from revtune.program.translation.learner import TranslationLearner
+    kind: Any = TranslationLearner if tune == "off" else TunedLearner
+    step, stopped = kind.update, list[bool]()
 
-    step, stopped = TranslationLearner.update, list[bool]()
-
-    def until(self: TranslationLearner) -> float:
+    def until(self: Any) -> float:
         if self.steps == 7 and not stopped:
             stopped.append(True)
             import signal
@@ -350,12 +358,40 @@ def test_it_goes_on_bit_for_bit(model: str, data: Path, tmp_path: Path, monkeypa
             signal.raise_signal(signal.SIGINT)
         return step(self)
 
-    monkeypatch.setattr(TranslationLearner, "update", until)
+    monkeypatch.setattr(kind, "update", until)
     assert main(["train", "multi30k", "--out", str(tmp_path / "b"), *dropped]) == 130
     assert main(["train", "--resume", str(tmp_path / "b")]) == 0
     one, other = (checkpoint.read(tmp_path / name / "weights.safetensors") for name in "ab")
     assert one.tensors.keys() == other.tensors.keys()
     assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+    kept = [(tmp_path / name / "schedule.json") for name in "ab"]
+    assert kept[0].exists() == (tune == "stn") and (tune == "off" or kept[0].read_bytes() == kept[1].read_bytes())
+
+
+@pytest.mark.parametrize(("model", "attend"), [("revgru", "emb+slice:4"), ("revlstm", "full"), ("lstm", "emb")])
+def test_a_tuned_run_is_told_and_used(
+    model: str, attend: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    told = ["--model", model, "--attend", attend, "--layers", "2", "--steps", "9", "--valid-every", "3", *TUNING]
+    words = ["--data", str(data), "--out", str(folder), *SMALL[:4], "--slice-dropout", "0", "--tune", "stn", *told]
+    assert main(["train", "multi30k", *words]) == 0
+    out, names = capsys.readouterr().out, set(rates_of(Net(layers=2)))
+    assert "slice_dropout 0.0" in out and "(scale 0.5)" in out and "updates/s" in out
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["values"].keys() == line["scales"].keys() == names for line in lines)
+    starts = dict.fromkeys(names, 0.4) | {"slice_dropout": 0.05}
+    assert all(lines[-1]["values"][name] != pytest.approx(start, rel=1e-3) for name, start in starts.items())
+    schedule = json.loads((folder / "schedule.json").read_text())
+    assert schedule["steps"] == [0, 4, 6, 8] and schedule["rates"]["encoder.dropout"] == ["encoder.dropout"]
+    result = json.loads((folder / "result.json").read_text())
+    assert result["values"] in [line["values"] for line in lines] and result["final_values"] == lines[-1]["values"]
+    assert main(["evaluate", str(folder)]) == 0
+    assert f"valid: {measure('perplexity', result['valid'])}" in capsys.readouterr().out
+    (tmp_path / "text").write_text("the man sees a dog .\n")
+    assert main(["translate", str(folder), "--file", str(tmp_path / "text")]) == 0
+    assert main(["train", "--resume", str(folder)]) == 1
+    assert "is finished: all 9 steps are done" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -375,6 +411,12 @@ def test_it_goes_on_bit_for_bit(model: str, data: Path, tmp_path: Path, monkeypa
         ],
         (["--hidden", "0"], "--hidden must be at least 1, got 0"),
         (["--vocabulary", str(2**31)], "--vocabulary must be below 2^31"),
+        (["--tune", "delta"], "--tune must be stn or off for a translator, got delta: what an encoder hands"),
+        (["--tune", "stn", "--loss-in-blocks", "--model", "gru"], "--loss-in-blocks is for --tune off"),
+        (["--tune", "stn", "--steps", "9"], "--steps must be at least 202, the first at which hyperparameters"),
+        (["--tune", "stn", "--dropout", "1e-9"], "--dropout must be 0, to start from --tuned-from, or from"),
+        (["--tuned-from", "1"], "--tuned-from must be from"),
+        (["--stn.scale", "-1"], "--stn.scale must be above 0, got -1"),
     ],
 )
 def test_what_cannot_be_is_named(

@@ -10,9 +10,10 @@ import torch
 from revtune.program.cli.train import runner_and_options
 from revtune.program.data.buckets import batch
 from revtune.program.data.pair_sources import PairUnit
+from revtune.program.layers import Model
 from revtune.program.translation.learner import TranslationLearner
 from revtune.program.translation.task import Text, TranslationLearning, TranslationStudy, TranslationTask
-from revtune.program.translation.translator import Model, Net
+from revtune.program.translation.translator import Net
 from tests.tiny_pairs import write_pairs
 
 NET = Net(embedding=8, hidden=8, attend="emb+slice:2", dropout=0.0, slice_dropout=0.0)

@@ -21,10 +21,9 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import nn
 
 from revtune.errors import NonFiniteError
-from revtune.program.runs import checkpoint
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.plain_learner import PlainLearner
 from revtune.program.tasks.task import Space, Task
@@ -162,9 +161,9 @@ class Population(Learner):
             self.model.load_state_dict(self.best["model"])
             member.hypers.put(self.best["values"])
 
-    def weights(self) -> dict[str, Tensor]:
+    def plain(self) -> nn.Module:
         """The current member's."""
-        return checkpoint.weights(self.members[self.current].model)
+        return self.members[self.current].model
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on."""
