@@ -18,8 +18,8 @@ FLOORS = {
     "tuning": ["random_states trees hypers", "noise", "responses", "regularizers", "conversion tuner"],
     "joint": ["embeddings linear_layer readouts", "rev_layers linear_parts", "linear_stream", "entries"],
     "program": [
-        "errors machine figures tables", "files typed layers", "tuning", "data runs", "language tasks", "translation",
-        "recipes", "studies bench", "cli",
+        "errors machine figures tables", "files typed layers", "tuning", "data runs", "tasks", "language",
+        "translation", "recipes", "studies bench", "cli",
     ],
 }  # fmt: skip
 """The rooms of each wing from the ground up: a room imports rooms of lower floors alone."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
 from revtune.program.errors import Problem
 from revtune.program.typed import check_numbers
+from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper
 
 Tuned = Literal["delta", "stn"]
@@ -43,6 +44,11 @@ class Tuning:
     """Where scales start."""
     response_lr: float = 1.0
     """Learning rate of the responses, in those of the weights."""
+
+    def hyperparameters(self, hypers: Mapping[str, Hyper]) -> Hyperparameters:
+        """The set of these by name, their perturbations scaled as these settings say."""
+        how: dict[str, Any] = {"scale": self.scale, "tune_scale": self.tune_scales}
+        return Hyperparameters(**{name: replace(hyper, **how) for name, hyper in hypers.items()})
 
     def for_tuner(self) -> dict[str, Any]:
         """The arguments of a `Tuner` that these settings say."""

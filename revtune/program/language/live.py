@@ -39,9 +39,9 @@ def resident_bytes() -> int:
 
 
 def tuned_values(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Hyperparameters that are tuned, each value with the scale of its perturbations; none in other facts."""
-    scales = facts.get("scales", {})
-    return [(name, f"{value:.3g} (scale {scales[name]:.2g})") for name, value in facts.get("values", {}).items()]
+    """Hyperparameters that change, each value with the scale of its perturbations where it is tuned."""
+    scales = {name: f" (scale {scale:.2g})" for name, scale in facts.get("scales", {}).items()}
+    return [(name, f"{value:.3g}{scales.get(name, '')}") for name, value in facts.get("values", {}).items()]
 
 
 class Report:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from revtune.program.data.text_sources import Text, TextSource
-from revtune.program.language.config import DELTA, STN, Config, Learning, Net, Size
+from revtune.program.language.config import DELTA, STN, Config, Net
+from revtune.program.language.learning import Learning
+from revtune.program.language.task import LanguageTask
+from revtune.program.tasks.task import Size
 
 kind = "text"
+
+task = LanguageTask
 
 
 def recipe(size: Size = "small") -> Config:
