@@ -17,7 +17,7 @@ from revtune.program.language.regularizers import by_option
 from revtune.program.language.task import LanguageTask
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import RecurrentState, Saved, not_of_this_run
-from revtune.program.runs.followed import check_names
+from revtune.program.runs.followed import check_fits, not_followed
 from revtune.program.tasks.learner import weight_optimizer
 from revtune.tuning.conversion.replay import Replay, replay
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
@@ -188,8 +188,8 @@ def replayed(schedule: Schedule, task: LanguageTask, model: LanguageModel) -> Re
     Raises:
         Problem: it is none, of other hyperparameters, or sets rates that the model does not have.
     """
+    check_fits(schedule, task.hypers())
     try:
-        check_names(schedule, task.hypers())
         return replay(schedule, model)
     except ValueError as error:
-        raise Problem(f"the schedule cannot be replayed: {error}", code=2) from error
+        raise not_followed(error) from error

@@ -7,14 +7,17 @@ replayed.json                   what a plain run takes of that, in the folder of
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from revtune.program.errors import Problem
 from revtune.program.files import read_bytes, read_text, write
 from revtune.program.typed import reason
 from revtune.tuning.conversion.replay import check_schedule
+from revtune.tuning.hypers.kinds import Hyper, Positive, Rate
 from revtune.tuning.tuner.schedule import Schedule, columns
 
 SCHEDULE, HISTORY, REPLAYED = "schedule.json", "history.jsonl", "replayed.json"
@@ -97,8 +100,25 @@ def at_the_end(schedule: Schedule) -> Schedule:
     return {**schedule, "steps": [0], "values": {name: column[-1:] for name, column in schedule["values"].items()}}
 
 
-def check_names(schedule: Schedule, names: Iterable[str]) -> None:
-    """Raise `ValueError` unless a schedule is of the hyperparameters of these names."""
-    if (theirs := set(schedule["values"])) != (ours := set(names)):
+def check_fits(schedule: Schedule, hypers: Mapping[str, Hyper]) -> None:
+    """Raise `Problem` unless a schedule is of just these hyperparameters, at values that they can have."""
+    if (theirs := set(schedule["values"])) != (ours := set(hypers)):
         told = (", ".join(sorted(some)) or "none" for some in (theirs, ours))
-        raise ValueError("it has the hyperparameters {}, and this run {}".format(*told))
+        raise not_followed("it has the hyperparameters {}, and this run {}".format(*told))
+    for name, hyper in hypers.items():
+        low, high = bounds(hyper)
+        for value in schedule["values"][name]:
+            if not low <= value <= high:
+                raise not_followed(f"{name} must be from {low:g} to {high:g}, got {value}")
+
+
+def bounds(hyper: Any) -> tuple[float, float]:
+    """The least and the most that a hyperparameter can be."""
+    if isinstance(hyper, Rate):
+        return 0.0, 1.0
+    return (0.0, math.inf) if isinstance(hyper, Positive) else (hyper.low, hyper.high)
+
+
+def not_followed(why: object) -> Problem:
+    """The error for a schedule that a run cannot take."""
+    return Problem(f"the schedule cannot be replayed: {why}", code=2)

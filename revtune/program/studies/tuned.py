@@ -93,10 +93,7 @@ def values_by_step(task: Task, schedule: Schedule | None) -> ValuesAt | None:
     """
     if schedule is None:
         return None
-    try:
-        followed.check_names(schedule, task.hypers())
-    except ValueError as error:
-        raise Problem(f"the schedule cannot be replayed: {error}", code=2) from error
+    followed.check_fits(schedule, task.hypers())
     return partial(values_at, schedule)
 
 

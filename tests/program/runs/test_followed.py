@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from revtune.program.errors import Problem
-from revtune.program.runs.followed import Followed, at_the_end, check_names, schedule_of
+from revtune.program.runs.followed import Followed, at_the_end, check_fits, schedule_of
+from revtune.tuning.hypers.kinds import Between, Hyper, Integer, Positive, Rate
 
 SCHEDULE = {"steps": [0, 4], "values": {"drop": [0.1, 0.3]}, "rates": {"drop": ["drop.p"]}}
 RECORDS = [{"step": step, "values": {"drop": value}} for step, value in ((4, 0.2), (4, 0.3), (6, 0.4))]
@@ -49,5 +50,19 @@ def test_a_run_that_tunes_follows_nobody(tmp_path: Path) -> None:
     Followed(replay=tmp_path).check_untuned(None)
     with pytest.raises(Problem, match="--values-of is for a run that tunes nothing itself, got --tune stn"):
         Followed(values_of=tmp_path).check_untuned("--tune stn")
-    with pytest.raises(ValueError, match="it has the hyperparameters drop, and this run a, b"):
-        check_names(SCHEDULE, ("b", "a"))
+    with pytest.raises(Problem, match="it has the hyperparameters drop, and this run a, b"):
+        check_fits(SCHEDULE, {"b": Rate(0.1), "a": Rate(0.1)})
+
+
+@pytest.mark.parametrize(
+    ("hyper", "told"),
+    [
+        (Rate(0.2), "drop must be from 0 to 1, got 1.5"), (Positive(0.2), "drop must be from 0 to inf, got -1"),
+        (Between(0.2, 0.1, 1.2), "drop must be from 0.1 to 1.2, got 1.5"), (Integer(1, 0, 1), "from 0 to 1, got 1.5"),
+    ],
+)  # fmt: skip
+def test_values_that_none_can_have_are_told(hyper: Hyper, told: str) -> None:
+    value = -1 if isinstance(hyper, Positive) else 1.5
+    with pytest.raises(Problem, match=told):
+        check_fits({**SCHEDULE, "values": {"drop": [1.0, value]}}, {"drop": hyper})
+    check_fits({**SCHEDULE, "values": {"drop": [1.0, 1.0]}}, {"drop": hyper})

@@ -31,7 +31,7 @@ from revtune.program.runs.metrics import last_step
 from revtune.program.runs.seals import RUN, Seals, digest
 from revtune.program.studies.compare.journal_seals import JOURNAL, METRICS, last_seal
 from revtune.program.studies.compare.population import PopulationSettings
-from revtune.program.studies.json_files import JsonObject, Template, missing, read_lines, read_object
+from revtune.program.studies.json_files import JsonObject, Template, as_written, missing, read_lines, read_object
 from revtune.program.tasks.loop import WEIGHTS, check_metrics, check_result, data_of
 from revtune.program.tasks.task import SEARCHERS, Settings, Size
 from revtune.program.typed import read_typed, reason
@@ -255,13 +255,16 @@ class Contest:
 
         Settings that contests of earlier versions lack are written where they are not the defaults.
         """
-        options, path = self.options, self.folder / "config.json"
+        path, study, before = self.folder / "config.json", self.options.study, None
         if path.exists():
-            options = dataclasses.replace(options, study=options.study.at_places(self._stored(path)[1]))
-        settings = {"recipe": self.recipe, **dataclasses.asdict(options)}
+            before, stored = self._stored(path)
+            study = study.at_places(stored)
+        settings = {"recipe": self.recipe, **dataclasses.asdict(dataclasses.replace(self.options, study=study))}
         del settings["out"], settings["accept_edits"]
         if self.options.pbt == PopulationSettings():
             del settings["pbt"]
+        if before is not None:
+            settings["study"] = as_written(settings["study"], before["study"], dataclasses.asdict(stored))
         read: JsonObject = json.loads(json.dumps(settings, default=str))  # paths as text, tuples as lists
         return read
 
