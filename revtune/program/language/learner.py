@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +46,8 @@ class Learner(ABC):
 
     def built(self, hypers: Hyperparameters | None = None) -> LanguageModel:
         """The model before it has learnt, its weights by torch's generator."""
-        model: LanguageModel = self.task.build(hypers, len(self.task.corpus.vocabulary)).to(self.device)
-        return model
+        model: Any = self.task.build(hypers, len(self.task.corpus.vocabulary))
+        return cast(LanguageModel, model.to(self.device))
 
     @abstractmethod
     def update(self, segment: Segment, rate: float) -> dict[str, float]:
@@ -96,7 +96,7 @@ class PlainLearner(Learner):
         super().__init__(task, config)
         self.model = self.built()
         self.player = None if schedule is None else replayed(schedule, task, self.model)
-        self.optimizer = weight_optimizer(config.learning)(self.model.parameters())
+        self.optimizer = weight_optimizer(config.learning)([{"params": list(self.model.parameters())}])
         self.state: RecurrentState = None
 
     def update(self, segment: Segment, rate: float) -> dict[str, float]:

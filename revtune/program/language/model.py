@@ -151,8 +151,8 @@ class StoringStack(nn.Module):
     @classmethod
     def tuned(cls, net: Net, hypers: Hyperparameters) -> Self:
         """At rates that are hyperparameters, to be converted by `self_tuning`, or by `plain` where they are numbers."""
-        drops = [TunedLockedDropout(hypers, name, batch_dim=1) for name in ("input_dropout", "output_dropout")]
-        return cls(layers_of(net, nn.GRU if net.model == "gru" else nn.LSTM), *drops, 0.0)
+        inputs, outputs = (TunedLockedDropout(hypers, f"{what}_dropout", batch_dim=1) for what in ("input", "output"))
+        return cls(layers_of(net, nn.GRU if net.model == "gru" else nn.LSTM), inputs, outputs, 0.0)
 
     def forward(self, x: Tensor, state: RecurrentState = None) -> tuple[Tensor, RecurrentState]:
         """Outputs (T, B, H) and the state, (L, B, H) or a pair of it."""

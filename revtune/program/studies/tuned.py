@@ -74,7 +74,8 @@ def start(name: str, options: Options[Any]) -> Path:
     task = recipes.find(name).task(study)
     schedule = options.followed.schedule(Constants(task.hypers()).values())
     values = values_by_step(task, schedule)
-    facts = {"recipe": name, "size": options.size, "method": options.method, "study": dataclasses.asdict(study)}
+    facts: dict[str, Any] = {"recipe": name, "size": options.size, "method": options.method}
+    facts["study"] = dataclasses.asdict(study)
     with claimed(name, options.out) as folder:
         if schedule is not None:
             facts[REPLAYS] = True

@@ -32,6 +32,7 @@ from revtune.program.language.run import Run, held_out_loss
 from revtune.program.layers import Model
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved
+from revtune.program.tasks.learner import weight_optimizer
 from revtune.reversible.kernel import backend as native
 from tests.backends import on_native
 from tests.tiny_runs import LEARNING, Died, Silent, assert_same, config, losses, write_sums
@@ -307,13 +308,13 @@ def test_what_is_not_finite_is_never_saved(text: Path, tmp_path: Path, monkeypat
             if facts["step"] == 6:
                 torch.nn.init.constant_(models[0].encode.weight, float("nan"))
 
-    def build(net: Net, tokens: int) -> language.LanguageModel:
-        models.append(made(net, tokens))
+    def build(net: Net, tokens: int, hypers: None) -> language.LanguageModel:
+        models.append(made(net, tokens, hypers))
         return models[-1]
 
     models: list[language.LanguageModel] = []
     made = language.build
-    monkeypatch.setattr(train, "build", build)
+    monkeypatch.setattr("revtune.program.language.task.build", build)
     part = Run(tmp_path / "run")
     with pytest.raises(Problem, match="encode.weight is not finite after step 6; a lower learning rate may help"):
         train.start(config(text, valid_every=9), part.folder, Spoils())
@@ -404,6 +405,15 @@ def test_a_plateau_quarters_and_length_scales_the_rate() -> None:
     rates = [learning.rate(step, 2) for step in range(100)]
     assert rates == pytest.approx([20 / 16 * learning.length_of(step) / 70 for step in range(100)])
     assert max(rates) > 1.7 * min(rates)
+
+
+def test_the_update_rule_has_its_settings() -> None:
+    weights = [torch.nn.Parameter(torch.zeros(2))]
+    for rule, momentum in (("sgd", 0.9), ("adam", None)):
+        learning = Learning(optimizer=rule, lr=0.3, momentum=0.9, weight_decay=0.1)  # type: ignore[arg-type]
+        made = weight_optimizer(learning)([{"params": weights}])
+        assert (made.defaults["lr"], made.defaults["weight_decay"]) == (0.3, 0.1)
+        assert made.defaults.get("momentum") == momentum and type(made).__name__.lower() == rule
 
 
 def test_lengths_follow_from_the_step() -> None:

@@ -20,6 +20,7 @@ from revtune.program.runs.checkpoint import packed, unpacked
 from revtune.program.runs.followed import Followed
 from revtune.program.studies import tuned
 from revtune.program.studies.compare import table as compare_table
+from revtune.program.studies.compare.contest import Contest, Options
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.plain_learner import PlainLearner
 from revtune.program.tasks.task import METHODS, Learning, Method, Split
@@ -33,6 +34,7 @@ STILL: dict[str, Any] = {
     "learning": Learning(batch=4, lr=1e-30, momentum=0.0), "delta": Tuning(warmup=0, ratio=1, hyper_lr=1e-30,
                                                                             tune_scales=False),
 }  # fmt: skip
+RESULTS = Path(__file__).parents[3] / "benchmarks/results"
 TUNERS: tuple[Tuned, ...] = ("stn", "delta")
 
 
@@ -241,6 +243,23 @@ def test_the_program_trains_evaluates_and_compares(
     who = ["--contestants", "plain", "stn", "delta", "final", "random", "--budget", "0.5", "--clock", "cpu"]
     assert main(["compare", "ptb_lstm", *words, str(tmp_path / "contest"), *who]) == 0
     assert "| perplexity | trials |" in (tmp_path / "contest/table.md").read_text()
+
+
+def test_kept_runs_and_the_kept_contest_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """The contest's settings were written before there was `--model`, and it still is the same contest."""
+    for name, model in (("lstm-seed-1", "lstm"), ("revlstm-seed-1", "revlstm")):
+        recipe, method, kept = tuned.stored(RESULTS / "joint" / name)
+        assert (recipe, method, kept.learning.steps) == ("ptb_lstm", "stn", 1430)
+        assert isinstance(kept, WordStudy) and (kept.words, kept.model) == (200_000, model)
+    before = json.loads((RESULTS / "compare/ptb_lstm/config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    own = {name: before[name] for name in ("seeds", "budget", "clock", "size")}
+    options = Options(study=ptb_lstm.study(), contestants=tuple(before["contestants"]), out=tmp_path, **own)
+    Contest("ptb_lstm", options, tmp_path).keep()
+    assert json.loads((tmp_path / "config.json").read_text()) == before
+    other = dataclasses.replace(options, study=dataclasses.replace(options.study, model="gru"))
+    with pytest.raises(Problem, match="holds a contest with other settings"):
+        Contest("ptb_lstm", other, tmp_path).keep()
 
 
 @pytest.mark.parametrize("model", ["lstm", "revlstm"])
