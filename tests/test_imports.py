@@ -21,8 +21,8 @@ FLOORS = {
         "entries",
     ],
     "program": [
-        "errors machine figures tables", "files typed layers", "tuning", "data runs", "language tasks", "translation",
-        "recipes", "studies bench", "cli",
+        "errors machine figures tables", "files typed layers", "tuning", "data runs", "tasks", "language",
+        "translation", "recipes", "studies bench", "cli",
     ],
 }  # fmt: skip
 """The rooms of each wing from the ground up: a room imports rooms of lower floors alone."""

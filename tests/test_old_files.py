@@ -1,7 +1,8 @@
 """Files that were written before the code lay in rooms: runs go on, models and tuners are loaded, figures are the same.
 
-`written_before/` holds three runs stopped after 7 of 12 steps, a tuner after 3 steps, and what each came to later, all
-by version 0.1.0 of 2026-11-29. Another machine's last bits may differ, hence the tolerance.
+`written_before/` holds runs stopped after 7 of 12 steps, a tuner after 3 steps, and what each came to later, by version
+0.1.0 of 2026-11-29; those of `ptb_lstm` and of layers of torch are of 2026-11-30, before language models shared a task.
+Another machine's last bits may differ, hence the tolerance.
 """
 
 import json
@@ -17,6 +18,7 @@ from revtune.program.cli.main import main
 from tests.small_tuner import net, tuner
 from tests.tiny_images import write_images
 from tests.tiny_pairs import write_pairs
+from tests.tiny_words import write_words
 
 KEPT = Path(__file__).with_name("written_before")
 
@@ -29,8 +31,12 @@ DATA: dict[str, tuple[str, Callable[[Path], object]]] = {
     "text": ("text", write_text),
     "mnist": ("images", write_images),
     "multi30k": ("pairs", lambda folder: write_pairs(folder, train=60)),
+    "ptb_lstm": ("words", write_words),
+    "ptb_revlstm": ("words", write_words),
+    "text_lstm": ("text", write_text),
+    "text_gru_stn": ("text", write_text),
 }
-"""By recipe, the folder of its data and what wrote them."""
+"""By run, the folder of its data and what wrote them."""
 
 
 @pytest.fixture

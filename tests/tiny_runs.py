@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from revtune.program.data.text_sources import Text
-from revtune.program.language.config import Config, Learning, Net
+from revtune.program.language.config import Config, Net
+from revtune.program.language.learning import Learning
 from revtune.program.layers import Model
 from revtune.program.runs import checkpoint
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from revtune.program.recipes import ptb_lstm
+from revtune.program.recipes.ptb_lstm import WordStudy
 from revtune.program.tasks.task import Learning
-from revtune.program.tasks.word_task import WordStudy
 from revtune.program.tuning import Tuning
 
 LEARNING = Learning(steps=6, batch=4, valid_every=2, lr=0.5, momentum=0.0, clip=0.25)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -13,6 +13,7 @@ import torch
 from revtune.program.errors import Problem
 from revtune.program.files import write
 from revtune.program.typed import check_each, check_numbers
+from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import NEAREST, Hyper
 from revtune.tuning.tuner.schedule import Schedule
 
@@ -53,6 +54,11 @@ class Tuning:
     response_lr: float = 1.0
     """Learning rate of the responses, in those of the weights."""
 
+    def hyperparameters(self, hypers: Mapping[str, Hyper]) -> Hyperparameters:
+        """The set of these by name, their perturbations scaled as these settings say."""
+        how: dict[str, Any] = {"scale": self.scale, "tune_scale": self.tune_scales}
+        return Hyperparameters(**{name: replace(hyper, **how) for name, hyper in hypers.items()})
+
     def for_tuner(self) -> dict[str, Any]:
         """The arguments of a `Tuner` that these settings say."""
         rule = HYPER_RULES[self.optimizer]
@@ -68,12 +74,8 @@ DELTA = Tuning(hyper_lr=0.02, tune_scales=False)
 STN = Tuning(tune_scales=False)
 
 
-class Tunes(Protocol):
-    """Settings of a run that may tune its rates."""
-
-    @property
-    def tune(self) -> Tune:
-        """By which method, or not at all."""
+class Methods(Protocol):
+    """Settings of methods that tune."""
 
     @property
     def tuned_from(self) -> float:
@@ -81,6 +83,25 @@ class Tunes(Protocol):
 
     def tuning(self, method: Tuned) -> Tuning:
         """The settings of a method."""
+
+
+class Tunes(Methods, Protocol):
+    """Settings of a run that may tune its rates."""
+
+    @property
+    def tune(self) -> Tune:
+        """By which method, or not at all."""
+
+
+WITHIN = f"from {LEAST:g} to 1 - {LEAST:g}"
+"""Where a tuned rate may start, in words."""
+
+
+def check_methods(settings: Methods) -> None:
+    """Raise `Problem` for the first setting of the methods that no run can have, whether it tunes or not."""
+    check_each(settings, "tuned_from", lambda value: LEAST <= value <= 1 - LEAST, WITHIN)
+    for method in TUNED:
+        check_tuning(settings.tuning(method), method)
 
 
 def check_tunes(settings: Tunes, steps: int, net: object, rates: str) -> None:
@@ -93,14 +114,16 @@ def check_tunes(settings: Tunes, steps: int, net: object, rates: str) -> None:
         rates: names of these, with spaces between.
     """
     check_each(settings, "tune", get_args(Tune).__contains__, f"one of {', '.join(get_args(Tune))}")
-    within = f"from {LEAST:g} to 1 - {LEAST:g}"
-    check_each(settings, "tuned_from", lambda value: LEAST <= value <= 1 - LEAST, within)
-    for method in TUNED:
-        check_tuning(settings.tuning(method), method)
+    check_methods(settings)
     if settings.tune == "off":
         return
     check_reached(steps, settings.tuning(settings.tune), settings.tune)
-    starts = f"0, to start from --tuned-from, or {within} where it is tuned"
+    check_starts(net, rates)
+
+
+def check_starts(net: object, rates: str) -> None:
+    """Raise `Problem` for the first of these rates that no tuned one can start from."""
+    starts = f"0, to start from --tuned-from, or {WITHIN} where it is tuned"
     check_each(net, rates, lambda value: not value or LEAST <= value <= 1 - LEAST, starts)
 
 

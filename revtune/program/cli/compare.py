@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from types import ModuleType
 from typing import Any, cast
 
 from revtune.program import recipes
 from revtune.program.cli.options import parse, size_of
 from revtune.program.errors import Problem
+from revtune.program.language.config import Config, LanguageStudy
 from revtune.program.studies.compare.compare import run
 from revtune.program.studies.compare.contest import Options
+from revtune.program.tasks.task import Settings, Size
 
 
 def compare(arguments: list[str]) -> None:
     """Compare ways of tuning on a recipe's task."""
-    known = [name for name in recipes.names() if recipes.find(name).kind == "tuned"]
+    known = [name for name in recipes.names() if recipes.find(name).kind in ("tuned", "text")]
     if not arguments or arguments[0] in ("-h", "--help"):
         print("revtune compare RECIPE [options]: ways of tuning hyperparameters, each with the same time\n")
         print(recipes.overview(known))
@@ -23,9 +27,18 @@ def compare(arguments: list[str]) -> None:
     if name not in known:
         raise Problem(f"{why_not(name)}; revtune compare takes {', '.join(known)}", code=2)
     recipe, size = recipes.find(name), size_of(arguments)
-    study, kind, about = recipe.study(size), cast(Any, Options), f"Recipe {name}. {recipe.__doc__}"
+    study, kind, about = study_of(recipe, size), cast(Any, Options), f"Recipe {name}. {recipe.__doc__}"
     default = Options(study=study, size=size)
     run(name, parse(kind[type(study)], arguments[1:], f"compare {name}", about=about, default=default, flat=False))
+
+
+def study_of(recipe: ModuleType, size: Size) -> Settings:
+    """A recipe's settings; those of a language model without what says how a run tunes, as all ways compete."""
+    if recipe.kind == "tuned":
+        tuned: Settings = recipe.study(size)
+        return tuned
+    config: Config = recipe.recipe(size)
+    return LanguageStudy(**{field.name: getattr(config, field.name) for field in dataclasses.fields(LanguageStudy)})
 
 
 def why_not(name: str) -> str:
@@ -34,6 +47,4 @@ def why_not(name: str) -> str:
         return f"there is no recipe {name!r}"
     if recipes.find(name).kind == "output_dropout":
         return f"recipe {name} tunes in an experiment of its own, which revtune train {name} runs"
-    if recipes.find(name).kind == "text":
-        return f"recipe {name} tunes while it learns, by revtune train {name} --tune, and has no spaces to search"
     return f"recipe {name} tunes no hyperparameters"

@@ -12,7 +12,7 @@ import tyro
 
 from revtune.program.errors import Problem
 from revtune.program.files import check_spelling
-from revtune.program.language.config import Size
+from revtune.program.tasks.task import Size
 
 
 def parse(

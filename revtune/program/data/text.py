@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +33,14 @@ class Corpus:
             sha.update(len(tokens).to_bytes(8, "little"))
             sha.update(tokens.numpy().tobytes())
         return sha.hexdigest()
+
+
+class Segment(NamedTuple):
+    """Tokens (T, B), the tokens after them, and whether they are the first of the text."""
+
+    inputs: Tensor
+    targets: Tensor
+    first: bool
 
 
 def byte_corpus(train: bytes, valid: bytes, test: bytes) -> Corpus:
@@ -60,7 +69,13 @@ def streams(tokens: Tensor, batch: int, *, name: str) -> Tensor:
     return tokens[: rows * batch].view(batch, rows).t().contiguous()
 
 
-def segment(rows: Tensor, position: int, length: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (T, B), int64, of the `length` steps from `position` on, fewer at the end of the text."""
+def after(rows: Tensor, position: int, length: int) -> int:
+    """Where the segment behind one of `length` steps begins; 0 behind the text's last."""
+    behind = position + length
+    return behind if behind < len(rows) - 1 else 0  # the last row is only a target
+
+
+def segment(rows: Tensor, position: int, length: int) -> Segment:
+    """The `length` steps from `position` on, int64, fewer at the end of the text."""
     stop = min(position + length, len(rows) - 1)
-    return rows[position:stop].long(), rows[position + 1 : stop + 1].long()
+    return Segment(rows[position:stop].long(), rows[position + 1 : stop + 1].long(), position == 0)

@@ -32,6 +32,9 @@ class Text:
     """The text of recipe `text`: 90% of it is for training, 5% for validation, 5% for the test, in whole lines."""
     data: Path | None = None
     """Folder with data sets by name, as in ptb/ptb.train.txt; default: the environment's REVTUNE_DATA, then the hub."""
+    words: int | None = None
+    """Words of the training text to use, from its beginning, and a fifth as many of the held-out text, or fewer up to
+    the end of a line; None for all."""
     max_words: int = 50_000
     """Word level: keep this many of the most frequent words of the training text; the others become <unk>."""
 
@@ -47,6 +50,9 @@ SKIPPED = {
     "site-packages", "test", "tests", "turtledemo",
 }  # fmt: skip
 """Folders of the standard library that hold tests, tables, or packages that not every machine has."""
+
+HELD_OUT = 5
+"""How many times fewer words are held out than learnt from, where a part of the text is used."""
 
 FEWEST_BYTES = 1_000
 """Of a text; the loss on a twentieth of fewer would tell nothing."""
@@ -77,7 +83,12 @@ def _read(text: Text, reading: Reading) -> Corpus:
     name = str(text.file or text.source)
     if text.source == "file":
         decode(b"".join(parts), name)  # an error tells the place in the file, not in a part
-    return word_corpus(*(reading.words(decode(part, name)) for part in parts), most=text.max_words)
+    train, valid, test = (reading.words(decode(part, name)) for part in parts)
+    if text.words is not None:
+        if text.words > len(train):
+            raise Problem(f"--words must be at most {len(train)} for {name}, got {text.words}", code=2)
+        train, valid = reading.first(train, text.words), reading.first(valid, text.words // HELD_OUT)
+    return word_corpus(train, valid, test, most=text.max_words)
 
 
 def stdlib(folder: Path | None = None) -> Parts:

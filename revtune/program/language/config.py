@@ -7,23 +7,21 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Self, get_args
 
 import tyro
 
 from revtune.program.data.text_sources import Text, TextSource
 from revtune.program.data.vocabulary import TextUnit
 from revtune.program.errors import Problem
+from revtune.program.files import absolute
+from revtune.program.language.learning import Learning
 from revtune.program.layers import REVERSIBLE, Model
+from revtune.program.runs.folder import command_line
 from revtune.program.runs.seals import NEAR
-from revtune.program.tuning import DELTA, STN, TUNED, Tune, Tuned, Tuning, check_tunes
+from revtune.program.tasks.task import Rule, Schedule, Size
+from revtune.program.tuning import DELTA, STN, TUNED, Tune, Tuned, Tuning, check_methods, check_starts, check_tunes
 from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, TOO_MANY, check_each, reason, told_of, typed
-
-Rule = Literal["adam", "sgd"]
-
-Schedule = Literal["cosine", "plateau"]
-
-Size = Literal["small", "paper"]
 
 RATES = "dropout input_dropout hidden_dropout output_dropout embedding_dropout weight_drop"
 """The settings of a net that are dropout rates."""
@@ -47,6 +45,8 @@ class Net:
     """Without it nothing is forgotten and nothing stored. Reversible models only."""
     bounded: bool = True
     """Whether h takes up (1 - p) of its update, which keeps it below 1, or all of it, as in the paper. RevLSTM only."""
+    follow_quickly: bool = False
+    """Begin with gates by which h and c forget fast. RevLSTM only."""
     tie: bool = False
     """Use the embedding's weights in the softmax as well; embedding and hidden are then equal."""
     dropout: float = 0.0
@@ -64,65 +64,86 @@ class Net:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learning:
-    """How it learns."""
-
-    steps: int = 1600
-    """Weight updates in all; the run's length is counted in these, never in time."""
-    batch: int = 32
-    """Streams of text read side by side."""
-    length: int = 64
-    """Tokens of a stream in one step, the span of truncated backpropagation."""
-    length_spread: float = 0.0
-    """Standard deviation of that length in tokens; then one step in 20 is half as long and lr follows the length."""
-    optimizer: Rule = "adam"
-    """Update rule."""
-    lr: float = 8e-3
-    """Learning rate at its highest."""
-    schedule: Schedule = "cosine"
-    """cosine falls to a twentieth over the run; plateau divides by 4 when validation stops improving."""
-    warmup: int = 30
-    """Steps over which the learning rate rises from nothing."""
-    patience: int = 5
-    """Validations in a row without a better one before the learning rate falls. Schedule plateau only."""
-    clip: float = 1.0
-    """Largest norm of the gradient, all parameters together."""
-    weight_decay: float = 0.0
-    """L2 penalty of the optimizer."""
-    valid_every: int = 320
-    """Steps between validations; the best one's weights are kept."""
-    valid_batch: int = 64
-    """Streams that validation and test text are cut into; a short text into fewer."""
-    save_every: int = 25
-    """Steps between checkpoints, from which a run that was stopped or killed goes on."""
-    threads: int = 1
-    """Threads of torch; small nets gain little from more, and lose much on busy cores."""
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1 ..."""
-    seed: int = 1
-    """Seed of weights, masks and segment lengths."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """All settings of a run: with the same ones on the same machine the same numbers come out."""
+class LanguageStudy:
+    """The settings of a language model, whatever its hyperparameters do."""
 
     recipe: Annotated[str, tyro.conf.Suppress]
     size: Annotated[Size, tyro.conf.Suppress] = "small"
     text: tyro.conf.OmitArgPrefixes[Text] = field(default_factory=Text)
     net: tyro.conf.OmitArgPrefixes[Net] = field(default_factory=Net)
     learning: tyro.conf.OmitArgPrefixes[Learning] = field(default_factory=Learning)
-    tune: Tune = "off"
-    """How dropout rates and penalties on activations (AR, TAR) are tuned on validation text while weights learn:
-    Delta-STN, STN, or not at all, which leaves rates where they are and has no penalties."""
     tuned_from: float = 0.05
     """Where tuned rates start that are 0, as no gradient reaches them there, and both penalties."""
     stn: Tuning = STN
     delta: Tuning = DELTA
 
+    @property
+    def seed(self) -> int:
+        """Seed of weights, masks and segment lengths."""
+        return self.learning.seed
+
+    @property
+    def threads(self) -> int:
+        """Threads of torch."""
+        return self.learning.threads
+
+    @property
+    def length(self) -> int:
+        """Tokens of a stream in a segment of held-out text."""
+        return self.learning.length
+
+    def length_of(self, step: int) -> int:
+        """Tokens of a stream in a training step."""
+        return self.learning.length_of(step)
+
     def tuning(self, method: Tuned) -> Tuning:
         """The settings of a method that tunes."""
         return self.stn if method == "stn" else self.delta
+
+    def checked(self) -> Self:
+        """Settings that a contest can have, with absolute paths.
+
+        Raises:
+            Problem: for the first that no contest can have.
+        """
+        check_study(self)
+        check_starts(self.net, RATES)
+        if self.learning.device != "cpu":
+            raise Problem(f"--device must be cpu in a contest, got {self.learning.device}", code=2)
+        return self.with_absolute_paths()
+
+    def with_absolute_paths(self) -> Self:
+        """The settings with their paths made absolute, to be found from any folder later.
+
+        Raises:
+            Problem: they name a file, and their recipe reads none.
+        """
+        text = self.text
+        if text.file is not None and text.source != "file":
+            does = f"{command_line('train', 'text', '--file', text.file)} does"
+            raise Problem(f"recipe {self.recipe} reads no file; {does}", code=2)
+        text = dataclasses.replace(text, file=absolute(text.file), data=absolute(text.data))
+        return dataclasses.replace(self, text=text)
+
+    def at_seed(self, seed: int) -> Self:
+        """The settings with another seed."""
+        return dataclasses.replace(self, learning=dataclasses.replace(self.learning, seed=seed))
+
+    def at_places(self, other: Self) -> Self:
+        """The settings with the text where others have it."""
+        text = dataclasses.replace(self.text, data=other.text.data, file=other.text.file)
+        return dataclasses.replace(self, text=text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(LanguageStudy):
+    """All settings of a run: with the same ones on the same machine the same numbers come out."""
+
+    tune: Tune = "off"
+    """How dropout rates and penalties on activations (AR, TAR) are tuned on validation text while weights learn:
+    Delta-STN, STN, or not at all, which leaves rates where they are and has no penalties."""
+    replays: Annotated[bool, tyro.conf.Suppress] = False
+    """Whether rates and penalties follow the run's schedule.json, which was another run's, and are not tuned."""
 
     def json(self, **more: Any) -> str:
         """The configuration as indented JSON, paths as strings, with more beside it."""
@@ -152,22 +173,31 @@ def from_json(text: str, where: Path) -> Config:
 
 def check(config: Config) -> None:
     """Raise `Problem` for the first value that no run can have."""
-    text, net, learning = config.text, config.net, config.learning
+    check_study(config)
+    check_tunes(config, config.learning.steps, config.net, RATES)
+
+
+def check_study(study: LanguageStudy) -> None:
+    """Raise `Problem` for the first value that no language model's settings can have."""
+    text, net, learning = study.text, study.net, study.learning
     for group, name, kind in (
         (text, "source", TextSource), (text, "unit", TextUnit), (net, "model", Model), (learning, "optimizer", Rule),
         (learning, "schedule", Schedule),
     ):  # fmt: skip
         check_each(group, name, get_args(kind).__contains__, f"one of {', '.join(get_args(kind))}")
     check_each(text, "max_words", lambda value: value >= 1, "at least 1")
+    check_each(text, "words", lambda value: value is None or value >= 1, "at least 1, or None for all")
+    if text.words is not None and text.unit != "word":
+        raise Problem(f"--words counts words, which --unit {text.unit} does not learn; --unit word does", code=2)
     check_each(net, "embedding hidden layers", lambda value: value >= 1, "at least 1")
     counts = "steps batch length patience valid_every valid_batch save_every threads"
     check_each(learning, counts, lambda value: value >= 1, "at least 1")
     check_each(learning, "lr clip", lambda value: value > 0, "above 0")
-    check_each(learning, "warmup length_spread weight_decay", lambda value: value >= 0, "at least 0")
+    check_each(learning, "warmup length_spread weight_decay momentum", lambda value: value >= 0, "at least 0")
     check_each(net, RATES, lambda value: 0 <= value < 1, "a rate from 0 to below 1")
     _check_largest(text, net, learning)
     _check_net(net)
-    check_tunes(config, learning.steps, net, RATES)
+    check_methods(study)
 
 
 def _check_largest(text: Text, net: Net, learning: Learning) -> None:
@@ -176,7 +206,7 @@ def _check_largest(text: Text, net: Net, learning: Learning) -> None:
     counts = "steps batch length patience valid_every valid_batch save_every warmup"
     for group, names in ((text, "max_words"), (net, "embedding hidden layers"), (learning, counts)):
         check_each(group, names, lambda value: value < TOO_MANY, "below 2^31")
-    check_each(learning, "lr clip weight_decay", lambda value: value <= LARGEST, f"at most {LARGEST:g}")
+    check_each(learning, "lr clip weight_decay momentum", lambda value: value <= LARGEST, f"at most {LARGEST:g}")
     check_each(learning, "length_spread", lambda value: value <= learning.length, f"at most --length {learning.length}")
 
 

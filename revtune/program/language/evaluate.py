@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from revtune.program.data.text import segment, streams
-from revtune.program.language.config import Learning
+from revtune.program.language.learning import Learning
 from revtune.program.language.model import LanguageModel
 from revtune.program.runs.checkpoint import RecurrentState
 
@@ -18,7 +18,7 @@ def evaluate(model: LanguageModel, rows: Tensor, length: int) -> float:
     model.eval()
     with torch.no_grad():
         for position in range(0, len(rows) - 1, length):
-            inputs, targets = segment(rows, position, length)
+            inputs, targets, _ = segment(rows, position, length)
             loss, state = model.loss(inputs, targets, state)
             total += loss.item() * inputs.numel()
     return total / ((len(rows) - 1) * rows.shape[1])

@@ -3,43 +3,51 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from revtune.program.data.text import Segment
 from revtune.program.errors import Problem
-from revtune.program.language.config import Config, Learning
+from revtune.program.language.config import Config
 from revtune.program.language.model import LanguageModel
+from revtune.program.language.regularizers import by_option
+from revtune.program.language.task import LanguageTask
 from revtune.program.runs import checkpoint
-from revtune.program.runs.checkpoint import RecurrentState, Saved
+from revtune.program.runs.checkpoint import RecurrentState, Saved, not_of_this_run
+from revtune.program.runs.followed import check_fits, not_followed
+from revtune.program.tasks.learner import weight_optimizer
+from revtune.tuning.conversion.replay import Replay, replay
+from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.random_states import random_states, set_random_states
+from revtune.tuning.tuner.schedule import Schedule
 
 GENERATORS = ("cpu", "cuda")
 """What a checkpoint calls the random states, in their order."""
 
-
-class Segment(NamedTuple):
-    """Tokens (T, B), the tokens after them, and whether they are the first of the text."""
-
-    inputs: Tensor
-    targets: Tensor
-    first: bool
+REPLAY = "replay"
+"""What a checkpoint calls where a schedule that is replayed is."""
 
 
 class Learner(ABC):
     """A model, and all that its next update depends on.
 
     Args:
-        model: what learns.
+        task: the text, and what is learnt of it.
         config: of the run.
-        device: where it computes.
     """
 
-    def __init__(self, model: LanguageModel, config: Config, device: torch.device) -> None:
-        self.model, self.net, self.learning, self.device = model, config.net, config.learning, device
+    model: LanguageModel
+
+    def __init__(self, task: LanguageTask, config: Config) -> None:
+        self.task, self.net, self.learning, self.device = task, config.net, config.learning, task.device
+
+    def built(self, hypers: Hyperparameters | None = None) -> LanguageModel:
+        """The model before it has learnt, its weights by torch's generator."""
+        model: Any = self.task.build(hypers, len(self.task.corpus.vocabulary))
+        return cast(LanguageModel, model.to(self.device))
 
     @abstractmethod
     def update(self, segment: Segment, rate: float) -> dict[str, float]:
@@ -71,15 +79,24 @@ class Learner(ABC):
 
 
 class PlainLearner(Learner):
-    """A model at constant dropout rates.
+    """A model at constant dropout rates and without penalties, or one that replays a schedule of both.
+
+    Args:
+        task, config: as in `Learner`.
+        schedule: what another run's hyperparameters were, or where they ended.
 
     Attributes:
         state: the recurrent state after the last segment; None where the text begins.
+
+    Raises:
+        Problem: the schedule is not of a net with these rates.
     """
 
-    def __init__(self, model: LanguageModel, config: Config, device: torch.device) -> None:
-        super().__init__(model, config, device)
-        self.optimizer = optimizer(config.learning)(model.parameters())
+    def __init__(self, task: LanguageTask, config: Config, schedule: Schedule | None = None) -> None:
+        super().__init__(task, config)
+        self.model = self.built()
+        self.player = None if schedule is None else replayed(schedule, task, self.model)
+        self.optimizer = weight_optimizer(config.learning)([{"params": list(self.model.parameters())}])
         self.state: RecurrentState = None
 
     def update(self, segment: Segment, rate: float) -> dict[str, float]:
@@ -87,13 +104,23 @@ class PlainLearner(Learner):
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss, self.state = self.model.loss(segment.inputs, segment.targets, self.state)
+        loss, self.state = self._loss(segment)
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.learning.clip)
         if torch.isfinite(norm):  # the caller raises otherwise, and the weights are left as they were
             self.optimizer.step()
         return {"loss": loss.item(), "norm": norm.item()}
+
+    def _loss(self, segment: Segment) -> tuple[Tensor, RecurrentState]:
+        if self.player is None:
+            return self.model.loss(segment.inputs, segment.targets, self.state)
+        self.player.step()
+        return self.task.mean_loss(self.model, segment, self.state, self.player.values)
+
+    def facts(self) -> dict[str, Any]:
+        """Values of the hyperparameters by option, where a schedule says them."""
+        return {} if self.player is None else {"values": by_option(self.player.values)}
 
     def plain(self) -> nn.Module:
         """The model itself."""
@@ -111,7 +138,8 @@ class PlainLearner(Learner):
             "state/": checkpoint.state_tensors(self.state),
             "random/": dict(zip(GENERATORS, random_states(self.device), strict=False)),  # no cuda on the CPU
         }
-        return Saved({prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}, {})
+        facts = {} if self.player is None else {REPLAY: self.player.state_dict()}
+        return Saved({prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}, facts)
 
     def restore(self, saved: Saved, path: Path, *, step: int, position: int) -> None:
         """Take up what `saved` gave of a learner of the same configuration.
@@ -132,6 +160,17 @@ class PlainLearner(Learner):
             set_random_states([saved.tensors[name] for name in names], self.device)
         except (RuntimeError, TypeError) as error:
             raise Problem(f"{path} is no checkpoint of a run: its random states are not torch's") from error
+        if self.player is not None:
+            self._restore_player(saved, path, step)
+
+    def _restore_player(self, saved: Saved, path: Path, step: int) -> None:
+        assert self.player is not None
+        try:
+            self.player.load_state_dict(saved.facts[REPLAY])
+            if self.player.steps != step:
+                raise ValueError(f"its schedule is at step {self.player.steps}, not {step}")
+        except (KeyError, ValueError) as error:
+            raise not_of_this_run(path, error) from error
 
     def _state_like(self) -> tuple[Tensor, ...]:
         """Tensors of the shapes and dtypes of this run's recurrent state, without content."""
@@ -143,7 +182,14 @@ class PlainLearner(Learner):
         return tuple(torch.empty(shape, dtype=dtype, device="meta") for _ in range(parts))
 
 
-def optimizer(learning: Learning) -> Callable[[Any], torch.optim.Optimizer]:
-    """What makes the optimizer that a configuration asks for, of parameters or of groups of them."""
-    kind = torch.optim.Adam if learning.optimizer == "adam" else torch.optim.SGD
-    return lambda parameters: kind(parameters, lr=learning.lr, weight_decay=learning.weight_decay)
+def replayed(schedule: Schedule, task: LanguageTask, model: LanguageModel) -> Replay:
+    """A schedule that a task's model replays.
+
+    Raises:
+        Problem: it is none, of other hyperparameters, or sets rates that the model does not have.
+    """
+    check_fits(schedule, task.hypers())
+    try:
+        return replay(schedule, model)
+    except ValueError as error:
+        raise not_followed(error) from error

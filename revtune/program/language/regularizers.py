@@ -9,20 +9,17 @@ Shapes: T steps, B streams, V tokens, H units.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import revtune as rt
-from revtune.program.language.config import Config, Net
-from revtune.program.language.learner import Segment
-from revtune.program.language.model import LanguageModel, of_layer, of_layers
+from revtune.program.data.text import Segment
+from revtune.program.language.config import Net
+from revtune.program.language.model import LanguageModel, Out
 from revtune.program.layers import REVERSIBLE
-from revtune.program.tuning import Tuning
-from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper, Positive, Rate
-from revtune.tuning.regularizers.dropouts import TunedLockedDropout
 from revtune.tuning.regularizers.penalties import activation_penalty, temporal_penalty
 
 WORDS = "encode.dropout"
@@ -42,16 +39,15 @@ def rates_of(net: Net) -> list[str]:
     return own + (["hidden_dropout"] if net.model in REVERSIBLE else [])
 
 
-def hyperparameters(config: Config, tuning: Tuning) -> Hyperparameters:
-    """A rate for each dropout, and the weights of both penalties, where they start."""
-    how: dict[str, Any] = {"scale": tuning.scale, "tune_scale": tuning.tune_scales}
-    hypers: dict[str, Hyper] = {
+def starts(net: Net, tuned_from: float) -> dict[str, Hyper]:
+    """A rate for each dropout, and the weights of both penalties, by hyperparameter, where they start."""
+    rates: dict[str, Hyper] = {
         WORDS if name == "embedding_dropout" else name: Rate(
-            getattr(config.net, name) or config.tuned_from, per="batch" if name in BATCH_RATES else "example", **how
+            getattr(net, name) or tuned_from, per="batch" if name in BATCH_RATES else "example"
         )
-        for name in rates_of(config.net)
+        for name in rates_of(net)
     }
-    return Hyperparameters(**hypers, **{name: Positive(config.tuned_from, **how) for name in PENALTIES})
+    return {**rates, **{name: Positive(tuned_from) for name in PENALTIES}}
 
 
 def by_option(values: dict[str, float]) -> dict[str, float]:
@@ -65,57 +61,23 @@ def in_force(net: Net, values: dict[str, float]) -> Net:
     return dataclasses.replace(net, **rates)
 
 
-class Out(NamedTuple):
-    """Logits (T, B, V), and outputs (T, B, H) of the last layer before and after dropout."""
-
-    logits: Tensor
-    outputs: Tensor
-    dropped: Tensor
-
-
-class TunedStack(nn.Module):
-    """The layers of a `StoringStack`, under dropouts that are tuned; its weights keep their names.
-
-    Args:
-        layers: of nn.GRU or nn.LSTM; converted, they drop their recurrent weights themselves.
-        hypers: what the dropouts read.
-    """
-
-    def __init__(self, layers: nn.ModuleList, hypers: Hyperparameters) -> None:
-        super().__init__()
-        self.layers, self.dropout = layers, nn.Dropout(0.0)
-        self.input_drop = TunedLockedDropout(hypers, "input_dropout", batch_dim=1)
-        self.output_drop = TunedLockedDropout(hypers, "output_dropout", batch_dim=1)
-
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Outputs (T, B, H) and the state, (L, B, H) or a pair of it."""
-        _, x, after = self.outputs(x, state)
-        return x, after
-
-    def outputs(self, x: Tensor, state: Any) -> tuple[Tensor, Tensor, Any]:
-        """Outputs of the last layer before and after dropout, and the state."""
-        after, raw = list[tuple[Tensor, ...]](), x
-        for number, layer in enumerate(self.layers):
-            x = self.dropout(x) if number else x
-            parts = of_layer(state, number)
-            raw, part = layer(self.input_drop(x), parts if len(parts) > 1 else parts[0] if parts else None)
-            x = self.output_drop(raw)
-            after.append(part if isinstance(part, tuple) else (part,))
-        return raw, x, of_layers(after)
-
-
 def predict(model: Any, batch: Segment, state: Any) -> tuple[Out, Any]:
     """The prediction of a storing model, and its next state."""
-    raw, dropped, state = model.rnn.outputs(model.encode(batch.inputs), None if batch.first else state)
-    return Out(model.readout.logits(dropped), raw, dropped), state
+    out, state = model.outputs(batch.inputs, None if batch.first else state)
+    return out, state
+
+
+def cross_entropy(out: Out, batch: Segment) -> Tensor:
+    """Mean cross entropy of a token in each stream, (B,), in nats."""
+    losses = F.cross_entropy(out.logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
+    return losses.view(batch.targets.shape).mean(0)
 
 
 def train_loss(out: Out, batch: Segment, h: Any) -> Tensor:
     """Mean cross entropy of a token in each stream, and its penalties, (B,), in nats."""
-    losses = F.cross_entropy(out.logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
     penalty = activation_penalty(out.dropped, h.activation, batch_dim=1)
     penalty = penalty + temporal_penalty(out.outputs, h.temporal, batch_dim=1)
-    return losses.view(batch.targets.shape).mean(0) + penalty
+    return cross_entropy(out, batch) + penalty
 
 
 def valid_loss(out: Out, batch: Segment) -> Tensor:

@@ -5,6 +5,7 @@
     metrics.jsonl            a line of measurements for each step and each validation
     weights.safetensors      the model with the lowest validation loss, plain, and the values of what was tuned
     schedule.json            all values that tuned hyperparameters have had, as `Tuner.schedule` tells
+    replayed.json            such values of another run, by a run that tunes nothing and takes them
     checkpoint.safetensors   everything that the next step depends on
     lock                     held by the process that begins the run
 
@@ -31,13 +32,14 @@ from revtune.program.language.config import Config, from_json
 from revtune.program.language.evaluate import evaluate, held_out_streams
 from revtune.program.language.model import LanguageModel, build
 from revtune.program.language.regularizers import in_force
-from revtune.program.runs import checkpoint
+from revtune.program.runs import checkpoint, followed
 from revtune.program.runs.checkpoint import Saved
 from revtune.program.runs.folder import claimed, config_of
 from revtune.program.runs.metrics import last_step
 from revtune.program.runs.places import near, place
 from revtune.program.runs.seals import Seals
 from revtune.program.typed import reason
+from revtune.tuning.tuner.schedule import Schedule
 
 READS = {"file": "file", "data": "data set by name"}
 """What a text is read from, by the option that says where it is."""
@@ -76,7 +78,15 @@ class Run:
     @property
     def schedule(self) -> Path:
         """The values of tuned hyperparameters by step."""
-        return self.folder / "schedule.json"
+        return self.folder / followed.SCHEDULE
+
+    def replayed(self) -> Schedule | None:
+        """The hyperparameters by step that the run takes from another, if it does.
+
+        Raises:
+            Problem: they are not there, or damaged.
+        """
+        return followed.read(self.folder / followed.REPLAYED) if self.config().replays else None
 
     def config(self) -> Config:
         """The configuration.
@@ -186,8 +196,8 @@ class Run:
             raise Problem(f"the data are not those that {self.folder} was trained on: their digest differs")
 
 
-def create(config: Config, corpus: Corpus, out: Path | None) -> Run:
-    """Make the folder of a new run, with its configuration and vocabulary.
+def create(config: Config, corpus: Corpus, out: Path | None, schedule: Schedule | None = None) -> Run:
+    """Make the folder of a new run, with its configuration and vocabulary, and the schedule that it replays, if any.
 
     Raises:
         Problem: it holds a run already, cannot be made, or another process begins one there.
@@ -195,6 +205,8 @@ def create(config: Config, corpus: Corpus, out: Path | None) -> Run:
     with claimed(config.recipe, out) as folder:
         stored = {**corpus.vocabulary.to_json(), "digest": corpus.digest()}
         write(folder / "vocabulary.json", json.dumps(stored).encode())
+        if schedule is not None:
+            followed.keep(schedule, folder)
         seen = near(folder, file=config.text.file, data=config.text.data)
         write(folder / "config.json", config.json(**seen).encode())
     return Run(folder)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from revtune.program.errors import Problem
-from revtune.program.files import absolute
 from revtune.program.language import sample, trainer
-from revtune.program.language.config import Config, Size, check
+from revtune.program.language.config import Config, check
 from revtune.program.language.live import Report, measure
 from revtune.program.language.run import Run
 from revtune.program.runs.folder import command_line
+from revtune.program.runs.followed import REPLAYED, SCHEDULE, Followed
+from revtune.program.tasks.task import Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class Options:
     """Learn a text."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
+    followed: Annotated[Followed, tyro.conf.arg(name="")] = field(default_factory=Followed)
     out: Path | None = None
     """Folder of the run; by default the next free runs/<recipe>-<n>."""
     size: Size = "small"
@@ -34,9 +35,13 @@ class Options:
 def start(name: str, options: Options) -> Path:
     """A new run of a recipe, from its first step to its last; its folder."""
     assert options.config.recipe == name
-    check(options.config)
-    with Report(options.config).shown() as report:
-        run = trainer.start(with_absolute_paths(options.config), options.out, report)
+    config = options.config
+    check(config)
+    options.followed.check_untuned(None if config.tune == "off" else f"--tune {config.tune}")
+    schedule = options.followed.schedule()
+    config = dataclasses.replace(config, replays=schedule is not None).with_absolute_paths()
+    with Report(config).shown() as report:
+        run = trainer.start(config, options.out, report, schedule)
     finish(run)
     return run.folder
 
@@ -55,21 +60,6 @@ def resume(
     finish(run)
 
 
-def with_absolute_paths(config: Config) -> Config:
-    """The configuration with its paths made absolute, to be found from any folder later.
-
-    Raises:
-        Problem: it names a file, and its recipe reads none.
-    """
-    text = config.text
-    if text.file is not None and text.source != "file":
-        raise Problem(
-            f"recipe {config.recipe} reads no file; {command_line('train', 'text', '--file', text.file)} does", code=2
-        )
-    file, data = absolute(text.file), absolute(text.data)
-    return dataclasses.replace(config, text=dataclasses.replace(text, file=file, data=data))
-
-
 def finish(run: Run) -> None:
     """Say what a finished run came to, show a sample, and what to do next."""
     config = run.config()
@@ -80,7 +70,8 @@ def finish(run: Run) -> None:
     pieces = sample.text(run.model(), run.vocabulary(), "", length=100 if words else 600, temperature=0.7, seed=1)
     print("".join(pieces).strip("\n") + "\n")
     if tuned:
-        print(f"tuned by {config.tune}, at that step: {tuned}; all steps are in {run.schedule}")
+        how, where = ("replayed", REPLAYED) if config.replays else (f"tuned by {config.tune}", SCHEDULE)
+        print(f"{how}, at that step: {tuned}; all steps are in {run.folder / where}")
     print(f"the run is in {run.folder}; next:")
     prompt = "def " if config.text.source == "stdlib" else "the market" if words else "The "
     print(f"  {command_line('generate', run.folder, '--prompt', prompt)}")

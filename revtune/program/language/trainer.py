@@ -16,15 +16,13 @@ import torch
 
 import revtune as rt
 from revtune.errors import NonFiniteError, ReversalError, StateRangeError
-from revtune.program.data.text import Corpus, segment, streams
+from revtune.program.data.text import Corpus, after, segment
 from revtune.program.data.text_sources import load
 from revtune.program.errors import Problem
 from revtune.program.language.config import Config
-from revtune.program.language.evaluate import evaluate, held_out_streams
-from revtune.program.language.learner import Segment
-from revtune.program.language.model import build
+from revtune.program.language.evaluate import evaluate
 from revtune.program.language.run import Run, create
-from revtune.program.language.schedule import learning_rate, segment_length
+from revtune.program.language.task import LanguageTask
 from revtune.program.language.tuned_learner import TunedLearner, learner
 from revtune.program.runs import checkpoint
 from revtune.program.runs.arithmetic import Arithmetic
@@ -35,6 +33,7 @@ from revtune.program.runs.seals import Seals
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
 from revtune.program.tuning import write_schedule
 from revtune.program.typed import told_of
+from revtune.tuning.tuner.schedule import Schedule
 
 METER_EVERY = 10
 """Steps between two whose stored bits are metered: metering each would slow a run down."""
@@ -81,19 +80,26 @@ class Progress:
 
 
 class Trainer:
-    """A model that learns a corpus as a configuration says, and everything that its next step depends on."""
+    """A model that learns a corpus as a configuration says, and everything that its next step depends on.
 
-    def __init__(self, config: Config, corpus: Corpus) -> None:
+    Args:
+        config: of the run.
+        corpus: the text.
+        schedule: the hyperparameters by step of a run that replays another's.
+
+    Raises:
+        Problem: a setting cannot be had on this machine, or the schedule is not of a net with these rates.
+    """
+
+    def __init__(self, config: Config, corpus: Corpus, schedule: Schedule | None = None) -> None:
         self.learning = config.learning
         self.device = usable(config.learning.device)
         self.arithmetic = Arithmetic.here(self.device)
         torch.set_num_threads(config.learning.threads)
         torch.manual_seed(config.learning.seed)
-        self.model = build(config.net, len(corpus.vocabulary)).to(self.device)
-        tuned_on = held_out_streams(corpus.valid, config.learning, name="validation", most=config.learning.batch)
-        self.learner = learner(self.model, config, tuned_on.to(self.device), self.device)
-        self.rows = streams(corpus.train, config.learning.batch, name="training").to(self.device)
-        self.held_out = held_out_streams(corpus.valid, config.learning, name="validation").to(self.device)
+        self.task = LanguageTask(config, corpus, device=self.device, tested=False)
+        self.learner = learner(self.task, config, schedule)
+        self.model, self.rows = self.learner.model, self.task.part("train")
         self.progress = Progress()
         self.seals = Seals({})
 
@@ -135,13 +141,13 @@ class Trainer:
     def step(self) -> dict[str, Any]:
         """Take one update; returns its measurements."""
         progress, began = self.progress, time.perf_counter()
-        length = segment_length(self.learning, progress.step)
-        rate = learning_rate(self.learning, progress.step, length=length, falls=progress.falls)
-        inputs, targets = segment(self.rows, progress.position, length)
+        length = self.learning.length_of(progress.step)
+        rate = self.learning.rate(progress.step, progress.falls)
+        batch = segment(self.rows, progress.position, length)
         metered = rt.meter(peak=False) if progress.step % METER_EVERY == 0 else contextlib.nullcontext()
         try:
             with metered as meter:
-                told = self.learner.update(Segment(inputs, targets, progress.position == 0), rate)
+                told = self.learner.update(batch, rate)
         except (NonFiniteError, ReversalError, StateRangeError) as error:
             raise Problem(f"step {progress.step + 1} failed: {error}") from error
         loss, norm = told["loss"], told.get("norm", 0.0)  # a tuner refuses a norm that is not finite by itself
@@ -149,18 +155,17 @@ class Trainer:
             raise Problem(
                 f"step {progress.step + 1} failed: loss {loss}, gradient's norm {norm}; a lower learning rate may help"
             )
-        self._advance(len(inputs))
-        facts = {"step": progress.step, "loss": loss, "lr": rate, **told, "tokens": inputs.numel()}
+        self._advance(length)
+        facts = {"step": progress.step, "loss": loss, "lr": rate, **told, "tokens": batch.inputs.numel()}
         facts["seconds"] = round(time.perf_counter() - began, 4)
         if meter is not None and meter.unit_steps:
             facts["stored_bits"] = round(meter.bits_per_unit_step, 4)
         return facts
 
-    def _advance(self, rows: int) -> None:
+    def _advance(self, length: int) -> None:
         self.progress.step += 1
-        self.progress.position += rows
-        if self.progress.position >= len(self.rows) - 1:  # the last row has no target
-            self.progress.position = 0
+        self.progress.position = after(self.rows, self.progress.position, length)
+        if self.progress.position == 0:
             self.learner.begin_anew()
 
     def validate(self, run: Run) -> dict[str, Any]:
@@ -168,7 +173,7 @@ class Trainer:
         progress = self.progress
         self._check_finite(run)
         try:
-            loss = evaluate(self.model, self.held_out, self.learning.length)
+            loss = evaluate(self.model, self.task.part("valid"), self.learning.length)
         except (NonFiniteError, ReversalError, StateRangeError) as error:
             raise Problem(f"the validation at step {progress.step} failed: {error}") from error
         if not math.isfinite(loss):
@@ -213,12 +218,12 @@ class Trainer:
         return size, digest
 
 
-def start(config: Config, out: Path | None, report: Report) -> Run:
-    """Train a new run, from its first step to its last."""
+def start(config: Config, out: Path | None, report: Report, schedule: Schedule | None = None) -> Run:
+    """Train a new run, from its first step to its last; one that replays a schedule is given it."""
     refuse_taken(out)
     corpus = load(config.text)
-    trainer = Trainer(config, corpus)
-    run = create(config, corpus, out)
+    trainer = Trainer(config, corpus, schedule)
+    run = create(config, corpus, out, schedule)
     with contextlib.closing(Metrics(run.metrics, 0)) as metrics:
         trainer.train(run, metrics, report)
     return run
@@ -236,7 +241,7 @@ def resume(run: Run, report: Report) -> Run:
     corpus = load(run.text(), run.corpus_json().get("digest"))
     run.check_data(corpus)
     with told_of(run.folder / "config.json"):
-        trainer = Trainer(config, corpus)
+        trainer = Trainer(config, corpus, run.replayed())
     size, digest, before = 0, None, None
     if run.checkpoint.exists():
         saved = checkpoint.read(run.checkpoint)

@@ -5,21 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from revtune.program.data.text import segment
-from revtune.program.language import regularizers
+from revtune.program.data.text import Segment
 from revtune.program.language.config import Config
-from revtune.program.language.learner import Learner, PlainLearner, Segment, optimizer
-from revtune.program.language.model import LanguageModel
-from revtune.program.layers import REVERSIBLE
+from revtune.program.language.learner import Learner, PlainLearner
+from revtune.program.language.regularizers import by_option
+from revtune.program.language.task import LanguageTask
 from revtune.program.runs.checkpoint import Saved, not_of_this_run, packed, unpacked
+from revtune.program.tasks.tuned_learner import tuner_of
 from revtune.program.tuning import Tuned
-from revtune.tuning.conversion.convert import self_tuning
 from revtune.tuning.conversion.freeze import frozen
 from revtune.tuning.tuner.schedule import Schedule
-from revtune.tuning.tuner.tuner import Tuner
 
 TUNER = "tuner/"
 """What the names of a tuner's tensors begin with in a checkpoint."""
@@ -29,28 +26,16 @@ class TunedLearner(Learner):
     """A model whose rates and penalties are tuned on held-out text.
 
     Args:
-        model: plain; it is converted where it stands.
-        config: of the run.
+        task, config: as in `Learner`.
         method: by which it is tuned.
-        held_out: streams (N, B) of held-out text, gone through again and again.
-        device: where it computes.
     """
 
-    def __init__(
-        self, model: LanguageModel, config: Config, method: Tuned, held_out: Tensor, device: torch.device
-    ) -> None:
-        super().__init__(model, config, device)
-        self.held_out, tuning = held_out, config.tuning(method)
-        hypers, streamed = regularizers.hyperparameters(config, tuning), config.net.model in REVERSIBLE
-        if not streamed:
-            model.rnn = regularizers.TunedStack(model.rnn.get_submodule("layers"), hypers)  # type: ignore[arg-type]
-        given: dict[str, Any] = {"stream": regularizers.stream} if streamed else {
-            name: getattr(regularizers, name) for name in ("predict", "train_loss", "valid_loss")
-        }  # fmt: skip
-        self.tuner = Tuner(
-            self_tuning(model, hypers, batch_dim=1), **given, optimizer=optimizer(config.learning), method=method,
-            clip=config.learning.clip, carry=True, seed=config.learning.seed, **tuning.for_tuner(),
-        )  # fmt: skip
+    def __init__(self, task: LanguageTask, config: Config, method: Tuned) -> None:
+        super().__init__(task, config)
+        tuning = config.tuning(method)
+        hypers = tuning.hyperparameters(task.hypers())
+        self.model = self.built(hypers)
+        self.tuner = tuner_of(task, self.model, hypers, method)
         self.rates = (1.0, tuning.response_lr)  # of weights, then responses
 
     def update(self, segment: Segment, rate: float) -> dict[str, float]:
@@ -58,13 +43,9 @@ class TunedLearner(Learner):
         self.model.train()
         for group, times in zip(self.tuner.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = times * rate
-        loss, held_out = self.tuner.step(segment, self._next_held_out() if self.tuner.due else None)
+        held_out_batch = self.task.valid_batch(self.tuner.valid_steps) if self.tuner.due else None
+        loss, held_out = self.tuner.step(segment, held_out_batch)
         return {"loss": loss} if held_out is None else {"loss": loss, "held_out_loss": held_out}
-
-    def _next_held_out(self) -> Segment:
-        length = self.learning.length
-        number = self.tuner.valid_steps % -(-(len(self.held_out) - 1) // length)  # the last row is only a target
-        return Segment(*segment(self.held_out, number * length, length), number == 0)
 
     def plain(self) -> nn.Module:
         """The model with its responses folded into its weights at the present hyperparameters."""
@@ -76,7 +57,7 @@ class TunedLearner(Learner):
     def facts(self) -> dict[str, Any]:
         """Values and scales of the hyperparameters, by option."""
         values, scales = self.tuner.values(), self.tuner.hypers.scales()
-        return {"values": regularizers.by_option(values), "scales": regularizers.by_option(scales)}
+        return {"values": by_option(values), "scales": by_option(scales)}
 
     def schedule(self) -> Schedule:
         """All values that the hyperparameters have had."""
@@ -103,8 +84,8 @@ class TunedLearner(Learner):
             raise not_of_this_run(path, error) from error
 
 
-def learner(model: LanguageModel, config: Config, held_out: Tensor, device: torch.device) -> Learner:
-    """The learner that a configuration asks for."""
+def learner(task: LanguageTask, config: Config, schedule: Schedule | None = None) -> Learner:
+    """The learner that a configuration asks for; one that is not tuned replays a schedule, if there is one."""
     if config.tune == "off":
-        return PlainLearner(model, config, device)
-    return TunedLearner(model, config, config.tune, held_out, device)
+        return PlainLearner(task, config, schedule)
+    return TunedLearner(task, config, config.tune)

@@ -1,7 +1,8 @@
 """Recipes: a module each, which describes runs and never starts one.
 
 Each says of which `kind` it is, which decides who runs it. Its `recipe` function returns the typed settings of a run or
-a study. A recipe of the kind "tuned" has two functions instead, `study` and `task`, as `tasks.task` tells.
+a study. A recipe of the kind "tuned" has two functions instead, `study` and `task`, as `tasks.task` tells; one of the
+kind "text" has a `task` beside its `recipe`, by which it is compared.
 """
 
 from __future__ import annotations

@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from revtune.program.data.text import Corpus
+from revtune.program.data.text import Corpus, Segment
 from revtune.program.errors import Problem
+from revtune.program.language.model import Out
+from revtune.program.language.regularizers import cross_entropy
 from revtune.program.layers import REVERSIBLE
 from revtune.program.recipes import ptb_lstm
-from revtune.program.recipes.ptb_lstm import PtbLstm
-from revtune.program.tasks.task import Learning, Space
-from revtune.program.tasks.word_task import Out, Segment, WordStudy, WordTask
+from revtune.program.recipes.ptb_lstm import PtbLstm, WordStudy
+from revtune.program.tasks.task import Learning
 from revtune.program.tuning import Tuned
 from revtune.tuning.hypers.kinds import Hyper, Rate
 
@@ -78,10 +79,6 @@ class OutputDropout(PtbLstm):
         """The rate alone."""
         return {NAME: Rate(self.start)}
 
-    def spaces(self) -> dict[str, Space]:
-        """Rates that leave some signal; no searcher takes part, but every task says where one would look."""
-        return {NAME: Space(0.0, 0.9)}
-
     def train_loss(self, model: nn.Module, out: Out, batch: Segment, h: Any) -> Tensor:
         """Cross entropy alone, without `PtbLstm`'s penalties."""
-        return WordTask.train_loss(self, model, out, batch, h)
+        return cross_entropy(out, batch)

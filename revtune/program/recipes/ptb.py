@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from revtune.program.data.text_sources import Text, TextSource
-from revtune.program.language.config import Config, Learning, Net, Size
+from revtune.program.language.config import Config, Net
+from revtune.program.language.learning import Learning
+from revtune.program.language.task import LanguageTask
+from revtune.program.tasks.task import Size
 from revtune.program.tuning import DELTA, STN
 
 kind = "text"
+
+task = LanguageTask
 
 
 def recipe(size: Size = "small") -> Config:

@@ -1,21 +1,32 @@
-"""Penn Treebank: a language model tunes five dropouts and two penalties; --size paper for the whole text."""
+"""Penn Treebank: a language model tunes five dropouts and two penalties; --size paper for the whole text.
+
+The text, the losses and the regularizers are those of `ptb` (`language.task`). The settings, the network of torch's
+layers, which has one locked dropout between them, and the names of hyperparameters are those of MacKay et al. 2019, and
+of runs that were begun before `ptb` tuned.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import revtune as rt
-from revtune.program.tasks.task import Learning, Size, Space
-from revtune.program.tasks.word_task import Out, Segment, WordStudy, WordTask
+from revtune.program.data.text import streams
+from revtune.program.data.text_sources import Text
+from revtune.program.language.config import Net
+from revtune.program.language.model import TIED_INIT, Out, RewindingLanguageModel, follow_quickly
+from revtune.program.language.regularizers import PENALTIES
+from revtune.program.language.task import LanguageTask
+from revtune.program.layers import Model
+from revtune.program.tasks.task import Learning, Size, Study
 from revtune.program.tuning import Tuning
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper, Positive, Rate
 from revtune.tuning.regularizers.dropouts import TunedLockedDropout
-from revtune.tuning.regularizers.penalties import activation_penalty, temporal_penalty
 from revtune.tuning.regularizers.weights import TunedEmbeddingDropout
 
 kind = "tuned"
@@ -28,17 +39,10 @@ DROPOUTS = ("input_drop", "hidden_drop", "output_drop")
 BATCH_DROPOUTS = ("embedding_drop", "weight_drop")
 """Those of weights, of which a batch has one mask."""
 
-PENALTIES = ("activation", "temporal")
-
 RATES = ("rnn.input_dropout", "rnn.dropout", "rnn.output_dropout", "words.dropout", "rnn.weight_drop")
 """The rates of a reversible network in the order of those above; that between layers has a mask a step."""
 
 BATCH_RATES = ("words.dropout", "rnn.weight_drop")
-
-EMBEDDING_INIT = 0.1  # as Merity et al. 2018; an embedding's usual N(0, 1) is far too large for a softmax
-
-FORGET_BIAS, OUTPUT_FORGET_BIAS = -1.0, -4.0
-"""What biases of a RevLSTM's gates f and p begin with beside their random part."""
 
 EPOCH = 29
 """Updates of a pass over the small study's text."""
@@ -46,6 +50,37 @@ EPOCH = 29
 
 # warmup: a pass over the paper's training text
 PAPER = Tuning(warmup=332, tune_scales=False, scale=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordStudy(Study):
+    """Settings of a study on words."""
+
+    words: int | None = 20_000
+    """Words of the training text to use, from its beginning, and a fifth as many of the held-out text, or fewer up to
+    the end of a line; None for all."""
+    vocabulary: int = 10_000
+    """So many of the most frequent words are told apart."""
+    length: int = 35
+    """Words between two updates, which gradients go back through."""
+    width: int = 100
+    """Units of each layer, and of the embedding."""
+    model: Model = "lstm"
+    """Recurrent layers; lstm and gru are torch's own, which store every state."""
+
+    @property
+    def text(self) -> Text:
+        """Which text is read."""
+        return Text(source="ptb", unit="word", data=self.data, words=self.words, max_words=self.vocabulary)
+
+    @property
+    def net(self) -> Net:
+        """The network's form."""
+        return Net(model=self.model, embedding=self.width, hidden=self.width, layers=2, tie=True)
+
+    def length_of(self, step: int) -> int:
+        """Words of a stream in a training step."""
+        return self.length
 
 
 def study(size: Size = "small") -> WordStudy:
@@ -86,7 +121,7 @@ class WordNet(nn.Module):
         )
         self.lower, self.upper = kind(width, width), kind(width, width)
         self.readout = nn.Linear(width, words)
-        self.readout.weight = nn.init.uniform_(self.words.embedding.weight, -EMBEDDING_INIT, EMBEDDING_INIT)
+        self.readout.weight = nn.init.uniform_(self.words.embedding.weight, -TIED_INIT, TIED_INIT)
         nn.init.zeros_(self.readout.bias)
 
     def forward(self, words: Tensor, state: Any = None) -> tuple[Out, Any]:
@@ -97,8 +132,18 @@ class WordNet(nn.Module):
         dropped = self.output_drop(outputs)
         return Out(self.readout(dropped), outputs, dropped), (lower, upper)
 
+    def outputs(self, words: Tensor, state: Any) -> tuple[Out, Any]:
+        """The same, by the name that all models of torch's layers have for it."""
+        outputs: tuple[Out, Any] = self(words, state)
+        return outputs
 
-class ReversibleWordNet(nn.Module):
+    def loss(self, inputs: Tensor, targets: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Mean loss in nats a word of inputs and targets (T, B), and the next state."""
+        out, state = self(inputs, state)
+        return F.cross_entropy(out.logits.flatten(0, 1), targets.flatten()), state
+
+
+class ReversibleWordNet(RewindingLanguageModel):
     """Embedding, two reversible layers and a tied readout; their rates are arguments of their own.
 
     Args:
@@ -108,66 +153,42 @@ class ReversibleWordNet(nn.Module):
     """
 
     def __init__(self, words: int, width: int, kind: type[rt.RevGRU] | type[rt.RevLSTM]) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.words, self.rnn = rt.Embedding(words, width), kind(width, width, num_layers=2)
         self.readout = rt.LinearCrossEntropy(width, words, tie=self.words)
-        nn.init.uniform_(self.words.weight, -EMBEDDING_INIT, EMBEDDING_INIT)
+        nn.init.uniform_(self.words.weight, -TIED_INIT, TIED_INIT)
         if isinstance(self.rnn, rt.RevLSTM):
             follow_quickly(self.rnn)
 
-
-@torch.no_grad()
-def follow_quickly(rnn: rt.RevLSTM) -> None:
-    """Let h and c of a fresh net forget fast.
-
-    The gates f and p begin around 1/2, so that h lags behind the word that was read. After 200 updates at learning rate
-    10 (200,000 words, two layers of 200, plain) the held-out perplexity is 361 so, and 403 at best without; nn.LSTM's
-    is 367 at its best rate, 5.
-    """
-    for layer in range(rnn.num_layers):
-        bias = rnn.get_parameter(f"bias_ih_l{layer}").view(2, -1, rnn.hidden_size // 2)  # halves, gates f p i o g
-        bias[:, 0] += FORGET_BIAS
-        bias[:, 1] += OUTPUT_FORGET_BIAS
+    @property
+    def encode(self) -> rt.Embedding:  # type: ignore[override]
+        """The embedding, by the name that all language models have for it."""
+        return self.words
 
 
-class PtbLstm(WordTask):
+class PtbLstm(LanguageTask):
     """Dropout of inputs, between layers and of outputs; of words and recurrent weights; penalties on activations."""
 
-    source = "ptb"
+    study: WordStudy
+
+    def cut(self, name: str) -> Tensor:
+        """A part of the text cut into as many streams as are learnt from."""
+        part = "valid" if name == "tuned_on" else name
+        return streams(getattr(self.corpus, part), self.study.learning.batch, name=part)
 
     def hypers(self) -> dict[str, Hyper]:
         """Five rates and the weights of two penalties."""
-        if self.streams:
-            rates = {name: Rate(START, per="batch" if name in BATCH_RATES else "example") for name in RATES}
-            return {**rates, **{name: Positive(START) for name in PENALTIES}}
-        dropouts = {name: Rate(START) for name in DROPOUTS}
-        batch_dropouts = {name: Rate(START, per="batch") for name in BATCH_DROPOUTS}
-        return {**dropouts, **batch_dropouts, **{name: Positive(START) for name in PENALTIES}}
+        names, of_batch = (RATES, BATCH_RATES) if self.streams else ((*DROPOUTS, *BATCH_DROPOUTS), BATCH_DROPOUTS)
+        rates = {name: Rate(START, per="batch" if name in of_batch else "example") for name in names}
+        return {**rates, **{name: Positive(START) for name in PENALTIES}}
 
-    def spaces(self) -> dict[str, Space]:
-        """Any rate but those that drop nearly everything, and penalties over four decades."""
-        rates = {name: Space(0.0, 0.9) for name in (RATES if self.streams else (*DROPOUTS, *BATCH_DROPOUTS))}
-        return {**rates, **{name: Space(1e-3, 10.0, log=True) for name in PENALTIES}}
-
-    def build(self, hypers: Hyperparameters, words: int) -> nn.Module:
+    def build(self, hypers: Hyperparameters | None, words: int) -> nn.Module:
         """A network of the study's layers and width."""
-        if self.study.model == "revlstm" or self.study.model == "revgru":
+        if self.streams:
             kind = rt.RevLSTM if self.study.model == "revlstm" else rt.RevGRU
             return ReversibleWordNet(words, self.study.width, kind)
+        assert hypers is not None
         return WordNet(hypers, words, self.study.width, nn.LSTM if self.study.model == "lstm" else nn.GRU)
-
-    def stream(self, model: Any, batch: Segment, h: Any) -> dict[str, Any]:
-        """With penalties on activations (Merity et al. 2018, AR and TAR)."""
-        given = super().stream(model, batch, h)
-        if h is None:
-            return given
-        return {**given, "penalties": rt.ActivationPenalties(activation=h.activation, temporal=h.temporal)}
-
-    def train_loss(self, model: nn.Module, out: Out, batch: Segment, h: Any) -> Tensor:
-        """Cross entropy and the penalties (Merity et al. 2018, AR and TAR)."""
-        penalty = activation_penalty(out.dropped, h.activation, batch_dim=1)
-        penalty = penalty + temporal_penalty(out.outputs, h.temporal, batch_dim=1)
-        return super().train_loss(model, out, batch, h) + penalty
 
 
 task = PtbLstm

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from revtune.program.data.text_sources import Text
 from revtune.program.errors import Problem
-from revtune.program.language.config import Config, Learning, Net, Size
+from revtune.program.language.config import Config, Net
+from revtune.program.language.learning import Learning
+from revtune.program.language.task import LanguageTask
+from revtune.program.tasks.task import Size
 
 kind = "text"
+
+task = LanguageTask
 
 
 def recipe(size: Size = "small") -> Config:

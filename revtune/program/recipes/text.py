@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from revtune.program.data.text_sources import Text
-from revtune.program.language.config import Config, Size
+from revtune.program.language.config import Config
+from revtune.program.language.task import LanguageTask
 from revtune.program.recipes import stdlib
+from revtune.program.tasks.task import Size
 
 kind = "text"
+
+task = LanguageTask
 
 
 def recipe(size: Size = "small") -> Config:

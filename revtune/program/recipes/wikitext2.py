@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from revtune.program.language.config import Config, Size
+from revtune.program.language.config import Config
+from revtune.program.language.task import LanguageTask
 from revtune.program.recipes import ptb
+from revtune.program.tasks.task import Size
 
 kind = "text"
+
+task = LanguageTask
 
 
 def recipe(size: Size = "small") -> Config:

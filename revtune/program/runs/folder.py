@@ -17,7 +17,7 @@ RUNS = Path("runs")
 LEARNT = ("checkpoint.safetensors", "weights.safetensors", "result.json", "metrics.jsonl")
 """What a run has once it has learnt something."""
 
-OWN = (*LEARNT, "config.json", "vocabulary.json", "schedule.json", "lock")
+OWN = (*LEARNT, "config.json", "vocabulary.json", "schedule.json", "replayed.json", "lock")
 """The files of a run, which nothing else may be written to."""
 
 

@@ -29,7 +29,7 @@ PLACES = ("data", "file", NEAR)
 RUN = "run"
 """What a file of tensors calls the run of a study that it is of, among its seals: its folder in the study's."""
 
-SEALED = (SETTINGS, "vocabulary.json")
+SEALED = (SETTINGS, "vocabulary.json", "replayed.json")
 """The files of a run's folder that it begins with and never changes."""
 
 

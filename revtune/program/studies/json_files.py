@@ -64,3 +64,20 @@ def missing(value: Any, template: Any, name: str = "") -> str | None:
         return f"{name} (an object)" if name else "a JSON object"
     parts = (missing(value.get(key), part, f"{name}.{key}" if name else key) for key, part in template.items())
     return next((part for part in parts if part is not None), None)
+
+
+def as_written(settings: JsonObject, before: JsonObject, filled: JsonObject) -> JsonObject:
+    """Settings without those that a file of an earlier version lacks, where they are as they are by default.
+
+    Args:
+        settings: as they are now.
+        before: what the file has.
+        filled: that, with defaults for what it lacks.
+    """
+    return {
+        name: as_written(value, before[name], filled[name])
+        if isinstance(value, dict) and isinstance(before.get(name), dict)
+        else value
+        for name, value in settings.items()
+        if name in before or value != filled[name]
+    }

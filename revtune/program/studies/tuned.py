@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Generic
 
@@ -16,12 +17,14 @@ from torch import nn
 from revtune.program import recipes
 from revtune.program.errors import Problem
 from revtune.program.files import read_text, write
-from revtune.program.runs import checkpoint
+from revtune.program.runs import checkpoint, followed
 from revtune.program.runs.folder import claimed, command_line, refuse_taken
+from revtune.program.runs.followed import Followed
 from revtune.program.runs.places import near
 from revtune.program.runs.seals import Seals
 from revtune.program.tasks.live import measure
 from revtune.program.tasks.loop import DATA, WEIGHTS, TaskRun, best_weights, check_seals, data_of
+from revtune.program.tasks.plain_learner import ValuesAt
 from revtune.program.tasks.task import (
     METHODS,
     Method,
@@ -38,7 +41,12 @@ from revtune.program.tasks.tuned_learner import learner
 from revtune.program.tuning import in_a_line
 from revtune.program.typed import read_typed, reason, told_of
 from revtune.tuning.conversion.plain import plain
+from revtune.tuning.conversion.replay import values_at
 from revtune.tuning.hypers.constants import Constants
+from revtune.tuning.tuner.schedule import Schedule
+
+REPLAYS = "replays"
+"""What config.json calls whether a run takes its hyperparameters from another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +55,8 @@ class Options(Generic[S]):
 
     study: Annotated[S, tyro.conf.arg(name="")]
     method: Method = "delta"
-    """Delta-STN, STN, or a plain run at the starting values."""
+    """Delta-STN, STN, or a plain run at the starting values, or at those of another run."""
+    followed: Annotated[Followed, tyro.conf.arg(name="")] = field(default_factory=Followed)
     out: Path | None = None
     """Folder of the run; by default the next free runs/<recipe>-<n>."""
     size: Size = "small"
@@ -62,13 +71,32 @@ def start(name: str, options: Options[Any]) -> Path:
     study = with_absolute_paths(options.study)
     check(study)
     check_tuned(study, options.method)
+    options.followed.check_untuned(None if options.method == "plain" else f"--method {options.method}")
     task = recipes.find(name).task(study)
-    facts = {"recipe": name, "size": options.size, "method": options.method, "study": dataclasses.asdict(study)}
+    schedule = options.followed.schedule(Constants(task.hypers()).values())
+    values = values_by_step(task, schedule)
+    facts: dict[str, Any] = {"recipe": name, "size": options.size, "method": options.method}
+    facts["study"] = dataclasses.asdict(study)
     with claimed(name, options.out) as folder:
+        if schedule is not None:
+            facts[REPLAYS] = True
+            followed.keep(schedule, folder)
         facts |= near(folder, data=study.data)
         write(folder / "config.json", json.dumps(facts, indent=2, default=str).encode() + b"\n")
-    go_on(task, options.method, folder, Seals.of(folder))
+    go_on(task, options.method, folder, Seals.of(folder), values)
     return folder
+
+
+def values_by_step(task: Task, schedule: Schedule | None) -> ValuesAt | None:
+    """The values that a plain run follows, if it follows any.
+
+    Raises:
+        Problem: they are of other hyperparameters than the task's.
+    """
+    if schedule is None:
+        return None
+    followed.check_fits(schedule, task.hypers())
+    return partial(values_at, schedule)
 
 
 def stored(folder: Path) -> tuple[str, Method, Study]:
@@ -103,10 +131,12 @@ def resume(folder: Path, *, accept_edits: bool = False, data: Path | None = None
     study = with_place(study, folder, data)
     with told_of(folder / "config.json"):
         task = recipes.find(name).task.as_learnt(study, data_of(folder))
-    go_on(task, method, folder, seals)
+    replays = json.loads(read_text(folder / "config.json")).get(REPLAYS)
+    schedule = followed.read(folder / followed.REPLAYED) if replays else None
+    go_on(task, method, folder, seals, values_by_step(task, schedule))
 
 
-def go_on(task: Any, method: Method, folder: Path, seals: Seals) -> None:
+def go_on(task: Any, method: Method, folder: Path, seals: Seals, values: ValuesAt | None) -> None:
     """Take the steps that are left, write what is missing of the result, and say what the run came to.
 
     Raises:
@@ -114,7 +144,7 @@ def go_on(task: Any, method: Method, folder: Path, seals: Seals) -> None:
     """
     torch.set_num_threads(task.study.threads)
     command = command_line("train", "--resume", folder)
-    with contextlib.closing(TaskRun(learner(task, method), folder, command, seals)) as task_run:
+    with contextlib.closing(TaskRun(learner(task, method, schedule=values), folder, command, seals)) as task_run:
         task_run.learn_to_end(task.measure)
         print(in_words(task.measure, task_run.result(), folder))
 

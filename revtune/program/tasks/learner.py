@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from revtune.errors import NonFiniteError
 from revtune.program.runs import checkpoint
-from revtune.program.runs.schedule import FALL, scheduled
+from revtune.program.runs.schedule import FALL
 from revtune.program.tasks.task import Learning, Split
 from revtune.tuning.trees import mapped
 
@@ -122,7 +122,7 @@ class Learner(ABC):
 
     def set_rate(self) -> None:
         """Give the optimizer the learning rate of this step."""
-        rate = learning_rate(self.learning, self.steps, self.progress.falls, self.fall)
+        rate = self.learning.rate(self.steps, self.progress.falls, self.fall)
         for group, times in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = times * rate
 
@@ -182,12 +182,5 @@ class Learner(ABC):
 
 def weight_optimizer(learning: Learning) -> Callable[[Groups], torch.optim.Optimizer]:
     """A factory of the weights' optimizer."""
-    if learning.optimizer == "adam":
-        return lambda groups: torch.optim.Adam(groups, learning.lr)
-    return lambda groups: torch.optim.SGD(groups, learning.lr, momentum=learning.momentum)
-
-
-def learning_rate(learning: Learning, step: int, falls: int, fall: float = FALL) -> float:
-    """The learning rate of a step, from 0 on, after `falls` plateaus that each divide it by `fall`."""
-    done = min(1.0, step / learning.steps)
-    return scheduled(learning.lr, learning.schedule, done=done, falls=falls, fall=fall)
+    kind: Any = torch.optim.Adam if learning.optimizer == "adam" else torch.optim.SGD
+    return lambda groups: kind(groups, **learning.of_rule())

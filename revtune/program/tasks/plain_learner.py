@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +11,9 @@ from revtune.program.tasks.task import Task
 from revtune.program.tasks.weight_learner import WeightLearner
 from revtune.tuning.conversion.plain import plain
 from revtune.tuning.hypers.constants import Constants
-from revtune.tuning.trees import mapped
+
+ValuesAt = Callable[[int], dict[str, float]]
+"""Values of hyperparameters at an update, from 0 on."""
 
 
 class PlainLearner(WeightLearner):
@@ -19,29 +22,32 @@ class PlainLearner(WeightLearner):
     Args:
         task: what is learnt.
         values: the hyperparameters' values; by default where they start.
+        schedule: the values of each update, where they change.
     """
 
     task: Task
 
-    def __init__(self, task: Task, values: dict[str, float] | None = None) -> None:
-        self.hypers = Constants(task.hypers(), values)
+    def __init__(
+        self, task: Task, values: dict[str, float] | None = None, schedule: ValuesAt | None = None
+    ) -> None:  # fmt: skip
+        self.hypers = Constants(task.hypers(), values if schedule is None else schedule(0))
         super().__init__(task)
-        self._carried = None
+        self.schedule, self._carried = schedule, None
 
     def build(self) -> nn.Module:
         """Torch's own layers at the values."""
         return plain(self.task.net(self.hypers), self.hypers)
 
+    def update(self) -> float:
+        """Update the weights by the task's next batch, at the values that are due; the training loss."""
+        if self.schedule is not None:
+            self.hypers.put(self.schedule(self.steps))
+        return super().update()
+
     def loss(self, batch: Any) -> Tensor:
         """The mean training loss of a batch."""
-        if self.task.streams:
-            loss, self._carried = self.task.streamed_loss(self.model, batch, self._carried, self.hypers.numbers)
-            return loss
-        out = self.task.predict(self.model, batch, *([self._carried] if self.task.carry else []))
-        if self.task.carry:
-            out, state = out
-            self._carried = mapped(Tensor.detach, state)
-        return self.task.train_loss(self.model, out, batch, self.hypers.numbers).mean()
+        loss, self._carried = self.task.mean_loss(self.model, batch, self._carried, self.hypers.numbers)
+        return loss
 
     def values(self) -> dict[str, float]:
         """The hyperparameters as they were given, or set last."""

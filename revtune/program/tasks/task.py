@@ -12,8 +12,8 @@ STN, Delta-STN, a plain run at fixed values and a searcher's trial all learn a `
     given = task.stream(model, batch, h)                  instead, of a task that streams its loss
     task.evaluate(model, "valid")["loss"]                 what is compared, nats over all of a split
 
-A recipe with a task has two functions: `study(size)` gives the typed settings, of a subclass of `Study` where it has
-some of its own, and `task(study)` loads the data. Learners read `learning`, `stn` and `delta`; the task does not.
+A recipe with a task has two functions: `study(size)` gives the typed settings, a `Study` or what else has all of
+`Settings`, and `task(study)` loads the data. Learners read `learning`, `stn` and `delta`; the task does not.
 
 Shapes: B examples.
 """
@@ -25,18 +25,20 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar, get_args
 
 import tyro
 from torch import Tensor, nn
 
 from revtune.program.files import absolute
 from revtune.program.runs.places import place
+from revtune.program.runs.schedule import FALL, scheduled
 from revtune.program.tuning import TUNED, Tuned, Tuning, check_reached, check_tuning
 from revtune.program.typed import check_numbers
 from revtune.reversible.streams.stream import rewind_loss
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper
+from revtune.tuning.trees import mapped
 
 Method = Literal["delta", "stn", "plain"]
 
@@ -79,6 +81,43 @@ class Learning:
     valid_every: int = 100
     """Updates between validations on all held-out examples."""
 
+    def rate(self, step: int, falls: int, fall: float = FALL) -> float:
+        """The learning rate of an update, from 0 on, after `falls` plateaus that each divide it by `fall`."""
+        done = min(1.0, step / self.steps)
+        return scheduled(self.lr, self.schedule, done=done, falls=falls, fall=fall)
+
+    def of_rule(self) -> dict[str, float]:
+        """The settings of the update rule, by argument of torch's."""
+        return {"lr": self.lr, "momentum": self.momentum} if self.optimizer == "sgd" else {"lr": self.lr}
+
+
+class Settings(Protocol):
+    """What learners and contests read of a task's settings."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of weights, order, masks and perturbations."""
+
+    @property
+    def threads(self) -> int:
+        """Threads of torch."""
+
+    @property
+    def learning(self) -> Learning:
+        """How weights learn."""
+
+    def tuning(self, method: Tuned) -> Tuning:
+        """The settings of a method that tunes."""
+
+    def checked(self) -> Self:
+        """Settings that a contest can have, with absolute paths; a `Problem` for the first that none can."""
+
+    def at_seed(self, seed: int) -> Self:
+        """The settings with another seed."""
+
+    def at_places(self, other: Self) -> Self:
+        """The settings with the data where others have them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
@@ -97,6 +136,23 @@ class Study:
     def tuning(self, method: Tuned) -> Tuning:
         """The settings of a method that tunes."""
         return self.stn if method == "stn" else self.delta
+
+    def checked(self) -> Self:
+        """Settings that a contest can have, with absolute paths.
+
+        Raises:
+            Problem: for the first that no run can have.
+        """
+        check(self)
+        return with_absolute_paths(self)
+
+    def at_seed(self, seed: int) -> Self:
+        """The settings with another seed."""
+        return dataclasses.replace(self, seed=seed)
+
+    def at_places(self, other: Self) -> Self:
+        """The settings with the data where others have them."""
+        return dataclasses.replace(self, data=other.data)
 
 
 @dataclass(frozen=True)
@@ -138,7 +194,9 @@ class Task(ABC):
     batch_dim: ClassVar[int] = 0
     measure: ClassVar[str] = "loss"
 
-    def __init__(self, study: Study) -> None:
+    study: Settings
+
+    def __init__(self, study: Any) -> None:
         self.study = study
 
     @classmethod
@@ -192,6 +250,16 @@ class Task(ABC):
     def valid_loss(self, out: Any, batch: Any) -> Tensor:
         """Losses (B,), or their mean, of a step on held-out data: no penalties."""
 
+    def mean_loss(self, model: nn.Module, batch: Any, state: Any, h: Any) -> tuple[Tensor, Any]:
+        """The mean training loss of a batch at hyperparameters h, and the next state, detached, if the task carries."""
+        if self.streams:
+            return self.streamed_loss(model, batch, state, h)
+        out = self.predict(model, batch, *([state] if self.carry else []))
+        if self.carry:
+            out, state = out
+            state = mapped(Tensor.detach, state)
+        return self.train_loss(model, out, batch, h).mean(), state
+
     @abstractmethod
     def train_batch(self, step: int) -> Any:
         """The batch of an update, from 0 on: it depends on this number and the study's seed alone."""
@@ -206,6 +274,8 @@ class Task(ABC):
 
 
 S = TypeVar("S", bound=Study)
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 def with_absolute_paths(study: S) -> S:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from revtune.program.tasks.learner import Learnable, Learner, weight_optimizer
-from revtune.program.tasks.plain_learner import PlainLearner
+from revtune.program.tasks.plain_learner import PlainLearner, ValuesAt
 from revtune.program.tasks.task import Method, Task
 from revtune.program.tuning import Tuned
 from revtune.tuning.conversion.convert import self_tuning
@@ -73,23 +72,10 @@ class TunedLearner(Learner):
         super().__init__(task)
         torch.manual_seed(task.study.seed)
         tuning = task.study.tuning(method)
-        self.hypers = Hyperparameters(**{
-            name: replace(hyper, scale=tuning.scale, tune_scale=tuning.tune_scales)
-            for name, hyper in task.hypers().items()
-        })  # fmt: skip
-        self.model = self_tuning(task.net(self.hypers), self.hypers, batch_dim=task.batch_dim)
-        self.tuner = Tuner(
-            self.model, **self._losses_of(task), optimizer=weight_optimizer(self.learning), method=method,
-            clip=self.learning.clip, carry=task.carry, seed=task.study.seed, **tuning.for_tuner(),
-        )  # fmt: skip
+        self.hypers = tuning.hyperparameters(task.hypers())
+        self.tuner = tuner_of(task, task.net(self.hypers), self.hypers, method)
+        self.model = self.tuner.model
         self.optimizer, self.rates = self.tuner.optimizer, (1.0, tuning.response_lr)  # weights, then responses
-
-    def _losses_of(self, task: Tunable) -> dict[str, Any]:
-        """What the tuner is told of predictions and losses."""
-        if task.streams:
-            return {"stream": task.stream}
-        train_loss = partial(task.train_loss, self.model)
-        return {"train_loss": train_loss, "valid_loss": task.valid_loss, "predict": task.predict}
 
     @property
     def steps(self) -> int:
@@ -123,6 +109,20 @@ class TunedLearner(Learner):
         self.tuner.load_state_dict(state["tuner"])
 
 
-def learner(task: Task, method: Method, values: dict[str, float] | None = None) -> Learner:
-    """The learner of a method; `values` are those of a plain one's hyperparameters, by default where they start."""
-    return PlainLearner(task, values) if method == "plain" else TunedLearner(task, method)
+def tuner_of(task: Tunable, net: nn.Module, hypers: Hyperparameters, method: Tuned) -> Tuner:
+    """What tunes a task's network, which is converted where it stands."""
+    model, study = self_tuning(net, hypers, batch_dim=task.batch_dim), task.study
+    losses: dict[str, Any] = {"stream": task.stream} if task.streams else {
+        "train_loss": partial(task.train_loss, model), "valid_loss": task.valid_loss, "predict": task.predict
+    }  # fmt: skip
+    return Tuner(
+        model, **losses, optimizer=weight_optimizer(study.learning), method=method, clip=study.learning.clip,
+        carry=task.carry, seed=study.seed, **study.tuning(method).for_tuner(),
+    )  # fmt: skip
+
+
+def learner(
+    task: Task, method: Method, values: dict[str, float] | None = None, schedule: ValuesAt | None = None
+) -> Learner:  # fmt: skip
+    """The learner of a method; `values` and `schedule` are a plain one's, as `PlainLearner` tells."""
+    return PlainLearner(task, values, schedule) if method == "plain" else TunedLearner(task, method)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from revtune.tuning.conversion.plan import DROPOUTS, hyper_of, own_rates
 from revtune.tuning.hypers.constants import Constants
@@ -67,13 +67,17 @@ class RecurrentWithRates(nn.RNNBase):
             return super().forward(input, hx)
         own: list[Any] = self._flat_weights  # torch's forward computes with this list, whatever is in it
         self._flat_weights = [
-            weight * drop_mask(weight.shape, rate, weight) if name.startswith("weight_hh") else weight
+            self.drop(weight, rate) if name.startswith("weight_hh") else weight
             for name, weight in zip(self._flat_weights_names, own, strict=True)
         ]
         try:
             return super().forward(input, hx)
         finally:
             self._flat_weights = own
+
+    def drop(self, weight: Tensor, rate: float) -> Tensor:
+        """A weight with a share of it dropped."""
+        return weight * drop_mask(weight.shape, rate, weight)
 
 
 class LSTMWithRates(RecurrentWithRates, nn.LSTM):

@@ -22,13 +22,16 @@ def rate_at(module: Any, rate: str) -> tuple[Range, Put] | None:
     """What a plain module's rate of a name may be, and what sets it; None where it has none of that name.
 
     The rate of an nn.Dropout is `p`, that of a module that drops paths its own attribute. An nn.LSTM, nn.GRU or nn.RNN
-    has a `weight_drop` too: it then becomes one that drops recurrent weights.
+    has a `weight_drop` too: it then becomes one that drops recurrent weights. A class may say itself, by `RATES`, which
+    of its attributes are rates, and what they may be.
     """
     if isinstance(module, TunedRegularizer):
         limits = module.limits.get(rate)
         return (limits, partial(module._values.__setitem__, rate)) if limits else None
     if (type(module) in DROPOUTS and rate == "p") or rate == path_rate(module):
         return RATE, partial(setattr, module, rate)
+    if limits := getattr(type(module), "RATES", {}).get(rate):
+        return limits, partial(setattr, module, rate)
     if isinstance(module, RecurrentWithRates) and rate in ("dropout", "weight_drop"):
         return BATCH_RATE, partial(put_read_rate, module, rate)
     if type(module) in WITH_RATES and rate == "weight_drop":

@@ -31,8 +31,8 @@ class Replay:
     def __init__(self, schedule: Mapping[str, Any], net: nn.Module) -> None:
         check_schedule(schedule)
         check_plain(net)
-        self._starts, self.steps = list(schedule["steps"]), 0
-        self._columns = {name: list(column) for name, column in schedule["values"].items()}
+        self.steps, self._columns = 0, {name: list(column) for name, column in schedule["values"].items()}
+        self._schedule = {"steps": list(schedule["steps"]), "values": self._columns}
         self._put = {name: self._found(net, name, paths) for name, paths in schedule["rates"].items()}
         self.values, self._held = Numbers(), self._handed_on(net)
         self._set(0)
@@ -55,19 +55,14 @@ class Replay:
         steps = state.get("steps") if isinstance(state, Mapping) else None
         if type(steps) is not int or steps < 0 or "values" not in state:
             raise ValueError(f"the saved state is none of a replay: steps must be a count, got {steps!r:.60}")
-        if self._at(max(0, steps - 1)) != state["values"]:
+        if values_at(self._schedule, max(0, steps - 1)) != state["values"]:
             raise ValueError(f"the saved state is of another schedule, which has other values at step {steps}")
         self.steps = steps
         self._set(max(0, steps - 1))
 
-    def _at(self, step: int) -> dict[str, float]:
-        """The values of a training step, from 0 on."""
-        entry = bisect.bisect_right(self._starts, step) - 1
-        return {name: column[entry] for name, column in self._columns.items()}
-
     def _set(self, step: int) -> None:
         for values in (self.values, *self._held):
-            values.update(self._at(step))
+            values.update(values_at(self._schedule, step))
         for name, put in self._put.items():
             for each in put:
                 each(self.values[name])
@@ -140,6 +135,12 @@ def replay(schedule: Mapping[str, Any], net: nn.Module) -> Replay:
         0.5
     """
     return Replay(schedule, net)
+
+
+def values_at(schedule: Mapping[str, Any], step: int) -> dict[str, float]:
+    """The values of a training step, from 0 on."""
+    entry = bisect.bisect_right(schedule["steps"], step) - 1
+    return {name: column[entry] for name, column in schedule["values"].items()}
 
 
 def check_column(path: str, column: list[float], limits: Range) -> None:

@@ -21,10 +21,14 @@ def schedule(net: nn.Module, start: dict[str, float], records: list[dict[str, An
         start: the values before the first validation step.
         records: those of the history.
     """
+    return {**columns(start, records), "rates": {name: places(net, name) for name in start}}
+
+
+def columns(start: dict[str, float], records: list[dict[str, Any]]) -> Schedule:
+    """The steps from which values hold, and these by hyperparameter; arguments as in `schedule`."""
     # of several validation steps after one training step, the last holds
     values = {0: start} | {record["step"]: record["values"] for record in records}
-    columns = {name: [now[name] for now in values.values()] for name in start}
-    return {"steps": list(values), "values": columns, "rates": {name: places(net, name) for name in start}}
+    return {"steps": list(values), "values": {name: [now[name] for now in values.values()] for name in start}}
 
 
 def places(net: nn.Module, hyper: str) -> list[str]:

@@ -16,7 +16,7 @@ def test_a_word_corpus_takes_its_vocabulary_from_training_text() -> None:
 def test_streams_are_columns_of_consecutive_tokens() -> None:
     rows = streams(torch.arange(11), 3, name="training")
     assert rows.tolist() == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
-    inputs, targets = segment(rows, 1, 5)
+    inputs, targets, first = segment(rows, 1, 5)
     assert inputs.tolist() == [[1, 4, 7]]
     assert targets.tolist() == [[2, 5, 8]]
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ import torch
 from revtune.program.data import readings, text_sources
 from revtune.program.data.named_sets import SPLITS
 from revtune.program.data.readings import BY_BYTES
-from revtune.program.data.text_sources import Text, TextSource
+from revtune.program.data.text_sources import Text, TextSource, load
 from revtune.program.data.vocabulary import TextUnit, Words
 from revtune.program.errors import Problem
+from tests.tiny_words import write_words
 
 
 def test_stdlib_is_python_source_in_three_disjoint_parts() -> None:
@@ -151,3 +153,14 @@ def test_a_data_set_that_is_nowhere_is_one_sentence(tmp_path: Path, monkeypatch:
 def test_standard_data_sets_have_their_standard_sizes(name: TextSource, sizes: tuple[int, ...]) -> None:
     corpus = text_sources.load(Text(source=name, unit="word"))
     assert (len(corpus.vocabulary), len(corpus.train), len(corpus.valid), len(corpus.test)) == sizes
+
+
+def test_a_part_of_a_text_is_its_first_words_and_a_fifth_as_many_held_out(tmp_path: Path) -> None:
+    write_words(tmp_path)
+    whole, part = (load(Text(source="ptb", unit="word", data=tmp_path, words=words)) for words in (None, 200))
+    assert [len(each) for each in (part.train, part.valid, part.test)] == [198, 40, 110]  # 198 are whole lines
+    words: Any = whole.vocabulary
+    known: Any = part.vocabulary
+    assert [known.words[one] for one in part.train] == [words.words[one] for one in whole.train[:198]]
+    with pytest.raises(Problem, match="--words must be at most 440 for ptb, got 441"):
+        load(Text(source="ptb", unit="word", data=tmp_path, words=441))

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import revtune as rt
+from revtune.program.data.text import Segment
 from revtune.program.language import regularizers
 from revtune.program.language.config import Config, Net
-from revtune.program.language.learner import Segment
-from revtune.program.language.model import build
+from revtune.program.language.model import Out, build
 from revtune.program.layers import Model
 from revtune.program.tuning import Tuning
 from revtune.tuning.hypers.constants import Numbers
@@ -28,7 +28,8 @@ def test_a_net_has_the_rates_that_act_in_it(model: Model, hidden: bool) -> None:
 
 def test_rates_start_where_they_are_and_from_0_elsewhere() -> None:
     config = Config(recipe="x", net=Net(dropout=0.3, output_dropout=0.2, embedding_dropout=0.1), tuned_from=0.02)
-    hypers = regularizers.hyperparameters(config, Tuning(scale=0.7, tune_scales=False))
+    starts = regularizers.starts(config.net, config.tuned_from)
+    hypers = Tuning(scale=0.7, tune_scales=False).hyperparameters(starts)
     values = regularizers.by_option(hypers.values())
     assert values == pytest.approx({
         "output_dropout": 0.2, "embedding_dropout": 0.1, "input_dropout": 0.02, "hidden_dropout": 0.02,
@@ -55,6 +56,6 @@ def test_penalties_of_a_stored_net_are_those_of_a_streamed_one() -> None:
     net, text = build(Net(model="revgru", embedding=4, hidden=4), 5), batch(first=True)
     streamed, _ = rt.rewind_loss(**{**regularizers.stream(net, text, H), "state": None})
     y, _ = net.rnn(net.encode(text.inputs))
-    out = regularizers.Out(net.readout.logits(y), y, y)
+    out = Out(net.readout.logits(y), y, y)
     assert regularizers.train_loss(out, text, H).mean().item() == pytest.approx(streamed.item(), rel=1e-5)
     assert regularizers.valid_loss(out, text).item() < streamed.item()

@@ -18,7 +18,8 @@ from revtune.program.data.text import byte_corpus
 from revtune.program.data.text_sources import Text
 from revtune.program.errors import Problem
 from revtune.program.files import locked, read_bytes, write
-from revtune.program.language.config import Config, Learning, Net, check, from_json
+from revtune.program.language.config import Config, Net, check, from_json
+from revtune.program.language.learning import Learning
 from revtune.program.language.model import build
 from revtune.program.language.run import Run, create
 from revtune.program.runs import checkpoint

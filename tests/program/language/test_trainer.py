@@ -24,14 +24,15 @@ from revtune.program.errors import Problem
 from revtune.program.files import write
 from revtune.program.language import model as language
 from revtune.program.language import trainer as train
-from revtune.program.language.config import Config, Learning, Net
+from revtune.program.language.config import Config, Net
 from revtune.program.language.evaluate import evaluate
 from revtune.program.language.learner import PlainLearner
+from revtune.program.language.learning import Learning
 from revtune.program.language.run import Run, held_out_loss
-from revtune.program.language.schedule import learning_rate, segment_length
 from revtune.program.layers import Model
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved
+from revtune.program.tasks.learner import weight_optimizer
 from revtune.reversible.kernel import backend as native
 from tests.backends import on_native
 from tests.tiny_runs import LEARNING, Died, Silent, assert_same, config, losses, write_sums
@@ -307,13 +308,13 @@ def test_what_is_not_finite_is_never_saved(text: Path, tmp_path: Path, monkeypat
             if facts["step"] == 6:
                 torch.nn.init.constant_(models[0].encode.weight, float("nan"))
 
-    def build(net: Net, tokens: int) -> language.LanguageModel:
-        models.append(made(net, tokens))
+    def build(net: Net, tokens: int, hypers: None) -> language.LanguageModel:
+        models.append(made(net, tokens, hypers))
         return models[-1]
 
     models: list[language.LanguageModel] = []
     made = language.build
-    monkeypatch.setattr(train, "build", build)
+    monkeypatch.setattr("revtune.program.language.task.build", build)
     part = Run(tmp_path / "run")
     with pytest.raises(Problem, match="encode.weight is not finite after step 6; a lower learning rate may help"):
         train.start(config(text, valid_every=9), part.folder, Spoils())
@@ -392,7 +393,7 @@ def test_words_and_tied_weights_train(tmp_path: Path) -> None:
 
 def test_the_cosine_rises_and_falls_by_step() -> None:
     learning = Learning(steps=100, warmup=10, lr=1.0)
-    rates = [learning_rate(learning, step, length=1, falls=0) for step in range(100)]
+    rates = [learning.rate(step, 0) for step in range(100)]
     assert rates[0] == 0.1
     assert rates[9] == rates[10] == max(rates) == 1.0
     assert sorted(rates[10:], reverse=True) == rates[10:]
@@ -401,16 +402,27 @@ def test_the_cosine_rises_and_falls_by_step() -> None:
 
 def test_a_plateau_quarters_and_length_scales_the_rate() -> None:
     learning = Learning(schedule="plateau", warmup=0, lr=20.0, length=70, length_spread=5.0)
-    assert learning_rate(learning, 0, length=35, falls=2) == pytest.approx(20 / 16 / 2)
+    rates = [learning.rate(step, 2) for step in range(100)]
+    assert rates == pytest.approx([20 / 16 * learning.length_of(step) / 70 for step in range(100)])
+    assert max(rates) > 1.7 * min(rates)
+
+
+def test_the_update_rule_has_its_settings() -> None:
+    weights = [torch.nn.Parameter(torch.zeros(2))]
+    for rule, momentum in (("sgd", 0.9), ("adam", None)):
+        learning = Learning(optimizer=rule, lr=0.3, momentum=0.9, weight_decay=0.1)  # type: ignore[arg-type]
+        made = weight_optimizer(learning)([{"params": weights}])
+        assert (made.defaults["lr"], made.defaults["weight_decay"]) == (0.3, 0.1)
+        assert made.defaults.get("momentum") == momentum and type(made).__name__.lower() == rule
 
 
 def test_lengths_follow_from_the_step() -> None:
     learning = Learning(length=70, length_spread=5.0)
-    lengths = [segment_length(learning, step) for step in range(2000)]
-    assert lengths == [segment_length(learning, step) for step in range(2000)]
+    lengths = [learning.length_of(step) for step in range(2000)]
+    assert lengths == [learning.length_of(step) for step in range(2000)]
     assert 0.03 < sum(length < 50 for length in lengths) / 2000 < 0.07
     assert 68 < sum(lengths) / 2000 < 69
-    assert segment_length(Learning(length=9), 3) == 9
+    assert Learning(length=9).length_of(3) == 9
 
 
 def test_a_run_on_a_text_that_earlier_versions_cut_in_words_goes_on(

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from revtune.program.data.text import Segment
 from revtune.program.data.text_sources import load
 from revtune.program.errors import Problem
 from revtune.program.files import write
 from revtune.program.language import trainer as train
 from revtune.program.language.config import Config, check
 from revtune.program.language.evaluate import evaluate
-from revtune.program.language.learner import Segment
 from revtune.program.language.model import build
 from revtune.program.language.regularizers import PENALTIES, rates_of
 from revtune.program.language.run import Run, held_out_loss
@@ -88,8 +88,9 @@ def test_the_weights_are_a_plain_nets(
         {"readout.weight"} if (tune, net) == ("stn", TIED) else set()
     )
     assert set(checkpoint.weights(plain)) == names
-    rates: Any = plain.rnn.rates if model == "gru" else plain.rnn.options
-    assert rates.weight_drop == best["values"]["weight_drop"]
+    rnn: Any = plain.rnn
+    rate = rnn.layers[0].rates["weight_drop"]() if model == "gru" else rnn.options.weight_drop
+    assert rate == best["values"]["weight_drop"]
     assert plain.encode.dropout == best["values"]["embedding_dropout"]
 
 
@@ -121,7 +122,7 @@ def test_it_begins_as_the_plain_net_of_its_seed(text: Path, model: Model) -> Non
     told = config(text, model, "delta", {**DEEP, "max_forget_bits": None})
     tuned, _ = trainer_of(told)
     plain = train.Trainer(dataclasses.replace(told, tune="off"), load(told.text))
-    losses = [evaluate(each.model, each.held_out, 8) for each in (tuned, plain)]
+    losses = [evaluate(each.model, each.task.part("valid"), 8) for each in (tuned, plain)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
@@ -137,7 +138,7 @@ def test_held_out_streams_walk_on_and_begin_anew(text: Path) -> None:
     learner.tuner.step = noting  # type: ignore[method-assign]
     for _ in range(40):
         trainer.step()
-    rows = learner.held_out
+    rows = learner.task.part("tuned_on")
     once = next(number for number, each in enumerate(seen) if number and each.first)
     assert torch.equal(torch.cat([each.inputs for each in seen[:once]]), rows[:-1].long())
     assert [each.first for each in seen[: once + 1]] == [True, *[False] * (once - 1), True]

@@ -15,14 +15,16 @@ from revtune.program.data import text_sources as sources
 from revtune.program.data.vocabulary import split_words
 from revtune.program.errors import Problem
 from revtune.program.recipes import ptb_lstm
-from revtune.program.recipes.ptb_lstm import PtbLstm
+from revtune.program.recipes.ptb_lstm import PtbLstm, WordStudy
 from revtune.program.runs.checkpoint import packed, unpacked
+from revtune.program.runs.followed import Followed
+from revtune.program.studies import tuned
 from revtune.program.studies.compare import table as compare_table
+from revtune.program.studies.compare.contest import Contest, Options
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.plain_learner import PlainLearner
 from revtune.program.tasks.task import METHODS, Learning, Method, Split
 from revtune.program.tasks.tuned_learner import TunedLearner, learner
-from revtune.program.tasks.word_task import WordStudy
 from revtune.program.tuning import Tuned, Tuning
 from revtune.tuning.hypers.constants import Numbers
 from revtune.tuning.hypers.hyperparameters import Hyperparameters, Pass, Values
@@ -32,6 +34,7 @@ STILL: dict[str, Any] = {
     "learning": Learning(batch=4, lr=1e-30, momentum=0.0), "delta": Tuning(warmup=0, ratio=1, hyper_lr=1e-30,
                                                                             tune_scales=False),
 }  # fmt: skip
+RESULTS = Path(__file__).parents[3] / "benchmarks/results"
 TUNERS: tuple[Tuned, ...] = ("stn", "delta")
 
 
@@ -169,7 +172,7 @@ def test_the_state_goes_on_until_the_text_ends(tmp_path: Path, study: WordStudy)
     task = PtbLstm(tiny(tmp_path, **STILL))
     one = PlainLearner(task, dict.fromkeys(task.hypers(), 0.0))
     net = PlainLearner(task).model
-    rows = task.rows["train"]
+    rows = task.part("train")
     for steps, begin, end in ((1, 0, 5), (3, 0, 15), (22, 0, 109), (24, 0, 10)):
         while one.steps < steps:
             one.step()
@@ -183,8 +186,8 @@ def test_held_out_text_has_a_state_of_its_own(tmp_path: Path, study: WordStudy) 
         for _ in range(3):
             one.step()
         states.append(one.tuner.states)
-        same(states[-1]["valid"], ran(PlainLearner(task).model, task.rows["valid"], 0, 15))
-        task.rows["valid"] = task.rows["valid"].flip(0)
+        same(states[-1]["valid"], ran(PlainLearner(task).model, task.part("tuned_on"), 0, 15))
+        task.rows["tuned_on"] = task.part("tuned_on").flip(0)
     train, valid = ([one[name][0][0] for one in states] for name in ("train", "valid"))
     assert torch.equal(*train) and not torch.equal(*valid)
 
@@ -193,7 +196,7 @@ def test_held_out_text_has_a_state_of_its_own(tmp_path: Path, study: WordStudy) 
 def test_figures_are_of_a_whole_text_read_in_order(split: Split, study: WordStudy) -> None:
     task = PtbLstm(study)
     one = PlainLearner(task)
-    rows = task.rows[split].long()
+    rows = task.part(split).long()
     with torch.no_grad():
         logits = one.model.eval()(rows[:-1])[0].logits
     loss = F.cross_entropy(logits.flatten(0, 1), rows[1:].flatten())
@@ -240,6 +243,83 @@ def test_the_program_trains_evaluates_and_compares(
     who = ["--contestants", "plain", "stn", "delta", "final", "random", "--budget", "0.5", "--clock", "cpu"]
     assert main(["compare", "ptb_lstm", *words, str(tmp_path / "contest"), *who]) == 0
     assert "| perplexity | trials |" in (tmp_path / "contest/table.md").read_text()
+
+
+def test_kept_runs_and_the_kept_contest_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """The contest's settings were written before there was `--model`, and it still is the same contest."""
+    for name, model in (("lstm-seed-1", "lstm"), ("revlstm-seed-1", "revlstm")):
+        recipe, method, kept = tuned.stored(RESULTS / "joint" / name)
+        assert (recipe, method, kept.learning.steps) == ("ptb_lstm", "stn", 1430)
+        assert isinstance(kept, WordStudy) and (kept.words, kept.model) == (200_000, model)
+    before = json.loads((RESULTS / "compare/ptb_lstm/config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(before))
+    own = {name: before[name] for name in ("seeds", "budget", "clock", "size")}
+    options = Options(study=ptb_lstm.study(), contestants=tuple(before["contestants"]), out=tmp_path, **own)
+    Contest("ptb_lstm", options, tmp_path).keep()
+    assert json.loads((tmp_path / "config.json").read_text()) == before
+    other = dataclasses.replace(options, study=dataclasses.replace(options.study, model="gru"))
+    with pytest.raises(Problem, match="holds a contest with other settings"):
+        Contest("ptb_lstm", other, tmp_path).keep()
+
+
+@pytest.mark.parametrize("model", ["lstm", "revlstm"])
+def test_a_plain_run_replays_a_tuned_one_or_takes_its_last_values(
+    tmp_path: Path, study: WordStudy, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The held-out losses are those of a learner whose values are put by hand."""
+    monkeypatch.setattr("revtune.tuning.tuner.history.History.plot", lambda *_: None)
+    study, task = dataclasses.replace(study, model=model), PtbLstm(dataclasses.replace(study, model=model))
+    stn = tuned.start("ptb_lstm", tuned.Options(study=study, method="stn", out=tmp_path / "stn"))
+    records = [json.loads(line) for line in (stn / "history.jsonl").read_text().splitlines()]
+    starts = learner(task, "plain").values()
+
+    def at(step: int) -> dict[str, float]:
+        return {**starts, **next((each["values"] for each in reversed(records) if each["step"] <= step), {})}
+
+    for name, followed, values in (
+        ("replay", Followed(replay=stn), at),
+        ("last", Followed(values_of=stn), lambda step: records[-1]["values"]),
+    ):
+        options = tuned.Options(study=study, method="plain", followed=followed, out=tmp_path / name)
+        lines = [json.loads(line) for line in (tuned.start("ptb_lstm", options) / "metrics.jsonl").open()]
+        one, found = learner(task, "plain", starts), list[float]()
+        assert isinstance(one, PlainLearner)
+        while one.steps < 6:
+            one.hypers.put(values(one.steps))
+            one.step()
+            found += [one.validate()["loss"]] if one.steps % 2 == 0 else []
+        assert [line["loss"] for line in lines] == found
+        assert lines[-1]["values"] == values(5)
+        assert json.loads((tmp_path / name / "config.json").read_text())["replays"] is True
+    with pytest.raises(Problem, match="--replay is for a run that tunes nothing itself, got --method delta"):
+        tuned.start("ptb_lstm", tuned.Options(study=study, followed=Followed(replay=stn), out=tmp_path / "no"))
+
+
+def test_a_replaying_run_that_was_stopped_goes_on(
+    tmp_path: Path, study: WordStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("revtune.tuning.tuner.history.History.plot", lambda *_: None)
+    stn = tuned.start("ptb_lstm", tuned.Options(study=study, method="stn", out=tmp_path / "stn"))
+    options = tuned.Options(study=study, method="plain", followed=Followed(replay=stn), out=tmp_path / "whole")
+    whole, part = tuned.start("ptb_lstm", options), tmp_path / "part"
+    validate, calls = Learner.validate, iter(range(2))
+
+    def stop(one: Learner) -> dict[str, float]:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return validate(one)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Learner, "validate", stop)
+        patch.setattr("revtune.program.tasks.loop.SAVE_SECONDS", -1.0)
+        tuned.start("ptb_lstm", dataclasses.replace(options, out=part))
+    tuned.resume(part)
+    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, part)]
+    assert results[0] == results[1]
+    (part / "result.json").unlink()
+    (part / "replayed.json").write_text((part / "replayed.json").read_text() + " ")
+    with pytest.raises(Problem, match="replayed.json is not the file that "):
+        tuned.resume(part)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from revtune.program.errors import Problem
-from revtune.program.studies.json_files import read_lines, read_object
+from revtune.program.studies.json_files import as_written, read_lines, read_object
 
 LIKE = {"step": int, "valid": {"loss": float}}
 
@@ -45,3 +45,11 @@ def test_lines_that_are_not_all_there_are_told(content: str, told: str, tmp_path
     (tmp_path / "one").write_text(content)
     with pytest.raises(Problem, match=f"one is damaged: {told}, expected a JSON object a line"):
         read_lines(tmp_path / "one", {})
+
+
+def test_settings_that_an_earlier_version_lacks_are_left_out_at_their_defaults() -> None:
+    before = {"width": 4, "learning": {"lr": 0.1}}
+    filled = {"width": 4, "model": "lstm", "learning": {"lr": 0.1, "momentum": 0.9}}
+    assert as_written(filled, before, filled) == before
+    now = {"width": 5, "model": "gru", "learning": {"lr": 0.1, "momentum": 0.0}}
+    assert as_written(now, before, filled) == now

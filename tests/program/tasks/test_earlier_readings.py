@@ -7,6 +7,7 @@ import pytest
 
 from revtune.program.data import readings, text_sources
 from revtune.program.data.readings import BY_BYTES
+from revtune.program.data.text_sources import load
 from revtune.program.errors import Problem
 from revtune.program.recipes import multi30k, output_dropout
 from revtune.program.studies import tuned
@@ -14,7 +15,6 @@ from revtune.program.studies.compare import compare
 from revtune.program.studies.compare import table as compare_table
 from revtune.program.studies.compare.contest import Options
 from revtune.program.studies.output_dropout import experiment
-from revtune.program.tasks import word_task
 from revtune.program.tasks.loop import data_of
 from revtune.program.translation import run as translation
 from revtune.program.translation.saved_vocabulary import task_of
@@ -47,8 +47,8 @@ def test_a_tuned_run(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         earlier(patch)
         run = tuned.start("ptb_lstm", tuned.Options(study=study, out=tmp_path / "run"))
-        digest = word_task.text("ptb", study).digest()
-    assert digest != word_task.text("ptb", study).digest() and data_of(run) == digest
+        digest = load(study.text).digest()
+    assert digest != load(study.text).digest() and data_of(run) == digest
     assert tuned.opened(run)[0].digest() == digest
     (run / "result.json").unlink()
     tuned.resume(run)

@@ -17,7 +17,7 @@ from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import packed, unpacked
 from revtune.program.studies import tuned as tuned_train
 from revtune.program.tasks import live as tuned_report
-from revtune.program.tasks.learner import Learner, Progress, learning_rate
+from revtune.program.tasks.learner import Learner, Progress
 from revtune.program.tasks.loop import TaskRun
 from revtune.program.tasks.plain_learner import PlainLearner
 from revtune.program.tasks.task import METHODS, Learning, Method, Study, Task, check
@@ -103,10 +103,10 @@ def test_the_best_network_is_plain_and_comes_to_its_figures(tmp_path: Path) -> N
 
 
 def test_learning_rates() -> None:
-    assert learning_rate(Learning(lr=1.0), 10**6, 3) == 1.0
-    assert learning_rate(Learning(lr=1.0, schedule="plateau"), 5, 2) == 1 / 16
+    assert Learning(lr=1.0).rate(10**6, 3) == 1.0
+    assert Learning(lr=1.0, schedule="plateau").rate(5, 2) == 1 / 16
     cosine = Learning(lr=1.0, schedule="cosine", steps=100)
-    assert [round(learning_rate(cosine, step, 0), 3) for step in (0, 50, 100, 200)] == [1.0, 0.525, 0.05, 0.05]
+    assert [round(cosine.rate(step, 0), 3) for step in (0, 50, 100, 200)] == [1.0, 0.525, 0.05, 0.05]
 
 
 def test_a_plateau_lowers_the_rate_and_shows(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import revtune as rt
 from revtune.regularize_weights import TunedEmbeddingDropout
 from revtune.tuning.conversion.plain import RecurrentWithRates
+from revtune.tuning.noise import RATE
 from revtune.tuning.regularizers.regularizer import TunedRegularizer
 
 Made = tuple[nn.Module, rt.Hyperparameters | None]
@@ -270,3 +271,17 @@ def test_what_cannot_be_replayed_in_is_told() -> None:
     _, tuner, _, _ = tuned(of_torchs_words)
     with pytest.raises(ValueError, match="and drop, a Identity, has no p; give the network as it was before"):
         rt.replay(tuner.schedule(), rt.frozen(tuner.model))
+
+
+def test_a_class_may_say_which_of_its_attributes_are_rates() -> None:
+    class Thinned(nn.Module):
+        RATES: ClassVar = {"share": RATE}
+        share = 0.1
+
+    net = nn.Sequential(Thinned())
+    player = rt.replay({"steps": [0, 1], "values": {"a": [0.2, 0.4]}, "rates": {"a": ["0.share"]}}, net)
+    player.step()
+    player.step()
+    assert net[0].share == 0.4
+    with pytest.raises(ValueError, match="0.share must be|0.share"):
+        rt.replay({"steps": [0], "values": {"a": [1.2]}, "rates": {"a": ["0.share"]}}, net)

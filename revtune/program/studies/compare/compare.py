@@ -47,7 +47,7 @@ from revtune.program.studies.compare.table import finish
 from revtune.program.studies.json_files import JsonObject
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.loop import TaskRun
-from revtune.program.tasks.task import SEARCHERS, Method, Searcher, Task, check, with_absolute_paths
+from revtune.program.tasks.task import SEARCHERS, Method, Searcher, Task
 from revtune.program.tasks.tuned_learner import learner
 from revtune.program.typed import check_numbers
 
@@ -64,7 +64,7 @@ def run(name: str, options: Options[Any]) -> Path:
         Problem: the options cannot be, the folder holds another contest or is another process's, a file in it is
             damaged, or it was asked to stop.
     """
-    options = dataclasses.replace(options, study=with_absolute_paths(options.study))
+    options = dataclasses.replace(options, study=options.study.checked())
     check_options(options)
     contest, console = Contest(name, options, options.out or next_folder("compare")), Console(highlight=False)
     contest.folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def learn(contest: Contest, seed: int, console: Console) -> None:
         if contestant not in options.contestants or contest.result(seed, contestant) is not None:
             continue
         if task is None:
-            study = dataclasses.replace(options.study, seed=seed)
+            study = options.study.at_seed(seed)
             task = recipes.find(contest.recipe).task.as_learnt(study, contest.data())
         aside = contest.begin(seed, contestant)
         with CompareReport(console, f"seed {seed}, {contestant}", options.budget, options.clock).shown() as report:
@@ -138,7 +138,6 @@ def searched(contest: Contest, task: Task, seed: int, contestant: Contestant, re
 
 def check_options(options: Options[Any]) -> None:
     """Raise `Problem` for options that no contest can have."""
-    check(options.study)
     for name, right, expected in (
         ("seeds", options.seeds >= 1, "at least 1"), ("budget", 0 < options.budget < 1e9, "above 0 and below 1e9"),
         ("contestants", bool(options.contestants), "one at least"),

@@ -31,9 +31,9 @@ from revtune.program.runs.metrics import last_step
 from revtune.program.runs.seals import RUN, Seals, digest
 from revtune.program.studies.compare.journal_seals import JOURNAL, METRICS, last_seal
 from revtune.program.studies.compare.population import PopulationSettings
-from revtune.program.studies.json_files import JsonObject, Template, missing, read_lines, read_object
+from revtune.program.studies.json_files import JsonObject, Template, as_written, missing, read_lines, read_object
 from revtune.program.tasks.loop import WEIGHTS, check_metrics, check_result, data_of
-from revtune.program.tasks.task import SEARCHERS, Size, Study
+from revtune.program.tasks.task import SEARCHERS, Settings, Size
 from revtune.program.typed import read_typed, reason
 
 NAMES: dict[str, str] = {
@@ -67,7 +67,7 @@ TERMS = "terms.json"
 MORE = ("seeds", "contestants", "budget")
 """What a contest may have more of when it is resumed."""
 
-S = TypeVar("S", bound=Study)
+S = TypeVar("S", bound=Settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +242,7 @@ class Contest:
         """
         path, settings = self.folder / "config.json", self._settings()
         if path.exists():
-            before = self._stored(path)
+            before, _ = self._stored(path)
             if {**before, **dict.fromkeys(MORE)} != {**settings, **dict.fromkeys(MORE)}:
                 raise Problem(f"{self.folder} holds a contest with other settings; give another --out")
             if settings["budget"] < before["budget"]:
@@ -255,24 +255,29 @@ class Contest:
 
         Settings that contests of earlier versions lack are written where they are not the defaults.
         """
-        settings = {"recipe": self.recipe, **dataclasses.asdict(self.options)}
+        path, study, before = self.folder / "config.json", self.options.study, None
+        if path.exists():
+            before, stored = self._stored(path)
+            study = study.at_places(stored)
+        settings = {"recipe": self.recipe, **dataclasses.asdict(dataclasses.replace(self.options, study=study))}
         del settings["out"], settings["accept_edits"]
         if self.options.pbt == PopulationSettings():
             del settings["pbt"]
+        if before is not None:
+            settings["study"] = as_written(settings["study"], before["study"], dataclasses.asdict(stored))
         read: JsonObject = json.loads(json.dumps(settings, default=str))  # paths as text, tuples as lists
-        if (path := self.folder / "config.json").exists():
-            read["study"]["data"] = self._stored(path)["study"].get("data")
         return read
 
-    def _stored(self, path: Path) -> JsonObject:
+    def _stored(self, path: Path) -> tuple[JsonObject, Any]:
+        """The settings that the folder holds, and the study among them."""
         try:
             settings: JsonObject = json.loads(read_bytes(path))
             if (expected := missing(settings, CONFIG)) is not None:
                 raise ValueError(f"expected {expected}")
-            read_typed(type(self.options.study), settings["study"])
+            study = read_typed(type(self.options.study), settings["study"])
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise Problem(f"{path} is no configuration of a contest of this revtune: {reason(error)}") from error
-        return settings
+        return settings, study
 
     @property
     def command(self) -> str:

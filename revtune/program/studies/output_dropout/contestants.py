@@ -14,7 +14,6 @@ If replayed is better than final, it is the schedule that helps. All take the sa
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +25,9 @@ from revtune.program.recipes.output_dropout import NAME, OutputDropout, OutputDr
 from revtune.program.tasks.plain_learner import PlainLearner
 from revtune.program.tasks.task import check as check_settings
 from revtune.program.tasks.task import check_tuned
+from revtune.tuning.conversion.replay import values_at
 from revtune.tuning.hypers.kinds import NEAREST
+from revtune.tuning.tuner.schedule import columns
 
 HIGHEST = 0.99
 """The most that noise or a sinusoid takes a rate to; at 1 all would be dropped."""
@@ -46,17 +47,9 @@ def check(study: OutputDropoutStudy) -> None:
             raise Problem(f"--{name} must be different rates from {low:g} to below 1, got {given}", code=2)
 
 
-class ScheduledLearner(PlainLearner):
+def scheduled(task: OutputDropout, schedule: Schedule) -> PlainLearner:
     """Learns by a plain network, whose rate a schedule sets before each update."""
-
-    def __init__(self, task: OutputDropout, schedule: Schedule) -> None:
-        super().__init__(task, {NAME: schedule(0)})
-        self.schedule = schedule
-
-    def update(self) -> float:
-        """Update the weights at the rate of this update; the training loss."""
-        self.hypers.put({NAME: self.schedule(self.steps)})
-        return super().update()
+    return PlainLearner(task, schedule=lambda step: {NAME: schedule(step)})
 
 
 def fixed(rate: float) -> Schedule:
@@ -86,8 +79,8 @@ def replayed(start: float, records: list[dict[str, Any]]) -> Schedule:
     The tuner's records say after how many updates it took a step; the new rate holds from the next update on. Before
     the first of them the rate is `start`.
     """
-    steps, rates = [record["step"] for record in records], [start, *(record["values"][NAME] for record in records)]
-    return lambda step: rates[bisect.bisect_right(steps, step)]
+    schedule = columns({NAME: start}, records)
+    return lambda step: values_at(schedule, step)[NAME]
 
 
 def within(rate: float) -> float:

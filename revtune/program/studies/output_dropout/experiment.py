@@ -32,11 +32,11 @@ from revtune.program.runs.seals import RUN, Seals
 from revtune.program.studies.json_files import JsonObject, Template, read_lines, read_object
 from revtune.program.studies.output_dropout.contestants import (
     Schedule,
-    ScheduledLearner,
     check,
     fixed,
     noisy,
     replayed,
+    scheduled,
     sinusoid,
 )
 from revtune.program.studies.output_dropout.results import markdown, plot, table, title, verdicts
@@ -120,7 +120,7 @@ class Experiment:
         kind, _, rate = name.partition("-")
         if kind == "tuned":
             return TunedLearner(OutputDropout(self.study, task.corpus, float(rate)), self.study.method)
-        return ScheduledLearner(task, self.schedule(name))
+        return scheduled(task, self.schedule(name))
 
 
 def start(name: str, options: Options) -> Path:

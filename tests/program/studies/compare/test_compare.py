@@ -254,8 +254,18 @@ def test_curves_and_verdicts() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("ptb", "recipe ptb tunes while it learns, by revtune train ptb --tune, and has no spaces to search; revtune"),
-        ("nosuch", "there is no recipe 'nosuch'; revtune compare takes cifar10, fashion, mnist, ptb_lstm"),
+        (
+            "repeat",
+            "recipe repeat tunes no hyperparameters; revtune compare takes stdlib, cifar10, fashion, mnist, ptb, ",
+        ),
+        (
+            "nosuch",
+            "there is no recipe 'nosuch'; revtune compare takes stdlib, cifar10, fashion, mnist, ptb, ptb_lstm, ",
+        ),
+        ("ptb --device cuda", "--device must be cpu in a contest, got cuda"),
+        ("ptb --lr 0", "--lr must be above 0"),
+        ("ptb --dropout 1e-9", "--dropout must be 0, to start from --tuned-from, or from 1e-05"),
+        ("ptb --tune stn", "Unrecognized options: --tune"),
         ("output_dropout", "in an experiment of its own, which revtune train output_dropout runs; "),
         ("mnist --seeds 0", "--seeds must be at least 1, got 0"),
         ("mnist --budget nan", "--budget must be above 0 and below 1e9, got nan"),

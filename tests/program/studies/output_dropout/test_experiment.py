@@ -13,11 +13,11 @@ from revtune.program.errors import Problem
 from revtune.program.recipes.output_dropout import NAME, OutputDropout, OutputDropoutStudy, recipe
 from revtune.program.studies.output_dropout import experiment as output_dropout_run
 from revtune.program.studies.output_dropout.contestants import (
-    ScheduledLearner,
     check,
     fixed,
     noisy,
     replayed,
+    scheduled,
     sinusoid,
 )
 from revtune.program.studies.output_dropout.experiment import Experiment, run, stored
@@ -55,7 +55,7 @@ def test_rates_of_an_update() -> None:
 
 
 def test_a_plain_network_takes_the_rate_of_each_update(tiny: OutputDropoutStudy) -> None:
-    one, seen = ScheduledLearner(OutputDropout(tiny), lambda step: step / 10), []
+    one, seen = scheduled(OutputDropout(tiny), lambda step: step / 10), []
     one.model.get_submodule("output_drop").register_forward_hook(lambda *_: seen.append(one.values()[NAME]))
     for _ in range(3):
         one.step()
@@ -64,7 +64,7 @@ def test_a_plain_network_takes_the_rate_of_each_update(tiny: OutputDropoutStudy)
 
 def test_nothing_but_the_output_is_dropped(tiny: OutputDropoutStudy) -> None:
     task = OutputDropout(tiny)
-    one, batch = ScheduledLearner(task, fixed(0.5)), task.train_batch(0)
+    one, batch = scheduled(task, fixed(0.5)), task.train_batch(0)
     trained, rested = (one.model.train(training)(batch.inputs)[0] for training in (True, False))
     assert torch.equal(trained.outputs, rested.outputs)
     dropped = trained.dropped == 0

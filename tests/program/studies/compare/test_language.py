@@ -1,0 +1,98 @@
+"""Contests of language models: everybody takes part, reversible or not, and they go on where they stopped."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from revtune.program.cli.compare import study_of
+from revtune.program.cli.main import main
+from revtune.program.errors import Problem
+from revtune.program.language.config import LanguageStudy
+from revtune.program.layers import Model
+from revtune.program.recipes import ptb
+from revtune.program.studies.compare import table as compare_table
+from revtune.program.studies.compare.compare import run
+from revtune.program.studies.compare.contest import CONTESTANTS, Contest, Contestant, Options
+from revtune.program.studies.compare.population import PopulationSettings
+from revtune.program.tuning import Tuning
+from tests.tiny_contests import Seconds
+from tests.tiny_words import write_words
+
+TUNING = Tuning(warmup=1, ratio=1)
+ALL = pytest.param(CONTESTANTS, marks=pytest.mark.slow)
+SOME: tuple[Contestant, ...] = ("plain", "stn", "delta", "final", "random", "pbt", "found")
+
+
+def contest_of(
+    folder: Path, model: Model, contestants: tuple[Contestant, ...], monkeypatch: pytest.MonkeyPatch
+) -> Options[Any]:
+    """A contest on a Penn Treebank of nine words, whose runs draw nothing."""
+    for module in ("studies.compare.search", "tasks.loop"):
+        monkeypatch.setattr(f"revtune.program.{module}.Clock", Seconds)
+    monkeypatch.setattr("revtune.tuning.tuner.history.History.plot", lambda *_: None)
+    monkeypatch.setattr(compare_table, "plot", lambda found: b"")
+    write_words(folder / "data")
+    base: Any = study_of(ptb, "small")
+    study = dataclasses.replace(
+        base, text=dataclasses.replace(base.text, data=folder / "data", words=200), stn=TUNING, delta=TUNING,
+        net=dataclasses.replace(base.net, model=model, embedding=4, hidden=4, layers=2),
+        learning=dataclasses.replace(
+            base.learning, batch=4, length=6, valid_every=2, valid_batch=2, patience=1, lr=0.02, warmup=1
+        ),
+    )  # fmt: skip
+    pbt = PopulationSettings(members=2, interval=1)
+    return Options(study=study, budget=14.0, contestants=contestants, pbt=pbt, out=folder / "contest")
+
+
+@pytest.mark.parametrize("contestants", [SOME, ALL])
+@pytest.mark.parametrize("model", ["revgru", "lstm"])
+def test_all_take_part(
+    tmp_path: Path, model: Model, contestants: tuple[Contestant, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = contest_of(tmp_path, model, contestants, monkeypatch)
+    folder = run("ptb", options)
+    contest = Contest("ptb", options, folder)
+    names = {"input_dropout", "output_dropout", "encode.dropout", "weight_drop", "dropout", "activation", "temporal"}
+    names |= {"hidden_dropout"} if model == "revgru" else set()
+    for one in contestants:
+        found = contest.result(1, one)
+        assert found is not None and found["values"].keys() == names
+        assert found["valid"]["loss"] == min(facts["loss"] for facts in contest.validations(1, one))
+        assert found["test"]["perplexity"] > 1
+    assert "| perplexity | trials |" in (folder / "table.md").read_text()
+    assert json.loads((folder / "results.json").read_text())["quoted"] == "perplexity"
+
+
+def test_a_contest_goes_on_in_its_folder_also_where_its_text_was_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = contest_of(tmp_path, "gru", ("plain",), monkeypatch)
+    run("ptb", options)
+    stored = json.loads((tmp_path / "contest/config.json").read_text())
+    assert stored["study"]["text"]["data"] == str(tmp_path / "data")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    text = dataclasses.replace(options.study.text, data=tmp_path / "moved")
+    moved = dataclasses.replace(options, study=dataclasses.replace(options.study, text=text), budget=20.0)
+    run("ptb", moved)
+    assert json.loads((tmp_path / "contest/config.json").read_text()) == {**stored, "budget": 20.0}
+    other = dataclasses.replace(moved, study=moved.study.at_seed(2))
+    with pytest.raises(Problem, match="holds a contest with other settings"):
+        run("ptb", other)
+
+
+def test_the_command_takes_a_language_models_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare_table, "plot", lambda found: b"")
+    write_words(tmp_path)
+    words = "--words 200 --model lstm --embedding 4 --hidden 4 --length 6 --batch 4 --valid-every 2 --stn.warmup 1"
+    who = "--contestants plain stn --budget 0.2 --clock cpu --data".split()
+    assert main(["compare", "ptb", *words.split(), *who, str(tmp_path), "--out", str(tmp_path / "contest")]) == 0
+    assert "ptb: best held-out loss" in capsys.readouterr().out
+    assert main(["compare", "ptb", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "--words" in told and "--max-forget-bits" in told and "--tune " not in told
+    assert isinstance(study_of(ptb, "paper"), LanguageStudy)
