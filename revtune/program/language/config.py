@@ -85,6 +85,8 @@ class Learning:
     """Update rule."""
     lr: float = 8e-3
     """Learning rate at its highest."""
+    lr_too: bool = False
+    """Tune that rate in the same run, by Mechanic (Cutkosky et al. 2023); lr may then be ten times too low or high."""
     schedule: Schedule = "cosine"
     """cosine falls to a twentieth over the run; plateau divides by 4 when validation stops improving."""
     warmup: int = 30

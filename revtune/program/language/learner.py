@@ -36,7 +36,12 @@ class Learner(ABC):
         model: what learns.
         config: of the run.
         device: where it computes.
+
+    Attributes:
+        optimizer: what updates the weights, and responses where there are some.
     """
+
+    optimizer: torch.optim.Optimizer
 
     def __init__(self, model: LanguageModel, config: Config, device: torch.device) -> None:
         self.model, self.net, self.learning, self.device = model, config.net, config.learning, device

@@ -30,12 +30,13 @@ from revtune.program.language.schedule import learning_rate, segment_length
 from revtune.program.language.tuned_learner import TunedLearner, learner
 from revtune.program.runs import checkpoint
 from revtune.program.runs.arithmetic import Arithmetic
-from revtune.program.runs.checkpoint import Saved
+from revtune.program.runs.checkpoint import Saved, not_of_this_run, packed_as, unpacked_as
 from revtune.program.runs.folder import already_finished, command_line, intact, refuse_taken
 from revtune.program.runs.metrics import Metrics
 from revtune.program.runs.seals import Seals
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
 from revtune.program.typed import told_of
+from revtune.tuning.tuner.mechanic import Mechanic
 
 METER_EVERY = 10
 """Steps between two whose stored bits are metered: metering each would slow a run down."""
@@ -93,6 +94,7 @@ class Trainer:
         self.model = build(config.net, len(corpus.vocabulary)).to(self.device)
         tuned_on = held_out_streams(corpus.valid, config.learning, name="validation", most=config.learning.batch)
         self.learner = learner(self.model, config, tuned_on.to(self.device), self.device)
+        self.mechanic = Mechanic(self.learner.optimizer) if self.learning.lr_too else None
         self.rows = streams(corpus.train, config.learning.batch, name="training").to(self.device)
         self.held_out = held_out_streams(corpus.valid, config.learning, name="validation").to(self.device)
         self.progress = Progress()
@@ -151,6 +153,7 @@ class Trainer:
                 f"step {progress.step + 1} failed: loss {loss}, gradient's norm {norm}; a lower learning rate may help"
             )
         self._advance(len(inputs))
+        rate *= self.mechanic.factor if self.mechanic else 1.0
         facts = {"step": progress.step, "loss": loss, "lr": rate, **told, "tokens": inputs.numel()}
         facts["seconds"] = round(time.perf_counter() - began, 4)
         if meter is not None and meter.unit_steps:
@@ -188,7 +191,7 @@ class Trainer:
 
     def saved(self, metrics_size: int, metrics_digest: str) -> Saved:
         """All that `restore` needs, and the size and the digest of the metrics file so far."""
-        saved = self.learner.saved()
+        saved = self._with_mechanic(self.learner.saved())
         facts = {"place": dataclasses.asdict(self.progress), "metrics": metrics_size, "metrics_sha256": metrics_digest}
         facts |= {**saved.facts, "arithmetic": self.arithmetic.to_json()}
         return Saved(saved.tensors, facts, self.seals.digests)
@@ -211,7 +214,18 @@ class Trainer:
         if type(size) is not int or size < 0 or not isinstance(digest, str):
             raise Problem(f"{path} is no checkpoint of a run: its metrics have size {size!r} and digest {digest!r}")
         self.learner.restore(saved, path, step=self.progress.step, position=self.progress.position)
+        if self.mechanic:
+            try:
+                self.mechanic.load_state_dict(unpacked_as("mechanic", saved))
+            except (KeyError, TypeError, ValueError) as error:
+                raise not_of_this_run(path, error) from error
         return size, digest
+
+    def _with_mechanic(self, saved: Saved) -> Saved:
+        if self.mechanic is None:
+            return saved
+        own = packed_as("mechanic", self.mechanic.state_dict())
+        return Saved({**saved.tensors, **own.tensors}, {**saved.facts, **own.facts})
 
 
 def start(config: Config, out: Path | None, report: Report) -> Run:

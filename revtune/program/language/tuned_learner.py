@@ -14,15 +14,12 @@ from revtune.program.language.config import Config
 from revtune.program.language.learner import Learner, PlainLearner, Segment, optimizer
 from revtune.program.language.model import LanguageModel
 from revtune.program.layers import REVERSIBLE
-from revtune.program.runs.checkpoint import Saved, not_of_this_run, packed, unpacked
+from revtune.program.runs.checkpoint import Saved, not_of_this_run, packed_as, unpacked_as
 from revtune.program.tuning import Tuned
 from revtune.tuning.conversion.convert import self_tuning
 from revtune.tuning.conversion.freeze import frozen
 from revtune.tuning.tuner.schedule import Schedule
 from revtune.tuning.tuner.tuner import Tuner
-
-TUNER = "tuner/"
-"""What the names of a tuner's tensors begin with in a checkpoint."""
 
 
 class TunedLearner(Learner):
@@ -51,12 +48,13 @@ class TunedLearner(Learner):
             self_tuning(model, hypers, batch_dim=1), **given, optimizer=optimizer(config.learning), method=method,
             clip=config.learning.clip, carry=True, seed=config.learning.seed, **tuning.for_tuner(),
         )  # fmt: skip
+        self.optimizer = self.tuner.optimizer
         self.rates = (1.0, tuning.response_lr)  # of weights, then responses
 
     def update(self, segment: Segment, rate: float) -> dict[str, float]:
         """Update weights and responses, and the hyperparameters where that is due; the losses of both."""
         self.model.train()
-        for group, times in zip(self.tuner.optimizer.param_groups, self.rates, strict=True):
+        for group, times in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = times * rate
         loss, held_out = self.tuner.step(segment, self._next_held_out() if self.tuner.due else None)
         return {"loss": loss} if held_out is None else {"loss": loss, "held_out_loss": held_out}
@@ -84,8 +82,7 @@ class TunedLearner(Learner):
 
     def saved(self) -> Saved:
         """The tuner's state, which holds weights and random states too."""
-        saved = packed(self.tuner.state_dict())
-        return Saved({TUNER + name: tensor for name, tensor in saved.tensors.items()}, {"tuner": saved.facts})
+        return packed_as("tuner", self.tuner.state_dict())
 
     def restore(self, saved: Saved, path: Path, *, step: int, position: int) -> None:
         """Take up what `saved` gave of a learner of the same configuration.
@@ -93,9 +90,8 @@ class TunedLearner(Learner):
         Raises:
             Problem: it is of another one, or damaged.
         """
-        tensors = {name.removeprefix(TUNER): each for name, each in saved.tensors.items() if name.startswith(TUNER)}
         try:
-            state = unpacked(Saved(tensors, saved.facts["tuner"]))
+            state = unpacked_as("tuner", saved)
             if state["steps"] != step:
                 raise ValueError(f"its tuner is at step {state['steps']}, not {step}")
             self.tuner.load_state_dict(state)
