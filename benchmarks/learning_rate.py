@@ -28,7 +28,7 @@ from revtune.program.language.config import Config, Learning, Net, Rule, Tune, c
 from revtune.program.language.evaluate import evaluate
 from revtune.program.language.trainer import Trainer
 from revtune.program.layers import Model
-from revtune.tuning.tuner.mechanic import MEMORIES
+from revtune.tuning.tuner.mechanic import MEMORIES, Mechanic
 
 GOOD: dict[Rule, float] = {"adam": 0.03, "sgd": 8.0}
 """The best of the fixed rates 0.01, 0.02, 0.03, 0.06 and, for sgd, 4, 8, 16, on seed 1."""
@@ -206,8 +206,8 @@ def held_out_gradient(trainer: Trainer, parameters: Sequence[nn.Parameter], numb
 def figures(job: Job, data: Path, corpus: Corpus, steps: int) -> dict[str, Any]:
     """What a run comes to: the held-out loss in nats a byte, rates on the way, and processor seconds."""
     trainer = Trainer(job.config(data, steps), corpus)
-    way = WAYS[job.way](trainer) if job.way in WAYS else trainer.mechanic
-    rates, began = [], time.process_time()
+    way: Way | Mechanic | None = WAYS[job.way](trainer) if job.way in WAYS else trainer.mechanic
+    rates, began = list[float](), time.process_time()
     try:
         for step in range(1, steps + 1):
             trainer.step()

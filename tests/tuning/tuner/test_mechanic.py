@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -94,6 +95,10 @@ def test_it_learns_from_a_rate_that_is_far_too_low_or_too_high(rule: Any) -> Non
     assert 0.1 < rates[0] / rates[1] < 10
 
 
+def waves(params: list[nn.Parameter], batch: Tensor) -> Tensor:
+    return (params[0] * batch).sin().sum() + params[1].sum()
+
+
 def test_it_goes_on_bit_for_bit() -> None:
     params, loss = problem(torch.float32)
     optimizer = RULES["adam"](params)
@@ -108,10 +113,15 @@ def test_it_goes_on_bit_for_bit() -> None:
     second.load_state_dict(saved[0])
     other.load_state_dict(saved[1])
     for batch in batches:
-        step(optimizer, lambda batch=batch: (params[0] * batch).sin().sum() + params[1].sum())  # type: ignore[misc]
-        step(other, lambda batch=batch: (again[0] * batch).sin().sum() + again[1].sum())  # type: ignore[misc]
+        step(optimizer, partial(waves, params, batch))
+        step(other, partial(waves, again, batch))
     assert all(map(torch.equal, params, again))
     assert mechanic.factor == second.factor
+
+
+def squares(table: nn.Embedding, tokens: list[int]) -> Tensor:
+    rows: Tensor = table(torch.tensor(tokens))
+    return rows.square().sum()
 
 
 def test_sparse_gradients_count_as_dense_ones() -> None:
@@ -121,7 +131,7 @@ def test_sparse_gradients_count_as_dense_ones() -> None:
         optimizer = torch.optim.SGD(table.parameters(), 0.1)
         Mechanic(optimizer, start=0.5)
         for tokens in ([0, 1, 1], [1, 4, 0], [1, 1, 2]):
-            step(optimizer, lambda tokens=tokens, table=table: table(torch.tensor(tokens)).square().sum())  # type: ignore[misc]
+            step(optimizer, partial(squares, table, tokens))
     assert torch.allclose(tables[0].weight, tables[1].weight)
     assert not torch.equal(tables[0].weight, weights)
 
@@ -186,15 +196,16 @@ def test_states_that_do_not_fit_are_refused_and_nothing_is_loaded() -> None:
     for _ in range(3):
         step(optimizer, loss)
     state, before = mechanic.state_dict(), copy.deepcopy(mechanic.state_dict())
-    for bad, told in (
+    cases: list[tuple[Any, str]] = [
         ([], "none of Mechanic, which has .*: got list"),
         ({name: state[name] for name in LISTS}, "none of Mechanic"),
         ({**state, "displacements": state["displacements"][:1]}, "not those of 2 parameters of these shapes"),
         ({**state, "best": state["best"][1:]}, "best must be 6 numbers from 0"),
         ({**state, "scales": [math.nan] * 6}, "scales must be 6 numbers from 0"),
         ({**state, "displacements": [torch.ones(3, 2), torch.full((2,), math.nan)]}, "not finite"),
-    ):
+    ]
+    for bad, told in cases:
         with pytest.raises(ValueError, match=told):
-            mechanic.load_state_dict(bad)  # type: ignore[arg-type]
+            mechanic.load_state_dict(bad)
         assert all(map(torch.equal, mechanic.displacements, before["displacements"]))
         assert mechanic.scales == before["scales"]
