@@ -31,6 +31,7 @@ Tune the hyperparameters of any network in one run::
 - `Hyperparameters` says what to tune, by `Rate`, `Between`, `Positive` and `Integer`.
 - `TunedNoise`, `TunedLockedDropout`, `weight_norm2`, `revtune.penalties`, `revtune.regularize_images`,
   `revtune.regularize_weights`, `revtune.loader`: what they regularize.
+- `Mechanic` tunes the learning rate of any optimizer, also where nothing else is tuned.
 - `register_response` lets a layer of your own answer to hyperparameters.
 
 Write a cell of your own: `Cell`, `Stage`, `Coupling`, `forget_gate`, run by `scan` and `record` (docs/own-cell.md).
@@ -65,6 +66,7 @@ from revtune.tuning.hypers.kinds import Between, Integer, Positive, Rate
 from revtune.tuning.regularizers.dropouts import TunedLockedDropout, TunedNoise
 from revtune.tuning.responses.registered import register_response
 from revtune.tuning.responses.weight_norm import weight_norm2
+from revtune.tuning.tuner.mechanic import Mechanic
 from revtune.tuning.tuner.tuner import Tuner
 
 __version__ = "0.1.0"
@@ -81,6 +83,7 @@ __all__ = [
     "Integer",
     "LinearCrossEntropy",
     "LockedDropout",
+    "Mechanic",
     "NonFiniteError",
     "Positive",
     "Rate",

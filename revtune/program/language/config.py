@@ -108,6 +108,10 @@ class LanguageStudy:
         """
         check_study(self)
         check_starts(self.net, RATES)
+        if self.learning.lr_too:
+            raise Problem(
+                "--lr-too tunes the rate of one run, in which all contestants are alike; leave it out", code=2
+            )
         if self.learning.device != "cpu":
             raise Problem(f"--device must be cpu in a contest, got {self.learning.device}", code=2)
         return self.with_absolute_paths()

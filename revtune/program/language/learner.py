@@ -37,9 +37,14 @@ class Learner(ABC):
     Args:
         task: the text, and what is learnt of it.
         config: of the run.
+
+    Attributes:
+        model: what learns.
+        optimizer: what updates the weights, and responses where there are some.
     """
 
     model: LanguageModel
+    optimizer: torch.optim.Optimizer
 
     def __init__(self, task: LanguageTask, config: Config) -> None:
         self.task, self.net, self.learning, self.device = task, config.net, config.learning, task.device

@@ -32,6 +32,8 @@ class Learning(task.Learning):
     """Update rule."""
     lr: float = 8e-3
     """Learning rate at its highest."""
+    lr_too: bool = False
+    """Tune that rate in the same run, by Mechanic (Cutkosky et al. 2023); lr may then be ten times too low or high."""
     momentum: float = 0.0
     """Momentum of sgd."""
     schedule: Schedule = "cosine"

@@ -50,7 +50,7 @@ class Report:
     def __init__(self, config: Config, *, plain: bool | None = None) -> None:
         self.console = Console(highlight=False)
         self.plain = not self.console.is_terminal if plain is None else plain
-        self.steps, self.unit = config.learning.steps, config.text.unit
+        self.steps, self.unit, self.lr_too = config.learning.steps, config.text.unit, config.learning.lr_too
         self.latest: dict[str, Any] = {}
         self.loss = self.speed = 0.0
         self.weight = 0.0
@@ -108,6 +108,8 @@ class Report:
             rows.append(("stored", f"{self.latest['stored_bits']:.2f} bits a unit and step"))
         if "held_out_loss" in self.latest:
             rows.append(("tuned on", f"{self.latest['held_out_loss']:.3f} nats"))
+        if self.lr_too and "lr" in self.latest:
+            rows.append(("learning rate", f"{self.latest['lr']:.2g}"))
         return rows + told_values(self.latest)
 
     def panel(self) -> Group:

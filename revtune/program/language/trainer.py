@@ -26,13 +26,14 @@ from revtune.program.language.task import LanguageTask
 from revtune.program.language.tuned_learner import TunedLearner, learner
 from revtune.program.runs import checkpoint
 from revtune.program.runs.arithmetic import Arithmetic
-from revtune.program.runs.checkpoint import Saved
+from revtune.program.runs.checkpoint import Saved, not_of_this_run, packed_as, unpacked_as
 from revtune.program.runs.folder import already_finished, command_line, intact, refuse_taken
 from revtune.program.runs.metrics import Metrics
 from revtune.program.runs.seals import Seals
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
 from revtune.program.tuning import write_schedule
 from revtune.program.typed import told_of
+from revtune.tuning.tuner.mechanic import Mechanic
 from revtune.tuning.tuner.schedule import Schedule
 
 METER_EVERY = 10
@@ -99,6 +100,7 @@ class Trainer:
         torch.manual_seed(config.learning.seed)
         self.task = LanguageTask(config, corpus, device=self.device, tested=False)
         self.learner = learner(self.task, config, schedule)
+        self.mechanic = Mechanic(self.learner.optimizer) if self.learning.lr_too else None
         self.model, self.rows = self.learner.model, self.task.part("train")
         self.progress = Progress()
         self.seals = Seals({})
@@ -156,6 +158,7 @@ class Trainer:
                 f"step {progress.step + 1} failed: loss {loss}, gradient's norm {norm}; a lower learning rate may help"
             )
         self._advance(length)
+        rate *= self.mechanic.factor if self.mechanic else 1.0
         facts = {"step": progress.step, "loss": loss, "lr": rate, **told, "tokens": batch.inputs.numel()}
         facts["seconds"] = round(time.perf_counter() - began, 4)
         if meter is not None and meter.unit_steps:
@@ -192,7 +195,7 @@ class Trainer:
 
     def saved(self, metrics_size: int, metrics_digest: str) -> Saved:
         """All that `restore` needs, and the size and the digest of the metrics file so far."""
-        saved = self.learner.saved()
+        saved = self._with_mechanic(self.learner.saved())
         facts = {"place": dataclasses.asdict(self.progress), "metrics": metrics_size, "metrics_sha256": metrics_digest}
         facts |= {**saved.facts, "arithmetic": self.arithmetic.to_json()}
         return Saved(saved.tensors, facts, self.seals.digests)
@@ -215,7 +218,18 @@ class Trainer:
         if type(size) is not int or size < 0 or not isinstance(digest, str):
             raise Problem(f"{path} is no checkpoint of a run: its metrics have size {size!r} and digest {digest!r}")
         self.learner.restore(saved, path, step=self.progress.step, position=self.progress.position)
+        if self.mechanic:
+            try:
+                self.mechanic.load_state_dict(unpacked_as("mechanic", saved))
+            except (KeyError, TypeError, ValueError) as error:
+                raise not_of_this_run(path, error) from error
         return size, digest
+
+    def _with_mechanic(self, saved: Saved) -> Saved:
+        if self.mechanic is None:
+            return saved
+        own = packed_as("mechanic", self.mechanic.state_dict())
+        return Saved({**saved.tensors, **own.tensors}, {**saved.facts, **own.facts})
 
 
 def start(config: Config, out: Path | None, report: Report, schedule: Schedule | None = None) -> Run:

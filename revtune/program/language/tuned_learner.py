@@ -12,14 +12,11 @@ from revtune.program.language.config import Config
 from revtune.program.language.learner import Learner, PlainLearner
 from revtune.program.language.regularizers import by_option
 from revtune.program.language.task import LanguageTask
-from revtune.program.runs.checkpoint import Saved, not_of_this_run, packed, unpacked
+from revtune.program.runs.checkpoint import Saved, not_of_this_run, packed_as, unpacked_as
 from revtune.program.tasks.tuned_learner import tuner_of
 from revtune.program.tuning import Tuned
 from revtune.tuning.conversion.freeze import frozen
 from revtune.tuning.tuner.schedule import Schedule
-
-TUNER = "tuner/"
-"""What the names of a tuner's tensors begin with in a checkpoint."""
 
 
 class TunedLearner(Learner):
@@ -36,12 +33,13 @@ class TunedLearner(Learner):
         hypers = tuning.hyperparameters(task.hypers())
         self.model = self.built(hypers)
         self.tuner = tuner_of(task, self.model, hypers, method)
+        self.optimizer = self.tuner.optimizer
         self.rates = (1.0, tuning.response_lr)  # of weights, then responses
 
     def update(self, segment: Segment, rate: float) -> dict[str, float]:
         """Update weights and responses, and the hyperparameters where that is due; the losses of both."""
         self.model.train()
-        for group, times in zip(self.tuner.optimizer.param_groups, self.rates, strict=True):
+        for group, times in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = times * rate
         held_out_batch = self.task.valid_batch(self.tuner.valid_steps) if self.tuner.due else None
         loss, held_out = self.tuner.step(segment, held_out_batch)
@@ -65,8 +63,7 @@ class TunedLearner(Learner):
 
     def saved(self) -> Saved:
         """The tuner's state, which holds weights and random states too."""
-        saved = packed(self.tuner.state_dict())
-        return Saved({TUNER + name: tensor for name, tensor in saved.tensors.items()}, {"tuner": saved.facts})
+        return packed_as("tuner", self.tuner.state_dict())
 
     def restore(self, saved: Saved, path: Path, *, step: int, position: int) -> None:
         """Take up what `saved` gave of a learner of the same configuration.
@@ -74,9 +71,8 @@ class TunedLearner(Learner):
         Raises:
             Problem: it is of another one, or damaged.
         """
-        tensors = {name.removeprefix(TUNER): each for name, each in saved.tensors.items() if name.startswith(TUNER)}
         try:
-            state = unpacked(Saved(tensors, saved.facts["tuner"]))
+            state = unpacked_as("tuner", saved)
             if state["steps"] != step:
                 raise ValueError(f"its tuner is at step {state['steps']}, not {step}")
             self.tuner.load_state_dict(state)

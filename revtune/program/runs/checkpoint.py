@@ -266,6 +266,23 @@ def packed(state: Any) -> Saved:
     return Saved(tensors, facts)
 
 
+def packed_as(name: str, state: Any) -> Saved:
+    """A nested state under a name, to stand in one file with others."""
+    saved = packed(state)
+    return Saved({f"{name}/{key}": tensor for key, tensor in saved.tensors.items()}, {name: saved.facts})
+
+
+def unpacked_as(name: str, saved: Saved) -> Any:
+    """The state that `packed_as` was given with this name.
+
+    Raises:
+        KeyError, TypeError, ValueError: there is none.
+    """
+    start = f"{name}/"
+    tensors = {key.removeprefix(start): tensor for key, tensor in saved.tensors.items() if key.startswith(start)}
+    return unpacked(Saved(tensors, saved.facts[name]))
+
+
 def unpacked(saved: Saved) -> Any:
     """The state that `packed` was given.
 

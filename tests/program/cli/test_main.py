@@ -1,5 +1,6 @@
 """The program as it is typed: what it prints, what it answers to mistakes, and its exit codes."""
 
+import dataclasses
 import importlib.metadata
 import io
 import json
@@ -145,8 +146,11 @@ def test_losses_are_told_as_people_quote_them() -> None:
 
 
 def test_the_panel_shows_what_is_going_on() -> None:
-    report = Report(recipes.find("stdlib").recipe(), plain=False)
-    report.step({"step": 3, "loss": 0.6931472, "tokens": 4096, "seconds": 2.0, "stored_bits": 0.871,
+    recipe = recipes.find("stdlib").recipe()
+    report = Report(
+        dataclasses.replace(recipe, learning=dataclasses.replace(recipe.learning, lr_too=True)), plain=False
+    )
+    report.step({"step": 3, "lr": 0.00345, "loss": 0.6931472, "tokens": 4096, "seconds": 2.0, "stored_bits": 0.871,
                  "held_out_loss": 1.25, "values": {"weight_drop": 0.1234}, "scales": {"weight_drop": 0.5}})  # fmt: skip
     report.valid({"step": 3, "valid_loss": 1.3862944})
     console = Console(width=80, record=True, file=io.StringIO())
@@ -161,6 +165,7 @@ def test_the_panel_shows_what_is_going_on() -> None:
         "2.000 bits a byte at step 3",
         "0.123 (scale 0.5)",
         "1.250 nats",
+        "0.0035",
     ):
         assert shown in told
 

@@ -13,7 +13,7 @@ from revtune.program.data.text_sources import load
 from revtune.program.errors import Problem
 from revtune.program.files import write
 from revtune.program.language import trainer as train
-from revtune.program.language.config import Config, check
+from revtune.program.language.config import Config, Rule, check
 from revtune.program.language.evaluate import evaluate
 from revtune.program.language.model import build
 from revtune.program.language.regularizers import PENALTIES, rates_of
@@ -115,6 +115,33 @@ def test_a_tuned_run_that_died_goes_on_bit_for_bit(
     assert Run(part).schedule.read_bytes() == whole.schedule.read_bytes()
     without_time = [[{**each, "seconds": 0} for each in lines(folder)] for folder in (part, whole.folder)]
     assert without_time[0] == without_time[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "tune", "optimizer"),
+    [("revgru", "off", "adam"), ("lstm", "off", "sgd"), ("revlstm", "stn", "adam"), ("gru", "delta", "sgd")],
+)
+def test_a_run_that_tunes_its_learning_rate_goes_on_bit_for_bit(
+    text: Path, tmp_path: Path, model: Model, tune: Any, optimizer: Rule
+) -> None:
+    told = dataclasses.replace(config(text, model, "stn", lr_too=True, optimizer=optimizer), tune=tune)
+    whole = train.start(told, tmp_path / "whole", Silent())
+    rates = [each["lr"] for each in lines(whole.folder) if "loss" in each]
+    given = [told.learning.rate(step, 0) for step in range(len(rates))]
+    assert rates[0] == pytest.approx(given[0])
+    assert not any(one == pytest.approx(other, rel=1e-3) for one, other in zip(rates[2:], given[2:], strict=True))
+    part = tmp_path / "part"
+    with pytest.raises(Died):
+        train.start(told, part, Silent(dies_at=8))
+    train.resume(Run(part), Silent())
+    assert_same(part, whole.folder)
+    assert [each["lr"] for each in lines(part) if "loss" in each] == rates
+    saved = checkpoint.read(Run(part).checkpoint)
+    for damaged in (None, {"state": {"dict": []}}):
+        facts = {**saved.facts, "mechanic": damaged}
+        write(Run(part).checkpoint, checkpoint.pack(Saved(saved.tensors, facts)))
+        with pytest.raises(Problem, match="is no checkpoint of this run: "):
+            train.resume(Run(part), Silent())
 
 
 @pytest.mark.parametrize("model", ["revlstm", "lstm", "gru"])

@@ -1,0 +1,172 @@
+"""A learning rate tuned beside an optimizer: one factor for all its updates, found by betting on them."""
+
+from __future__ import annotations
+
+import math
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from revtune.errors import NonFiniteError
+
+MEMORIES = tuple(1 - 0.1**digits for digits in range(1, 7))
+"""How much of the past each of the bettors keeps from one step to the next: 0.9, 0.99 ... 0.999999."""
+
+LISTS = ("best", "squares", "wealth", "scales")
+"""What a bettor has: m, v, r and s of the paper."""
+
+
+class Mechanic:
+    """Tunes an optimizer's learning rate while it trains, whatever it is and whichever schedule it follows.
+
+    The optimizer proposes updates u_t at its own rate, which may be far off. All of them together are scaled by one
+    factor s_t, the sum of what n bettors stake, each of which forgets the past by its own beta:
+
+        h_t = <D_t, g_t>                  D_t = u_1 + ... + u_{t-1}
+        m_t = max(beta m_{t-1}, |h_t|)    v_t = beta^2 v_{t-1} + h_t^2
+        r_t = max(0, beta r_{t-1} - s_t h_t)
+        s_{t+1} = (start m_t / n + r_t) / sqrt(v_t)      a bettor's; their sum scales
+        x_{t+1} = x_1 + s_{t+1} D_{t+1}
+
+    h_t is the derivative of the loss for s_t: a hypergradient of all updates so far, not of the last one alone, which
+    would make the rate small too soon (Wu et al. 2018). Cutkosky, Defazio, Mehta, Mechanic: A Learning Rate Tuner,
+    NeurIPS 2023, algorithm 1. As in the authors' code, |h_t| counts in r_t up to m_{t-1}. Their term that decays the
+    factor is left out: it is the stronger the lower the given rate is, and the result would depend on that.
+
+    It hooks into the optimizer's steps, so that loops, schedulers and tuners stay as they are. It keeps one number for
+    each parameter. Its state is saved beside the optimizer's.
+
+    Args:
+        optimizer: whose rate is tuned; of one that a `Tuner` has made, the responses' too.
+        start: what the factor begins with, above 0.
+
+    Raises:
+        ValueError: no optimizer, or a number out of its range; in a step, parameters that the optimizer got later.
+
+    Example:
+        >>> net = nn.Linear(4, 1)
+        >>> optimizer = torch.optim.Adam(net.parameters(), 1e-6)  # far too low
+        >>> mechanic = Mechanic(optimizer)
+        >>> for _ in range(300):
+        ...     x = torch.randn(16, 4)
+        ...     optimizer.zero_grad()
+        ...     F.mse_loss(net(x), x.sum(1, keepdim=True)).backward()
+        ...     optimizer.step()
+        >>> mechanic.factor > 100
+        True
+    """
+
+    def __init__(self, optimizer: Optimizer, *, start: float = 1.0) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise ValueError(f"Mechanic wants a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        if not 0 < start < math.inf:
+            raise ValueError(f"start must be above 0 and finite, got {start}")
+        self.optimizer, self.start = optimizer, start
+        self.displacements = [torch.zeros_like(p) for p in _parameters(optimizer)]
+        self.best, self.squares, self.wealth = ([0.0] * len(MEMORIES) for _ in range(3))
+        self.scales = [start / len(MEMORIES)] * len(MEMORIES)
+        self._parameters, self._before = _parameters(optimizer), list[_Before]()
+        optimizer.register_step_pre_hook(self._note)
+        optimizer.register_step_post_hook(self._scale)
+
+    @property
+    def factor(self) -> float:
+        """By what the optimizer's updates are multiplied: the rate is as many times the one that it was given."""
+        return sum(self.scales)
+
+    @torch.no_grad()
+    def _note(self, *_: Any) -> None:
+        """Take the derivative for the factor, and keep the parameters, before the optimizer moves them."""
+        if any(p is not own for p, own in zip_longest(_parameters(self.optimizer), self._parameters)):
+            raise ValueError("the optimizer holds other parameters than when Mechanic was made for it; make it again")
+        moved = [(p, d) for p, d in zip(self._parameters, self.displacements, strict=True) if p.grad is not None]
+        self._derivative = self._hypergradient(moved)
+        self._before = [_Before(p, p.clone(), d) for p, d in moved]
+
+    def _hypergradient(self, moved: list[tuple[nn.Parameter, Tensor]]) -> float:
+        """h_t.
+
+        Raises:
+            NonFiniteError: it is none, because a gradient is not; the optimizer has not moved anything then.
+        """
+        h = float(sum((d * _dense(p.grad)).sum() for p, d in moved))
+        if not math.isfinite(h):
+            raise NonFiniteError(f"the derivative for the learning rate is {h}; no parameter has been changed by it")
+        return h
+
+    def _bet(self, h: float) -> None:
+        """Each bettor's next stake."""
+        for i, beta in enumerate(MEMORIES):
+            gain = -self.scales[i] * max(-self.best[i], min(h, self.best[i]))
+            self.best[i] = max(beta * self.best[i], abs(h))
+            self.squares[i] = beta**2 * self.squares[i] + h**2
+            self.wealth[i] = max(0.0, beta * self.wealth[i] + gain)
+            if self.squares[i]:
+                stake = self.start * self.best[i] / len(MEMORIES) + self.wealth[i]
+                self.scales[i] = stake / math.sqrt(self.squares[i])
+
+    @torch.no_grad()
+    def _scale(self, *_: Any) -> None:
+        """Make the optimizer's update one of all its updates, by the next factor."""
+        old = self.factor
+        self._bet(self._derivative)
+        for p, before, displacement in self._before:
+            update = p - before
+            p.copy_(before.add_(displacement, alpha=self.factor - old).add_(update, alpha=self.factor))
+            displacement.add_(update)
+        self._before = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on, in tensors and numbers, beside the optimizer's state."""
+        return {"displacements": self.displacements, **{name: list(getattr(self, name)) for name in LISTS}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where another was when it gave this `state_dict`.
+
+        Raises:
+            ValueError: it is none, or of other parameters; nothing has been loaded then.
+        """
+        _check(state, self.displacements)
+        for own, saved in zip(self.displacements, state["displacements"], strict=True):
+            own.copy_(saved)
+        for name in LISTS:
+            setattr(self, name, list(state[name]))
+
+
+class _Before(NamedTuple):
+    """A parameter, a copy of what it was before the optimizer's step, and its displacement."""
+
+    parameter: nn.Parameter
+    value: Tensor
+    displacement: Tensor
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _dense(grad: Tensor | None) -> Tensor:
+    assert grad is not None
+    return grad.to_dense() if grad.is_sparse else grad
+
+
+def _check(state: dict[str, Any], own: list[Tensor]) -> None:
+    """Raise `ValueError` for a state from which no step can be taken."""
+    if not isinstance(state, dict) or state.keys() != {"displacements", *LISTS}:
+        given = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(
+            f"the saved state is none of Mechanic, which has displacements, {', '.join(LISTS)}: got {given}"
+        )
+    saved = state["displacements"]
+    if not isinstance(saved, list) or [getattr(d, "shape", None) for d in saved] != [d.shape for d in own]:
+        raise ValueError(f"the saved state's displacements are not those of {len(own)} parameters of these shapes")
+    if not all(bool(d.isfinite().all()) for d in saved):
+        raise ValueError("the saved state's displacements are not finite numbers")
+    for name in LISTS:
+        numbers = state[name]
+        right = isinstance(numbers, list) and len(numbers) == len(MEMORIES)
+        if not right or not all(type(number) is float and 0 <= number < math.inf for number in numbers):
+            raise ValueError(f"the saved state's {name} must be {len(MEMORIES)} numbers from 0, got {numbers!r:.60}")
