@@ -19,7 +19,7 @@ FLOORS = {
     "joint": ["embeddings linear_layer readouts", "rev_layers linear_parts", "linear_stream", "entries"],
     "program": [
         "errors machine figures tables", "files typed layers", "tuning", "data runs", "language tasks", "translation",
-        "recipes", "studies bench", "cli",
+        "recipes", "studies bench", "report", "cli",
     ],
 }  # fmt: skip
 """The rooms of each wing from the ground up: a room imports rooms of lower floors alone."""

@@ -6,6 +6,7 @@
     weights.safetensors      the model with the lowest validation loss, plain, and the values of what was tuned
     schedule.json            all values that tuned hyperparameters have had, as `Tuner.schedule` tells
     checkpoint.safetensors   everything that the next step depends on
+    environment.json         versions and processors that it began with
     lock                     held by the process that begins the run
 
 A file is written beside the one that it replaces and then renamed, so that a whole one is there at any moment.

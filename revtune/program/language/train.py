@@ -15,7 +15,9 @@ from revtune.program.language import sample, trainer
 from revtune.program.language.config import Config, Size, check
 from revtune.program.language.live import Report, measure
 from revtune.program.language.run import Run
+from revtune.program.runs import tracking
 from revtune.program.runs.folder import command_line
+from revtune.program.runs.tracking import Tracked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,22 +29,27 @@ class Options:
     """Folder of the run; by default the next free runs/<recipe>-<n>."""
     size: Size = "small"
     """small is made for two cores; paper has the settings of the paper that the recipe is from."""
+    track: Tracked = "none"
+    """Which tracker is told of losses, bits, memory, rates and hyperparameters besides metrics.jsonl."""
     resume: Path | None = None
-    """Go on with the run in this folder with its own settings; only --file, --data and --accept-edits go with it."""
+    """Go on with the run in this folder with its own settings; only --file, --data, --track and --accept-edits go
+    with it."""
 
 
 def start(name: str, options: Options) -> Path:
     """A new run of a recipe, from its first step to its last; its folder."""
     assert options.config.recipe == name
     check(options.config)
+    tracking.check(options.track)
     with Report(options.config).shown() as report:
-        run = trainer.start(with_absolute_paths(options.config), options.out, report)
+        run = trainer.start(with_absolute_paths(options.config), options.out, report, options.track)
     finish(run)
     return run.folder
 
 
 def resume(
-    folder: Path, *, accept_edits: bool = False, file: Path | None = None, data: Path | None = None
+    folder: Path, *, accept_edits: bool = False, file: Path | None = None, data: Path | None = None,
+    track: Tracked = "none",
 ) -> None:  # fmt: skip
     """Go on with the run in a folder; `file` is its text, or `data` the data sets, where these have been moved.
 
@@ -51,7 +58,7 @@ def resume(
     """
     run = Run(folder, file, data, accept_edits)
     with Report(run.config()).shown() as report:
-        trainer.resume(run, report)
+        trainer.resume(run, report, track)
     finish(run)
 
 
@@ -77,8 +84,7 @@ def finish(run: Run) -> None:
     words = unit == "word"
     tuned = ", ".join(f"{name} {value:.3g}" for name, value in best.get("values", {}).items())
     print(f"\nvalidation {measure(unit, best['valid_loss'])}, its best, at step {best['step']}; a sample:\n")
-    pieces = sample.text(run.model(), run.vocabulary(), "", length=100 if words else 600, temperature=0.7, seed=1)
-    print("".join(pieces).strip("\n") + "\n")
+    print(sample.shown(run.model(), run.vocabulary()) + "\n")
     if tuned:
         print(f"tuned by {config.tune}, at that step: {tuned}; all steps are in {run.schedule}")
     print(f"the run is in {run.folder}; next:")

@@ -21,6 +21,7 @@ from revtune.program.data.text import Corpus, segment, streams
 from revtune.program.data.text_sources import load
 from revtune.program.errors import Problem
 from revtune.program.files import write
+from revtune.program.language import sample
 from revtune.program.language.config import Config
 from revtune.program.language.evaluate import evaluate, held_out_streams
 from revtune.program.language.learner import Segment
@@ -28,17 +29,19 @@ from revtune.program.language.model import build
 from revtune.program.language.run import Run, create
 from revtune.program.language.schedule import learning_rate, segment_length
 from revtune.program.language.tuned_learner import TunedLearner, learner
+from revtune.program.machine import resident_bytes
 from revtune.program.runs import checkpoint
 from revtune.program.runs.arithmetic import Arithmetic
 from revtune.program.runs.checkpoint import Saved
 from revtune.program.runs.folder import already_finished, command_line, intact, refuse_taken
-from revtune.program.runs.metrics import Metrics
+from revtune.program.runs.metrics import Metrics, bits
 from revtune.program.runs.seals import Seals
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
+from revtune.program.runs.tracking import Tracked
 from revtune.program.typed import told_of
 
 METER_EVERY = 10
-"""Steps between two whose stored bits are metered: metering each would slow a run down."""
+"""Steps between two whose stored bits are metered, and memory: metering each would slow a run down."""
 
 
 class Report(Protocol):
@@ -153,8 +156,8 @@ class Trainer:
         self._advance(len(inputs))
         facts = {"step": progress.step, "loss": loss, "lr": rate, **told, "tokens": inputs.numel()}
         facts["seconds"] = round(time.perf_counter() - began, 4)
-        if meter is not None and meter.unit_steps:
-            facts["stored_bits"] = round(meter.bits_per_unit_step, 4)
+        if meter is not None:
+            facts |= {**bits(meter), "resident_bytes": resident_bytes()}
         return facts
 
     def _advance(self, rows: int) -> None:
@@ -214,18 +217,26 @@ class Trainer:
         return size, digest
 
 
-def start(config: Config, out: Path | None, report: Report) -> Run:
+def start(config: Config, out: Path | None, report: Report, track: Tracked = "none") -> Run:
     """Train a new run, from its first step to its last."""
     refuse_taken(out)
     corpus = load(config.text)
     trainer = Trainer(config, corpus)
     run = create(config, corpus, out)
-    with contextlib.closing(Metrics(run.metrics, 0)) as metrics:
-        trainer.train(run, metrics, report)
+    learn(trainer, run, Metrics(run.metrics, 0), report, track)
     return run
 
 
-def resume(run: Run, report: Report) -> Run:
+def learn(trainer: Trainer, run: Run, metrics: Metrics, report: Report, track: Tracked) -> None:
+    """Take the steps that are left, and tell a tracker of them and of a sample at their end, if one is named."""
+    with contextlib.closing(metrics):
+        metrics.track(track, trainer.progress.step)
+        progress = trainer.train(run, metrics, report)
+        if metrics.tracker is not None:
+            metrics.tracker.text("sample", sample.shown(run.model(), run.vocabulary()), progress.step)
+
+
+def resume(run: Run, report: Report, track: Tracked = "none") -> Run:
     """Train the rest of a run, from its last checkpoint on, or from the start if it was stopped before the first.
 
     Raises:
@@ -253,8 +264,7 @@ def resume(run: Run, report: Report) -> Run:
         trainer.arithmetic.go_on(Arithmetic.of(before, run.checkpoint), run.folder)
     if run.accept_edits:
         run.seal_anew()
-    with contextlib.closing(Metrics(run.metrics, size, digest)) as metrics:
-        trainer.train(run, metrics, report)
+    learn(trainer, run, Metrics(run.metrics, size, digest), report, track)
     return run
 
 

@@ -95,6 +95,10 @@ class Learner(ABC):
     def values(self) -> dict[str, float]:
         """Hyperparameters in user units."""
 
+    def scales(self) -> dict[str, float]:
+        """Scales of the hyperparameters' perturbations; none where nothing is perturbed."""
+        return {}
+
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
         """The weights of the plain network at these values, by name."""

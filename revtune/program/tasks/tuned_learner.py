@@ -66,6 +66,10 @@ class TunedLearner(Learner):
         """Where the hyperparameters stand now."""
         return self.tuner.values()
 
+    def scales(self) -> dict[str, float]:
+        """How far the hyperparameters are perturbed now."""
+        return self.tuner.hypers.scales()
+
     def weights(self) -> dict[str, Tensor]:
         """Those of the plain network that the self-tuning one is at the present hyperparameters."""
         return checkpoint.weights(frozen(self.model))

@@ -18,13 +18,14 @@ import tyro
 from revtune.program.data.moses import shaped
 from revtune.program.errors import Problem
 from revtune.program.files import absolute, read_text, write
-from revtune.program.runs import checkpoint
+from revtune.program.runs import checkpoint, tracking
 from revtune.program.runs.folder import claimed, command_line, config_of, refuse_taken
 from revtune.program.runs.places import near, place
 from revtune.program.runs.seals import Seals
+from revtune.program.runs.tracking import Tracked
 from revtune.program.tasks.live import measure
 from revtune.program.tasks.loop import WEIGHTS, TaskRun, best_weights, check_seals
-from revtune.program.translation.interpreter import Decoding
+from revtune.program.translation.interpreter import Decoding, Interpreter
 from revtune.program.translation.learner import TranslationLearner
 from revtune.program.translation.saved_vocabulary import SavedVocabulary, read_vocabulary, task_of, vocabulary_json
 from revtune.program.translation.scores import scored
@@ -32,6 +33,9 @@ from revtune.program.translation.stored_bits import stored as stored_bits
 from revtune.program.translation.task import TranslationStudy, TranslationTask
 from revtune.program.translation.translator import Attended, Translator, build
 from revtune.program.typed import check_each, check_numbers, read_typed, reason, told_of
+
+SHOWN = 4
+"""Sentences that a tracker is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,8 @@ class Options:
     study: Annotated[TranslationStudy, tyro.conf.arg(name="")]
     out: Path | None = None
     """Folder of the run; by default the next free runs/<recipe>-<n>."""
+    track: Tracked = "none"
+    """Which tracker is told of losses, bits, memory and translations besides metrics.jsonl."""
     full: bool = False
     """The settings of the papers, many hours instead of half of one."""
 
@@ -49,6 +55,7 @@ def start(name: str, options: Options) -> Path:
     """A new run of a recipe, from its first step to its last; its folder."""
     refuse_taken(options.out)
     import_module("sacrebleu")  # an extra: better missed now than when all is learnt
+    tracking.check(options.track)
     text = options.study.text
     study = dataclasses.replace(options.study, text=dataclasses.replace(text, data=absolute(text.data)))
     check(study)
@@ -61,7 +68,7 @@ def start(name: str, options: Options) -> Path:
         write(folder / "vocabulary.json", json.dumps(vocabulary_json(task)).encode())
         settings |= near(folder, data=study.text.data)
         write(folder / "config.json", json.dumps(settings, indent=2, default=str).encode() + b"\n")
-    go_on(learner, folder, Seals.of(folder))
+    go_on(learner, folder, Seals.of(folder), options.track)
     return folder
 
 
@@ -114,7 +121,9 @@ def with_place(study: TranslationStudy, folder: Path, data: Path | None = None) 
     return dataclasses.replace(study, text=dataclasses.replace(study.text, data=found))
 
 
-def resume(folder: Path, *, accept_edits: bool = False, data: Path | None = None) -> None:
+def resume(
+    folder: Path, *, accept_edits: bool = False, data: Path | None = None, track: Tracked = "none"
+) -> None:  # fmt: skip
     """Go on with the run in a folder; `data` is the folder with data sets, where that has been moved.
 
     Raises:
@@ -126,14 +135,15 @@ def resume(folder: Path, *, accept_edits: bool = False, data: Path | None = None
     check_seals(folder, seals)
     with told_of(folder / "config.json"):
         learner = TranslationLearner(task_of(folder, with_place(study, folder, data)))
-    go_on(learner, folder, seals)
+    go_on(learner, folder, seals, track)
 
 
-def go_on(learner: TranslationLearner, folder: Path, seals: Seals) -> None:
+def go_on(learner: TranslationLearner, folder: Path, seals: Seals, track: Tracked) -> None:
     """Take the steps that are left, write what is missing of the result, and say what the run came to."""
     task = learner.task
     torch.set_num_threads(task.study.threads)
     with contextlib.closing(TaskRun(learner, folder, command_line("train", "--resume", folder), seals)) as task_run:
+        task_run.metrics.track(track, learner.steps)
         task_run.learn_to_end(task.measure)
         spent = task_run.clock.now()
         learner.take_best()
@@ -141,9 +151,21 @@ def go_on(learner: TranslationLearner, folder: Path, seals: Seals) -> None:
         mark = read_vocabulary(folder, task.study).mark
         bits = stored_bits(task, learner.model)
         result = task_run.result(**spent, **scores, epoch=task.epoch, bits=bits, vocabularies=mark)
+        if (tracker := task_run.metrics.tracker) is not None:
+            tracker.log({"step": learner.steps, "bleu": scores["bleu"], "greedy_bleu": scores["greedy_bleu"]})
+            tracker.text("sample", "\n\n".join(shown(task, learner.model)), learner.steps)
     print(f"\nbest held-out {measure(task.measure, result['valid'])}, at step {result['step']}")
     print(f"test BLEU {result['bleu']:.2f} by beam, {result['greedy_bleu']:.2f} greedy ({result['signature']})")
     print(f"the run is in {folder}; next:\n  {command_line('translate', folder)}")
+
+
+def shown(task: TranslationTask, model: Translator) -> Iterator[str]:
+    """The first sentences of the test, each with its translation below it."""
+    sentences = task.pairs.splits["test"].lines.source[:SHOWN]
+    for one, sentence in zip(
+        Interpreter(model, task.pairs.source, task.pairs.target, Decoding())(sentences), sentences, strict=True
+    ):
+        yield f"{sentence}\n{one.text}"
 
 
 @dataclass(frozen=True)
