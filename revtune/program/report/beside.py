@@ -30,6 +30,7 @@ from revtune.program.report.story import Story, Table
 from revtune.program.runs.folder import command_line
 from revtune.program.studies import tuned
 from revtune.program.tasks.plain_learner import PlainLearner
+from revtune.program.tasks.task import with_place
 from revtune.program.translation import run as translation
 from revtune.program.translation.learner import TranslationLearner
 from revtune.program.translation.saved_vocabulary import task_of
@@ -95,7 +96,7 @@ def measured(folder: Path, kind: str, model: str) -> Table:
     rows = [(NAMES[name], f"{peaks[name] / MEBI:,.1f}", f"{1e3 * times[name]:,.2f}") for name in (ours, theirs)]
     less, share = peaks[theirs] / max(1, peaks[ours]), times[ours] / times[theirs]
     rows.append((f"{NAMES[ours]} takes", f"{less:.1f}x less", f"{share:.2f} of the time"))
-    where = f"{shape_of(folder, kind)}, {job.threads} thread{'s' if job.threads > 1 else ''}"
+    where = f"{shape_of(folder, kind)}, on {counted(job.threads, 'thread')}"
     return Table("beside", f"A training step at {where}, measured with this page", ("", "memory, MB", "time, ms"), rows)
 
 
@@ -112,7 +113,7 @@ def asked(job: StepJob) -> Record:
     """
     record = worker.outcome(__name__, job.text())
     if "error" in record:
-        raise Problem(f"the training step could not be measured: {record['error'].removeprefix('exit 1: ')}")
+        raise Problem(f"the training step could not be measured: {record['error'].rpartition('Problem: ')[2]}")
     return record
 
 
@@ -159,7 +160,8 @@ def text_loss(folder: Path, name: str) -> Loss:
 def tuned_loss(folder: Path, name: str) -> Loss:
     """Of a tuned recipe's network, plain, on its first batch."""
     recipe, _, study = tuned.stored(folder)
-    learner = PlainLearner(recipes.find(recipe).task(replace(study, model=name)))  # type: ignore[call-arg]
+    placed: Any = with_place(study, folder)
+    learner = PlainLearner(recipes.find(recipe).task(replace(placed, model=name)))
     batch = learner.task.train_batch(0)
     return learner.model.train(), lambda: learner.loss(batch)
 
@@ -202,17 +204,18 @@ def shape_of(folder: Path, kind: str) -> str:
         run = Run(folder)
         net, learning = run.config().net, run.config().learning
         sizes = f"T = {learning.length}, B = {learning.batch}, V = {len(run.vocabulary()):,}"
-        return f"{sizes}, embedding {net.embedding}, H = {net.hidden}, {layers(net.layers)}"
+        return f"{sizes}, embedding {net.embedding}, H = {net.hidden}, {counted(net.layers, 'layer')}"
     if kind == "tuned":
         study: Any = tuned.stored(folder)[2]
         return f"T = {study.length}, B = {study.learning.batch}, H = {study.width}"
     study = translation.stored(folder)[1]
-    return f"B = {study.learning.batch}, the first batch's lengths, H = {study.net.hidden}, {layers(study.net.layers)}"
+    sizes = f"H = {study.net.hidden}, {counted(study.net.layers, 'layer')} each"
+    return f"B = {study.learning.batch}, the first batch's lengths, {sizes}"
 
 
-def layers(count: int) -> str:
-    """So many layers."""
-    return f"{count} layer{'s' if count > 1 else ''}"
+def counted(count: int, what: str) -> str:
+    """So many of something."""
+    return f"{count} {what}{'s' if count > 1 else ''}"
 
 
 if __name__ == "__main__":

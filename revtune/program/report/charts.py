@@ -69,10 +69,11 @@ def chart(axes: Axes, lines: Sequence[tuple[Story, Line]], *, several: bool, mos
     for story, line in lines:
         group = group_of(story, line, several=several)
         colour = colours.setdefault(group, COLOURS[len(colours) % len(COLOURS)])
-        data.append(trace(f"{story.name}: {line.label}" if several else line.label, line, colour, most, timed=timed))
+        whose = f"{story.name}: " if several else ""
+        data.append(trace(whose + line.label, line, colour, most, timed=timed))
         if line.group and story.many:  # shown and hidden with the others of its group, named once
             first = all(other.get("legendgroup") != group for other in data[:-1])
-            data[-1] |= {"legendgroup": group, "showlegend": first}
+            data[-1] |= {"legendgroup": group, "showlegend": first, "name": escaped(whose + line.group)}
     return Chart(axes.section, axes.title, {"data": data, "layout": layout(axes, data)}, timed=timed)
 
 
@@ -88,9 +89,9 @@ def trace(name: str, line: Line, colour: str, most: int, *, timed: bool) -> dict
     kept = thinned(line.points, most)
     look = LOOKS[line.look]
     found: dict[str, Any] = {
-        "type": "scatter", "mode": "lines", "name": html.escape(name, quote=False),
+        "type": "scatter", "mode": "lines", "name": escaped(name),
         "x": [rounded(line.points[at][0], 9) for at in kept], "y": [rounded(line.points[at][1]) for at in kept],
-        "hovertemplate": "%{y:.5~g}<extra>%{fullData.name}</extra>", **look,
+        "hovertemplate": f"%{{y:.5~g}}<extra>{escaped(name)}</extra>", **look,
         "line": {"color": colour, "width": 1.8, **look.get("line", {})}, "marker": {"color": colour, "size": 5},
     }  # fmt: skip
     if timed:
@@ -102,6 +103,11 @@ def trace(name: str, line: Line, colour: str, most: int, *, timed: bool) -> dict
     return found
 
 
+def escaped(text: str) -> str:
+    """Text in which Plotly, which reads some markup, finds none."""
+    return html.escape(text, quote=False)
+
+
 def rounded(value: float, digits: int = 5) -> float | None:
     """A number in few digits; nothing for what is none, as JSON has no name for it."""
     return float(f"{value:.{digits}g}") if is_number(value) else None
@@ -110,7 +116,7 @@ def rounded(value: float, digits: int = 5) -> float | None:
 def layout(axes: Axes, data: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Axes, legend and hovering; colours are the page's."""
     across: dict[str, Any] = {"title": {"text": axes.x}, "type": "log" if axes.log_x else "linear"}
-    up: dict[str, Any] = {"title": {"text": html.escape(axes.y, quote=False)}}
+    up: dict[str, Any] = {"title": {"text": escaped(axes.y)}}
     if axes.clip and (shown := lower_part(data)):
         up["range"] = shown
     found = {"xaxis": across, "yaxis": up, "hovermode": "x unified" if len(data) <= UNIFIED else "closest"}
@@ -131,7 +137,7 @@ def lower_part(data: Sequence[dict[str, Any]]) -> list[float]:
 
 def attention(name: str, one: Attended, *, several: bool) -> Chart:
     """Where a translation looked: its tokens down, the source's across."""
-    across, down = ([html.escape(word, quote=False) for word in words] for words in (one.across, one.down))
+    across, down = ([escaped(word) for word in words] for words in (one.across, one.down))
     told = [[f"{word} from {source}" for source in across] for word in down]
     data = {
         "type": "heatmap", "z": [[rounded(weight, 3) for weight in row] for row in one.weights], "text": told,

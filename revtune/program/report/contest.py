@@ -9,7 +9,7 @@ from revtune.program import recipes
 from revtune.program.errors import Problem
 from revtune.program.files import read_bytes
 from revtune.program.report import metrics
-from revtune.program.report.common import draw_bits, draw_memory, of_results
+from revtune.program.report.common import SCALE, draw_bits, draw_memory, of_results
 from revtune.program.report.metrics import JsonObject, Points, column, later
 from revtune.program.report.settings import listed, repeating
 from revtune.program.report.story import Axes, Line, Story, Table
@@ -130,7 +130,7 @@ def draw_tuned(told: Story, place: Path, label: str, lines: list[JsonObject], cl
         told.draw(axes, Line(f"{label}, {line.label}", line.points, line.seconds, line.look, group=label))
     history = metrics.read(place / HISTORY)[0] if (place / HISTORY).exists() else []
     for name in metrics.names(history, "values"):
-        axes = Axes("hyperparameters", name, name, second="scale of perturbations")
+        axes = Axes("hyperparameters", name, name, second=SCALE)
         for key, look, on_second in (("values", "line", False), ("scales", "dot", True)):
             points = column(history, key, name)
             what: Any = {"look": look, "group": label, "on_second": on_second}

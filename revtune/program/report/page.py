@@ -40,7 +40,7 @@ def page(stories: Sequence[Story]) -> str:
     """
     for most in POINTS:
         written = written_with(stories, charts(stories, most))
-        if len(written.encode()) < LARGEST:
+        if len(written.encode("utf-8", "replace")) < LARGEST:
             break
     return written
 
@@ -114,7 +114,7 @@ def sections(stories: Sequence[Story], drawn: Sequence[Chart]) -> Iterator[str]:
     yield summary(stories)
     for section in get_args(Section):
         yield f'<h2 id="{section}">{escaped(HEADINGS[section])}</h2>'
-        yield from of_section(section, stories, drawn)
+        yield from list(of_section(section, stories, drawn)) or ['<p class="note">Nothing is recorded.</p>']
     yield '<h2 id="settings">Configuration</h2>'
     yield from configuration(stories)
     yield '<h2 id="environment">Environment</h2>'

@@ -47,6 +47,8 @@ def story(folder: Path, name: str, *, accept_edits: bool = False) -> Story:
     if model not in REVERSIBLE:
         what = "The network has no reversible layer" if model is None else f"nn.{model.upper()} has no buffer"
         told.note("bits", f"{what}: no bits are stored, and nothing is rewound.")
+    elif not told.has("bits"):
+        told.note("bits", "No bits were recorded: the run is of an earlier version, or each pass was a single chunk.")
     finish(told, quoted, study.learning.steps)
     told.note("samples", f"Nothing is written or translated by recipe {recipe}, which is judged by its {quoted}.")
     size = config["size"] if (config := listed(folder / "config.json")).get("size", "small") != "small" else ""

@@ -50,7 +50,9 @@ def story(folder: Path, name: str, *, accept_edits: bool = False) -> Story:
     if config.net.model not in REVERSIBLE:
         told.note("bits", f"nn.{config.net.model.upper()} has no buffer: it keeps every state, 32 bits each.")
     elif not told.has("bits"):
-        told.note("bits", "No bits were recorded: a pass short enough to be one chunk stores none.")
+        told.note(
+            "bits", "No bits were recorded: the last chunk of a pass stores none, and passes here are of one chunk."
+        )
     draw_tuned(told, run, valids, elapsed)
     if config.tune == "off":
         told.note("hyperparameters", "Nothing was tuned: dropout rates stayed as the configuration has them.")

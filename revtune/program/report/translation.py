@@ -94,5 +94,8 @@ def add_translations(told: Story, study: TranslationStudy, *, accept_edits: bool
     vocabulary = learned.vocabulary
     translate = Interpreter(learned.model, vocabulary.source, vocabulary.target, Decoding(), longest=LONGEST)
     for sentence, one in zip(sentences, translate(sentences), strict=True):
-        down = one.target[:LONGEST]
-        told.translations.append(Attended(sentence, one.text, one.source, down, one.attention[:LONGEST].tolist()))
+        down, weights = one.target[:LONGEST], one.attention[:LONGEST].tolist()
+        if down:
+            told.translations.append(Attended(sentence, one.text, one.source, down, weights))
+        else:
+            told.note("samples", f"No word was found for: {sentence}")

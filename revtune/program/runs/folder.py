@@ -58,8 +58,8 @@ def claimed(recipe: str, out: Path | None) -> Iterator[Path]:
     folder = made_folder(recipe, out)
     with locked(folder):
         refuse_taken(folder)
-        write(folder / ENVIRONMENT, json.dumps(environment(), indent=1).encode() + b"\n")
         yield folder
+        write(folder / ENVIRONMENT, json.dumps(environment(), indent=1).encode() + b"\n")
 
 
 def refuse_taken(out: Path | None) -> None:

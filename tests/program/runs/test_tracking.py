@@ -136,8 +136,8 @@ def events(folder: Path) -> Any:
 
 
 needs_tensorboard = pytest.mark.skipif(
-    not all(importlib.util.find_spec(name) for name in ("accelerate", "tensorboard")), reason="the extra track is missing"
-)  # fmt: skip
+    not all(map(importlib.util.find_spec, ("accelerate", "tensorboard"))), reason="the extra track is missing"
+)
 
 
 @needs_tensorboard
