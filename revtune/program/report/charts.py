@@ -120,9 +120,10 @@ def layout(axes: Axes, data: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if axes.clip and (shown := lower_part(data)):
         up["range"] = shown
     found = {"xaxis": across, "yaxis": up, "hovermode": "x unified" if len(data) <= UNIFIED else "closest"}
+    found["showlegend"] = sum(line.get("showlegend", True) for line in data) > 1
     if any(line.get("yaxis") == "y2" for line in data):
-        found["yaxis2"] = {"title": {"text": axes.second}, "overlaying": "y", "side": "right", "showgrid": False}
-        found["yaxis2"]["rangemode"] = "tozero"
+        second: dict[str, Any] = {"title": {"text": axes.second}, "overlaying": "y", "side": "right"}
+        found["yaxis2"] = {**second, "showgrid": False, "rangemode": "tozero"}
     return found
 
 

@@ -65,7 +65,7 @@ def draw_hypers(
 ) -> None:  # fmt: skip
     """Draw a chart for each hyperparameter: its values, and the scale of its perturbations on an axis of its own."""
     for name, points in values.items():
-        axes = Axes("hyperparameters", name, name, second=SCALE)
+        axes = Axes("hyperparameters", name, "value", second=SCALE)
         story.draw(axes, Line("value", points, later(points, elapsed)))
         scale = scales.get(name, [])
         story.draw(axes, Line("scale", scale, later(scale, elapsed), look="dot", on_second=True))

@@ -130,7 +130,7 @@ def draw_tuned(told: Story, place: Path, label: str, lines: list[JsonObject], cl
         told.draw(axes, Line(f"{label}, {line.label}", line.points, line.seconds, line.look, group=label))
     history = metrics.read(place / HISTORY)[0] if (place / HISTORY).exists() else []
     for name in metrics.names(history, "values"):
-        axes = Axes("hyperparameters", name, name, second=SCALE)
+        axes = Axes("hyperparameters", name, "value", second=SCALE)
         for key, look, on_second in (("values", "line", False), ("scales", "dot", True)):
             points = column(history, key, name)
             what: Any = {"look": look, "group": label, "on_second": on_second}

@@ -22,7 +22,7 @@ from revtune.program.typed import reason
 
 RESULTS: Template = {"method": str, "updates": int, "best_rate": float, "rows": list}
 
-RATE = Axes("hyperparameters", NAME, NAME)
+RATE = Axes("hyperparameters", NAME, "value")
 
 
 def story(folder: Path, name: str) -> Story:

@@ -5,11 +5,11 @@
   const places = [...document.querySelectorAll(".plot")];
   const axis = { automargin: true, zeroline: false, tickfont: { size: 11 } };
   const base = {
-    height: 340, margin: { l: 56, r: 24, t: 8, b: 44 }, showlegend: true, legend: { orientation: "h", y: -0.22 },
+    height: 340, margin: { l: 56, r: 24, t: 8, b: 44 }, legend: { orientation: "h", y: -0.22 },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hoverlabel: { namelength: -1 },
     font: { family: "system-ui, sans-serif", size: 12 }, dragmode: narrow.matches ? false : "zoom",
   };
-  const settings = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+  const settings = { responsive: true, displayModeBar: false };
 
   for (const place of places) {
     const { data, layout } = figures[place.id];

@@ -111,7 +111,7 @@ def sections(stories: Sequence[Story], drawn: Sequence[Chart]) -> Iterator[str]:
     links = [*((key, HEADINGS[key]) for key in get_args(Section)), ("settings", "Configuration")]
     links += [("environment", "Environment"), ("commands", "Commands")]
     yield "<nav>" + "".join(f'<a href="#{key}">{escaped(text)}</a>' for key, text in links) + "</nav>"
-    yield summary(stories)
+    yield by_name({story.name: {"kind": story.kind, **story.facts} for story in stories})
     for section in get_args(Section):
         yield f'<h2 id="{section}">{escaped(HEADINGS[section])}</h2>'
         yield from list(of_section(section, stories, drawn)) or ['<p class="note">Nothing is recorded.</p>']
@@ -123,13 +123,6 @@ def sections(stories: Sequence[Story], drawn: Sequence[Chart]) -> Iterator[str]:
     for story in stories:
         yield from [f"<h3>{escaped(story.name)}</h3>"] if len(stories) > 1 else []
         yield f"<pre>{escaped(chr(10).join(story.commands))}</pre>"
-
-
-def summary(stories: Sequence[Story]) -> str:
-    """A row for each folder."""
-    headings = list(dict.fromkeys(name for story in stories for name in story.facts))
-    rows = [[story.name, story.kind, *(story.facts.get(name, "") for name in headings)] for story in stories]
-    return table("", ["", "", *headings], rows, "summary")
 
 
 def of_section(section: Section, stories: Sequence[Story], drawn: Sequence[Chart]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from revtune.program import recipes
 from revtune.program.errors import Problem
@@ -108,7 +109,7 @@ def scheduled(run: Run, at_validations: dict[str, Points]) -> dict[str, Points]:
     """All values of hyperparameters, by option, as far as the schedule has them."""
     try:
         found = json.loads(read_text(run.schedule)) if run.schedule.exists() else {}
-        by_option = regularizers.by_option(found.get("values", {}))
+        by_option: dict[str, Any] = regularizers.by_option(found.get("values", {}))
         return {
             name: list(zip(found["steps"], by_option[name], strict=True))
             for name in at_validations

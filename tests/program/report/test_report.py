@@ -3,15 +3,17 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from revtune.program.cli.main import main
 from revtune.program.language import trainer
+from revtune.program.recipes.output_dropout import NAME
 from revtune.program.studies.compare.compare import run as run_contest
-from revtune.program.studies.output_dropout import experiment
 from revtune.program.studies.tuned import Options as TunedOptions
 from revtune.program.studies.tuned import start
+from tests.chunking import set_chunk_steps
 from tests.tiny_contests import tiny_options
 from tests.tiny_pairs import write_pairs
 from tests.tiny_runs import Silent, config, write_sums
@@ -26,7 +28,9 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("text")
     write_sums(folder / "sums")
     one = config(folder / "sums", length=24, steps=21, save_every=5)
-    trainer.start(one, folder / "run", Silent())
+    with pytest.MonkeyPatch.context() as patch:
+        set_chunk_steps(patch, 4)  # a pass of one chunk would store nothing
+        trainer.start(one, folder / "run", Silent())
     return folder / "run"
 
 
@@ -77,10 +81,10 @@ def test_bits_and_memory_are_recorded_where_bits_are_metered(text_run: Path) -> 
 
 
 @pytest.mark.parametrize("method", ["delta", "plain"])
-def test_a_tuned_recipe(method: str, tmp_path: Path) -> None:
+def test_a_tuned_recipe(method: Any, tmp_path: Path) -> None:
     write_words(tmp_path / "data")
     study = tiny(tmp_path / "data", model="revlstm", width=16, length=40)
-    options: TunedOptions[object] = TunedOptions(study=study, method=method, out=tmp_path / "run")  # type: ignore[arg-type]
+    options: Any = TunedOptions(study=study, method=method, out=tmp_path / "run")
     start("ptb_lstm", options)
     text = page_of(tmp_path, tmp_path / "run")
     assert "test" in text and "Held-out perplexity" in text and "updates a second" in text
@@ -227,7 +231,7 @@ def test_an_experiment_that_goes_on_shows_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "run" / "results.json").unlink()
     place = tmp_path / "run" / "tuned-0.05"
     place.mkdir()
-    line = {"step": 29, "wall": 1.0, "loss": 5.0, "train_loss": 5.5, "values": {experiment.NAME: 0.1}}
+    line = {"step": 29, "wall": 1.0, "loss": 5.0, "train_loss": 5.5, "values": {NAME: 0.1}}
     (place / "metrics.jsonl").write_text("".join(json.dumps({**line, "step": step}) + "\n" for step in (29, 58)))
     text = page_of(tmp_path, tmp_path / "run")
     assert "The experiment has no results yet" in text and "tuned-0.05, held-out" in text

@@ -16,6 +16,7 @@ from revtune.program.language import trainer
 from revtune.program.runs import tracking
 from revtune.program.runs.metrics import last_step
 from revtune.program.runs.tracking import Tracking
+from tests.chunking import set_chunk_steps
 from tests.tiny_pairs import write_pairs
 from tests.tiny_runs import Died, Silent, assert_same, config, write_sums
 from tests.tiny_words import write_words
@@ -141,7 +142,8 @@ needs_tensorboard = pytest.mark.skipif(
 
 
 @needs_tensorboard
-def test_tensorboard_has_what_a_language_model_measured(tmp_path: Path) -> None:
+def test_tensorboard_has_what_a_language_model_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_chunk_steps(monkeypatch, 4)  # a pass of one chunk would store nothing
     write_sums(tmp_path / "sums")
     out = tmp_path / "run"
     words = ["train", "text", "--file", str(tmp_path / "sums"), "--out", str(out), "--stn.warmup", "2"]
