@@ -123,7 +123,7 @@ def layout(axes: Axes, data: Sequence[dict[str, Any]]) -> dict[str, Any]:
     found["showlegend"] = sum(line.get("showlegend", True) for line in data) > 1
     if any(line.get("yaxis") == "y2" for line in data):
         second: dict[str, Any] = {"title": {"text": axes.second}, "overlaying": "y", "side": "right"}
-        found["yaxis2"] = {**second, "showgrid": False, "rangemode": "tozero"}
+        found["yaxis2"] = {**second, "showgrid": False, "rangemode": "tozero", "tickmode": "auto"}
     return found
 
 

@@ -5,15 +5,23 @@
   const places = [...document.querySelectorAll(".plot")];
   const axis = { automargin: true, zeroline: false, tickfont: { size: 11 } };
   const base = {
-    height: 340, margin: { l: 56, r: 24, t: 8, b: 44 }, legend: { orientation: "h", y: -0.22 },
+    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom" },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hoverlabel: { namelength: -1 },
     font: { family: "system-ui, sans-serif", size: 12 }, dragmode: narrow.matches ? false : "zoom",
   };
   const settings = { responsive: true, displayModeBar: false };
 
+  // the legend's rows are below the axis, each with room of its own
+  const sizes = (place, data, layout) => {
+    const entries = layout.showlegend ? data.filter((line) => line.showlegend !== false) : [];
+    const wide = Math.max(0, ...entries.map((line) => 50 + 7 * line.name.length));
+    const each = Math.max(1, Math.floor((place.clientWidth - 80) / wide));
+    const room = 20 * Math.ceil(entries.length / each);
+    return { height: 300 + room, margin: { l: 56, r: 24, t: 8, b: 50 + room } };
+  };
   for (const place of places) {
     const { data, layout } = figures[place.id];
-    const own = { ...base, ...layout };
+    const own = { ...base, ...sizes(place, data, layout), ...layout };
     for (const name of ["xaxis", "yaxis", "yaxis2"]) if (own[name]) own[name] = { ...axis, ...own[name] };
     for (const line of data) line.steps = line.x;
     Plotly.newPlot(place, data, own, settings);
