@@ -56,14 +56,18 @@ def charts(stories: Sequence[Story], most: int) -> list[Chart]:
     for story in stories:
         for axes, line in story.lines:
             together.setdefault(axes, []).append((story, line))
-    drawn = [chart(axes, lines, several=len(stories) > 1, most=most) for axes, lines in together.items()]
+    several = len(stories) > 1
+    # a run that stands beside others has a colour in all charts
+    known = {story.name: COLOURS[number % len(COLOURS)] for number, story in enumerate(stories)} if several else {}
+    drawn = [chart(axes, lines, dict(known), several=several, most=most) for axes, lines in together.items()]
     pictures = [(story, one) for story in stories for one in story.translations]
-    return [*drawn, *(attention(story.name, one, several=len(stories) > 1) for story, one in pictures)]
+    return [*drawn, *(attention(story.name, one, several=several) for story, one in pictures)]
 
 
-def chart(axes: Axes, lines: Sequence[tuple[Story, Line]], *, several: bool, most: int) -> Chart:
-    """A chart of lines."""
-    colours: dict[str, str] = {}
+def chart(
+    axes: Axes, lines: Sequence[tuple[Story, Line]], colours: dict[str, str], *, several: bool, most: int
+) -> Chart:  # fmt: skip
+    """A chart of lines; `colours` by group, to which others are added."""
     timed = axes.x == STEP and all(line.seconds for _, line in lines)
     data: list[dict[str, Any]] = []
     for story, line in lines:

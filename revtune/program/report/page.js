@@ -7,7 +7,7 @@
   const base = {
     legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom" },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hoverlabel: { namelength: -1 },
-    font: { family: "system-ui, sans-serif", size: 12 }, dragmode: narrow.matches ? false : "zoom",
+    hoverdistance: -1, font: { family: "system-ui, sans-serif", size: 12 }, dragmode: narrow.matches ? false : "zoom",
   };
   const settings = { responsive: true, displayModeBar: false };
 

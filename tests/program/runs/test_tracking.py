@@ -142,8 +142,7 @@ needs_tensorboard = pytest.mark.skipif(
 
 
 @needs_tensorboard
-def test_tensorboard_has_what_a_language_model_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    set_chunk_steps(monkeypatch, 4)  # a pass of one chunk would store nothing
+def test_tensorboard_has_what_a_language_model_measured(tmp_path: Path) -> None:
     write_sums(tmp_path / "sums")
     out = tmp_path / "run"
     words = ["train", "text", "--file", str(tmp_path / "sums"), "--out", str(out), "--stn.warmup", "2"]
@@ -151,19 +150,21 @@ def test_tensorboard_has_what_a_language_model_measured(tmp_path: Path, monkeypa
     found = scalars(out)
     assert [step for step, _ in found["loss"]] == list(range(1, 22))
     assert [step for step, _ in found["valid_loss"]] == [7, 14, 21]
-    assert [step for step, _ in found["stored_bits"]] == [1, 11, 21] == [step for step, _ in found["resident_bytes"]]
+    assert [step for step, _ in found["resident_bytes"]] == [1, 11, 21]
     assert {"lr", "held_out_loss", "values/input_dropout", "scales/input_dropout"} <= found.keys()
-    assert any(tag.startswith("layer_bits/RevGRU") for tag in found)
     assert any("sample" in tag for tag in events(out).Tags()["tensors"])
 
 
 @needs_tensorboard
-def test_tensorboard_goes_on_where_the_run_does(tmp_path: Path) -> None:
+def test_tensorboard_goes_on_where_the_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_chunk_steps(monkeypatch, 4)  # a pass of one chunk would store nothing
     write_sums(tmp_path / "sums")
     with pytest.raises(Died):
         trainer.start(config(tmp_path / "sums"), tmp_path / "run", Silent(dies_at=5), "tensorboard")
     assert main(["train", "--resume", str(tmp_path / "run"), "--track", "tensorboard"]) == 0
-    assert [step for step, _ in scalars(tmp_path / "run")["loss"]] == list(range(1, 10))
+    found = scalars(tmp_path / "run")
+    assert [step for step, _ in found["loss"]] == list(range(1, 10))
+    assert found["layer_bits/RevGRU layer 0"] == found["stored_bits"] and found["stored_bits"][0][0] == 1
 
 
 @needs_tensorboard
