@@ -1,6 +1,7 @@
 """A run of a task in its folder: steps, validations and checkpoints, from which it goes on.
 
 config.json              recipe, method and settings
+environment.json         versions and processors that it began with
 metrics.jsonl            a line a validation: figures, values, time, bits stored, memory
 checkpoint.safetensors   everything that the next step depends on
 weights.safetensors      the plain network with the lowest held-out loss
