@@ -1,5 +1,5 @@
 # Set-up, demonstration and tests; everything is installed into .venv.
-#   make demo    train, sample, and a table of memory against nn.GRU
+#   make demo    train, sample, a table of memory against nn.GRU, and a page that shows the run
 #   make test    ruff, mypy and pytest, in a process for each processor
 #   make test-all   that, and the slow tests
 #   make wheel   a wheel for this platform with the compiled kernel, in dist
@@ -24,6 +24,7 @@ demo: $(READY)
 	$(BIN)/revtune train --out $(DEMO)
 	$(BIN)/revtune generate $(DEMO) --prompt 'def '
 	$(BIN)/revtune bench memory --quick
+	$(BIN)/revtune report $(DEMO) --measure
 
 test: $(READY)
 	$(BIN)/ruff check
@@ -31,6 +32,7 @@ test: $(READY)
 	$(SUITE) -m 'not slow'
 
 test-all: test
+	@command -v chromium >/dev/null || echo "chromium is missing: reports were not opened in a browser; apt-get install chromium"
 	$(SUITE) -m slow
 
 wheel: $(READY)

@@ -22,7 +22,7 @@ FLOORS = {
     ],
     "program": [
         "errors machine figures tables", "files typed layers", "tuning", "data runs", "tasks", "language",
-        "translation", "recipes", "studies bench", "cli",
+        "translation", "recipes", "studies bench", "report", "cli",
     ],
 }  # fmt: skip
 """The rooms of each wing from the ground up: a room imports rooms of lower floors alone."""

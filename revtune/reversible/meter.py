@@ -62,6 +62,16 @@ class Reading(LayerReading):
     _outer: Reading | None = field(default=None, repr=False)
     _gauge: CudaGauge | ResidentGauge | None = field(default=None, repr=False)
 
+    def numbers(self) -> dict[str, float]:
+        """Bits and memory as numbers by name, "RevGRU layer 0/stored_bits" for a layer's, as any logger takes them.
+
+        Memory that was not measured is left out.
+        """
+        found = _numbers(self) | ({} if self.peak_bytes is None else {"peak_bytes": self.peak_bytes})
+        for name, layer in self.layers.items():
+            found |= {f"{name}/{key}": value for key, value in _numbers(layer).items()}
+        return found
+
     def add(self, usages: list[Usage]) -> None:
         """Add what layers store now, here and in the meters around this one."""
         if self._outer:
@@ -91,6 +101,10 @@ class Reading(LayerReading):
         while outer and not outer._gauge:
             outer = outer._outer
         return outer
+
+
+def _numbers(reading: LayerReading) -> dict[str, float]:
+    return {name: getattr(reading, name) for name in ("stored_bits", "ideal_bits", "bits_per_unit_step")}
 
 
 _running: ContextVar[Reading | None] = ContextVar("revtune_meter", default=None)

@@ -187,6 +187,17 @@ def test_an_outer_meter_hears_what_an_inner_one_hears() -> None:
     assert peak(outer) > 63 * 2**20
 
 
+def test_a_reading_is_plain_numbers_by_name() -> None:
+    with rt.meter(peak=False) as used:
+        rt.record(rt.rev_gru(3.0), torch.randn(50, 3, 5), weights=WEIGHTS)
+    numbers, (layer,) = used.numbers(), used.layers
+    assert numbers["stored_bits"] == used.stored_bits == numbers[f"{layer}/stored_bits"] > 0
+    assert "peak_bytes" not in numbers and all(type(value) in (int, float) for value in numbers.values())
+    with rt.meter() as used:
+        pass
+    assert used.numbers().keys() == {"stored_bits", "ideal_bits", "bits_per_unit_step", "peak_bytes"}
+
+
 @pytest.mark.parametrize("kept", [False, True])
 def test_an_outer_meter_remembers_what_peaked_before_an_inner_one(kept: bool) -> None:
     with rt.meter() as outer:

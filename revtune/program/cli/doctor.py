@@ -16,6 +16,7 @@ from revtune.reversible.kernel import backend, build
 
 EXTRAS = {
     "program": ("tyro", "rich", "safetensors", "datasets", "matplotlib"),
+    "report": ("plotly",),
     "dev": ("ruff", "mypy", "pytest", "hypothesis"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,11 +15,11 @@ from revtune.program.language.run import Run
 from revtune.program.runs.folder import command_line
 
 COMMANDS: dict[recipes.Kind, list[str]] = {
-    "text": ["generate", "evaluate", "train --resume"],
-    "tuned": ["evaluate", "train --resume"],
-    "translation": ["translate", "evaluate", "train --resume"],
-    "repeat": ["train --resume"],
-    "output_dropout": ["train --resume"],
+    "text": ["generate", "evaluate", "report", "train --resume"],
+    "tuned": ["evaluate", "report", "train --resume"],
+    "translation": ["translate", "evaluate", "report", "train --resume"],
+    "repeat": ["report", "train --resume"],
+    "output_dropout": ["report", "train --resume"],
 }
 """The commands that take a folder, which follows them, by the kind of its recipe."""
 
@@ -30,21 +31,33 @@ def kind_of(folder: Path, command: str) -> recipes.Kind:
         Problem: the command does not take it; the message names its recipe and the commands that do. Or there is no
             such recipe.
     """
-    path = folder / "config.json"
-    try:
-        name = (settings := json.loads(read_bytes(path)))["recipe"] if path.exists() else None
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return "text"
+    settings, path = settings_of(folder), folder / "config.json"
+    name = settings.get("recipe")
     if not isinstance(name, str):
         return "text"
     if name not in recipes.names():
         raise Problem(f"{path} is of recipe {name!r}, which is none of this revtune: {', '.join(recipes.names())}")
     kind: recipes.Kind = recipes.find(name).kind
-    takers = [f"compare {name} --out"] if "contestants" in settings else COMMANDS[kind]
+    takers = ["report", f"compare {name} --out"] if is_contest(settings) else COMMANDS[kind]
     if command not in takers:
         others = ", ".join(command_line(*taker.split(), folder) for taker in takers)
         raise Problem(f"{folder} is of recipe {name}, and revtune {command} does not take it; these do: {others}")
     return kind
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """The settings of a run, study or contest in a folder; none where it holds none that can be read."""
+    path = folder / "config.json"
+    try:
+        settings = json.loads(read_bytes(path)) if path.exists() else {}
+    except (ValueError, RecursionError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def is_contest(settings: dict[str, Any]) -> bool:
+    """Whether settings are those of a contest, which are under a recipe's name too."""
+    return "contestants" in settings
 
 
 def check_moved(kind: recipes.Kind, folder: Path, file: Path | None, data: Path | None) -> None:

@@ -6,6 +6,7 @@
     revtune translate RUN               sentences of a file, or typed in, with a translator that has been learnt
     revtune evaluate RUN                its loss on held-out data, and BLEU if it translates
     revtune compare RECIPE              ways of tuning hyperparameters, each with the same time
+    revtune report RUN [RUN ...]        a page that shows runs, contests and studies side by side
     revtune bench memory | speed        memory and time against torch's own layers
     revtune bench steps                 time of single steps, of layers and cells, against torch's own
     revtune bench tuning                time and memory of tuning against not tuning
@@ -27,7 +28,9 @@ import revtune as rt
 from revtune.errors import BackendError, NonFiniteError, ReversalError, SettingError, StateRangeError
 from revtune.program.errors import Problem
 
-EXTRAS = {"optuna": "search", "kornia": "augment", "sacrebleu": "translate", "tokenizers": "translate"}
+EXTRAS = {
+    "optuna": "search", "kornia": "augment", "sacrebleu": "translate", "tokenizers": "translate", "plotly": "report"
+}  # fmt: skip
 """Packages of the extras that are named for what they are for."""
 
 PROGRAM_NEEDS = {"tyro", "rich", "safetensors", "datasets", "matplotlib", "numpy", "shtab", "docstring_parser"}
@@ -115,5 +118,5 @@ def dispatch(arguments: list[str]) -> None:
     getattr(command, arguments[0])(arguments[1:])
 
 
-COMMANDS = ("train", "generate", "translate", "evaluate", "compare", "bench", "doctor")
+COMMANDS = ("train", "generate", "translate", "evaluate", "compare", "report", "bench", "doctor")
 """Each is a function in the module of its name in this room, imported when asked for: none needs another's packages."""

@@ -27,9 +27,12 @@ def parse(
 
 
 def check_paths(options: Any) -> None:
-    """Raise `Problem` for the first path in a dataclass, or in those inside it, that is no UTF-8."""
+    """Raise `Problem` for the first path in a dataclass, or in those and in tuples inside it, that is no UTF-8."""
     if isinstance(options, Path):
         check_spelling(options)
+    elif isinstance(options, tuple):
+        for each in options:
+            check_paths(each)
     elif dataclasses.is_dataclass(options):
         for field in dataclasses.fields(options):
             check_paths(getattr(options, field.name))

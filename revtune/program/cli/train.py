@@ -15,6 +15,8 @@ from revtune.program.data.pair_sources import PairUnit
 from revtune.program.errors import Problem
 from revtune.program.language import train as text
 from revtune.program.layers import Model
+from revtune.program.runs import tracking
+from revtune.program.runs.tracking import Tracked
 from revtune.program.studies import tuned
 from revtune.program.studies.output_dropout import experiment as output_dropout
 from revtune.program.studies.repeat import study as repeat
@@ -35,12 +37,12 @@ def train(arguments: list[str]) -> None:
 def resume(arguments: list[str]) -> None:
     """Go on with the run in a folder."""
     given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--resume", "--file", "--data"):
+    for option in ("--resume", "--file", "--data", "--track"):
         given.add_argument(option, nargs="?", const="")
     given.add_argument("--accept-edits", action="store_true")
     options, others = given.parse_known_args(arguments)
-    if others or not options.resume or "" in (options.file, options.data):
-        known = "but --file TEXT, --data FOLDER and --accept-edits, the run knows its own"
+    if others or not options.resume or "" in (options.file, options.data, options.track):
+        known = "but --file TEXT, --data FOLDER, --track NAME and --accept-edits, the run knows its own"
         raise Problem(f"--resume takes a run's folder and no other option {known}", code=2)
     folder, *moved = (path and Path(path) for path in (options.resume, options.file, options.data))
     for path in (folder, *moved):
@@ -48,7 +50,22 @@ def resume(arguments: list[str]) -> None:
     kind = kind_of(folder, "train --resume")
     check_moved(kind, folder, *moved)
     places = {name: path for name, path in zip(("file", "data"), moved, strict=True) if path is not None}
-    RUNNERS[kind][0].resume(folder, accept_edits=options.accept_edits, **places)
+    tracked = {} if options.track is None else {"track": tracker(options.track, kind)}
+    RUNNERS[kind][0].resume(folder, accept_edits=options.accept_edits, **places, **tracked)
+
+
+def tracker(name: str, kind: recipes.Kind) -> Tracked:
+    """The tracker of a name, for runs of a kind.
+
+    Raises:
+        Problem: there is none, it is not installed, or runs of this kind have none.
+    """
+    if name not in get_args(Tracked):
+        raise Problem(f"--track must be one of {', '.join(get_args(Tracked))}, got {name}", code=2)
+    if kind in ("repeat", "output_dropout"):
+        raise Problem(f"--track is for single runs; recipe {kind} is a study of many", code=2)
+    tracking.check(named := cast(Tracked, name))
+    return named
 
 
 def runner_and_options(name: str, arguments: list[str]) -> tuple[Runner, Any]:

@@ -110,7 +110,7 @@ class LanguageStudy:
         check_starts(self.net, RATES)
         if self.learning.lr_too:
             raise Problem(
-                "--lr-too tunes the rate of one run, in which all contestants are alike; leave it out", code=2
+                "--lr-too tunes the rate of one run; in a contest leave it out", code=2
             )
         if self.learning.device != "cpu":
             raise Problem(f"--device must be cpu in a contest, got {self.learning.device}", code=2)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -18,6 +15,7 @@ from rich.table import Table
 
 from revtune.program.data.vocabulary import TextUnit
 from revtune.program.language.config import Config
+from revtune.program.machine import resident_bytes
 from revtune.program.tuning import told_values
 
 LINE_EVERY = 15.0
@@ -30,13 +28,6 @@ SMOOTHING = 0.95
 def measure(unit: TextUnit, loss: float) -> str:
     """A loss in nats a token in the usual unit: bits a byte, or perplexity for words."""
     return f"{loss / math.log(2):.3f} bits a byte" if unit == "byte" else f"perplexity {math.exp(min(loss, 99.0)):.1f}"
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds now, or held at most where the system does not tell what it holds now."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()  # size, resident, ...
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # Linux: KiB
 
 
 class Report:

@@ -7,6 +7,7 @@
     schedule.json            all values that tuned hyperparameters have had, as `Tuner.schedule` tells
     replayed.json            such values of another run, by a run that tunes nothing and takes them
     checkpoint.safetensors   everything that the next step depends on
+    environment.json         versions and processors that it began with
     lock                     held by the process that begins the run
 
 A file is written beside the one that it replaces and then renamed, so that a whole one is there at any moment.

@@ -7,9 +7,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from revtune.program.data.vocabulary import Vocabulary
+from revtune.program.data.vocabulary import TextUnit, Vocabulary
 from revtune.program.language.model import LanguageModel
 from revtune.program.runs.checkpoint import RecurrentState
+
+SHOWN: dict[TextUnit, int] = {"byte": 600, "word": 100}
+"""Tokens of the sample that a run shows at its end."""
+
+
+def shown(model: LanguageModel, vocabulary: Vocabulary) -> str:
+    """The sample that a run shows at its end, from the beginning of a line, the same for the same weights."""
+    pieces = text(model, vocabulary, "", length=SHOWN[vocabulary.unit], temperature=0.7, seed=1)
+    return "".join(pieces).strip("\n")
 
 
 def tokens(model: LanguageModel, prompt: list[int], *, length: int, temperature: float, seed: int) -> Iterator[int]:

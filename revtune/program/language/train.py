@@ -13,8 +13,10 @@ from revtune.program.language import sample, trainer
 from revtune.program.language.config import Config, check
 from revtune.program.language.live import Report, measure
 from revtune.program.language.run import Run
+from revtune.program.runs import tracking
 from revtune.program.runs.folder import command_line
 from revtune.program.runs.followed import REPLAYED, SCHEDULE, Followed
+from revtune.program.runs.tracking import Tracked
 from revtune.program.tasks.task import Size
 
 
@@ -28,8 +30,11 @@ class Options:
     """Folder of the run; by default the next free runs/<recipe>-<n>."""
     size: Size = "small"
     """small is made for two cores; paper has the settings of the paper that the recipe is from."""
+    track: Tracked = "none"
+    """Which tracker is told of losses, bits, memory, rates and hyperparameters besides metrics.jsonl."""
     resume: Path | None = None
-    """Go on with the run in this folder with its own settings; only --file, --data and --accept-edits go with it."""
+    """Go on with the run in this folder with its own settings; only --file, --data, --track and --accept-edits go
+    with it."""
 
 
 def start(name: str, options: Options) -> Path:
@@ -37,17 +42,19 @@ def start(name: str, options: Options) -> Path:
     assert options.config.recipe == name
     config = options.config
     check(config)
+    tracking.check(options.track)
     options.followed.check_untuned(None if config.tune == "off" else f"--tune {config.tune}")
     schedule = options.followed.schedule()
     config = dataclasses.replace(config, replays=schedule is not None).with_absolute_paths()
     with Report(config).shown() as report:
-        run = trainer.start(config, options.out, report, schedule)
+        run = trainer.start(config, options.out, report, schedule, options.track)
     finish(run)
     return run.folder
 
 
 def resume(
-    folder: Path, *, accept_edits: bool = False, file: Path | None = None, data: Path | None = None
+    folder: Path, *, accept_edits: bool = False, file: Path | None = None, data: Path | None = None,
+    track: Tracked = "none",
 ) -> None:  # fmt: skip
     """Go on with the run in a folder; `file` is its text, or `data` the data sets, where these have been moved.
 
@@ -56,7 +63,7 @@ def resume(
     """
     run = Run(folder, file, data, accept_edits)
     with Report(run.config()).shown() as report:
-        trainer.resume(run, report)
+        trainer.resume(run, report, track)
     finish(run)
 
 
@@ -67,8 +74,7 @@ def finish(run: Run) -> None:
     words = unit == "word"
     tuned = ", ".join(f"{name} {value:.3g}" for name, value in best.get("values", {}).items())
     print(f"\nvalidation {measure(unit, best['valid_loss'])}, its best, at step {best['step']}; a sample:\n")
-    pieces = sample.text(run.model(), run.vocabulary(), "", length=100 if words else 600, temperature=0.7, seed=1)
-    print("".join(pieces).strip("\n") + "\n")
+    print(sample.shown(run.model(), run.vocabulary()) + "\n")
     if tuned:
         how, where = ("replayed", REPLAYED) if config.replays else (f"tuned by {config.tune}", SCHEDULE)
         print(f"{how}, at that step: {tuned}; all steps are in {run.folder / where}")

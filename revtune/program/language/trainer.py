@@ -19,25 +19,28 @@ from revtune.errors import NonFiniteError, ReversalError, StateRangeError
 from revtune.program.data.text import Corpus, after, segment
 from revtune.program.data.text_sources import load
 from revtune.program.errors import Problem
+from revtune.program.language import sample
 from revtune.program.language.config import Config
 from revtune.program.language.evaluate import evaluate
 from revtune.program.language.run import Run, create
 from revtune.program.language.task import LanguageTask
 from revtune.program.language.tuned_learner import TunedLearner, learner
+from revtune.program.machine import resident_bytes
 from revtune.program.runs import checkpoint
 from revtune.program.runs.arithmetic import Arithmetic
 from revtune.program.runs.checkpoint import Saved, not_of_this_run, packed_as, unpacked_as
 from revtune.program.runs.folder import already_finished, command_line, intact, refuse_taken
-from revtune.program.runs.metrics import Metrics
+from revtune.program.runs.metrics import Metrics, bits
 from revtune.program.runs.seals import Seals
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
+from revtune.program.runs.tracking import Tracked
 from revtune.program.tuning import write_schedule
 from revtune.program.typed import told_of
 from revtune.tuning.tuner.mechanic import Mechanic
 from revtune.tuning.tuner.schedule import Schedule
 
 METER_EVERY = 10
-"""Steps between two whose stored bits are metered: metering each would slow a run down."""
+"""Steps between two whose stored bits are metered, and memory: metering each would slow a run down."""
 
 
 class Report(Protocol):
@@ -161,8 +164,8 @@ class Trainer:
         rate *= self.mechanic.factor if self.mechanic else 1.0
         facts = {"step": progress.step, "loss": loss, "lr": rate, **told, "tokens": batch.inputs.numel()}
         facts["seconds"] = round(time.perf_counter() - began, 4)
-        if meter is not None and meter.unit_steps:
-            facts["stored_bits"] = round(meter.bits_per_unit_step, 4)
+        if meter is not None:
+            facts |= {**bits(meter), "resident_bytes": resident_bytes()}
         return facts
 
     def _advance(self, length: int) -> None:
@@ -232,18 +235,28 @@ class Trainer:
         return Saved({**saved.tensors, **own.tensors}, {**saved.facts, **own.facts})
 
 
-def start(config: Config, out: Path | None, report: Report, schedule: Schedule | None = None) -> Run:
+def start(
+    config: Config, out: Path | None, report: Report, schedule: Schedule | None = None, track: Tracked = "none"
+) -> Run:  # fmt: skip
     """Train a new run, from its first step to its last; one that replays a schedule is given it."""
     refuse_taken(out)
     corpus = load(config.text)
     trainer = Trainer(config, corpus, schedule)
     run = create(config, corpus, out, schedule)
-    with contextlib.closing(Metrics(run.metrics, 0)) as metrics:
-        trainer.train(run, metrics, report)
+    learn(trainer, run, Metrics(run.metrics, 0), report, track)
     return run
 
 
-def resume(run: Run, report: Report) -> Run:
+def learn(trainer: Trainer, run: Run, metrics: Metrics, report: Report, track: Tracked) -> None:
+    """Take the steps that are left, and tell a tracker of them and of a sample at their end, if one is named."""
+    with contextlib.closing(metrics):
+        metrics.track(track, trainer.progress.step)
+        progress = trainer.train(run, metrics, report)
+        if metrics.tracker is not None:
+            metrics.tracker.text("sample", sample.shown(run.model(), run.vocabulary()), progress.step)
+
+
+def resume(run: Run, report: Report, track: Tracked = "none") -> Run:
     """Train the rest of a run, from its last checkpoint on, or from the start if it was stopped before the first.
 
     Raises:
@@ -271,8 +284,7 @@ def resume(run: Run, report: Report) -> Run:
         trainer.arithmetic.go_on(Arithmetic.of(before, run.checkpoint), run.folder)
     if run.accept_edits:
         run.seal_anew()
-    with contextlib.closing(Metrics(run.metrics, size, digest)) as metrics:
-        trainer.train(run, metrics, report)
+    learn(trainer, run, Metrics(run.metrics, size, digest), report, track)
     return run
 
 

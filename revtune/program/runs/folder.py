@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from revtune.program.errors import Problem
-from revtune.program.files import locked
+from revtune.program.files import locked, write
+from revtune.program.machine import environment
 
 RUNS = Path("runs")
 """Where runs go that are given no folder."""
@@ -17,7 +19,10 @@ RUNS = Path("runs")
 LEARNT = ("checkpoint.safetensors", "weights.safetensors", "result.json", "metrics.jsonl")
 """What a run has once it has learnt something."""
 
-OWN = (*LEARNT, "config.json", "vocabulary.json", "schedule.json", "replayed.json", "lock")
+ENVIRONMENT = "environment.json"
+"""Versions and processors that a run began with: told by reports, and of no meaning to the run."""
+
+OWN = (*LEARNT, "config.json", "vocabulary.json", "schedule.json", "replayed.json", ENVIRONMENT, "lock")
 """The files of a run, which nothing else may be written to."""
 
 
@@ -54,6 +59,7 @@ def claimed(recipe: str, out: Path | None) -> Iterator[Path]:
     with locked(folder):
         refuse_taken(folder)
         yield folder
+        write(folder / ENVIRONMENT, json.dumps(environment(), indent=1).encode() + b"\n")
 
 
 def refuse_taken(out: Path | None) -> None:

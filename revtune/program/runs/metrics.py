@@ -14,6 +14,8 @@ from typing import Any
 from revtune.program.errors import Problem
 from revtune.program.files import read_text, regular
 from revtune.program.runs.folder import intact
+from revtune.program.runs.tracking import Tracked, Tracking
+from revtune.reversible.meter import Reading
 
 
 def last_step(path: Path) -> int:
@@ -25,6 +27,14 @@ def last_step(path: Path) -> int:
     return highest
 
 
+def bits(reading: Reading | None) -> dict[str, Any]:
+    """What a line tells of the bits that a step stored a unit and step: of all layers, and of each; or nothing."""
+    if reading is None or not reading.unit_steps:
+        return {}
+    layers = {name: round(layer.bits_per_unit_step, 4) for name, layer in reading.layers.items() if layer.unit_steps}
+    return {"stored_bits": round(reading.bits_per_unit_step, 4), "layer_bits": layers}
+
+
 class Metrics:
     """The measurements of a run as JSON lines, locked by one process at a time.
 
@@ -33,12 +43,16 @@ class Metrics:
         size: bytes of it to keep, those written before the checkpoint; what came later is cut off.
         digest: of those bytes, as `digest()` gave it; None to keep them unchecked.
 
+    Attributes:
+        tracker: what else is told of each line, if anything.
+
     Raises:
         Problem: another process has locked it, it cannot be written, it is shorter than that, or its digest differs.
     """
 
     def __init__(self, path: Path, size: int, digest: str | None = None) -> None:
         self.path = path
+        self.tracker: Tracking | None = None
         try:
             self.file = open(regular(path), "ab", buffering=0)  # a line is in the file once it is written
         except OSError as error:
@@ -63,6 +77,17 @@ class Metrics:
         line = json.dumps(facts).encode() + b"\n"
         self._ask(lambda: self._write(line))
         self.sha.update(line)
+        if self.tracker is not None:
+            self.tracker.log(facts)
+
+    def track(self, name: Tracked, step: int) -> None:
+        """Have a tracker told of each line from now on, after a step; "none" for none.
+
+        Raises:
+            Problem: it is not installed, or cannot begin.
+        """
+        if name != "none":
+            self.tracker = Tracking(name, self.path.parent, step)
 
     def _write(self, line: bytes) -> None:
         """Write a whole line; the rest of a short write is tried again, so that the system says why it was short."""
@@ -79,8 +104,10 @@ class Metrics:
         return os.fstat(self.file.fileno()).st_size
 
     def close(self) -> None:
-        """Close the file, and so unlock it."""
+        """Close the file, and so unlock it, and end the tracker."""
         self.file.close()
+        if self.tracker is not None:
+            self.tracker.close()
 
     def _ask(self, action: Callable[[], object]) -> None:
         try:

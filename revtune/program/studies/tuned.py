@@ -17,11 +17,12 @@ from torch import nn
 from revtune.program import recipes
 from revtune.program.errors import Problem
 from revtune.program.files import read_text, write
-from revtune.program.runs import checkpoint, followed
+from revtune.program.runs import checkpoint, followed, tracking
 from revtune.program.runs.folder import claimed, command_line, refuse_taken
 from revtune.program.runs.followed import Followed
 from revtune.program.runs.places import near
 from revtune.program.runs.seals import Seals
+from revtune.program.runs.tracking import Tracked
 from revtune.program.tasks.live import measure
 from revtune.program.tasks.loop import DATA, WEIGHTS, TaskRun, best_weights, check_seals, data_of
 from revtune.program.tasks.plain_learner import ValuesAt
@@ -61,8 +62,10 @@ class Options(Generic[S]):
     """Folder of the run; by default the next free runs/<recipe>-<n>."""
     size: Size = "small"
     """small is made for two cores; paper has the settings of the paper that the recipe is from."""
+    track: Tracked = "none"
+    """Which tracker is told of losses, bits, memory and hyperparameters besides metrics.jsonl."""
     resume: Path | None = None
-    """Go on with the run in this folder with its own settings; only --data and --accept-edits go with it."""
+    """Go on with the run in this folder with its own settings; only --data, --track and --accept-edits go with it."""
 
 
 def start(name: str, options: Options[Any]) -> Path:
@@ -71,6 +74,7 @@ def start(name: str, options: Options[Any]) -> Path:
     study = with_absolute_paths(options.study)
     check(study)
     check_tuned(study, options.method)
+    tracking.check(options.track)
     options.followed.check_untuned(None if options.method == "plain" else f"--method {options.method}")
     task = recipes.find(name).task(study)
     schedule = options.followed.schedule(Constants(task.hypers()).values())
@@ -83,7 +87,7 @@ def start(name: str, options: Options[Any]) -> Path:
             followed.keep(schedule, folder)
         facts |= near(folder, data=study.data)
         write(folder / "config.json", json.dumps(facts, indent=2, default=str).encode() + b"\n")
-    go_on(task, options.method, folder, Seals.of(folder), values)
+    go_on(task, options.method, folder, Seals.of(folder), values, options.track)
     return folder
 
 
@@ -120,7 +124,9 @@ def stored(folder: Path) -> tuple[str, Method, Study]:
     return facts["recipe"], method, study
 
 
-def resume(folder: Path, *, accept_edits: bool = False, data: Path | None = None) -> None:
+def resume(
+    folder: Path, *, accept_edits: bool = False, data: Path | None = None, track: Tracked = "none"
+) -> None:  # fmt: skip
     """Go on with the run in a folder; `data` is the folder with data sets, where that has been moved.
 
     Raises:
@@ -133,10 +139,12 @@ def resume(folder: Path, *, accept_edits: bool = False, data: Path | None = None
         task = recipes.find(name).task.as_learnt(study, data_of(folder))
     replays = json.loads(read_text(folder / "config.json")).get(REPLAYS)
     schedule = followed.read(folder / followed.REPLAYED) if replays else None
-    go_on(task, method, folder, seals, values_by_step(task, schedule))
+    go_on(task, method, folder, seals, values_by_step(task, schedule), track)
 
 
-def go_on(task: Any, method: Method, folder: Path, seals: Seals, values: ValuesAt | None) -> None:
+def go_on(
+    task: Any, method: Method, folder: Path, seals: Seals, values: ValuesAt | None, track: Tracked
+) -> None:  # fmt: skip
     """Take the steps that are left, write what is missing of the result, and say what the run came to.
 
     Raises:
@@ -145,6 +153,7 @@ def go_on(task: Any, method: Method, folder: Path, seals: Seals, values: ValuesA
     torch.set_num_threads(task.study.threads)
     command = command_line("train", "--resume", folder)
     with contextlib.closing(TaskRun(learner(task, method, schedule=values), folder, command, seals)) as task_run:
+        task_run.metrics.track(track, task_run.learner.steps)
         task_run.learn_to_end(task.measure)
         print(in_words(task.measure, task_run.result(), folder))
 

@@ -1,7 +1,8 @@
 """A run of a task in its folder: steps, validations and checkpoints, from which it goes on.
 
 config.json              recipe, method and settings
-metrics.jsonl            a line a validation: figures, values, time
+environment.json         versions and processors that it began with
+metrics.jsonl            a line a validation: figures, values, time, bits stored, memory
 checkpoint.safetensors   everything that the next step depends on
 weights.safetensors      the plain network with the lowest held-out loss
 result.json              held-out and test figures of that network, and its hyperparameters
@@ -19,14 +20,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import revtune as rt
 from revtune.errors import NonFiniteError
 from revtune.program.errors import Problem
 from revtune.program.files import read_bytes, regular, write
+from revtune.program.machine import resident_bytes
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved, packed, unpacked
 from revtune.program.runs.clock import Clock
 from revtune.program.runs.folder import already_finished, command_line
-from revtune.program.runs.metrics import Metrics
+from revtune.program.runs.metrics import Metrics, bits
 from revtune.program.runs.seals import Seals, digest, edited
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
 from revtune.program.tasks.learner import Learner
@@ -134,9 +137,11 @@ class TaskRun:
         with asked_to_stop() as asked:
             self._asked = asked
             while not is_over(self.learner, self.clock):
-                self._ask(self.learner.step)
+                metered = rt.meter(peak=False) if (self.learner.steps + 1) % every == 0 else contextlib.nullcontext()
+                with metered as meter:
+                    self._ask(self.learner.step)
                 if self.learner.steps % every == 0:
-                    self.validate(report)
+                    self.validate(report, bits(meter))
                     if time.monotonic() - self._saved > SAVE_SECONDS:
                         with self.clock.stopped():
                             self.save()
@@ -160,11 +165,17 @@ class TaskRun:
         with RunReport(steps, quoted).shown() as report:
             self.learn(lambda learner, clock: learner.steps >= steps, report)
 
-    def validate(self, report: Report) -> None:
-        """Validate, and report it; of a member of a population that has failed there is nothing to report."""
+    def validate(self, report: Report, stored: dict[str, Any] | None = None) -> None:
+        """Validate, and report it; of a member of a population that has failed there is nothing to report.
+
+        Args:
+            report: told of it.
+            stored: the bits that the last step stored, as `metrics.bits` tells them.
+        """
         if not (figures := self._ask(self.learner.validate)):
             return
         facts = {"step": self.learner.steps, **self.clock.now(), **figures, **self.learner.told()}
+        facts |= {**(stored or {}), "resident_bytes": resident_bytes()}
         self.metrics.add(facts)
         if isinstance(self.learner, TunedLearner):
             with self.clock.stopped():
@@ -220,6 +231,8 @@ class TaskRun:
         checkpoint.write(self.folder / WEIGHTS, Saved(learner.weights(), facts, seals))
         # last, as whoever finds it takes the run for finished
         write(self.folder / "result.json", json.dumps(facts, indent=1).encode() + b"\n")
+        if self.metrics.tracker is not None:
+            self.metrics.tracker.log({"step": learner.steps, "best": figures})
         return facts
 
 

@@ -19,14 +19,15 @@ from revtune.program.data.moses import shaped
 from revtune.program.errors import Problem
 from revtune.program.files import absolute, read_text, write
 from revtune.program.layers import REVERSIBLE
-from revtune.program.runs import checkpoint
+from revtune.program.runs import checkpoint, tracking
 from revtune.program.runs.folder import claimed, command_line, config_of, refuse_taken
 from revtune.program.runs.places import near, place
 from revtune.program.runs.seals import Seals
+from revtune.program.runs.tracking import Tracked
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.live import measure
 from revtune.program.tasks.loop import WEIGHTS, TaskRun, best_weights, check_seals
-from revtune.program.translation.interpreter import Decoding
+from revtune.program.translation.interpreter import Decoding, Interpreter
 from revtune.program.translation.learner import learner
 from revtune.program.translation.saved_vocabulary import SavedVocabulary, read_vocabulary, task_of, vocabulary_json
 from revtune.program.translation.scores import scored
@@ -36,6 +37,9 @@ from revtune.program.translation.translator import Attended, Translator, build
 from revtune.program.tuning import check_tunes, in_a_line
 from revtune.program.typed import check_each, check_numbers, read_typed, reason, told_of
 
+SHOWN = 4
+"""Sentences that a tracker is shown."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -44,6 +48,8 @@ class Options:
     study: Annotated[TranslationStudy, tyro.conf.arg(name="")]
     out: Path | None = None
     """Folder of the run; by default the next free runs/<recipe>-<n>."""
+    track: Tracked = "none"
+    """Which tracker is told of losses, bits, memory and translations besides metrics.jsonl."""
     full: bool = False
     """The settings of the papers, many hours instead of half of one."""
 
@@ -52,6 +58,7 @@ def start(name: str, options: Options) -> Path:
     """A new run of a recipe, from its first step to its last; its folder."""
     refuse_taken(options.out)
     import_module("sacrebleu")  # an extra: better missed now than when all is learnt
+    tracking.check(options.track)
     text = options.study.text
     study = dataclasses.replace(options.study, text=dataclasses.replace(text, data=absolute(text.data)))
     check(study)
@@ -64,7 +71,7 @@ def start(name: str, options: Options) -> Path:
         write(folder / "vocabulary.json", json.dumps(vocabulary_json(task)).encode())
         settings |= near(folder, data=study.text.data)
         write(folder / "config.json", json.dumps(settings, indent=2, default=str).encode() + b"\n")
-    go_on(one, folder, Seals.of(folder))
+    go_on(one, folder, Seals.of(folder), options.track)
     return folder
 
 
@@ -125,7 +132,9 @@ def with_place(study: TranslationStudy, folder: Path, data: Path | None = None) 
     return dataclasses.replace(study, text=dataclasses.replace(study.text, data=found))
 
 
-def resume(folder: Path, *, accept_edits: bool = False, data: Path | None = None) -> None:
+def resume(
+    folder: Path, *, accept_edits: bool = False, data: Path | None = None, track: Tracked = "none"
+) -> None:  # fmt: skip
     """Go on with the run in a folder; `data` is the folder with data sets, where that has been moved.
 
     Raises:
@@ -137,15 +146,16 @@ def resume(folder: Path, *, accept_edits: bool = False, data: Path | None = None
     check_seals(folder, seals)
     with told_of(folder / "config.json"):
         one = learner(task_of(folder, with_place(study, folder, data)))
-    go_on(one, folder, seals)
+    go_on(one, folder, seals, track)
 
 
-def go_on(one: Learner, folder: Path, seals: Seals) -> None:
+def go_on(one: Learner, folder: Path, seals: Seals, track: Tracked) -> None:
     """Take the steps that are left, write what is missing of the result, and say what the run came to."""
     task = one.task
     assert isinstance(task, TranslationTask)
     torch.set_num_threads(task.study.threads)
     with contextlib.closing(TaskRun(one, folder, command_line("train", "--resume", folder), seals)) as task_run:
+        task_run.metrics.track(track, one.steps)
         task_run.learn_to_end(task.measure)
         spent = task_run.clock.now()
         one.take_best()
@@ -155,10 +165,22 @@ def go_on(one: Learner, folder: Path, seals: Seals) -> None:
         mark = read_vocabulary(folder, task.study).mark
         bits = stored_bits(task, model)
         result = task_run.result(**spent, **scores, epoch=task.epoch, bits=bits, vocabularies=mark)
+        if (tracker := task_run.metrics.tracker) is not None:
+            tracker.log({"step": one.steps, "bleu": scores["bleu"], "greedy_bleu": scores["greedy_bleu"]})
+            tracker.text("sample", "\n\n".join(shown(task, model)), one.steps)
     tuned = "" if task.study.tune == "off" else f": {in_a_line(result['values'])}"
     print(f"\nbest held-out {measure(task.measure, result['valid'])}, at step {result['step']}{tuned}")
     print(f"test BLEU {result['bleu']:.2f} by beam, {result['greedy_bleu']:.2f} greedy ({result['signature']})")
     print(f"the run is in {folder}; next:\n  {command_line('translate', folder)}")
+
+
+def shown(task: TranslationTask, model: Translator) -> Iterator[str]:
+    """The first sentences of the test, each with its translation below it."""
+    sentences = task.pairs.splits["test"].lines.source[:SHOWN]
+    for one, sentence in zip(
+        Interpreter(model, task.pairs.source, task.pairs.target, Decoding())(sentences), sentences, strict=True
+    ):
+        yield f"{sentence}\n{one.text}"
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,22 @@ class History:
         """Write all records, one JSON object a line."""
         Path(path).write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
 
+    def numbers(self) -> dict[str, float]:
+        """The last record as numbers by name, "values/dropout" and "scales/dropout" for a hyperparameter's.
+
+        A logger takes them in one line: `writer.log(tuner.history.numbers(), step=tuner.steps)`.
+
+        Raises:
+            ValueError: there is no record yet.
+        """
+        if not self.records:
+            raise ValueError("there are no numbers: no validation step has been taken yet")
+        record = self.records[-1]
+        found = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        for group in ("values", "scales"):
+            found |= {f"{group}/{name}": value for name, value in record[group].items()}
+        return found
+
     def column(self, name: str) -> list[float]:
         """The values of one hyperparameter over validation steps."""
         return [record["values"][name] for record in self.records]

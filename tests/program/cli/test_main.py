@@ -280,13 +280,13 @@ def test_a_run_without_weights_yet(by_bytes: Path, tmp_path: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("facts", "command", "takers"),
     [
-        ({"recipe": "mnist", "method": "stn"}, "generate", ["evaluate", "train --resume"]),
-        ({"recipe": "mnist", "method": "stn"}, "translate", ["evaluate", "train --resume"]),
-        ({"recipe": "mnist", "contestants": []}, "evaluate", ["compare mnist --out"]),
-        ({"recipe": "mnist", "contestants": []}, "train --resume", ["compare mnist --out"]),
-        ({"recipe": "multi30k"}, "generate", ["translate", "evaluate", "train --resume"]),
-        ({"recipe": "output_dropout"}, "evaluate", ["train --resume"]),
-        ({"recipe": "text"}, "translate", ["generate", "evaluate", "train --resume"]),
+        ({"recipe": "mnist", "method": "stn"}, "generate", ["evaluate", "report", "train --resume"]),
+        ({"recipe": "mnist", "method": "stn"}, "translate", ["evaluate", "report", "train --resume"]),
+        ({"recipe": "mnist", "contestants": []}, "evaluate", ["report", "compare mnist --out"]),
+        ({"recipe": "mnist", "contestants": []}, "train --resume", ["report", "compare mnist --out"]),
+        ({"recipe": "multi30k"}, "generate", ["translate", "evaluate", "report", "train --resume"]),
+        ({"recipe": "output_dropout"}, "evaluate", ["report", "train --resume"]),
+        ({"recipe": "text"}, "translate", ["generate", "evaluate", "report", "train --resume"]),
     ],
 )
 def test_a_folder_of_another_recipe_says_whose_it_is(

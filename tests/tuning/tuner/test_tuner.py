@@ -369,6 +369,8 @@ def test_the_history_is_kept_as_json_lines_and_drawn(tmp_path: Path) -> None:
     of.history.plot(tmp_path / "history.png")
     assert (tmp_path / "history.png").read_bytes()[:4] == b"\x89PNG"
     assert of.history.column("noise")[-1] == of.values()["noise"]
+    numbers = of.history.numbers()
+    assert numbers["values/noise"] == of.values()["noise"] and {"valid", "scales/noise", "step"} <= numbers.keys()
 
 
 def test_a_plot_without_matplotlib_tells_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,245 @@
+"""Pages of every kind of folder, what they say of what is missing, and what is said of what is none."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from revtune.program.cli.main import main
+from revtune.program.language import trainer
+from revtune.program.recipes.output_dropout import NAME
+from revtune.program.studies.compare.compare import run as run_contest
+from revtune.program.studies.tuned import Options as TunedOptions
+from revtune.program.studies.tuned import start
+from tests.chunking import set_chunk_steps
+from tests.tiny_contests import tiny_options
+from tests.tiny_pairs import write_pairs
+from tests.tiny_runs import Silent, config, write_sums
+from tests.tiny_words import tiny, write_words
+
+KEPT = Path(__file__).parents[3] / "benchmarks" / "results"
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model's, whose dropout is tuned."""
+    folder = tmp_path_factory.mktemp("text")
+    write_sums(folder / "sums")
+    one = config(folder / "sums", length=24, steps=21, save_every=5)
+    with pytest.MonkeyPatch.context() as patch:
+        set_chunk_steps(patch, 4)  # a pass of one chunk would store nothing
+        trainer.start(one, folder / "run", Silent())
+    return folder / "run"
+
+
+def written(out: Path) -> str:
+    """A page without Plotly's script, which is most of it."""
+    text = out.read_text(encoding="utf-8")
+    first = text.index("<script>/*") if "<script>/*" in text else text.index("<script>(")
+    return text[:first]
+
+
+def page_of(tmp_path: Path, *folders: Path) -> str:
+    out = tmp_path / "page.html"
+    assert main(["report", *map(str, folders), "--out", str(out)]) == 0
+    return written(out)
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    capsys.readouterr()
+    code = main(["report", *map(str, words)])
+    told = capsys.readouterr().err
+    assert told.startswith("revtune: ") and told.count("\n") == 1
+    return code, told.removeprefix("revtune: ").rstrip()
+
+
+def test_a_language_model_has_its_page_in_its_folder(text_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(text_run)]) == 0
+    out = text_run / "report.html"
+    assert f"the report is in {out}" in capsys.readouterr().out
+    text = written(out)
+    for part in (
+        "held-out", "Bits stored by layer", "RevGRU layer 0", "Learning rate", "Memory of the process", "native",
+        "600 bytes at temperature 0.7", "revtune generate", "Missing: nothing was measured",
+    ):  # fmt: skip
+        assert part in text, part
+    command = f"revtune train text --file {text_run.parent / 'sums'} --embedding 8 --hidden 8 --steps 21"
+    assert command in text
+    assert main(["report", str(text_run)]) == 0  # over itself
+
+
+def test_bits_and_memory_are_recorded_where_bits_are_metered(text_run: Path) -> None:
+    lines = [json.loads(line) for line in (text_run / "metrics.jsonl").read_text().splitlines()]
+    metered = [line for line in lines if "layer_bits" in line]
+    assert [line["step"] for line in metered] == [1, 11, 21]
+    assert all(line["layer_bits"] == {"RevGRU layer 0": line["stored_bits"]} for line in metered)
+    assert all(line["resident_bytes"] > 2**20 for line in metered)
+    environment = json.loads((text_run / "environment.json").read_text())
+    assert {"revtune", "torch", "python", "processor"} <= environment.keys()
+
+
+@pytest.mark.parametrize("method", ["delta", "plain"])
+def test_a_tuned_recipe(method: Any, tmp_path: Path) -> None:
+    write_words(tmp_path / "data")
+    study = tiny(tmp_path / "data", model="revlstm", width=16, length=40)
+    options: Any = TunedOptions(study=study, method=method, out=tmp_path / "run")
+    start("ptb_lstm", options)
+    text = page_of(tmp_path, tmp_path / "run")
+    assert "test" in text and "Held-out perplexity" in text and "updates a second" in text
+    if method == "delta":
+        assert '"title":{"text":"scale of perturbations"}' in text and ">rnn.dropout<" in text
+    else:
+        assert "a plain run stays at its starting values" in text
+    assert "Nothing is written or translated by recipe ptb_lstm" in text
+
+
+def test_a_translator(tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "data", train=60)
+    sizes = "--embedding 16 --hidden 16 --attend emb+slice:4 --steps 40 --valid-every 20 --batch 20 --lr 0.02"
+    assert main(["train", "multi30k", "--data", str(data), "--out", str(tmp_path / "run"), *sizes.split()]) == 0
+    text = page_of(tmp_path, tmp_path / "run")
+    assert "BLEU" in text and "Bits a unit, state and word" in text and "translator, en to de" in text
+    assert '"type":"heatmap"' in text and "revtune translate" in text
+    shutil.rmtree(data)
+    assert "No translations: " in page_of(tmp_path, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_contest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run_contest("mnist", tiny_options(tmp_path, monkeypatch))
+    text = page_of(tmp_path, folder)
+    assert "Delta-STN, seed 1" in text and "whole trials" in text and "scale of perturbations" in text
+    (folder / "results.json").unlink()
+    text = page_of(tmp_path, folder)
+    assert "The contest has no results yet" in text and "Delta-STN, seed 1" in text
+
+
+@pytest.mark.parametrize(
+    "kept, parts",
+    {
+        "compare/fashion": ["TPE, seed 3", "Delta-STN reached", "contestants&#x27; own folders are not there"],
+        "compare/ptb_lstm": ["perplexity", "revtune compare ptb_lstm"],
+        "output_dropout": ["STN from 0.05", "schedules that began", "Losses over time are missing"],
+        "repeat": ["NF-RevLSTM", "Per cent of tokens repeated", "Nothing was tuned"],
+        "joint/revlstm-seed-1": [
+            "Memory is missing: the run is of an earlier version", "not recorded: the run is of an earlier version",
+            "Perturbation scales are missing", "words.dropout",
+        ],
+    }.items(),
+)  # fmt: skip
+def test_what_is_kept_of_earlier_runs(kept: str, parts: list[str], tmp_path: Path) -> None:
+    text = page_of(tmp_path, KEPT / kept)
+    for part in parts:
+        assert part in text, part
+
+
+def test_runs_of_different_kinds_side_by_side(text_run: Path, tmp_path: Path) -> None:
+    folders = [KEPT / "joint/lstm-seed-1", KEPT / "joint/revlstm-seed-1", KEPT / "compare/fashion", text_run]
+    text = page_of(tmp_path, *folders)
+    assert "revlstm-seed-1: held-out" in text and "fashion: STN, seed 1" in text and "run: training" in text
+    assert text.index("<td>study.model</td>") < text.index("<details>")
+
+
+def test_several_go_here_and_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        shutil.copytree(KEPT / "joint/lstm-seed-1", tmp_path / name / "run")
+    assert main(["report", "a/run", "b/run"]) == 0
+    assert "a/run: held-out" in written(tmp_path / "report.html")
+
+
+def test_measurements_that_were_cut_off_are_shown_as_far_as_they_go(tmp_path: Path) -> None:
+    shutil.copytree(KEPT / "joint/lstm-seed-1", tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-40])
+    text = page_of(tmp_path, tmp_path / "run")
+    assert "ends in the middle of a line" in text and '"name":"held-out"' in text
+    path.unlink()
+    assert "metrics.jsonl is not there" in page_of(tmp_path, tmp_path / "run")
+
+
+def test_an_edited_runs_sample_is_refused_and_the_rest_shown(text_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(text_run, folder)
+    (folder / "report.html").unlink(missing_ok=True)
+    settings = (folder / "config.json").read_text().replace('"clip": 1.0', '"clip": 2.0')
+    (folder / "config.json").write_text(settings)
+    text = page_of(tmp_path, folder)
+    assert "No sample: " in text and "was edited" in text and '"name":"held-out"' in text
+    assert main(["report", str(folder), "--accept-edits"]) == 0
+    assert "600 bytes at temperature" in written(folder / "report.html")
+
+
+def test_what_is_no_run_is_refused_in_a_sentence(
+    text_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("a file")
+    assert complaint(capsys) == (2, "revtune report takes the folder of a run, or several, got none")
+    for place in ("empty", "file", "nowhere"):
+        assert complaint(capsys, place) == (1, f"{place} holds no run: config.json is not there")
+    assert complaint(capsys, text_run, "--out", "no/page.html") == (
+        1,
+        "cannot write no/page.html: there is no folder no",
+    )
+    assert complaint(capsys, text_run, "--out", "file") == (
+        1, "file is there already and is no report of revtune's; give another --out"
+    )  # fmt: skip
+    config = text_run / "config.json"
+    assert complaint(capsys, text_run, "--out", config) == (
+        2,
+        f"--out must be a file of its own, but {config} is config.json of a run",
+    )
+    assert complaint(capsys, text_run, "--out", "empty") == (1, "cannot write empty: it is no regular file")
+
+
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        ("config.json", "{", "is no configuration"), ("config.json", "[]", "is no configuration"),
+        ("config.json", '{"recipe": "gone"}', "is of recipe 'gone', which is none of this revtune"),
+        ("result.json", "{}", "is damaged: expected step (int)"), ("result.json", "nonsense", "is damaged"),
+    ],
+)  # fmt: skip
+def test_damaged_files_are_named(
+    name: str, content: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(KEPT / "joint/lstm-seed-1", tmp_path / "run")
+    (tmp_path / "run" / name).write_text(content)
+    code, said = complaint(capsys, tmp_path / "run")
+    assert code == 1 and told in said and name in said
+
+
+@pytest.mark.parametrize("kept", ["compare/fashion", "output_dropout"])
+def test_damaged_results_are_named(kept: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(KEPT / kept, tmp_path / "run")
+    path = tmp_path / "run" / "results.json"
+    results = json.loads(path.read_text())
+    results["rows"] = [{"contestant": "plain"}]
+    path.write_text(json.dumps(results))
+    code, said = complaint(capsys, tmp_path / "run")
+    assert code == 1 and said.startswith(f"{path} is damaged: ")
+
+
+def test_an_experiment_that_goes_on_shows_what_it_has(tmp_path: Path) -> None:
+    shutil.copytree(KEPT / "output_dropout", tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    place = tmp_path / "run" / "tuned-0.05"
+    place.mkdir()
+    line = {"step": 29, "wall": 1.0, "loss": 5.0, "train_loss": 5.5, "values": {NAME: 0.1}}
+    (place / "metrics.jsonl").write_text("".join(json.dumps({**line, "step": step}) + "\n" for step in (29, 58)))
+    text = page_of(tmp_path, tmp_path / "run")
+    assert "The experiment has no results yet" in text and "tuned-0.05, held-out" in text
+
+
+@pytest.mark.slow
+def test_a_step_is_measured_beside_torchs_layer(text_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    assert main(["report", str(text_run), "--measure", "--out", str(out)]) == 0
+    text = written(out)
+    assert "A training step at T = 24, B = 4" in text and "<td>nn.GRU</td>" in text and "RevGRU takes" in text
