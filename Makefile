@@ -2,6 +2,7 @@
 #   make demo    train, sample, a table of memory against nn.GRU, and a page that shows the run
 #   make test    ruff, mypy and pytest, in a process for each processor
 #   make test-all   that, and the slow tests
+#   make docs    the documentation site, in site
 #   make wheel   a wheel for this platform with the compiled kernel, in dist
 #   make sanitize   the kernel's tests with its memory and its arithmetic watched
 # PYTHON=... names another interpreter, of version 3.11 or later.
@@ -18,7 +19,7 @@ WATCHED := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1 -
 WATCHED_TESTS := tests/reversible/kernel tests/reversible/streams/test_encode.py
 WATCHERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 
-.PHONY: demo test test-all wheel sanitize clean
+.PHONY: demo test test-all docs wheel sanitize clean
 
 demo: $(READY)
 	$(BIN)/revtune train --out $(DEMO)
@@ -34,6 +35,10 @@ test: $(READY)
 test-all: test
 	@command -v chromium >/dev/null || echo "chromium is missing: reports were not opened in a browser; apt-get install chromium"
 	$(SUITE) -m slow
+
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "The site: $(CURDIR)/site/index.html"
 
 wheel: $(READY)
 	rm -rf build/wheel build/kernel
@@ -52,4 +57,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache

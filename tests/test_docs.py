@@ -16,6 +16,7 @@ import revtune
 
 REFERS = {"RevLSTM": "RevGRU", "RevLSTMCell": "RevGRUCell", "record": "scan"}
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 EXAMPLES = sorted(path for path in (ROOT / "revtune").rglob("*.py") if ">>> " in path.read_text())
 
 
@@ -61,9 +62,17 @@ def parameters(public: Any) -> list[str]:
     return [p.name for p in found if p.name != "self" and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("docs/*.md")) + [ROOT / "README.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_run(path: Path) -> None:
     torch.manual_seed(0)
     names = {"__name__": "__document__"}
     for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S):
         exec(compile(block, str(path), "exec"), names)
+
+
+def test_the_readme_is_a_page_that_is_read() -> None:
+    """Everything else is the site's."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 130
+    assert all(command in text for command in ("make demo", "make test"))
+    assert not [link for link in re.findall(r"\]\(([^)#:]+)\)", text) if not (ROOT / link).exists()]
