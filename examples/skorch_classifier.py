@@ -48,7 +48,7 @@ def classifier(**settings: Any) -> NeuralNetClassifier:
     """An estimator of scikit-learn's."""
     return NeuralNetClassifier(
         MarkedSign, criterion=nn.CrossEntropyLoss, optimizer=torch.optim.Adam, lr=0.02, batch_size=32, train_split=None,
-        verbose=0, use_safetensors=True, **settings,
+        verbose=0, **settings,
     )  # fmt: skip
 
 
@@ -72,9 +72,9 @@ if __name__ == "__main__":
     grid = search()
     print(f"best {grid.best_params_}, right on new sequences: {grid.score(*sequences(512, 100, seed=1)):.3f}")
     with NamedTemporaryFile(suffix=".safetensors") as file:
-        grid.best_estimator_.save_params(f_params=file.name)
+        grid.best_estimator_.save_params(f_params=file.name, use_safetensors=True)
         other = classifier(**grid.best_params_).initialize()
-        other.load_params(f_params=file.name)
+        other.load_params(f_params=file.name, use_safetensors=True)
     x = sequences(8, 100)[0]
     print("saved and loaded:", (other.predict_proba(x) == grid.best_estimator_.predict_proba(x)).all())
     for net in (nn.GRU(2, 64, batch_first=True), rt.RevGRU(2, 64, batch_first=True, output="last")):

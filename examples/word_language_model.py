@@ -75,7 +75,7 @@ def go_through(
     model.train(learns)
     with torch.set_grad_enabled(learns):
         for number, (inputs, targets) in enumerate(segments(text, options.bptt)):
-            with rt.meter(peak=number == 1) as used:
+            with rt.meter(peak=learns and number == 1) as used:
                 loss, state = model(inputs, targets, state)
                 if optimizer:
                     loss.backward()

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 NEEDS = ("lightning",)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning")  # of Lightning's own
 
 
 def test_a_run_that_stopped_inside_an_epoch_goes_on_bit_for_bit(example: Any, tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import revtune as rt
 
 NEEDS = ("lightning",)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning")  # of Lightning's own
 
 
 def test_a_tuner_that_stopped_inside_an_epoch_goes_on_bit_for_bit(example: Any, tmp_path: Path) -> None:

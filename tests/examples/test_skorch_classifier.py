@@ -14,9 +14,9 @@ def test_a_search_finds_a_net_that_has_learnt(example: Any, tmp_path: Any) -> No
     grid = example.search(rows=256, steps=20, epochs=12)
     assert grid.score(*example.sequences(256, 20, seed=1)) > 0.8
     file, x = str(tmp_path / "net.safetensors"), example.sequences(8, 20)[0]
-    grid.best_estimator_.save_params(f_params=file)
+    grid.best_estimator_.save_params(f_params=file, use_safetensors=True)
     other = example.classifier(**grid.best_params_).initialize()
-    other.load_params(f_params=file)
+    other.load_params(f_params=file, use_safetensors=True)
     assert np.array_equal(other.predict_proba(x), grid.best_estimator_.predict_proba(x))
 
 
