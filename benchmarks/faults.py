@@ -36,7 +36,8 @@ from revtune.program.bench.display import Markdown
 from revtune.program.data.text_sources import Text
 from revtune.program.errors import Problem
 from revtune.program.language import trainer
-from revtune.program.language.config import Config, Learning, Net
+from revtune.program.language.config import Config, Net
+from revtune.program.language.learning import Learning
 from revtune.program.language.run import Run
 from revtune.program.runs import checkpoint
 

@@ -24,10 +24,13 @@ from torch import Tensor, nn
 from revtune.program.data.text import Corpus, segment
 from revtune.program.data.text_sources import Text, load
 from revtune.program.errors import Problem
-from revtune.program.language.config import Config, Learning, Net, Rule, Tune, check
+from revtune.program.language.config import Config, Net, check
 from revtune.program.language.evaluate import evaluate
+from revtune.program.language.learning import Learning
 from revtune.program.language.trainer import Trainer
 from revtune.program.layers import Model
+from revtune.program.tasks.task import Rule
+from revtune.program.tuning import Tune
 from revtune.tuning.tuner.mechanic import MEMORIES, Mechanic
 
 GOOD: dict[Rule, float] = {"adam": 0.03, "sgd": 8.0}
@@ -194,8 +197,8 @@ def dot(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
 
 def held_out_gradient(trainer: Trainer, parameters: Sequence[nn.Parameter], number: int) -> list[Tensor]:
     """The gradient of a segment's loss, 16 streams of held-out text gone through again and again."""
-    rows, length = trainer.held_out[:, :16], trainer.learning.length
-    inputs, targets = segment(rows, number % max(1, (len(rows) - 1) // length) * length, length)
+    rows, length = trainer.task.part("valid")[:, :16], trainer.learning.length
+    inputs, targets, _ = segment(rows, number % max(1, (len(rows) - 1) // length) * length, length)
     trainer.model.eval()
     with torch.enable_grad():
         loss, _ = trainer.model.loss(inputs, targets, None)
@@ -213,7 +216,7 @@ def figures(job: Job, data: Path, corpus: Corpus, steps: int) -> dict[str, Any]:
             trainer.step()
             if way and step % max(1, steps // 6) == 0:
                 rates.append(float(f"{job.lr * way.factor:.3g}"))
-        loss = evaluate(trainer.model, trainer.held_out, trainer.learning.length)
+        loss = evaluate(trainer.model, trainer.task.part("valid"), trainer.learning.length)
     except Problem:
         loss = math.inf
     told = {"loss": round(loss, 4) if math.isfinite(loss) else None, "rates": rates}

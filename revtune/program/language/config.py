@@ -109,9 +109,7 @@ class LanguageStudy:
         check_study(self)
         check_starts(self.net, RATES)
         if self.learning.lr_too:
-            raise Problem(
-                "--lr-too tunes the rate of one run; in a contest leave it out", code=2
-            )
+            raise Problem("--lr-too tunes the rate of one run; in a contest leave it out", code=2)
         if self.learning.device != "cpu":
             raise Problem(f"--device must be cpu in a contest, got {self.learning.device}", code=2)
         return self.with_absolute_paths()

@@ -13,7 +13,7 @@ from revtune.program.data.text_sources import load
 from revtune.program.errors import Problem
 from revtune.program.files import write
 from revtune.program.language import trainer as train
-from revtune.program.language.config import Config, Rule, check
+from revtune.program.language.config import Config, check
 from revtune.program.language.evaluate import evaluate
 from revtune.program.language.model import build
 from revtune.program.language.regularizers import PENALTIES, rates_of
@@ -22,6 +22,7 @@ from revtune.program.language.tuned_learner import TunedLearner
 from revtune.program.layers import Model
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved
+from revtune.program.tasks.task import Rule
 from revtune.program.tuning import Tuned, Tuning
 from tests import tiny_runs
 from tests.tiny_runs import Died, Silent, assert_same, write_sums

@@ -57,7 +57,7 @@ def test_all_lines_are_told_and_the_run_is_the_same(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(tracking, "check", lambda _: None)
     write_sums(tmp_path / "sums")
     one = config(tmp_path / "sums")
-    run = trainer.start(one, tmp_path / "tracked", Silent(), "wandb")
+    run = trainer.start(one, tmp_path / "tracked", Silent(), track="wandb")
     assert_same(run.folder, trainer.start(one, tmp_path / "plain", Silent()).folder)
     assert [step for step, values in kept.told if "loss" in values] == list(range(1, 10))
     assert [step for step, values in kept.told if "valid_loss" in values] == [4, 8, 9]
@@ -73,7 +73,7 @@ def test_a_tracker_that_fails_is_left_and_the_run_goes_on(
     monkeypatch.setattr(tracking, "opened", lambda *_: kept)
     monkeypatch.setattr(tracking, "check", lambda _: None)
     write_sums(tmp_path / "sums")
-    run = trainer.start(config(tmp_path / "sums"), tmp_path / "run", Silent(), "trackio")
+    run = trainer.start(config(tmp_path / "sums"), tmp_path / "run", Silent(), track="trackio")
     assert [step for step, _ in kept.told] == [1, 2] and not kept.finished
     assert last_step(run.metrics) == 9
     told = capsys.readouterr().err
@@ -160,7 +160,7 @@ def test_tensorboard_goes_on_where_the_run_does(tmp_path: Path, monkeypatch: pyt
     set_chunk_steps(monkeypatch, 4)  # a pass of one chunk would store nothing
     write_sums(tmp_path / "sums")
     with pytest.raises(Died):
-        trainer.start(config(tmp_path / "sums"), tmp_path / "run", Silent(dies_at=5), "tensorboard")
+        trainer.start(config(tmp_path / "sums"), tmp_path / "run", Silent(dies_at=5), track="tensorboard")
     assert main(["train", "--resume", str(tmp_path / "run"), "--track", "tensorboard"]) == 0
     found = scalars(tmp_path / "run")
     assert [step for step, _ in found["loss"]] == list(range(1, 10))
@@ -194,5 +194,5 @@ def test_trackio_has_what_a_run_measured(tmp_path: Path, monkeypatch: pytest.Mon
     pytest.importorskip("trackio")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     write_sums(tmp_path / "sums")
-    trainer.start(config(tmp_path / "sums"), tmp_path / "run", Silent(), "trackio")
+    trainer.start(config(tmp_path / "sums"), tmp_path / "run", Silent(), track="trackio")
     assert list((tmp_path / "trackio").rglob("*.db"))
