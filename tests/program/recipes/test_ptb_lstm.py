@@ -281,7 +281,8 @@ def test_a_plain_run_replays_a_tuned_one_or_takes_its_last_values(
         ("last", Followed(values_of=stn), lambda step: records[-1]["values"]),
     ):
         options = tuned.Options(study=study, method="plain", followed=followed, out=tmp_path / name)
-        lines = [json.loads(line) for line in (tuned.start("ptb_lstm", options) / "metrics.jsonl").open()]
+        metrics = tuned.start("ptb_lstm", options) / "metrics.jsonl"
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
         one, found = learner(task, "plain", starts), list[float]()
         assert isinstance(one, PlainLearner)
         while one.steps < 6:
