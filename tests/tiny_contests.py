@@ -47,9 +47,10 @@ def tiny_study(folder: Path) -> ImageStudy:
 
 
 def tiny_options(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Options[ImageStudy]:
-    """A contest in a folder beside its data, by such a clock, whose runs draw nothing."""
+    """A contest in a folder beside its data, by such a clock, whose runs draw nothing and tell of no memory."""
     for module in ("studies.compare.search", "tasks.loop"):
         monkeypatch.setattr(f"revtune.program.{module}.Clock", Seconds)
+    monkeypatch.setattr("revtune.program.tasks.loop.resident_bytes", lambda: 0)
     monkeypatch.setattr("revtune.tuning.tuner.history.History.plot", lambda *_: None)
     return Options(study=tiny_study(folder / "data"), budget=20.0, out=folder / "contest")
 
