@@ -532,7 +532,8 @@ def test_memory_is_outputs_buffer_and_a_chunk(cell: str, backend: str) -> None:
     done = subprocess.run([sys.executable, "-c", MEASURED, cell], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     peak, outputs, wide = map(int, done.stdout.split())
-    buffer, chunk = wide // 16, 6 * 2**20
+    states = 2 if cell == "RevLSTM" else 1  # of two bits a unit and step at most
+    buffer, chunk = states * wide // 16, 8 * 2**20  # with what C's heap keeps of chunks that are gone
     assert peak <= 5 * outputs + buffer + chunk
 
 

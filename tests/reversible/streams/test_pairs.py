@@ -260,7 +260,7 @@ def test_options_of_outputs_go_together(pair: tuple[str, ...], backend: str) -> 
     def between(scores: Tensor, more: Tensor, last: Any) -> Tensor:
         """A loss of pairs of steps that follow one another, of which none is padding, and of the last state."""
         live = torch.arange(1, STEPS)[:, None] < (LENGTHS if case.lengths is not None else STEPS)
-        pairs = scores.diff(dim=0).square().mean(-1) * more[1:].sin() * live
+        pairs = (scores.diff(dim=0).square() * scores[1:].sigmoid()).mean(-1) * more[1:].sin() * live
         return pairs.sum() + sum(state.sin().sum() for state in (last if isinstance(last, tuple) else (last,)))
 
     readouts: dict[str, Any] = {
