@@ -86,7 +86,7 @@ class Learning:
     lr: float = 8e-3
     """Learning rate at its highest."""
     lr_too: bool = False
-    """Tune that rate in the same run, by Mechanic (Cutkosky et al. 2023); lr may then be ten times too low or high."""
+    """Tune that rate in the same run, from lr on, by Mechanic (Cutkosky et al. 2023); the schedule acts on top."""
     schedule: Schedule = "cosine"
     """cosine falls to a twentieth over the run; plateau divides by 4 when validation stops improving."""
     warmup: int = 30

@@ -94,7 +94,7 @@ class Trainer:
         self.model = build(config.net, len(corpus.vocabulary)).to(self.device)
         tuned_on = held_out_streams(corpus.valid, config.learning, name="validation", most=config.learning.batch)
         self.learner = learner(self.model, config, tuned_on.to(self.device), self.device)
-        self.mechanic = Mechanic(self.learner.optimizer) if self.learning.lr_too else None
+        self.mechanic = Mechanic(self.learner.optimizer, start=1.0) if self.learning.lr_too else None
         self.rows = streams(corpus.train, config.learning.batch, name="training").to(self.device)
         self.held_out = held_out_streams(corpus.valid, config.learning, name="validation").to(self.device)
         self.progress = Progress()

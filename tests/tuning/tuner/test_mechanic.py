@@ -88,7 +88,7 @@ def test_it_learns_from_a_rate_that_is_far_too_low_or_too_high(rule: Any) -> Non
     for lr in (1e-3, 10.0):
         params, loss = problem(torch.float32)
         optimizer = rule(params, lr)
-        mechanic = Mechanic(optimizer)
+        mechanic = Mechanic(optimizer, start=0.01)
         losses = [step(optimizer, loss) for _ in range(300)]
         assert losses[-1] < 0.1 < losses[0]
         rates.append(lr * mechanic.factor)
@@ -147,7 +147,7 @@ def test_parameters_without_a_gradient_rest() -> None:
 
 def test_it_tunes_the_rate_of_a_tuner_s_two_groups() -> None:
     of = tuner(optimizer=lambda groups: torch.optim.Adam(groups, 1e-5))
-    mechanic = Mechanic(of.optimizer)
+    mechanic = Mechanic(of.optimizer, start=1e-4)
     for _ in range(30):
         of.step(BATCH, BATCH)
     assert mechanic.factor > 1e-3
