@@ -34,7 +34,7 @@ from revtune.program.tuning import Tune
 from revtune.tuning.tuner.mechanic import MEMORIES, Mechanic
 
 GOOD: dict[Rule, float] = {"adam": 0.03, "sgd": 8.0}
-"""The best of the fixed rates 0.01, 0.02, 0.03, 0.06 and, for sgd, 4, 8, 16, on seed 1."""
+"""What is taken as good; the last of the jobs are its neighbours."""
 
 OFF = (0.1, 1.0, 10.0)
 """What the good rate is multiplied by, for the ways to begin with."""
@@ -144,10 +144,9 @@ class Decayed(Way):
             p.copy_(first + self.factor * moved)
 
 
-class DecayedFromLow(Decayed):
-    """The same from a ten-thousandth of the given rate."""
-
-    start = 1e-4
+def decayed_from(start: float) -> type[Way]:
+    """The same, from another share of the given rate."""
+    return type("Decayed", (Decayed,), {"start": start})
 
 
 class Prodigy(Way):
@@ -181,7 +180,8 @@ class Prodigy(Way):
 
 
 WAYS: dict[str, type[Way]] = {
-    "hypergradient": Hypergradient, "decayed": Decayed, "decayed-from-low": DecayedFromLow, "prodigy": Prodigy
+    "hypergradient": Hypergradient, "decayed": Decayed, "prodigy": Prodigy,
+    **{f"decayed-from-{start}": decayed_from(start) for start in (0.1, 0.01, 0.0001)},
 }  # fmt: skip
 
 
@@ -230,9 +230,13 @@ def jobs(seeds: Sequence[int]) -> Iterator[Job]:
             yield Job("fixed", "revgru", optimizer, "off", GOOD[optimizer], seed)
             for off in OFF:
                 yield Job("mechanic", "revgru", optimizer, "off", round(off * GOOD[optimizer], 6), seed)
-    for rate in (0.002, 0.02, 0.2):
-        yield Job("decayed", "revgru", "adam", "off", rate, 1)
-    yield Job("decayed-from-low", "revgru", "adam", "off", 0.01, 1)
+    for way, rates in {
+        "decayed": (0.002, 0.02, 0.2), "decayed-from-0.1": (0.002, 0.02, 0.2),
+        "decayed-from-0.01": (0.002, 0.01, 0.2), "decayed-from-0.0001": (0.01,),
+    }.items():  # fmt: skip
+        for rate in rates:
+            yield Job(way, "revgru", "adam", "off", rate, 1)
+    yield Job("decayed", "revgru", "sgd", "off", 40.0, 1)
     for rate in (0.01, 0.3, 0.003):
         yield Job("hypergradient", "revgru", "adam", "off", rate, 1)
     yield Job("prodigy", "revgru", "adam", "off", GOOD["adam"], 1)

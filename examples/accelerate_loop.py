@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from pydoc_data.topics import topics
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -66,7 +66,7 @@ class Run:
         self.model, self.optimizer, self.loader = self.accelerator.prepare(
             net, torch.optim.Adam(net.parameters(), 3e-3), DataLoader(Segments(text, columns, steps), columns)
         )
-        self.taken, self.state = 0, None
+        self.taken, self.state = 0, cast(Any, None)
 
     def save(self, folder: str) -> None:
         """Weights, optimizer and generators by Accelerate; the state of all processes' rows beside them."""

@@ -74,13 +74,13 @@ class RevGRUForCausalLM(PreTrainedModel):
     ) -> RevGRUOutput:  # fmt: skip
         """The loss of labels (B, T), which are shifted here, -100 where none counts; without labels the logits."""
         if labels is None:
-            y, state = self.rnn(self.words(input_ids), state)
-            return RevGRUOutput(logits=self.head.logits(y), state=state)
-        loss, state = rt.rewind_loss(
+            y, after = self.rnn(self.words(input_ids), state)
+            return RevGRUOutput(logits=self.head.logits(y), state=after)
+        loss, after = rt.rewind_loss(
             self.rnn, input_ids[:, :-1], labels[:, 1:], encode=self.words, readout=self.head, state=state,
             normalizer=num_items_in_batch,
         )  # fmt: skip
-        return RevGRUOutput(loss=loss, state=state)
+        return RevGRUOutput(loss=loss, state=after)
 
 
 def rows(text: Tensor, length: int) -> list[dict[str, Tensor]]:

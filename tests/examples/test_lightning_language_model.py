@@ -27,7 +27,7 @@ def test_the_state_is_carried_from_segment_to_segment(example: Any) -> None:
     assert len(segments) == 5 and all(torch.equal(a[-1], b[0]) for a, b in zip(segments, segments[1:], strict=False))
     model = example.LanguageModel(16)
     with torch.no_grad():
-        state = None
+        state: Any = None
         for segment in segments:
             _, state = model.loss(segment, state)
         _, whole = model.loss(example.MANUAL[: 4 * 101].view(4, -1).t(), None)

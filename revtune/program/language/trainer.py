@@ -103,7 +103,7 @@ class Trainer:
         torch.manual_seed(config.learning.seed)
         self.task = LanguageTask(config, corpus, device=self.device, tested=False)
         self.learner = learner(self.task, config, schedule)
-        self.mechanic = Mechanic(self.learner.optimizer) if self.learning.lr_too else None
+        self.mechanic = Mechanic(self.learner.optimizer, start=1.0) if self.learning.lr_too else None
         self.model, self.rows = self.learner.model, self.task.part("train")
         self.progress = Progress()
         self.seals = Seals({})

@@ -41,7 +41,8 @@ class Mechanic:
 
     Args:
         optimizer: whose rate is tuned; of one that a `Tuner` has made, the responses' too.
-        start: what the factor begins with, above 0.
+        start: what the factor begins with, above 0. A loss that explodes in the first steps can keep it from coming
+            down, so begin with 1 only where gradients are clipped.
 
     Raises:
         ValueError: no optimizer, or a number out of its range; in a step, parameters that the optimizer got later.
@@ -59,7 +60,7 @@ class Mechanic:
         True
     """
 
-    def __init__(self, optimizer: Optimizer, *, start: float = 1.0) -> None:
+    def __init__(self, optimizer: Optimizer, *, start: float = 0.1) -> None:
         if not isinstance(optimizer, Optimizer):
             raise ValueError(f"Mechanic wants a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if not 0 < start < math.inf:

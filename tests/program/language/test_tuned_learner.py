@@ -140,6 +140,7 @@ def test_a_run_that_tunes_its_learning_rate_goes_on_bit_for_bit(
     assert_same(part, whole.folder)
     assert [each["lr"] for each in lines(part) if "loss" in each] == rates
     saved = checkpoint.read(Run(part).checkpoint)
+    damaged: Any
     for damaged in (None, {"state": {"dict": []}}):
         facts = {**saved.facts, "mechanic": damaged}
         write(Run(part).checkpoint, checkpoint.pack(Saved(saved.tensors, facts)))
