@@ -14,6 +14,7 @@ def faults(tmp_path: Path) -> Faults:
     return Faults(tmp_path, random.Random(0))
 
 
+@pytest.mark.slow
 def test_bits_and_disks_end_well(faults: Faults) -> None:
     found = [faults.outcome(fault) for fault in (faults.flipped, faults.full) for _ in range(4)]
     assert set(found) == {"same", "refused"}
