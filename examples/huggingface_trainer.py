@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pydoc_data.topics import topics
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -74,13 +74,13 @@ class RevGRUForCausalLM(PreTrainedModel):
     ) -> RevGRUOutput:  # fmt: skip
         """The loss of labels (B, T), which are shifted here, -100 where none counts; without labels the logits."""
         if labels is None:
-            y, after = self.rnn(self.words(input_ids), state)
-            return RevGRUOutput(logits=self.head.logits(y), state=after)
+            y, h_n = self.rnn(self.words(input_ids), state)
+            return RevGRUOutput(logits=self.head.logits(y), state=h_n)
         loss, after = rt.rewind_loss(
             self.rnn, input_ids[:, :-1], labels[:, 1:], encode=self.words, readout=self.head, state=state,
             normalizer=num_items_in_batch,
         )  # fmt: skip
-        return RevGRUOutput(loss=loss, state=after)
+        return RevGRUOutput(loss=loss, state=cast(Tensor, after))
 
 
 def rows(text: Tensor, length: int) -> list[dict[str, Tensor]]:

@@ -183,7 +183,7 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
         assert departure is not None
         numbers = torch.arange(len(departure), device=y.device)[:, None]
         laid = self.laid(y, (*y.shape[:-1], self.num_classes), len(departure))
-        return laid.spread(numbers, shape, -1).expand(shape).reshape(-1)
+        return laid.spread(numbers, shape, -1).expand(shape).reshape(-1).contiguous()
 
     def _answer(self, departure: Tensor, rows: Tensor) -> Answer:
         departure, products = departure.detach(), products_for(departure)

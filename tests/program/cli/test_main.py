@@ -165,7 +165,7 @@ def test_the_panel_shows_what_is_going_on() -> None:
         "2.000 bits a byte at step 3",
         "0.123 (scale 0.5)",
         "1.250 nats",
-        "0.0035",
+        "0.0034",
     ):
         assert shown in told
 
