@@ -142,7 +142,8 @@ AROUND = {"read_text", "read_bytes", "open"}
 
 
 OTHERS = {
-    "files.py": "the reader", "machine.py": "/proc", "report/page.py": "its own files", "runs/metrics.py": "after `regular`",
+    "files.py": "the reader", "machine.py": "/proc", "report/page.py": "own files",
+    "runs/metrics.py": "after `regular`",
     "cli/main.py": "/dev/null", "translation/translate.py": "an output",
 }  # fmt: skip
 """Who may, and why."""
