@@ -74,6 +74,17 @@ DELTA = Tuning(hyper_lr=0.02, tune_scales=False)
 STN = Tuning(tune_scales=False)
 
 
+class OfBothMethods:
+    """What settings have that hold those of each method."""
+
+    stn: Tuning
+    delta: Tuning
+
+    def tuning(self, method: Tuned) -> Tuning:
+        """The settings of a method that tunes."""
+        return self.stn if method == "stn" else self.delta
+
+
 class Methods(Protocol):
     """Settings of methods that tune."""
 

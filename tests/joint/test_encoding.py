@@ -20,9 +20,8 @@ import revtune as rt
 from revtune.attention import AttentionReadout
 from revtune.reversible.streams import attention
 from revtune.tuning.responses.responding import Responding
-from revtune.tuning.tuner import bilevel
 from tests.chunking import set_chunk_steps, set_stack_chunk_steps
-from tests.joint.test_linear_stream import make_masks_alike
+from tests.joint.test_linear_stream import gradients, make_masks_alike
 from tests.stored import relative
 from tests.tuned_translators import LAYERED, ROWS, Pairs, S, Translator, pairs, stream, tuned
 
@@ -30,18 +29,6 @@ CLOSE = {0: 1e-9, 3: 2e-6}
 """How near streamed and unstreamed gradients are, by how many units are kept: in layers these are rounded to 2^-32."""
 
 nets = pytest.mark.parametrize("rev", [rt.RevGRU, rt.RevLSTM])
-
-
-def gradients(net: Any, level: str, batch: Pairs, **asked: Any) -> tuple[float, dict[str, Tensor | None]]:
-    """The loss and the gradients of a step."""
-    tuner = rt.Tuner(net, method="stn", optimizer=lambda p: torch.optim.SGD(p, 0.1), **asked)
-    net.zero_grad()
-    net.train()
-    if level == "valid":
-        loss, grads = bilevel.hypergradients(tuner.problem, batch, 1e-3)
-        names = {id(p): name for name, p in net.named_parameters()}
-        return float(loss), {names[id(p)]: grad for p, grad in grads.items()}
-    return float(bilevel.stn(tuner.problem, batch, lambda loss: loss)), {n: p.grad for n, p in net.named_parameters()}
 
 
 @pytest.fixture
@@ -89,7 +76,7 @@ def test_gradients_are_those_of_layers(
 def run_of(net: Any, level: str, batch: Pairs, given: dict[str, Any]) -> tuple[float, dict[str, Tensor | None]]:
     """A step with the same perturbations each time."""
     torch.manual_seed(3)
-    return gradients(net, level, batch, **given)
+    return gradients(net, "stn", level, batch, **given)
 
 
 def small(method: str, how: Any = stream, **options: Any) -> rt.Tuner:

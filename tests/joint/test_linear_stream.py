@@ -80,20 +80,24 @@ def layered(lengths: Tensor | None) -> Any:
     return losses
 
 
-def gradients(net: Any, method: str, level: str, **asked: Any) -> tuple[float, dict[str, Tensor | None]]:
+def tokens() -> Tensor:
+    """A batch, the same each time."""
+    return torch.randint(WORDS, (STEPS + 1, ROWS), generator=torch.Generator().manual_seed(2))
+
+
+def gradients(net: Any, method: str, level: str, batch: Any, **asked: Any) -> tuple[float, dict[str, Tensor | None]]:
     """The loss and the gradients of a step of a tuner."""
     net.hypers.centred = method == "delta"
     asked = {"stream": None, "train_loss": None, "valid_loss": None, "predict": None} | asked
     tuner = rt.Tuner(net, method=method, optimizer=lambda p: torch.optim.SGD(p, 0.1), **asked)  # type: ignore[arg-type]
-    tokens = torch.randint(WORDS, (STEPS + 1, ROWS), generator=torch.Generator().manual_seed(2))
     net.zero_grad()
     net.train()
     if level == "valid":
-        loss, grads = bilevel.hypergradients(tuner.problem, tokens, 1e-3)
+        loss, grads = bilevel.hypergradients(tuner.problem, batch, 1e-3)
         names = {id(p): name for name, p in net.named_parameters()}
         return float(loss), {names[id(p)]: grad for p, grad in grads.items()}
     step = {"delta": bilevel.delta, "stn": bilevel.stn}[method]
-    loss = step(tuner.problem, tokens, lambda loss: loss)
+    loss = step(tuner.problem, batch, lambda loss: loss)
     return float(loss), {name: p.grad for name, p in net.named_parameters()}
 
 
@@ -103,10 +107,10 @@ def agree(net: Any, close: float, *, method: str = "delta", lengths: Tensor | No
     losses = layered(lengths)
     for level in ("train", "valid"):
         torch.manual_seed(3)
-        loss, found = gradients(net, method, level, stream=streamed(**more))
+        loss, found = gradients(net, method, level, tokens(), stream=streamed(**more))
         torch.manual_seed(3)
         layers = {"train_loss": losses, "valid_loss": losses, "predict": lambda net, batch: net.logits(batch[:-1])}
-        whole, wanted = gradients(net, method, level, **layers)
+        whole, wanted = gradients(net, method, level, tokens(), **layers)
         assert loss == pytest.approx(whole, rel=close)
         for name, grad in found.items():
             other = wanted[name]
@@ -197,8 +201,10 @@ def test_penalties_at_each_rows_own_coefficients(
         y, _ = net.rnn(net.words(batch[:-1]))
         return net.head(y), y
 
-    loss, found = gradients(net, method, "train", stream=stream)
-    whole, wanted = gradients(net, method, "train", train_loss=train_loss, valid_loss=train_loss, predict=predict)
+    loss, found = gradients(net, method, "train", tokens(), stream=stream)
+    whole, wanted = gradients(
+        net, method, "train", tokens(), train_loss=train_loss, valid_loss=train_loss, predict=predict
+    )
     assert loss == pytest.approx(whole, rel=1e-6)
     for name, grad in found.items():
         other = wanted[name]

@@ -20,7 +20,17 @@ from revtune.program.layers import REVERSIBLE, Model
 from revtune.program.runs.folder import command_line
 from revtune.program.runs.seals import NEAR
 from revtune.program.tasks.task import Rule, Schedule, Size
-from revtune.program.tuning import DELTA, STN, TUNED, Tune, Tuned, Tuning, check_methods, check_starts, check_tunes
+from revtune.program.tuning import (
+    DELTA,
+    STN,
+    TUNED,
+    OfBothMethods,
+    Tune,
+    Tuning,
+    check_methods,
+    check_starts,
+    check_tunes,
+)
 from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, TOO_MANY, check_each, reason, told_of, typed
 
 RATES = "dropout input_dropout hidden_dropout output_dropout embedding_dropout weight_drop"
@@ -64,7 +74,7 @@ class Net:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageStudy:
+class LanguageStudy(OfBothMethods):
     """The settings of a language model, whatever its hyperparameters do."""
 
     recipe: Annotated[str, tyro.conf.Suppress]
@@ -95,10 +105,6 @@ class LanguageStudy:
     def length_of(self, step: int) -> int:
         """Tokens of a stream in a training step."""
         return self.learning.length_of(step)
-
-    def tuning(self, method: Tuned) -> Tuning:
-        """The settings of a method that tunes."""
-        return self.stn if method == "stn" else self.delta
 
     def checked(self) -> Self:
         """Settings that a contest can have, with absolute paths.

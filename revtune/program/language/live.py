@@ -16,6 +16,7 @@ from rich.table import Table
 from revtune.program.data.vocabulary import TextUnit
 from revtune.program.language.config import Config
 from revtune.program.machine import resident_bytes
+from revtune.program.tasks.task import perplexity
 from revtune.program.tuning import told_values
 
 LINE_EVERY = 15.0
@@ -27,7 +28,7 @@ SMOOTHING = 0.95
 
 def measure(unit: TextUnit, loss: float) -> str:
     """A loss in nats a token in the usual unit: bits a byte, or perplexity for words."""
-    return f"{loss / math.log(2):.3f} bits a byte" if unit == "byte" else f"perplexity {math.exp(min(loss, 99.0)):.1f}"
+    return f"{loss / math.log(2):.3f} bits a byte" if unit == "byte" else f"perplexity {perplexity(loss):.1f}"
 
 
 class Report:

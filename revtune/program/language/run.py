@@ -35,7 +35,7 @@ from revtune.program.language.model import LanguageModel, build
 from revtune.program.language.regularizers import in_force
 from revtune.program.runs import checkpoint, followed
 from revtune.program.runs.checkpoint import Saved
-from revtune.program.runs.folder import claimed, config_of
+from revtune.program.runs.folder import REPLAYED, SCHEDULE, claimed, config_of
 from revtune.program.runs.metrics import last_step
 from revtune.program.runs.places import near, place
 from revtune.program.runs.seals import Seals
@@ -79,7 +79,7 @@ class Run:
     @property
     def schedule(self) -> Path:
         """The values of tuned hyperparameters by step."""
-        return self.folder / followed.SCHEDULE
+        return self.folder / SCHEDULE
 
     def replayed(self) -> Schedule | None:
         """The hyperparameters by step that the run takes from another, if it does.
@@ -87,7 +87,7 @@ class Run:
         Raises:
             Problem: they are not there, or damaged.
         """
-        return followed.read(self.folder / followed.REPLAYED) if self.config().replays else None
+        return followed.read(self.folder / REPLAYED) if self.config().replays else None
 
     def config(self) -> Config:
         """The configuration.

@@ -20,12 +20,9 @@ from revtune.program.language.config import LanguageStudy, Net
 from revtune.program.language.evaluate import evaluate, held_out_streams
 from revtune.program.language.model import Out, build
 from revtune.program.layers import REVERSIBLE
-from revtune.program.tasks.task import Settings, Space, Split, Task
+from revtune.program.tasks.task import Settings, Space, Split, Task, perplexity
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper
-
-MOST_NATS = 99.0
-"""A perplexity is at most e to this, as `math.exp` overflows beyond 709."""
 
 
 class LanguageSettings(Settings, Protocol):
@@ -161,4 +158,4 @@ class LanguageTask(Task):
     def evaluate(self, model: Any, split: Split) -> dict[str, float]:
         """Mean cross entropy in nats, and perplexity."""
         loss = evaluate(model, self.part(split), self.study.length)
-        return {"loss": loss, "perplexity": math.exp(min(loss, MOST_NATS))}
+        return {"loss": loss, "perplexity": perplexity(loss)}

@@ -14,8 +14,8 @@ from revtune.program.language.config import Config, check
 from revtune.program.language.live import Report, measure
 from revtune.program.language.run import Run
 from revtune.program.runs import tracking
-from revtune.program.runs.folder import command_line
-from revtune.program.runs.followed import REPLAYED, SCHEDULE, Followed
+from revtune.program.runs.folder import REPLAYED, SCHEDULE, command_line
+from revtune.program.runs.followed import Followed
 from revtune.program.runs.tracking import Tracked
 from revtune.program.tasks.task import Size
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from revtune.program.errors import Problem
@@ -13,6 +15,7 @@ from revtune.program.report.metrics import JsonObject, Points, column, later
 from revtune.program.report.story import Axes, Line, Story
 from revtune.program.runs import checkpoint
 from revtune.program.runs.folder import ENVIRONMENT
+from revtune.program.typed import reason
 
 BITS = Axes("bits", "Bits stored by layer", "bits a unit and step")
 
@@ -21,6 +24,19 @@ RATE = Axes("costs", "Learning rate", "learning rate")
 MEMORY = Axes("costs", "Memory of the process", "MiB")
 
 SCALE = "scale of perturbations"
+
+
+@contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Within this block figures of a file are told, which may lack some.
+
+    Raises:
+        Problem: they do.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise Problem(f"{path} is damaged: {reason(error)}") from error
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -9,17 +9,16 @@ from revtune.program import recipes
 from revtune.program.errors import Problem
 from revtune.program.files import read_bytes
 from revtune.program.report import metrics
-from revtune.program.report.common import SCALE, draw_bits, draw_memory, of_results
+from revtune.program.report.common import SCALE, draw_bits, draw_memory, of_results, undamaged
 from revtune.program.report.metrics import JsonObject, Points, column, later
 from revtune.program.report.settings import listed, repeating
 from revtune.program.report.story import Axes, Line, Story, Table
-from revtune.program.runs.folder import command_line
+from revtune.program.runs.folder import HISTORY, command_line
 from revtune.program.studies.compare.contest import CONFIG, CONTESTANTS, NAMES, VALIDATION, Options
 from revtune.program.studies.compare.curves import curve
 from revtune.program.studies.compare.population import PopulationSettings
 from revtune.program.studies.compare.table import cells, headings, title, verdicts
 from revtune.program.studies.json_files import Template, missing, parsed
-from revtune.program.tasks.loop import HISTORY
 from revtune.program.typed import read_typed, reason
 
 RESULTS: Template = {"recipe": str, "budget": float, "clock": str, "quoted": str, "rows": list}
@@ -61,7 +60,7 @@ def finished(told: Story, path: Path) -> None:
         Problem: they are damaged.
     """
     results = parsed(read_bytes(path), RESULTS, path)
-    try:
+    with undamaged(path):
         axes = losses(results["clock"])
         for row in results["rows"]:
             for run in row["runs"]:
@@ -76,8 +75,6 @@ def finished(told: Story, path: Path) -> None:
         rows = [(min(run["valid"]["loss"] for run in row["runs"]), NAMES[row["contestant"]]) for row in results["rows"]]
         if rows:
             told.facts["best held-out"] = f"loss {min(rows)[0]:.4f}, {min(rows)[1]}"
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Problem(f"{path} is damaged: {reason(error)}") from error
     told.environment = of_results(results)
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from revtune.program.errors import Problem
 from revtune.program.files import read_bytes
 from revtune.program.recipes import output_dropout as recipe
 from revtune.program.recipes.output_dropout import NAME, OutputDropoutStudy
 from revtune.program.report import metrics
-from revtune.program.report.common import of_results
+from revtune.program.report.common import of_results, undamaged
 from revtune.program.report.metrics import column, later
 from revtune.program.report.settings import listed, repeating
 from revtune.program.report.story import Axes, Line, Story, Table
@@ -18,7 +17,6 @@ from revtune.program.runs.folder import command_line
 from revtune.program.studies.json_files import Template, parsed
 from revtune.program.studies.output_dropout.experiment import stored
 from revtune.program.studies.output_dropout.results import HEADINGS, cells, label, title, verdicts
-from revtune.program.typed import reason
 
 RESULTS: Template = {"method": str, "updates": int, "best_rate": float, "rows": list}
 
@@ -59,7 +57,7 @@ def finished(told: Story, path: Path) -> None:
         Problem: they are damaged.
     """
     results = parsed(read_bytes(path), RESULTS, path)
-    try:
+    with undamaged(path):
         for row in results["rows"]:
             points = [(float(step), float(rate)) for step, rate in row.get("schedule", [])]
             told.draw(RATE, Line(label(results, row["contestant"]), points))
@@ -69,8 +67,6 @@ def finished(told: Story, path: Path) -> None:
         best = min(results["rows"], key=lambda row: row["valid"]["loss"])
         said = f"perplexity {best['valid']['perplexity']:.2f}, {label(results, best['contestant'])}"
         told.facts = {"contestants": str(len(results["rows"])), "best held-out": said}
-    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
-        raise Problem(f"{path} is damaged: {reason(error)}") from error
     told.environment = of_results(results)
 
 

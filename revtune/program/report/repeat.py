@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import fmean
 
-from revtune.program.errors import Problem
 from revtune.program.files import read_bytes
 from revtune.program.recipes import repeat as recipe
 from revtune.program.report import metrics
-from revtune.program.report.common import of_results
+from revtune.program.report.common import of_results, undamaged
 from revtune.program.report.metrics import JsonObject
 from revtune.program.report.settings import listed, repeating
 from revtune.program.report.story import Axes, Line, Story, Table
@@ -18,7 +17,6 @@ from revtune.program.studies.json_files import parsed
 from revtune.program.studies.repeat.results import rows, summary, title
 from revtune.program.studies.repeat.study import SEALS, stored
 from revtune.program.tasks.repeat import MODELS, RepeatStudy
-from revtune.program.typed import reason
 
 
 def story(folder: Path, name: str) -> Story:
@@ -33,10 +31,8 @@ def story(folder: Path, name: str) -> Story:
     cells = [{key: value for key, value in line.items() if key != SEALS} for line in lines]
     if lacking:
         told.note("losses", lacking)
-    try:
+    with undamaged(folder / "cells.jsonl"):
         draw(told, study, cells)
-    except (KeyError, TypeError, ValueError) as error:
-        raise Problem(f"{folder / 'cells.jsonl'} is damaged: {reason(error)}") from error
     wanted = len(list(study.cells()))
     told.facts = {"cells": f"{len(cells)} of {wanted}", "updates": f"at most {study.updates:,} each"}
     told.settings, told.environment = listed(folder / "config.json"), {"environment": "not recorded"}

@@ -19,11 +19,10 @@ from revtune.program.report.common import (
 from revtune.program.report.metrics import JsonObject, column, later
 from revtune.program.report.settings import listed, repeating
 from revtune.program.report.story import Axes, Line, Story
-from revtune.program.runs.folder import command_line
+from revtune.program.runs.folder import HISTORY, command_line
 from revtune.program.studies import tuned
 from revtune.program.studies.json_files import Template, parsed
 from revtune.program.tasks.live import measure
-from revtune.program.tasks.loop import HISTORY
 
 METHODS = {"delta": "tuned by Delta-STN", "stn": "tuned by STN", "plain": "at its starting values"}
 

@@ -22,7 +22,10 @@ LEARNT = ("checkpoint.safetensors", "weights.safetensors", "result.json", "metri
 ENVIRONMENT = "environment.json"
 """Versions and processors that a run began with: told by reports, and of no meaning to the run."""
 
-OWN = (*LEARNT, "config.json", "vocabulary.json", "schedule.json", "replayed.json", ENVIRONMENT, "lock")
+SCHEDULE, HISTORY, REPLAYED = "schedule.json", "history.jsonl", "replayed.json"
+"""What a run tuned, at validations and step by step, and what a plain run takes from one that did."""
+
+OWN = (*LEARNT, "config.json", "vocabulary.json", SCHEDULE, REPLAYED, ENVIRONMENT, "lock")
 """The files of a run, which nothing else may be written to."""
 
 

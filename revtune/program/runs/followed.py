@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from revtune.program.errors import Problem
-from revtune.program.files import read_bytes, read_text, write
+from revtune.program.files import read_bytes, read_text
+from revtune.program.runs.folder import HISTORY, REPLAYED, SCHEDULE
+from revtune.program.tuning import write_schedule
 from revtune.program.typed import reason
 from revtune.tuning.conversion.replay import check_schedule
 from revtune.tuning.hypers.kinds import Hyper, Positive, Rate
 from revtune.tuning.tuner.schedule import Schedule, columns
-
-SCHEDULE, HISTORY, REPLAYED = "schedule.json", "history.jsonl", "replayed.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def read(path: Path) -> Schedule:
 
 def keep(schedule: Schedule, folder: Path) -> None:
     """Write what a run follows into its folder."""
-    write(folder / REPLAYED, json.dumps(schedule).encode() + b"\n")
+    write_schedule(folder / REPLAYED, schedule)
 
 
 def at_the_end(schedule: Schedule) -> Schedule:

@@ -18,7 +18,7 @@ from revtune.program import recipes
 from revtune.program.errors import Problem
 from revtune.program.files import read_text, write
 from revtune.program.runs import checkpoint, followed, tracking
-from revtune.program.runs.folder import claimed, command_line, refuse_taken
+from revtune.program.runs.folder import REPLAYED, claimed, command_line, refuse_taken
 from revtune.program.runs.followed import Followed
 from revtune.program.runs.places import near
 from revtune.program.runs.seals import Seals
@@ -138,7 +138,7 @@ def resume(
     with told_of(folder / "config.json"):
         task = recipes.find(name).task.as_learnt(study, data_of(folder))
     replays = json.loads(read_text(folder / "config.json")).get(REPLAYS)
-    schedule = followed.read(folder / followed.REPLAYED) if replays else None
+    schedule = followed.read(folder / REPLAYED) if replays else None
     go_on(task, method, folder, seals, values_by_step(task, schedule), track)
 
 

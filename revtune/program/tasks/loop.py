@@ -28,7 +28,7 @@ from revtune.program.machine import resident_bytes
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved, packed, unpacked
 from revtune.program.runs.clock import Clock
-from revtune.program.runs.folder import already_finished, command_line
+from revtune.program.runs.folder import HISTORY, SCHEDULE, already_finished, command_line
 from revtune.program.runs.metrics import Metrics, bits
 from revtune.program.runs.seals import Seals, digest, edited
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
@@ -41,7 +41,7 @@ from revtune.tuning.tuner.history import History
 SAVE_SECONDS = 20.0
 """Between checkpoints: a run that is killed loses no more, and writing them costs little beside it."""
 
-WEIGHTS, HISTORY, SCHEDULE = "weights.safetensors", "history.jsonl", "schedule.json"
+WEIGHTS = "weights.safetensors"
 
 DATA = "data"
 """What weights call the digest of the data that they were learnt from, among their seals."""

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from revtune.program.files import absolute
 from revtune.program.runs.places import place
 from revtune.program.runs.schedule import FALL, scheduled
-from revtune.program.tuning import TUNED, Tuned, Tuning, check_reached, check_tuning
+from revtune.program.tuning import TUNED, OfBothMethods, Tuned, Tuning, check_reached, check_tuning
 from revtune.program.typed import check_numbers
 from revtune.reversible.streams.stream import rewind_loss
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
@@ -91,6 +91,15 @@ class Learning:
         return {"lr": self.lr, "momentum": self.momentum} if self.optimizer == "sgd" else {"lr": self.lr}
 
 
+MOST_NATS = 99.0
+"""A perplexity is at most e to this, as `math.exp` overflows beyond 709."""
+
+
+def perplexity(nats: float) -> float:
+    """The perplexity of a mean loss of a token."""
+    return math.exp(min(nats, MOST_NATS))
+
+
 class Settings(Protocol):
     """What learners and contests read of a task's settings."""
 
@@ -120,7 +129,7 @@ class Settings(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(OfBothMethods):
     """The settings of a recipe with a task; the recipe's `study(size)` gives them, from the paper or for two cores."""
 
     data: Path | None = None
@@ -132,10 +141,6 @@ class Study:
     learning: Annotated[Learning, tyro.conf.arg(name="")] = field(default_factory=Learning)
     stn: Tuning = field(default_factory=Tuning)
     delta: Tuning = field(default_factory=Tuning)
-
-    def tuning(self, method: Tuned) -> Tuning:
-        """The settings of a method that tunes."""
-        return self.stn if method == "stn" else self.delta
 
     def checked(self) -> Self:
         """Settings that a contest can have, with absolute paths.

@@ -20,7 +20,7 @@ from revtune.program.data.pairs import Lexicon, Pairs, pairs, vocabularies
 from revtune.program.data.readings import BY_LINES, Reading
 from revtune.program.layers import REVERSIBLE, Model
 from revtune.program.runs.schedule import FALL
-from revtune.program.tasks.task import Learning, Schedule
+from revtune.program.tasks.task import Learning, Schedule, perplexity
 from revtune.program.translation.translator import Net, Translator, build, rates_of
 from revtune.program.tuning import STN, Tune, Tuned, Tuning
 from revtune.reversible.arguments import running
@@ -196,7 +196,7 @@ class TranslationTask:
             part = batch([pairs[number] for number in numbers], self.pairs.target.start)
             total += model.loss(part).item()
             words += int(part.lengths.sum())
-        return {"loss": total / words, "perplexity": math.exp(min(total / words, 99.0))}
+        return {"loss": total / words, "perplexity": perplexity(total / words)}
 
 
 def recipe(

@@ -22,9 +22,9 @@ from revtune.reversible.cells import fixed
 from revtune.reversible.layers import masks as dropout
 from revtune.reversible.layers import rnn
 from revtune.reversible.layers.rnn import RevRNN
-from revtune.reversible.layers.stack import Stack, StepDropout
+from revtune.reversible.layers.stack import StepDropout
 from tests.backends import close, on_reference, real
-from tests.chunking import set_chunk_steps
+from tests.chunking import set_chunk_steps, watch_outputs
 
 BACKENDS = ("reference", "native")
 
@@ -560,23 +560,9 @@ def test_training_leaves_no_per_step_output_behind_when_only_the_last_is_wanted(
     rev: Rev, chunked: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chunked(1)
-    kept: dict[int, Any] = {}  # by address: chunks may use one storage in turn
-    alive: list[int] = []
-
-    def watched(move: Callable[[Stack, Tensor, int], Tensor]) -> Callable[[Stack, Tensor, int], Tensor]:
-        def moved(stack: Stack, x: Tensor, first: int) -> Tensor:
-            alive.append(sum(not torch.UntypedStorage._expired(ref) for ref in kept.values()))
-            y = move(stack, x, first)
-            kept[y.untyped_storage().data_ptr()] = y.untyped_storage()._weak_ref()
-            return y
-
-        return moved
-
-    for name in ("forward", "record", "infer"):
-        monkeypatch.setattr(Stack, name, watched(getattr(Stack, name)))
+    alive = watch_outputs(monkeypatch, "forward", "record", "infer")
     rnn = rev(5, 8, output="last")
     for grad in (True, False):
-        kept.clear()
         alive.clear()
         with torch.set_grad_enabled(grad):
             rnn(torch.randn(12, 3, 5))

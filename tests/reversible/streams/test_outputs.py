@@ -15,9 +15,8 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 import revtune as rt
-from revtune.reversible.layers.stack import Stack
 from tests.backends import close, on_native, on_reference, real
-from tests.chunking import set_stack_chunk_steps
+from tests.chunking import set_stack_chunk_steps, watch_outputs
 from tests.stored import relative, stored_scan
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -485,20 +484,7 @@ def test_under_autocast_heads_are_cast_and_the_net_is_not(backend: str) -> None:
 
 def test_no_more_than_the_present_chunks_outputs_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     set_stack_chunk_steps(monkeypatch, 1)
-    kept: dict[int, Any] = {}  # by address: chunks may use one storage in turn
-    alive: list[int] = []
-
-    def watched(move: Callable[[Stack, Tensor, int], Tensor]) -> Callable[[Stack, Tensor, int], Tensor]:
-        def moved(stack: Stack, x: Tensor, first: int) -> Tensor:
-            alive.append(sum(not torch.UntypedStorage._expired(ref) for ref in kept.values()))
-            y = move(stack, x, first)
-            kept[y.untyped_storage().data_ptr()] = y.untyped_storage()._weak_ref()
-            return y
-
-        return moved
-
-    for name in ("forward", "record", "rewind", "infer", "preview"):
-        monkeypatch.setattr(Stack, name, watched(getattr(Stack, name)))
+    alive = watch_outputs(monkeypatch, "forward", "record", "rewind", "infer", "preview")
     parts = Parts.of()
     parts.outputs(checkpoint_every=5)[0].sum().backward()
     with torch.no_grad():

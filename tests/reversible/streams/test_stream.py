@@ -18,7 +18,7 @@ from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.stack import Stack
 from revtune.reversible.streams import stream
 from tests.backends import close, real
-from tests.chunking import set_chunk_steps
+from tests.chunking import set_chunk_steps, watch_outputs
 
 Rev = type[rt.RevGRU] | type[rt.RevLSTM]
 Readout = Callable[[Tensor, Tensor], Tensor]
@@ -864,20 +864,7 @@ def test_under_autocast_the_callers_parts_are_cast_and_the_net_is_not() -> None:
 
 def test_no_more_than_the_present_chunks_outputs_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     set_chunk_steps(monkeypatch, 1)
-    kept: dict[int, Any] = {}  # by address: chunks may use one storage in turn
-    alive: list[int] = []
-
-    def watched(move: Callable[[Stack, Tensor, int], Tensor]) -> Callable[[Stack, Tensor, int], Tensor]:
-        def moved(stack: Stack, x: Tensor, first: int) -> Tensor:
-            alive.append(sum(not torch.UntypedStorage._expired(ref) for ref in kept.values()))
-            y = move(stack, x, first)
-            kept[y.untyped_storage().data_ptr()] = y.untyped_storage()._weak_ref()
-            return y
-
-        return moved
-
-    for name in ("forward", "record", "rewind", "infer", "preview"):
-        monkeypatch.setattr(Stack, name, watched(getattr(Stack, name)))
+    alive = watch_outputs(monkeypatch, "forward", "record", "rewind", "infer", "preview")
     rnn, inputs, targets = small()
     embedding, head = nn.Embedding(WORDS, 6, dtype=real()), rt.LinearCrossEntropy(8, WORDS, dtype=real())
     for grad in (True, False):

@@ -26,7 +26,7 @@ from revtune.program.errors import Problem
 from revtune.program.files import read_text, write
 from revtune.program.machine import versions
 from revtune.program.recipes.output_dropout import NAME, OutputDropout, OutputDropoutStudy
-from revtune.program.runs.folder import command_line, made_folder
+from revtune.program.runs.folder import HISTORY, command_line, made_folder
 from revtune.program.runs.places import near
 from revtune.program.runs.seals import RUN, Seals
 from revtune.program.studies.json_files import JsonObject, Template, read_lines, read_object
@@ -42,7 +42,7 @@ from revtune.program.studies.output_dropout.contestants import (
 from revtune.program.studies.output_dropout.results import markdown, plot, table, title, verdicts
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.live import measure
-from revtune.program.tasks.loop import HISTORY, TaskRun, check_result, data_of
+from revtune.program.tasks.loop import TaskRun, check_result, data_of
 from revtune.program.tasks.task import with_absolute_paths, with_place
 from revtune.program.tasks.tuned_learner import TunedLearner
 from revtune.program.typed import read_typed, reason, told_of
@@ -95,7 +95,7 @@ class Experiment:
 
     def history(self, name: str) -> list[JsonObject]:
         """All steps of a tuned contestant's rate."""
-        return read_lines(self.folder / name / "history.jsonl", {"step": int, "values": {NAME: float}})
+        return read_lines(self.folder / name / HISTORY, {"step": int, "values": {NAME: float}})
 
     def best_rate(self) -> float:
         """The fixed rate of the lowest held-out loss."""
