@@ -37,7 +37,14 @@ class Products:
 
         The result may stand in `out` (..., G), which is dense, or in a new tensor; `packed` is W as `pack` returned it.
         """
-        return F.linear(x, weight, bias)
+        if out is None:
+            return F.linear(x, weight, bias)
+        rows = out.view(-1, len(weight))
+        if bias is None:
+            torch.mm(_rows(x), weight.t(), out=rows)
+        else:
+            torch.addmm(bias, _rows(x), weight.t(), out=rows)
+        return out
 
     def answering(
         self,
@@ -98,7 +105,11 @@ class Products:
 
     def back(self, grad: Tensor, weight: Tensor, room: Room | None = None) -> Tensor:
         """`d W` for d (..., G), W (G, I); it may lie in a room."""
-        return grad @ weight
+        if room is None:
+            return grad @ weight
+        into = room.tensor(weight, (*grad.shape[:-1], weight.shape[1]))
+        torch.mm(_rows(grad), weight.detach(), out=into.view(-1, weight.shape[1]))
+        return into
 
     def add_back(self, into: Tensor, grad: Tensor, weight: Tensor) -> None:
         """Add `d W` to dense (..., I), for d (..., G), W (G, I)."""

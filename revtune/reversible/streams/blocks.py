@@ -1,7 +1,7 @@
 """How many steps of a chunk a readout is given at once, so that what its graph keeps fits a budget.
 
 Nobody says how wide a readout is. Its graph tells: it is built for one step and for two, and what the second step adds
-to the tensors that autograd saves is what every step takes.
+to the tensors that autograd saves is what every step takes. What is left of the first is what all steps share: weights.
 
 Shapes: K steps, B batch, H hidden.
 """
@@ -20,20 +20,24 @@ from revtune.reversible.streams.held import held_tensors
 from revtune.reversible.streams.trials import key_of, remember, trial
 from revtune.sequences import Positions, handing
 
-BLOCK_BYTES = 2**18
-"""Bytes that the graph of a block may keep. Beside them stand several tensors as large, and C's heap keeps holes of
-their size, so that a block of megabytes would take more than the layer below it."""
+BLOCK_BYTES = 2**20
+"""Bytes that the graph of a block may always keep. Several tensors as large stand beside them; those of most readouts
+lie in C's heap, which keeps holes of their size."""
+
+WEIGHTS_SHARE = 4
+"""A block may keep a fourth of what the readout's weights take, if that is more. Each block reads all weights and adds
+to all their gradients, so that small blocks of a large vocabulary lose time."""
 
 FEWEST_POSITIONS = 32
 """Positions of a block at least, since every block reads all weights."""
 
-_known: dict[Hashable, int] = {}
-"""Bytes of a step, of readouts as they stand and shapes."""
+_known: dict[Hashable, tuple[int, int]] = {}
+"""Bytes of a step and of what steps share, of readouts as they stand and shapes."""
 
 
 def block_steps(
     readout: Callable[..., Tensor], loss: Callable[[Tensor, Tensor], Tensor], y: Tensor, targets: Tensor,
-    autocast: Autocast, chunk: int, budget: int,
+    autocast: Autocast, chunk: int, limit: int | None,
 ) -> int:  # fmt: skip
     """Steps of each block of a chunk, evened out; shapes alone decide.
 
@@ -43,7 +47,7 @@ def block_steps(
         y, targets: of some steps, (S, B, H) and (S, B, ...).
         autocast: the caller's setting.
         chunk: K.
-        budget: bytes that the graph of a block may keep.
+        limit: bytes that the graph of a block may keep at most, or None where memory has no limit.
     """
     rows = y.shape[1]
     fewest = -(-FEWEST_POSITIONS // rows)
@@ -51,15 +55,17 @@ def block_steps(
         return chunk
     widths = (tuple(tensor.shape) for tensor in held_tensors(readout, set()))
     key = (key_of("blocks", readout), y.shape[1:], targets.shape[1:], y.dtype, autocast.enabled, *widths)
-    step_bytes = _known.get(key)
-    if step_bytes is None:
+    known = _known.get(key)
+    if known is None:
         two = (torch.cat([part[:1]] * 2) for part in (y.detach(), targets))  # the last chunk may have one step alone
         one_step, two_steps = (
             kept_bytes(readout, loss, outputs, wanted, autocast)
             for outputs, wanted in ((y[:1].detach(), targets[:1]), tuple(two))
         )
-        step_bytes = remember(_known, key, two_steps - one_step)
-    most = budget // step_bytes if step_bytes > 0 else chunk
+        known = remember(_known, key, (two_steps - one_step, 2 * one_step - two_steps))
+    step_bytes, shared_bytes = known
+    budget = max(BLOCK_BYTES, shared_bytes // WEIGHTS_SHARE)
+    most = min(budget, limit or budget) // step_bytes if step_bytes > 0 else chunk
     return evened_out(chunk, most, fewest=fewest)
 
 

@@ -26,11 +26,11 @@ class ChunkReadout:
         targets: (T, B, ...).
         lengths: steps of each row, (B,), or None.
         chunk: K, but for the last chunk.
-        block_bytes: what the graph of a block may keep. A block has whole steps.
+        block_bytes: what the graph of a block may keep at most; None for no limit. A block has whole steps.
     """
 
     def __init__(
-        self, readout: ReadoutPass, targets: Tensor, lengths: Tensor | None, chunk: int, block_bytes: int
+        self, readout: ReadoutPass, targets: Tensor, lengths: Tensor | None, chunk: int, block_bytes: int | None
     ) -> None:
         self._pass, self._targets, self._lengths = readout, targets, lengths
         self._chunk, self._block_bytes = chunk, block_bytes

@@ -95,8 +95,8 @@ class HeadPass(ReadoutPass):
                 try_heads(self._readout, _flat, positions, self._autocast, graph=self._graph)
                 self._tried = True
 
-    def block_steps(self, y: Tensor, targets: Tensor, chunk: int, budget: int) -> int:
-        return block_steps(self._readout, lambda y, _: self._readout(y), y, targets, self._autocast, chunk, budget)
+    def block_steps(self, y: Tensor, targets: Tensor, chunk: int, limit: int | None) -> int:
+        return block_steps(self._readout, lambda y, _: self._readout(y), y, targets, self._autocast, chunk, limit)
 
     def outputs(self, y: Tensor) -> list[Tensor]:
         """What the heads give for positions y (N, H), each (N, ...)."""

@@ -1,7 +1,8 @@
 """Gradients of leaf weights, added in place where `F.linear` and `F.embedding` read them.
 
 A chunk's gradient of a weight is as large as the weight. Autograd makes it anew for each chunk, which costs more memory
-than all else where a vocabulary is large. Within `AddedInPlace` the two functions add it to the open sink instead.
+than all else where a vocabulary is large. Within `AddedInPlace` the two functions add it to the open sink instead, and
+what is as wide as the vocabulary lies in rooms.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from revtune.reversible.kernel.matmuls import products_for
-from revtune.reversible.own_pages import Room
+from revtune.reversible.kernel.matmuls import Products, products_for
+from revtune.reversible.streams.class_losses import BlockRooms, cross_entropy
 from revtune.reversible.streams.gradient_sinks import sink_of
 from revtune.reversible.transforms import active
 
@@ -23,13 +24,13 @@ class AddedInPlace(TorchFunctionMode):
     """Within this block sinks take the gradients of leaf weights, as soon as they are computed.
 
     Args:
-        room: where the gradient of what `F.linear` is given may lie.
-        linear: whether `F.linear` is among them, which then computes its products otherwise, in their last bits.
+        rooms: where the largest tensors of `F.linear` and `F.cross_entropy` may lie; without, the latter is torch's.
+        linear: whether `F.linear` is among them.
     """
 
-    def __init__(self, room: Room | None = None, *, linear: bool = True) -> None:
+    def __init__(self, rooms: BlockRooms | None = None, *, linear: bool = True) -> None:
         super().__init__()
-        self._room, self._linear = room, linear
+        self._rooms, self._linear = rooms, linear
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -37,15 +38,19 @@ class AddedInPlace(TorchFunctionMode):
         if func is F.embedding:
             added = embedding(*args, **kwargs)
         elif func is F.linear and self._linear:
-            added = linear(*args, **kwargs, room=self._room)
+            added = linear(*args, **kwargs, rooms=self._rooms)
+        elif func is F.cross_entropy and self._rooms is not None and _plain(args[0] if args else kwargs["input"]):
+            added = cross_entropy(self._rooms, *args, **kwargs)
         return func(*args, **kwargs) if added is None else added
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, room: Room | None = None) -> Tensor | None:
+def linear(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, *, rooms: BlockRooms | None = None
+) -> Tensor | None:
     """`F.linear` whose weight's gradient goes into its sink; None where that has none or the call is no plain one."""
     if not _plain(input) or (sink := _sink(weight)) is None or input.dtype != weight.dtype or not input.dim():
         return None
-    product: Tensor = _Linear.apply(input, weight, bias, sink, room)
+    product: Tensor = _Linear.apply(input, weight, bias, Products(), sink, rooms)
     return product
 
 
@@ -54,7 +59,7 @@ def linear_in_order(input: Tensor, weight: Tensor) -> Tensor:
 
     Under torch.func's transforms it is torch's own.
     """
-    product: Tensor = F.linear(input, weight) if active() else _Linear.apply(input, weight, None, None, None)
+    product: Tensor = F.linear(input, weight) if active() else _Linear.apply(input, weight, None, products_for(input))
     return product
 
 
@@ -108,20 +113,22 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, sink: Tensor | None, room: Room | None
-    ) -> Tensor:
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, products: Products, sink: Tensor | None = None,
+        rooms: BlockRooms | None = None,
+    ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(input, weight)
-        ctx.sink, ctx.room = sink, room
-        return products_for(input).linear(input, weight.detach(), None if bias is None else bias.detach())
+        ctx.products, ctx.sink, ctx.room = products, sink, None if rooms is None else rooms.dinput
+        out = None if rooms is None else rooms.logits.tensor(input, (*input.shape[:-1], len(weight)))
+        return products.linear(input, weight.detach(), None if bias is None else bias.detach(), out=out)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        products, rows = products_for(input), grad.reshape(-1, grad.shape[-1])
+        rows = grad.reshape(-1, grad.shape[-1])
         want_input, want_weight, want_bias, *_ = ctx.needs_input_grad
         own = torch.zeros_like(weight) if ctx.sink is None and want_weight else None
         into = own if ctx.sink is None else ctx.sink
         if into is not None:
-            products.add_outer(into, rows, input.reshape(-1, input.shape[-1]))
-        dinput = products.back(grad, weight, ctx.room) if want_input else None
-        return dinput, own, rows.sum(0) if want_bias else None, None, None
+            ctx.products.add_outer(into, rows, input.reshape(-1, input.shape[-1]))
+        dinput = ctx.products.back(grad, weight, ctx.room) if want_input else None
+        return dinput, own, rows.sum(0) if want_bias else None, None, None, None

@@ -17,7 +17,6 @@ from revtune.reversible.cells.fixed import FORGET_ONE
 from revtune.reversible.kernel.chunks import evened_out
 from revtune.reversible.kernel.tape import Tape
 from revtune.reversible.layers.stack import Stack
-from revtune.reversible.streams.blocks import BLOCK_BYTES
 from revtune.reversible.streams.penalties import TENSORS as PENALTY_TENSORS
 from revtune.reversible.streams.readout import BLOCK_BYTES as LOGIT_BYTES
 
@@ -48,13 +47,13 @@ class MemoryPlan(NamedTuple):
         chunk: K.
         segment: S, steps between checkpoints.
         logit_bytes: of what a `LinearCrossEntropy` makes of a block's logits at once; None for its own choice.
-        block_bytes: what the graph of any other readout's block may keep.
+        block_bytes: what the graph of any other readout's block may keep at most; None for no limit.
     """
 
     chunk: int
     segment: int
     logit_bytes: int | None = None
-    block_bytes: int = BLOCK_BYTES
+    block_bytes: int | None = None
 
 
 def checked_memory(max_memory: int | str | None) -> int | None:
@@ -122,7 +121,7 @@ def plan(
             f"got {_told(max_memory)}"
         )
     rest = room - chunk * step_bytes
-    return MemoryPlan(chunk, segment, min(LOGIT_BYTES, rest // HEAP_SHARE), min(BLOCK_BYTES, rest // HEAP_SHARE))
+    return MemoryPlan(chunk, segment, min(LOGIT_BYTES, rest // HEAP_SHARE), rest // HEAP_SHARE)
 
 
 def _least_segment(stack: Stack, steps: int) -> int:

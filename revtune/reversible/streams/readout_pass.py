@@ -16,6 +16,7 @@ from revtune.reversible.kernel.inner_graph import inner_graph
 from revtune.reversible.own_pages import Room
 from revtune.reversible.streams.blocks import block_steps
 from revtune.reversible.streams.chunk_graph import Autocast, chunk_gradients, leaves
+from revtune.reversible.streams.class_losses import BlockRooms
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
 from revtune.reversible.streams.held import compiled
 from revtune.reversible.streams.hooks import refuse_hooks
@@ -54,7 +55,7 @@ class ReadoutPass:
         each: bool = False,
     ) -> None:
         self._logit_bytes, self.each = logit_bytes, each
-        self._outputs, self._gradients = Room(), Room()
+        self._outputs, self._rooms = Room(), BlockRooms()
         self._readout, self._sinks = readout, sinks
         self._context = [(tensor, tensor.detach().requires_grad_(tensor.requires_grad)) for tensor in context]
         head = readout.head if isinstance(readout, FeatureReadout) else readout
@@ -81,9 +82,9 @@ class ReadoutPass:
         """Whether the readout is one that cuts positions into blocks by itself."""
         return self._head is not None
 
-    def block_steps(self, y: Tensor, targets: Tensor, chunk: int, budget: int) -> int:
+    def block_steps(self, y: Tensor, targets: Tensor, chunk: int, limit: int | None) -> int:
         """Steps of a block, from some steps' outputs and targets; as the function of that name."""
-        return block_steps(self._readout, self.loss, y, targets, self._autocast, chunk, budget)
+        return block_steps(self._readout, self.loss, y, targets, self._autocast, chunk, limit)
 
     def loss(self, y: Tensor, targets: Tensor) -> Tensor:
         """The summed loss of these positions, or each one's, float64."""
@@ -109,7 +110,7 @@ class ReadoutPass:
     @contextmanager
     def _recording(self) -> Iterator[None]:
         """Within this block the caller's own code runs, with a graph; leaf weights' gradients are added in place."""
-        adding = AddedInPlace(self._gradients) if self._in_place else nullcontext()
+        adding = AddedInPlace(self._rooms) if self._in_place else nullcontext()
         with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again(), adding:
             yield
 

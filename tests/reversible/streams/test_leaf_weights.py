@@ -1,6 +1,7 @@
 """Gradients of leaf weights that are added in place: the ones that autograd gives, and no dense one of a chunk."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from revtune.reversible.streams.class_losses import BlockRooms
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
 from revtune.reversible.streams.leaf_weights import AddedInPlace
 from tests.backends import real
@@ -75,3 +77,45 @@ def test_without_sinks_nothing_changes() -> None:
     with AddedInPlace():
         loss = net(ids)
     assert torch.equal(loss, net(ids)) and all(g is not None for g in torch.autograd.grad(loss, [*net.parameters()]))
+
+
+@pytest.mark.parametrize("options", [{}, {"reduction": "sum"}, {"reduction": "none"}, {"ignore_index": 2}])
+def test_cross_entropy_in_rooms_is_torchs(options: dict[str, Any]) -> None:
+    linear, y = nn.Linear(WIDTH, WORDS, dtype=real()), torch.randn(9, WIDTH, dtype=real(), requires_grad=True)
+    targets, found = torch.randint(WORDS, (9,)), []
+    targets[:3] = 2
+    weights = torch.rand(9, dtype=real()) if options.get("reduction") == "none" else torch.ones((), dtype=real())
+    for mode in (nullcontext(), AddedInPlace(BlockRooms())):
+        with mode:
+            loss = (nn.CrossEntropyLoss(**options)(linear(y), targets) * weights).sum()
+        found.append((loss.detach(), *torch.autograd.grad(loss, [y, *linear.parameters()])))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"weight": torch.rand(WORDS, dtype=torch.float64)}])
+def test_other_losses_of_classes_are_left_to_torch(options: dict[str, Any]) -> None:
+    logits, targets = torch.randn(4, WORDS, dtype=torch.float64, requires_grad=True), torch.randint(WORDS, (4,))
+    wanted = F.cross_entropy(logits, targets, **options)
+    with AddedInPlace(BlockRooms()):
+        got = F.cross_entropy(input=logits, target=targets, **options)
+    assert torch.equal(got, wanted)
+
+
+def test_a_class_that_is_none_is_refused_in_rooms_too() -> None:
+    logits = torch.randn(2, WORDS, requires_grad=True)
+    with AddedInPlace(BlockRooms()), pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        F.cross_entropy(logits, torch.tensor([1, WORDS]))
+
+
+def test_blocks_of_a_large_vocabulary_lie_in_rooms() -> None:
+    rooms, y, targets = BlockRooms(), torch.randn(64, WIDTH, requires_grad=True), torch.randint(500, (64,))
+    linear, places = nn.Linear(WIDTH, 500), set[int]()
+    for _ in range(3):
+        with AddedInPlace(rooms):
+            logits = linear(y)
+            loss = F.cross_entropy(logits, targets)
+        places.add(logits.data_ptr())
+        loss.backward()
+        del logits, loss
+    assert len(places) == 1
