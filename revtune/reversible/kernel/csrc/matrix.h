@@ -94,10 +94,13 @@ inline void part_of_panel(const Rows& at, int64_t rows, Span span, const float* 
   }
 }
 
+// Which of two loops over a weight is the outer one.
+enum class Outer { columns, spans };
+
 // Columns [begin, end) of y = x P + bias, if there is one, or of y += x P, some rows after another so that they stay
 // near; `pack(column, n, span, room)` tells where a panel of P lies for some of x's columns, having laid it out if need
 // be.
-template <class Pack>
+template <Outer outer, class Pack>
 inline __attribute__((always_inline)) void multiply_panels(
     const Matrix<const float>& x, const Matrix<float>& y, const float* bias, bool add, int64_t begin, int64_t end,
     const Pack& pack) {
@@ -105,43 +108,50 @@ inline __attribute__((always_inline)) void multiply_panels(
   const int64_t some = 288 * std::clamp<int64_t>(panel_inputs / std::max<int64_t>(1, x.columns), 1, 4);
   Panel panel;
   Rows at(std::min(some, x.rows));
+  const auto span_from = [&](int64_t first) { return Span{first, std::min(first + panel_inputs, x.columns)}; };
   for (int64_t top = 0; top < x.rows; top += some) {
     const int64_t rows = std::min(some, x.rows - top);
     for (int64_t r = 0; r < rows; r++) at.inputs[r] = x.row(top + r), at.outputs[r] = y.row(top + r);
-    for (int64_t column = begin; column < end; column += panel_width) {
+    const auto multiply = [&](int64_t column, Span span) {
       const int64_t n = std::min<int64_t>(panel_width, end - column);
       PanelRow from{};
       if (bias) std::copy(bias + column, bias + column + n, from.values);
-      for (Span span{0, 0}; span.begin < x.columns; span.begin = span.end) {
-        span.end = std::min(span.begin + panel_inputs, x.columns);
-        const float* values = pack(column, n, span, panel.values);
-        const float* first = span.begin || add ? nullptr : from.values;
-        if (n == panel_width)
-          panel_for_all<Ahead::outputs>(at, rows, span, first, values, panel_width, column);
-        else
-          part_of_panel(at, rows, span, first, values, column, n);
-      }
-    }
+      const float* values = pack(column, n, span, panel.values);
+      const float* first = span.begin || add ? nullptr : from.values;
+      if (n == panel_width)
+        panel_for_all<Ahead::outputs>(at, rows, span, first, values, panel_width, column);
+      else
+        part_of_panel(at, rows, span, first, values, column, n);
+    };
+    if (outer == Outer::columns)
+      for (int64_t column = begin; column < end; column += panel_width)
+        for (int64_t k = 0; k < x.columns; k += panel_inputs) multiply(column, span_from(k));
+    else
+      for (int64_t k = 0; k < x.columns; k += panel_inputs)
+        for (int64_t column = begin; column < end; column += panel_width) multiply(column, span_from(k));
   }
 }
 
 // Columns [begin, end) of y = x W^T + bias; `packed` is W as `pack_product` lays it out, or null.
 void project(const Matrix<const float>& x, const float* weight, const float* packed, const float* bias,
              const Matrix<float>& y, int64_t begin, int64_t end) {
-  multiply_panels(x, y, bias, false, begin, end, [&](int64_t column, int64_t, Span span, float* room) -> const float* {
+  const auto pack = [&](int64_t column, int64_t, Span span, float* room) -> const float* {
     if (packed) return packed + column * x.columns + span.begin * panel_width;
     turn_panel(weight, y.columns, x.columns, column, span, room);
     return room;
-  });
+  };
+  multiply_panels<Outer::columns>(x, y, bias, false, begin, end, pack);
 }
 
-// Columns [begin, end) of x = d W or, to add, of x += d W, for W (d.columns, x.columns).
+// Columns [begin, end) of x = d W or, to add, of x += d W, for W (d.columns, x.columns). Some rows of W are read whole
+// before the next: a panel of all of them would have a page of memory for each row.
 void project_back(const Matrix<const float>& d, const float* weight, const Matrix<float>& x, bool add, int64_t begin,
                   int64_t end) {
-  multiply_panels(d, x, nullptr, add, begin, end, [&](int64_t column, int64_t n, Span span, float* room) {
+  const auto pack = [&](int64_t column, int64_t n, Span span, float* room) {
     copy_panel(weight, x.columns, column, n, span, room);
     return room;
-  });
+  };
+  multiply_panels<Outer::spans>(d, x, nullptr, add, begin, end, pack);
 }
 
 // R rows and one panel of columns of W += d^T v: `d` and `v` point at the first position's numbers.
