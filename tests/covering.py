@@ -39,7 +39,7 @@ def case_of(function: pytest.Function) -> Case:
 def covering(cases: list[Case], strength: int = 2) -> set[int]:
     """Places of cases that hold all that cases hold together of any `strength` values.
 
-    Each next one holds the most of what none before it held, then what has been held the least: each value is held about
+    Each next one holds the most of what none before it held, then what has been held the least: values are held about
     as often as others, and the choice is the same on every machine.
     """
     held = [set(combinations(case.items(), min(strength, len(case)))) for case in cases]
