@@ -129,6 +129,7 @@ def shallow() -> nn.Module:
 
 @methods
 @pytest.mark.parametrize("make", [ridge, shallow])
+@pytest.mark.covering(1)
 def test_the_response_and_the_hypergradient_are_right(method: str, make: Callable[[], nn.Module]) -> None:
     of = Regression(method, make())
     of.learn(1200)
@@ -142,6 +143,7 @@ def test_the_response_and_the_hypergradient_are_right(method: str, make: Callabl
 
 @methods
 @pytest.mark.parametrize("make", [ridge, shallow])
+@pytest.mark.covering(1)
 def test_a_penalty_is_tuned_to_its_optimum(method: str, make: Callable[[], nn.Module]) -> None:
     of = Regression(method, make())
     of.learn(1200, tune=True)
