@@ -1,4 +1,4 @@
-"""A wheel with the compiled kernel if REVTUNE_LIBRARY names it or its folder; else pyproject.toml is the whole story."""
+"""A wheel with the kernel in it if REVTUNE_LIBRARY names it or its folder; else pyproject.toml is the whole story."""
 
 import os
 import shutil
