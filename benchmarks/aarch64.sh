@@ -16,10 +16,11 @@ packages="python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libc6 li
 (cd "$work/debs" && apt-get download $(printf '%s:arm64 ' $packages))
 for package in "$work"/debs/*.deb; do dpkg -x "$package" "$work/root"; done
 
+version() { "$python" -c "import $1; print($1.__version__)"; }
 # the newest torch has no wheel of aarch64 without CUDA; the kernel's interface is that of 2.10
 "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.11 --dest "$work/wheels" \
-  --platform manylinux_2_28_aarch64 --platform manylinux_2_17_aarch64 \
-  torch==2.10.0 "hypothesis==$("$python" -c 'import hypothesis; print(hypothesis.__version__)')"
+  --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux_2_17_aarch64 \
+  torch==2.10.0 "numpy==$(version numpy)" "hypothesis==$(version hypothesis)"
 for wheel in "$work"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$work/site"; done
 # what is plain Python serves every processor
 "$python" -m pip install --quiet --target "$work/site" -c constraints.txt --no-compile pytest sympy networkx jinja2 fsspec \
