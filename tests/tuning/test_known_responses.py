@@ -20,6 +20,12 @@ METHODS: dict[str, Callable[..., Tensor]] = {"delta": bilevel.delta, "stn": bile
 methods = pytest.mark.parametrize("method", METHODS)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Networks are drawn alike, whatever ran before."""
+    torch.manual_seed(0)
+
+
 class Regression:
     """Linear regression by a network that is linear in its inputs, each penalty pulling some coefficients to 0.
 
