@@ -20,12 +20,6 @@ METHODS: dict[str, Callable[..., Tensor]] = {"delta": bilevel.delta, "stn": bile
 methods = pytest.mark.parametrize("method", METHODS)
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    """Networks are drawn alike, whatever ran before."""
-    torch.manual_seed(0)
-
-
 class Regression:
     """Linear regression by a network that is linear in its inputs, each penalty pulling some coefficients to 0.
 
@@ -135,7 +129,6 @@ def shallow() -> nn.Module:
 
 @methods
 @pytest.mark.parametrize("make", [ridge, shallow])
-@pytest.mark.covering(1)
 def test_the_response_and_the_hypergradient_are_right(method: str, make: Callable[[], nn.Module]) -> None:
     of = Regression(method, make())
     of.learn(1200)
@@ -149,7 +142,6 @@ def test_the_response_and_the_hypergradient_are_right(method: str, make: Callabl
 
 @methods
 @pytest.mark.parametrize("make", [ridge, shallow])
-@pytest.mark.covering(1)
 def test_a_penalty_is_tuned_to_its_optimum(method: str, make: Callable[[], nn.Module]) -> None:
     of = Regression(method, make())
     of.learn(1200, tune=True)
