@@ -1,7 +1,7 @@
 # Set-up, demonstration and tests; everything is installed into .venv.
 #   make demo    train, sample, a table of memory against nn.GRU, and a page that shows the run
-#   make test    ruff, mypy and pytest, in a process for each processor
-#   make test-all   that, and the slow tests
+#   make test    ruff, mypy and pytest, in a process for each processor; of large grids cases that hold every pair
+#   make test-all   that, and the slow tests and the rest of the grids
 #   make docs    the documentation site, in site
 #   make wheel   a wheel for this platform with the compiled kernel, in dist
 #   make sanitize   the kernel's tests with its memory and its arithmetic watched
@@ -19,17 +19,22 @@ WATCHED := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1 -
 WATCHED_TESTS := tests/reversible/kernel tests/reversible/streams/test_encode.py
 WATCHERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 
+# Bytecode is kept: the tests start a hundred processes. Most of what is installed is never imported, so that nothing is
+# compiled before it is.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-all docs wheel sanitize clean
 
 demo: $(READY)
+	@echo "Training takes two to five minutes; a bar tells how many are left. Samples, memory and the report take two more."
 	$(BIN)/revtune train --out $(DEMO)
 	$(BIN)/revtune generate $(DEMO) --prompt 'def '
 	$(BIN)/revtune bench memory --quick
 	$(BIN)/revtune report $(DEMO) --measure
 
 test: $(READY)
-	$(BIN)/ruff check
-	$(BIN)/mypy
+	@$(BIN)/python -c 'from revtune.reversible.kernel import backend; backend.find()' & \
+		$(BIN)/ruff check && $(BIN)/mypy; code=$$?; wait; exit $$code  # the kernel compiles meanwhile
 	$(SUITE) -m 'not slow'
 
 test-all: test
@@ -42,9 +47,9 @@ docs: $(READY)
 
 wheel: $(READY)
 	rm -rf build/wheel build/kernel
-	unset REVTUNE_CXXFLAGS; REVTUNE_LIBRARY=$$($(BIN)/python -c \
-		'from pathlib import Path; from revtune.reversible.kernel import backend; print(backend.ship(Path("build/kernel").resolve()))') && \
-		export REVTUNE_LIBRARY && $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	unset REVTUNE_CXXFLAGS; $(BIN)/python -c \
+		'from pathlib import Path; from revtune.reversible.kernel import backend; backend.ship(Path("build/kernel"))' && \
+		REVTUNE_LIBRARY=build/kernel $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 sanitize: $(READY)
 	REVTUNE_BACKEND=native REVTUNE_CXXFLAGS='$(WATCHED)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
@@ -53,7 +58,8 @@ sanitize: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@[ -n "$(PYTHON)" ] || { echo "revtune needs Python 3.11 or later; make PYTHON=... names one" >&2; exit 1; }
 	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv .venv || { echo "Python's venv module is missing or broken" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "Setting up .venv takes one to three minutes, where torch has not to come from far"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 clean:

@@ -1,4 +1,4 @@
-"""A wheel with the compiled kernel, when REVTUNE_LIBRARY names one; for all else pyproject.toml is the whole story."""
+"""A wheel with the kernel in it if REVTUNE_LIBRARY names it or its folder; else pyproject.toml is the whole story."""
 
 import os
 import shutil
@@ -9,6 +9,14 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 LIBRARY = os.environ.get("REVTUNE_LIBRARY")
+
+
+def kernel(place: Path) -> Path:
+    """The kernel, or the one in a folder."""
+    found = sorted(place.glob("kernel-*.so")) if place.is_dir() else [place]
+    if len(found) != 1:
+        raise SystemExit(f"REVTUNE_LIBRARY must name a kernel or a folder with one, and {place} has {len(found)}")
+    return found[0]
 
 
 class WithKernel(Distribution):
@@ -23,7 +31,7 @@ class CopyKernel(build_py):
 
     def run(self) -> None:
         super().run()
-        shutil.copy(str(LIBRARY), Path(self.build_lib, "revtune", "reversible", "kernel"))
+        shutil.copy(kernel(Path(str(LIBRARY))), Path(self.build_lib, "revtune", "reversible", "kernel"))
 
 
 class AnyPython(bdist_wheel):

@@ -74,6 +74,7 @@ CASES = {"ResNet": (ResNet, pictures, 3), "Tagger": (Tagger, sentences, 2)}
 
 @methods
 @pytest.mark.parametrize("kind", CASES)
+@pytest.mark.covering(1)
 def test_three_lines_tune_the_dropouts_of_a_network(kind: str, method: Any) -> None:
     torch.manual_seed(0)
     make, draw, rates = CASES[kind]

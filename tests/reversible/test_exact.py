@@ -84,6 +84,7 @@ def rewinds(stack: Stack, x: Tensor, chunk: int) -> bool:
 
 @pytest.mark.parametrize(("number", "steps", "chunk"), [(1, 200, 64), (2, 90, 16), (3, 40, 1)])
 @pytest.mark.parametrize(("kind", "bits", "backend"), BOTH_GRIDS, indirect=["backend"])
+@pytest.mark.covering(1)
 def test_rewinding_is_exact(kind: str, bits: float | None, number: int, steps: int, chunk: int) -> None:
     stack, x = layers(kind, number, steps, bits)
     with torch.no_grad():

@@ -36,6 +36,7 @@ def stored_over_ideal(cell: rt.Cell, steps: int, share: int, *, rows: int, hidde
     ],
 )
 @pytest.mark.parametrize("make", [rt.rev_gru, rt.rev_lstm])
+@pytest.mark.covering(1)
 def test_stored_bits_obey_the_law(
     make: Callable[[float | None], rt.Cell],
     limit: float | None,

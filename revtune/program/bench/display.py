@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from revtune.program.progress import Parts
 from revtune.program.tables import markdown
 
 Rows = Iterable[Sequence[str]]
@@ -17,6 +18,9 @@ Rows = Iterable[Sequence[str]]
 
 class Display(Protocol):
     """What shows tables and sentences."""
+
+    def measuring(self, count: int) -> AbstractContextManager[object]:
+        """Show how many measurements of so many are done; `waiting` is one."""
 
     def waiting(self, what: str) -> AbstractContextManager[object]:
         """Say what is being measured while it is."""
@@ -43,10 +47,15 @@ class Terminal:
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
+        self.parts = Parts(self.console)
+
+    def measuring(self, count: int) -> AbstractContextManager[object]:
+        """Show a bar that disappears in the end; a line for each measurement where there is no terminal."""
+        return self.parts.of(count)
 
     def waiting(self, what: str) -> AbstractContextManager[object]:
-        """Show a line that disappears in the end."""
-        return self.console.status(f"measuring {what}")
+        """Name it beside the bar."""
+        return self.parts.part(f"measuring {what}")
 
     def table(self, about: str, corner: str, headings: Sequence[str], rows: Rows) -> None:
         """Show it under a title, without a frame where that does not fit."""
@@ -68,12 +77,18 @@ class Terminal:
 
 
 class Markdown:
-    """Tables for a README."""
+    """Tables for a README on stdout, so that a bar is on stderr."""
 
-    @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Say nothing; it would be part of the page."""
-        yield
+    def __init__(self) -> None:
+        self.parts = Parts(Console(stderr=True), lines=False)
+
+    def measuring(self, count: int) -> AbstractContextManager[object]:
+        """Show a bar where stderr is a terminal."""
+        return self.parts.of(count)
+
+    def waiting(self, what: str) -> AbstractContextManager[object]:
+        """Name it beside the bar."""
+        return self.parts.part(f"measuring {what}")
 
     def table(self, about: str, corner: str, headings: Sequence[str], rows: Rows) -> None:
         """Print it with what tells it from the others in the corner."""

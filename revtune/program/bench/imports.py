@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from revtune.program.bench.display import Markdown, Terminal
+from revtune.program.bench.display import Display, Markdown, Terminal
 from revtune.program.bench.goals import Goal
 from revtune.program.bench.measuring import check_turns, turns
 from revtune.program.errors import Problem
@@ -49,8 +49,8 @@ def imports(*, rounds: int = 9, markdown: bool = False, out: Path = Path("runs/i
     check_turns((1,), rounds)
     check_output(out)
     display = Markdown() if markdown else Terminal()
-    with drafts(out) as (figures,), display.waiting(f"{rounds} rounds of fresh processes"):
-        seconds = measured(rounds)
+    with drafts(out) as (figures,), display.measuring((1 + rounds) * len(CONTESTANTS)):
+        seconds = measured(rounds, display)
         facts = {**versions(), "processor": processor(), "processors": processors(), "rounds": rounds}
         write(figures, json.dumps({**facts, "seconds": seconds}, indent=1).encode())
     rows = [row_of(name, seconds) for name in CONTESTANTS]
@@ -59,9 +59,14 @@ def imports(*, rounds: int = 9, markdown: bool = False, out: Path = Path("runs/i
     display.tell(f"Figures: {out}")
 
 
-def measured(rounds: int) -> dict[str, list[float]]:
+def measured(rounds: int, display: Display) -> dict[str, list[float]]:
     """Seconds by contestant and round."""
-    steps = {name: partial(start, arguments) for name, arguments in CONTESTANTS.items()}
+
+    def shown(name: str) -> None:
+        with display.waiting(name):
+            start(CONTESTANTS[name])
+
+    steps = {name: partial(shown, name) for name in CONTESTANTS}
     for step in steps.values():
         step()
     return turns(steps, rounds, clock=children_time)

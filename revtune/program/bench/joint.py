@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median, median_low
 from typing import Literal
@@ -83,8 +84,8 @@ def joint(
     check_resident()
     check_output(out)
     display, records = Markdown() if markdown else Terminal(), list[Record]()
-    for shape in shapes:
-        for net in nets:
+    with display.measuring(len(shapes) * len(nets)):
+        for shape, net in product(shapes, nets):
             record: Record = {"shape": shape, "net": net, "threads": threads}
             cases = tuple(case_of(shape, model) for model in PAIRS[net])
             with display.waiting(f"{net}, {shape}"):

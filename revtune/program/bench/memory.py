@@ -101,8 +101,10 @@ def memory(
     check_output(out)
     if plot is None and not quick:
         plot = out.with_suffix(".png")
-    with drafts(*filter(None, (out, plot))) as (figures, *plots):
-        for shape, contestants in plan(quick=quick, long=long, ordinary=ordinary):
+    planned = list(plan(quick=quick, long=long, ordinary=ordinary))
+    count = sum(len(contestants) for _, contestants in planned)
+    with drafts(*filter(None, (out, plot))) as (figures, *plots), display.measuring(count):
+        for shape, contestants in planned:
             group = []
             for contestant in contestants:
                 with display.waiting(f"{contestant.name} at {shape}"):

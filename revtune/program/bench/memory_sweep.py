@@ -73,13 +73,13 @@ class SweepJob(Job):
 def sweep(display: Display, out: Path, threads: int) -> None:
     """Measure all cases that the file does not have yet; it has each as soon as it is measured."""
     check_output(out)
-    records = kept(out)
-    for case in (cases := list(plan(threads))):
-        if "error" not in records.get(case.key, {"error": ""}):
-            continue
-        with display.waiting(case.key):
-            records[case.key] = {**dataclasses.asdict(case), **worker.outcome(__name__, case.text())}
-        write(out, json.dumps({**versions(), "records": records}, indent=1).encode())
+    records, cases = kept(out), list(plan(threads))
+    missing = [case for case in cases if "error" in records.get(case.key, {"error": ""})]
+    with display.measuring(len(missing)):
+        for case in missing:
+            with display.waiting(case.key):
+                records[case.key] = {**dataclasses.asdict(case), **worker.outcome(__name__, case.text())}
+            write(out, json.dumps({**versions(), "records": records}, indent=1).encode())
     for way, net in product(WAYS, NETS):
         chosen = [records[case.key] for case in cases if (case.way, case.net) == (way, net)]
         display.table("Peak of a step", f"{net}, {way}", ("MB", "stored", "bound", "of it"), map(row, chosen))

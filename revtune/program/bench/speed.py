@@ -88,7 +88,7 @@ def speed(
     display = Markdown() if markdown else Terminal()
     cases = tuple(plan(quick=quick, sweep=sweep))
     records: list[Record] = []
-    with drafts(out, *plots) as (figures, *drafts_of_plots):
+    with drafts(out, *plots) as (figures, *drafts_of_plots), display.measuring(len(threads) * len(cases)):
         for count in threads:
             coming = measured(SpeedJob(cases=cases, threads=count, rounds=rounds, backend=backend, turn=TURN))
             for kind, group in groupby(cases, key=lambda case: case.kind):

@@ -90,7 +90,7 @@ def steps(*, rounds: int = ROUNDS, markdown: bool = False, out: Path = Path("run
     check_turns((1,), rounds)
     check_output(out)
     display, records = Markdown() if markdown else Terminal(), list[Record]()
-    with drafts(out) as (figures,):
+    with drafts(out) as (figures,), display.measuring(len(CASES)):
         coming = worker.records(__name__, StepJob(cases=CASES, threads=1, rounds=rounds).text(), list(map(str, CASES)))
         for case in CASES:
             with display.waiting(f"a {case.kind} at B={case.batch}, H={case.hidden}"):

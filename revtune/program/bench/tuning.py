@@ -85,7 +85,7 @@ def tuning(
     cases = tuple(map(case_of, dict.fromkeys(nets)))
     times: list[Record] = []
     memories: list[Record] = []
-    with drafts(out, plot) as (figures, drawing):
+    with drafts(out, plot) as (figures, drawing), display.measuring((len(threads) + 1) * len(cases)):
 
         def save() -> None:
             content = {**circumstances(rounds), "times": times, "memories": memories}

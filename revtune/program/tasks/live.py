@@ -53,10 +53,13 @@ class RunReport:
         with Live(console=self.console, get_renderable=self.panel, refresh_per_second=4) as self.live:
             yield self
 
+    def step(self, facts: dict[str, Any]) -> None:
+        """Take in a step."""
+        self.bar.update(self.task, completed=facts["step"])
+
     def valid(self, facts: dict[str, Any]) -> None:
         """Take in a validation."""
         self.before, self.facts = self.facts or None, facts
-        self.bar.update(self.task, completed=facts["step"])
         if self.plain:
             status = ", ".join(f"{name} {value}" for name, value in self.rows())
             self.console.print(f"step {facts['step']}/{self.steps}: {status}", soft_wrap=True, markup=False)

@@ -53,6 +53,9 @@ IsOver = Callable[[Learner, Clock], bool]
 class Report(Protocol):
     """What watches a run."""
 
+    def step(self, facts: dict[str, Any]) -> None:
+        """Take in a step: its number, and the time."""
+
     def valid(self, facts: dict[str, Any]) -> None:
         """Take in a validation: step, time, figures and values."""
 
@@ -127,7 +130,7 @@ class TaskRun:
 
         Args:
             is_over: whether it is; asked before each step.
-            report: told of validations.
+            report: told of steps and validations.
             last: whether to validate after the last step in any case.
 
         Raises:
@@ -140,6 +143,7 @@ class TaskRun:
                 metered = rt.meter(peak=False) if (self.learner.steps + 1) % every == 0 else contextlib.nullcontext()
                 with metered as meter:
                     self._ask(self.learner.step)
+                report.step({"step": self.learner.steps, **self.clock.now()})
                 if self.learner.steps % every == 0:
                     self.validate(report, bits(meter))
                     if time.monotonic() - self._saved > SAVE_SECONDS:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, BinaryIO, cast
 
 import tyro
+from rich.console import Console
 
 from revtune.program.data.lines import MARK, split_lines
 from revtune.program.data.pair_sources import text_lines
@@ -18,6 +21,7 @@ from revtune.program.data.pairs import Lexicon
 from revtune.program.data.subwords import Subwords
 from revtune.program.errors import Problem
 from revtune.program.files import Taken, check_distinct, check_output, write
+from revtune.program.progress import Parts
 from revtune.program.runs.folder import OWN
 from revtune.program.runs.stopping import STOPPED
 from revtune.program.translation import attention_plot
@@ -70,10 +74,11 @@ def translate(options: Options) -> None:
     if lines is None and sys.stdin is None:
         raise Problem("nothing to translate: standard input is closed; give --file", code=2)
     plot, typed = options.plot, lines is None and sys.stdin.isatty()
-    with Output(options.out, printed=options.out is None or typed) as output:
+    with Output(options.out, printed=options.out is None or typed) as output, progress(lines, output) as parts:
         for group in groups(lines, typed):
             translations = reader(group, output.count)
             output.add([translated.text for translated in translations])
+            parts.add(len(group))
             if plot is not None and (first := next((one for one in translations if one.target), None)):
                 draw(first, plot)
                 plot = None
@@ -100,6 +105,13 @@ def check_places(options: Options) -> None:
         check_output(plot)
         if not plot.parent.is_dir():
             raise Problem(f"cannot write {plot}: there is no folder {plot.parent}")
+
+
+def progress(lines: list[str] | None, output: Output) -> AbstractContextManager[Parts]:
+    """A bar on stderr while a file is translated, unless translations themselves come to the terminal."""
+    seen = lines is None or (output.printed and sys.stdout is not None and sys.stdout.isatty())
+    console = Console(file=io.StringIO()) if seen else Console(stderr=True)
+    return Parts(console, lines=False).of(len(lines or ()))
 
 
 def groups(lines: list[str] | None, typed: bool) -> Iterator[list[str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from revtune.program.bench import imports
+from revtune.program.bench.display import Markdown
 from revtune.program.bench.imports import BASE, CONTESTANTS, GOALS, children_time, measured, row_of
 from revtune.program.cli.main import main
 
@@ -28,7 +29,7 @@ def test_only_the_time_of_what_is_started_counts(monkeypatch: pytest.MonkeyPatch
     before = children_time()
     sum(range(3_000_000))
     assert children_time() == before
-    seconds = measured(3)
+    seconds = measured(3, Markdown())
     assert all(len(taken) == 3 for taken in seconds.values())
     assert min(seconds[BASE]) > max(min(taken) for name, taken in seconds.items() if name != BASE)
 

@@ -294,6 +294,7 @@ class Language(nn.Module):
 
 @nets
 @pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.covering(1)
 def test_a_language_model_learns_alike_on_both_backends(
     rev: Rev, streamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

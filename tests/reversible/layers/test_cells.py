@@ -338,6 +338,7 @@ def test_a_stack_by_hand_learns(kind: Any) -> None:
 
 
 @both
+@pytest.mark.covering(1)
 def test_a_compiled_loop_is_the_loop(kind: Any, backend: str) -> None:
     torch._dynamo.reset()  # what is compiled keeps the backend that it was compiled for
     cell, x = kind(5, 8), torch.randn(3, 3, 5)

@@ -82,6 +82,7 @@ def apart(found: Any, wanted: Any) -> float:
 
 @ways
 @nets
+@pytest.mark.covering(1)
 def test_one_graph_holds_for_all_batches(rev: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     set_stack_chunk_steps(monkeypatch, 4)
     model = Tagger(rev, **options)
@@ -214,6 +215,7 @@ def test_programs_load_once_revtune_is_imported(where: str, tmp_path: Path, monk
     ids=str,
 )
 @nets
+@pytest.mark.covering(1)
 def test_onnxruntime_runs_a_layer(rev: Any, options: dict[str, Any], given: bool, tmp_path: Path) -> None:
     """To 1e-5; the seed is one with which no gate of float32 falls between two multiples of 1/1024."""
     ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

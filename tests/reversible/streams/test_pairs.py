@@ -239,6 +239,7 @@ def assert_alike(one: tuple[Tensor, dict[str, Tensor | None]], other: tuple[Tens
 
 
 @pytest.mark.parametrize("pair", [*[(name,) for name in OPTIONS], *PAIRS], ids=" and ".join)
+@pytest.mark.covering(1)
 def test_options_go_together(pair: tuple[str, ...], backend: str) -> None:
     kind = rt.RevGRU if sum(map(len, pair)) % 2 else rt.RevLSTM  # either one now and then
     net = Net(case_of(*pair), kind)
@@ -253,6 +254,7 @@ PAIRS_OF_OUTPUTS = [pair for pair in combinations(OF_OUTPUTS, 2) if OF_OUTPUTS[p
 
 
 @pytest.mark.parametrize("pair", [*[(name,) for name in OF_OUTPUTS], *PAIRS_OF_OUTPUTS], ids=" and ".join)
+@pytest.mark.covering(1)
 def test_options_of_outputs_go_together(pair: tuple[str, ...], backend: str) -> None:
     net = Net(case_of(*pair), rt.RevGRU if sum(map(len, pair)) % 2 else rt.RevLSTM)
     case, head = net.case, net.head.logits

@@ -45,6 +45,10 @@ class CompareReport:
         with self.bar:
             yield self
 
+    def step(self, facts: dict[str, Any]) -> None:
+        """Take in a step."""
+        self.bar.update(self.task, completed=facts[self.clock])
+
     def valid(self, facts: dict[str, Any]) -> None:
         """Take in a validation."""
         self.best = min(self.best, facts["loss"])

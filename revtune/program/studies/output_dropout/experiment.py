@@ -202,9 +202,12 @@ class Report:
         """Show which contestant learns now."""
         self.name, self.task = name, self.bar.add_task(name, total=self.steps)
 
-    def valid(self, facts: JsonObject) -> None:
-        """Take in a validation."""
+    def step(self, facts: JsonObject) -> None:
+        """Take in a step."""
         self.bar.update(self.task, completed=facts["step"])
+
+    def valid(self, facts: JsonObject) -> None:
+        """Take in a validation, of which the bar shows nothing."""
 
     def through(self, facts: JsonObject) -> None:
         """Say what it came to."""

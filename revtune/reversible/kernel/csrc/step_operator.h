@@ -22,7 +22,7 @@ inline bool is_stored(const Tensor& tensor, ScalarType dtype) {
   if (!tensor.is_cpu() || tensor.scalar_type() != dtype || dims == 0 || tensor.numel() == 0) return false;
   if (tensor.stride(dims - 1) != 1 && tensor.size(dims - 1) != 1) return false;
   int64_t bytes = 0, end = tensor.storage_offset() + 1;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
   for (int64_t d = 0; d < dims; d++) end += (tensor.size(d) - 1) * tensor.stride(d);
   return end * (int64_t)tensor.element_size() <= bytes;
 }
