@@ -68,7 +68,7 @@ def as_published(make: Make, steps: int, start: float) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("start", [1e-4, 1.0])
+@pytest.mark.parametrize("start", [1e-3, 1.0])
 def test_it_is_the_published_algorithm(rule: str, start: float) -> None:
     params, loss = problem()
     optimizer = RULES[rule](params)
@@ -77,7 +77,7 @@ def test_it_is_the_published_algorithm(rule: str, start: float) -> None:
     for _ in range(80):
         step(optimizer, loss)
     for own, other, first in zip(params, as_published(RULES[rule], 80, start), before, strict=True):
-        assert torch.allclose(own, other, rtol=1e-6, atol=1e-9)  # stakes grow as powers, and so does rounding
+        assert torch.allclose(own, other, rtol=1e-7, atol=1e-9)  # displacements are differences, whose rounding grows
         assert not torch.allclose(own, first, atol=1e-3)
     assert mechanic.factor != pytest.approx(start, rel=0.1)
 
