@@ -46,7 +46,7 @@ _WEIGHTS = {
 }  # fmt: skip
 """The arguments whose gradients `Weights` adds up, and its names for them."""
 
-ANEW = ("anew_h", "anew_c")
+_ANEW = ("anew_h", "anew_c")
 """The arguments from which rows begin anew."""
 
 SIZES = 5
@@ -173,13 +173,13 @@ def _sequence_backward(*arguments: Any) -> list[Tensor]:
     with torch.no_grad(), record.environment.restored(torch.device("cpu")):
         _check_unchanged(given, record.digests, BETWEEN)
         wanted = frozenset(name for field, name in _WEIGHTS.items() if want[field])
-        layer = RecalledLayer(given, wanted, learns_anew=any(want[field] for field in ANEW))
+        layer = RecalledLayer(given, wanted, learns_anew=any(want[field] for field in _ANEW))
         try:
             dx, dstate, danew = layer.backward(run, call.dy, call.dfinal, want_dx=want["x"])
         finally:  # a change is the reason for other errors too
             _check_unchanged(given, record.digests, MEANWHILE)
     grads = {field: layer.weights.gradients.get(name) for field, name in _WEIGHTS.items()}
-    grads |= {"x": dx, **dict(zip(("h", "c"), dstate, strict=False)), **dict(zip(ANEW, danew, strict=False))}
+    grads |= {"x": dx, **dict(zip(("h", "c"), dstate, strict=False)), **dict(zip(_ANEW, danew, strict=False))}
     ordered = [grads.get(field) for field in DIFFERENTIABLE]
     return [call.y.new_empty(0) if grad is None else grad for grad in ordered]
 

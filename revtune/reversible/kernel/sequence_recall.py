@@ -23,7 +23,7 @@ from revtune.reversible.kernel.chunks import most_steps, spans
 from revtune.reversible.kernel.kernel import PARTS, ChunkBuffers, Keep, Kernel, new_tally, tallied_bits, unstacked
 from revtune.reversible.kernel.reference import name_bad_state
 from revtune.reversible.kernel.sequence_arguments import SequenceArguments
-from revtune.reversible.kernel.tape import TapePosition
+from revtune.reversible.kernel.tape import TapePosition, of_rows
 from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.meter import Usage
 
@@ -194,15 +194,7 @@ class RecalledLayer:
         dstate = self._whole(direction).unbind()
         # Copies, as gradients of two states must share no memory.
         grads = [grad.to(state.dtype, copy=True) for grad, state in zip(dstate, self.state, strict=True)]
-        return dx, grads, [] if danew is None else self._anew_gradients(danew)
-
-    def _anew_gradients(self, danew: Tensor) -> list[Tensor]:
-        """Gradients of the states from which rows begin anew, summed over rows where all do so from one."""
-        whole = zip(self._whole(danew).unbind(), self._anew_state, strict=False)
-        return [
-            (grad if len(state) == self.rows else grad.sum(0, keepdim=True)).to(state.dtype, copy=True)
-            for grad, state in whole
-        ]
+        return dx, grads, [] if danew is None else list(map(of_rows, self._whole(danew).unbind(), self._anew_state))
 
     def _run(self, chunk: ChunkBuffers, span: slice, counts: Tensor, tally: Tensor | None) -> Tensor:
         """Run a chunk and return the words it spilled."""

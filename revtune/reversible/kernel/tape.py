@@ -335,11 +335,15 @@ class LayerTensors(NamedTuple):
         for group, state in zip(tape.cell.states, self.anew, strict=False):
             found = [tape.anew_direction[part] for part in group if part in tape.anew_direction]
             if found and state.requires_grad:
-                whole = torch.cat(found, -1)
-                grads.append((whole if len(state) == len(whole) else whole.sum(0, keepdim=True)).to(state.dtype))
+                grads.append(of_rows(torch.cat(found, -1), state))
             else:
                 grads.append(torch.zeros_like(state) if state.requires_grad else None)
         return grads
+
+
+def of_rows(grad: Tensor, state: Tensor) -> Tensor:
+    """The gradient of a state, (B, H), or (1, H) where all rows share it, from that of each row, (B, H)."""
+    return (grad if len(state) == len(grad) else grad.sum(0, keepdim=True)).to(state.dtype, copy=True)
 
 
 def step_range(x: Tensor, first: int) -> str:

@@ -17,7 +17,8 @@ from torch import Tensor
 from revtune.reversible.arguments import check_tensor
 from revtune.reversible.cells.cell import State
 from revtune.reversible.kernel.traced import is_traced
-from revtune.reversible.transforms import active, refuse_transforms
+from revtune.reversible.layers.masks import BatchSpec
+from revtune.reversible.layers.rnn_arguments import Hx, check_states
 
 
 class Resets(NamedTuple):
@@ -32,20 +33,22 @@ class Resets(NamedTuple):
     at: Tensor
     state: State = ()
 
-    def of_layer(self, number: int) -> Resets:
-        """Those of one layer in one direction of a net."""
-        return Resets(self.at, tuple(state[number] for state in self.state))
 
-    def backward(self, lengths: Tensor | None) -> Resets:
-        """The same for rows that are read from their last steps on: there an episode begins behind its last step."""
-        return Resets(_reversed(self.at, lengths), self.state)
+def of_layer(resets: Resets | None, number: int) -> Resets | None:
+    """Where rows of one layer in one direction of a net begin anew."""
+    return None if resets is None else Resets(resets.at, tuple(state[number] for state in resets.state))
+
+
+def both_ways(resets: Resets | None, lengths: Tensor | None) -> tuple[Resets | None, Resets | None]:
+    """Where rows begin anew, and where they do read from their last steps on: there an episode begins at its end."""
+    return (None, None) if resets is None else (resets, resets._replace(at=_reversed(resets.at, lengths)))
 
 
 class GivenResets(NamedTuple):
     """What a user says of where rows begin anew; as in RevGRU's call."""
 
     resets: Tensor | None = None
-    reset_state: Tensor | tuple[Tensor, ...] | None = None
+    reset_state: Hx | None = None
     offsets: Tensor | None = None
 
     @property
@@ -67,14 +70,11 @@ class GivenResets(NamedTuple):
 
         Raises:
             ValueError: says what does not fit.
-            RuntimeError: inputs are wrapped by a transform of torch.func.
         """
         if self.resets is None and self.offsets is None:
             if self.reset_state is not None:
                 raise ValueError(f"{what}: reset_state is what rows begin anew from, so it needs resets or offsets")
             return None
-        if active():
-            refuse_transforms([x])
         if is_traced(x):
             raise ValueError(
                 f"{what}: resets and offsets cannot be traced into a graph (torch.export, torch.jit.trace), since rows "
@@ -88,6 +88,31 @@ class GivenResets(NamedTuple):
         if lengths is not None:
             raise ValueError(f"{what}: offsets are those of one packed row, which has no padding; got lengths too")
         return _of_offsets(what, self.offsets, x, first=not carried and self.reset_state is not None)
+
+    def of_net(
+        self, what: str, x: Tensor, lengths: Tensor | None, batch: BatchSpec, states: int, shape: tuple[int, ...], *,
+        carried: bool, batched: bool, batch_first: bool,
+    ) -> Resets | None:  # fmt: skip
+        """Where rows of a net's batch begin anew, and from what; None for never.
+
+        Args:
+            what, x, lengths, carried, batch_first: as in `steps`.
+            batch: the net's rows, dtype and device.
+            states: how many states its cell has.
+            shape: of each, (L * D, B, H).
+            batched: whether what is given has the dimension B.
+
+        Raises:
+            ValueError: as in `steps`.
+        """
+        given = self
+        if not batched and self.resets is not None:
+            given = self._replace(resets=check_tensor(f"{what}: resets", self.resets).unsqueeze(1))
+        at = given.steps(what, x, lengths, carried=carried, batch_first=batch_first)
+        if at is None or self.reset_state is None:
+            return None if at is None else Resets(at)
+        return Resets(at, check_states(what, self.reset_state, states, shape, batch, batched=batched,
+                                       what="reset_state", shared=True))  # fmt: skip
 
 
 NO_RESETS = GivenResets()

@@ -26,7 +26,7 @@ from revtune.reversible.kernel.untraced import untraced
 from revtune.reversible.layers.flat_weights import FlatWeights
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
 from revtune.reversible.layers.masks import BatchSpec, DrawMask, drop_mask, new_seed
-from revtune.reversible.layers.resets import NO_RESETS, GivenResets, Resets
+from revtune.reversible.layers.resets import NO_RESETS, GivenResets, Resets, both_ways, of_layer
 from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.rnn_arguments import Hx, Options, check_input, check_parameter, check_states
 from revtune.reversible.layers.single_step import single_step
@@ -190,8 +190,8 @@ class RevRNN(FlatWeights):
 
     def _packed(self, packed: PackedSequence, hx: Hx | None, given: GivenResets) -> tuple[Any, Any]:
         if packed.data.dim() != 2:
-            given = tuple(packed.data.shape)
-            raise ValueError(f"{self._name}: a PackedSequence must hold data (N, I), a row a step, got {given}")
+            shape = tuple(packed.data.shape)
+            raise ValueError(f"{self._name}: a PackedSequence must hold data (N, I), a row a step, got {shape}")
         x, lengths = pad_packed_sequence(packed)
         x, lengths = self.fitting(x), lengths.to(x.device)
         states = self.first_states(_spec(x), hx, batched=True)
@@ -241,17 +241,13 @@ class RevRNN(FlatWeights):
         """
         if given.nothing:
             return None
-        what = what or self._name
-        if not batched and given.resets is not None:
-            given = given._replace(resets=check_tensor(f"{what}: resets", given.resets).unsqueeze(1))
-        at = given.steps(what, x, lengths, carried=carried, batch_first=batched and self.batch_first)
-        if at is None or given.reset_state is None:
-            return None if at is None else Resets(at)
-        weight, shape = self.first_weight, (self.num_layers * self.directions, x.shape[1], self.hidden_size)
-        spec = BatchSpec(x.shape[1], weight.dtype, weight.device)
-        states = len(self.cell.states)
-        return Resets(at, check_states(what, given.reset_state, states, shape, spec, batched=batched,
-                                       what="reset_state", shared=True))  # fmt: skip
+        weight = self.first_weight
+        batch = BatchSpec(x.shape[1], weight.dtype, weight.device)
+        shape = (self.num_layers * self.directions, x.shape[1], self.hidden_size)
+        return given.of_net(
+            what or self._name, x, lengths, batch, len(self.cell.states), shape, carried=carried, batched=batched,
+            batch_first=batched and self.batch_first,
+        )  # fmt: skip
 
     def assemble(
         self,
@@ -282,7 +278,7 @@ class RevRNN(FlatWeights):
             if layer and (draw := self.draw_between()):
                 links.append(StepDropout(draw, new_seed()))
             first = tuple(state[layer] for state in states)
-            tensors, settings = self._layer(layer, "", batch, first, lengths, native, _of_layer(resets, layer))
+            tensors, settings = self._layer(layer, "", batch, first, lengths, native, of_layer(resets, layer))
             settings = settings._replace(sliced=sliced if layer + 1 == self.num_layers else 0)
             links.append(build_tape(self.cell, tensors, settings, steps, batch.dtype))
             inputs.append(tensors)
@@ -342,7 +338,7 @@ class RevRNN(FlatWeights):
         for layer in range(self.num_layers):
             x = self._dropped(x, layer)
             first = tuple(state[layer] for state in states)
-            anew = _of_layer(resets, layer)
+            anew = of_layer(resets, layer)
             x, final = run_layer(self.cell, x, *self._layer(layer, "", _spec(x), first, lengths, True, anew))
             finals.append(final)
         return self._masked(x, "output_dropout"), _stacked(finals)
@@ -358,7 +354,7 @@ class RevRNN(FlatWeights):
             outputs = []
             for way, suffix in enumerate(self._suffixes(layer)):
                 first = tuple(state[2 * layer + way] for state in states)
-                anew = _of_layer(ways[way], 2 * layer + way)
+                anew = of_layer(ways[way], 2 * layer + way)
                 inputs, settings = self._layer(layer, suffix, _spec(x), first, lengths, native, anew)
                 y, final = self._direction(reversed_rows(x, lengths) if way else x, inputs, settings, every)
                 finals.append(final)
@@ -491,16 +487,6 @@ def _form(states: State) -> Hx:
 def _spec(x: Tensor) -> BatchSpec:
     """What a time-first input (T, B, F) is like."""
     return BatchSpec(x.shape[1], x.dtype, x.device)
-
-
-def both_ways(resets: Resets | None, lengths: Tensor | None) -> tuple[Resets | None, Resets | None]:
-    """Where rows begin anew, read forward and backward."""
-    return (None, None) if resets is None else (resets, resets.backward(lengths))
-
-
-def _of_layer(resets: Resets | None, number: int) -> Resets | None:
-    """Where rows of one layer in one direction begin anew."""
-    return None if resets is None else resets.of_layer(number)
 
 
 def _stacked(finals: list[State]) -> State:

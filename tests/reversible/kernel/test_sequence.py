@@ -288,7 +288,7 @@ def test_the_sequence_is_an_operator_as_torch_wants_it(kind: str, train: bool, r
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_its_way_back_is_one_too(kind: str, ragged: bool, dtype: torch.dtype, kept: None) -> None:
     x, h, c, *others = arguments(kind, train=True, ragged=ragged)
-    given = [one.detach() if isinstance(one, Tensor) else one for one in (x, h.to(dtype), c, *others)]
+    given: Any = [one.detach() if isinstance(one, Tensor) else one for one in (x, h.to(dtype), c, *others)]
     given[2] = None if c is None else given[2].to(dtype)
     y, final, *known = torch.ops.revtune.sequence(*given)
     wanted = [one is not None for one in SequenceArguments(*given).differentiable()]

@@ -14,6 +14,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 import revtune as rt
 from revtune.reversible.kernel import sequence_recall as recall
+from revtune.reversible.kernel.sequence_arguments import SequenceArguments
+from revtune.reversible.kernel.sequence_plain import run_plainly
 from tests.backends import close, in_kernel, on_native, on_reference, real
 from tests.chunking import set_chunk_steps
 from tests.stored import (
@@ -395,6 +397,24 @@ def test_offsets_are_resets_where_documents_begin(kind: Any, backend: str) -> No
 
 
 @nets
+def test_an_encoder_keeps_units_across_resets(kind: Any, backend: str) -> None:
+    """In float64 as the layer's outputs tell; in float32 kept units are rounded, and gates now and then with them."""
+    net, x, lengths = net_of(kind, num_layers=2), torch.randn(20, 3, 3, dtype=real()), torch.tensor([20, 7, 12])
+    resets, anew = resets_of(20, 3, lengths=lengths), states_of(net, 1, 2)
+    given = {"resets": resets, "reset_state": form(anew)}
+    kept, last = rt.rewind_encode(net, x, units=3, lengths=lengths, **given)
+    rows, wanted_last = net(pack_padded_sequence(x, lengths, enforce_sorted=False), **given)
+    wanted = pad_packed_sequence(rows)[0][:, :, :3]
+    live = (torch.arange(20)[:, None] < lengths).unsqueeze(-1)
+    parameters, noise = [*net.parameters(), *anew], torch.randn(20, 3, 3, dtype=real())
+    most = 1e-10 if backend == "reference" else 0.02
+    for one, other in zip((kept * live, *halves(last)), (wanted, *halves(wanted_last)), strict=True):
+        assert relative(one.detach(), other.detach()) < most
+    grads = [torch.autograd.grad((y * noise * live).sum(), parameters) for y in (kept, wanted)]
+    assert all(relative(a, b) < most for a, b in zip(*grads, strict=True))
+
+
+@nets
 def test_no_reset_changes_no_bit(kind: Any, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     set_chunk_steps(monkeypatch, 7)  # chunks may be shorter where rows begin anew
     for output in ("all", "last"):
@@ -405,6 +425,20 @@ def test_no_reset_changes_no_bit(kind: Any, backend: str, monkeypatch: pytest.Mo
             loss = random_loss(y, halves(last))
             found.append((y, *halves(last), *torch.autograd.grad(loss, list(net.parameters()))))
         assert all(map(torch.equal, *found))
+
+
+@on_native
+def test_a_sequence_without_the_kernel_begins_anew_too() -> None:
+    of, resets = problem("RevLSTM", 12), resets_of(12, 3)
+    anew = anew_of(of, rows=1)
+    given = SequenceArguments(
+        of.x, *of.state, of.weights["ih"], of.weights["bias"], of.weights["hh"], *[None] * 7, 0, None, 3.0, True, True,
+        False, "RevLSTM", True, resets, *anew,
+    )  # fmt: skip
+    y, final, *_ = run_plainly(given, torch.empty(0))
+    wanted, states = rt.scan(of.cell, of.x, of.state, weights=of.weights, resets=resets, reset_state=anew)
+    torch.testing.assert_close(y, wanted, atol=5e-3, rtol=0.0)
+    torch.testing.assert_close(final, torch.stack(states), atol=5e-3, rtol=0.0)
 
 
 @on_native
@@ -467,9 +501,9 @@ def test_resets_beyond_a_row_and_offsets_of_padded_rows_are_refused() -> None:
     resets[4, 1] = True
     with pytest.raises(ValueError, match="got one at step 4 of row 1, which has 4 steps"):
         rt.scan(of.cell, of.x, of.state, weights=of.weights, resets=resets, lengths=torch.tensor([9, 4, 9]))
-    one = {"weights": of.weights, "lengths": torch.tensor([7]), "offsets": torch.tensor([0, 9])}
+    lengths, offsets = torch.tensor([7]), torch.tensor([0, 9])
     with pytest.raises(ValueError, match="one packed row, which has no padding; got lengths too"):
-        rt.scan(of.cell, of.x[:, :1], **one)
+        rt.scan(of.cell, of.x[:, :1], weights=of.weights, lengths=lengths, offsets=offsets)
 
 
 WRONG_STATES: dict[str, tuple[Any, str]] = {
@@ -514,12 +548,21 @@ class Reset(torch.nn.Module):
         return y
 
 
-def test_graphs_and_transforms_refuse_resets() -> None:
-    net, x, resets = rt.RevGRU(3, 8), torch.randn(9, 2, 3), resets_of(9, 2)
+def test_graphs_refuse_resets() -> None:
     with pytest.raises(ValueError, match="resets and offsets cannot be traced into a graph"):
-        torch.export.export(Reset(net, resets), (x,))
-    with pytest.raises(RuntimeError, match="revtune does not support torch.func.vmap here"):
-        torch.func.vmap(lambda x: net(x, resets=resets[:, :1])[0])(torch.randn(2, 9, 1, 3))
+        torch.export.export(Reset(rt.RevGRU(3, 8), resets_of(9, 2)), (torch.randn(9, 2, 3),))
+
+
+def test_examples_of_vmap_begin_anew(backend: str) -> None:
+    net, x = rt.RevGRU(3, 8), torch.randn(4, 9, 2, 3)
+    resets = torch.stack([resets_of(9, 2), ~resets_of(9, 2), resets_of(9, 2).flip(0), resets_of(9, 2).flip(1)])
+    each = torch.func.vmap(lambda x, resets: net(x, resets=resets)[0], randomness="error")
+    if backend == "reference":
+        with pytest.raises(RuntimeError, match="revtune does not support torch.func.vmap here"):
+            each(x, resets)
+    else:
+        wanted = torch.stack([net(*one[:1], resets=one[1])[0] for one in zip(x, resets, strict=True)])
+        assert torch.equal(each(x, resets), wanted)
 
 
 def test_a_cell_of_ones_own_begins_anew() -> None:

@@ -68,7 +68,7 @@ OPTIONS: dict[str, tuple[str, Callable[[Case], Any]]] = {
     "lengths": ("lengths", lambda case: setattr(case, "lengths", LENGTHS)),
     "state": ("state", lambda case: setattr(case, "state", True)),
     "resets": ("resets", lambda case: case.call.update(resets=RESETS)),
-    "reset state": ("resets", lambda case: (case.call.update(resets=RESETS), setattr(case, "anew", True))),
+    "reset state": ("resets", lambda case: vars(case).update(anew=True, call=case.call | {"resets": RESETS})),
     "features": ("inputs", lambda case: setattr(case, "features", True)),
     "function": ("readout", lambda case: setattr(case, "readout", "function")),
     "two parts": ("readout", lambda case: setattr(case, "readout", "two parts")),
