@@ -62,6 +62,7 @@ class NativeTape(Tape):
 
     def _prepare(self, steps: int, share: int | None) -> None:
         anew = None if self.resets is None else stacked(self.anew, self.cell)
+        self.anew = {} if anew is None else unstacked(anew, self.cell)
         self.kernel = Kernel(self.cell, self.weights, self.units, self.masks, self.lengths, self.resets, anew)
         self._sizes = (self.rows, steps, share)
         self._direction: Tensor | None = None

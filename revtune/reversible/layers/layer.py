@@ -66,7 +66,7 @@ def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettin
 
 def build_tape(cell: Cell, inputs: LayerTensors, settings: LayerSettings, steps: int, dtype: torch.dtype) -> Tape:
     """A tape at the first state, for a sequence of so many steps, with gates and outputs of this dtype."""
-    refuse_transforms(inputs.flat())
+    refuse_transforms(inputs.flat() if settings.resets is None else [*inputs.flat(), settings.resets])
     wanted = inputs.wanted() if torch.is_grad_enabled() else frozenset()
     counts = _counts(cell, inputs.state, settings, "the first state", dtype)
     rows, units = counts[cell.parts[0]].shape

@@ -398,7 +398,7 @@ def test_offsets_are_resets_where_documents_begin(kind: Any, backend: str) -> No
 
 @nets
 def test_an_encoder_keeps_units_across_resets(kind: Any, backend: str) -> None:
-    """In float64 as the layer's outputs tell; in float32 kept units are rounded, and gates now and then with them."""
+    """As the layer's outputs tell, up to low bits of kept units, which are rounded, and to some gates in float32."""
     net, x, lengths = net_of(kind, num_layers=2), torch.randn(20, 3, 3, dtype=real()), torch.tensor([20, 7, 12])
     resets, anew = resets_of(20, 3, lengths=lengths), states_of(net, 1, 2)
     given = {"resets": resets, "reset_state": form(anew)}
@@ -407,7 +407,7 @@ def test_an_encoder_keeps_units_across_resets(kind: Any, backend: str) -> None:
     wanted = pad_packed_sequence(rows)[0][:, :, :3]
     live = (torch.arange(20)[:, None] < lengths).unsqueeze(-1)
     parameters, noise = [*net.parameters(), *anew], torch.randn(20, 3, 3, dtype=real())
-    most = 1e-10 if backend == "reference" else 0.02
+    most = 1e-5 if backend == "reference" else 0.02
     for one, other in zip((kept * live, *halves(last)), (wanted, *halves(wanted_last)), strict=True):
         assert relative(one.detach(), other.detach()) < most
     grads = [torch.autograd.grad((y * noise * live).sum(), parameters) for y in (kept, wanted)]
@@ -431,11 +431,11 @@ def test_no_reset_changes_no_bit(kind: Any, backend: str, monkeypatch: pytest.Mo
 def test_a_sequence_without_the_kernel_begins_anew_too() -> None:
     of, resets = problem("RevLSTM", 12), resets_of(12, 3)
     anew = anew_of(of, rows=1)
-    given = SequenceArguments(
+    given: Any = (
         of.x, *of.state, of.weights["ih"], of.weights["bias"], of.weights["hh"], *[None] * 7, 0, None, 3.0, True, True,
         False, "RevLSTM", True, resets, *anew,
     )  # fmt: skip
-    y, final, *_ = run_plainly(given, torch.empty(0))
+    y, final, *_ = run_plainly(SequenceArguments(*given), torch.empty(0))
     wanted, states = rt.scan(of.cell, of.x, of.state, weights=of.weights, resets=resets, reset_state=anew)
     torch.testing.assert_close(y, wanted, atol=5e-3, rtol=0.0)
     torch.testing.assert_close(final, torch.stack(states), atol=5e-3, rtol=0.0)
