@@ -16,7 +16,7 @@ DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 SUITE := $(BIN)/pytest -q --numprocesses auto --maxprocesses 8 --dist worksteal
 
 WATCHED := -fsanitize=address,undefined -fno-sanitize-recover=undefined -g -O1 -DREVTUNE_SANITIZED
-WATCHED_TESTS := tests/reversible/kernel tests/reversible/streams/test_encode.py
+WATCHED_TESTS := tests/reversible/kernel tests/reversible/layers/test_resets.py tests/reversible/streams/test_encode.py
 WATCHERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 
 # Bytecode is kept: the tests start a hundred processes. Most of what is installed is never imported, so that nothing is

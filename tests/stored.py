@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from examples.min_gru import min_gru
 from revtune import Buffer, Cell, Step, default_share, rev_gru, rev_lstm
 from revtune.reversible.cells import fixed
+from revtune.reversible.cells.information_buffer import HEAD_START
 
 State = tuple[Tensor, ...]
 Weights = dict[str, Tensor]
@@ -111,9 +112,12 @@ def stored_scan(
     masks: Mapping[str, Tensor] | None = None,
     lengths: Tensor | None = None,
     chunk: int | None = None,
+    resets: Tensor | None = None,
+    reset_state: State | None = None,
 ) -> tuple[Tensor, State]:
     """`revtune.scan` with stored states. `chunk`: steps projected at once, which can decide a last bit."""
     responses, masks = responses or {}, masks or {}
+    anew = reset_state or tuple(torch.zeros_like(tensor) for tensor in state)
     counts: dict[str, Tensor] = {}
     smooth: dict[str, Tensor] = {}
     reads: dict[str, Tensor] = {}
@@ -123,13 +127,22 @@ def stored_scan(
         smooth[part] = _straight(fixed.from_counts(count, x.dtype), value)
         reads[part] = smooth[part] * masks[part] if part in masks else smooth[part]
 
-    for group, tensor in zip(cell.states, state, strict=True):
-        for part, value in zip(group, tensor.chunk(len(group), -1), strict=True):
-            put(part, fixed.to_counts(value.detach()), value.to(x.dtype))
+    def by_part(states: State) -> list[tuple[str, Tensor]]:
+        groups = zip(cell.states, states, strict=True)
+        return [pair for group, one in groups for pair in zip(group, one.chunk(len(group), -1), strict=True)]
+
+    for part, value in by_part(state):
+        put(part, fixed.to_counts(value.detach()), value.to(x.dtype))
     rows, units = smooth[cell.parts[0]].shape
     buffer = Buffer(rows, units, parts=len(cell.parts), share=default_share(x.shape[0], len(cell.parts)))
     outputs = []
     for t, row in enumerate(_project(x, weights, responses, chunk or x.shape[0])):
+        if resets is not None:
+            begins = resets[t].unsqueeze(-1)
+            buffer.heads[resets[t]] = HEAD_START
+            for part, value in by_part(anew):
+                count = torch.where(begins, fixed.to_counts(value.detach()), counts[part])
+                put(part, count, torch.where(begins, value.to(x.dtype), smooth[part]))
         live = torch.ones(rows, 1, dtype=torch.bool) if lengths is None else (lengths > t).unsqueeze(-1)
         first = 0
         for stage in cell.stages:
@@ -249,13 +262,16 @@ class Result(NamedTuple):
 
 
 def differentiate(
-    run: Callable[..., tuple[Tensor, State]], of: Problem, *, responses: Pairs | None = None, **options: Any
-) -> Result:
+    run: Callable[..., tuple[Tensor, State]], of: Problem, *, responses: Pairs | None = None,
+    reset_state: State | None = None, **options: Any,
+) -> Result:  # fmt: skip
     """Run a problem and take the gradient of a random linear function of all outputs and final states.
 
-    Gradients are named x, state.0, state.1, by weight, and `name.V`, `name.s` for responses.
+    Gradients are named x, state.0, state.1, by weight, `name.V`, `name.s` for responses, and reset_state.0 and .1.
     """
-    leaves = Leaves(of, responses)
+    leaves = Leaves(of, responses, reset_state)
+    if leaves.anew:
+        options["reset_state"] = leaves.anew
     y, finals = run(of.cell, leaves.x, leaves.state, weights=leaves.weights, responses=leaves.responses, **options)
     loss = random_loss(y, finals)
     return Result(y.detach(), tuple(f.detach() for f in finals), leaves.gradients(loss))
@@ -264,20 +280,21 @@ def differentiate(
 class Leaves:
     """A problem's tensors as fresh leaves that want gradients."""
 
-    def __init__(self, of: Problem, responses: Pairs | None = None) -> None:
+    def __init__(self, of: Problem, responses: Pairs | None = None, anew: State | None = None) -> None:
         def leaf(tensor: Tensor) -> Tensor:
             return tensor.detach().clone().requires_grad_()
 
         self.x, self.state = leaf(of.x), tuple(leaf(tensor) for tensor in of.state)
         self.weights = {name: leaf(weight) for name, weight in of.weights.items()}
         self.responses = {name: (leaf(extra), leaf(scale)) for name, (extra, scale) in (responses or {}).items()}
+        self.anew = tuple(leaf(tensor) for tensor in anew or ())
 
     def named(self) -> dict[str, Tensor]:
         """All of them by name."""
         named = {"x": self.x, **{f"state.{i}": t for i, t in enumerate(self.state)}, **self.weights}
         for name, (extra, scale) in self.responses.items():
             named |= {f"{name}.V": extra, f"{name}.s": scale}
-        return named
+        return named | {f"reset_state.{i}": t for i, t in enumerate(self.anew)}
 
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
         """The gradient of the loss with respect to each."""

@@ -663,8 +663,8 @@ def test_rewind_loss_names_what_it_cannot_take() -> None:
 class Doubled(rt.RevGRU):
     """A net whose forward is not what a RevGRU's is."""
 
-    def forward(self, input: Any, hx: Any = None) -> tuple[Any, Any]:
-        y, h = super().forward(input, hx)
+    def forward(self, input: Any, hx: Any = None, **resets: Any) -> tuple[Any, Any]:
+        y, h = super().forward(input, hx, **resets)
         return 2 * y, h
 
 

@@ -54,7 +54,13 @@ def _moved(
         tuple(map(_primal, inputs.state)),
         {name: _primal(weight) for name, weight in inputs.weights.items()},
         inputs.responses,
+        inputs.anew,
     )
+    if any(tangent_of(state) is not None for state in inputs.anew):
+        raise ValueError(
+            f"{settings.name}: a reset_state that moves with hyperparameters cannot be followed by Delta-STN; detach "
+            'it, or use method="stn"'
+        )
     x, dx = _primal(x), tangent_of(x)
     start = _by_part(owner, [tangent_of(state) for state in inputs.state], x.dtype)
     shift = None if bias is None else tangent_of(bias)

@@ -57,8 +57,9 @@ def linear_rewind_loss(hypers: Hyperparameters, **given: Any) -> tuple[Tensor, H
             'Delta-STN does not follow that; use method="stn"'
         )
     _refuse_gradient("inputs", batch.inputs)
-    for one in batch.state if isinstance(batch.state, tuple | list) else (batch.state,):
-        _refuse_gradient("state", one)
+    for name, states in (("state", batch.state), ("reset_state", batch.reset_state)):
+        for one in states if isinstance(states, tuple | list) else (states,):
+            _refuse_gradient(name, one)
     kind: Any = partial(LinearStream, hypers)
     return stream_loss(kind, asked.pop("rnn"), batch, **asked)
 

@@ -28,6 +28,7 @@ from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.layer import LayerSettings
 from revtune.reversible.layers.masks import BatchSpec, DrawMask
 from revtune.reversible.layers.modules import RevGRU, RevLSTM
+from revtune.reversible.layers.resets import NO_RESETS, GivenResets, Resets, both_ways, of_layer
 from revtune.reversible.layers.rnn import RevRNN, reversed_rows
 from revtune.reversible.layers.rnn_arguments import Hx, Options
 from revtune.reversible.streams.leaf_weights import linear_in_order
@@ -162,7 +163,9 @@ class ResponseRev(Responding, RevRNN):
         """What `run` gives, at each example's hyperparameters, as `encoded` tells."""
         return encoded(self, what, inputs, run)
 
-    def _run(self, input: Tensor | PackedSequence, hx: Any, *, native: bool | None = None) -> tuple[Any, Any]:
+    def _run(
+        self, input: Tensor | PackedSequence, hx: Any, given: GivenResets = NO_RESETS, *, native: bool | None = None
+    ) -> tuple[Any, Any]:
         """The plain layer's outputs, at each example's hyperparameters.
 
         Raises:
@@ -170,28 +173,32 @@ class ResponseRev(Responding, RevRNN):
         """
         bound = self.hypers.current
         if bound is None:
-            return RevRNN._run(self, input, hx, native=native)
+            return RevRNN._run(self, input, hx, given, native=native)
         if isinstance(input, Tensor) and input.dim() == 2:
             refuse_unbatched(self, input)
 
         def run(laid: Laid) -> tuple[Any, Any]:
             with setting(_laid, laid):
-                return RevRNN._run(self, input, hx, native=native)
+                return RevRNN._run(self, input, hx, given, native=native)
 
         return run_in_pass(self, input, bound, ADVICE, run)
 
-    def _layers(self, x: Tensor, states: State, lengths: Tensor | None, native: bool) -> tuple[Tensor, State]:
+    def _layers(
+        self, x: Tensor, states: State, lengths: Tensor | None, native: bool, resets: Resets | None = None
+    ) -> tuple[Tensor, State]:
         """Outputs and last states of all layers; in Delta-STN's two passes one after another, with all outputs."""
         record = self._record
         if record is None:
-            return RevRNN._layers(self, x, states, lengths, native)
+            return RevRNN._layers(self, x, states, lengths, native, resets)
         finals: list[State] = []
+        ways = both_ways(resets, lengths)
         for layer in range(self.num_layers):
             x = self._dropped(x, layer)
             outputs = []
             for way, suffix in enumerate(self._suffixes(layer)):
                 first, spec = tuple(state[len(finals)] for state in states), BatchSpec(x.shape[1], x.dtype, x.device)
-                inputs, settings = self._layer(layer, suffix, spec, first, lengths, native)
+                anew = of_layer(ways[way], len(finals))
+                inputs, settings = self._layer(layer, suffix, spec, first, lengths, native, anew)
                 y, final = linear_layer(self, record, reversed_rows(x, lengths) if way else x, inputs, settings)
                 outputs.append(reversed_rows(y, lengths) if way else y)
                 finals.append(final)
@@ -201,10 +208,11 @@ class ResponseRev(Responding, RevRNN):
         return self._masked(x, "output_dropout"), tuple(torch.stack(group) for group in zip(*finals, strict=True))
 
     def _layer(
-        self, layer: int, suffix: str, batch: BatchSpec, state: State, lengths: Tensor | None, native: bool
-    ) -> tuple[LayerTensors, LayerSettings]:
+        self, layer: int, suffix: str, batch: BatchSpec, state: State, lengths: Tensor | None, native: bool,
+        resets: Resets | None = None,
+    ) -> tuple[LayerTensors, LayerSettings]:  # fmt: skip
         """What one layer in one direction runs with."""
-        tensors, settings = RevRNN._layer(self, layer, suffix, batch, state, lengths, native)
+        tensors, settings = RevRNN._layer(self, layer, suffix, batch, state, lengths, native, resets)
         return tensors, settings if self._record is None else settings._replace(answering=False)
 
     @property

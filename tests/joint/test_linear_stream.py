@@ -101,15 +101,21 @@ def gradients(net: Any, method: str, level: str, batch: Any, **asked: Any) -> tu
     return float(loss), {name: p.grad for name, p in net.named_parameters()}
 
 
-def agree(net: Any, close: float, *, method: str = "delta", lengths: Tensor | None = None, **more: Any) -> None:
+def agree(
+    net: Any, close: float, *, method: str = "delta", lengths: Tensor | None = None, resets: Tensor | None = None,
+    **more: Any,
+) -> None:  # fmt: skip
     """Gradients of a training step and of a validation step are alike."""
     more = more if lengths is None else {**more, "lengths": lengths}
+    more = more if resets is None else {**more, "resets": resets}
     losses = layered(lengths)
     for level in ("train", "valid"):
         torch.manual_seed(3)
         loss, found = gradients(net, method, level, tokens(), stream=streamed(**more))
         torch.manual_seed(3)
-        layers = {"train_loss": losses, "valid_loss": losses, "predict": lambda net, batch: net.logits(batch[:-1])}
+        layers = {
+            "train_loss": losses, "valid_loss": losses, "predict": lambda net, batch: net.logits(batch[:-1], resets),
+        }  # fmt: skip
         whole, wanted = gradients(net, method, level, tokens(), **layers)
         assert loss == pytest.approx(whole, rel=close)
         for name, grad in found.items():
@@ -131,6 +137,26 @@ def test_a_streamed_step(rev: Any, method: str, ragged: bool, backend: str, monk
     net = tuned(rev, dtype, nn.Linear(8, WORDS), nn.Embedding(WORDS, WIDTH))
     lengths = torch.tensor([11, 4, 7]) if ragged else None
     agree(net, 1e-10 if backend == "reference" else 5e-5, method=method, lengths=lengths)
+
+
+@nets
+@pytest.mark.parametrize("method", ["delta", "stn"])
+def test_rows_that_begin_anew(rev: Any, method: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_stack_chunk_steps(monkeypatch, 4)
+    native = backend == "native"
+    net = tuned(rev, torch.float32 if native else torch.float64, nn.Linear(8, WORDS), nn.Embedding(WORDS, WIDTH))
+    resets = torch.zeros(STEPS, ROWS, dtype=torch.bool)
+    resets[[0, 3, 4, 9], [0, 1, 0, 2]] = True
+    for more in ({}, {"lengths": torch.tensor([11, 4, 10])}, {"checkpoint_every": 6}):
+        agree(net, 5e-5 if native else 1e-10, method=method, resets=resets, **more)
+
+
+def test_a_reset_state_that_learns_is_refused_by_delta_stn() -> None:
+    net = tuned(rt.RevGRU, torch.float32, nn.Linear(8, WORDS), nn.Embedding(WORDS, WIDTH))
+    resets = torch.ones(STEPS, ROWS, dtype=torch.bool)
+    anew = torch.zeros(2, 1, 8, requires_grad=True)
+    with pytest.raises(ValueError, match="reset_state must require no gradient in Delta-STN's pass"):
+        gradients(net, "delta", "train", tokens(), stream=streamed(resets=resets, reset_state=anew))
 
 
 @nets

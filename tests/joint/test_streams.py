@@ -34,9 +34,9 @@ class Language(nn.Module):
         torch.manual_seed(0)
         self.words, self.rnn, self.head = words.to(dtype), rev(WIDTH, 8, num_layers=2, dtype=dtype), head.to(dtype)
 
-    def logits(self, tokens: Tensor) -> Tensor:
+    def logits(self, tokens: Tensor, resets: Tensor | None = None) -> Tensor:
         """Scores of all positions, by the modules as layers."""
-        y, _ = self.rnn(self.words(tokens))
+        y, _ = self.rnn(self.words(tokens), resets=resets)
         return self.head.logits(y) if isinstance(self.head, rt.LinearCrossEntropy) else self.head(y)
 
 

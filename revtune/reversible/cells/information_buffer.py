@@ -24,6 +24,8 @@ it stores.
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -40,6 +42,9 @@ DIGIT = 2.0**10
 
 WORD = 2.0**16
 """The base of spilled words."""
+
+COUNT_WORDS, HEAD_WORDS = 4, 2
+"""Words of a count, which is below 2^52, and of a head, below 2^30, where they are pushed whole."""
 
 MAX_SHARE = 16
 """The most units that share a head by default: they take turns, which costs time."""
@@ -179,6 +184,38 @@ class Buffer:
             if emptied.numel():
                 s.masked_scatter_(low, emptied.mul_(WORD).add_(self._unspill(emptied.numel())))
         return m.add_(q, alpha=DIGIT)
+
+    def put_away(self, rows: Tensor, counts: Sequence[Tensor]) -> None:
+        """Push counts of some rows and their heads whole, and let these heads begin anew.
+
+        Args:
+            rows: which ones, (R,).
+            counts: float64 whole numbers, |h| < 2^52, (R, N) each.
+        """
+        for values, words in ((torch.stack(list(counts)), COUNT_WORDS), (self.heads[rows], HEAD_WORDS)):
+            for place in range(words):  # `seal` takes the low 16 bits of each
+                self._open.append(torch.floor(values * WORD**-place).flatten())
+            self._words += words * values.numel()
+        self.heads[rows] = HEAD_START
+
+    def take_back(self, rows: Tensor, parts: int) -> list[Tensor]:
+        """Undo `put_away` of counts of so many parts, which are returned.
+
+        Raises:
+            ReversalError: these rows' heads are not where they began, or fewer words are left than were pushed.
+        """
+        if not bool((self.heads[rows] == HEAD_START).all()):
+            raise ReversalError("a head has not come back to where it began anew")
+        self.heads[rows] = self._whole(HEAD_WORDS, (len(rows), self.heads.shape[1]))
+        return list(self._whole(COUNT_WORDS, (parts, len(rows), self.units)))
+
+    def _whole(self, words: int, shape: tuple[int, ...]) -> Tensor:
+        """The last whole numbers that were pushed, of so many words each."""
+        *low, top = self._unspill(words * math.prod(shape)).view(words, *shape)
+        total = torch.where(top < WORD / 2, top, top - WORD)  # whose highest bit is the sign
+        for word in reversed(low):
+            total = total * WORD + word
+        return total
 
     def seal(self) -> None:
         """Pack the words spilled since the last call into one tensor of 16-bit words."""

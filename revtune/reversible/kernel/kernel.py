@@ -56,6 +56,7 @@ class ChunkBuffers(NamedTuple):
         c_start: c before the first step, (B, H), likewise.
         rh: r * h as products read it, (K, B, H), of a RevGRU that is recorded.
         y_before: h before each step, (K, B, H), where that is one tensor.
+        resets: whether a row begins anew before a step, (K, B), uint8, where any does.
         ih_answer: V x of a response of the input projection, (K, B, G), before s scales it, if it is noted.
         hh_answer: likewise V h, and V (r * h) for g of a RevGRU.
     """
@@ -67,6 +68,7 @@ class ChunkBuffers(NamedTuple):
     c_start: Tensor | None = None
     rh: Tensor | None = None
     y_before: Tensor | None = None
+    resets: Tensor | None = None
     ih_answer: Tensor | None = None
     hh_answer: Tensor | None = None
 
@@ -89,10 +91,19 @@ class Kernel:
         units: N.
         masks: locked masks (B, N) on h1, h2 as the gates read them.
         lengths: steps of each row, (B,), or None.
+        resets: whether a row begins anew before a step, (T, B) bool, or None for never.
+        anew: the states from which rows do so, in counts, (S, 2, B, N).
     """
 
     def __init__(
-        self, cell: Cell, weights: Weights, units: int, masks: Mapping[str, Tensor], lengths: Tensor | None
+        self,
+        cell: Cell,
+        weights: Weights,
+        units: int,
+        masks: Mapping[str, Tensor],
+        lengths: Tensor | None,
+        resets: Tensor | None = None,
+        anew: Tensor | None = None,
     ) -> None:
         assert cell.native is not None
         self.weights, self.units = weights, units
@@ -105,6 +116,7 @@ class Kernel:
         self._extra, self._scale = extra, scale
         self.masks = [masks[part].contiguous() if part in masks else None for part in cell.states[0]]
         self.lengths = None if lengths is None else lengths.long().contiguous()
+        self.resets, self.anew = None if resets is None else resets.contiguous().view(torch.uint8), anew
         self._reused: dict[str, Tensor] = {}
         self._packs: tuple[Tensor, Tensor | None] | None = None
 
@@ -133,6 +145,7 @@ class Kernel:
         y: Tensor | None = None,
         *,
         recorded: bool,
+        first: int = 0,
         gates: Tensor | None = None,
         into: Tensor | None = None,
         reused: bool = False,
@@ -143,6 +156,7 @@ class Kernel:
             x: the inputs.
             y: where outputs go, (K, B, H); by default a new tensor, or with `reused` the last chunk's memory.
             recorded: whether the chunk's gradient will be taken.
+            first: the number of its first step.
             gates: the chunk's gates, (K, B, G), if they are known; else the projected inputs take their place.
             into: where gates go, (K, B, G), if not to the memory that chunks share.
             reused: whether outputs and states before the first step share their memory with the last chunk's too.
@@ -157,7 +171,7 @@ class Kernel:
         known, added = gates is not None, self.weights.added()
         ih = self._room("ih", x) if "ih" in added and not known else None
         gates = self._project(x, into, ih) if gates is None else self._shared("gates", tuple(gates.shape)).copy_(gates)
-        chunk = ChunkBuffers(gates, y, start("y_start"))
+        chunk = ChunkBuffers(gates, y, start("y_start"), resets=self._resets_at(first, len(x)))
         if not recorded:
             return chunk
         hh = self._room("hh", x) if "hh" in added and not known and "hh.s" in self.weights.wanted else None
@@ -165,6 +179,17 @@ class Kernel:
         if self.is_gru:
             return chunk._replace(rh=self._shared("rh", shape))
         return chunk._replace(c=self._shared("c", shape), c_start=start("c_start"))
+
+    def _resets_at(self, first: int, steps: int) -> Tensor | None:
+        """Where rows begin anew in a chunk of so many steps, (K, B); None where none does."""
+        if self.resets is None:
+            return None
+        at = self.resets[first : first + steps]
+        return at if at.any() else None
+
+    def _anew(self, chunk: ChunkBuffers) -> tuple[Tensor | None, Tensor | None]:
+        """Where a chunk's rows begin anew and from what, in the order of the operators' arguments."""
+        return chunk.resets, None if chunk.resets is None else self.anew
 
     def _room(self, name: str, x: Tensor) -> Tensor:
         """The memory, which chunks share, for what a response gives at a chunk's steps, (K, B, G)."""
@@ -232,7 +257,7 @@ class Kernel:
         """
         result: tuple[Tensor, int, bool] = torch.ops.revtune.forward(
             chunk.gates, counts, heads, *chunk.states(), chunk.rh, *self._reading(), self.lengths, first,
-            *self.limit, keep, tally, sliced, chunk.hh_answer,
+            *self.limit, keep, tally, sliced, chunk.hh_answer, *self._anew(chunk),
         )  # fmt: skip
         return result
 
@@ -242,8 +267,9 @@ class Kernel:
         packed, bias = torch.ops.revtune.pack_projection(weights["ih"]), weights.get("bias")
         x = x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
         fine: bool = torch.ops.revtune.infer(
-            x, packed, bias, counts, y, torch.empty_like(y[0]), *self._reading(), self.lengths, *self.limit
-        )
+            x, packed, bias, counts, y, torch.empty_like(y[0]), *self._reading(), self.lengths, *self.limit,
+            self.resets, self.anew,
+        )  # fmt: skip
         return fine
 
     def rewind(
@@ -263,13 +289,15 @@ class Kernel:
             return 0, False
         result: tuple[int, bool] = torch.ops.revtune.rewind(
             chunk.gates, counts, heads, words, *chunk.states(), chunk.rh, *self._reading(), self.lengths, first,
-            *self.limit, slices, chunk.hh_answer,
+            *self.limit, slices, chunk.hh_answer, *self._anew(chunk),
         )  # fmt: skip
         return result
 
     def recall(self, chunk: ChunkBuffers) -> None:
         """Evaluate the gates of a chunk whose h is known."""
-        torch.ops.revtune.recall(chunk.gates, chunk.y, chunk.y_start, chunk.rh, *self._reading(), chunk.hh_answer)
+        torch.ops.revtune.recall(
+            chunk.gates, chunk.y, chunk.y_start, chunk.rh, *self._reading(), chunk.hh_answer, *self._anew(chunk)
+        )
 
     def recall_reset(self, chunk: ChunkBuffers) -> None:
         """Evaluate r * h of a RevGRU's chunk whose gates and h are known."""
@@ -284,19 +312,22 @@ class Kernel:
     def recall_cells(self, chunk: ChunkBuffers, counts: Tensor, heads: Tensor, words: Tensor, first: int) -> bool:
         """Rewind c alone, once gates and h are known. Returns whether its words were used up exactly."""
         exact: bool = _fit(words, len(chunk.gates[0])) and torch.ops.revtune.recall_cells(
-            chunk.gates, counts, heads, words, *chunk.states(), self.lengths, first, *self.limit
+            chunk.gates, counts, heads, words, *chunk.states(), self.lengths, first, *self.limit, *self._anew(chunk)
         )
         return exact
 
-    def gradient(self, chunk: ChunkBuffers, direction: Tensor, dy: Tensor | None, first: int) -> Tensor:
+    def gradient(
+        self, chunk: ChunkBuffers, direction: Tensor, dy: Tensor | None, first: int, anew: Tensor | None = None
+    ) -> Tensor:
         """Carry `direction` (S, 2, B, N) and dy (K, B, H) back through a recorded chunk.
 
-        Returns the gradient of the projected inputs (K, B, G), in place of the gates; weights' gradients are added up.
+        What comes to where a row begins anew is added to `anew`, like `direction`, if it is given. Returns the gradient
+        of the projected inputs (K, B, G), in place of the gates; weights' gradients are added up.
         """
         dy = None if dy is None else dy.contiguous()
         torch.ops.revtune.gradient(
             chunk.gates, direction, *chunk.states(), self.hh, self._extra, self._scale, *self.masks, self.lengths,
-            dy, first, *self.limit,
+            dy, first, *self.limit, *self._anew(chunk), None if chunk.resets is None else anew,
         )  # fmt: skip
         self._add_products(chunk)
         return chunk.gates
@@ -340,7 +371,7 @@ class Kernel:
         torch.ops.revtune.tangent(
             chunk.gates, state, *chunk.states(), self.packs()[0], *self.masks, self.lengths, dx,
             None if shift is None else shift.contiguous(), chunk.ih_answer, ih_scale, chunk.hh_answer, hh_scale, dy,
-            first, *self.limit,
+            first, *self.limit, *self._anew(chunk),
         )  # fmt: skip
         return dy
 
@@ -407,6 +438,8 @@ class Kernel:
         """
         if half:
             return [(chunk.y[:, :, : self.units], list(others))]
+        if chunk.resets is not None:
+            return [(self._laid_before(chunk, chunk.resets), list(others))]
         if chunk.y_before is not None:
             return [(chunk.y_before[:, :, self.units :], list(others))]
         pairs = [
@@ -414,6 +447,15 @@ class Kernel:
             (chunk.y[:-1, :, self.units :], [other[1:] for other in others]),
         ]
         return pairs[: len(chunk.y)]  # a chunk of one step has no second piece
+
+    def _laid_before(self, chunk: ChunkBuffers, resets: Tensor) -> Tensor:
+        """h2 as each step of a chunk finds it, (K, B, N), where rows begin anew at some."""
+        assert self.anew is not None
+        before = self._shared("before", (*chunk.y.shape[:2], self.units))
+        before[0], before[1:] = chunk.y_start[:, self.units :], chunk.y[:-1, :, self.units :]
+        steps, rows = resets.nonzero(as_tuple=True)
+        before[steps, rows] = fixed.from_counts(self.anew[0, 1, rows], before.dtype)
+        return before
 
 
 def _fit(words: Tensor, rows: int) -> bool:

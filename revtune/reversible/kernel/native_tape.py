@@ -10,9 +10,11 @@ from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from revtune.errors import ReversalError
+from revtune.reversible.cells import fixed
 from revtune.reversible.cells.state_range import check_input
 from revtune.reversible.cells.word_store import WordStore
 from revtune.reversible.kernel.checksum import signed
@@ -20,7 +22,7 @@ from revtune.reversible.kernel.kernel import ChunkBuffers, Keep, Kernel, new_tal
 from revtune.reversible.kernel.reference import name_bad_state
 from revtune.reversible.kernel.tape import Stored, Tape, TapePosition
 from revtune.reversible.meter import Usage
-from revtune.reversible.own_pages import copied, in_own_pages
+from revtune.reversible.own_pages import copied, in_own_pages, zeros
 
 
 @dataclass
@@ -59,18 +61,21 @@ class NativeTape(Tape):
     buffer: NativeBuffer
 
     def _prepare(self, steps: int, share: int | None) -> None:
-        self.kernel = Kernel(self.cell, self.weights, self.units, self.masks, self.lengths)
+        anew = None if self.resets is None else stacked(self.anew, self.cell)
+        self.anew = {} if anew is None else unstacked(anew, self.cell)
+        self.kernel = Kernel(self.cell, self.weights, self.units, self.masks, self.lengths, self.resets, anew)
         self._sizes = (self.rows, steps, share)
         self._direction: Tensor | None = None
+        self._anew_direction: Tensor | None = None
         self._before: Tensor | None = None
         self._kept: tuple[ChunkBuffers, int]
 
     @property
     def floats_per_step(self) -> int:
         """Its input and that input's gradient, the gates and what responses have like them, outputs and their gradient,
-        and rh or c."""
+        and rh or c; where rows begin anew, also the half that is laid out as each step finds it."""
         inputs = self.weights.tensors["ih"].shape[1] if "ih" in self.weights.tensors else 0
-        return 2 * inputs + self.units * (self.cell.blocks * (1 + self.kernel.rooms) + 6)
+        return 2 * inputs + self.units * (self.cell.blocks * (1 + self.kernel.rooms) + 6 + (self.resets is not None))
 
     @property
     def counts(self) -> dict[str, Tensor]:
@@ -84,6 +89,7 @@ class NativeTape(Tape):
         other.kernel.weights = other.weights
         other.kernel.forget_buffers()  # else the two tapes would write over each other's chunks
         other.direction, other._direction, other._before = {}, None, None
+        other.anew_direction, other._anew_direction = {}, None
         return other
 
     def pause(self) -> None:
@@ -135,11 +141,12 @@ class NativeTape(Tape):
 
     def rewind(self, x: Tensor, first: int) -> Tensor:
         self._check_heads(x, first)
-        chunk = self._keep(self.kernel.chunk_buffers(x, recorded=True, reused=self.reuses_outputs), first)
+        buffers = self.kernel.chunk_buffers(x, recorded=True, first=first, reused=self.reuses_outputs)
+        chunk = self._keep(buffers, first)
         if not (self.buffer.chunks and self.buffer.digests):
             raise ReversalError(self._explain(x, first, "the chunk's words or digest are not there"))
         words, recorded = self.buffer.chunks.pop(), self.buffer.digests.pop()
-        slices = self.slices[first : first + len(x)] if self.sliced else None
+        slices = self._slices_before(first, len(x), chunk.resets) if self.sliced else None
         digest, exact = self.kernel.rewind(chunk, self._counts, self.buffer.heads, words, first, slices)
         if not exact:
             raise ReversalError(self._explain(x, first, "the information buffer did not come out even"))
@@ -162,7 +169,10 @@ class NativeTape(Tape):
             del self._kept
         if self._direction is None:
             self._direction = in_own_pages(x, tuple(self._counts.shape)).zero_()
-        self.kernel.gradient(chunk, self._direction, dy, first)
+        if self.learns_anew and self._anew_direction is None:
+            self._anew_direction = zeros(x, tuple(self._counts.shape))
+            self.anew_direction = unstacked(self._anew_direction, self.cell)
+        self.kernel.gradient(chunk, self._direction, dy, first, self._anew_direction)
         self.direction = unstacked(self._direction, self.cell)
         return self.kernel.projection_gradient(chunk, x, wanted=wanted)
 
@@ -191,7 +201,7 @@ class NativeTape(Tape):
         """Run a chunk. Returns its outputs, the words spilled, and a digest of state and heads before it."""
         check_input(x, first, self.name)
         reused = self.reuses_outputs and keep is not Keep.NOTHING  # what `infer` returns may be handed to users
-        chunk = self.kernel.chunk_buffers(x, recorded=recorded, reused=reused)
+        chunk = self.kernel.chunk_buffers(x, recorded=recorded, first=first, reused=reused)
         before = self._note_counts()
         words, digest, fine = self.kernel.forward(
             chunk, self._counts, self.buffer.heads, first, keep, tally, self.sliced
@@ -199,11 +209,20 @@ class NativeTape(Tape):
         if not fine:
             start = TapePosition(unstacked(before, self.cell))
             name_bad_state(
-                self.cell, self.weights, x, first, start, masks=self.masks, lengths=self.lengths, name=self.name
-            )
+                self.cell, self.weights, x, first, start, masks=self.masks, lengths=self.lengths, name=self.name,
+                resets=self.resets, anew=self.anew,
+            )  # fmt: skip
         if recorded:
             self._keep(chunk, first)
         return self._keep_slices(chunk.y, first), words, digest
+
+    def _slices_before(self, first: int, steps: int, resets: Tensor | None) -> Tensor:
+        """The sliced units as each step of a chunk finds them, (K, B, sliced)."""
+        slices = self.slices[first : first + steps]
+        if resets is None:
+            return slices
+        anew = fixed.from_counts(self.anew[self.cell.parts[0]][:, : self.sliced], self.dtype)
+        return torch.where(resets.bool().unsqueeze(-1), anew, slices)
 
     def _note_counts(self) -> Tensor:
         """A copy of the counts before a chunk, which the next chunk's will take the place of."""

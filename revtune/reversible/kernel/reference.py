@@ -44,11 +44,13 @@ class ReferenceTape(Tape):
     def _prepare(self, steps: int, share: int | None) -> None:
         self._shortest = int(self.lengths.min()) if self.lengths is not None else steps
         self._share = default_share(steps, len(self.cell.parts)) if share is None else share
+        self._anew_rows = {} if self.resets is None else _rows_by_step(self.resets)
         self._columns = _stage_columns(self.cell, self.units)
         self._counts: dict[str, Tensor] = {}
         self._floats: dict[str, Tensor] = {}  # the parts as floats
         self._reads: dict[str, Tensor] = {}  # the same, masked: what the cell reads
         self._graphs: list[list[StageGraph]] = []  # of the chunk that `record` or `rewind` left, by step and stage
+        self._graphs_first = 0  # that chunk's first step
 
     @property
     def floats_per_step(self) -> int:
@@ -66,6 +68,7 @@ class ReferenceTape(Tape):
         other.buffer, other.weights = self.buffer.copy(), self.weights.fresh()
         for name in ("_counts", "_floats", "_reads", "_graphs", "_checks", "direction"):
             setattr(other, name, getattr(self, name).copy())
+        other.anew_direction = {}
         return other
 
     def pause(self) -> None:
@@ -110,8 +113,9 @@ class ReferenceTape(Tape):
 
     def record(self, x: Tensor, first: int) -> Tensor:
         start, projected, y = self.position(), self._project(x, first), self._outputs(x)
-        self._graphs = []
+        self._graphs, self._graphs_first = [], first
         for k, row in enumerate(projected):
+            self._begin_anew(first + k)
             self._graphs.append([self._record(row, i, first + k, first=k == 0) for i in range(len(self.cell.stages))])
             self._watch()
             self._write(y[k])
@@ -124,12 +128,13 @@ class ReferenceTape(Tape):
     def rewind(self, x: Tensor, first: int) -> Tensor:
         self._check_heads(x, first)
         projected, y = self._project(x, first), self._outputs(x)
-        self._graphs = []
+        self._graphs, self._graphs_first = [], first
         try:
             for k in reversed(range(x.shape[0])):
                 self._write(y[k])  # the state after step k, before it is undone
                 stages = reversed(range(len(self.cell.stages)))
                 self._graphs.append([self._undo(projected[k], i, first + k) for i in stages][::-1])
+                self._take_lost(first + k)
         except ReversalError as error:
             raise ReversalError(self._explain(x, first, str(error))) from None
         self._graphs.reverse()
@@ -155,6 +160,7 @@ class ReferenceTape(Tape):
                     steps = products.setdefault(WeightRows(product.name, product.rows), ProductSteps([], []))
                     steps.values.append(product.value)
                     steps.grads.append(product.grad)
+            self._cut(self._graphs_first + k)
             if not keep:
                 self._graphs[k] = []  # the step's graph is freed as soon as it has been used
         self.weights.add_products(products)
@@ -169,6 +175,9 @@ class ReferenceTape(Tape):
         moved = {part: start.get(part, torch.zeros_like(self._floats[part])) for part in self.cell.parts}
         with differentiating_forward():
             for k, row in enumerate(projected):
+                self._begin_anew(first + k)
+                if (rows := self._anew_rows.get(first + k)) is not None:
+                    moved.update({part: tangent.index_fill(0, rows, 0.0) for part, tangent in moved.items()})
                 self._move(row, da[k], moved, self._live(first + k))
                 torch.cat([moved[part] for part in self.cell.states[0]], -1, out=dy[k])
         self._return_to(standing)
@@ -239,6 +248,8 @@ class ReferenceTape(Tape):
                 h = self._divide(part, h, _masked(fixed.forget_integer(z), live, _FORGET_NOTHING))
             if kept := self._sliced(part):
                 h[:, :kept] = fixed.to_counts(self.slices[step])  # the sliced units before this step
+                if (rows := self._anew_rows.get(step)) is not None:
+                    h[rows, :kept] = self.anew[part][rows, :kept]
             self._set(part, h)
             graph.note_before(index, self._floats[part])
         return graph
@@ -261,6 +272,7 @@ class ReferenceTape(Tape):
     def _run(self, x: Tensor, first: int, multiply: Multiply) -> Tensor:
         projected, y = self._project(x, first), self._outputs(x)
         for k, row in enumerate(projected):
+            self._begin_anew(first + k, kept=multiply != _multiply_only)
             live = self._live(first + k)
             for stage, columns in zip(self.cell.stages, self._columns, strict=True):
                 step = Step(row[:, columns], self._reads, self.weights.tensors, self.weights.added())
@@ -275,6 +287,47 @@ class ReferenceTape(Tape):
             self._watch()
             self._write(y[k])
         return self._keep_slices(y, first)
+
+    def _begin_anew(self, step: int, *, kept: bool = True) -> None:
+        """Begin the rows anew that do so before this step; what they lose goes into the buffer if it is to be kept."""
+        rows = self._anew_rows.get(step)
+        if rows is None:
+            return
+        lost = [count[rows] for count in self._counts.values()]
+        for count in lost:  # which nobody looks at later
+            torch.maximum(self._peak, count.abs().amax(), out=self._peak)
+        if kept:
+            self.buffer.put_away(rows, lost)
+        self._put(rows, [self.anew[part][rows] for part in self._counts])
+
+    def _take_lost(self, step: int) -> None:
+        """Put back what rows lost when they began anew before this step.
+
+        Raises:
+            ReversalError: they have not come back to where they began.
+        """
+        rows = self._anew_rows.get(step)
+        if rows is None:
+            return
+        if not all(torch.equal(count[rows], self.anew[part][rows]) for part, count in self._counts.items()):
+            raise ReversalError("a row has not come back to the state from which it began anew")
+        self._put(rows, self.buffer.take_back(rows, len(self._counts)))
+
+    def _put(self, rows: Tensor, counts: list[Tensor]) -> None:
+        """Set some rows of each part."""
+        for part, some in zip(list(self._counts), counts, strict=True):
+            self._set(part, self._counts[part].index_copy(0, rows, some))
+
+    def _cut(self, step: int) -> None:
+        """Let no gradient cross where rows begin anew: what has come there is that of the state from which they do."""
+        rows = self._anew_rows.get(step)
+        if rows is None:
+            return
+        for part, grad in self.direction.items():
+            if self.learns_anew:
+                here = self.anew_direction.setdefault(part, torch.zeros_like(grad))
+                here.index_add_(0, rows, grad[rows])
+            self.direction[part] = grad.index_fill(0, rows, 0.0)
 
     def _couple(self, part: str, z: Tensor | None, u: Tensor, live: Tensor | None, multiply: Multiply) -> None:
         h = self.counts[part]
@@ -345,8 +398,9 @@ class ReferenceTape(Tape):
             peak = torch.maximum(peak, count.abs().amax())
         if not bool(peak < LARGEST_COUNT):
             name_bad_state(
-                self.cell, self.weights, x, first, start, masks=self.masks, lengths=self.lengths, name=self.name
-            )
+                self.cell, self.weights, x, first, start, masks=self.masks, lengths=self.lengths, name=self.name,
+                resets=self.resets, anew=self.anew,
+            )  # fmt: skip
 
 
 def name_bad_state(
@@ -359,6 +413,8 @@ def name_bad_state(
     masks: Mapping[str, Tensor],
     lengths: Tensor | None,
     name: str,
+    resets: Tensor | None = None,
+    anew: Mapping[str, Tensor] | None = None,
 ) -> NoReturn:
     """Run a chunk (K, B, I) again from its start, step by step, to say where the state went wrong.
 
@@ -368,7 +424,7 @@ def name_bad_state(
     # Said to be bounded, so that the tape does not watch the state: here each step is looked at.
     scout = ReferenceTape(
         replace(cell, bounded=True), weights.fresh(), TapePosition(start.counts), steps=first + x.shape[0],
-        dtype=x.dtype, masks=masks, lengths=lengths, name=name,
+        dtype=x.dtype, masks=masks, lengths=lengths, name=name, resets=resets, anew=anew,
     )  # fmt: skip
     for k in range(x.shape[0]):
         scout.step(x[k : k + 1], first + k)
@@ -389,6 +445,13 @@ def _stage_columns(cell: Cell, units: int) -> list[slice]:
         columns.append(slice(first * units, (first + stage.blocks) * units))
         first += stage.blocks
     return columns
+
+
+def _rows_by_step(resets: Tensor) -> dict[int, Tensor]:
+    """The rows that begin anew before a step, by the step, of those at which any does."""
+    steps, rows = resets.nonzero(as_tuple=True)
+    found, counts = steps.unique_consecutive(return_counts=True)
+    return dict(zip(found.tolist(), rows.split(counts.tolist()), strict=True))
 
 
 def _masked(value: Tensor, live: Tensor | None, otherwise: float) -> Tensor:

@@ -33,7 +33,8 @@ from revtune.reversible.transforms import refuse_double_backward
 _ARGUMENTS = (
     "Tensor x, Tensor h, Tensor? c, Tensor? ih, Tensor? bias, Tensor hh, Tensor? ih_v, Tensor? ih_s, Tensor? hh_v, "
     "Tensor? hh_s, Tensor? mask1, Tensor? mask2, Tensor? lengths, int chunk, int? share, float? bits, bool forgetting, "
-    "bool bounded, bool train, str name, bool answering=True"
+    "bool bounded, bool train, str name, bool answering=True, Tensor? resets=None, Tensor? anew_h=None, "
+    "Tensor? anew_c=None"
 )
 _BACKWARD = "Tensor? dy, Tensor? dfinal, Tensor y, Tensor final, Tensor kept, Tensor words, Tensor facts, bool[] wanted"
 
@@ -44,6 +45,9 @@ _WEIGHTS = {
     "ih": "ih", "bias": "bias", "hh": "hh", "ih_v": "ih.V", "ih_s": "ih.s", "hh_v": "hh.V", "hh_s": "hh.s",
 }  # fmt: skip
 """The arguments whose gradients `Weights` adds up, and its names for them."""
+
+_ANEW = ("anew_h", "anew_c")
+"""The arguments from which rows begin anew."""
 
 SIZES = 5
 """Tensors whose sizes are recorded."""
@@ -62,16 +66,20 @@ def sequence(
     share: int | None = None,
     name: str = "",
     answering: bool = True,
+    resets: Tensor | None = None,
+    anew: State = (),
 ) -> tuple[Tensor, State]:
     """Outputs (T, B, H) and the final state, in the dtypes of the first one; arguments, checked, as in `scan`."""
     assert cell.native is not None
     h, c = state[0], state[1] if len(state) > 1 else None
     (ih_v, ih_s), (hh_v, hh_s) = [(responses or {}).get(key, (None, None)) for key in ("ih", "hh")]
+    anew_h, anew_c = (*anew, None, None)[:2]
     mask1, mask2 = [(masks or {}).get(part) for part in cell.states[0]]
     given = SequenceArguments(
         x, h, c, weights.get("ih"), weights.get("bias"), weights["hh"], ih_v, ih_s, hh_v, hh_s, mask1, mask2, lengths,
         chunk=chunk or 0, share=share, bits=cell.native.max_forget_bits, forgetting=cell.native.forgetting,
         bounded=cell.native.bounded, train=False, name=name or cell.name, answering=answering,
+        resets=resets, anew_h=anew_h, anew_c=anew_c,
     )  # fmt: skip
     train = may_go_back(tensor for tensor in given.differentiable() if tensor is not None)
     y, final, *_ = torch.ops.revtune.sequence(*given._replace(train=train))
@@ -164,13 +172,14 @@ def _sequence_backward(*arguments: Any) -> list[Tensor]:
     run = SequenceRun(call.y, call.final, call.kept, call.words, record.chunks)
     with torch.no_grad(), record.environment.restored(torch.device("cpu")):
         _check_unchanged(given, record.digests, BETWEEN)
-        layer = RecalledLayer(given, frozenset(name for field, name in _WEIGHTS.items() if want[field]))
+        wanted = frozenset(name for field, name in _WEIGHTS.items() if want[field])
+        layer = RecalledLayer(given, wanted, learns_anew=any(want[field] for field in _ANEW))
         try:
-            dx, dstate = layer.backward(run, call.dy, call.dfinal, want_dx=want["x"])
+            dx, dstate, danew = layer.backward(run, call.dy, call.dfinal, want_dx=want["x"])
         finally:  # a change is the reason for other errors too
             _check_unchanged(given, record.digests, MEANWHILE)
     grads = {field: layer.weights.gradients.get(name) for field, name in _WEIGHTS.items()}
-    grads |= {"x": dx, **dict(zip(("h", "c"), dstate, strict=False))}
+    grads |= {"x": dx, **dict(zip(("h", "c"), dstate, strict=False)), **dict(zip(_ANEW, danew, strict=False))}
     ordered = [grads.get(field) for field in DIFFERENTIABLE]
     return [call.y.new_empty(0) if grad is None else grad for grad in ordered]
 
@@ -251,12 +260,13 @@ def _backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None, *_: Any) -> tu
     if not torch.compiler.is_compiling():
         refuse_double_backward("revtune")
     y, final, kept, words, facts, *tensors = ctx.saved_tensors
-    wanted = list(ctx.needs_input_grad[: len(DIFFERENTIABLE)])
+    needed = dict(zip(SequenceArguments._fields, ctx.needs_input_grad, strict=False))  # torch leaves out last defaults
+    wanted = [needed.get(field, False) for field in DIFFERENTIABLE]
     computed = torch.ops.revtune.sequence_backward(
-        dy, dfinal, y, final, kept, words, facts, wanted, *tensors, *ctx.settings
+        dy, dfinal, y, final, kept, words, facts, wanted, *SequenceArguments.of(tensors, ctx.settings)
     )
-    grads = [grad if want else None for grad, want in zip(computed, wanted, strict=True)]
-    return (*grads, *[None] * (len(SequenceArguments._fields) - len(grads)))
+    grads = {field: grad for field, grad, want in zip(DIFFERENTIABLE, computed, wanted, strict=True) if want}
+    return tuple(grads.get(field) for field in SequenceArguments._fields)
 
 
 torch.library.define("revtune::sequence", f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")

@@ -14,19 +14,23 @@ from revtune.reversible.cells.cell import Cell, Response
 from revtune.reversible.cells.gru import rev_gru
 from revtune.reversible.cells.lstm import rev_lstm
 
-DIFFERENTIABLE = ("x", "h", "c", "ih", "bias", "hh", "ih_v", "ih_s", "hh_v", "hh_s")
-"""The arguments that gradients flow to. They come first."""
+DIFFERENTIABLE = ("x", "h", "c", "ih", "bias", "hh", "ih_v", "ih_s", "hh_v", "hh_s", "anew_h", "anew_c")
+"""The arguments that gradients flow to. All but the last two come first."""
 
 _TENSORS: Final = 13
-"""How many arguments are tensors: `DIFFERENTIABLE`, two masks and lengths. The others, the settings, come after them.
+"""How many arguments before the settings are tensors: those of `DIFFERENTIABLE`, two masks and lengths.
 
 A number, as type checkers know the type of a NamedTuple's slice only where its ends are literals.
 """
 
+_LATER: Final = -3
+"""Where the tensors begin that come after the settings: whoever wrote a graph before they were there has none."""
+
 _READ_AGAIN = {
     "h": "first state h", "c": "first state c", "ih": "weight 'ih'", "bias": "weight 'bias'", "hh": "weight 'hh'",
     "ih_v": "weight 'ih.V'", "ih_s": "weight 'ih.s'", "hh_v": "weight 'hh.V'", "hh_s": "weight 'hh.s'",
-    "mask1": "mask of h1", "mask2": "mask of h2", "lengths": "lengths",
+    "mask1": "mask of h1", "mask2": "mask of h2", "lengths": "lengths", "resets": "resets", "anew_h": "reset_state h",
+    "anew_c": "reset_state c",
 }  # fmt: skip
 """What errors call the tensors that backward reads again, but x, whose steps are in the digests of chunks."""
 
@@ -49,6 +53,8 @@ class SequenceArguments(NamedTuple):
         train: whether there may be a backward pass.
         name: what errors call this layer.
         answering: whether responses add to products, as in `Weights`.
+        resets: before which steps rows begin anew, (T, B) bool.
+        anew_h, anew_c: the states from which they do, (B, H) or (1, H); zeros where they are missing.
     """
 
     x: Tensor
@@ -72,6 +78,9 @@ class SequenceArguments(NamedTuple):
     train: bool
     name: str
     answering: bool = True
+    resets: Tensor | None = None
+    anew_h: Tensor | None = None
+    anew_c: Tensor | None = None
 
     def cell(self) -> Cell:
         """The cell, as its settings describe it."""
@@ -84,17 +93,27 @@ class SequenceArguments(NamedTuple):
         """The first state."""
         return (self.h,) if self.c is None else (self.h, self.c)
 
+    @property
+    def anew(self) -> tuple[Tensor, ...]:
+        """The state from which rows begin anew, of which there is none where that is zero."""
+        return tuple(tensor for tensor in (self.anew_h, self.anew_c) if tensor is not None)
+
     def differentiable(self) -> list[Tensor | None]:
         """The tensors that gradients flow to."""
         return [getattr(self, field) for field in DIFFERENTIABLE]
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """All tensors."""
-        return self[:_TENSORS]
+        return (*self[:_TENSORS], *self[_LATER:])
 
     def settings(self) -> tuple[Any, ...]:
         """Everything but the tensors."""
-        return self[_TENSORS:]
+        return self[_TENSORS:_LATER]
+
+    @staticmethod
+    def of(tensors: Sequence[Tensor | None], settings: Sequence[Any]) -> tuple[Any, ...]:
+        """The arguments in their order, from what `tensors` and `settings` gave."""
+        return (*tensors[:_TENSORS], *settings, *tensors[_TENSORS:])
 
     def read_again(self) -> dict[str, Tensor]:
         """The tensors but x that backward reads again, by what errors call them."""

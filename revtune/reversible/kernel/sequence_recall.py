@@ -23,7 +23,7 @@ from revtune.reversible.kernel.chunks import most_steps, spans
 from revtune.reversible.kernel.kernel import PARTS, ChunkBuffers, Keep, Kernel, new_tally, tallied_bits, unstacked
 from revtune.reversible.kernel.reference import name_bad_state
 from revtune.reversible.kernel.sequence_arguments import SequenceArguments
-from revtune.reversible.kernel.tape import TapePosition
+from revtune.reversible.kernel.tape import TapePosition, of_rows
 from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.meter import Usage
 
@@ -100,9 +100,12 @@ class RecalledLayer:
     Args:
         given: the operator's arguments.
         wanted: names of weights and responses whose gradients are wanted, as in `Weights`.
+        learns_anew: whether those of the states from which rows begin anew are.
     """
 
-    def __init__(self, given: SequenceArguments, wanted: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, given: SequenceArguments, wanted: frozenset[str] = frozenset(), *, learns_anew: bool = False
+    ) -> None:
         self.x, self.state, self.lengths, self.name = given.x, given.state, given.lengths, given.name
         self.train, self.kept = given.train, kept_steps(given)
         self.steps, self.rows, self.units = given.x.shape[0], given.x.shape[1], given.h.shape[-1] // PARTS
@@ -116,7 +119,9 @@ class RecalledLayer:
         )  # fmt: skip
         if self.steps > self.chunk_steps:
             self.weights.pack_projection()
-        self.kernel = Kernel(self.cell, self.weights, self.units, self.masks, given.lengths)
+        self.resets, self._anew_state, self._learns_anew = given.resets, given.anew, learns_anew
+        anew = None if given.resets is None else self._anew()
+        self.kernel = Kernel(self.cell, self.weights, self.units, self.masks, given.lengths, given.resets, anew)
         self.heads = self.kernel.heads(self.rows, self.steps, given.share)
 
     def spans(self) -> list[slice]:
@@ -137,7 +142,7 @@ class RecalledLayer:
         for span in self.spans():
             check_input(self.x[span], span.start, self.name)
             into = kept[span.start - cut : span.stop - cut] if span.start >= cut else None
-            chunk = self.kernel.chunk_buffers(self.x[span], y[span], recorded=False, into=into)
+            chunk = self.kernel.chunk_buffers(self.x[span], y[span], recorded=False, first=span.start, into=into)
             spilled = self._run(chunk, span, counts, tally)
             if self.train:
                 gates = torch.ops.revtune.digest([chunk.gates])
@@ -159,11 +164,15 @@ class RecalledLayer:
 
     def backward(
         self, run: SequenceRun, dy: Tensor | None, dfinal: Tensor | None, *, want_dx: bool
-    ) -> tuple[Tensor | None, list[Tensor]]:
-        """Gradients of the input and of the first states; those of weights are added up in `weights`."""
+    ) -> tuple[Tensor | None, list[Tensor], list[Tensor]]:
+        """Gradients of the input, of the first states and of those from which rows begin anew.
+
+        Those of weights are added up in `weights`.
+        """
         counts = fixed.to_counts(self._halves(run.final)).contiguous()
         heads, words = self._unpacked(run.words)
         direction, start = self._direction(counts, dfinal), self._start()
+        danew = torch.zeros_like(direction) if self._learns_anew else None
         dx = torch.empty_like(self.x) if want_dx else None
         for span, record in list(zip(self.spans(), run.chunks, strict=True))[::-1]:
             chunk = self._recalled(run, span, start[0])
@@ -173,7 +182,7 @@ class RecalledLayer:
                 words, spilled = words[: len(words) - record.words], words[len(words) - record.words :]
                 if not self.kernel.recall_cells(chunk, counts, heads, spilled, span.start):
                     raise ReversalError(self._explain(span))
-            self.kernel.gradient(chunk, direction, None if dy is None else dy[span], span.start)
+            self.kernel.gradient(chunk, direction, None if dy is None else dy[span], span.start, danew)
             back = self.kernel.projection_gradient(chunk, self.x[span], wanted=want_dx)
             if dx is not None and back is not None:
                 dx[span] = back
@@ -184,7 +193,8 @@ class RecalledLayer:
             raise ReversalError(self._explain(slice(0, self.steps)))
         dstate = self._whole(direction).unbind()
         # Copies, as gradients of two states must share no memory.
-        return dx, [grad.to(state.dtype, copy=True) for grad, state in zip(dstate, self.state, strict=True)]
+        grads = [grad.to(state.dtype, copy=True) for grad, state in zip(dstate, self.state, strict=True)]
+        return dx, grads, [] if danew is None else list(map(of_rows, self._whole(danew).unbind(), self._anew_state))
 
     def _run(self, chunk: ChunkBuffers, span: slice, counts: Tensor, tally: Tensor | None) -> Tensor:
         """Run a chunk and return the words it spilled."""
@@ -198,14 +208,15 @@ class RecalledLayer:
     def _name_bad_state(self, span: slice, start: Tensor) -> None:
         name_bad_state(
             self.cell, self.weights, self.x[span], span.start, TapePosition(unstacked(start, self.cell)),
-            masks=self.masks, lengths=self.lengths, name=self.name,
+            masks=self.masks, lengths=self.lengths, name=self.name, resets=self.resets,
+            anew=None if self.kernel.anew is None else unstacked(self.kernel.anew, self.cell),
         )  # fmt: skip
 
     def _recalled(self, run: SequenceRun, span: slice, start: Tensor) -> ChunkBuffers:
         """A chunk with its gates, kept or evaluated again; `start` is h of the first state in counts, (2, B, N)."""
         first = span.start - (self.steps - self.kept)
         gates = run.kept[first : first + span.stop - span.start] if first >= 0 else None
-        chunk = self.kernel.chunk_buffers(self.x[span], run.y[span], recorded=True, gates=gates)
+        chunk = self.kernel.chunk_buffers(self.x[span], run.y[span], recorded=True, first=span.start, gates=gates)
         if span.start:
             before = run.y[span.start - 1 : span.stop - 1]
             chunk = chunk._replace(y_start=before[0], y_before=before)
@@ -232,6 +243,13 @@ class RecalledLayer:
     def _start(self) -> Tensor:
         """The same, of a state that has been checked."""
         return torch.stack([fixed.to_counts(self._halves(state)) for state in self.state]).contiguous()
+
+    def _anew(self) -> Tensor:
+        """The states from which rows begin anew in counts, (S, 2, B, N)."""
+        for state in self._anew_state:
+            check_state(state, f"{self.name}: reset_state")
+        whole = self._anew_state or tuple(torch.zeros_like(state) for state in self.state)
+        return torch.stack([fixed.to_counts(self._halves(one.expand(self.rows, -1))) for one in whole]).contiguous()
 
     def _direction(self, counts: Tensor, dfinal: Tensor | None) -> Tensor:
         """The gradient of the final state, (S, 2, B, N), from which backward starts."""

@@ -29,6 +29,9 @@ from revtune.reversible.cells.cell import Cell, Response, State
 from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.meter import Usage
 
+ANEW = "reset_state"
+"""What the states from which rows begin anew are called among a layer's tensors."""
+
 
 class TapePosition(NamedTuple):
     """Where a tape stands: counts (B, N) by part, and the heads of the buffer, or None for new ones."""
@@ -69,6 +72,9 @@ class Tape(ABC):
         dtype: float32 or float64, of gates and outputs.
         masks: locked masks (B, N) on the parts as the cell reads them.
         lengths: steps of each row, shape (B,); beyond its length a row keeps its state and forgets nothing.
+        resets: before which steps a row begins anew, (T, B) bool, none of them beyond its length; None for never. What
+            it loses goes into the buffer whole, so that rewinding crosses it; no gradient does.
+        anew: the states from which rows do so, counts (B, N) by part.
         name: what errors call this layer.
         share: how many units share a head.
         sliced: how many first units of the first part are rounded to `dtype` at each step. Their values are kept, in
@@ -76,6 +82,8 @@ class Tape(ABC):
 
     Attributes:
         direction: the gradient of the state that is being carried back, (B, N) by part.
+        anew_direction: the gradient of the states from which rows begin anew, (B, N) by part, as far as it is wanted
+            and the way back has come.
         final: the state after the last step, as `record` found it; None once it has been asked for and let go.
         reuses_outputs: whether `forward`, `preview`, `record` and `rewind` may return outputs where those of the chunk
             before them were.
@@ -100,9 +108,12 @@ class Tape(ABC):
         name: str = "",
         share: int | None = None,
         sliced: int = 0,
+        resets: Tensor | None = None,
+        anew: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.cell, self.weights, self.dtype, self.name = cell, weights, dtype, name or cell.name
         self.lengths, self.masks = lengths, dict(masks or {})
+        self.resets, self.anew, self.anew_direction = resets, dict(anew or {}), dict[str, Tensor]()
         self.rows, self.units = start.counts[cell.parts[0]].shape
         self.direction: dict[str, Tensor] = {}
         first = start.counts[cell.parts[0]]
@@ -247,6 +258,11 @@ class Tape(ABC):
         return tuple(fixed.from_counts(torch.cat([counts[part] for part in group], -1)) for group in self.cell.states)
 
     @property
+    def learns_anew(self) -> bool:
+        """Whether the gradient of the states from which rows begin anew is wanted."""
+        return ANEW in self.weights.wanted
+
+    @property
     def sliced(self) -> int:
         """How many units are sliced."""
         return self.slices.shape[2]
@@ -280,21 +296,25 @@ class Tape(ABC):
 
 
 class LayerTensors(NamedTuple):
-    """The tensors of one layer, besides its input, that gradients flow to: first state, weights and responses."""
+    """The tensors of one layer, besides its input, that gradients flow to: first state, weights and responses.
+
+    `anew` are the states from which rows begin anew, (B, H) or (1, H) each; none for zeros.
+    """
 
     state: State
     weights: Mapping[str, Tensor]
     responses: Mapping[str, Response]
+    anew: State = ()
 
     def flat(self) -> list[Tensor]:
         """All of them, in a fixed order."""
         pairs = [tensor for pair in self.responses.values() for tensor in pair]
-        return [*self.state, *self.weights.values(), *pairs]
+        return [*self.state, *self.weights.values(), *pairs, *self.anew]
 
     def names(self) -> list[str]:
-        """Their names: `state`, the weights' own, and `name.V`, `name.s` of a response."""
+        """Their names: `state`, the weights' own, `name.V`, `name.s` of a response, and `reset_state`."""
         pairs = [f"{name}.{kind}" for name in self.responses for kind in "Vs"]
-        return [*("state" for _ in self.state), *self.weights, *pairs]
+        return [*("state" for _ in self.state), *self.weights, *pairs, *(ANEW for _ in self.anew)]
 
     def wanted(self) -> frozenset[str]:
         """The names of those that require a gradient."""
@@ -306,8 +326,24 @@ class LayerTensors(NamedTuple):
             torch.cat([tape.direction[part] for part in group], -1).to(state.dtype) if state.requires_grad else None
             for group, state in zip(tape.cell.states, self.state, strict=True)
         ]
-        names = self.names()[len(states) :]
-        return [*states, *(tape.weights.gradients.pop(name, None) for name in names)]
+        names = self.names()[len(states) : len(self.flat()) - len(self.anew)]
+        return [*states, *(tape.weights.gradients.pop(name, None) for name in names), *self._anew_gradients(tape)]
+
+    def _anew_gradients(self, tape: Tape) -> list[Tensor | None]:
+        """Gradients of `anew`: zeros where no row has begun anew, the sum over rows where all do so from one state."""
+        grads: list[Tensor | None] = []
+        for group, state in zip(tape.cell.states, self.anew, strict=False):
+            found = [tape.anew_direction[part] for part in group if part in tape.anew_direction]
+            if found and state.requires_grad:
+                grads.append(of_rows(torch.cat(found, -1), state))
+            else:
+                grads.append(torch.zeros_like(state) if state.requires_grad else None)
+        return grads
+
+
+def of_rows(grad: Tensor, state: Tensor) -> Tensor:
+    """The gradient of a state, (B, H), or (1, H) where all rows share it, from that of each row, (B, H)."""
+    return (grad if len(state) == len(grad) else grad.sum(0, keepdim=True)).to(state.dtype, copy=True)
 
 
 def step_range(x: Tensor, first: int) -> str:

@@ -15,11 +15,11 @@ from revtune.reversible.cells.state_range import check_state
 from revtune.reversible.kernel.native_tape import NativeTape
 from revtune.reversible.kernel.reference import ReferenceTape
 from revtune.reversible.kernel.sequence import sequence
-from revtune.reversible.kernel.tape import LayerTensors, Tape, TapePosition
+from revtune.reversible.kernel.tape import ANEW, LayerTensors, Tape, TapePosition
 from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.stack import Stack
-from revtune.reversible.own_pages import copied
+from revtune.reversible.own_pages import copied, zeros
 from revtune.reversible.transforms import refuse_transforms
 
 
@@ -35,6 +35,7 @@ class LayerSettings(NamedTuple):
         share: units that share a head of the buffer, or None for `default_share`.
         sliced: how many first units are kept at every step, as in `Tape`.
         answering: whether responses add to products, as in `Weights`.
+        resets: before which steps rows begin anew, as in `Tape`.
     """
 
     name: str
@@ -45,6 +46,7 @@ class LayerSettings(NamedTuple):
     share: int | None = None
     sliced: int = 0
     answering: bool = True
+    resets: Tensor | None = None
 
 
 def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettings) -> tuple[Tensor, State]:
@@ -54,7 +56,7 @@ def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettin
         return sequence(
             cell, x, inputs.state, inputs.weights, responses=inputs.responses, masks=settings.masks,
             lengths=settings.lengths, chunk=settings.chunk, share=settings.share, name=settings.name,
-            answering=settings.answering,
+            answering=settings.answering, resets=settings.resets, anew=inputs.anew,
         )  # fmt: skip
     tape = build_tape(cell, inputs, settings, x.shape[0], x.dtype)
     y, finals = run_stack(Stack([tape]), x, [inputs], chunk=settings.chunk)
@@ -64,18 +66,14 @@ def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettin
 
 def build_tape(cell: Cell, inputs: LayerTensors, settings: LayerSettings, steps: int, dtype: torch.dtype) -> Tape:
     """A tape at the first state, for a sequence of so many steps, with gates and outputs of this dtype."""
-    refuse_transforms(inputs.flat())
+    refuse_transforms(inputs.flat() if settings.resets is None else [*inputs.flat(), settings.resets])
     wanted = inputs.wanted() if torch.is_grad_enabled() else frozenset()
-    counts = {}
-    for group, tensor in zip(cell.states, inputs.state, strict=True):
-        check_materialized(f"{settings.name}: input", tensor)
-        check_state(tensor, f"{settings.name}: the first state")
-        for part, value in zip(group, tensor.detach().chunk(len(group), -1), strict=True):
-            counts[part] = copied(fixed.to_counts(value))
-    # Sliced units are kept as floats, so their first state has to be one
-    sliced = counts[cell.parts[0]][:, : settings.sliced]
-    sliced.copy_(fixed.to_counts(fixed.from_counts(sliced, dtype)))
-    units = counts[cell.parts[0]].shape[-1]
+    counts = _counts(cell, inputs.state, settings, "the first state", dtype)
+    rows, units = counts[cell.parts[0]].shape
+    anew = {}
+    if settings.resets is not None:
+        anew = _counts(cell, tuple(state.expand(rows, -1) for state in inputs.anew), settings, ANEW, dtype)
+        anew = anew or {part: zeros(count, (rows, units)) for part, count in counts.items()}
     weights = Weights(
         inputs.weights, inputs.responses, wanted, units, settings.name, native=settings.native,
         answering=settings.answering,
@@ -83,5 +81,19 @@ def build_tape(cell: Cell, inputs: LayerTensors, settings: LayerSettings, steps:
     kind = NativeTape if settings.native else ReferenceTape
     return kind(
         cell, weights, TapePosition(counts), steps=steps, dtype=dtype, masks=settings.masks, lengths=settings.lengths,
-        name=settings.name, share=settings.share, sliced=settings.sliced,
+        name=settings.name, share=settings.share, sliced=settings.sliced, resets=settings.resets, anew=anew,
     )  # fmt: skip
+
+
+def _counts(cell: Cell, states: State, settings: LayerSettings, what: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """States in counts, (B, N) by part; of no states, nothing."""
+    counts: dict[str, Tensor] = {}
+    for group, tensor in zip(cell.states, states, strict=bool(states)):
+        check_materialized(f"{settings.name}: input", tensor)
+        check_state(tensor, f"{settings.name}: {what}")
+        for part, value in zip(group, tensor.detach().chunk(len(group), -1), strict=True):
+            counts[part] = copied(fixed.to_counts(value))
+    if states and settings.sliced:  # sliced units are kept as floats, so a state before a step has to be one
+        sliced = counts[cell.parts[0]][:, : settings.sliced]
+        sliced.copy_(fixed.to_counts(fixed.from_counts(sliced, dtype)))
+    return counts

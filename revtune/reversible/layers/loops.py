@@ -78,7 +78,7 @@ def _step(
 
 def _sequence(*arguments: Any) -> Any:
     given = SequenceArguments(*arguments)
-    if given.responses():
+    if given.responses() or given.resets is not None:
         return NotImplemented
     y, final = looped(given.cell(), given.x, given.state, given.weights(), given.masks(), given.lengths)
     kept = given.x.new_empty(0, given.x.shape[1], given.hh.shape[0])

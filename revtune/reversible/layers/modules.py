@@ -39,7 +39,10 @@ class RevGRU(RevRNN):
 
     Shape:
         `y, h_n = rnn(x, h_0)` with x (T, B, I), or (B, T, I) if batch_first, or (T, I), or a PackedSequence; h_0 and
-        h_n (L * D, B, H). A float64 h_0 is an exact state and gives an exact float64 h_n. Parameters: weight_ih_l0
+        h_n (L * D, B, H). A float64 h_0 is an exact state and gives an exact float64 h_n. `rnn(x, h_0, resets=)` begins
+        a row anew before the steps where resets (T, B) bool, or (B, T) if batch_first, is true, from `reset_state=`,
+        (L * D, B, H) or (L * D, 1, H), zeros by default; `offsets=` in place of it are the cumulative lengths, from 0
+        to T, of documents packed into a batch of one row (docs/resets.md). Parameters: weight_ih_l0
         (3H, I), weight_hh_l0 (3H, H/2), bias_ih_l0, bias_hh_l0 (3H,), rows z1 r1 g1 z2 r2 g2; not interchangeable with
         nn.GRU's.
 

@@ -127,6 +127,8 @@ def read_again(stack: Stack, x: Tensor, encoder_tensors: Iterable[Tensor] = ()) 
         yield from ((f"{tape.name}: mask {part!r}", mask) for part, mask in tape.masks.items())
         if tape.lengths is not None:
             yield f"{tape.name}: lengths", tape.lengths
+        if tape.resets is not None:
+            yield f"{tape.name}: resets", tape.resets
 
 
 def check_unchanged(before: Fingerprints, now: Fingerprints, when: str = BETWEEN) -> None:

@@ -26,6 +26,7 @@ from revtune.reversible.kernel.untraced import untraced
 from revtune.reversible.layers.flat_weights import FlatWeights
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
 from revtune.reversible.layers.masks import BatchSpec, DrawMask, drop_mask, new_seed
+from revtune.reversible.layers.resets import NO_RESETS, GivenResets, Resets, both_ways, of_layer
 from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.rnn_arguments import Hx, Options, check_input, check_parameter, check_states
 from revtune.reversible.layers.single_step import single_step
@@ -119,10 +120,21 @@ class RevRNN(FlatWeights):
         for weight in self.parameters():
             nn.init.uniform_(weight, -bound, bound)
 
-    def forward(self, input: Tensor | PackedSequence, hx: Hx | None = None) -> tuple[Any, Any]:
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Hx | None = None,
+        *,
+        resets: Tensor | None = None,
+        reset_state: Hx | None = None,
+        offsets: Tensor | None = None,
+    ) -> tuple[Any, Any]:
         """Run the layers; arguments and results as in the class's description."""
+        given = GivenResets(resets, reset_state, offsets)
         if isinstance(input, Proxy):
-            return called_as_leaf(self, input, hx)  # type: ignore[unreachable]
+            return called_as_leaf(self, input, hx=hx, **given._asdict())  # type: ignore[unreachable]
+        if not given.nothing:
+            return self._uncompiled(input, hx, given)
         if torch.compiler.is_compiling():
             if isinstance(input, Tensor):
                 return self._run(input, hx, native=self.runs_native(self.first_weight))
@@ -135,8 +147,10 @@ class RevRNN(FlatWeights):
         refuse_script(self)
 
     @untraced
-    def _uncompiled(self, input: Tensor | PackedSequence, hx: Hx | None) -> tuple[Any, Any]:
-        return self._run(input, hx)
+    def _uncompiled(
+        self, input: Tensor | PackedSequence, hx: Hx | None, given: GivenResets = NO_RESETS
+    ) -> tuple[Any, Any]:
+        return self._run(input, hx, given)
 
     def runs_native(self, like: Tensor) -> bool:
         """Whether the kernel runs this net, all its layers and directions, on inputs like this tensor.
@@ -146,10 +160,17 @@ class RevRNN(FlatWeights):
         """
         return chosen(self.options.backend, self.cell, like, dict.fromkeys(("ih", "hh"), like), {})
 
-    def _run(self, input: Tensor | PackedSequence, hx: Hx | None, *, native: bool | None = None) -> tuple[Any, Any]:
+    def _run(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Hx | None,
+        given: GivenResets = NO_RESETS,
+        *,
+        native: bool | None = None,
+    ) -> tuple[Any, Any]:
         """Run the layers, on the backend that is chosen already or else here, once the input is known to fit."""
         if isinstance(input, PackedSequence):
-            return self._packed(input, hx)
+            return self._packed(input, hx, given)
         if check_tensor(f"{self._name}: input", input).dim() not in (2, 3):
             raise ValueError(
                 f"{self._name}: input must be (T, B, I), or (T, I) unbatched, got {input.dim()} dimensions"
@@ -160,20 +181,22 @@ class RevRNN(FlatWeights):
             x = x.transpose(0, 1)
         x = self.fitting(x)
         states = self.first_states(_spec(x), hx, batched=batched)
-        y, finals = self._layers(x, states, None, self.runs_native(x) if native is None else native)
+        resets = self.resets(x, given, None, carried=hx is not None, batched=batched)
+        y, finals = self._layers(x, states, None, self.runs_native(x) if native is None else native, resets)
         if not batched:
             last = self.options.output == "last"
             return y.squeeze(0 if last else 1), _form(tuple(final.squeeze(1) for final in finals))
         return (y.transpose(0, 1) if self.batch_first and self.options.output == "all" else y), _form(finals)
 
-    def _packed(self, packed: PackedSequence, hx: Hx | None) -> tuple[Any, Any]:
+    def _packed(self, packed: PackedSequence, hx: Hx | None, given: GivenResets) -> tuple[Any, Any]:
         if packed.data.dim() != 2:
-            given = tuple(packed.data.shape)
-            raise ValueError(f"{self._name}: a PackedSequence must hold data (N, I), a row a step, got {given}")
+            shape = tuple(packed.data.shape)
+            raise ValueError(f"{self._name}: a PackedSequence must hold data (N, I), a row a step, got {shape}")
         x, lengths = pad_packed_sequence(packed)
         x, lengths = self.fitting(x), lengths.to(x.device)
         states = self.first_states(_spec(x), hx, batched=True)
-        y, finals = self._layers(x, states, lengths, self.runs_native(x))
+        resets = self.resets(x, given, lengths, carried=hx is not None)
+        y, finals = self._layers(x, states, lengths, self.runs_native(x), resets)
         if self.options.output == "last":
             return y, _form(finals)
         order = (
@@ -199,8 +222,43 @@ class RevRNN(FlatWeights):
             return tuple(like.new_zeros(shape) if is_traced(like) else zeros(like, shape) for _ in self.cell.states)
         return check_states(self._name, hx, len(self.cell.states), shape, batch, batched=batched)
 
+    def resets(
+        self, x: Tensor, given: GivenResets, lengths: Tensor | None, *, carried: bool, batched: bool = True,
+        what: str = "",
+    ) -> Resets | None:  # fmt: skip
+        """Where rows of a time-first batch begin anew, and from what; None for nowhere.
+
+        Args:
+            x: any tensor (T, B, ...) on the input's device.
+            given: what the user says.
+            lengths: steps of each row, or None.
+            carried: whether a first state is given.
+            batched: whether what is given has the dimension B.
+            what: whose messages are; by default this layer's.
+
+        Raises:
+            ValueError: names what does not fit.
+        """
+        if given.nothing:
+            return None
+        weight = self.first_weight
+        batch = BatchSpec(x.shape[1], weight.dtype, weight.device)
+        shape = (self.num_layers * self.directions, x.shape[1], self.hidden_size)
+        return given.of_net(
+            what or self._name, x, lengths, batch, len(self.cell.states), shape, carried=carried, batched=batched,
+            batch_first=batched and self.batch_first,
+        )  # fmt: skip
+
     def assemble(
-        self, steps: int, batch: BatchSpec, states: State, lengths: Tensor | None, *, native: bool, sliced: int = 0
+        self,
+        steps: int,
+        batch: BatchSpec,
+        states: State,
+        lengths: Tensor | None,
+        *,
+        native: bool,
+        sliced: int = 0,
+        resets: Resets | None = None,
     ) -> Assembled:
         """All layers of a unidirectional net as one stack, with masks drawn for this sequence.
 
@@ -211,6 +269,7 @@ class RevRNN(FlatWeights):
             lengths: steps of each row, or None.
             native: whether the kernel runs it, as `runs_native` tells.
             sliced: how many first units of the top layer's h are sliced, as in `Tape`.
+            resets: where rows begin anew, and from what.
         """
         links: list[Link] = []
         inputs: list[LayerTensors] = []
@@ -219,24 +278,26 @@ class RevRNN(FlatWeights):
             if layer and (draw := self.draw_between()):
                 links.append(StepDropout(draw, new_seed()))
             first = tuple(state[layer] for state in states)
-            tensors, settings = self._layer(layer, "", batch, first, lengths, native)
+            tensors, settings = self._layer(layer, "", batch, first, lengths, native, of_layer(resets, layer))
             settings = settings._replace(sliced=sliced if layer + 1 == self.num_layers else 0)
             links.append(build_tape(self.cell, tensors, settings, steps, batch.dtype))
             inputs.append(tensors)
         links += self._locked("output_dropout", batch, self.hidden_size)
         return Assembled(Stack(links), inputs)
 
-    def _layers(self, x: Tensor, states: State, lengths: Tensor | None, native: bool) -> tuple[Tensor, State]:
+    def _layers(
+        self, x: Tensor, states: State, lengths: Tensor | None, native: bool, resets: Resets | None = None
+    ) -> tuple[Tensor, State]:
         every = self.options.output == "all"
         if not is_traced(x) and x.shape[1] == 0:
             return self._no_rows(x, states)
         if self.bidirectional:
-            return self._both_ways(x, states, lengths, native)
+            return self._both_ways(x, states, lengths, native, resets)
         if every and native:
-            return self._one_by_one(x, states, lengths)
+            return self._one_by_one(x, states, lengths, resets)
         if is_traced(x):
             return self._as_operator(x, states, lengths, native)
-        stack, inputs = self.assemble(x.shape[0], _spec(x), states, lengths, native=native)
+        stack, inputs = self.assemble(x.shape[0], _spec(x), states, lengths, native=native, resets=resets)
         y, finals = run_stack(stack, x, inputs, every=every)
         stacked = _stacked(finals)
         if y is None:
@@ -269,25 +330,32 @@ class RevRNN(FlatWeights):
         dropout = self.dropout if self.training else 0.0
         return run_as_operator(self.cell, layers, x, dropout=dropout, backend=self.options.backend, every=every)
 
-    def _one_by_one(self, x: Tensor, states: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+    def _one_by_one(
+        self, x: Tensor, states: State, lengths: Tensor | None, resets: Resets | None
+    ) -> tuple[Tensor, State]:
         """Layers after one another, each with all its outputs: the kernel needs nothing else to go back."""
         finals: list[State] = []
         for layer in range(self.num_layers):
             x = self._dropped(x, layer)
             first = tuple(state[layer] for state in states)
-            x, final = run_layer(self.cell, x, *self._layer(layer, "", _spec(x), first, lengths, True))
+            anew = of_layer(resets, layer)
+            x, final = run_layer(self.cell, x, *self._layer(layer, "", _spec(x), first, lengths, True, anew))
             finals.append(final)
         return self._masked(x, "output_dropout"), _stacked(finals)
 
-    def _both_ways(self, x: Tensor, states: State, lengths: Tensor | None, native: bool) -> tuple[Tensor, State]:
+    def _both_ways(
+        self, x: Tensor, states: State, lengths: Tensor | None, native: bool, resets: Resets | None
+    ) -> tuple[Tensor, State]:
         finals: list[State] = []
+        ways = both_ways(resets, lengths)
         for layer in range(self.num_layers):
             x = self._dropped(x, layer)
             every = self.options.output == "all" or layer + 1 < self.num_layers
             outputs = []
             for way, suffix in enumerate(self._suffixes(layer)):
                 first = tuple(state[2 * layer + way] for state in states)
-                inputs, settings = self._layer(layer, suffix, _spec(x), first, lengths, native)
+                anew = of_layer(ways[way], 2 * layer + way)
+                inputs, settings = self._layer(layer, suffix, _spec(x), first, lengths, native, anew)
                 y, final = self._direction(reversed_rows(x, lengths) if way else x, inputs, settings, every)
                 finals.append(final)
                 outputs.append(reversed_rows(y, lengths) if way and every else y)
@@ -306,8 +374,9 @@ class RevRNN(FlatWeights):
         return final[0].to(x.dtype), final
 
     def _layer(
-        self, layer: int, suffix: str, batch: BatchSpec, state: State, lengths: Tensor | None, native: bool
-    ) -> tuple[LayerTensors, LayerSettings]:
+        self, layer: int, suffix: str, batch: BatchSpec, state: State, lengths: Tensor | None, native: bool,
+        resets: Resets | None = None,
+    ) -> tuple[LayerTensors, LayerSettings]:  # fmt: skip
         """What one layer in one direction runs with: its tensors, and its settings with the masks drawn for it."""
         suffix = suffix or self._suffixes(layer)[0]
         weights, responses = self._products(layer, suffix, batch)
@@ -315,7 +384,8 @@ class RevRNN(FlatWeights):
         drawn = {part: self.mask("hidden_dropout", shape, batch) for part in self.cell.states[0]}
         masks = {part: mask for part, mask in drawn.items() if mask is not None}
         name = f"{self._name} layer {layer}" + (", reverse" if suffix.endswith("_reverse") else "")
-        return LayerTensors(state, weights, responses), LayerSettings(name, native, masks, lengths)
+        at, anew = resets or (None, ())
+        return LayerTensors(state, weights, responses, anew), LayerSettings(name, native, masks, lengths, resets=at)
 
     def _products(self, layer: int, suffix: str, batch: BatchSpec) -> tuple[dict[str, Tensor], dict[str, Response]]:
         """A layer's weights by name, and their responses, of which there are none."""

@@ -90,8 +90,11 @@ def check_parameter(what: str, given: object, shape: tuple[int, ...], batch: Bat
     return parameter
 
 
-def check_states(net: str, hx: Hx, groups: int, shape: tuple[int, ...], batch: BatchSpec, *, batched: bool) -> State:
-    """First states that fit. float64 ones stay as they are, exact; autocast may have lowered others.
+def check_states(
+    net: str, hx: Hx, groups: int, shape: tuple[int, ...], batch: BatchSpec, *, batched: bool, what: str = "hx",
+    shared: bool = False,
+) -> State:  # fmt: skip
+    """States that fit. float64 ones stay as they are, exact; autocast may have lowered others.
 
     Args:
         net: what errors call the net.
@@ -100,6 +103,8 @@ def check_states(net: str, hx: Hx, groups: int, shape: tuple[int, ...], batch: B
         shape: (L * D, B, H), or (B, H) of a cell.
         batch: the input's, in whose dtype the net computes.
         batched: whether `hx` has the dimension B.
+        what: what messages call them.
+        shared: whether they may have one row for all.
 
     Raises:
         ValueError: names what is wrong, what was expected and what was given.
@@ -107,19 +112,20 @@ def check_states(net: str, hx: Hx, groups: int, shape: tuple[int, ...], batch: B
     given = hx if isinstance(hx, tuple | list) else (hx,)
     if len(given) != groups or not all(isinstance(state, Tensor) for state in given):
         expected = "(h_0, c_0)" if groups == 2 else "the tensor h_0"
-        raise ValueError(f"{net}: hx must be {expected}, got {hx!r:.60}")  # cut, since tensors print their numbers
+        raise ValueError(f"{net}: {what} must be {expected}, got {hx!r:.60}")  # cut, since tensors print their numbers
     for state in given:
-        check_tensor(f"{net}: each of hx", state)
+        check_tensor(f"{net}: each of {what}", state)
     states = tuple(state if batched else state.unsqueeze(-2) for state in given)
     if torch.is_autocast_enabled(batch.device.type):
         states = tuple(state if state.dtype == torch.float64 else state.to(batch.dtype) for state in states)
     for state in states:
-        if state.shape != shape:
+        if state.shape != shape and not (shared and state.shape == (*shape[:-2], 1, shape[-1])):
             wanted = shape if batched else (*shape[:-2], shape[-1])
             got = tuple(state.shape) if batched else tuple(state.squeeze(-2).shape)
-            raise ValueError(f"{net}: each tensor of hx must be {wanted}, got {got}")
+            one = f", or one row for all, {(*shape[:-2], 1, shape[-1])}," if shared and batched else ""
+            raise ValueError(f"{net}: each tensor of {what} must be {wanted}{one or ','} got {got}")
         if state.device != batch.device:
-            raise ValueError(f"{net}: hx is on {state.device}, input on {batch.device}")
+            raise ValueError(f"{net}: {what} is on {state.device}, input on {batch.device}")
         if state.dtype not in (batch.dtype, torch.float64):
-            raise ValueError(f"{net}: hx must be {batch.dtype}, or float64 for exact states, got {state.dtype}")
+            raise ValueError(f"{net}: {what} must be {batch.dtype}, or float64 for exact states, got {state.dtype}")
     return states

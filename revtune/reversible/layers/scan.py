@@ -23,6 +23,7 @@ from revtune.reversible.kernel.chunks import chunks
 from revtune.reversible.kernel.environment import Environment
 from revtune.reversible.kernel.tape import Tape
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
+from revtune.reversible.layers.resets import GivenResets
 from revtune.reversible.layers.rewind import read_again
 from revtune.reversible.layers.scan_arguments import checked_inputs
 from revtune.reversible.layers.stack import Stack
@@ -63,6 +64,9 @@ def scan(
     chunk: int | None = None,
     share: int | None = None,
     backend: str = "auto",
+    resets: Tensor | None = None,
+    reset_state: State | None = None,
+    offsets: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """Run a cell over a sequence; differentiable, by rewinding, to inputs, first state, weights and responses.
 
@@ -81,6 +85,12 @@ def scan(
         chunk: steps of a chunk; by default what fits 3 MiB, at least 4.
         share: units that share a head of the buffer; by default `default_share(T, parts)`.
         backend: "auto", "native" (the C++ kernel: RevGRU and RevLSTM in float32 on the CPU) or "reference".
+        resets: before which steps a row begins anew, (T, B) bool, as where episodes end: from `reset_state`, and with
+            no gradient across. Outputs are to the last bit those of the episodes run apart at the same `share`.
+        reset_state: one tensor (B, H), or (1, H) for all rows, for each of the cell's states; zeros by default.
+            Gradients flow to it.
+        offsets: in place of `resets` the cumulative lengths (D + 1,), from 0 to T, of D documents packed into the one
+            row of x. The first begins from `state` if that is given, else as the others.
 
     Returns:
         Outputs (T, B, H) and the final state, exact where the first state was float64, else of its dtype.
@@ -98,7 +108,8 @@ def scan(
         (torch.Size([5, 2, 4]), torch.Size([2, 4]))
     """
     settings = LayerSettings(cell.name, masks=masks or {}, lengths=lengths, chunk=chunk, share=share)
-    inputs = checked_inputs(cell, x, state, weights, responses or {}, hidden, settings)
+    given = GivenResets(resets, reset_state, offsets)
+    inputs, settings = checked_inputs(cell, x, state, weights, responses or {}, hidden, settings, given)
     native = chosen(backend, cell, x, weights, settings.masks)
     return run_layer(cell, x, inputs, settings._replace(native=native))
 
@@ -116,13 +127,17 @@ def record(
     chunk: int | None = None,
     share: int | None = None,
     backend: str = "auto",
+    resets: Tensor | None = None,
+    reset_state: State | None = None,
+    offsets: Tensor | None = None,
 ) -> Recording:
     """Run a cell over a sequence so that `unscan` can rewind it; no gradients. Arguments and errors as in `scan`.
 
     Unlike in training every chunk spills, the last one too.
     """
     settings = LayerSettings(cell.name, masks=masks or {}, lengths=lengths, chunk=chunk, share=share)
-    inputs = checked_inputs(cell, x, state, weights, responses or {}, hidden, settings)
+    given = GivenResets(resets, reset_state, offsets)
+    inputs, settings = checked_inputs(cell, x, state, weights, responses or {}, hidden, settings, given)
     refuse_transforms([x])
     native = chosen(backend, cell, x, weights, settings.masks)
     tape = build_tape(cell, inputs, settings._replace(native=native), x.shape[0], x.dtype)

@@ -14,6 +14,7 @@ from revtune.reversible.arguments import check_lengths, check_like, check_tensor
 from revtune.reversible.cells.cell import Cell, Response, State
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.layer import LayerSettings
+from revtune.reversible.layers.resets import NO_RESETS, GivenResets
 
 
 def checked_inputs(
@@ -24,8 +25,9 @@ def checked_inputs(
     responses: Mapping[str, Response],
     hidden: int | None,
     settings: LayerSettings,
-) -> LayerTensors:
-    """The tensors that gradients flow to, the first state made where none is given.
+    given: GivenResets = NO_RESETS,
+) -> tuple[LayerTensors, LayerSettings]:
+    """The tensors that gradients flow to, the first state made where none is given, and settings with resets.
 
     Raises:
         ValueError: arguments of `scan` that are no tensors or do not fit together.
@@ -33,7 +35,8 @@ def checked_inputs(
     _check_kinds(cell, x, state, weights, responses, settings.masks)
     inputs = LayerTensors(_first_state(cell, x, state, weights, hidden), weights, responses)
     _check_shapes(cell, x, inputs, settings)
-    return inputs
+    resets = given.steps(cell.name, x, settings.lengths, carried=state is not None)
+    return inputs._replace(anew=_reset_state(cell, x, inputs, given)), settings._replace(resets=resets)
 
 
 def _check_kinds(
@@ -78,6 +81,25 @@ def _first_state(
     columns = weights["ih"].shape[0] if "ih" in weights else x.shape[-1]
     units = hidden // len(cell.states[0]) if hidden else columns // max(cell.blocks, 1)
     return tuple(x.new_zeros(x.shape[1], units * len(group)) for group in cell.states)
+
+
+def _reset_state(cell: Cell, x: Tensor, inputs: LayerTensors, given: GivenResets) -> State:
+    """The states from which rows begin anew; none for zeros."""
+    anew, what = given.reset_state, f"{cell.name}: reset_state"
+    if anew is None:
+        return ()
+    if not isinstance(anew, tuple | list) or len(anew) != len(cell.states):
+        got = f"{len(anew)} of them" if isinstance(anew, tuple | list) else type(anew).__name__
+        raise ValueError(f"{what} must be a tuple of {len(cell.states)} tensors (B, H) or (1, H), got {got}")
+    for tensor, first in zip(anew, inputs.state, strict=True):
+        shapes = (tuple(first.shape), (1, first.shape[1]))
+        if tuple(check_tensor(what, tensor).shape) not in shapes:
+            raise ValueError(f"{what} must be {shapes[0]}, or {shapes[1]} for all rows, got {tuple(tensor.shape)}")
+        if tensor.dtype not in (x.dtype, torch.float64) or tensor.device != x.device:
+            raise ValueError(
+                f"{what} must be {x.dtype} like x, or float64, on {x.device}, got {tensor.dtype} on {tensor.device}"
+            )
+    return tuple(anew)
 
 
 def _check_shapes(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettings) -> None:

@@ -57,7 +57,7 @@ def run_as_operator(
     return (y if every else None), states
 
 
-def called_as_leaf(layer: nn.Module, input: Proxy, hx: Any) -> Proxy:
+def called_as_leaf(layer: nn.Module, input: Proxy, **others: Any) -> Proxy:
     """A call of the layer as one node of torch.fx's graph, as torch's own layers are in it.
 
     Raises:
@@ -67,7 +67,8 @@ def called_as_leaf(layer: nn.Module, input: Proxy, hx: Any) -> Proxy:
     if layer is input.tracer.root:
         raise RuntimeError(f"{type(layer).__name__} is a leaf of torch.fx's graphs: trace a module around it")
     path = input.tracer.path_of_module(layer)
-    return input.tracer.create_proxy("call_module", path, (input,), {} if hx is None else {"hx": hx})
+    given = {name: value for name, value in others.items() if value is not None}
+    return input.tracer.create_proxy("call_module", path, (input,), given)
 
 
 def refuse_script(layer: nn.Module) -> None:

@@ -21,6 +21,7 @@ from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.kernel.environment import Environment
 from revtune.reversible.kernel.untraced import untraced
 from revtune.reversible.layers.masks import BatchSpec, SequenceMasks, one_sequence
+from revtune.reversible.layers.resets import GivenResets, Resets
 from revtune.reversible.layers.rewind import (
     Fingerprints,
     aim,
@@ -52,6 +53,9 @@ def rewind_encode(
     state: Hx | None = None,
     lengths: Tensor | None = None,
     max_memory: int | str | None = None,
+    resets: Tensor | None = None,
+    reset_state: Hx | None = None,
+    offsets: Tensor | None = None,
 ) -> tuple[Tensor, Hx]:
     """Encode a sequence by a recurrent net, in memory that hardly depends on the net's width; differentiable.
 
@@ -62,6 +66,7 @@ def rewind_encode(
         inputs, encode, state, lengths: as in `rewind_loss`.
         units: k, how many units of the top layer's first half to keep at every step, 0..H/2.
         max_memory: as in `rewind_loss`, annotations left out; nothing but chunks can be cut shorter here.
+        resets, reset_state, offsets: as in `rewind_loss`.
 
     Returns:
         Annotations (T, B, k), or (B, T, k) if the net is batch_first; beyond its length a row repeats its last. And the
@@ -79,40 +84,42 @@ def rewind_encode(
         >>> annotations.shape, h_n.shape
         (torch.Size([20, 3, 4]), torch.Size([1, 3, 16]))
     """
-    return _rewind_encode(rnn, inputs, encode, units, state, lengths, checked_memory(max_memory))
+    given = GivenResets(resets, reset_state, offsets)
+    return _rewind_encode(rnn, inputs, encode, units, state, lengths, checked_memory(max_memory), given)
 
 
 @untraced
 def _rewind_encode(
     rnn: RevRNN, inputs: Tensor, encode: Encode | None, units: int, state: Hx | None, lengths: Tensor | None,
-    max_memory: int | None,
+    max_memory: int | None, given: GivenResets,
 ) -> tuple[Tensor, Hx]:  # fmt: skip
     what = "rewind_encode"
     check_net(what, rnn, encode)
     make_weights(rnn)
     refuse_wrapped(what, encode=encode)
     refuse_cached(what, encode=encode)
-    given = inputs
+    as_given = inputs
     (inputs,) = check_tensors(what, rnn, encode is None, inputs=inputs)
     check_lengths(lengths, inputs.shape[0], inputs.shape[1], inputs.device)
     if isinstance(units, bool) or not isinstance(units, int) or not 0 <= units <= rnn.hidden_size // 2:
         raise ValueError(f"{what}: units must be from 0 to {rnn.hidden_size // 2}, half of the net, got {units!r}")
     if rnn.options.output_dropout:
         raise ValueError(f"{what} keeps units as they are, so output_dropout must be 0; drop out the annotations")
+    resets = rnn.resets(inputs, given, lengths, carried=state is not None, what=what)
 
     def run() -> tuple[Tensor, Hx]:
-        return _encoded(rnn, inputs, encode, units, state, lengths, max_memory)
+        return _encoded(rnn, inputs, encode, units, state, lengths, max_memory, resets)
 
-    return rnn.encoding(what, given, run)
+    return rnn.encoding(what, as_given, run)
 
 
 def _encoded(
     rnn: RevRNN, inputs: Tensor, encode: Encode | None, units: int, state: Hx | None, lengths: Tensor | None,
-    max_memory: int | None,
+    max_memory: int | None, resets: Resets | None,
 ) -> tuple[Tensor, Hx]:  # fmt: skip
     """Annotations and the final state of time-first inputs; arguments as in `rewind_encode`."""
     with one_sequence(masks := SequenceMasks()), torch.autocast(inputs.device.type, enabled=False):
-        encode_pass = EncodePass(rnn, inputs, encode, units, state, lengths, masks, max_memory)
+        encode_pass = EncodePass(rnn, inputs, encode, units, state, lengths, masks, max_memory, resets)
         tensors = encode_pass.tensors() if torch.is_grad_enabled() else []
         if any(tensor.requires_grad for tensor in tensors):
             encode_pass.refuse_shared()
@@ -140,6 +147,7 @@ class EncodePass:
         lengths: Tensor | None,
         masks: SequenceMasks,
         max_memory: int | None = None,
+        resets: Resets | None = None,
     ) -> None:
         weight, steps = rnn.first_weight, inputs.shape[0]
         spec, native = BatchSpec(inputs.shape[1], weight.dtype, weight.device), rnn.runs_native(weight)
@@ -147,7 +155,7 @@ class EncodePass:
         exact = spec if state is not None else spec._replace(dtype=torch.float64)
         states = tuple(first.double() for first in rnn.first_states(exact, state, batched=True))
         self.inputs, self.masks, self.sinks = inputs, masks, Sinks()
-        self.stack, self.layers = rnn.assemble(steps, spec, states, lengths, native=native, sliced=units)
+        self.stack, self.layers = rnn.assemble(steps, spec, states, lengths, native=native, sliced=units, resets=resets)
         self.encoder = Encoder(encode, inputs, self.sinks, rnn.fitting, "rewind_encode")
         cuts = plan(
             "rewind_encode", self.stack, steps, segment=None, max_memory=max_memory, readout=False, checkpoints=False

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from revtune.reversible.arguments import is_size
 from revtune.reversible.cells.fixed import FORGET_ONE
+from revtune.reversible.cells.information_buffer import COUNT_WORDS, HEAD_WORDS
 from revtune.reversible.kernel.chunks import evened_out
 from revtune.reversible.kernel.tape import Tape
 from revtune.reversible.layers.stack import Stack
@@ -98,6 +99,7 @@ def plan(
         segment = segment or steps
         return MemoryPlan(stack.chunk_steps(segment), segment)
     fixed = OVERHEAD + sum(STATES * _state_bytes(tape) + tape.weights.packed_bytes() for tape in stack.tapes)
+    fixed += sum(map(_anew_bytes, stack.tapes))
     step_bytes = stack.step_bytes + (_penalty_bytes(stack.tapes[-1]) if penalties else 0)
     step_bytes += sum(map(_tangent_bytes, stack.tapes)) if tangents else 0
     start_bytes = sum(map(_start_bytes, stack.tapes)) if tangents else 0
@@ -127,12 +129,14 @@ def plan(
 def _least_segment(stack: Stack, steps: int) -> int:
     """S at which T / S states and the buffer of S steps take least."""
     state = sum(_state_bytes(tape) for tape in stack.tapes)
-    return max(1, min(steps, math.isqrt(steps * state // _word_bytes(stack))))
+    lost = sum(_lost_bytes(tape, steps) for tape in stack.tapes)
+    return max(1, min(steps, math.isqrt(steps * state // (_word_bytes(stack) + lost // steps))))
 
 
 def _stored(stack: Stack, steps: int, segment: int) -> int:
     """The most bytes of a segment's words and of the states between segments."""
-    return segment * _word_bytes(stack) + _between(steps, segment) * sum(_state_bytes(tape) for tape in stack.tapes)
+    words = segment * _word_bytes(stack) + sum(_lost_bytes(tape, segment) for tape in stack.tapes)
+    return words + _between(steps, segment) * sum(_state_bytes(tape) for tape in stack.tapes)
 
 
 def _between(steps: int, segment: int) -> int:
@@ -142,6 +146,21 @@ def _between(steps: int, segment: int) -> int:
 
 def _state_bytes(tape: Tape) -> int:
     return 8 * tape.rows * tape.units * len(tape.cell.parts)
+
+
+def _anew_bytes(tape: Tape) -> int:
+    """Bytes of where rows begin anew, and of the states from which they do: counts, floats and gradients."""
+    return 0 if tape.resets is None else tape.resets.numel() + 2 * _state_bytes(tape)
+
+
+def _lost_bytes(tape: Tape, segment: int) -> int:
+    """The most bytes that rows of one segment lose when they begin anew: their counts and heads, whole."""
+    if tape.resets is None:
+        return 0
+    by_step = tape.resets.sum(1)
+    most = max(int(steps.sum()) for steps in by_step.split(segment))
+    heads = HEAD_WORDS * tape.buffer.heads.numel() // tape.rows
+    return 2 * most * (COUNT_WORDS * tape.units * len(tape.cell.parts) + heads)
 
 
 def _start_bytes(tape: Tape) -> int:

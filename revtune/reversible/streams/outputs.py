@@ -49,6 +49,9 @@ def rewind_outputs(
     lengths: Tensor | None = None,
     checkpoint_every: int | Literal["auto"] | None = None,
     max_memory: int | str | None = None,
+    resets: Tensor | None = None,
+    reset_state: Hx | None = None,
+    offsets: Tensor | None = None,
 ) -> tuple[Any, Hx]:
     """A head's outputs of all steps of a recurrent net, for a loss over whole sequences; differentiable.
 
@@ -65,6 +68,7 @@ def rewind_outputs(
             `LinearCrossEntropy` give its `logits`.
         checkpoint_every: as in `rewind_loss`.
         max_memory: as in `rewind_loss`, outputs left out.
+        resets, reset_state, offsets: as in `rewind_loss`.
 
     Returns:
         Outputs (T, B, ...), or (B, T, ...) if the net is batch_first, as the readout gives them: a tensor, or a tuple,
@@ -88,7 +92,9 @@ def rewind_outputs(
         >>> loss = torch.nn.CTCLoss()(outputs.log_softmax(-1), targets, steps, letters)
         >>> loss.backward()
     """
-    batch = Batch(inputs, inputs, encode, readout, state, lengths)
+    batch = Batch(
+        inputs, inputs, encode, readout, state, lengths, resets=resets, reset_state=reset_state, offsets=offsets
+    )
     return _rewind_outputs(rnn, batch, checkpoint_every, max_memory)
 
 

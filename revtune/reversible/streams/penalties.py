@@ -37,7 +37,8 @@ class ActivationPenalties:
 
     where y are the last layer's outputs after `output_dropout`, as the readout reads them, and h are those before it.
     They are `activation_penalty` and `temporal_penalty` of `revtune.penalties`. The state before the sequence counts in
-    neither, nor does padding; a row of one step has no pairs and loses nothing by the second.
+    neither, nor does padding, nor in the second what differs where a row begins anew (`resets`); a row of one step has
+    no pairs and loses nothing by the second.
 
     Args:
         activation: a, at least 0; a number, or (B,) for each row its own.
@@ -85,6 +86,7 @@ class ChunkPenalties:
         lengths: steps of each row, (B,), or None for T.
         device: of the outputs.
         share: a factor of all gradients.
+        resets: before which steps rows begin anew, (T, B) bool, across which no differences count; None for never.
 
     Raises:
         ValueError: there is not one coefficient, or one a row.
@@ -92,12 +94,13 @@ class ChunkPenalties:
 
     def __init__(
         self, penalties: ActivationPenalties, rows: int, steps: int, lengths: Tensor | None, device: torch.device,
-        share: float = 1.0,
+        share: float = 1.0, resets: Tensor | None = None,
     ) -> None:  # fmt: skip
         counted = torch.full((rows,), steps, device=device) if lengths is None else lengths
-        self._lengths, self._share = lengths, share
+        self._lengths, self._share, self._resets = lengths, share, resets
         self._activation = _of_each("activation", penalties.activation, counted)
-        self._temporal = _of_each("temporal", penalties.temporal, counted - 1)
+        pairs = counted - 1 if resets is None else counted - 1 - resets[1:].sum(0)
+        self._temporal = _of_each("temporal", penalties.temporal, pairs)
 
     def losses(self, y: Tensor, raw: Tensor, before: Tensor | None, first: int) -> Tensor:
         """A chunk's penalties of each row, (B,) float64; arguments as in `gradient`."""
@@ -105,7 +108,7 @@ class ChunkPenalties:
         if self._activation is not None:
             losses += _mean_squares(y, self._weights(self._activation, y, first))
         if self._temporal is not None:
-            losses += _mean_squares(_differences(raw, before), self._weights(self._temporal, raw, first))
+            losses += _mean_squares(_differences(raw, before), self._pair_weights(self._temporal, raw, first))
         return losses
 
     def gradient(self, y: Tensor, raw: Tensor, before: Tensor | None, first: int) -> PenaltyGradients:
@@ -124,7 +127,7 @@ class ChunkPenalties:
             dy = y * self._slopes(weights, y)
         if self._temporal is None:
             return PenaltyGradients(losses, dy)
-        weights, steps = self._weights(self._temporal, raw, first), _differences(raw, before)
+        weights, steps = self._pair_weights(self._temporal, raw, first), _differences(raw, before)
         losses += _mean_squares(steps, weights)
         steps.mul_(self._slopes(weights, raw))
         draw = steps.clone()
@@ -135,6 +138,11 @@ class ChunkPenalties:
         """What each step's sum of squares counts, (K, B) float64; 0 at padding."""
         weights = (coefficients / y.shape[2]).expand(len(y), -1)
         return weights if self._lengths is None else weights * running(self._lengths, first, first + len(y))
+
+    def _pair_weights(self, coefficients: Tensor, y: Tensor, first: int) -> Tensor:
+        """The same of each step's difference from the one before it; 0 where a row begins anew too."""
+        weights = self._weights(coefficients, y, first)
+        return weights if self._resets is None else weights * ~self._resets[first : first + len(y)]
 
     def _slopes(self, weights: Tensor, like: Tensor) -> Tensor:
         """What numbers of a chunk are multiplied with to be gradients of their weighted squares, (K, B, 1)."""

@@ -277,3 +277,25 @@ def test_units_of_a_row_share_heads() -> None:
 
 def test_ideal_bits() -> None:
     assert ideal_bits(tensor([[512, 1024, 1]])) == 11.0
+
+
+@given(
+    counts=st.lists(st.integers(1 - LIMIT, LIMIT - 1), min_size=12, max_size=12),
+    heads=st.lists(st.integers(LOW, HIGH - 1), min_size=4, max_size=4),
+    sealed=st.booleans(),
+)
+def test_what_is_put_away_whole_is_taken_back(counts: list[int], heads: list[int], sealed: bool) -> None:
+    buffer, rows = Buffer(4, 3, parts=2, share=6), torch.tensor([0, 3])
+    buffer.heads.copy_(torch.tensor(heads).view(4, 1))
+    first, second = torch.tensor(counts, dtype=torch.float64).view(2, 2, 3)
+    buffer.put_away(rows, [first, second])
+    assert buffer.heads[:, 0].tolist() == [LOW, heads[1], heads[2], LOW]
+    assert buffer.words == 2 * (4 * 2 * 3 + 2)
+    if sealed:
+        buffer.seal()
+    buffer.heads[1], before = LOW, buffer.copy()
+    assert all(map(torch.equal, buffer.take_back(rows, 2), (first, second)))
+    assert buffer.heads[:, 0].tolist() == [heads[0], LOW, heads[2], heads[3]] and buffer.words == 0
+    before.heads[3] += 1
+    with pytest.raises(ReversalError, match="a head has not come back to where it began anew"):
+        before.take_back(rows, 2)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import revtune as rt
 from revtune.reversible.kernel import sequence_recall as recall
 from revtune.reversible.kernel.kernel import Keep, Kernel
+from revtune.reversible.kernel.sequence_arguments import SequenceArguments
 from revtune.reversible.kernel.weights import Weights
 from tests.stored import Leaves, Problem, differentiate, problem, random_loss, relative, response_pairs
 
@@ -268,7 +269,12 @@ def arguments(kind: str, *, train: bool, ragged: bool) -> tuple[Any, ...]:
     masks = (torch.full((3, 4), 2.0), None) if ragged else (None, None)
     lengths = torch.tensor([9, 1, 5]) if ragged else None
     weights = [leaves.weights[name] for name in ("ih", "bias", "hh")]
-    return (leaves.x, h, c, *weights, *pairs, *masks, lengths, 4, None, 3.0, True, True, train, kind)
+    later: tuple[Any, ...] = (None, None, None)
+    if ragged:
+        anew = [state[:1].detach().clone().requires_grad_(train) for state in leaves.state]
+        later = (torch.eye(9, 3).bool() & torch.tensor([True, False, True]), *anew, None)[:3]
+    settings = (4, None, 3.0, True, True, train, kind, True)
+    return (leaves.x, h, c, *weights, *pairs, *masks, lengths, *settings, *later)
 
 
 @cells
@@ -282,10 +288,10 @@ def test_the_sequence_is_an_operator_as_torch_wants_it(kind: str, train: bool, r
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_its_way_back_is_one_too(kind: str, ragged: bool, dtype: torch.dtype, kept: None) -> None:
     x, h, c, *others = arguments(kind, train=True, ragged=ragged)
-    given = [one.detach() if isinstance(one, Tensor) else one for one in (x, h.to(dtype), c, *others)]
+    given: Any = [one.detach() if isinstance(one, Tensor) else one for one in (x, h.to(dtype), c, *others)]
     given[2] = None if c is None else given[2].to(dtype)
     y, final, *known = torch.ops.revtune.sequence(*given)
-    wanted = [one is not None for one in given[:10]]
+    wanted = [one is not None for one in SequenceArguments(*given).differentiable()]
     back = (torch.randn_like(y), torch.randn_like(final), y, final, *known, wanted, *given)
     torch.library.opcheck(torch.ops.revtune.sequence_backward.default, back)
 

@@ -89,7 +89,7 @@ def test_what_is_known_of_a_chunk_must_be_found_again(kind: str, monkeypatch: py
     monkeypatch.setattr(recall, "KEPT", 0)
     given = arguments(kind, 12, 4)
     ran = RecalledLayer(given).forward()
-    dx, grads = RecalledLayer(given).backward(ran, torch.ones_like(ran.y), None, want_dx=True)
+    dx, grads, _ = RecalledLayer(given).backward(ran, torch.ones_like(ran.y), None, want_dx=True)
     assert dx is not None and dx.shape == given.x.shape and len(grads) == len(given.state)
     known = ran.chunks[1]
     for wrong in (known._replace(gates=known.gates ^ 1), known._replace(read=known.read ^ 1)):

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import revtune as rt
+from revtune.reversible.layers.masks import BatchSpec
+from revtune.reversible.layers.resets import Resets
 from revtune.reversible.streams import stream
-from revtune.reversible.streams.memory_plan import MemoryPlan, checked_memory, plan
+from revtune.reversible.streams.memory_plan import MemoryPlan, _lost_bytes, checked_memory, plan
 from tests.backends import on_native, real
 
 WORDS, ROWS = 50, 4
@@ -108,6 +110,32 @@ def test_a_spacing_of_checkpoints_that_is_asked_for_is_kept(monkeypatch: Any) ->
 
     rt.rewind_loss(net, x, targets, readout=read, checkpoint_every=30, max_memory="3MB")[0].backward()
     assert made[0].segment == 30 and made[0].chunk <= 30
+
+
+@pytest.mark.parametrize("rev", [rt.RevGRU, rt.RevLSTM])
+def test_what_rows_lose_is_planned_for(rev: Any) -> None:
+    steps, net = 2000, rev(6, 64, dtype=real())
+    spec, at = BatchSpec(ROWS, real(), torch.device("cpu")), torch.zeros(steps, ROWS, dtype=torch.bool)
+    at[::10] = True
+
+    def segment(resets: Resets | None, limit: int) -> int:
+        """The steps between checkpoints under a limit; 0 where it is not enough."""
+        states, native = net.first_states(spec, None, batched=True), net.runs_native(net.first_weight)
+        stack = net.assemble(steps, spec, states, None, native=native, resets=resets).stack
+        try:
+            return plan("test", stack, steps, segment=None, max_memory=limit).segment
+        except ValueError:
+            return 0
+
+    limit = next(size for size in range(10**6, 10**7, 10**5) if segment(None, size) == steps)
+    assert segment(Resets(at & False), 2 * limit) == steps and segment(Resets(at), limit) < steps
+    recording = rt.record(
+        net.cell, torch.randn(steps, ROWS, net.cell.blocks * 32, dtype=real()), weights={"hh": net.weight_hh_l0},
+        resets=at, chunk=steps,
+    )  # fmt: skip
+    parts, heads = len(net.cell.parts), recording.tape.buffer.heads.numel() // ROWS
+    lost = _lost_bytes(recording.tape, steps)
+    assert lost == int(at.sum()) * (8 * 32 * parts + 4 * heads) < 2 * recording.tape.buffer.words
 
 
 def test_an_encoder_has_shorter_chunks_and_the_same_state() -> None:

@@ -27,6 +27,9 @@ from tests.stored import relative
 BACKENDS = ("reference", "native")
 STEPS, ROWS, WIDTH, WORDS = 7, 3, 6, 5
 LENGTHS, IGNORED, CONTEXT = torch.tensor([7, 1, 4]), 3, 2
+RESETS = torch.zeros(STEPS, ROWS, dtype=torch.bool).index_put_(
+    (torch.tensor([0, 3, 6, 0, 2, 3]), torch.tensor([0, 0, 0, 1, 2, 2])), torch.tensor(True)
+)
 
 
 @dataclass
@@ -38,7 +41,8 @@ class Case:
         call: arguments of `rewind_loss`.
         readout: which one; of outputs, which head.
         lengths: steps of each row.
-        state, features: whether a first state is given, and inputs that are features; both want gradients.
+        state, anew, features: whether a first state is given, one from which rows begin anew, and inputs that are
+            features; all want gradients.
         penalties: coefficients of AR and TAR.
     """
 
@@ -47,6 +51,7 @@ class Case:
     readout: str = "head"
     lengths: Tensor | None = None
     state: bool = False
+    anew: bool = False
     features: bool = False
     penalties: tuple[float, float] = (0.0, 0.0)
 
@@ -62,6 +67,8 @@ OPTIONS: dict[str, tuple[str, Callable[[Case], Any]]] = {
     "masks": ("masks", lambda case: case.net.update(DROPOUTS)),
     "lengths": ("lengths", lambda case: setattr(case, "lengths", LENGTHS)),
     "state": ("state", lambda case: setattr(case, "state", True)),
+    "resets": ("resets", lambda case: case.call.update(resets=RESETS)),
+    "reset state": ("resets", lambda case: vars(case).update(anew=True, call=case.call | {"resets": RESETS})),
     "features": ("inputs", lambda case: setattr(case, "features", True)),
     "function": ("readout", lambda case: setattr(case, "readout", "function")),
     "two parts": ("readout", lambda case: setattr(case, "readout", "two parts")),
@@ -115,6 +122,7 @@ class Net(nn.Module):
         first = torch.randn(self.rnn.num_layers, ROWS, WIDTH, dtype=torch.float64) * 0.3
         states = (first,) if kind is rt.RevGRU else (first, first.flip(0))
         self.first = nn.ParameterList(states)
+        self.anew = nn.ParameterList(one[:, :1] * 0.5 for one in states)
         self.features = nn.Parameter(torch.randn(STEPS, ROWS, WIDTH, dtype=dtype))
         self.given = nn.Parameter(torch.randn(CONTEXT, WORDS, dtype=dtype))
         self.tokens = torch.randint(WORDS, (STEPS, ROWS))
@@ -127,6 +135,13 @@ class Net(nn.Module):
     def state(self) -> Any:
         """The first state, or None."""
         return None if not self.case.state else self.first[0] if len(self.first) == 1 else tuple(self.first)
+
+    def begun(self) -> dict[str, Any]:
+        """Where rows begin anew, and from what."""
+        if "resets" not in self.case.call:
+            return {}
+        anew = self.anew[0] if len(self.anew) == 1 else tuple(self.anew)
+        return {"resets": self.laid(RESETS)} | ({"reset_state": anew} if self.case.anew else {})
 
     def readout(self) -> Any:
         """What `rewind_loss` is given."""
@@ -142,7 +157,7 @@ class Net(nn.Module):
 
     def streamed(self) -> Tensor:
         """The loss by `rewind_loss`."""
-        case, call = self.case, dict(self.case.call)
+        case, call = self.case, self.case.call | self.begun()
         if any(case.penalties):
             call["penalties"] = rt.ActivationPenalties(activation=case.penalties[0], temporal=case.penalties[1])
         if case.readout == "context":
@@ -174,19 +189,19 @@ class Net(nn.Module):
     def layered(self, x: Tensor) -> tuple[Tensor, Any]:
         """Outputs, time first, and last states, by the layer, of rows that end where theirs do."""
         if self.case.lengths is None:
-            y, last = self.rnn(self.laid(x), self.state())
+            y, last = self.rnn(self.laid(x), self.state(), **self.begun())
             return self.laid(y), last
         batch_first = {"batch_first": self.rnn.batch_first}
         packed = pack_padded_sequence(self.laid(x), self.case.lengths, enforce_sorted=False, **batch_first)
-        rows, last = self.rnn(packed, self.state())
+        rows, last = self.rnn(packed, self.state(), **self.begun())
         return self.laid(pad_packed_sequence(rows, **batch_first)[0]), last
 
     def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs after and before the output dropout, time first."""
-        after = self.laid(self.rnn(self.laid(x), self.state())[0])
+        after = self.laid(self.rnn(self.laid(x), self.state(), **self.begun())[0])
         options = self.rnn.options
         self.rnn.options = options._replace(output_dropout=0.0)
-        before = self.laid(self.rnn(self.laid(x), self.state())[0])
+        before = self.laid(self.rnn(self.laid(x), self.state(), **self.begun())[0])
         self.rnn.options = options
         return after, before
 
@@ -195,8 +210,10 @@ class Net(nn.Module):
         steps = int(LENGTHS[row]) if self.case.lengths is not None else STEPS
         activation, temporal = self.case.penalties
         differences = raw[:steps, row].diff(dim=0).square()
+        if "resets" in self.case.call:
+            differences = differences[~RESETS[1:steps, row]]
         return activation * y[:steps, row].square().mean() + temporal * (
-            differences.mean() if steps > 1 else differences.sum()
+            differences.mean() if len(differences) else differences.sum()
         )
 
 
@@ -284,7 +301,7 @@ def test_options_of_outputs_go_together(pair: tuple[str, ...], backend: str) -> 
     x = net.features if case.features else net.tokens
     given, last = rt.rewind_outputs(
         net.rnn, net.laid(x), encode=None if case.features else net.words, readout=readout, state=net.state(),
-        lengths=case.lengths, **case.call,
+        lengths=case.lengths, **case.call | net.begun(),
     )  # fmt: skip
     scores, more = map(net.laid, parted(given))
     streamed = between(scores, more, last)
@@ -294,12 +311,13 @@ def test_options_of_outputs_go_together(pair: tuple[str, ...], backend: str) -> 
 
 
 def test_the_table_names_each_argument() -> None:
-    """But those that have no pairs of their own: what every call has, and `encode`, which features leave out."""
+    """But those that have no pairs of their own: what every call has, `encode`, which features leave out, and
+    `offsets`, which are resets of a batch of one row."""
     case, without = case_of(*OPTIONS), {"rnn", "inputs", "targets", "encode", "readout", "state", "lengths", "context"}
-    arguments = inspect.signature(rt.rewind_loss).parameters.keys() - without - {"penalties"}
-    assert arguments == case.call.keys() and any(case.penalties)
+    arguments = inspect.signature(rt.rewind_loss).parameters.keys() - without - {"penalties", "reset_state", "offsets"}
+    assert arguments == case.call.keys() and any(case.penalties) and case.anew
 
 
 def test_the_table_names_each_argument_of_outputs() -> None:
-    without = {"rnn", "inputs", "encode", "readout", "state", "lengths"}
+    without = {"rnn", "inputs", "encode", "readout", "state", "lengths", "reset_state", "offsets"}
     assert inspect.signature(rt.rewind_outputs).parameters.keys() - without == case_of(*OF_OUTPUTS).call.keys()

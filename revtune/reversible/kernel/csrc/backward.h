@@ -24,6 +24,16 @@ class Backward : public Worker {
       }
   }
 
+  // No gradient crosses where a row begins anew: what has come there is that of the state from which it does.
+  void cut(int64_t row) {
+    for (int group = 0; group < chunk.groups; group++)
+      for (int half = 0; half < 2; half++) {
+        float* d = direction(group, half, row);
+        if (task.anew) add(task.anew + (d - task.direction), d);
+        std::fill_n(d, units, 0.0f);
+      }
+  }
+
   // Carry the gradients of gate blocks [first, first + some) of positions [begin, end) through the product they came
   // from: `into` gets the gradients of what it read.
   void through(int64_t begin, int64_t end, int half, int64_t first, int64_t some, Table& into) {

@@ -27,6 +27,9 @@ struct Chunk {
   int64_t steps, rows, units;
   int64_t first;            // the first step's number in its sequence
   const int64_t* lengths;   // steps of each row, or null
+  const uint8_t* resets;    // (K, B): whether a row begins anew before a step; or null for never
+  const double* anew;       // (groups, 2, B, N): the states from which rows do so, in counts
+  const float* anew_state;  // (groups, B, 2N): the same as floats
   int64_t groups, width;    // states of the cell (h, or h and c); heads of one of them in a row
   float slope, floor;       // the limit: z becomes slope * z + floor
   bool forgetting;
@@ -60,6 +63,7 @@ struct Gradient {
   const float* response;    // V likewise, or null
   const float* dy;          // (K, B, 2N), or null
   float* direction;         // (groups, 2, B, N): gradient of the state, in and out
+  float* anew;              // (groups, 2, B, N): where those of states from which rows begin anew are added up; or null
 };
 
 // How a chunk whose gates are known would move.

@@ -106,6 +106,23 @@ inline void read_buffer(Chunk& chunk, const Shape& shape, const Tensor& counts, 
   chunk.heads = writable<double>(heads, shape.groups * shape.rows * chunk.width, "heads");
 }
 
+// Where a chunk's rows begin anew and from which counts; these as floats, which live as long as the chunk does.
+inline std::vector<float> read_resets(Chunk& chunk, const Shape& shape, const Maybe& resets, const Maybe& anew) {
+  STD_TORCH_CHECK(resets.has_value() == anew.has_value(), "resets need the states from which rows begin anew");
+  if (!resets) return {};
+  chunk.resets = readable<uint8_t>(resets, shape.steps * shape.rows, "resets");
+  chunk.anew = readable<double>(anew, shape.states(), "anew");
+  std::vector<float> floats((size_t)shape.states());
+  const int64_t n = shape.units;
+  for (int64_t i = 0; i < shape.groups * 2 * shape.rows; i++) {
+    const int64_t group = i / (2 * shape.rows), half = i / shape.rows % 2, row = i % shape.rows;
+    float* into = floats.data() + ((group * shape.rows + row) * 2 + half) * n;
+    for (int64_t j = 0; j < n; j++) into[j] = (float)(chunk.anew[i * n + j] * (1.0 / 4294967296.0));
+  }
+  chunk.anew_state = floats.data();  // whose address stays the same where the vector is handed on
+  return floats;
+}
+
 inline void read_slices(Chunk& chunk, const Shape& shape, const Maybe& slices) {
   if (!slices) return;
   STD_TORCH_CHECK(slices->dim() == 3 && slices->size(2) <= shape.units, "slices must be (K, B, sliced)");
@@ -121,7 +138,8 @@ inline std::tuple<Tensor, int64_t, bool> forward(
     const Tensor& gates, const Tensor& counts, const Tensor& heads, const Tensor& y, const Tensor& y_start,
     const Maybe& c, const Maybe& c_start, const Maybe& rh, const Tensor& packed, const Maybe& response,
     const Maybe& scale, const Maybe& mask1, const Maybe& mask2, const Maybe& lengths, int64_t first, double slope,
-    bool forgetting, bool bounded, int64_t keep, const Maybe& tally, int64_t sliced, const Maybe& answers) {
+    bool forgetting, bool bounded, int64_t keep, const Maybe& tally, int64_t sliced, const Maybe& answers,
+    const Maybe& resets, const Maybe& anew) {
   const Shape shape(gates, y);
   Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting,
                          bounded);
@@ -129,6 +147,7 @@ inline std::tuple<Tensor, int64_t, bool> forward(
   read_weights(chunk, shape, packed, response);
   write_answers(chunk, shape, answers);
   read_buffer(chunk, shape, counts, heads);
+  const auto floats = read_resets(chunk, shape, resets, anew);
   chunk.rh = writable<float>(rh, y.numel(), "rh");
   chunk.tally = writable<int64_t>(tally, 1025, "tally");
   STD_TORCH_CHECK(sliced >= 0 && sliced <= shape.units, "sliced must be from 0 to N, got ", sliced);
@@ -147,7 +166,8 @@ inline std::tuple<int64_t, bool> rewind(
     const Tensor& gates, const Tensor& counts, const Tensor& heads, const Tensor& words, const Tensor& y,
     const Tensor& y_start, const Maybe& c, const Maybe& c_start, const Maybe& rh, const Tensor& packed,
     const Maybe& response, const Maybe& scale, const Maybe& mask1, const Maybe& mask2, const Maybe& lengths,
-    int64_t first, double slope, bool forgetting, bool bounded, const Maybe& slices, const Maybe& answers) {
+    int64_t first, double slope, bool forgetting, bool bounded, const Maybe& slices, const Maybe& answers,
+    const Maybe& resets, const Maybe& anew) {
   const Shape shape(gates, y);
   Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting,
                          bounded);
@@ -156,6 +176,7 @@ inline std::tuple<int64_t, bool> rewind(
   write_answers(chunk, shape, answers);
   read_buffer(chunk, shape, counts, heads);
   read_slices(chunk, shape, slices);
+  const auto floats = read_resets(chunk, shape, resets, anew);
   chunk.rh = writable<float>(rh, y.numel(), "rh");
   std::vector<Stack> stacks = unsealed(words, shape.rows);
   chunk.stacks = stacks.data();
@@ -177,7 +198,8 @@ inline int64_t steps_at_once(const Shape& shape, int64_t outputs) {
 inline bool infer(
     const Tensor& x, const Tensor& packed_input, const Maybe& bias, const Tensor& counts, const Tensor& y,
     const Tensor& y_start, const Tensor& packed, const Maybe& response, const Maybe& scale, const Maybe& mask1,
-    const Maybe& mask2, const Maybe& lengths, double slope, bool forgetting, bool bounded) {
+    const Maybe& mask2, const Maybe& lengths, double slope, bool forgetting, bool bounded, const Maybe& resets,
+    const Maybe& anew) {
   STD_TORCH_CHECK(counts.dim() == 4 && (counts.size(0) == 1 || counts.size(0) == 2), "counts must be (S, 2, B, N)");
   const Shape shape(counts.size(0) == 1 ? 3 : 5, y);
   const int64_t outputs = 2 * shape.blocks * shape.units, panel = variant().panel;
@@ -196,6 +218,7 @@ inline bool infer(
   chunk.y = writable<float>(y, y.numel(), "y");
   chunk.y_start = writable<float>(y_start, shape.rows * 2 * shape.units, "y_start");
   read_weights(chunk, shape, packed, response);
+  const auto floats = read_resets(chunk, shape, resets, anew);
   std::atomic<bool> fine{true};
   over_rows(shape.rows, multiplications(shape), [&](int64_t begin, int64_t end) {
     if (!variant().infer[shape.cell()](chunk, in, begin, end)) fine = false;
@@ -205,11 +228,13 @@ inline bool infer(
 
 inline void recall(
     const Tensor& gates, const Tensor& y, const Tensor& y_start, const Maybe& rh, const Tensor& packed,
-    const Maybe& response, const Maybe& scale, const Maybe& mask1, const Maybe& mask2, const Maybe& answers) {
+    const Maybe& response, const Maybe& scale, const Maybe& mask1, const Maybe& mask2, const Maybe& answers,
+    const Maybe& resets, const Maybe& anew) {
   const Shape shape(gates, y);
   Chunk chunk = chunk_of(shape, gates, y, y_start, {}, {}, mask1, mask2, scale, {}, 0, 1.0, true, true);
   read_weights(chunk, shape, packed, response);
   write_answers(chunk, shape, answers);
+  const auto floats = read_resets(chunk, shape, resets, anew);
   chunk.rh = writable<float>(rh, y.numel(), "rh");
   over_rows(shape.steps * shape.rows, multiplications(shape), [&](int64_t begin, int64_t end) {
     variant().recall[shape.cell()](chunk, begin, end);
@@ -219,12 +244,13 @@ inline void recall(
 inline bool recall_cells(
     const Tensor& gates, const Tensor& counts, const Tensor& heads, const Tensor& words, const Tensor& y,
     const Tensor& y_start, const Tensor& c, const Tensor& c_start, const Maybe& lengths, int64_t first, double slope,
-    bool forgetting, bool bounded) {
+    bool forgetting, bool bounded, const Maybe& resets, const Maybe& anew) {
   const Shape shape(gates, y);
   STD_TORCH_CHECK(shape.blocks == 5, "only RevLSTM has cells to recall");
   Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, {}, {}, {}, lengths, first, slope, forgetting,
                          bounded);
   read_buffer(chunk, shape, counts, heads);
+  const auto floats = read_resets(chunk, shape, resets, anew);
   std::vector<Stack> stacks = unsealed(words, shape.rows);
   chunk.stacks = stacks.data();
   std::atomic<bool> fine{true};
@@ -238,7 +264,7 @@ inline void gradient(
     const Tensor& gates, const Tensor& direction, const Tensor& y, const Tensor& y_start, const Maybe& c,
     const Maybe& c_start, const Tensor& weight, const Maybe& response, const Maybe& scale, const Maybe& mask1,
     const Maybe& mask2, const Maybe& lengths, const Maybe& dy, int64_t first, double slope, bool forgetting,
-    bool bounded) {
+    bool bounded, const Maybe& resets, const Maybe& anew, const Maybe& anew_direction) {
   const Shape shape(gates, y);
   STD_TORCH_CHECK((shape.groups == 2) == (c.has_value() && c_start.has_value()), "c is RevLSTM's and needed there");
   Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting,
@@ -251,6 +277,8 @@ inline void gradient(
   STD_TORCH_CHECK(!task.response == !chunk.scale, "a response needs both V and s");
   task.dy = readable<float>(dy, y.numel(), "dy");
   task.direction = writable<float>(direction, shape.states(), "direction");
+  const auto floats = read_resets(chunk, shape, resets, anew);
+  task.anew = writable<float>(anew_direction, shape.states(), "anew_direction");
   over_rows(shape.rows, multiplications(shape), [&](int64_t begin, int64_t end) {
     variant().gradient[shape.cell()](task, begin, end);
   });
@@ -260,12 +288,14 @@ inline void tangent(
     const Tensor& gates, const Tensor& state, const Tensor& y, const Tensor& y_start, const Maybe& c,
     const Maybe& c_start, const Tensor& packed, const Maybe& mask1, const Maybe& mask2, const Maybe& lengths,
     const Maybe& projected, const Maybe& shift, const Maybe& ih_answer, const Maybe& ih_scale, const Maybe& hh_answer,
-    const Maybe& hh_scale, const Tensor& dy, int64_t first, double slope, bool forgetting, bool bounded) {
+    const Maybe& hh_scale, const Tensor& dy, int64_t first, double slope, bool forgetting, bool bounded,
+    const Maybe& resets, const Maybe& anew) {
   const Shape shape(gates, y);
   STD_TORCH_CHECK((shape.groups == 2) == (c.has_value() && c_start.has_value()), "c is RevLSTM's and needed there");
   Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, {}, lengths, first, slope, forgetting,
                          bounded);
   read_weights(chunk, shape, packed, {});
+  const auto floats = read_resets(chunk, shape, resets, anew);
   const int64_t row = shape.rows * 2 * shape.blocks * shape.units, size = shape.steps * row;
   Tangent task{};
   task.chunk = &chunk;

@@ -68,6 +68,25 @@ inline bool divide(double* h, const float* zi, double* s, int64_t units, int64_t
   return true;
 }
 
+// Whole numbers below 2^63, in so many words each, the lowest first.
+inline void push_whole(Stack& stack, const double* values, int64_t n, int words) {
+  for (int64_t i = 0; i < n; i++)
+    for (int w = 0; w < words; w++) stack.push_back((uint16_t)((uint64_t)(int64_t)values[i] >> 16 * w));
+}
+
+// The last ones that were pushed; false if the stack ran empty.
+inline bool pop_whole(Stack& stack, double* values, int64_t n, int words) {
+  if ((int64_t)stack.size() < n * words) return false;
+  const uint16_t* word = stack.data() + ((int64_t)stack.size() - n * words);
+  for (int64_t i = 0; i < n; i++) {
+    uint64_t bits = 0;
+    for (int w = 0; w < words; w++) bits |= (uint64_t)*word++ << 16 * w;
+    values[i] = (double)(int64_t)bits;
+  }
+  stack.resize(stack.size() - (size_t)(n * words));
+  return true;
+}
+
 // h * zi / 1024 to the nearest count, nothing kept.
 inline void multiply_only(double* __restrict h, const float* __restrict zi, int64_t units) {
   for (int64_t i = 0; i < units; i++) h[i] = __builtin_rint((h[i] * zi[i]) * (1.0 / 1024.0));

@@ -29,6 +29,7 @@ bool infer(const Chunk& whole, const Projection& in, int64_t begin, int64_t end)
   for (int64_t t = 0; t < whole.steps; t += in.room) {
     Chunk chunk = whole;
     chunk.first = t, chunk.steps = std::min(in.room, whole.steps - t);
+    chunk.resets = whole.resets ? whole.resets + t * whole.rows : nullptr;
     chunk.y = whole.y + t * state;
     chunk.y_start = t ? chunk.y - state : whole.y_start;
     project_rows(in, chunk, 2 * Cell::blocks * whole.units, begin, end);

@@ -18,14 +18,26 @@ void some_at_once(int64_t begin, int64_t end, const Work& work) {
   for (int64_t first = begin; first < end; first += at_once) work(first, std::min(first + at_once, end));
 }
 
+// Rows [begin, end) that begin anew before step t.
+template <class Work>
+void each_anew(const Worker& worker, int64_t t, int64_t begin, int64_t end, const Work& work) {
+  if (!worker.chunk.resets) return;
+  for (int64_t row = begin; row < end; row++)
+    if (worker.anew(t * worker.chunk.rows + row)) work(row);
+}
+
 template <class Cell>
 bool forward(const Chunk& chunk, Keep keep, int64_t begin, int64_t end) {
   Worker worker(chunk, Cell::blocks, std::min(at_once, end - begin));
   bool fine = true;
   for (int64_t row = begin; row < end; row++)
     for (int half = 0; half < 2; half++)
-      worker.copy_states(row, half, worker.y_before(row, half), worker.c_before(row, half));
-  for (int64_t t = 0; t < chunk.steps; t++)
+      worker.copy_states(row, half, worker.y_earlier(row, half), worker.c_earlier(row, half));
+  for (int64_t t = 0; t < chunk.steps; t++) {
+    each_anew(worker, t, begin, end, [&](int64_t row) {
+      for (int half = 0; half < 2; half++) fine &= worker.in_range(row, half);  // what is lost is not looked at later
+      worker.begin_anew(row, keep);
+    });
     for (int half = 0; half < 2; half++)
       some_at_once(begin, end, [&](int64_t first, int64_t last) {
         Cell::prepare(worker, t * chunk.rows + first, t * chunk.rows + last, half, keep);
@@ -38,6 +50,7 @@ bool forward(const Chunk& chunk, Keep keep, int64_t begin, int64_t end) {
           if (!chunk.forgetting) fine &= worker.in_range(row, half);
         }
       });
+  }
   for (int64_t row = begin; row < end; row++)
     for (int half = 0; half < 2; half++) fine &= worker.in_range(row, half);
   return fine && worker.finite;
@@ -51,7 +64,7 @@ bool rewind(const Chunk& chunk, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; row++)
     for (int half = 0; half < 2; half++)
       worker.copy_states(row, half, worker.y(end_of_chunk + row, half), worker.c(end_of_chunk + row, half));
-  for (int64_t t = chunk.steps - 1; t >= 0 && fine; t--)
+  for (int64_t t = chunk.steps - 1; t >= 0 && fine; t--) {
     for (int half = 1; half >= 0 && fine; half--)
       some_at_once(begin, end, [&](int64_t first, int64_t last) {
         // Half 1 reads half 2 as it was before the step, which has just been found.
@@ -59,9 +72,17 @@ bool rewind(const Chunk& chunk, int64_t begin, int64_t end) {
         for (int64_t row = first; row < last && fine; row++) {
           const int64_t position = t * chunk.rows + row;
           fine = !worker.runs(position) || Cell::undo(worker, position, half);
-          worker.copy_states(row, half, worker.y_before(position, half), worker.c_before(position, half));
+          if (!worker.anew(position))
+            worker.copy_states(row, half, worker.y_earlier(position, half), worker.c_earlier(position, half));
         }
       });
+    each_anew(worker, t, begin, end, [&](int64_t row) {  // only now: half 1 is read as the row began anew
+      for (int64_t group = chunk.groups - 1; group >= 0; group--) fine = fine && worker.take_lost((int)group, row);
+      for (int half = 0; half < 2; half++)
+        worker.copy_states(row, half, worker.y_earlier(t * chunk.rows + row, half),
+                           worker.c_earlier(t * chunk.rows + row, half));
+    });
+  }
   return fine;
 }
 
@@ -88,6 +109,7 @@ void gradient(const Gradient& task, int64_t begin, int64_t end) {
             std::fill_n(worker.gates(position, half), Cell::blocks * chunk.units, 0.0f);
         Cell::carry(worker, first, last, half);
       });
+    each_anew(worker, t, begin, end, [&](int64_t row) { worker.cut(row); });
   }
 }
 
@@ -95,8 +117,10 @@ template <class Cell>
 void tangent(const Tangent& task, int64_t begin, int64_t end) {
   const Chunk& chunk = *task.chunk;
   Moving worker(task, Cell::blocks, std::min(at_once, end - begin));
-  for (int64_t t = 0; t < chunk.steps; t++)
+  for (int64_t t = 0; t < chunk.steps; t++) {
+    each_anew(worker, t, begin, end, [&](int64_t row) { worker.cut(row); });
     for (int half = 0; half < 2; half++)
       some_at_once(t * chunk.rows + begin, t * chunk.rows + end,
                    [&](int64_t first, int64_t last) { Cell::move(worker, first, last, half); });
+  }
 }

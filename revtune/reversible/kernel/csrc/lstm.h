@@ -239,12 +239,14 @@ bool recall_cells(const Chunk& chunk, int64_t begin, int64_t end) {
   const int64_t n = chunk.units, last = (chunk.steps - 1) * chunk.rows;
   for (int64_t row = begin; row < end; row++) {
     for (int half = 0; half < 2; half++) copy_floats(worker.counts(1, half, row), worker.c(last + row, half), n);
-    for (int64_t t = chunk.steps - 1; t >= 0; t--)
-      for (int half = 1; half >= 0; half--) {
-        const int64_t position = t * chunk.rows + row;
+    for (int64_t t = chunk.steps - 1; t >= 0; t--) {
+      const int64_t position = t * chunk.rows + row;
+      for (int half = 1; half >= 0; half--)
         if (worker.runs(position) && !undo_cell(worker, position, half)) return false;
-        copy_floats(worker.counts(1, half, row), worker.c_before(position, half), n);
-      }
+      if (worker.anew(position) && !worker.take_lost(1, row)) return false;
+      for (int half = 0; half < 2; half++)
+        copy_floats(worker.counts(1, half, row), worker.c_earlier(position, half), n);
+    }
   }
   return true;
 }

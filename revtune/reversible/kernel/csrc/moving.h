@@ -21,6 +21,12 @@ class Moving : public Worker {
     return task.state + ((group * 2 + half) * chunk.rows + row) * units;
   }
 
+  // A row that begins anew does so from a state that does not move.
+  void cut(int64_t row) const {
+    for (int group = 0; group < chunk.groups; group++)
+      for (int half = 0; half < 2; half++) std::fill_n(state(group, half, row), units, 0.0f);
+  }
+
   // Notes what a half's gates have read, and points the product's inputs at its tangents.
   void read_both(int64_t begin, int64_t end, int half) {
     read_other(begin, end, half);

@@ -45,12 +45,22 @@ class Worker {
   }
   float* gates(int64_t position, int half) const { return chunk.gates + (position * 2 + half) * blocks * units; }
   float* rh(int64_t position, int half) const { return chunk.rh + (position * 2 + half) * units; }
-  // States h and c after a step and before it; null for a c that is not kept.
+  // Whether a row begins anew before a step.
+  bool anew(int64_t position) const { return chunk.resets && chunk.resets[position]; }
+  // States h and c after a step; null for a c that is not kept.
   float* y(int64_t position, int half) const { return chunk.y + (position * 2 + half) * units; }
   float* c(int64_t position, int half) const { return chunk.c ? chunk.c + (position * 2 + half) * units : nullptr; }
-  float* y_before(int64_t position, int half) const { return before(chunk.y_start, chunk.y, position, half); }
-  float* c_before(int64_t position, int half) const {
-    return chunk.c ? before(chunk.c_start, chunk.c, position, half) : nullptr;
+  // After the step before it, whether or not the row begins anew in between.
+  float* y_earlier(int64_t position, int half) const { return earlier(chunk.y_start, chunk.y, position, half); }
+  float* c_earlier(int64_t position, int half) const {
+    return chunk.c ? earlier(chunk.c_start, chunk.c, position, half) : nullptr;
+  }
+  // As a step finds them.
+  const float* y_before(int64_t position, int half) const {
+    return anew(position) ? anew_state(0, position, half) : y_earlier(position, half);
+  }
+  const float* c_before(int64_t position, int half) const {
+    return anew(position) ? anew_state(1, position, half) : c_earlier(position, half);
   }
   double* counts(int group, int half, int64_t row) const {
     return chunk.counts + ((group * 2 + half) * chunk.rows + row) * units;
@@ -101,6 +111,37 @@ class Worker {
     return divide(h, zi_row + kept, heads(group, row), units - kept, chunk.width, chunk.stacks[row], flags.data());
   }
 
+  // Begin a row anew. What it loses goes on its stack, group by group, as far as that is kept; heads begin anew too, so
+  // that the row goes on as if it stood alone.
+  void begin_anew(int64_t row, Keep keep) {
+    for (int group = 0; group < chunk.groups; group++) {
+      Stack* stack = keep == Keep::all || (keep == Keep::cells && group == 1) ? chunk.stacks + row : nullptr;
+      for (int half = 0; half < 2; half++) {
+        double* h = counts(group, half, row);
+        if (stack) push_whole(*stack, h, units, count_words);
+        std::copy_n(anew_counts(group, half, row), units, h);
+      }
+      if (keep == Keep::nothing) continue;
+      if (stack) push_whole(*stack, heads(group, row), chunk.width, head_words);
+      std::fill_n(heads(group, row), chunk.width, head_start);
+    }
+  }
+
+  // What one group of a row's states was before it began anew; false if it has not come back to there.
+  bool take_lost(int group, int64_t row) {
+    Stack& stack = chunk.stacks[row];
+    double* head = heads(group, row);
+    for (int64_t i = 0; i < chunk.width; i++)
+      if (head[i] != head_start) return false;
+    if (!pop_whole(stack, head, chunk.width, head_words)) return false;
+    for (int half = 1; half >= 0; half--) {
+      double* h = counts(group, half, row);
+      if (!std::equal(h, h + units, anew_counts(group, half, row))) return false;
+      if (!pop_whole(stack, h, units, count_words)) return false;
+    }
+    return true;
+  }
+
   // The sliced units of h on floats, after a step and as they were kept before it.
   void round_slice(int half, double* h) const {
     for (int64_t j = 0; j < sliced(0, half); j++) h[j] = to_count(from_count(h[j]));
@@ -139,7 +180,16 @@ class Worker {
 
   int64_t sliced(int group, int half) const { return group == 0 && half == 0 ? chunk.sliced : 0; }
 
-  float* before(float* start, float* values, int64_t position, int half) const {
+  static constexpr int count_words = 4, head_words = 2;  // counts are below 2^52, heads below 2^30
+
+  const double* anew_counts(int group, int half, int64_t row) const {
+    return chunk.anew + ((group * 2 + half) * chunk.rows + row) * units;
+  }
+  const float* anew_state(int group, int64_t position, int half) const {
+    return chunk.anew_state + ((group * chunk.rows + position % chunk.rows) * 2 + half) * units;
+  }
+
+  float* earlier(float* start, float* values, int64_t position, int half) const {
     return position < chunk.rows ? start + (position * 2 + half) * units
                                  : values + ((position - chunk.rows) * 2 + half) * units;
   }
