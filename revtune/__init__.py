@@ -41,7 +41,8 @@ program `revtune` is `revtune.program`.
 """
 
 import revtune.joint.entries  # noqa: F401  # by which the two halves know what is made of both
-from revtune.errors import HyperparameterError, NonFiniteError, ReversalError, StateRangeError
+from revtune.errors import HyperparameterError, NonFiniteError, ProcessError, ReversalError, StateRangeError
+from revtune.processes import Processes
 from revtune.published import publish
 from revtune.reversible.cells.cell import Cell, Coupling, Stage, Step, forget_gate
 from revtune.reversible.cells.gru import rev_gru
@@ -86,6 +87,8 @@ __all__ = [
     "Mechanic",
     "NonFiniteError",
     "Positive",
+    "ProcessError",
+    "Processes",
     "Rate",
     "Readout",
     "Recording",

@@ -26,7 +26,7 @@ FLOORS = {
     ],
 }  # fmt: skip
 """The rooms of each wing from the ground up: a room imports rooms of lower floors alone."""
-SHARED = {"errors", "sequences"}
+SHARED = {"errors", "processes", "sequences"}
 WINGS = {"reversible": SHARED, "tuning": SHARED, "joint": SHARED | {"reversible", "tuning"}}
 """What a wing of the library imports of the house besides itself."""
 LAZY = {

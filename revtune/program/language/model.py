@@ -14,7 +14,7 @@ from revtune.program.errors import Problem
 from revtune.program.language.config import Net
 from revtune.program.layers import REVERSIBLE
 from revtune.program.runs.checkpoint import RecurrentState
-from revtune.reversible.layers.masks import drop_mask
+from revtune.reversible.layers.masks import drop_mask, dropped
 from revtune.tuning.conversion.plain import GRUWithRates, LSTMWithRates, RecurrentWithRates
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.noise import RATE
@@ -136,7 +136,7 @@ class StoringStack(nn.Module):
 
     def __init__(self, layers: list[nn.Module], input_drop: nn.Module, output_drop: nn.Module, dropout: float) -> None:
         super().__init__()
-        self.layers, self.dropout = nn.ModuleList(layers), nn.Dropout(dropout)
+        self.layers, self.dropout = nn.ModuleList(layers), StepDropout(dropout)
         self.input_drop, self.output_drop = input_drop, output_drop
 
     @classmethod
@@ -188,11 +188,19 @@ class FixedLockedDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x, in training with units dropped from whole sequences."""
-        return x * drop_mask((1, *x.shape[1:]), self.p, x) if self.training and self.p else x
+        return x * drop_mask((1, *x.shape[1:]), self.p, x, rows=1) if self.training and self.p else x
 
     def extra_repr(self) -> str:
         """The rate."""
         return f"p={self.p}"
+
+
+class StepDropout(nn.Dropout):
+    """nn.Dropout on x (T, B, F), by the same masks; of several processes each has those of its streams."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x, in training with single numbers dropped."""
+        return dropped(x, self.p) if self.training else x
 
 
 class FixedWeightDrop(RecurrentWithRates):
