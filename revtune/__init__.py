@@ -34,6 +34,8 @@ Tune the hyperparameters of any network in one run::
 - `Mechanic` tunes the learning rate of any optimizer, also where nothing else is tuned.
 - `register_response` lets a layer of your own answer to hyperparameters.
 
+Train in several processes as in one: `Processes`, and `Tuner(processes=)`.
+
 Write a cell of your own: `Cell`, `Stage`, `Coupling`, `forget_gate`, run by `scan` and `record` (docs/own-cell.md).
 
 The code lies in two halves, `revtune.reversible` and `revtune.tuning`, and in `revtune.joint`, where they meet. The

@@ -7,7 +7,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any, Protocol
@@ -23,6 +22,7 @@ from revtune.program.errors import Problem
 from revtune.program.language import sample
 from revtune.program.language.config import Config
 from revtune.program.language.evaluate import held_out
+from revtune.program.language.progress import Progress
 from revtune.program.language.run import Run, create
 from revtune.program.language.task import LanguageTask
 from revtune.program.language.tuned_learner import TunedLearner, learner
@@ -53,36 +53,6 @@ class Report(Protocol):
 
     def valid(self, facts: dict[str, Any]) -> None:
         """Take in those of a validation."""
-
-
-@dataclass
-class Progress:
-    """How far a run has come.
-
-    Args:
-        step: updates done.
-        position: row of the streams that the next segment begins with.
-        falls: how often the learning rate was lowered on a plateau.
-        stale: validations since the last better one, or since the last fall.
-        best: lowest validation loss in nats, and `best_step`, when it was.
-    """
-
-    step: int = 0
-    position: int = 0
-    falls: int = 0
-    stale: int = 0
-    best: float | None = None
-    best_step: int = 0
-
-    def check(self, rows: int) -> None:
-        """Raise `ValueError` for the first value that no run over streams of so many rows can have."""
-        bounds = {"step": 2**31, "position": rows - 2, "falls": self.step, "stale": self.step, "best_step": self.step}
-        for name, most in bounds.items():
-            value = getattr(self, name)
-            if type(value) is not int or not 0 <= value <= most:
-                raise ValueError(f"{name} must be an integer from 0 to {most}, got {value!r}")
-        if self.best is not None and (type(self.best) is not float or not math.isfinite(self.best)):
-            raise ValueError(f"best must be a finite number or null, got {self.best!r}")
 
 
 class Trainer:

@@ -15,6 +15,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -33,6 +34,9 @@ REFUSED = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("gradient accumulation", "1", "--batch is that of all processes"),
 }
 """Settings of `accelerate launch` that a run does not follow: their names, what leaves them out, and why."""
+
+SOON = timedelta(seconds=5)
+"""How long to look for a launcher's store, which may have gone."""
 
 TOLD = "revtune/told"
 """What the launcher's store calls the count of processes that have said why they end."""
@@ -144,7 +148,7 @@ def first_to_tell() -> bool:
         return True
     with contextlib.suppress(RuntimeError, ValueError):  # the store has gone, as the launcher has
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = distributed.TCPStore(host, port, is_master=False)
+        store = distributed.TCPStore(host, port, is_master=False, timeout=SOON)
         return store.add(f"{TOLD}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
     return True
 
