@@ -77,7 +77,8 @@ def laid_as(x: Tensor, shape: Sequence[int]) -> Tensor:
     """A tensor of a shape that is not filled yet, its dimensions in the order that those of x have in memory, in which
     draws like x come.
     """
-    order = sorted(range(x.dim()), key=lambda dim: -x.stride(dim))
+    strides = x.stride()
+    order = sorted(range(x.dim()), key=lambda dim: -strides[dim])
     return torch.empty_permuted(tuple(shape), order, dtype=x.dtype, device=x.device)
 
 
@@ -128,7 +129,7 @@ class Processes:
             yield 1.0
             return
         drawn = torch.cat([torch.get_rng_state(), *(generator.get_state() for generator in generators)])
-        told = self.gathered([rows, zlib.crc32(drawn.numpy())])
+        told = self.gathered([rows, zlib.crc32(drawn.numpy().data)])
         counts, states = (told[:, column].long().tolist() for column in (0, 1))
         if differing := [rank for rank, state in enumerate(states) if state != states[0]]:
             raise ValueError(

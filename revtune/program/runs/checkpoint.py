@@ -124,7 +124,7 @@ def check_alike(processes: Processes, model: nn.Module, step: int) -> None:
         return
     seen = zlib.crc32(b"")
     for tensor in weights(model).values():
-        seen = zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), seen)
+        seen = zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data, seen)
     of_each = processes.gathered([seen])[:, 0].tolist()
     if differing := [rank for rank, other in enumerate(of_each) if other != of_each[0]]:
         raise Problem(f"after step {step} the weights of process {differing[0]} are not those of process 0; "

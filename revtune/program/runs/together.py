@@ -19,7 +19,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import distributed
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from revtune.processes import Processes
 from revtune.program.errors import Problem
@@ -47,6 +47,13 @@ def launched() -> bool:
     return {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def check_alone() -> None:
+    """Raise `Problem` where `accelerate launch` was asked for several processes on CPUs and has started one, or MPI."""
+    if "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise Problem("accelerate launch starts several processes on CPUs by MPI alone, which runs do not speak; "
+                      "torchrun --nproc-per-node N -m revtune train ... starts N", code=2)  # fmt: skip
+
+
 @contextlib.contextmanager
 def together(device: str, threads: int) -> Iterator[Processes]:
     """The processes that train a run, joined within this block, where the first one alone is heard.
@@ -60,6 +67,7 @@ def together(device: str, threads: int) -> Iterator[Processes]:
             would share a GPU.
     """
     if not launched():
+        check_alone()
         yield Processes()
         return
     if importlib.util.find_spec("accelerate") is None:
@@ -148,7 +156,7 @@ def first_to_tell() -> bool:
         return True
     with contextlib.suppress(RuntimeError, ValueError):  # the store has gone, as the launcher has
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = distributed.TCPStore(host, port, is_master=False, timeout=SOON)
+        store = TCPStore(host, port, is_master=False, timeout=SOON)
         return store.add(f"{TOLD}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
     return True
 

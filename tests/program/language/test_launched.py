@@ -97,12 +97,16 @@ def test_a_killed_worker_ends_the_run_in_one_sentence_and_another_number_goes_on
 
 def test_accelerate_launches_it_and_its_settings_are_refused(tmp_path: Path) -> None:
     write_sums(tmp_path / "text")
-    accelerate = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    accelerate = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
     options = ["-m", "revtune", "train", "text", "--file", str(tmp_path / "text"), *TINY]
-    done = launched(*options, "--out", str(tmp_path / "two"), launcher=[*accelerate, "--mixed_precision", "bf16"])
+    done = launched(*options, "--out", str(tmp_path / "two"), launcher=[*accelerate, "--cpu"])
+    (sentence,) = told(done.stderr)
+    assert "starts several processes on CPUs by MPI alone" in sentence and "torchrun --nproc-per-node N" in sentence
+    several = [*accelerate, "--multi_gpu", "--mixed_precision"]  # by torchrun, be there GPUs or not
+    done = launched(*options, "--out", str(tmp_path / "two"), launcher=[*several, "bf16"])
     (sentence,) = told(done.stderr)
     assert sentence == "revtune: accelerate launch: mixed precision must be no, got bf16: runs compute in float32"
-    done = launched(*options, "--out", str(tmp_path / "two"), launcher=[*accelerate, "--mixed_precision", "no"])
+    done = launched(*options, "--out", str(tmp_path / "two"), launcher=[*several, "no"])
     assert done.returncode == 0, done.stderr
     assert main([*options[2:], "--out", str(tmp_path / "one")]) == 0
     assert_close(tmp_path / "two", tmp_path / "one")

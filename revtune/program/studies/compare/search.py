@@ -154,7 +154,7 @@ class Search:
                         self._end(trial, replace(outcome, spent=spent, lines=[]), lambda: None, seal=False)
             if asked.is_set():
                 team.stop()
-        self.clock = Clock(**spent)
+        self.clock = Clock(wall=spent["wall"], cpu=spent["cpu"])
         self._seal()
         if asked.is_set():
             raise Problem(f"stopped in {workers} trials of {self.searcher}; {self.command} goes on", code=STOPPED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -39,7 +39,8 @@ class Workers:
         spawning = multiprocessing.get_context("spawn")  # forked processes would hang in torch's threads
         self._stop, self.busy = spawning.Event(), dict[int, tuple[Trial, Future[Outcome]]]()
         load = partial(type(task).as_learnt, task.study, task.digest())
-        self._pool = ProcessPoolExecutor(count, spawning, trials.begin, (load, kept, pruner, self._stop))
+        begin: Callable[[], object] = partial(trials.begin, load, kept, pruner, self._stop)
+        self._pool = ProcessPoolExecutor(count, spawning, begin)
 
     def __enter__(self) -> Self:
         return self

@@ -107,14 +107,8 @@ class Stopping:
 def test_what_cannot_be_is_refused(task: Task, tmp_path: Path) -> None:
     refused: list[tuple[dict[str, Any], str]] = [
         ({"workers": 0}, "--workers must be at least 1, got 0"),
-        (
-            Options(study=task.study, workers=2, contestants=("plain", "delta")),
-            "--workers is for the trials of searchers",
-        ),
-        (
-            Options(study=task.study, storage="sqlite://", contestants=("plain",)),
-            "--storage is for the trials of search",
-        ),
+        ({"workers": 2, "contestants": ("plain", "delta")}, "--workers is for the trials of searchers"),
+        ({"storage": "sqlite://", "contestants": ("plain",)}, "--storage is for the trials of searchers"),
     ]
     for given, expected in refused:
         with pytest.raises(Problem, match=expected):
