@@ -30,13 +30,12 @@ def runs(folder: Path) -> dict[str, Config]:
     text, every = folder / "text", {"steps": STEPS, "valid_every": 20, "save_every": 20, "length": 24}
     plain = config(text, "revgru", {**RATES, "layers": 2, "hidden_dropout": 0.1}, **every, **ODD)
     stored = config(text, "lstm", {**RATES, "layers": 2}, **every)
-    shallow = config(text, "gru", {**RATES, "dropout": 0.0}, **every)
     rewinding = config(text, "revlstm", {**RATES, "layers": 2}, **every, lr_too=True)
     return {
         "plain": dataclasses.replace(plain, tune="off"),
         "stored": dataclasses.replace(stored, tune="off"),
         "delta": dataclasses.replace(rewinding, tune="delta"),
-        "stn": dataclasses.replace(shallow, tune="stn"),
+        "stn": dataclasses.replace(stored, tune="stn"),
     }
 
 
