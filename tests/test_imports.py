@@ -21,7 +21,7 @@ FLOORS = {
         "entries",
     ],
     "program": [
-        "errors machine figures tables", "files typed layers", "tuning", "data runs", "tasks", "language",
+        "errors machine figures tables", "files typed layers launcher", "tuning", "data runs", "tasks", "language",
         "translation", "recipes", "studies bench", "report", "cli",
     ],
 }  # fmt: skip

@@ -27,7 +27,7 @@ from typing import Any, cast
 import revtune as rt
 from revtune.errors import BackendError, NonFiniteError, ProcessError, ReversalError, SettingError, StateRangeError
 from revtune.program.errors import Problem
-from revtune.program.runs.together import first_to_tell, refuse_launched
+from revtune.program.launcher import first_to_tell, refuse_launched
 
 EXTRAS = {
     "optuna": "search", "kornia": "augment", "sacrebleu": "translate", "tokenizers": "translate", "plotly": "report"

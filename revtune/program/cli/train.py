@@ -14,9 +14,9 @@ from revtune.program.cli.options import check_paths, parse, size_of
 from revtune.program.data.pair_sources import PairUnit
 from revtune.program.errors import Problem
 from revtune.program.language import train as text
+from revtune.program.launcher import refuse_launched
 from revtune.program.layers import Model
 from revtune.program.runs import tracking
-from revtune.program.runs.together import refuse_launched
 from revtune.program.runs.tracking import Tracked
 from revtune.program.studies import tuned
 from revtune.program.studies.output_dropout import experiment as output_dropout

@@ -15,14 +15,13 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from datetime import timedelta
 from typing import Any
 
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from revtune.processes import Processes
 from revtune.program.errors import Problem
+from revtune.program.launcher import check_alone, launched
 from revtune.program.machine import processors
 from revtune.program.runs.tracking import flat
 from revtune.tuning.trees import mapped
@@ -34,24 +33,6 @@ REFUSED = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("gradient accumulation", "1", "--batch is that of all processes"),
 }
 """Settings of `accelerate launch` that a run does not follow: their names, what leaves them out, and why."""
-
-SOON = timedelta(seconds=5)
-"""How long to look for a launcher's store, which may have gone."""
-
-TOLD = "revtune/told"
-"""What the launcher's store calls the count of processes that have said why they end."""
-
-
-def launched() -> bool:
-    """Whether a launcher has started this process beside others."""
-    return {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() and int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def check_alone() -> None:
-    """Raise `Problem` where `accelerate launch` was asked for several processes on CPUs and has started one, or MPI."""
-    if "ACCELERATE_USE_CPU" in os.environ and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
-        raise Problem("accelerate launch starts several processes on CPUs by MPI alone, which runs do not speak; "
-                      "torchrun --nproc-per-node N -m revtune train ... starts N", code=2)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -116,15 +97,6 @@ def own_device(device: str) -> str:
     return f"cuda:{local}"
 
 
-def refuse_launched(what: str) -> None:
-    """Raise `Problem` where several processes have been started for what one does."""
-    if launched():
-        count = os.environ["WORLD_SIZE"]
-        raise Problem(
-            f"{what} runs in one process, got {count}; start it without torchrun or accelerate launch", code=2
-        )
-
-
 def texts(processes: Processes, own: str) -> list[str]:
     """What each process says."""
     content = torch.tensor(list(own.encode()), dtype=torch.uint8)
@@ -148,17 +120,6 @@ def agree(processes: Processes, settings: Mapping[str, Any]) -> None:
 def own_columns(processes: Processes, columns: int) -> slice:
     """Which columns, streams or examples, of so many this process has; sizes differ by one at most."""
     return slice(*(columns * number // processes.count for number in (processes.rank, processes.rank + 1)))
-
-
-def first_to_tell() -> bool:
-    """Whether nobody of the processes has said yet why they end: one sentence is enough."""
-    if not launched() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return True
-    with contextlib.suppress(RuntimeError, ValueError):  # the store has gone, as the launcher has
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(host, port, is_master=False, timeout=SOON)
-        return store.add(f"{TOLD}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) == 1
-    return True
 
 
 def joined_state(processes: Processes, state: Any) -> Any:

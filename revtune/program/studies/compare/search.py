@@ -138,7 +138,7 @@ class Search:
         """
         spent = self.clock.now()
         left = dict.fromkeys(range(workers), (budget - spent[clock]) / workers)
-        with asked_to_stop() as asked, Workers(workers, self.task, self.kept, self.pruner) as team:
+        with asked_to_stop() as asked, self._workers(workers) as team:
             while not asked.is_set():
                 for worker in [one for one, seconds in left.items() if seconds > 0 and one not in team.busy]:
                     if self._exhausted(len(team.busy)):
@@ -147,7 +147,7 @@ class Search:
                     team.run(worker, trial, self._job(trial, learner, left[worker], clock))
                 if not team.busy:
                     break
-                for worker, trial, outcome in team.ended(self.command):
+                for worker, trial, outcome in team.ended():
                     left[worker] -= outcome.spent[clock]
                     if not asked.is_set():
                         spent = self._count(spent, outcome, report)
@@ -158,6 +158,9 @@ class Search:
         self._seal()
         if asked.is_set():
             raise Problem(f"stopped in {workers} trials of {self.searcher}; {self.command} goes on", code=STOPPED)
+
+    def _workers(self, count: int) -> Workers:
+        return Workers(count, self.task, self.kept, self.pruner, self.command)
 
     def _job(self, trial: Trial, learner: Learner, seconds: float, clock: ClockKind) -> Job:
         values, seals = learner.values(), dict(self.seals.digests)

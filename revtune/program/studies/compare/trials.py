@@ -10,8 +10,8 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from multiprocessing.synchronize import Event
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import optuna

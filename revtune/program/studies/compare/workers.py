@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -30,13 +31,15 @@ class Workers:
         task: what trials learn; each process loads it anew.
         kept: where the trials are kept.
         pruner: ends trials early.
+        command: what goes on with the search, for messages.
 
     Attributes:
         busy: what runs, by the number of its worker.
     """
 
-    def __init__(self, count: int, task: Task, kept: Kept, pruner: BasePruner) -> None:
+    def __init__(self, count: int, task: Task, kept: Kept, pruner: BasePruner, command: str) -> None:
         spawning = multiprocessing.get_context("spawn")  # forked processes would hang in torch's threads
+        self._command = command
         self._stop, self.busy = spawning.Event(), dict[int, tuple[Trial, Future[Outcome]]]()
         load = partial(type(task).as_learnt, task.study, task.digest())
         begin: Callable[[], object] = partial(trials.begin, load, kept, pruner, self._stop)
@@ -54,20 +57,31 @@ class Workers:
         self._stop.set()
 
     def run(self, worker: int, trial: Trial, job: Job) -> None:
-        """Have a worker run a trial."""
-        self.busy[worker] = trial, self._pool.submit(trials.run, job)
+        """Have a worker run a trial.
 
-    def ended(self, command: str) -> Iterator[tuple[int, Trial, Outcome]]:
+        Raises:
+            Problem: a worker has died.
+        """
+        with self._alive():
+            self.busy[worker] = trial, self._pool.submit(trials.run, job)
+
+    def ended(self) -> Iterator[tuple[int, Trial, Outcome]]:
         """Trials that have ended, after a while none.
 
         Raises:
-            Problem: a worker has died; `command` goes on.
+            Problem: a worker has died.
         """
         wait([future for _, future in self.busy.values()], LOOKED_EVERY, FIRST_COMPLETED)
         for worker, (trial, future) in list(self.busy.items()):
             if future.done():
                 del self.busy[worker]
-                try:
-                    yield worker, trial, future.result()
-                except BrokenProcessPool as error:
-                    raise Problem(f"a worker of the search has died; {command} goes on") from error
+                with self._alive():
+                    outcome = future.result()
+                yield worker, trial, outcome
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenProcessPool as error:
+            raise Problem(f"a worker of the search has died; {self._command} goes on") from error
