@@ -5,7 +5,7 @@ processes `split_batches` gives each its own columns of every segment, which it 
 
     pip install '.[examples]'
     python examples/accelerate_loop.py FOLDER
-    accelerate launch --cpu --num_processes 2 examples/accelerate_loop.py FOLDER
+    torchrun --nproc-per-node 2 examples/accelerate_loop.py FOLDER
 
 learns Python's own manual as bytes, leaves an epoch in its middle, and goes on from what it saved in the folder.
 """

@@ -34,6 +34,8 @@ Tune the hyperparameters of any network in one run::
 - `Mechanic` tunes the learning rate of any optimizer, also where nothing else is tuned.
 - `register_response` lets a layer of your own answer to hyperparameters.
 
+Train in several processes as in one: `Processes`, and `Tuner(processes=)`.
+
 Write a cell of your own: `Cell`, `Stage`, `Coupling`, `forget_gate`, run by `scan` and `record` (docs/own-cell.md).
 
 The code lies in two halves, `revtune.reversible` and `revtune.tuning`, and in `revtune.joint`, where they meet. The
@@ -41,7 +43,8 @@ program `revtune` is `revtune.program`.
 """
 
 import revtune.joint.entries  # noqa: F401  # by which the two halves know what is made of both
-from revtune.errors import HyperparameterError, NonFiniteError, ReversalError, StateRangeError
+from revtune.errors import HyperparameterError, NonFiniteError, ProcessError, ReversalError, StateRangeError
+from revtune.processes import Processes
 from revtune.published import publish
 from revtune.reversible.cells.cell import Cell, Coupling, Stage, Step, forget_gate
 from revtune.reversible.cells.gru import rev_gru
@@ -86,6 +89,8 @@ __all__ = [
     "Mechanic",
     "NonFiniteError",
     "Positive",
+    "ProcessError",
+    "Processes",
     "Rate",
     "Readout",
     "Recording",

@@ -25,3 +25,7 @@ class SettingError(ValueError):
 
 class HyperparameterError(RuntimeError):
     """A hyperparameter is read where it has no value, or nobody reads it."""
+
+
+class ProcessError(RuntimeError):
+    """Another process that takes the same steps has ended, or does not answer."""

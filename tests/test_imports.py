@@ -21,12 +21,12 @@ FLOORS = {
         "entries",
     ],
     "program": [
-        "errors machine figures progress tables", "files typed layers", "tuning", "data runs", "tasks", "language",
+        "errors machine figures progress tables", "files typed layers launcher", "tuning", "data runs", "tasks", "language",
         "translation", "recipes", "studies bench", "report", "cli",
     ],
 }  # fmt: skip
 """The rooms of each wing from the ground up: a room imports rooms of lower floors alone."""
-SHARED = {"errors", "sequences"}
+SHARED = {"errors", "processes", "sequences"}
 WINGS = {"reversible": SHARED, "tuning": SHARED, "joint": SHARED | {"reversible", "tuning"}}
 """What a wing of the library imports of the house besides itself."""
 LAZY = {

@@ -253,7 +253,8 @@ class ResponseRev(Responding, RevRNN):
         rate = self._rate(name)
         if rate is None:
             return None
-        return drop_mask(shape, self._of_rows(rate, shape[0]), torch.empty(0, dtype=like.dtype, device=like.device))
+        empty = torch.empty(0, dtype=like.dtype, device=like.device)
+        return drop_mask(shape, self._of_rows(rate, shape[0]), empty, rows=0)
 
     def draw_between(self) -> DrawMask | None:
         """What draws the masks of the dropout between layers, each row's at its own rate."""
@@ -262,14 +263,14 @@ class ResponseRev(Responding, RevRNN):
             return None
 
         def draw(shape: tuple[int, ...], *, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-            return drop_mask(shape, self._of_rows(rate, shape[1]), like, generator)
+            return drop_mask(shape, self._of_rows(rate, shape[1]), like, generator, rows=1)
 
         return draw
 
     def drop_between(self, x: Tensor) -> Tensor:
         """A layer's outputs (T, B, H) as the next layer reads them."""
         rate = self._rate("dropout")
-        return x if rate is None else x * drop_mask(x.shape, self._of_rows(rate, x.shape[1]), x)
+        return x if rate is None else x * drop_mask(x.shape, self._of_rows(rate, x.shape[1]), x, rows=1)
 
     def _rate(self, name: str) -> Tensor | float | None:
         """The rate of a dropout as it is now, a number, 0-d or (B,); None where it drops nothing."""

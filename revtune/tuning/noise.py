@@ -19,21 +19,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from revtune.processes import drawn_rows, laid_as, share_of_batch
 from revtune.tuning.hypers.ranges import Range, Value
 
 RATE, BATCH_RATE, DEVIATION = Range(0, 1), Range(0, 1, per_batch=True), Range(0)
 
 
-def drop_mask(shape: Sequence[int], p: Value, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def drop_mask(
+    shape: Sequence[int],
+    p: Value,
+    like: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    rows: int | None = None,
+) -> Tensor:
     """0 with probability p, else 1 / (1 - p); p broadcasts over the shape.
 
     A rate may be 1 or near it, as 1 / (1 - p) is limited to 1 over the machine epsilon of like's dtype. The mask is
-    drawn in float32 at least: random numbers of fewer bits would shift rates.
+    drawn in float32 at least: random numbers of fewer bits would shift rates. `rows` is the dimension that is rows of
+    the batch, None where all rows share the mask.
     """
     exact = torch.promote_types(like.dtype, torch.float32)
     rate = torch.as_tensor(p, dtype=exact, device=like.device).detach()
     scale = (1 - rate).clamp(min=torch.finfo(like.dtype).eps).reciprocal()
-    return torch.rand(shape, dtype=exact, device=like.device, generator=generator).ge_(rate).mul_(scale).to(like.dtype)
+    drawn = drawn_rows(
+        shape, rows, lambda shape: torch.rand(shape, dtype=exact, device=like.device, generator=generator)
+    )
+    return drawn.ge_(rate).mul_(scale).to(like.dtype)
 
 
 def time_dim(name: str, x: Tensor, batch_dim: int) -> int:
@@ -49,7 +61,9 @@ def time_dim(name: str, x: Tensor, batch_dim: int) -> int:
     return 1 - batch_dim
 
 
-def add_noise(x: Tensor, deviation: Value) -> Tensor:
-    """x + deviation * e, e normal; the deviation broadcasts over x."""
+def add_noise(x: Tensor, deviation: Value, *, rows: int) -> Tensor:
+    """x + deviation * e, e normal; the deviation broadcasts over x, whose dimension `rows` is rows of the batch."""
     scale = torch.as_tensor(deviation, device=x.device).detach().to(x.dtype)
-    return torch.addcmul(x, torch.randn_like(x), scale)
+    if share_of_batch() is None:
+        return torch.addcmul(x, torch.randn_like(x), scale)
+    return torch.addcmul(x, drawn_rows(x.shape, rows, lambda shape: torch.randn_like(laid_as(x, shape))), scale)

@@ -14,7 +14,7 @@ TWO = """
 import sys
 from examples import accelerate_loop as example
 losses, run = example.train(sys.argv[1], 12, units=16, columns=4, steps=20, text=example.MANUAL[: 4 * 401])
-run.accelerator.print(*losses)
+run.accelerator.print(run.accelerator.num_processes, *losses)
 """
 
 
@@ -34,12 +34,14 @@ def test_two_processes_read_their_own_rows_of_each_segment(example: Any, tmp_pat
     sizes = {"units": 16, "columns": 4, "steps": 20, "text": example.MANUAL[: 4 * 401]}
     root = Path(__file__).parent.parent.parent
     (tmp_path / "two.py").write_text(TWO, encoding="utf-8")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    # not by `accelerate launch --cpu`, which starts several processes by MPI alone
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*launch, str(tmp_path / "two.py"), str(tmp_path / "two")], check=True, capture_output=True, text=True,
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     losses, _ = example.train(str(tmp_path / "one"), 16, **sizes)
-    assert [float(loss) for loss in done.stdout.split()[-12:]] == pytest.approx(losses[:12], rel=1e-4)
+    count, *told = done.stdout.split()[-13:]
+    assert count == "2" and [float(loss) for loss in told] == pytest.approx(losses[:12], rel=1e-4)
     after, _ = example.train(str(tmp_path / "two"), 16, resume=True, **sizes)
     assert after == pytest.approx(losses[12:], rel=1e-4)

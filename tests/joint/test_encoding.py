@@ -35,7 +35,7 @@ nets = pytest.mark.parametrize("rev", [rt.RevGRU, rt.RevLSTM])
 def alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks that depend on units and rates alone; chunks of a few steps, and parts of a few rows."""
 
-    def drop_mask(shape: Any, rate: Any, like: Tensor, generator: Any = None) -> Tensor:
+    def drop_mask(shape: Any, rate: Any, like: Tensor, generator: Any = None, *, rows: Any = None) -> Tensor:
         drawn = torch.rand(shape[-1], generator=torch.Generator().manual_seed(5)).to(like).expand(shape)
         return (drawn >= torch.as_tensor(rate)).to(like) / (1 - torch.as_tensor(rate).to(like))
 

@@ -25,8 +25,9 @@ import sys
 from typing import Any, cast
 
 import revtune as rt
-from revtune.errors import BackendError, NonFiniteError, ReversalError, SettingError, StateRangeError
+from revtune.errors import BackendError, NonFiniteError, ProcessError, ReversalError, SettingError, StateRangeError
 from revtune.program.errors import Problem
+from revtune.program.launcher import first_to_tell, refuse_launched
 
 EXTRAS = {
     "optuna": "search", "kornia": "augment", "sacrebleu": "translate", "tokenizers": "translate", "plotly": "report"
@@ -59,7 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         discard_output()
         with contextlib.suppress(OSError):  # of a terminal that has gone away
-            print(f"revtune: {message}", file=sys.stderr)
+            if first_to_tell():
+                print(f"revtune: {message}", file=sys.stderr)
         return error.code if isinstance(error, Problem) else 1
     return 0
 
@@ -67,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 def sentence(error: Exception) -> str | None:
     """What a person is told of an error; None for a mistake of this program's, which shows its traceback."""
     first = (str(error).splitlines() or [type(error).__name__])[0]
-    if isinstance(error, Problem | NonFiniteError | ReversalError | StateRangeError):
+    if isinstance(error, Problem | NonFiniteError | ReversalError | StateRangeError | ProcessError):
         return str(error)
     if isinstance(error, BackendError | SettingError):
         return first
@@ -114,6 +116,8 @@ def dispatch(arguments: list[str]) -> None:
         return
     if arguments[0] not in COMMANDS:
         raise Problem(f"there is no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", code=2)
+    if arguments[0] != "train":
+        refuse_launched(f"revtune {arguments[0]}")
     command = importlib.import_module(f"revtune.program.cli.{arguments[0]}")
     getattr(command, arguments[0])(arguments[1:])
 

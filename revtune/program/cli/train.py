@@ -14,6 +14,7 @@ from revtune.program.cli.options import check_paths, parse, size_of
 from revtune.program.data.pair_sources import PairUnit
 from revtune.program.errors import Problem
 from revtune.program.language import train as text
+from revtune.program.launcher import refuse_launched
 from revtune.program.layers import Model
 from revtune.program.runs import tracking
 from revtune.program.runs.tracking import Tracked
@@ -31,6 +32,8 @@ def train(arguments: list[str]) -> None:
     named = bool(arguments) and not arguments[0].startswith("-")
     name = arguments[0] if named else recipes.DEFAULT
     runner, options = runner_and_options(name, arguments[named:])
+    if runner is not text:
+        refuse_launched(f"revtune train {name}")
     runner.start(name, options)
 
 
@@ -49,6 +52,8 @@ def resume(arguments: list[str]) -> None:
         check_paths(path)
     kind = kind_of(folder, "train --resume")
     check_moved(kind, folder, *moved)
+    if kind != "text":
+        refuse_launched(f"a run of kind {kind}")
     places = {name: path for name, path in zip(("file", "data"), moved, strict=True) if path is not None}
     tracked = {} if options.track is None else {"track": tracker(options.track, kind)}
     RUNNERS[kind][0].resume(folder, accept_edits=options.accept_edits, **places, **tracked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from revtune.processes import Processes
 from revtune.program.data.text import segment, streams
 from revtune.program.language.learning import Learning
 from revtune.program.language.model import LanguageModel
@@ -22,6 +23,15 @@ def evaluate(model: LanguageModel, rows: Tensor, length: int) -> float:
             loss, state = model.loss(inputs, targets, state)
             total += loss.item() * inputs.numel()
     return total / ((len(rows) - 1) * rows.shape[1])
+
+
+def held_out(processes: Processes, model: LanguageModel, rows: Tensor, length: int) -> float:
+    """As `evaluate`, where each process has some of the streams, perhaps none."""
+    loss = evaluate(model, rows, length) if rows.shape[1] else 0.0
+    if processes.count == 1:
+        return loss
+    total, columns = processes.total(loss * rows.shape[1], rows.shape[1])
+    return total / columns
 
 
 def held_out_streams(tokens: Tensor, learning: Learning, *, name: str, most: int | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from revtune.program.language.task import LanguageTask
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import RecurrentState, Saved, not_of_this_run
 from revtune.program.runs.followed import check_fits, not_followed
+from revtune.program.runs.together import joined_state, own_state
 from revtune.program.tasks.learner import weight_optimizer
 from revtune.tuning.conversion.replay import Replay, replay
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
@@ -48,6 +49,7 @@ class Learner(ABC):
 
     def __init__(self, task: LanguageTask, config: Config) -> None:
         self.task, self.net, self.learning, self.device = task, config.net, config.learning, task.device
+        self.processes = task.processes
 
     def built(self, hypers: Hyperparameters | None = None) -> LanguageModel:
         """The model before it has learnt, its weights by torch's generator."""
@@ -109,13 +111,16 @@ class PlainLearner(Learner):
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss, self.state = self._loss(segment)
+        with self.processes.share(segment.inputs.shape[1]) as weight:
+            loss, self.state = self._loss(segment)
+            loss = loss * weight if weight < 1.0 else loss
         self.optimizer.zero_grad()
         loss.backward()
+        self.processes.add_gradients(self.model.parameters())
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.learning.clip)
         if torch.isfinite(norm):  # the caller raises otherwise, and the weights are left as they were
             self.optimizer.step()
-        return {"loss": loss.item(), "norm": norm.item()}
+        return {"loss": self.processes.total(loss.item())[0], "norm": norm.item()}
 
     def _loss(self, segment: Segment) -> tuple[Tensor, RecurrentState]:
         if self.player is None:
@@ -140,7 +145,7 @@ class PlainLearner(Learner):
         parts = {
             "model/": checkpoint.weights(self.model),
             "optimizer/": checkpoint.optimizer_tensors(self.optimizer, self.model),
-            "state/": checkpoint.state_tensors(self.state),
+            "state/": checkpoint.state_tensors(joined_state(self.processes, self.state)),
             "random/": dict(zip(GENERATORS, random_states(self.device), strict=False)),  # no cuda on the CPU
         }
         facts = {} if self.player is None else {REPLAY: self.player.state_dict()}
@@ -157,7 +162,8 @@ class PlainLearner(Learner):
             raise Problem(f"{path} is no checkpoint of a run: {missing[0]!r} is missing or unknown")
         checkpoint.load_weights(self.model, saved, path, prefix="model/")
         checkpoint.load_optimizer(self.optimizer, self.model, saved, path, prefix="optimizer/")
-        self.state = checkpoint.state_of(saved, path, self.device, self._state_like(), prefix="state/")
+        state = checkpoint.state_of(saved, path, self.device, self._state_like(), prefix="state/")
+        self.state = own_state(self.processes, state)
         if (self.state is None) != (position == 0):
             beside = "without" if self.state is None else "with"
             raise Problem(f"{path} is no checkpoint of a run: row {position} {beside} a recurrent state")

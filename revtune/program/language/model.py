@@ -14,7 +14,7 @@ from revtune.program.errors import Problem
 from revtune.program.language.config import Net
 from revtune.program.layers import REVERSIBLE
 from revtune.program.runs.checkpoint import RecurrentState
-from revtune.reversible.layers.masks import drop_mask
+from revtune.reversible.layers.masks import drop_mask, dropped
 from revtune.tuning.conversion.plain import GRUWithRates, LSTMWithRates, RecurrentWithRates
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.noise import RATE
@@ -131,12 +131,14 @@ class StoringStack(nn.Module):
     Args:
         layers: they drop their recurrent weights themselves.
         input_drop, output_drop: of each layer's input and output.
-        dropout: rate of ordinary dropout between layers.
+        dropout: between layers, of single numbers.
     """
 
-    def __init__(self, layers: list[nn.Module], input_drop: nn.Module, output_drop: nn.Module, dropout: float) -> None:
+    def __init__(
+        self, layers: list[nn.Module], input_drop: nn.Module, output_drop: nn.Module, dropout: nn.Module
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.layers, self.dropout = nn.ModuleList(layers), nn.Dropout(dropout)
+        self.layers, self.dropout = nn.ModuleList(layers), dropout
         self.input_drop, self.output_drop = input_drop, output_drop
 
     @classmethod
@@ -146,13 +148,13 @@ class StoringStack(nn.Module):
         layers = layers_of(net, FixedGRU if net.model == "gru" else FixedLSTM)
         for layer in layers:
             layer.rates = {"weight_drop": partial(float, net.weight_drop)}
-        return cls(layers, *drops, net.dropout)
+        return cls(layers, *drops, FixedDropout(net.dropout))
 
     @classmethod
     def tuned(cls, net: Net, hypers: Hyperparameters) -> Self:
         """At rates that are hyperparameters, to be converted by `self_tuning`, or by `plain` where they are numbers."""
         inputs, outputs = (TunedLockedDropout(hypers, f"{what}_dropout", batch_dim=1) for what in ("input", "output"))
-        return cls(layers_of(net, nn.GRU if net.model == "gru" else nn.LSTM), inputs, outputs, 0.0)
+        return cls(layers_of(net, nn.GRU if net.model == "gru" else nn.LSTM), inputs, outputs, nn.Dropout(0.0))
 
     def forward(self, x: Tensor, state: RecurrentState = None) -> tuple[Tensor, RecurrentState]:
         """Outputs (T, B, H) and the state, (L, B, H) or a pair of it."""
@@ -188,11 +190,24 @@ class FixedLockedDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x, in training with units dropped from whole sequences."""
-        return x * drop_mask((1, *x.shape[1:]), self.p, x) if self.training and self.p else x
+        return x * drop_mask((1, *x.shape[1:]), self.p, x, rows=1) if self.training and self.p else x
 
     def extra_repr(self) -> str:
         """The rate."""
         return f"p={self.p}"
+
+
+class FixedDropout(nn.Dropout):
+    """nn.Dropout on x (T, B, F), by the same masks; of several processes each has those of its streams.
+
+    Its rate is one that `rt.replay` can set.
+    """
+
+    RATES: ClassVar = {"p": RATE}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x, in training with single numbers dropped."""
+        return dropped(x, self.p) if self.training else x
 
 
 class FixedWeightDrop(RecurrentWithRates):

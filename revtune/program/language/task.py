@@ -13,13 +13,16 @@ from typing import Any, ClassVar, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from revtune.processes import Processes
 from revtune.program.data.text import Corpus, Segment, after, segment, streams
 from revtune.program.data.text_sources import Text, load
+from revtune.program.errors import Problem
 from revtune.program.language import regularizers
 from revtune.program.language.config import LanguageStudy, Net
 from revtune.program.language.evaluate import evaluate, held_out_streams
 from revtune.program.language.model import Out, build
 from revtune.program.layers import REVERSIBLE
+from revtune.program.runs.together import own_columns
 from revtune.program.tasks.task import Settings, Space, Split, Task, perplexity
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper
@@ -52,6 +55,7 @@ class LanguageTask(Task):
         corpus: the text, as numbers; loaded by default.
         device: where it computes.
         tested: whether the test text is read too.
+        processes: that share the streams of each part; one alone by default.
 
     Attributes:
         rows: streams (N, B) of each part of the text, as far as they are needed; "tuned_on" is the held-out text in as
@@ -66,9 +70,16 @@ class LanguageTask(Task):
     study: LanguageSettings
 
     def __init__(
-        self, study: Any, corpus: Corpus | None = None, *, device: torch.device | None = None, tested: bool = True
-    ) -> None:  # fmt: skip
+        self,
+        study: Any,
+        corpus: Corpus | None = None,
+        *,
+        device: torch.device | None = None,
+        tested: bool = True,
+        processes: Processes | None = None,
+    ) -> None:
         super().__init__(study)
+        self.processes = processes or Processes()
         self.corpus, self.device = corpus or load(self.study.text), device or torch.device("cpu")
         self.rows, self._positions = dict[str, Tensor](), [0]
         for name in ("train", "tuned_on", "valid", *(["test"] if tested else [])):
@@ -82,8 +93,20 @@ class LanguageTask(Task):
     def part(self, name: str) -> Tensor:
         """The streams of a part of the text."""
         if name not in self.rows:
-            self.rows[name] = self.cut(name).to(self.device)
+            self.rows[name] = self.own(name, self.cut(name)).to(self.device)
         return self.rows[name]
+
+    def own(self, name: str, rows: Tensor) -> Tensor:
+        """The streams of this process.
+
+        Raises:
+            Problem: there are fewer than processes, of a text that is learnt from.
+        """
+        count, columns = self.processes.count, rows.shape[1]
+        if count > columns and name in ("train", "tuned_on"):
+            whose = "--batch" if name == "train" else "streams of the held-out text, by --batch and --length,"
+            raise Problem(f"{whose} must be at least {count}, the number of processes, got {columns}", code=2)
+        return rows if count == 1 else rows[:, own_columns(self.processes, columns)].contiguous()
 
     def cut(self, name: str) -> Tensor:
         """A part of the text cut into streams."""

@@ -16,6 +16,7 @@ from revtune.program.language.run import Run
 from revtune.program.runs import tracking
 from revtune.program.runs.folder import REPLAYED, SCHEDULE, command_line
 from revtune.program.runs.followed import Followed
+from revtune.program.runs.together import together
 from revtune.program.runs.tracking import Tracked
 from revtune.program.tasks.task import Size
 
@@ -46,9 +47,11 @@ def start(name: str, options: Options) -> Path:
     options.followed.check_untuned(None if config.tune == "off" else f"--tune {config.tune}")
     schedule = options.followed.schedule()
     config = dataclasses.replace(config, replays=schedule is not None).with_absolute_paths()
-    with Report(config).shown() as report:
-        run = trainer.start(config, options.out, report, schedule, options.track)
-    finish(run)
+    with together(config.learning.device, config.learning.threads) as processes:
+        with Report(config).shown() as report:
+            run = trainer.start(config, options.out, report, schedule, options.track, processes)
+        if processes.rank == 0:
+            finish(run)
     return run.folder
 
 
@@ -62,9 +65,12 @@ def resume(
         Problem: it holds none, or nothing is left to do.
     """
     run = Run(folder, file, data, accept_edits)
-    with Report(run.config()).shown() as report:
-        trainer.resume(run, report, track)
-    finish(run)
+    learning = run.config().learning
+    with together(learning.device, learning.threads) as processes:
+        with Report(run.config()).shown() as report:
+            trainer.resume(run, report, track, processes)
+        if processes.rank == 0:
+            finish(run)
 
 
 def finish(run: Run) -> None:

@@ -6,8 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any, Protocol
@@ -15,13 +14,15 @@ from typing import Any, Protocol
 import torch
 
 import revtune as rt
-from revtune.errors import NonFiniteError, ReversalError, StateRangeError
+from revtune.errors import NonFiniteError, ProcessError, ReversalError, StateRangeError
+from revtune.processes import Processes
 from revtune.program.data.text import Corpus, after, segment
 from revtune.program.data.text_sources import load
 from revtune.program.errors import Problem
 from revtune.program.language import sample
 from revtune.program.language.config import Config
-from revtune.program.language.evaluate import evaluate
+from revtune.program.language.evaluate import held_out
+from revtune.program.language.progress import Progress
 from revtune.program.language.run import Run, create
 from revtune.program.language.task import LanguageTask
 from revtune.program.language.tuned_learner import TunedLearner, learner
@@ -30,9 +31,10 @@ from revtune.program.runs import checkpoint
 from revtune.program.runs.arithmetic import Arithmetic
 from revtune.program.runs.checkpoint import Saved, not_of_this_run, packed_as, unpacked_as
 from revtune.program.runs.folder import already_finished, command_line, intact, refuse_taken
-from revtune.program.runs.metrics import Metrics, bits
+from revtune.program.runs.metrics import Metrics, Unwritten, bits
 from revtune.program.runs.seals import Seals
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
+from revtune.program.runs.together import agree, own_device, texts
 from revtune.program.runs.tracking import Tracked
 from revtune.program.tuning import write_schedule
 from revtune.program.typed import told_of
@@ -53,36 +55,6 @@ class Report(Protocol):
         """Take in those of a validation."""
 
 
-@dataclass
-class Progress:
-    """How far a run has come.
-
-    Args:
-        step: updates done.
-        position: row of the streams that the next segment begins with.
-        falls: how often the learning rate was lowered on a plateau.
-        stale: validations since the last better one, or since the last fall.
-        best: lowest validation loss in nats, and `best_step`, when it was.
-    """
-
-    step: int = 0
-    position: int = 0
-    falls: int = 0
-    stale: int = 0
-    best: float | None = None
-    best_step: int = 0
-
-    def check(self, rows: int) -> None:
-        """Raise `ValueError` for the first value that no run over streams of so many rows can have."""
-        bounds = {"step": 2**31, "position": rows - 2, "falls": self.step, "stale": self.step, "best_step": self.step}
-        for name, most in bounds.items():
-            value = getattr(self, name)
-            if type(value) is not int or not 0 <= value <= most:
-                raise ValueError(f"{name} must be an integer from 0 to {most}, got {value!r}")
-        if self.best is not None and (type(self.best) is not float or not math.isfinite(self.best)):
-            raise ValueError(f"best must be a finite number or null, got {self.best!r}")
-
-
 class Trainer:
     """A model that learns a corpus as a configuration says, and everything that its next step depends on.
 
@@ -90,48 +62,72 @@ class Trainer:
         config: of the run.
         corpus: the text.
         schedule: the hyperparameters by step of a run that replays another's.
+        processes: that take each step together, every one with its own streams of the text; one alone by default.
 
     Raises:
-        Problem: a setting cannot be had on this machine, or the schedule is not of a net with these rates.
+        Problem: a setting cannot be had on this machine, or the schedule is not of a net with these rates; or the
+            processes differ in what decides a run's numbers.
     """
 
-    def __init__(self, config: Config, corpus: Corpus, schedule: Schedule | None = None) -> None:
-        self.learning = config.learning
-        self.device = usable(config.learning.device)
+    def __init__(
+        self, config: Config, corpus: Corpus, schedule: Schedule | None = None, processes: Processes | None = None
+    ) -> None:  # fmt: skip
+        self.learning, self.processes = config.learning, processes or Processes()
+        self.writes = self.processes.rank == 0
+        self.device = usable(own_device(config.learning.device))
         self.arithmetic = Arithmetic.here(self.device)
         torch.set_num_threads(config.learning.threads)
         torch.manual_seed(config.learning.seed)
-        self.task = LanguageTask(config, corpus, device=self.device, tested=False)
+        agree(self.processes, decisive(config, corpus, schedule, self.arithmetic))
+        self.task = LanguageTask(config, corpus, device=self.device, tested=False, processes=self.processes)
         self.learner = learner(self.task, config, schedule)
         self.mechanic = Mechanic(self.learner.optimizer, start=1.0) if self.learning.lr_too else None
         self.model, self.rows = self.learner.model, self.task.part("train")
         self.progress = Progress()
         self.seals = Seals({})
 
-    def train(self, run: Run, metrics: Metrics, report: Report) -> Progress:
+    def train(self, run: Run, metrics: Metrics | Unwritten, report: Report) -> Progress:
         """Take the steps that are left.
 
         Raises:
             Problem: it was asked to stop, which it does after a checkpoint; a step fails; the disk refuses.
         """
         self.seals = run.seals()  # now, so that what is edited while it learns is found
-        with asked_to_stop() as asked:
+        with asked_to_stop(patient=self.processes.count > 1) as asked, self._others(run):
             while self.progress.step < self.learning.steps:
                 facts = self.step()
                 metrics.add(facts)
                 self._tell(report.step, {**facts, **self.learner.facts()}, run, asked)
-                last = self.progress.step == self.learning.steps
+                last, stop = self.progress.step == self.learning.steps, self.processes.total(asked.is_set())[0] > 0
                 if last or self.progress.step % self.learning.valid_every == 0:
                     facts = self.validate(run)
                     metrics.add(facts)
                     self._tell(report.valid, facts, run, asked)
-                if last or asked.is_set() or self.progress.step % self.learning.save_every == 0:
+                if last or stop or self.progress.step % self.learning.save_every == 0:
                     self._check_finite(run)  # or nothing could go on from the checkpoint
-                    run.save(run.checkpoint, self.saved(metrics.sync(), metrics.digest()))
-                if asked.is_set() and not last:
+                    self._save(run, metrics)
+                if stop and not last:
                     goes_on = f"{command_line('train', '--resume', run.folder)} goes on"
                     raise Problem(f"stopped after step {self.progress.step}; {goes_on}", code=STOPPED)
         return self.progress
+
+    def _save(self, run: Run, metrics: Metrics | Unwritten) -> None:
+        checkpoint.check_alike(self.processes, self.model, self.progress.step)
+        saved = self.saved(metrics.sync(), metrics.digest())
+        if self.writes:
+            run.save(run.checkpoint, saved)
+
+    @contextlib.contextmanager
+    def _others(self, run: Run) -> Iterator[None]:
+        """Within this block another process may end, which ends the run."""
+        try:
+            yield
+        except ProcessError as error:
+            step = checkpoint.read_facts(run.checkpoint).facts["place"]["step"] if run.checkpoint.exists() else 0
+            goes_on = f"{command_line('train', '--resume', run.folder)} goes on after step {step}"
+            raise Problem(
+                f"step {self.progress.step + 1} failed: {error}; {goes_on}, on any number of processes"
+            ) from error
 
     def _tell(self, tell: Callable[[dict[str, Any]], None], facts: dict[str, Any], run: Run, asked: Event) -> None:
         with telling(self.progress.step, command_line("train", "--resume", run.folder), asked):
@@ -162,10 +158,11 @@ class Trainer:
             )
         self._advance(length)
         rate *= self.mechanic.factor if self.mechanic else 1.0
-        facts = {"step": progress.step, "loss": loss, "lr": rate, **told, "tokens": batch.inputs.numel()}
+        tokens = len(batch.inputs) * self.learning.batch
+        facts = {"step": progress.step, "loss": loss, "lr": rate, **told, "tokens": tokens}
         facts["seconds"] = round(time.perf_counter() - began, 4)
         if meter is not None:
-            facts |= {**bits(meter), "resident_bytes": resident_bytes()}
+            facts |= {**bits(meter), "resident_bytes": int(self.processes.total(resident_bytes())[0])}
         return facts
 
     def _advance(self, length: int) -> None:
@@ -179,17 +176,18 @@ class Trainer:
         progress = self.progress
         self._check_finite(run)
         try:
-            loss = evaluate(self.model, self.task.part("valid"), self.learning.length)
+            loss = held_out(self.processes, self.model, self.task.part("valid"), self.learning.length)
         except (NonFiniteError, ReversalError, StateRangeError) as error:
             raise Problem(f"the validation at step {progress.step} failed: {error}") from error
         if not math.isfinite(loss):
             raise Problem(f"the validation at step {progress.step} failed: loss {loss}; a lower learning rate may help")
         facts = {"step": progress.step, "valid_loss": loss, **self.learner.facts()}
-        if isinstance(self.learner, TunedLearner):
+        if isinstance(self.learner, TunedLearner) and self.writes:
             write_schedule(run.schedule, self.learner.schedule())
         if progress.best is None or loss < progress.best:
             progress.best, progress.best_step, progress.stale = loss, progress.step, 0
-            run.save(run.weights, Saved(checkpoint.weights(self.learner.plain()), facts, self.seals.digests))
+            if self.writes:
+                run.save(run.weights, Saved(checkpoint.weights(self.learner.plain()), facts, self.seals.digests))
         else:
             progress.stale += 1
             if progress.stale >= self.learning.patience:
@@ -235,19 +233,40 @@ class Trainer:
         return Saved({**saved.tensors, **own.tensors}, {**saved.facts, **own.facts})
 
 
+def decisive(config: Config, corpus: Corpus, schedule: Schedule | None, arithmetic: Arithmetic) -> dict[str, Any]:
+    """What decides a run's numbers, which all its processes must have alike; where data lie is no part of it."""
+    settings = dataclasses.asdict(config)
+    for place in ("file", "data"):
+        del settings["text"][place]
+    computing = {"revtune": rt.__version__, **arithmetic.to_json()}
+    return {**settings, "data": corpus.digest(), "schedule": schedule, "arithmetic": computing}
+
+
 def start(
-    config: Config, out: Path | None, report: Report, schedule: Schedule | None = None, track: Tracked = "none"
-) -> Run:  # fmt: skip
+    config: Config,
+    out: Path | None,
+    report: Report,
+    schedule: Schedule | None = None,
+    track: Tracked = "none",
+    processes: Processes | None = None,
+) -> Run:
     """Train a new run, from its first step to its last; one that replays a schedule is given it."""
     refuse_taken(out)
     corpus = load(config.text)
-    trainer = Trainer(config, corpus, schedule)
-    run = create(config, corpus, out, schedule)
-    learn(trainer, run, Metrics(run.metrics, 0), report, track)
+    trainer = Trainer(config, corpus, schedule, processes)
+    run = made(trainer, lambda: create(config, corpus, out, schedule))
+    learn(trainer, run, Metrics(run.metrics, 0) if trainer.writes else Unwritten(), report, track)
     return run
 
 
-def learn(trainer: Trainer, run: Run, metrics: Metrics, report: Report, track: Tracked) -> None:
+def made(trainer: Trainer, create: Callable[[], Run]) -> Run:
+    """The run whose folder the first process makes, as all processes know it."""
+    folder = create().folder if trainer.writes else Path()
+    first, *_ = texts(trainer.processes, str(folder))
+    return Run(Path(first))
+
+
+def learn(trainer: Trainer, run: Run, metrics: Metrics | Unwritten, report: Report, track: Tracked) -> None:
     """Take the steps that are left, and tell a tracker of them and of a sample at their end, if one is named."""
     with contextlib.closing(metrics):
         metrics.track(track, trainer.progress.step)
@@ -256,7 +275,7 @@ def learn(trainer: Trainer, run: Run, metrics: Metrics, report: Report, track: T
             metrics.tracker.text("sample", sample.shown(run.model(), run.vocabulary()), progress.step)
 
 
-def resume(run: Run, report: Report, track: Tracked = "none") -> Run:
+def resume(run: Run, report: Report, track: Tracked = "none", processes: Processes | None = None) -> Run:
     """Train the rest of a run, from its last checkpoint on, or from the start if it was stopped before the first.
 
     Raises:
@@ -268,7 +287,7 @@ def resume(run: Run, report: Report, track: Tracked = "none") -> Run:
     corpus = load(run.text(), run.corpus_json().get("digest"))
     run.check_data(corpus)
     with told_of(run.folder / "config.json"):
-        trainer = Trainer(config, corpus, run.replayed())
+        trainer = Trainer(config, corpus, run.replayed(), processes)
     size, digest, before = 0, None, None
     if run.checkpoint.exists():
         saved = checkpoint.read(run.checkpoint)
@@ -282,9 +301,10 @@ def resume(run: Run, report: Report, track: Tracked = "none") -> Run:
         raise already_finished(run.folder, config.learning.steps)
     if before is not None:
         trainer.arithmetic.go_on(Arithmetic.of(before, run.checkpoint), run.folder)
-    if run.accept_edits:
+    agree(trainer.processes, dataclasses.asdict(trainer.progress))
+    if run.accept_edits and trainer.writes:
         run.seal_anew()
-    learn(trainer, run, Metrics(run.metrics, size, digest), report, track)
+    learn(trainer, run, Metrics(run.metrics, size, digest) if trainer.writes else Unwritten(), report, track)
     return run
 
 

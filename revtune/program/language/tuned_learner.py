@@ -13,6 +13,7 @@ from revtune.program.language.learner import Learner, PlainLearner
 from revtune.program.language.regularizers import by_option
 from revtune.program.language.task import LanguageTask
 from revtune.program.runs.checkpoint import Saved, not_of_this_run, packed_as, unpacked_as
+from revtune.program.runs.together import joined_state, own_state
 from revtune.program.tasks.tuned_learner import tuner_of
 from revtune.program.tuning import Tuned
 from revtune.tuning.conversion.freeze import frozen
@@ -32,7 +33,7 @@ class TunedLearner(Learner):
         tuning = config.tuning(method)
         hypers = tuning.hyperparameters(task.hypers())
         self.model = self.built(hypers)
-        self.tuner = tuner_of(task, self.model, hypers, method)
+        self.tuner = tuner_of(task, self.model, hypers, method, task.processes)
         self.optimizer = self.tuner.optimizer
         self.rates = (1.0, tuning.response_lr)  # of weights, then responses
 
@@ -63,7 +64,8 @@ class TunedLearner(Learner):
 
     def saved(self) -> Saved:
         """The tuner's state, which holds weights and random states too."""
-        return packed_as("tuner", self.tuner.state_dict())
+        state = self.tuner.state_dict()
+        return packed_as("tuner", {**state, "states": joined_state(self.processes, state["states"])})
 
     def restore(self, saved: Saved, path: Path, *, step: int, position: int) -> None:
         """Take up what `saved` gave of a learner of the same configuration.
@@ -75,7 +77,7 @@ class TunedLearner(Learner):
             state = unpacked_as("tuner", saved)
             if state["steps"] != step:
                 raise ValueError(f"its tuner is at step {state['steps']}, not {step}")
-            self.tuner.load_state_dict(state)
+            self.tuner.load_state_dict({**state, "states": own_state(self.processes, state["states"])})
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise not_of_this_run(path, error) from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from revtune.processes import Processes
 from revtune.program import files
 from revtune.program.errors import Problem
 from revtune.program.files import regular
@@ -114,6 +116,19 @@ def _facts_and_seals(metadata: dict[str, str], path: Path) -> tuple[dict[str, An
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """A model's parameters and buffers by name, a tied one once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def check_alike(processes: Processes, model: nn.Module, step: int) -> None:
+    """Raise `Problem` when the weights after a step are not those of all processes, to the last bit."""
+    if processes.count == 1:
+        return
+    seen = zlib.crc32(b"")
+    for tensor in weights(model).values():
+        seen = zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data, seen)
+    of_each = processes.gathered([seen])[:, 0].tolist()
+    if differing := [rank for rank, other in enumerate(of_each) if other != of_each[0]]:
+        raise Problem(f"after step {step} the weights of process {differing[0]} are not those of process 0; "
+                      "nothing was saved")  # fmt: skip
 
 
 def untie(model: nn.Module, names: Collection[str]) -> None:

@@ -35,6 +35,29 @@ def bits(reading: Reading | None) -> dict[str, Any]:
     return {"stored_bits": round(reading.bits_per_unit_step, 4), "layer_bits": layers}
 
 
+class Unwritten:
+    """The measurements of a run in a process of several that does not write: the first one does."""
+
+    tracker = None
+
+    def add(self, facts: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def track(self, name: Tracked, step: int) -> None:
+        """Nothing."""
+
+    def digest(self) -> str:
+        """That of no lines."""
+        return hashlib.sha256().hexdigest()
+
+    def sync(self) -> int:
+        """Nothing is written."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class Metrics:
     """The measurements of a run as JSON lines, locked by one process at a time.
 

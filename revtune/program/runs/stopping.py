@@ -37,10 +37,11 @@ def telling(step: int, goes_on: str, asked: threading.Event | None = None) -> It
 
 
 @contextlib.contextmanager
-def asked_to_stop() -> Iterator[threading.Event]:
+def asked_to_stop(*, patient: bool = False) -> Iterator[threading.Event]:
     """An event that Ctrl-C, SIGTERM or a terminal that goes away sets, to be looked at between steps.
 
-    A second signal ends the program at once. A hangup that is ignored, as under nohup, stays ignored.
+    A second signal ends the program at once, unless it is to be patient: a launcher hands on what a terminal has sent
+    already, and ends a process that takes too long by itself. A hangup that is ignored, as under nohup, stays ignored.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -50,7 +51,7 @@ def asked_to_stop() -> Iterator[threading.Event]:
     def ask(number: int, frame: FrameType | None) -> None:
         asked.set()
         for each, handler in before.items():  # a shell that is left and the system behind it both send a SIGHUP
-            signal.signal(each, signal.SIG_IGN if each == signal.SIGHUP else handler)
+            signal.signal(each, signal.SIG_IGN if patient or each == signal.SIGHUP else handler)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     if before[signal.SIGHUP] == signal.SIG_IGN:

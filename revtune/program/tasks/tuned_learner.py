@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from revtune.processes import Processes
 from revtune.program.tasks.learner import Learnable, Learner, weight_optimizer
 from revtune.program.tasks.plain_learner import PlainLearner, ValuesAt
 from revtune.program.tasks.task import Method, Task
@@ -109,15 +110,17 @@ class TunedLearner(Learner):
         self.tuner.load_state_dict(state["tuner"])
 
 
-def tuner_of(task: Tunable, net: nn.Module, hypers: Hyperparameters, method: Tuned) -> Tuner:
-    """What tunes a task's network, which is converted where it stands."""
+def tuner_of(
+    task: Tunable, net: nn.Module, hypers: Hyperparameters, method: Tuned, processes: Processes | None = None
+) -> Tuner:  # fmt: skip
+    """What tunes a task's network, which is converted where it stands; `processes` are as of `Tuner`."""
     model, study = self_tuning(net, hypers, batch_dim=task.batch_dim), task.study
     losses: dict[str, Any] = {"stream": task.stream} if task.streams else {
         "train_loss": partial(task.train_loss, model), "valid_loss": task.valid_loss, "predict": task.predict
     }  # fmt: skip
     return Tuner(
         model, **losses, optimizer=weight_optimizer(study.learning), method=method, clip=study.learning.clip,
-        carry=task.carry, seed=study.seed, **study.tuning(method).for_tuner(),
+        carry=task.carry, seed=study.seed, processes=processes, **study.tuning(method).for_tuner(),
     )  # fmt: skip
 
 

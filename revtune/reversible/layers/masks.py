@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from revtune.processes import drawn_rows, laid_as, share_of_batch
 from revtune.sequences import Draw, drawn_once, present, setting
 
 
@@ -60,13 +63,39 @@ def one_sequence(masks: SequenceMasks | None = None) -> AbstractContextManager[N
 
 
 def drop_mask(
-    shape: tuple[int, ...], p: float, like: Tensor | BatchSpec, generator: torch.Generator | None = None
+    shape: tuple[int, ...],
+    p: float,
+    like: Tensor | BatchSpec,
+    generator: torch.Generator | None = None,
+    *,
+    rows: int | None = None,
 ) -> Tensor:
-    """A dropout mask: 0 with probability p, else 1 / (1 - p); all zeros for p = 1."""
-    keep = torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1.0 - p, generator=generator)
-    return keep.div_(1.0 - p) if p < 1.0 else keep
+    """A dropout mask: 0 with probability p, else 1 / (1 - p); all zeros for p = 1.
+
+    Args:
+        shape: of the mask.
+        p: the rate.
+        like: tells dtype and device.
+        generator: draws it; torch's own by default.
+        rows: which dimension is rows of the batch, None where all rows share the mask.
+    """
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        keep = torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1.0 - p, generator=generator)
+        return keep.div_(1.0 - p) if p < 1.0 else keep
+
+    return drawn_rows(shape, rows, draw)
 
 
-def locked_mask(owner: nn.Module, shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
+def dropped(x: Tensor, p: float) -> Tensor:
+    """x (T, B, F) by nn.Dropout's own mask, of rows of the batch."""
+    if share_of_batch() is None:
+        return F.dropout(x, p)  # fused with the product on a GPU
+    return x * drawn_rows(x.shape, 1, lambda shape: F.dropout(laid_as(x, shape).fill_(1), p))
+
+
+def locked_mask(
+    owner: nn.Module, shape: tuple[int, ...], p: float, like: Tensor, *, rows: int | None = None
+) -> Tensor:  # fmt: skip
     """The mask that `owner` uses for the present sequence; outside `one_sequence` each call is a sequence."""
-    return drawn_once(owner, shape, like.device, lambda generator: drop_mask(shape, p, like, generator))
+    return drawn_once(owner, shape, like.device, lambda generator: drop_mask(shape, p, like, generator, rows=rows))

@@ -25,7 +25,7 @@ from revtune.reversible.kernel.traced import is_traced
 from revtune.reversible.kernel.untraced import untraced
 from revtune.reversible.layers.flat_weights import FlatWeights
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
-from revtune.reversible.layers.masks import BatchSpec, DrawMask, drop_mask, new_seed
+from revtune.reversible.layers.masks import BatchSpec, DrawMask, drop_mask, dropped, new_seed
 from revtune.reversible.layers.resets import NO_RESETS, GivenResets, Resets, both_ways, of_layer
 from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.rnn_arguments import Hx, Options, check_input, check_parameter, check_states
@@ -440,15 +440,15 @@ class RevRNN(FlatWeights):
     def mask(self, name: str, shape: tuple[int, ...], like: Tensor | BatchSpec) -> Tensor | None:
         """The mask of a locked dropout, (B, F), drawn for a sequence; None where it drops nothing."""
         p = getattr(self.options, name)
-        return drop_mask(shape, p, like) if p and self.training else None
+        return drop_mask(shape, p, like, rows=0) if p and self.training else None
 
     def draw_between(self) -> DrawMask | None:
         """What draws the masks of the dropout between layers, chunk by chunk; None where it drops nothing."""
-        return partial(drop_mask, p=self.dropout) if self.dropout and self.training else None
+        return partial(drop_mask, p=self.dropout, rows=1) if self.dropout and self.training else None
 
     def drop_between(self, x: Tensor) -> Tensor:
         """A layer's outputs (T, B, H) as the next layer reads them."""
-        return F.dropout(x, self.dropout) if self.dropout and self.training else x
+        return dropped(x, self.dropout) if self.dropout and self.training else x
 
     def _dropped(self, x: Tensor, layer: int) -> Tensor:
         """A layer's input (T, B, F) under the dropout in front of it."""

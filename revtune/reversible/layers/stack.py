@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from revtune.processes import having, share_of_batch
 from revtune.reversible.kernel.chunks import evened_out, fewest_steps, most_steps
 from revtune.reversible.kernel.tape import Tape
 from revtune.reversible.layers.masks import DrawMask
@@ -42,15 +43,20 @@ class LockedMask:
 
 
 class StepDropout:
-    """Dropout drawn anew at every step; a chunk's mask is not stored but drawn again from the chunk's seed."""
+    """Dropout drawn anew at every step; a chunk's mask is not stored but drawn again from the chunk's seed.
+
+    Attributes:
+        share: which rows of the batch it is for, as where it was made: on the way back that may lie behind.
+    """
 
     def __init__(self, draw: DrawMask, seed: int) -> None:
-        self.draw, self.seed = draw, seed
+        self.draw, self.seed, self.share = draw, seed, share_of_batch()
 
     def apply(self, x: Tensor, first: int) -> Tensor:
         """The masked chunk (K, B, F) that starts at step `first`, or its gradient under the same mask."""
         generator = torch.Generator(x.device).manual_seed(self.seed + first)
-        return x * self.draw(tuple(x.shape), like=x, generator=generator)
+        with having(self.share):
+            return x * self.draw(tuple(x.shape), like=x, generator=generator)
 
 
 Link = Tape | LockedMask | StepDropout
@@ -105,14 +111,16 @@ class Stack:
         """Steps of a chunk of a sequence: what fits the budget but at least `fewest_steps`, evened out.
 
         Shapes alone decide, so that both directions cut alike: matrix products repeat to the last bit only in equal
-        shapes.
+        shapes. Where masks are drawn chunk by chunk, those of the whole batch of several processes decide.
 
         Args:
             steps: of the sequence.
             budget: bytes of a chunk; `self.budget` for None.
         """
-        fewest = fewest_steps(self.tapes[0].rows)
-        return evened_out(steps, most_steps(budget or self.budget, self.step_bytes, fewest), fewest=fewest)
+        own = self.tapes[0].rows
+        rows = next((link.share.whole for link in self.links if isinstance(link, StepDropout) and link.share), own)
+        fewest, step_bytes = fewest_steps(rows), self.step_bytes // own * rows
+        return evened_out(steps, most_steps(budget or self.budget, step_bytes, fewest), fewest=fewest)
 
     @property
     def budget(self) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy, Tracer
 
+from revtune.processes import share_of_batch
 from revtune.reversible.cells.cell import Cell, State
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.kernel.traced import may_go_back
@@ -40,7 +41,14 @@ def run_as_operator(
 
     Returns:
         Outputs (T, B, H) or None, and the final states, (L, B, H) each, in the dtypes of the first ones.
+
+    Raises:
+        ValueError: rows of a batch of several processes would be dropped out, whose masks the graph would not know.
     """
+    if dropout and len(layers) > 1 and share_of_batch() is not None:
+        raise ValueError(
+            "a compiled net with dropout between layers does not know of Processes.share; run it uncompiled"
+        )
     assert cell.native is not None
     tensors = [tensors for tensors, _ in layers]
     state = [torch.stack(states) for states in zip(*(one.state for one in tensors), strict=True)]

@@ -48,7 +48,7 @@ class LockedDropout(nn.Module):
             )
         if not self.training or self.p == 0.0:
             return x
-        return x * locked_mask(self, tuple(x.shape[1:]), self.p, x)
+        return x * locked_mask(self, tuple(x.shape[1:]), self.p, x, rows=0)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from revtune.processes import drawn_rows
 from revtune.tuning.hypers.kinds import Hyper
 
 
@@ -33,10 +34,15 @@ def perturbed(
         generator: draws e; torch's own by default.
         tuned_only: leave those unperturbed whose scale is not tuned.
     """
-    noise = torch.randn(size, len(specs), generator=generator, device=raw.device, dtype=raw.dtype)
     per_batch = [i for i, spec in enumerate(specs) if spec.per == "batch"]
-    if per_batch:
-        noise[:, per_batch] = noise[:1, per_batch]
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        noise = torch.randn(shape, generator=generator, device=raw.device, dtype=raw.dtype)
+        if per_batch:
+            noise[:, per_batch] = noise[:1, per_batch]
+        return noise
+
+    noise = drawn_rows((size, len(specs)), 0, draw)
     if tuned_only:
         noise = noise * raw.new_tensor([spec.tune_scale for spec in specs])
     return raw + F.softplus(spread) * noise

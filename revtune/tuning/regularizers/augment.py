@@ -14,6 +14,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from revtune.processes import drawn_rows, refuse_share
 from revtune.tuning.hypers.ranges import Range, Value, by_example
 
 COUNT, STRENGTH = Range(0, whole=True), Range(0)
@@ -47,6 +48,7 @@ def cutout(x: Tensor, holes: Value, length: Value, *, fill: float = 0.0) -> Tens
 def holes_in(x: Tensor, holes: Value, length: Value) -> Tensor:
     """A draw of where `cutout` has holes, (B, 1, H, W); holes and length are not checked."""
     batch, _, height, width = image_shape("cutout", x)
+    refuse_share("cutout", "how much it draws for an image depends on the others of the batch")
     counts, sides = (_each(name, value, x).long() for name, value in (("holes", holes), ("length", length)))
     most = int(counts.max()) if batch else 0
     spans = [_spans(sides, most, size, x.device) for size in (height, width)]
@@ -157,7 +159,8 @@ def _each(name: str, value: Value, x: Tensor) -> Tensor:
 def _uniform(name: str, strength: Value, x: Tensor) -> Tensor:
     """Numbers drawn uniformly from -strength to strength, (B,), at least in float32."""
     exact = torch.promote_types(x.dtype, torch.float32)
-    return (2 * torch.rand(len(x), device=x.device, dtype=exact) - 1) * _each(name, strength, x).to(exact)
+    drawn = drawn_rows((len(x),), 0, lambda shape: torch.rand(shape, device=x.device, dtype=exact))
+    return (2 * drawn - 1) * _each(name, strength, x).to(exact)
 
 
 def _kornia(name: str) -> ModuleType:

@@ -81,13 +81,13 @@ class ConvertedDropout(TunedRegularizer):
     def _mask(self, x: Tensor) -> Tensor:
         """A mask of single numbers or of whole channels."""
         if self.dims is None:
-            return drop_mask(x.shape, self.along("p", x), x)
+            return drop_mask(x.shape, self.along("p", x), x, rows=self.batch_dim)
         # of other dimensions torch warns at most, but takes the first one for examples, where time may stand
         odd = x.dim() > 2 and x.dim() != self.dims
         if x.dim() < 2 or (odd and (self.dims == 3 or self.batch_dim)):
             raise ValueError(f"{type(self).__name__} wants {self.dims} dimensions, (B, C, ...), got {tuple(x.shape)}")
         whole = 1 if self.unbatched and x.dim() != self.dims else 2
-        return drop_mask([*x.shape[:whole], *[1] * (x.dim() - whole)], self.along("p", x, 1), x)
+        return drop_mask([*x.shape[:whole], *[1] * (x.dim() - whole)], self.along("p", x, 1), x, rows=self.batch_dim)
 
     def become_plain(self) -> None:
         """Become torch's dropout again, at the current rate."""
@@ -149,7 +149,7 @@ def sequence_mask(owner: TunedRegularizer, x: Tensor, batch_dim: int) -> Tensor:
         )
 
     def draw(generator: torch.Generator | None) -> Tensor:
-        return drop_mask(shape, owner.along("p", x, axis=batch_dim), x, generator)
+        return drop_mask(shape, owner.along("p", x, axis=batch_dim), x, generator, rows=batch_dim)
 
     return drawn_once(owner, shape, x.device, draw)
 
@@ -206,4 +206,4 @@ class TunedNoise(TunedRegularizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x, in training with noise added."""
-        return add_noise(x, self.along("deviation", x)) if self.training else x
+        return add_noise(x, self.along("deviation", x), rows=self.batch_dim) if self.training else x

@@ -45,7 +45,7 @@ class TunedPath(TunedRegularizer):
         return self.times(x, lambda: self._mask(x))
 
     def _mask(self, x: Tensor) -> Tensor:
-        mask = drop_mask([len(x), *[1] * (x.dim() - 1)], self.along("rate", x), x)
+        mask = drop_mask([len(x), *[1] * (x.dim() - 1)], self.along("rate", x), x, rows=0)
         return mask if getattr(self, "scale_by_keep", True) else mask.sign()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from revtune.processes import refuse_share
 from revtune.tuning.hypers.ranges import Range, Value, by_example
 from revtune.tuning.noise import time_dim
 
@@ -132,6 +133,7 @@ def mixup(x: Tensor, y: Tensor, strength: Value) -> tuple[Tensor, tuple[Tensor, 
         (torch.Size([8, 3]), torch.Size([8]), torch.Size([8]), torch.Size([8]))
     """
     COEFFICIENT.check("strength", strength)
+    refuse_share("mixup", "it mixes examples with any others of the batch")
     if not x.is_floating_point():
         raise ValueError(f"mixup wants floating-point examples, got {x.dtype}")
     if len(x) != len(y):

@@ -196,7 +196,7 @@ class ResponseRecurrent(Responding, nn.RNNBase):
         finals: list[list[Tensor]] = []
         for layer in range(self.num_layers):
             if layer and rate is not None:
-                x = x * drop_mask(x.shape, rate, x)
+                x = x * drop_mask(x.shape, rate, x, rows=1 if steps.examples is None else 0)
             outputs = []
             for suffix in self._suffixes(layer):
                 own_steps = replace(steps, reverse=suffix.endswith("_reverse"))

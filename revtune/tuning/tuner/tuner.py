@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from revtune.errors import NonFiniteError
+from revtune.processes import Processes
 from revtune.tuning.hypers.hyperparameters import Hyperparameters, initial_values
 from revtune.tuning.random_states import random_states, set_random_states
 from revtune.tuning.trees import mapped
@@ -29,6 +30,7 @@ from revtune.tuning.tuner.modes import Modes
 from revtune.tuning.tuner.optimizer_checks import check_decay, check_hyper_decay, checked, checked_hyper
 from revtune.tuning.tuner.schedule import Schedule
 from revtune.tuning.tuner.state_checks import check_loaded, check_state
+from revtune.tuning.tuner.steps_together import StepsTogether
 from revtune.tuning.tuner.streamed import Stream, StreamedLoss, check_alone, itself
 from revtune.tuning.tuner.tuner_checks import (
     batch_size,
@@ -79,6 +81,8 @@ class Tuner:
         carry: whether a recurrent state goes from batch to batch; detached, one for each level.
         size: `size(batch)` gives B; by default that of the first tensor, in `self_tuning`'s `batch_dim`.
         seed: of the perturbations.
+        processes: those that take each step together, every one with its own rows of both batches: steps are those of
+            one process on the whole batches. Losses are then means of all rows. None for one process.
 
     Attributes:
         optimizer, hyper_optimizer: for schedulers.
@@ -121,6 +125,7 @@ class Tuner:
         carry: bool = False,
         size: Callable[[Any], int] | None = None,
         seed: int = 0,
+        processes: Processes | None = None,
     ) -> None:
         hypers = getattr(model, "hypers", None)
         if not isinstance(hypers, Hyperparameters):
@@ -143,6 +148,7 @@ class Tuner:
             given("valid_loss", valid_loss), batch_size(size, model), self.generator,
             context_factory(autocast), stream is not None,
         )  # fmt: skip
+        self._together = StepsTogether(processes, model, self.problem.size, self.generator)
         make, make_hyper = factory("optimizer", optimizer), factory("hyper_optimizer", hyper_optimizer)
         hypers.centred = method == "delta"  # from here on the network is this method's
         self.groups = self.problem.parameters()
@@ -183,8 +189,8 @@ class Tuner:
         if not waiting:
             self.optimizer.zero_grad()  # gradients left by the user's own backward are none of this step's
         try:
-            with self.problem.buffers.kept():
-                loss = self._gradients(batch)
+            with self.problem.buffers.kept(), self._together.taking(batch):
+                loss = self._together.mean(self._gradients(batch))
                 if (self.steps + 1) % self.accumulate == 0:
                     self._update()
         except Exception:
@@ -208,7 +214,10 @@ class Tuner:
     def valid_step(self, batch: Any) -> float:
         """A step of hyperparameters and scales; the loss. Errors are as in `step`."""
         self._begin("valid")
-        loss, grads = bilevel.hypergradients(self.problem, batch, self.entropy)
+        with self._together.taking(batch):
+            loss, grads = bilevel.hypergradients(self.problem, batch, self.entropy)
+            loss = self._together.mean(loss)
+        self._together.add_weighted(grads.values())
         resting = [self.hypers.column(name) for name in self.unread]
         for parameter, grad in grads.items():
             grad[resting] = 0.0
@@ -249,6 +258,7 @@ class Tuner:
             )
 
     def _update(self) -> None:
+        self._together.add_gradients([parameter for group in self.groups for parameter in group])
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         for group, name in zip(self.groups, ("weights", "responses"), strict=True):
@@ -282,7 +292,7 @@ class Tuner:
         )
 
     def _scaled(self, loss: Tensor) -> Tensor:
-        loss = loss / self.accumulate if self.accumulate > 1 else loss
+        loss = self._together.weighted(loss / self.accumulate if self.accumulate > 1 else loss)
         return loss if self.scaler is None else self.scaler.scale(loss)
 
     @property

@@ -319,7 +319,7 @@ def test_what_is_not_finite_is_never_saved(text: Path, tmp_path: Path, monkeypat
     with pytest.raises(Problem, match="encode.weight is not finite after step 6; a lower learning rate may help"):
         train.start(config(text, valid_every=9), part.folder, Spoils())
     assert checkpoint.read(part.checkpoint).facts["place"]["step"] == 3
-    monkeypatch.setattr(train, "evaluate", lambda *_: float("nan"))
+    monkeypatch.setattr(train, "held_out", lambda *_: float("nan"))
     with pytest.raises(Problem, match="the validation at step 4 failed: loss nan"):
         train.start(config(text), tmp_path / "other", Silent())
 

@@ -770,8 +770,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
     masks: list[Tensor] = []
     draw = dropout.drop_mask
 
-    def watched(shape: tuple[int, ...], p: float, like: Tensor) -> Tensor:
-        masks.append(draw(shape, p, like))
+    def watched(shape: tuple[int, ...], p: float, like: Tensor, *, rows: int | None = None) -> Tensor:
+        masks.append(draw(shape, p, like, rows=rows))
         return masks[-1]
 
     monkeypatch.setattr(rnn, "drop_mask", watched)

@@ -221,7 +221,7 @@ class Net(nn.Module):
 def alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks that depend on shapes and rates alone, and chunks of two steps where no limit of memory cuts them."""
 
-    def drop_mask(shape: Any, p: float, like: Any, generator: Any = None) -> Tensor:
+    def drop_mask(shape: Any, p: float, like: Any, generator: Any = None, *, rows: Any = None) -> Tensor:
         drawn = torch.rand(tuple(shape), generator=torch.Generator().manual_seed(5))
         return (drawn >= p).to(like.dtype) / (1 - p)
 

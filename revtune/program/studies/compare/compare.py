@@ -129,10 +129,12 @@ def searched(contest: Contest, task: Task, seed: int, contestant: Contestant, re
     assert terms is not None
     folder = contest.folder_of(seed, contestant)
     command, seals = contest.command, contest.seals(folder, TERMS)
-    with contextlib.closing(Search(task, cast(Searcher, contestant), folder, terms["steps"], command, seals)) as search:
+    search = Search(task, cast(Searcher, contestant), folder, terms["steps"], command, seals, options.storage)
+    with contextlib.closing(search):
         if best := search.best():
             report.best = best.user_attrs["loss"]
-        search.learn(options.budget, options.clock, report)
+        learn = search.learn if options.workers == 1 else partial(search.learn_by, options.workers)
+        learn(options.budget, options.clock, report)
         return search.result(budget=options.budget)
 
 
@@ -140,7 +142,7 @@ def check_options(options: Options[Any]) -> None:
     """Raise `Problem` for options that no contest can have."""
     for name, right, expected in (
         ("seeds", options.seeds >= 1, "at least 1"), ("budget", 0 < options.budget < 1e9, "above 0 and below 1e9"),
-        ("contestants", bool(options.contestants), "one at least"),
+        ("contestants", bool(options.contestants), "one at least"), ("workers", options.workers >= 1, "at least 1"),
     ):  # fmt: skip
         if not right:
             raise Problem(f"--{name} must be {expected}, got {getattr(options, name)}", code=2)
@@ -154,6 +156,9 @@ def check_options(options: Options[Any]) -> None:
     if "found" in contestants and not (contestants & set(TUNERS) and contestants & set(SEARCHERS)):
         raise Problem("--contestants found needs a searcher, whose values it is run at, and stn or delta, whose number "
                       "of updates it takes", code=2)  # fmt: skip
+    for name, given in (("storage", options.storage is not None), ("workers", options.workers > 1)):
+        if given and not contestants & set(SEARCHERS):
+            raise Problem(f"--{name} is for the trials of searchers, of which --contestants has none", code=2)
     if contestants & set(SEARCHERS) and "plain" not in contestants:
         raise Problem("--contestants: searchers need plain, whose length is that of their trials", code=2)
     for one in options.contestants:

@@ -84,6 +84,11 @@ class Options(Generic[S]):
     contestants: tuple[Contestant, ...] = CONTESTANTS
     """Who takes part; final needs stn or delta, searchers need plain, found needs one of each."""
     pbt: PopulationSettings = field(default_factory=PopulationSettings)
+    workers: int = 1
+    """Processes that run a searcher's trials at once; the budget is the time of all of them together."""
+    storage: str | None = None
+    """Where Optuna keeps the trials, a URL such as sqlite:///trials.db; by default a journal in each search's folder.
+    """
     out: Path | None = None
     """Folder of the contest; one that holds this contest is resumed. By default the next free runs/compare-<n>."""
     size: Size = "small"
@@ -260,7 +265,8 @@ class Contest:
             before, stored = self._stored(path)
             study = study.at_places(stored)
         settings = {"recipe": self.recipe, **dataclasses.asdict(dataclasses.replace(self.options, study=study))}
-        del settings["out"], settings["accept_edits"]
+        for name in ("out", "accept_edits", "workers", "storage"):  # how it is run, not what is
+            del settings[name]
         if self.options.pbt == PopulationSettings():
             del settings["pbt"]
         if before is not None:

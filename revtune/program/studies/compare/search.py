@@ -18,13 +18,13 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from revtune.errors import NonFiniteError
 from revtune.program.errors import Problem
 from revtune.program.files import read_bytes, write
 from revtune.program.runs import checkpoint
@@ -33,9 +33,11 @@ from revtune.program.runs.clock import Clock, ClockKind
 from revtune.program.runs.metrics import Metrics
 from revtune.program.runs.seals import Seals, digest
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
-from revtune.program.studies.compare import journal, journal_seals
+from revtune.program.studies.compare import journal_seals, storage, trials
 from revtune.program.studies.compare.journal_seals import JOURNAL, METRICS
 from revtune.program.studies.compare.samplers import distribution, grid, pruner, sampler
+from revtune.program.studies.compare.trials import Job, Outcome
+from revtune.program.studies.compare.workers import Workers
 from revtune.program.studies.json_files import parsed
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.loop import Report
@@ -54,13 +56,15 @@ class Search:
         steps: updates of a whole trial.
         command: what goes on with the search, for whoever stops it.
         seals: of the files that the search was begun with.
+        url: of a storage of Optuna's that keeps the trials in the place of the journal.
 
     Raises:
         Problem: another process searches there, or a file there is damaged.
     """
 
     def __init__(
-        self, task: Task, searcher: Searcher, folder: Path, steps: int, command: str, seals: Seals | None = None
+        self, task: Task, searcher: Searcher, folder: Path, steps: int, command: str, seals: Seals | None = None,
+        url: str | None = None,
     ) -> None:  # fmt: skip
         self.task, self.searcher, self.folder, self.steps, self.command = task, searcher, folder, steps, command
         self.seals = seals or Seals({})
@@ -69,11 +73,12 @@ class Search:
         self.metrics = Metrics(path, path.stat().st_size if path.exists() else 0)
         rounds = steps // task.study.learning.valid_every
         try:
-            self.study = journal.opened(folder / JOURNAL, searcher, pruner(searcher, rounds))
+            self.kept, self.pruner = storage.kept(folder, searcher, url), pruner(searcher, rounds)
+            self.study = storage.opened(self.kept, self.pruner)
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 self.study.tell(trial.number, state=TrialState.FAIL)
             ended = self.ended()
-            size = kept(path, ended, accept_edits=self.seals.accept_edits)
+            size = lines_kept(path, ended, accept_edits=self.seals.accept_edits)
             journal_seals.check(folder / JOURNAL, self.seals, task.digest())
         finally:
             self.metrics.close()
@@ -114,12 +119,63 @@ class Search:
                     if self._exhausted():
                         return
                     trial, learner = self._next()
-                state = self._run(trial, learner, is_over, report)
+                outcome = self._run(trial, learner, is_over, report)
                 if not asked.is_set():
-                    self._end(trial, learner, state)
+                    with self.clock.stopped():
+                        self._end(trial, outcome, partial(self._keep, trial.number, learner))
                 if asked.is_set():  # also while it ended, or a search cut short would pass for a whole one
                     stopped = f"stopped in trial {trial.number} of {self.searcher}"
                     raise Problem(f"{stopped}; {self.command} goes on", code=STOPPED)
+
+    def learn_by(self, workers: int, budget: float, clock: ClockKind, report: Report) -> None:
+        """As `learn`, by several processes that run trials at once, each for an equal part of what is left.
+
+        The order in which trials end, and so the values of later ones, depends on their speed. The journal is sealed
+        when none runs.
+
+        Raises:
+            Problem: it was asked to stop, or a worker has died.
+        """
+        spent = self.clock.now()
+        left = dict.fromkeys(range(workers), (budget - spent[clock]) / workers)
+        with asked_to_stop() as asked, self._workers(workers) as team:
+            while not asked.is_set():
+                for worker in [one for one, seconds in left.items() if seconds > 0 and one not in team.busy]:
+                    if self._exhausted(len(team.busy)):
+                        break
+                    trial, learner = self._next()
+                    team.run(worker, trial, self._job(trial, learner, left[worker], clock))
+                if not team.busy:
+                    break
+                for worker, trial, outcome in team.ended():
+                    left[worker] -= outcome.spent[clock]
+                    if not asked.is_set():
+                        spent = self._count(spent, outcome, report)
+                        self._end(trial, replace(outcome, spent=spent, lines=[]), lambda: None, seal=False)
+            if asked.is_set():
+                team.stop()
+        self.clock = Clock(wall=spent["wall"], cpu=spent["cpu"])
+        self._seal()
+        if asked.is_set():
+            raise Problem(f"stopped in {workers} trials of {self.searcher}; {self.command} goes on", code=STOPPED)
+
+    def _workers(self, count: int) -> Workers:
+        return Workers(count, self.task, self.kept, self.pruner, self.command)
+
+    def _job(self, trial: Trial, learner: Learner, seconds: float, clock: ClockKind) -> Job:
+        values, seals = learner.values(), dict(self.seals.digests)
+        return Job(
+            trial.number, trial._trial_id, values, self.steps, seconds, clock, self._weights(trial.number), seals
+        )
+
+    def _count(self, spent: dict[str, float], outcome: Outcome, report: Report) -> dict[str, float]:
+        """Write down a trial's validations, at times as if trials ran one after another; the time spent after it."""
+        for facts in outcome.lines:
+            facts |= {name: round(seconds + facts[name], 3) for name, seconds in spent.items()}
+            self.metrics.add(facts)
+            with telling(facts["step"], self.command):
+                report.valid(facts)
+        return {name: round(seconds + outcome.spent[name], 3) for name, seconds in spent.items()}
 
     def _next(self) -> tuple[Trial, Learner]:
         """The next trial, and what learns at its values."""
@@ -130,56 +186,50 @@ class Search:
             trial = self.study.ask({name: distribution(space) for name, space in self.spaces.items()})
         return trial, PlainLearner(self.task, dict(trial.params))
 
-    def _exhausted(self) -> bool:
-        """Whether a grid has no more points; the trial at the starting values is none of them."""
+    def _exhausted(self, running: int = 0) -> bool:
+        """Whether a grid has no more points, besides trials that run; that at the starting values is none of them."""
         points = math.prod(map(len, grid(self.spaces).values()))
-        return self.searcher == "grid" and len(self.ended()) >= 1 + points
+        return self.searcher == "grid" and len(self.ended()) + running >= 1 + points
 
-    def _run(self, trial: Trial, learner: Learner, is_over: Callable[[], bool], report: Report) -> TrialState:
-        """Learn until the trial is whole or pruned, or the search is over; what has become of the trial."""
-        while learner.steps < self.steps:
-            if is_over():
-                return TrialState.PRUNED if learner.best else TrialState.FAIL
-            try:
-                learner.step()
-                if learner.steps % self.task.study.learning.valid_every:
-                    continue
-                figures = learner.validate()
-            except NonFiniteError:
-                return TrialState.FAIL
-            facts = {"trial": trial.number, "step": learner.steps, **self.clock.now(), **figures}
-            self.metrics.add(facts | {"values": learner.values()})
-            with self.clock.stopped():
-                with telling(learner.steps, self.command):
-                    report.valid(facts)
-                trial.report(figures["loss"], learner.steps // self.task.study.learning.valid_every)
-                if learner.steps < self.steps and trial.should_prune():
-                    return TrialState.PRUNED
-        return TrialState.COMPLETE
+    def _run(self, trial: Trial, learner: Learner, is_over: Callable[[], bool], report: Report) -> Outcome:
+        """Learn here; what has become of the trial."""
 
-    def _end(self, trial: Trial, learner: Learner, state: TrialState) -> None:
+        def tell(facts: dict[str, Any]) -> None:
+            self.metrics.add(facts)
+            with telling(facts["step"], self.command):
+                report.valid(facts)
+
+        state = trials.learn(trial, learner, self.steps, self.clock, is_over, tell)
+        return Outcome(state, learner.progress.best if learner.best else None, self.clock.now(), [])
+
+    def _end(self, trial: Trial, outcome: Outcome, keep: Callable[[], None], *, seal: bool = True) -> None:
         """Keep the network if it is the best, then tell Optuna.
 
         In this order, as whatever dies in between then leaves a network too many, never a trial without its own.
         """
-        spent = self.clock.now()
-        with self.clock.stopped():
-            self.metrics.sync()
-            before = self.best()
-            better = bool(learner.best) and (before is None or learner.progress.best < _loss(before))
-            if better:
-                self._write(trial.number, packed(learner.best), self.seals.digests)
-            if learner.best:
-                trial.set_user_attr("loss", learner.progress.best)
-            for name, seconds in spent.items():
-                trial.set_user_attr(name, seconds)
-            self.study.tell(trial, learner.progress.best if state == TrialState.COMPLETE else None, state)
-            if better and before is not None:
-                self._weights(before.number).unlink(missing_ok=True)
+        self.metrics.sync()
+        before = self.best()
+        better = outcome.loss is not None and (before is None or outcome.loss < _loss(before))
+        if better:
+            keep()
+        if outcome.loss is not None:
+            trial.set_user_attr("loss", outcome.loss)
+        for name, seconds in outcome.spent.items():
+            trial.set_user_attr(name, seconds)
+        self.study.tell(trial, outcome.loss if outcome.state == TrialState.COMPLETE else None, outcome.state)
+        worse = before.number if better and before is not None else None if better else trial.number
+        if worse is not None:
+            self._weights(worse).unlink(missing_ok=True)
+        if seal:
             self._seal()
+
+    def _keep(self, number: int, learner: Learner) -> None:
+        self._write(number, packed(learner.best), self.seals.digests)
 
     def _seal(self) -> None:
         """Have the journal know what it holds and what lies beside it."""
+        if self.kept.url is not None:
+            return
         seal = journal_seals.attribute(self.folder, self.seals, self.task.digest(), self.metrics.sync())
         self.study.set_user_attr(journal_seals.KEY, seal)
 
@@ -215,7 +265,8 @@ class Search:
         facts = {"trial": best.number, **figures, "values": learner.values(), **counts, **spent, **more}
         content = json.dumps(facts, indent=1).encode() + b"\n"
         own = {"result.json": digest(content), METRICS: self.metrics.digest()}
-        own[JOURNAL] = digest(read_bytes(self.folder / JOURNAL))
+        if self.kept.url is None:
+            own[JOURNAL] = digest(read_bytes(self.kept.journal))
         self._write(best.number, saved, {**self.seals.digests, **own})
         write(self.folder / "result.json", content)
         return facts
@@ -226,7 +277,7 @@ def _loss(trial: FrozenTrial) -> float:
     return loss
 
 
-def kept(path: Path, ended: list[FrozenTrial], *, accept_edits: bool = False) -> int:
+def lines_kept(path: Path, ended: list[FrozenTrial], *, accept_edits: bool = False) -> int:
     """How many bytes the lines of trials that came to their end have; those of a trial that did not stand behind them.
 
     Raises:

@@ -9,11 +9,11 @@ from optuna.pruners import NopPruner
 from optuna.trial import TrialState
 
 from revtune.program.errors import Problem
-from revtune.program.studies.compare.journal import opened
+from revtune.program.studies.compare.storage import Kept, kept, opened
 
 
 def study(path: Path) -> optuna.Study:
-    return opened(path, "random", NopPruner())
+    return opened(Kept(path.parent, "random"), NopPruner())
 
 
 @pytest.fixture
@@ -46,3 +46,15 @@ def test_a_damaged_line_is_told(content: bytes, path: Path) -> None:
     path.write_bytes(content + b"\n" + path.read_bytes())
     with pytest.raises(Problem, match=r"journal.log is damaged"):
         study(path)
+
+
+def test_a_search_keeps_to_where_it_was_begun(path: Path, tmp_path: Path) -> None:
+    folder = path.parent
+    with pytest.raises(Problem, match=r"keeps its trials in journal.log; leave --storage out"):
+        kept(folder, "random", "sqlite://")
+    other = tmp_path / "contest" / "seed-1" / "tpe"
+    other.mkdir(parents=True)
+    one, again = (kept(other, "tpe", "sqlite://") for _ in range(2))
+    assert one == again and one.name.startswith("revtune contest seed-1 tpe ")
+    with pytest.raises(Problem, match="keeps its trials in a storage of Optuna's; give its URL by --storage"):
+        kept(other, "tpe", None)
