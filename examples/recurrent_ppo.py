@@ -4,10 +4,10 @@
     python examples/recurrent_ppo.py
     python examples/recurrent_ppo.py forgetful
 
-Of gymnasium's CartPole the net sees the cart's place and the pole's angle; their speeds it must remember to know. Rows
+Of gymnasium's CartPole the net sees the cart's place and the pole's angle; to know their speeds it must remember. Rows
 are full of episodes, and `resets` says where one begins. The loss wants the scores of all actions and the values of all
-states at once, which `rewind_outputs` keeps, and no output of the net. The forgetful net is the same, begun anew at each
-step: what a policy without memory comes to.
+states at once: `rewind_outputs` keeps these, and no output of the net. The forgetful net is the same one, begun anew at
+every step: what a policy without memory comes to.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Player:
 
     @torch.no_grad()
     def play(self, steps: int) -> tuple[Step, Tensor]:
-        """Play so many steps of all games. Returns them, and values (T + 1, B), that of the state reached among them."""
+        """Play so many steps of all games. Returns them, and all values (T + 1, B), that of the state reached too."""
         rollout = Step(*map(torch.stack, zip(*[self._step() for _ in range(steps)], strict=True)))
         reached = self.policy.step(self.seen, self.begins, self.state)[0]["value"]
         return rollout, torch.cat([rollout.values, reached[None]])
@@ -98,12 +98,12 @@ class Player:
         logs = outputs["scores"].log_softmax(-1)
         actions = logs.exp().multinomial(1)
         seen, begins, acts = self.seen, self.begins, ~self.ends
-        shown, rewards, falls, stops, _ = self.games.step(actions.squeeze(-1).numpy())
-        self.begins, self.seen = self.ends, self._shown(shown)  # an episode's last view takes a step of its own
-        self.ends = torch.from_numpy(falls | stops)
-        rewards = torch.from_numpy(rewards).float() * (1 - DISCOUNT)
-        likelihoods = logs.gather(-1, actions).squeeze(-1)
-        return Step(seen, begins, acts, actions, likelihoods, outputs["value"], rewards, torch.from_numpy(falls))
+        shown, *given, _ = self.games.step(actions.squeeze(-1).numpy())
+        rewards, falls, stops = map(torch.from_numpy, given)
+        self.begins, self.ends = self.ends, falls | stops  # an episode's last view takes a step of its own
+        self.seen = self._shown(shown)
+        likelihoods, rewards = logs.gather(-1, actions).squeeze(-1), (1 - DISCOUNT) * rewards.float()
+        return Step(seen, begins, acts, actions, likelihoods, outputs["value"], rewards, falls)
 
     def score(self) -> float:
         """The mean return of the last hundred episodes."""
@@ -160,7 +160,7 @@ def main(arguments: list[str]) -> None:
     """Train, and tell how long poles stand: 500 steps are the most."""
     torch.manual_seed(0)
     player = Player(Policy(forgetful="forgetful" in arguments), rows=32, seed=0)
-    for rollout, score in enumerate(train(player, 100), 1):
+    for rollout, score in enumerate(train(player, 60), 1):
         if rollout % 10 == 0:
             print(f"{rollout * 128 * 32:7,} steps  poles stand {score:5.1f} steps", flush=True)
 
