@@ -22,6 +22,6 @@ def test_a_step_that_fails_says_why() -> None:
 
 @pytest.mark.slow
 def test_ours_takes_less_memory_and_the_table_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert compared("policy", 1, steps=1000, threads=1)["memory"] < 0.2
-    main(["--rounds", "1", "--steps", "200"])
+    assert compared("policy", 1, steps=600, timed=1, threads=1)["memory"] < 0.2
+    main(["--rounds", "1", "--steps", "100"])
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == list(LOSSES)

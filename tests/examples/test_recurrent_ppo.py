@@ -15,12 +15,21 @@ def test_a_rollout_is_read_again_as_it_was_played(example: Any) -> None:
     for _ in range(2):
         state = player.state
         rollout, values = player.play(64)
-        assert rollout.begins[1:].any() and (~rollout.acts).any()
         outputs = player.policy(rollout.seen, rollout.begins, state)
         likelihoods = outputs["scores"].log_softmax(-1).gather(-1, rollout.actions).squeeze(-1)
         torch.testing.assert_close(likelihoods, rollout.likelihoods, atol=1e-5, rtol=0.0)
         torch.testing.assert_close(outputs["value"], values[:-1], atol=1e-5, rtol=0.0)
-        assert torch.equal(rollout.begins[1:], ~rollout.acts[:-1])  # a last view, and then a first one
+
+
+def test_episodes_end_where_poles_have_fallen_and_begin_after_that(example: Any) -> None:
+    """As what is seen says: carts begin near the middle, poles nearly upright, and fall at 12 degrees, shown as 2.09."""
+    torch.manual_seed(0)
+    rollout, _ = example.Player(example.Policy(), rows=4, seed=0).play(64)
+    assert rollout.begins[0].all() and rollout.begins[1:].any()
+    assert torch.equal(rollout.begins[1:], ~rollout.acts[:-1]) and torch.equal(rollout.falls[:-1], ~rollout.acts[1:])
+    over = (rollout.seen.abs() > torch.tensor([2.4, 2.09])).any(-1)
+    assert torch.equal(over, ~rollout.acts)
+    assert (rollout.seen[rollout.begins].abs() <= torch.tensor([0.05, 0.5])).all()
 
 
 def test_advantages_are_those_of_episodes_apart(example: Any) -> None:
