@@ -22,7 +22,7 @@ def test_a_rollout_is_read_again_as_it_was_played(example: Any) -> None:
 
 
 def test_episodes_end_where_poles_have_fallen_and_begin_after_that(example: Any) -> None:
-    """As what is seen says: carts begin near the middle, poles nearly upright, and fall at 12 degrees, shown as 2.09."""
+    """As what is seen says: carts begin near the middle, poles upright; they fall at 12 degrees, shown as 2.09."""
     torch.manual_seed(0)
     rollout, _ = example.Player(example.Policy(), rows=4, seed=0).play(64)
     assert rollout.begins[0].all() and rollout.begins[1:].any()
