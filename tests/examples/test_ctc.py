@@ -27,11 +27,11 @@ def test_letters_that_are_wrong_missing_or_too_many_are_counted() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not zipfile.is_zipfile(RECORDINGS), reason="no recordings of spoken digits in $REVTUNE_DATA")
-def test_ctc_begins_to_tell_spoken_digits_apart() -> None:
-    """After the plateau on which only blanks are heard, within a third of the example's updates."""
+def test_ctc_spells_digits_of_takes_that_it_has_not_heard() -> None:
+    """In two thirds of the example's updates."""
     torch.manual_seed(0)
     found = ctc.recordings(RECORDINGS)
     assert sum(map(len, found.values())) == 2700
-    net = ctc.Speller(20, 10, 128)
-    losses = list(ctc.train(net, lambda: ctc.said(found, 32, held_out=False), 150))
-    assert losses[-1] < 0.1 * losses[0] and ctc.errors(net, ctc.said(found, 50, held_out=True)) < 0.9
+    net = ctc.Speller(ctc.STACKED * ctc.BANDS, 10, 128)
+    losses = list(ctc.train(net, lambda: ctc.said(found, 32, held_out=False), 200))
+    assert losses[-1] < 0.05 * losses[0] and ctc.errors(net, ctc.said(found, 100, held_out=True)) < 0.2

@@ -8,7 +8,7 @@ Shapes: T time, K steps of a chunk, B batch, H hidden, N positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ from revtune.reversible.streams.readout_pass import ReadoutPass
 from revtune.reversible.streams.replay import NoDraws, Replay
 from revtune.reversible.streams.trials import tolerance, try_heads
 from revtune.reversible.transforms import refuse_transforms
+
+HeadFunction = Callable[..., Tensor | Sequence[Tensor] | Mapping[Any, Tensor]]
 
 
 class Layout(NamedTuple):

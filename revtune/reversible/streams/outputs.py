@@ -28,10 +28,9 @@ from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.streams.encoder import Encode
 from revtune.reversible.streams.head_and_loss import Readout
-from revtune.reversible.streams.heads import ChunkHeads, HeadPass
+from revtune.reversible.streams.heads import ChunkHeads, HeadFunction, HeadPass
 from revtune.reversible.streams.memory_plan import checked_memory
 from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntropy
-from revtune.reversible.streams.readout_pass import ReadoutFunction
 from revtune.reversible.streams.stream import Batch, Stream, segment_steps
 from revtune.reversible.streams.stream_checks import check_parts, check_tensors
 from revtune.reversible.transforms import graph_retained, refuse_batches, refuse_double_backward
@@ -44,7 +43,7 @@ def rewind_outputs(
     inputs: Tensor,
     *,
     encode: Encode | None = None,
-    readout: ReadoutFunction,
+    readout: HeadFunction,
     state: Hx | None = None,
     lengths: Tensor | None = None,
     checkpoint_every: int | Literal["auto"] | None = None,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class Batch(NamedTuple):
     inputs: Tensor
     targets: Tensor
     encode: Encode | None
-    readout: ReadoutFunction
+    readout: Callable[..., Any]
     state: Hx | None = None
     lengths: Tensor | None = None
     context: Sequence[Tensor] = ()
