@@ -12,7 +12,7 @@ from revtune.reversible.arguments import check_rate, check_tensor
 from revtune.reversible.layers.masks import locked_mask
 from revtune.reversible.streams.gradient_sinks import sink_of
 from revtune.reversible.streams.hooks import called_as_written
-from revtune.reversible.streams.leaf_weights import rows_into
+from revtune.reversible.streams.leaf_weights import LookUp
 
 _LOOK_UP = nn.Embedding.forward
 """Noted here, since someone may replace it later."""
@@ -157,4 +157,5 @@ def look_up(embedding: nn.Embedding, ids: Tensor) -> Tensor:
     sink = sink_of(embedding.weight)
     if sink is None:
         return F.embedding(ids, embedding.weight, embedding.padding_idx)
-    return rows_into(ids, embedding.weight, embedding.padding_idx, sink)
+    rows: Tensor = LookUp.apply(ids, embedding.weight, embedding.padding_idx, sink)
+    return rows

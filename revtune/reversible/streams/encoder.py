@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class Encoder:
         # A plain embedding draws nothing; to watch its operators for draws would only cost time
         replayed = torch.is_grad_enabled() and encode is not None and not plain_embedding(encode)
         self._seed = new_seed() if replayed else None
-        self._adding = AddedInPlace(linear=False) if replayed and not compiled(encode) else None
+        self._in_place = replayed and not compiled(encode)
         self._graphed = None if encode is not None and not known_encoder(encode) else False
         self._span: tuple[int, int] | None = None
         self._root: Tensor | None = None
@@ -66,12 +66,15 @@ class Encoder:
         self._leaf, self._span = chunk, (first, last)
         draws = nullcontext() if self._seed is None else Replay(self._seed + first)
         with draws, torch.set_grad_enabled(recorded), inner_graph(), opened(self._sinks):
-            # Gradients of embeddings are then added in place; a chunk's numbers are as without that
-            with self._autocast.again(), self._adding if graph and self._adding else nullcontext():
+            with self._autocast.again(), self._adding() if graph else nullcontext():
                 encoded = chunk if self._encode is None else self._handed(chunk)
                 root = self._check(self._shaped(encoded, chunk))
         self._root = root if graph else root.detach()
         return root.detach()
+
+    def _adding(self) -> AbstractContextManager[object]:
+        """Within this block gradients of embeddings are added in place; a chunk's numbers are as without it."""
+        return AddedInPlace(linear=False) if self._in_place else nullcontext()
 
     def _handed(self, chunk: Tensor) -> Tensor:
         assert self._encode is not None
@@ -123,9 +126,7 @@ class Encoder:
         if root is None or leaf is None or dx is None or not learns:
             return
         tensors = leaves([root])
-        adding = self._adding
-        drawing = nullcontext() if self._seed is None else NoDraws(self._owner, "encode")
-        with drawing, nullcontext() if adding is None else adding.gathering():
+        with self._sinks.gathering([root]), nullcontext() if self._seed is None else NoDraws(self._owner, "encode"):
             grads = chunk_gradients([root], tensors, [dx])
         for tensor, grad in zip(tensors, grads, strict=True):
             if tensor is leaf:

@@ -55,15 +55,14 @@ class ReadoutPass:
         each: bool = False,
     ) -> None:
         self._logit_bytes, self.each = logit_bytes, each
-        self._outputs = Room()
+        self._outputs, self._rooms = Room(), BlockRooms()
         self._readout, self._sinks = readout, sinks
         self._context = [(tensor, tensor.detach().requires_grad_(tensor.requires_grad)) for tensor in context]
         head = readout.head if isinstance(readout, FeatureReadout) else readout
         self._head = known_head(head)
         self._tried = self._head is not None or isinstance(readout, FeatureReadout)
         self._autocast = Autocast(device)
-        in_place = self._head is not readout and not compiled(readout)
-        self._adding = AddedInPlace(BlockRooms()) if in_place else None
+        self._in_place = self._head is not readout and not compiled(readout)
         self.counted, self._graph = Counted(), torch.is_grad_enabled()
         if torch.is_grad_enabled() and self._head is not readout:
             refuse_hooks(self.owner, "readout", readout)
@@ -111,7 +110,7 @@ class ReadoutPass:
     @contextmanager
     def _recording(self) -> Iterator[None]:
         """Within this block the caller's own code runs, with a graph; leaf weights' gradients are added in place."""
-        adding = nullcontext() if self._adding is None else self._adding
+        adding = AddedInPlace(self._rooms) if self._in_place else nullcontext()
         with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again(), adding:
             yield
 
@@ -174,8 +173,8 @@ class ReadoutPass:
     def _back(self, roots: Sequence[Tensor], cotangents: Sequence[Tensor | None], y: Tensor) -> Tensor:
         """Carry the gradients of `roots` to the tensors that they were computed from. Returns that of y."""
         tensors, origin = leaves(roots), {id(leaf): tensor for tensor, leaf in self._context}
-        dy, adding = None, self._adding
-        with nullcontext() if adding is None else adding.gathering():
+        dy = None
+        with self._sinks.gathering(roots):
             grads = chunk_gradients(roots, tensors, cotangents)
         for tensor, grad in zip(tensors, grads, strict=True):
             if tensor is y:

@@ -36,10 +36,9 @@ class Parts(nn.Module):
 def in_place(net: nn.Module, loss: Any) -> tuple[Sequence[Tensor | None], Sinks]:
     """The gradients of parameters by sinks and by autograd together, and the sinks."""
     sinks = Sinks()
-    adding = AddedInPlace()
-    with opened(sinks), adding:
+    with opened(sinks), AddedInPlace():
         value = loss()
-    with adding.gathering():
+    with sinks.gathering([value]):
         grads = torch.autograd.grad(value, list(net.parameters()), allow_unused=True)
     added = {id(t): g for t, g in zip(*(sinks.tensors(), [sinks.of(t) for t in sinks.tensors()]), strict=True)}
     both = [
@@ -114,14 +113,14 @@ def test_a_class_that_is_none_is_refused_in_rooms_too() -> None:
 
 def test_blocks_of_a_large_vocabulary_lie_in_rooms() -> None:
     rooms, y, targets = BlockRooms(), torch.randn(64, WIDTH, requires_grad=True), torch.randint(500, (64,))
-    linear, places, adding = nn.Linear(WIDTH, 500), set[int](), AddedInPlace(rooms)
+    linear, places, sinks = nn.Linear(WIDTH, 500), set[int](), Sinks()
     for _ in range(3):
-        with opened(Sinks()), adding:
+        with opened(sinks), AddedInPlace(rooms):
             logits = linear(y)
             loss = F.cross_entropy(logits, targets)
         places.add(logits.data_ptr())
         taken = torch.empty(64, 500)  # the place that C's heap would give again
-        with adding.gathering():
+        with sinks.gathering([loss]):
             loss.backward()
         del logits, loss
         places.add(rooms.logits.tensor(taken, (64, 500)).data_ptr())
@@ -137,6 +136,7 @@ class Classes(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.hidden, self.head = nn.Linear(WIDTH, WIDTH, dtype=real()), nn.Linear(WIDTH, 300, dtype=real())
+        self.blocks = rt.LinearCrossEntropy(WIDTH, 300, dtype=real())
 
     def losses(self, y: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self.head(self.hidden(y)), targets, reduction="none")
@@ -145,6 +145,11 @@ class Classes(nn.Module):
         moved = torch.zeros_like(y).requires_grad_()
         (worst,) = torch.autograd.grad(self.losses(y.detach() + moved, targets).sum(), moved)
         return self.losses(y + worst, targets).sum()
+
+    def adversarial_blocks(self, y: Tensor, targets: Tensor) -> Tensor:
+        moved = torch.zeros_like(y).requires_grad_()
+        (worst,) = torch.autograd.grad(self.blocks(y.detach() + moved, targets), moved)
+        return self.blocks(y + worst, targets)
 
     def penalized(self, y: Tensor, targets: Tensor) -> Tensor:
         losses = self.losses(y, targets)
@@ -167,11 +172,31 @@ class Classes(nn.Module):
         logits.register_hook(lambda grad: 2 * grad)
         return F.cross_entropy(logits, targets, reduction="sum")
 
+    def implicit(self, y: Tensor, targets: Tensor) -> Tensor:
+        fixed = torch.zeros_like(y)
+        with torch.no_grad():
+            for _ in range(60):
+                fixed = (self.hidden(fixed) / 4 + y).tanh()
+        still = (self.hidden(fixed) / 4 + y).tanh()
+        start = fixed.clone().requires_grad_()
+        after = (self.hidden(start) / 4 + y.detach()).tanh()
+
+        def solved(grad: Tensor) -> Tensor:
+            found = grad
+            for _ in range(60):
+                found = torch.autograd.grad(after, start, found, retain_graph=True)[0] + grad
+            return found
+
+        still.register_hook(solved)
+        return F.cross_entropy(self.head(still), targets, reduction="sum")
+
     def checkpointed(self, y: Tensor, targets: Tensor) -> Tensor:
         return checkpoint(self.losses, y, targets, use_reentrant=False).sum()
 
 
-@pytest.mark.parametrize("name", ["adversarial", "penalized", "smooth", "weighed", "hooked", "checkpointed"])
+@pytest.mark.parametrize(
+    "name", ["adversarial", "adversarial_blocks", "penalized", "smooth", "weighed", "hooked", "checkpointed"]
+)
 def test_a_readout_may_take_gradients_of_its_own(name: str) -> None:
     rnn, classes = rt.RevGRU(3, WIDTH, dtype=torch.float64), Classes().double()
     x, targets = torch.randn(50, 2, 3, dtype=torch.float64), torch.randint(300, (50, 2))
