@@ -112,9 +112,10 @@ class Processes:
     def share(self, rows: int, *generators: torch.Generator) -> Iterator[float]:
         """Within this block this process has so many rows of a batch, those after the rows of the processes before it.
 
-        It gives the share of its rows in the batch, by which its mean loss counts. Masks of this library's layers and
-        regularizers are those of the whole batch; modules that draw by themselves, such as nn.Dropout, know nothing of
-        others' rows, and draw the same numbers in each process.
+        It gives the share of its rows in the batch, by which its mean loss counts where that is a mean over rows, or
+        over as many positions of each; one over the positions of padded rows is the sum over `total` of their numbers.
+        Masks of this library's layers and regularizers are those of the whole batch; modules that draw by themselves,
+        such as nn.Dropout, know nothing of others' rows, and draw the same numbers in each process.
 
         Args:
             rows: of this process.
@@ -123,14 +124,14 @@ class Processes:
         Raises:
             ValueError: there are no rows, or generators differ between processes, which seed them differently.
         """
-        if rows < 1:
-            raise ValueError(f"each process must have a row of the batch at least, process {self.rank} has {rows}")
         if self.count == 1:
+            _check_rows([rows])
             yield 1.0
             return
         drawn = torch.cat([torch.get_rng_state(), *(generator.get_state() for generator in generators)])
         told = self.gathered([rows, zlib.crc32(drawn.numpy().data)])
         counts, states = (told[:, column].long().tolist() for column in (0, 1))
+        _check_rows(counts)  # of all, so that none waits for one that has raised
         if differing := [rank for rank, state in enumerate(states) if state != states[0]]:
             raise ValueError(
                 f"generators must stand at one place in all processes, those of process {differing[0]} differ from "
@@ -220,3 +221,9 @@ class Processes:
         if device.type == "cpu" and distributed.get_backend(self.group) == "nccl":
             return torch.device("cuda", torch.cuda.current_device())
         return device
+
+
+def _check_rows(counts: Sequence[int]) -> None:
+    for rank, rows in enumerate(counts):
+        if rows < 1:
+            raise ValueError(f"each process must have a row of the batch at least, process {rank} has {rows}")

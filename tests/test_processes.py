@@ -169,6 +169,23 @@ def check_failures(together: rt.Processes) -> None:
     assert found[0] is not None and torch.equal(found[0], torch.ones(1, 2)) and found[1] is None
 
 
+def check_padded(together: rt.Processes) -> None:
+    """A mean over positions of padded rows; a process without rows makes all raise."""
+    ours, one, ids = Model(rt.RevGRU).eval(), Model(rt.RevGRU).eval(), batch(5)
+    lengths, own = torch.arange(STEPS, STEPS - ROWS * 9, -9), OWN[together.rank]
+    with together.share(len(lengths[own])):
+        summed, _ = rt.rewind_loss(ours.rnn, ids[:-1, own], ids[1:, own], encode=ours.encode, readout=ours.head,
+                                   lengths=lengths[own], reduction="sum")  # fmt: skip
+    (summed / together.total(int(lengths[own].sum()))[0]).backward()
+    together.add_gradients(ours.parameters())
+    rt.rewind_loss(one.rnn, ids[:-1], ids[1:], encode=one.encode, readout=one.head, lengths=lengths)[0].backward()
+    for (name, got), wanted in zip(ours.named_parameters(), one.parameters(), strict=True):
+        assert got.grad is not None and wanted.grad is not None
+        torch.testing.assert_close(got.grad, wanted.grad, rtol=EXACT, atol=1e-6, msg=name)
+    with pytest.raises(ValueError, match="process 1 has 0"), together.share(1 - together.rank):
+        pass
+
+
 def process(rank: int, port: int, home: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
@@ -176,6 +193,7 @@ def process(rank: int, port: int, home: str) -> None:
     together = rt.Processes()
     assert (together.rank, together.count) == (rank, 2)
     check_plain(together)
+    check_padded(together)
     check_tuned(together)
     check_failures(together)
     dist.destroy_process_group()

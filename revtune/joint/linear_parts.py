@@ -114,7 +114,9 @@ class LinearReadout(ReadoutPass):
         linear = out.detach() if tangent is None else out.detach() + tangent
         with self._running():
             loss = self._checked(readout.loss(linear.requires_grad_(), targets), len(y))
-            (cotangent,) = torch.autograd.grad(loss.sum(), [linear])
+            summed = loss.sum()
+        with self._sinks.gathering([summed]):
+            (cotangent,) = torch.autograd.grad(summed, [linear])
         return loss.detach().double(), self._back([out], [cotangent], leaf)
 
     @contextmanager

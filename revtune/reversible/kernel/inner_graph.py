@@ -7,6 +7,7 @@ each step would run the whole sequence again at each step; `save_on_cpu` would m
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +16,19 @@ from torch.autograd.graph import saved_tensors_hooks
 
 def inner_graph() -> AbstractContextManager[object]:
     """Within this block graphs keep what they save themselves, as without hooks."""
-    # Private, since torch tells nobody else; hooks of our own where there are none would only cost time
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
-        return nullcontext()
-    return saved_tensors_hooks(_pack, _unpack)
+    # Hooks of our own where there are none would only cost time
+    return nullcontext() if _hooks() is None else saved_tensors_hooks(_pack, _unpack)
+
+
+def watched() -> bool:
+    """Whether hooks that are not `inner_graph`'s see what graphs save, as of a function that is checkpointed."""
+    hooks = _hooks()
+    return hooks is not None and hooks[0] is not _pack
+
+
+def _hooks() -> Any:
+    # Private, since torch tells nobody else
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
 
 
 def _pack(tensor: Tensor) -> tuple[Tensor, int]:

@@ -126,7 +126,7 @@ class Encoder:
         if root is None or leaf is None or dx is None or not learns:
             return
         tensors = leaves([root])
-        with nullcontext() if self._seed is None else NoDraws(self._owner, "encode"):
+        with self._sinks.gathering([root]), nullcontext() if self._seed is None else NoDraws(self._owner, "encode"):
             grads = chunk_gradients([root], tensors, [dx])
         for tensor, grad in zip(tensors, grads, strict=True):
             if tensor is leaf:

@@ -1,8 +1,8 @@
 """Gradients of leaf weights, added in place where `F.linear` and `F.embedding` read them.
 
 A chunk's gradient of a weight is as large as the weight. Autograd makes it anew for each chunk, which costs more memory
-than all else where a vocabulary is large. Within `AddedInPlace` the two functions add it to the open sink instead, and
-what is as wide as the vocabulary lies in rooms.
+than all else where a vocabulary is large. What ran within `AddedInPlace` adds it to the open sink instead, and what is
+as wide as the vocabulary lies in rooms.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from revtune.reversible.kernel.inner_graph import watched
 from revtune.reversible.kernel.matmuls import Products, products_for
 from revtune.reversible.streams.class_losses import BlockRooms, cross_entropy
-from revtune.reversible.streams.gradient_sinks import sink_of
+from revtune.reversible.streams.gradient_sinks import Sink, sink_of
 from revtune.reversible.transforms import active
+
+_ADDED = (F.embedding, F.linear, F.cross_entropy)
 
 
 class AddedInPlace(TorchFunctionMode):
-    """Within this block sinks take the gradients of leaf weights, as soon as they are computed.
+    """What runs within this block has its leaf weights' gradients taken by sinks, as soon as they are computed.
 
     Args:
         rooms: where the largest tensors of `F.linear` and `F.cross_entropy` may lie; without, the latter is torch's.
@@ -35,7 +38,9 @@ class AddedInPlace(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         added = None
-        if func is F.embedding:
+        if func not in _ADDED or watched():  # what is checkpointed runs again outside this block
+            pass
+        elif func is F.embedding:
             added = embedding(*args, **kwargs)
         elif func is F.linear and self._linear:
             added = linear(*args, **kwargs, rooms=self._rooms)
@@ -85,7 +90,7 @@ def _plain(input: Tensor) -> bool:
     return type(input) is Tensor and not torch.is_autocast_enabled(input.device.type) and not active()
 
 
-def _sink(weight: Tensor) -> Tensor | None:
+def _sink(weight: Tensor) -> Sink | None:
     usual = type(weight) in (Tensor, torch.nn.Parameter) and weight.layout is torch.strided and weight.dim() == 2
     return sink_of(weight) if usual else None
 
@@ -94,17 +99,20 @@ class LookUp(torch.autograd.Function):
     """An embedding whose gradient goes straight into its sink."""
 
     @staticmethod
-    def forward(ctx: Any, ids: Tensor, weight: Tensor, padding_idx: int | None, sink: Tensor) -> Tensor:
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, padding_idx: int | None, sink: Sink) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.padding_idx, ctx.sink = padding_idx, sink
         return torch.embedding(weight, ids)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, None, None]:
         (ids,) = ctx.saved_tensors
         if ctx.padding_idx is not None:
             grad = grad * (ids != ctx.padding_idx).unsqueeze(-1)
-        ctx.sink.index_add_(0, ids.reshape(-1), grad.reshape(-1, grad.shape[-1]))
+        at, rows = ids.reshape(-1), grad.reshape(-1, grad.shape[-1])
+        if not ctx.sink.takes:
+            return None, torch.zeros_like(ctx.sink.grad).index_add(0, at, rows), None, None
+        ctx.sink.grad.index_add_(0, at, rows)
         return None, None, None, None
 
 
@@ -113,7 +121,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, products: Products, sink: Tensor | None = None,
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, products: Products, sink: Sink | None = None,
         rooms: BlockRooms | None = None,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(input, weight)
@@ -124,11 +132,13 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        rows = grad.reshape(-1, grad.shape[-1])
         want_input, want_weight, want_bias, *_ = ctx.needs_input_grad
+        rows, inputs = grad.reshape(-1, grad.shape[-1]), input.reshape(-1, input.shape[-1])
+        dbias = rows.sum(0) if want_bias else None
+        if torch.is_grad_enabled() or (ctx.sink is not None and not ctx.sink.takes):
+            dinput, own = grad @ weight if want_input else None, rows.t() @ inputs if want_weight else None
+            return dinput, own, dbias, None, None, None
         own = torch.zeros_like(weight) if ctx.sink is None and want_weight else None
-        into = own if ctx.sink is None else ctx.sink
-        if into is not None:
-            ctx.products.add_outer(into, rows, input.reshape(-1, input.shape[-1]))
-        dinput = ctx.products.back(grad, weight, ctx.room) if want_input else None
-        return dinput, own, rows.sum(0) if want_bias else None, None, None, None
+        if want_weight:
+            ctx.products.add_outer(ctx.sink.grad if own is None else own, rows, inputs)
+        return ctx.products.back(grad, weight, ctx.room) if want_input else None, own, dbias, None, None, None

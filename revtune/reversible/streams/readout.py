@@ -366,9 +366,10 @@ class _LaterGradients(torch.autograd.Function):
         refuse_batches([grad])
         y, targets, weight, bias = ctx.saved_tensors
         _, want_y, _, want_weight, want_bias = ctx.needs_input_grad
+        sinks = [sink if sink is not None and sink.takes else None for sink in ctx.sinks]
         dweight, dbias = (
-            (_zeros(tensor) if sink is None else sink) if want else None
-            for sink, tensor, want in zip(ctx.sinks, (weight, bias), (want_weight, want_bias), strict=True)
+            (_zeros(tensor) if sink is None else sink.grad) if want else None
+            for sink, tensor, want in zip(sinks, (weight, bias), (want_weight, want_bias), strict=True)
         )
         dy = torch.empty_like(y) if want_y else None
         ctx.head._blocks(y, targets, dweight, dbias, dy, float(grad))
@@ -376,8 +377,8 @@ class _LaterGradients(torch.autograd.Function):
             None,
             dy,
             None,
-            dweight if ctx.sinks[0] is None else None,
-            dbias if ctx.sinks[1] is None else None,
+            dweight if sinks[0] is None else None,
+            dbias if sinks[1] is None else None,
         )
 
 

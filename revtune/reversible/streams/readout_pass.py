@@ -174,7 +174,9 @@ class ReadoutPass:
         """Carry the gradients of `roots` to the tensors that they were computed from. Returns that of y."""
         tensors, origin = leaves(roots), {id(leaf): tensor for tensor, leaf in self._context}
         dy = None
-        for tensor, grad in zip(tensors, chunk_gradients(roots, tensors, cotangents), strict=True):
+        with self._sinks.gathering(roots):
+            grads = chunk_gradients(roots, tensors, cotangents)
+        for tensor, grad in zip(tensors, grads, strict=True):
             if tensor is y:
                 dy = grad
             else:

@@ -228,11 +228,11 @@ def try_readout(
         if parts is None:
             return False, Counted()
         whole = tuple(torch.cat(pair) for pair in zip(*parts, strict=True))
-        with trial(readout, autocast) as draws, torch.no_grad(), noted() as counted:
-            with torch.set_grad_enabled(graph):
-                losses = [loss(whole[0].clone(), whole[1]).detach()]
+        # With a graph if gradients are wanted: a readout may take some of its own, or hang hooks in it
+        with trial(readout, autocast) as draws, torch.set_grad_enabled(graph), noted() as counted:
+            losses = [loss(whole[0].requires_grad_(graph).clone(), whole[1]).detach()]
             draws.first_called(readout)
-            losses += [loss(y.clone(), targets) for y, targets in (whole, *parts)]
+            losses += [loss(y.requires_grad_(graph).clone(), targets).detach() for y, targets in (whole, *parts)]
         values = [float(one.sum()) for one in losses]
         counted.given(whole[1])
         _refuse_spectral_norm("readout", readout, draws)

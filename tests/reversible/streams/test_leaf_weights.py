@@ -1,6 +1,6 @@
 """Gradients of leaf weights that are added in place: the ones that autograd gives, and no dense one of a chunk."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+import revtune as rt
 from revtune.reversible.streams.class_losses import BlockRooms
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
 from revtune.reversible.streams.leaf_weights import AddedInPlace
@@ -36,7 +38,8 @@ def in_place(net: nn.Module, loss: Any) -> tuple[Sequence[Tensor | None], Sinks]
     sinks = Sinks()
     with opened(sinks), AddedInPlace():
         value = loss()
-    grads = torch.autograd.grad(value, list(net.parameters()), allow_unused=True)
+    with sinks.gathering([value]):
+        grads = torch.autograd.grad(value, list(net.parameters()), allow_unused=True)
     added = {id(t): g for t, g in zip(*(sinks.tensors(), [sinks.of(t) for t in sinks.tensors()]), strict=True)}
     both = [
         added.get(id(p)) if g is None else g + added.get(id(p), 0.0)
@@ -110,12 +113,133 @@ def test_a_class_that_is_none_is_refused_in_rooms_too() -> None:
 
 def test_blocks_of_a_large_vocabulary_lie_in_rooms() -> None:
     rooms, y, targets = BlockRooms(), torch.randn(64, WIDTH, requires_grad=True), torch.randint(500, (64,))
-    linear, places = nn.Linear(WIDTH, 500), set[int]()
+    linear, places, sinks = nn.Linear(WIDTH, 500), set[int](), Sinks()
     for _ in range(3):
-        with opened(Sinks()), AddedInPlace(rooms):
+        with opened(sinks), AddedInPlace(rooms):
             logits = linear(y)
             loss = F.cross_entropy(logits, targets)
         places.add(logits.data_ptr())
-        loss.backward()
+        taken = torch.empty(64, 500)  # the place that C's heap would give again
+        with sinks.gathering([loss]):
+            loss.backward()
         del logits, loss
+        places.add(rooms.logits.tensor(taken, (64, 500)).data_ptr())
     assert len(places) == 1
+
+
+# What readouts and encoders do with their own graphs
+
+
+class Classes(nn.Module):
+    """Logits of more classes than a room's least, and losses that take gradients of their own on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(WIDTH, WIDTH, dtype=real()), nn.Linear(WIDTH, 300, dtype=real())
+        self.blocks = rt.LinearCrossEntropy(WIDTH, 300, dtype=real())
+
+    def losses(self, y: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self.head(self.hidden(y)), targets, reduction="none")
+
+    def adversarial(self, y: Tensor, targets: Tensor) -> Tensor:
+        moved = torch.zeros_like(y).requires_grad_()
+        (worst,) = torch.autograd.grad(self.losses(y.detach() + moved, targets).sum(), moved)
+        return self.losses(y + worst, targets).sum()
+
+    def adversarial_blocks(self, y: Tensor, targets: Tensor) -> Tensor:
+        moved = torch.zeros_like(y).requires_grad_()
+        (worst,) = torch.autograd.grad(self.blocks(y.detach() + moved, targets), moved)
+        return self.blocks(y + worst, targets)
+
+    def penalized(self, y: Tensor, targets: Tensor) -> Tensor:
+        losses = self.losses(y, targets)
+        (slope,) = torch.autograd.grad(losses.square().sum(), y, create_graph=True)
+        return losses.sum() + (slope.square().sum(1) * losses).sum()
+
+    def smooth(self, y: Tensor, targets: Tensor) -> Tensor:
+        logits = self.head(self.hidden(y))
+        (slope,) = torch.autograd.grad(logits.sum(), y, create_graph=True)
+        return logits[:, 0].square().sum() + (slope * y).sum()
+
+    def weighed(self, y: Tensor, targets: Tensor) -> Tensor:
+        loss = self.losses(y, targets).sum()
+        (of_head,) = torch.autograd.grad(loss, self.head.weight, retain_graph=True)
+        assert of_head.abs().max() > 0
+        return loss
+
+    def hooked(self, y: Tensor, targets: Tensor) -> Tensor:
+        logits = self.head(y)
+        logits.register_hook(lambda grad: 2 * grad)
+        return F.cross_entropy(logits, targets, reduction="sum")
+
+    def implicit(self, y: Tensor, targets: Tensor) -> Tensor:
+        fixed = torch.zeros_like(y)
+        with torch.no_grad():
+            for _ in range(60):
+                fixed = (self.hidden(fixed) / 4 + y).tanh()
+        still = (self.hidden(fixed) / 4 + y).tanh()
+        start = fixed.clone().requires_grad_()
+        after = (self.hidden(start) / 4 + y.detach()).tanh()
+
+        def solved(grad: Tensor) -> Tensor:
+            found = grad
+            for _ in range(60):
+                found = torch.autograd.grad(after, start, found, retain_graph=True)[0] + grad
+            return found
+
+        still.register_hook(solved)
+        return F.cross_entropy(self.head(still), targets, reduction="sum")
+
+    def checkpointed(self, y: Tensor, targets: Tensor) -> Tensor:
+        return checkpoint(self.losses, y, targets, use_reentrant=False).sum()
+
+
+@pytest.mark.parametrize(
+    "name", ["adversarial", "adversarial_blocks", "penalized", "smooth", "weighed", "hooked", "checkpointed"]
+)
+def test_a_readout_may_take_gradients_of_its_own(name: str) -> None:
+    rnn, classes = rt.RevGRU(3, WIDTH, dtype=torch.float64), Classes().double()
+    x, targets = torch.randn(50, 2, 3, dtype=torch.float64), torch.randint(300, (50, 2))
+    readout: Callable[..., Tensor] = getattr(classes, name)
+    wanted = readout(rnn(x)[0].flatten(0, 1), targets.flatten())
+    got, _ = rt.rewind_loss(rnn, x, targets, readout=readout, reduction="sum")
+    parameters = [*rnn.parameters(), *classes.parameters()]
+    grads = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in (got, wanted)]
+    for one, other in zip((got, *grads[0]), (wanted, *grads[1]), strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_an_encoder_may_be_checkpointed_and_take_a_gradient() -> None:
+    parts, rnn, head = Parts().double(), rt.RevGRU(WORDS, WIDTH, dtype=torch.float64), nn.Linear(WIDTH, 1).double()
+    ids, found = torch.randint(WORDS, (20, 3)), []
+
+    def encode(ids: Tensor) -> Tensor:
+        encoded: Tensor = checkpoint(lambda: parts.linear(parts.embedding(ids).tanh()), use_reentrant=False)
+        if torch.is_grad_enabled():
+            looked_up = parts.embedding(ids)
+            (grad,) = torch.autograd.grad(looked_up.square().sum(), parts.embedding.weight)
+            times = torch.bincount(ids.flatten(), minlength=WORDS)[ids].unsqueeze(-1)
+            torch.testing.assert_close(grad[ids], 2 * times * looked_up.detach())
+        return encoded
+
+    def readout(y: Tensor, targets: Tensor) -> Tensor:
+        return head(y).square().sum()
+
+    for loss in (rt.rewind_loss(rnn, ids, ids, encode=encode, readout=readout, reduction="sum")[0],
+                 readout(rnn(encode(ids))[0].flatten(0, 1), ids)):  # fmt: skip
+        found.append(torch.autograd.grad(loss, [*parts.parameters(), *rnn.parameters()]))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_second_gradients_of_cross_entropy_in_rooms() -> None:
+    logits, rooms = torch.randn(6, 5, dtype=torch.float64, requires_grad=True), BlockRooms()
+    targets = torch.tensor([0, 1, -100, 4, 2, 2])
+
+    def loss(logits: Tensor) -> Tensor:
+        with AddedInPlace(rooms):
+            return F.cross_entropy(logits, targets, reduction="none")
+
+    assert torch.autograd.gradcheck(loss, logits) and torch.autograd.gradgradcheck(loss, logits)
