@@ -511,13 +511,17 @@ print(peak - sum(p.grad.nbytes for part in (net, head) for p in part.parameters(
 """
 
 
+@pytest.mark.slow
 @on_native
 @pytest.mark.parametrize("cell", ["RevGRU", "RevLSTM"])
 def test_memory_is_outputs_buffer_and_a_chunk(cell: str, backend: str) -> None:
     """Outputs, and the same again for differences, their squares and gradients; the net's own outputs would not fit."""
-    done = subprocess.run([sys.executable, "-c", MEASURED, cell], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    peak, outputs, wide = map(int, done.stdout.split())
+    measured = []
+    for _ in range(3):  # the middle one counts, as in benchmarks: what C's heap keeps differs from process to process
+        done = subprocess.run([sys.executable, "-c", MEASURED, cell], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        measured.append([*map(int, done.stdout.split())])
+    peak, outputs, wide = sorted(measured)[1]
     states = 2 if cell == "RevLSTM" else 1  # of two bits a unit and step at most
     buffer, chunk = states * wide // 16, 8 * 2**20  # with what C's heap keeps of chunks that are gone
     assert peak <= 5 * outputs + buffer + chunk
