@@ -42,20 +42,31 @@ class Display(Protocol):
         """Show a sentence that is of use to the person at the keyboard alone."""
 
 
-class Terminal:
-    """A terminal."""
+class Counting:
+    """What counts measurements.
 
-    def __init__(self) -> None:
-        self.console = Console(highlight=False)
-        self.parts = Parts(self.console)
+    Args:
+        parts: shows how many are done.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
 
     def measuring(self, count: int) -> AbstractContextManager[object]:
-        """Show a bar that disappears in the end; a line for each measurement where there is no terminal."""
+        """Show a bar on a terminal, which disappears in the end."""
         return self.parts.of(count)
 
     def waiting(self, what: str) -> AbstractContextManager[object]:
         """Name it beside the bar."""
         return self.parts.part(f"measuring {what}")
+
+
+class Terminal(Counting):
+    """A terminal; where there is none, a line for each measurement."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+        super().__init__(Parts(self.console))
 
     def table(self, about: str, corner: str, headings: Sequence[str], rows: Rows) -> None:
         """Show it under a title, without a frame where that does not fit."""
@@ -76,19 +87,11 @@ class Terminal:
     tell = say
 
 
-class Markdown:
+class Markdown(Counting):
     """Tables for a README on stdout, so that a bar is on stderr."""
 
     def __init__(self) -> None:
-        self.parts = Parts(Console(stderr=True), lines=False)
-
-    def measuring(self, count: int) -> AbstractContextManager[object]:
-        """Show a bar where stderr is a terminal."""
-        return self.parts.of(count)
-
-    def waiting(self, what: str) -> AbstractContextManager[object]:
-        """Name it beside the bar."""
-        return self.parts.part(f"measuring {what}")
+        super().__init__(Parts(Console(stderr=True), lines=False))
 
     def table(self, about: str, corner: str, headings: Sequence[str], rows: Rows) -> None:
         """Print it with what tells it from the others in the corner."""

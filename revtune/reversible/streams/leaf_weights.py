@@ -37,10 +37,10 @@ class AddedInPlace(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        added = None
         if func not in _ADDED or watched():  # what is checkpointed runs again outside this block
-            pass
-        elif func is F.embedding:
+            return func(*args, **kwargs)
+        added = None
+        if func is F.embedding:
             added = embedding(*args, **kwargs)
         elif func is F.linear and self._linear:
             added = linear(*args, **kwargs, rooms=self._rooms)
