@@ -7,6 +7,7 @@ rows, which makes them those of one process on the whole batch.
 
 from __future__ import annotations
 
+import operator
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -122,8 +123,10 @@ class Processes:
             generators: that must stand at one place in all processes, besides torch's own.
 
         Raises:
+            TypeError: rows are no whole number.
             ValueError: there are no rows, or generators differ between processes, which seed them differently.
         """
+        rows = whole_rows(rows)
         if self.count == 1:
             _check_rows([rows])
             yield 1.0
@@ -221,6 +224,14 @@ class Processes:
         if device.type == "cpu" and distributed.get_backend(self.group) == "nccl":
             return torch.device("cuda", torch.cuda.current_device())
         return device
+
+
+def whole_rows(rows: int) -> int:
+    """A number of rows, if it is a whole one."""
+    try:
+        return operator.index(rows)
+    except TypeError as error:
+        raise TypeError(f"rows must be a whole number, got {rows!r}") from error
 
 
 def _check_rows(counts: Sequence[int]) -> None:

@@ -216,5 +216,8 @@ def test_alone_nothing_is_asked() -> None:
     with pytest.raises(ValueError, match="each process must have a row of the batch at least, process 0 has 0"):
         with together.share(0):
             pass
+    with pytest.raises(TypeError, match=r"rows must be a whole number, got 2\.5"):
+        with together.share(2.5):  # type: ignore[arg-type]
+            pass
     together.add_gradients(layer.parameters())
     assert layer.weight.grad is None and together.total(2.0, 3.0) == [2.0, 3.0]

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -27,7 +28,7 @@ from revtune.program.bench.speed_cases import PAIRS, SpeedCase, plan
 from revtune.program.bench.speed_steps import steps_of
 from revtune.program.bench.worker import Job, Record
 from revtune.program.errors import Problem
-from revtune.program.files import check_output, drafts, write
+from revtune.program.files import check_output, drafts, read_text, write
 from revtune.program.machine import processor, processors, versions
 from revtune.reversible.kernel import backend as native
 
@@ -69,6 +70,7 @@ def speed(
     Args:
         quick: two of the shapes and one row by itself, within a minute, beside torch's plain layers alone.
         sweep: T from 20 to 10,000, H from 128 to 1100, B from 1 to 64, one layer and two; takes an hour and 6 GB.
+            What its file has from before, of the same machine, version and options, is not measured again.
         threads: thread counts, each in a process of its own.
         rounds: of which the median is taken, at least 7.
         backend: of the reversible layers.
@@ -87,24 +89,50 @@ def speed(
     plots = [plot, *([plot.with_stem(plot.stem + "-ratios")] if sweep else [])]
     display = Markdown() if markdown else Terminal()
     cases = tuple(plan(quick=quick, sweep=sweep))
-    records: list[Record] = []
-    with drafts(out, *plots) as (figures, *drafts_of_plots), display.measuring(len(threads) * len(cases)):
+    same = circumstances(rounds, backend)
+    known = kept(out, same) if sweep else {}
+    records = list(known.values())
+    with drafts(out, *plots) as (figures, *drafts_of_plots), display.measuring(len(threads) * len(cases) - len(known)):
         for count in threads:
-            coming = measured(SpeedJob(cases=cases, threads=count, rounds=rounds, backend=backend, turn=TURN))
-            for kind, group in groupby(cases, key=lambda case: case.kind):
-                done = []
-                for case in group:
-                    with display.waiting(f"{case.kind} at {case.sizes}, {thread_count(count)}"):
-                        done.append(next(coming))
-                    so_far = {**circumstances(rounds, backend), "records": records + done}
-                    write(figures, json.dumps(so_far, indent=1).encode())
-                speed_table.show(display, kind, count, done)
-                records += done
+            missing = tuple(case for case in cases if (case, count) not in known)
+            coming = measured(SpeedJob(cases=missing, threads=count, rounds=rounds, backend=backend, turn=TURN))
+            for case in missing:
+                with display.waiting(f"{case.kind} at {case.sizes}, {thread_count(count)}"):
+                    records.append(next(coming))
+                so_far = json.dumps({**same, "records": records}, indent=1).encode()
+                for path in (figures, out) if sweep else (figures,):
+                    write(path, so_far)
+            of_this_count = [record for record in records if record["threads"] == count]
+            for kind, group in groupby(in_order(of_this_count, cases), key=lambda record: record["kind"]):
+                speed_table.show(display, kind, count, list(group))
         if sweep:
             speed_table.show_lines(display, records)
         for path, draw in zip(drafts_of_plots, speed_plot.PLOTS[sweep], strict=True):
             write(path, draw(records))
     speed_table.conclude(display, records, [out, *plots])
+
+
+def kept(out: Path, same: Record) -> dict[tuple[SpeedCase, int], Record]:
+    """What a sweep that was cut off has measured, by case and threads.
+
+    Raises:
+        Problem: the file is no sweep's, or one of other circumstances than `same`.
+    """
+    if not out.exists():
+        return {}
+    with suppress(ValueError, TypeError, KeyError):
+        found = json.loads(read_text(out))
+        if found == {**same, "records": found["records"]}:
+            return {(SpeedCase.of(record), record["threads"]): record for record in found["records"]}
+    raise Problem(
+        f"{out} holds no sweep of this machine, version and options; name another file by --out, or delete it"
+    )
+
+
+def in_order(records: list[Record], cases: tuple[SpeedCase, ...]) -> list[Record]:
+    """The records of these cases, in their order."""
+    by_case = {SpeedCase.of(record): record for record in records}
+    return [by_case[case] for case in cases if case in by_case]
 
 
 def measured(job: SpeedJob) -> Iterator[Record]:

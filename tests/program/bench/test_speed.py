@@ -285,6 +285,32 @@ def test_each_plan_gives_tables_and_plots(
     assert json.loads(out.read_text())["rounds"] == 8
 
 
+def test_a_sweep_that_was_cut_off_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every, asked = len(list(plan(sweep=True))), list[tuple[int, int]]()
+
+    def cut_off(job: SpeedJob) -> Iterator[Record]:
+        asked.append((job.threads, len(job.cases)))
+        for number, found in enumerate(plausible(job)):
+            if len(asked) == 2 and number == 3:
+                raise Problem("the lights went out")
+            yield found
+
+    monkeypatch.setattr(speed, "measured", cut_off)
+    monkeypatch.setattr("revtune.program.bench.measuring.processors", lambda: 2)
+    out = tmp_path / "sweep.json"
+    command = ["bench", "speed", "--sweep", "--markdown", "--threads", "1", "2", "--out", str(out)]
+    assert main(command) == 1
+    assert len(json.loads(out.read_text())["records"]) == every + 3
+    assert main(command) == 0
+    assert asked == [(1, every), (2, every), (2, every - 3)]
+    assert len(json.loads(out.read_text())["records"]) == 2 * every
+    capsys.readouterr()
+    assert main([*command, "--rounds", "8"]) == 1
+    assert f"{out} holds no sweep of this machine, version and options" in capsys.readouterr().err
+
+
 def test_goals_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Equal times meet a goal of 1 or more and no other; 1.1 is more than met."""
     monkeypatch.setattr(speed, "measured", plausible)
