@@ -99,8 +99,9 @@ class Tracking:
 
 def opened(name: Tracked, folder: Path, step: int) -> Any:
     """A tracker of Accelerate's that has not begun."""
-    from accelerate import tracking  # an extra, and only where a tracker is named
+    from accelerate import PartialState, tracking  # an extra, and only where a tracker is named
 
+    PartialState()  # without it trackers that may run in any process, wandb's and trackio's, cannot even log
     run = folder.resolve().name
     if name == "tensorboard":
         later = {"purge_step": step + 1} if step else {}

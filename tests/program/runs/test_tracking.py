@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -189,10 +193,23 @@ def test_tensorboard_has_what_a_translator_measured(tmp_path: Path) -> None:
     assert any("sample" in tag for tag in events(out).Tags()["tensors"])
 
 
-def test_trackio_has_what_a_run_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_trackio_has_what_a_run_measured(tmp_path: Path) -> None:
+    """In a process of its own, as trackio reads where it writes when it is imported."""
     pytest.importorskip("accelerate")
     pytest.importorskip("trackio")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     write_sums(tmp_path / "sums")
-    trainer.start(config(tmp_path / "sums"), tmp_path / "run", Silent(), track="trackio")
-    assert list((tmp_path / "trackio").rglob("*.db"))
+    out, folder = tmp_path / "run", tmp_path / "trackio"
+    words = ["train", "text", "--file", str(tmp_path / "sums"), "--out", str(out), "--tune", "stn", "--stn.warmup", "2"]
+    command = [sys.executable, "-m", "revtune", *words, *TUNED.split(), "--track", "trackio"]
+    subprocess.run(command, env={**os.environ, "TRACKIO_DIR": str(folder)}, check=True, timeout=300)
+    (file,) = folder.glob("*.db")
+    with closing(sqlite3.connect(file)) as database:
+        rows = database.execute("select step, metrics from metrics where run_name = 'run' order by id").fetchall()
+    told = [(step, json.loads(text)) for step, text in rows]
+    steps = {name: [step for step, numbers in told if name in numbers] for name in ("loss", "valid_loss", "lr")}
+    assert steps == {"loss": [*range(1, 22)], "valid_loss": [7, 14, 21], "lr": [*range(1, 22)]}
+    of_run = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    losses = [[facts["loss"] for facts in lines if "loss" in facts] for lines in (of_run, [facts for _, facts in told])]
+    assert losses[0] == losses[1]
+    assert any("values/input_dropout" in numbers for _, numbers in told)
