@@ -1,0 +1,178 @@
+"""Bidirectional nets, streamed: while one direction rewinds, the other runs, so that both outputs of a step are there.
+
+The forward direction F runs to the end alone. Then it rewinds from T to 0 while the backward direction R runs from T to
+0, which is its own forward: each chunk is read out, and F's gradient taken. Then R rewinds from 0 to T while F runs
+again, each chunk is read out again, and R's gradient taken. Nothing of width H is kept of a step.
+
+    F forward                             chunks 0, 1, 2, 3
+    F rewinds, R forward    -> F's dy     chunks 3, 2, 1, 0     the readout's own gradients; at chunk 0 both directions'
+    R rewinds, F previews   -> R's dy     chunks 1, 2, 3        the readout again, whose losses must be the same
+
+Of several layers the top one alone streams (below.py).
+
+Shapes: T time, K steps of a chunk, B batch, H hidden, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from revtune.errors import ReversalError
+from revtune.reversible import meter as metering
+from revtune.reversible.cells.cell import State
+from revtune.reversible.kernel.chunks import pieces
+from revtune.reversible.kernel.tape import TapePosition
+from revtune.reversible.layers.both_ways import BothWays, assemble_both_ways
+from revtune.reversible.layers.masks import BatchSpec
+from revtune.reversible.layers.stack import Move
+from revtune.reversible.streams.below import Below
+from revtune.reversible.streams.output_stream import OutputStream
+from revtune.reversible.streams.penalties import PenaltyGradients
+from revtune.reversible.streams.stream import Stream, check_same_end
+
+AHEAD, BACK = 0, 1
+"""The numbers of the directions, which stand in this order in states, outputs and gradients."""
+
+
+class StreamBothWays(Stream):
+    """One batch of sequences on its way through both directions of a net; arguments as in `Stream`."""
+
+    checkpoints = False
+    stack: BothWays  # type: ignore[assignment]  # in the place of one stack
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._positions_read.replay()
+        self._spans = list(pieces(0, self.steps, self.chunk))
+        self._begins = self._tape_positions()
+        self._moves: dict[int, Move] = {}  # how each direction passes the present chunk
+        self._taking: Sequence[int] = ()  # the directions whose gradients are taken there
+        self._losses: dict[int, Tensor] = {}  # of each chunk, by its first step, until it is read out again
+
+    def _take_stack(self, spec: BatchSpec, states: State, native: bool) -> None:
+        batch, rnn = self._batch, self._rnn
+        self.stack, self.layers = assemble_both_ways(
+            rnn, self.steps, spec, states, batch.lengths, native=native, resets=self._resets
+        )
+        if rnn.num_layers == 1:
+            self._encoder = self.encoder_kind(batch.encode, batch.inputs, self._sinks, rnn.fitting, self.what)
+        else:
+            self._encoder = Below(
+                rnn, batch.encode, batch.inputs, states, batch.lengths, self._resets, self._sinks, native=native,
+                dropout=self.stack.below,
+            )  # fmt: skip
+
+    def whole_state(self, states: State) -> State:
+        if not isinstance(self._encoder, Below):
+            return states
+        below = zip(*self._encoder.finals, strict=True)
+        return tuple(torch.cat([torch.stack(group), top]) for group, top in zip(below, states, strict=True))
+
+    def _evaluate(self, check: Callable[[], None]) -> None:
+        self._run_ahead()
+        self._run_back(self.stack.ways[BACK].infer, check)
+
+    def _run_ahead(self) -> None:
+        """Run the forward direction alone, up to its last chunk."""
+        for span in self._spans[:-1]:
+            self.stack.ways[AHEAD].forward(self._encoded(*span), span[0])
+        metering.report(self.stack.ways[AHEAD].usages())
+
+    def _run_back(self, move: Move, check: Callable[[], None] = lambda: None) -> None:
+        """Rewind the forward direction while the backward one passes each chunk by `move`, and read out."""
+        ahead, back = self.stack.ways
+        for first, last in reversed(self._spans):
+            check()
+            x, turning = self._encoded(first, last), last == self.steps
+            self._take(torch.cat([(ahead.record if turning else ahead.rewind)(x, first), move(x, first)], -1), first)
+        self._last = [ahead.tapes[0].taken_final(), back.tapes[0].position()]
+
+    def _there_and_back(self) -> None:
+        with self._encoder.answering():
+            self._run_ahead()
+            self._last = self._two_sweeps(AHEAD, turning=True)
+
+    def _two_sweeps(self, way: int, *, turning: bool) -> list[TapePosition]:
+        """Take the gradients of both directions: this one rewinds while the other runs, and then the other way round.
+
+        Args:
+            way: the direction that rewinds first; the other stands at its first state.
+            turning: whether it has yet to run its last chunk; if not, it stands behind it.
+
+        Returns:
+            Where each direction ends.
+        """
+        one, other = self.stack.ways[way], self.stack.ways[1 - way]
+        spans = self._spans[::-1] if way == AHEAD else self._spans
+        ends = [tape.position() for tape in self.stack.tapes]
+        self._positions_read.gathers = True
+        for span in spans[:-1]:
+            self._sweep(span, {way: one.record if turning else one.rewind, 1 - way: other.forward}, [way])
+            if turning:
+                ends[way], turning = one.tapes[0].taken_final(), False
+        metering.report(other.usages())
+        self._sweep(spans[-1], {way: one.record if turning else one.rewind, 1 - way: other.record}, [AHEAD, BACK])
+        ends[1 - way] = other.tapes[0].taken_final()
+        if turning:
+            ends[way] = one.tapes[0].taken_final()
+        self._positions_read.gathers = False
+        if spans[:-1]:
+            self._sweep_again(way, spans, ends[way])
+        return ends
+
+    def _sweep_again(self, way: int, spans: list[tuple[int, int]], end: TapePosition) -> None:
+        """Take the gradient of the other direction, which rewinds all chunks but the last while this one runs again."""
+        one, other = self.stack.ways[way], self.stack.ways[1 - way]
+        one.tapes[0].restart(self._begins[way])
+        one.preview(self._encoded(*spans[-1]), spans[-1][0])
+        for span in reversed(spans[:-1]):
+            self._sweep(span, {way: one.preview, 1 - way: other.rewind}, [1 - way])
+        check_same_end(one.tapes[0], one.tapes[0].position(), end, "all steps")
+
+    def _sweep(self, span: tuple[int, int], moves: dict[int, Move], taking: Sequence[int]) -> None:
+        """Pass a chunk, each direction by its move, read it out, and take the gradients of some directions."""
+        self._moves, self._taking = moves, taking
+        self._pass(*span)
+
+    def _back(self, first: int, last: int, *, turning: bool) -> tuple[Tensor, ...]:
+        x = self._encoded(first, last, graph=True)
+        return (torch.cat([self._moves[way](x, first) for way in (AHEAD, BACK)], -1),)
+
+    def _count(self, loss: Tensor, first: int) -> None:
+        if self._positions_read.gathers:
+            super()._count(loss, first)
+            self._losses[first] = loss
+        elif not self._positions_read.same(loss, self._losses.pop(first)):
+            raise ReversalError(
+                f"{self.what}: readout gave another loss when it was given the same positions again; it must depend on "
+                "nothing but its arguments, its weights and what torch draws; no gradient was produced"
+            )
+
+    def _down(self, dy: Tensor | None, penalized: PenaltyGradients | None, first: int) -> Tensor | None:
+        halves = [None, None] if dy is None else dy.chunk(2, -1)
+        wanted, dx = self._encoder.learns, None
+        for way in self._taking:
+            grad = self.stack.ways[way].gradient(halves[way], first, wanted=wanted)
+            dx = grad if dx is None or grad is None else dx + grad
+        return dx
+
+
+class OutputsBothWays(OutputStream, StreamBothWays):
+    """One batch of sequences on its way through both directions of a net, whose outputs are kept."""
+
+    def _outward(self) -> None:
+        self._run_ahead()
+        self._run_back(self.stack.ways[BACK].forward)
+        metering.report(self.stack.ways[BACK].usages())
+        self._ends = self._last
+
+    def _homeward(self) -> None:
+        self.stack.tapes[AHEAD].restart(self._begins[AHEAD])
+        with self._encoder.answering():
+            ends = self._two_sweeps(BACK, turning=False)
+        for tape, found, known in zip(self.stack.tapes, ends, self._ends, strict=True):
+            check_same_end(tape, found, known, "all steps")
