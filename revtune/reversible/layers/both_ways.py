@@ -87,16 +87,22 @@ class ReversedStack(Stack):
         super().__init__(links)
         self._steps = steps
 
+    def in_order(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        return list(reversed(spans))
+
+    def turned(self, x: Tensor) -> Tensor:
+        return x.flip(0)
+
     def _up(self, x: Tensor, first: int, move: Callable[[Tape], Move], *, keep: bool = False) -> Tensor:
-        return super()._up(x.flip(0), self._steps - first - len(x), move, keep=keep).flip(0)
+        return self.turned(super()._up(self.turned(x), self._steps - first - len(x), move, keep=keep))
 
     def gradient(
         self, dy: Tensor | None, first: int, *, draw: Tensor | None = None, keep: bool = False, wanted: bool = True
     ) -> Tensor | None:
         assert draw is None
         begins = self._steps - first - len(self._inputs[0])
-        grad = super().gradient(None if dy is None else dy.flip(0), begins, keep=keep, wanted=wanted)
-        return None if grad is None else grad.flip(0)
+        grad = super().gradient(None if dy is None else self.turned(dy), begins, keep=keep, wanted=wanted)
+        return None if grad is None else self.turned(grad)
 
 
 class BothWays(Tapes):
@@ -109,7 +115,8 @@ class BothWays(Tapes):
 
     def __init__(self, ways: Sequence[Stack], below: StepDropout | None) -> None:
         super().__init__([*([] if below is None else [below]), *(link for way in ways for link in way.links)])
-        self.ways, self.below = list(ways), below
+        self.ways: Sequence[Stack] = ways
+        self.below = below
 
     def copy(self) -> BothWays:
         """Both directions, which rewind on their own and leave these as they are."""

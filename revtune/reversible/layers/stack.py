@@ -130,6 +130,19 @@ class Stack(Tapes):
         self._noted: Tape | None = None
         self._raw: Tensor | None = None
 
+    @property
+    def ways(self) -> Sequence[Stack]:
+        """Its directions, of which it is the only one."""
+        return [self]
+
+    def in_order(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The chunks of a sequence in the order in which it reads them."""
+        return list(spans)
+
+    def turned(self, x: Tensor) -> Tensor:
+        """What is in the order in which it reads steps, (T, ...), in the sequence's, or the other way round."""
+        return x
+
     def note_raw(self) -> None:
         """Note each chunk's raw outputs, which `taken_raw` tells."""
         self._noted = self.tapes[-1]
