@@ -24,6 +24,7 @@ from revtune.reversible.layers.masks import BatchSpec, new_seed
 from revtune.reversible.layers.resets import Resets, both_ways, of_layer
 from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.stack import Link, LockedMask, Move, Stack, StepDropout, Tapes
+from revtune.reversible.own_pages import Room
 
 if TYPE_CHECKING:
     from revtune.reversible.layers.rnn import RevRNN
@@ -85,7 +86,7 @@ class ReversedStack(Stack):
 
     def __init__(self, links: Sequence[Link], steps: int) -> None:
         super().__init__(links)
-        self._steps = steps
+        self._steps, self._rooms = steps, [Room() for _ in range(4)]
 
     def in_order(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         return list(reversed(spans))
@@ -93,16 +94,22 @@ class ReversedStack(Stack):
     def turned(self, x: Tensor) -> Tensor:
         return x.flip(0)
 
+    def _turned(self, number: int, x: Tensor) -> Tensor:
+        """A chunk turned round, in one of this stack's rooms."""
+        order = torch.arange(len(x) - 1, -1, -1, device=x.device)
+        return torch.index_select(x, 0, order, out=self._rooms[number].tensor(x, tuple(x.shape)))
+
     def _up(self, x: Tensor, first: int, move: Callable[[Tape], Move], *, keep: bool = False) -> Tensor:
-        return self.turned(super()._up(self.turned(x), self._steps - first - len(x), move, keep=keep))
+        y = super()._up(self._turned(0, x), self._steps - first - len(x), move, keep=keep)
+        return self._turned(1, y)
 
     def gradient(
         self, dy: Tensor | None, first: int, *, draw: Tensor | None = None, keep: bool = False, wanted: bool = True
     ) -> Tensor | None:
         assert draw is None
         begins = self._steps - first - len(self._inputs[0])
-        grad = super().gradient(None if dy is None else self.turned(dy), begins, keep=keep, wanted=wanted)
-        return None if grad is None else self.turned(grad)
+        grad = super().gradient(None if dy is None else self._turned(2, dy), begins, keep=keep, wanted=wanted)
+        return None if grad is None else self._turned(3, grad)
 
 
 class BothWays(Tapes):

@@ -29,6 +29,7 @@ from revtune.reversible.kernel.tape import TapePosition
 from revtune.reversible.layers.both_ways import BothWays, assemble_both_ways
 from revtune.reversible.layers.masks import BatchSpec
 from revtune.reversible.layers.stack import Move
+from revtune.reversible.own_pages import Room
 from revtune.reversible.streams.below import Below
 from revtune.reversible.streams.output_stream import OutputStream
 from revtune.reversible.streams.penalties import PenaltyGradients
@@ -51,7 +52,9 @@ class StreamBothWays(Stream):
         self._begins = self._tape_positions()
         self._moves: dict[int, Move] = {}  # how each direction passes the present chunk
         self._taking: Sequence[int] = ()  # the directions whose gradients are taken there
-        self._losses: dict[int, Tensor] = {}  # of each chunk, by its first step, until it is read out again
+        self._room = Room()
+        # In one tensor: small ones that live long keep C's heap from joining what comes and goes with each chunk
+        self._losses = self._loss.new_zeros(len(self._spans), *self._loss.shape)
 
     def _take_stack(self, spec: BatchSpec, states: State, native: bool) -> None:
         batch, rnn = self._batch, self._rnn
@@ -88,7 +91,7 @@ class StreamBothWays(Stream):
         for first, last in reversed(self._spans):
             check()
             x, turning = self._encoded(first, last), last == self.steps
-            self._take(torch.cat([(ahead.record if turning else ahead.rewind)(x, first), move(x, first)], -1), first)
+            self._take(self._beside((ahead.record if turning else ahead.rewind)(x, first), move(x, first)), first)
         self._last = [ahead.tapes[0].taken_final(), back.tapes[0].position()]
 
     def _there_and_back(self) -> None:
@@ -140,13 +143,19 @@ class StreamBothWays(Stream):
 
     def _back(self, first: int, last: int, *, turning: bool) -> tuple[Tensor, ...]:
         x = self._encoded(first, last, graph=True)
-        return (torch.cat([self._moves[way](x, first) for way in (AHEAD, BACK)], -1),)
+        return (self._beside(*(self._moves[way](x, first) for way in (AHEAD, BACK))),)
+
+    def _beside(self, ahead: Tensor, back: Tensor) -> Tensor:
+        """A chunk's outputs in both directions, (K, B, 2 H)."""
+        room = self._room.tensor(ahead, (*ahead.shape[:2], 2 * ahead.shape[2]))
+        return torch.cat([ahead, back], -1, out=room)
 
     def _count(self, loss: Tensor, first: int) -> None:
+        known = self._losses[first // self.chunk]
         if self._positions_read.gathers:
             super()._count(loss, first)
-            self._losses[first] = loss
-        elif not self._positions_read.same(loss, self._losses.pop(first)):
+            known.copy_(loss)
+        elif not self._positions_read.same(loss, known):
             raise ReversalError(
                 f"{self.what}: readout gave another loss when it was given the same positions again; it must depend on "
                 "nothing but its arguments, its weights and what torch draws; no gradient was produced"
