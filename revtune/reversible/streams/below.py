@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from revtune.reversible.cells.cell import State
+from revtune.reversible.kernel.sequence_recall import keeping_no_gates
 from revtune.reversible.layers.both_ways import layers_both_ways, opposite_steps
 from revtune.reversible.layers.resets import Resets
 from revtune.reversible.layers.rnn import RevRNN
@@ -68,9 +69,11 @@ class Below(ChunkEncoder):
             with self._autocast.again(), handing(Along(1)):
                 x = Encoder.shaped(self._encode(x), x)
         states = tuple(state.double() for state in self._states)  # whose exact last ones are handed to the user
-        self._outputs, self.finals = layers_both_ways(
-            self._net, self._net.fitting(x), states, self._lengths, self._native, self._resets, self._net.num_layers - 1
-        )
+        x, layers = self._net.fitting(x), self._net.num_layers - 1
+        with keeping_no_gates():
+            self._outputs, self.finals = layers_both_ways(
+                self._net, x, states, self._lengths, self._native, self._resets, layers
+            )
 
     def _turned(self, back: Tensor, first: int, last: int) -> Tensor:
         """What the backward direction, in whose own order `back` is, gives at steps `first` to `last`, (K, B, H)."""

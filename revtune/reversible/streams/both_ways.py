@@ -4,9 +4,9 @@ The forward direction F runs to the end alone. Then it rewinds from T to 0 while
 0, which is its own forward: each chunk is read out, and F's gradient taken. Then R rewinds from 0 to T while F runs
 again, each chunk is read out again, and R's gradient taken. Nothing of width H is kept of a step.
 
-    F forward                             chunks 0, 1, 2, 3
-    F rewinds, R forward    -> F's dy     chunks 3, 2, 1, 0     the readout's own gradients; at chunk 0 both directions'
-    R rewinds, F previews   -> R's dy     chunks 1, 2, 3        the readout again, whose losses must be the same
+    F forward                    chunks 0, 1, 2, 3
+    F rewinds, R forward         chunks 3, 2, 1, 0     gradients of F and the readout; at chunk 0 of R too
+    R rewinds, F forward again   chunks 1, 2, 3        gradients of R; the readout's losses must be the same
 
 Of several layers the top one alone streams (below.py).
 
@@ -80,61 +80,49 @@ class StreamBothWays(Stream):
         self._run_back(self.stack.ways[BACK].infer, check)
 
     def _run_ahead(self) -> None:
-        """Run the forward direction alone, up to its last chunk."""
-        for span in self._spans[:-1]:
+        """Run the forward direction alone."""
+        for span in self._spans:
             self.stack.ways[AHEAD].forward(self._encoded(*span), span[0])
         metering.report(self.stack.ways[AHEAD].usages())
+        self._last = self._tape_positions()
 
     def _run_back(self, move: Move, check: Callable[[], None] = lambda: None) -> None:
         """Rewind the forward direction while the backward one passes each chunk by `move`, and read out."""
-        ahead, back = self.stack.ways
         for first, last in reversed(self._spans):
             check()
-            x, turning = self._encoded(first, last), last == self.steps
-            self._take(self._beside((ahead.record if turning else ahead.rewind)(x, first), move(x, first)), first)
-        self._last = [ahead.tapes[0].taken_final(), back.tapes[0].position()]
+            x = self._encoded(first, last)
+            self._take(self._joined(self.stack.ways[AHEAD].rewind(x, first), move(x, first)), first)
+        self._last[BACK] = self.stack.tapes[BACK].position()
 
     def _there_and_back(self) -> None:
         with self._encoder.answering():
             self._run_ahead()
-            self._last = self._two_sweeps(AHEAD, turning=True)
+            self._last[BACK] = self._two_sweeps(AHEAD)
 
-    def _two_sweeps(self, way: int, *, turning: bool) -> list[TapePosition]:
+    def _two_sweeps(self, way: int) -> TapePosition:
         """Take the gradients of both directions: this one rewinds while the other runs, and then the other way round.
 
         Args:
-            way: the direction that rewinds first; the other stands at its first state.
-            turning: whether it has yet to run its last chunk; if not, it stands behind it.
+            way: the direction that has run and rewinds first; the other stands at its first state.
 
         Returns:
-            Where each direction ends.
+            Where the other direction ends.
         """
         one, other = self.stack.ways[way], self.stack.ways[1 - way]
-        spans = self._spans[::-1] if way == AHEAD else self._spans
-        ends = [tape.position() for tape in self.stack.tapes]
+        *spans, meeting = self._spans[::-1] if way == AHEAD else self._spans
+        ends = one.tapes[0].position()
         self._positions_read.gathers = True
-        for span in spans[:-1]:
-            self._sweep(span, {way: one.record if turning else one.rewind, 1 - way: other.forward}, [way])
-            if turning:
-                ends[way], turning = one.tapes[0].taken_final(), False
+        for span in spans:
+            self._sweep(span, {way: one.rewind, 1 - way: other.forward}, [way])
         metering.report(other.usages())
-        self._sweep(spans[-1], {way: one.record if turning else one.rewind, 1 - way: other.record}, [AHEAD, BACK])
-        ends[1 - way] = other.tapes[0].taken_final()
-        if turning:
-            ends[way] = one.tapes[0].taken_final()
+        self._sweep(meeting, {way: one.rewind, 1 - way: other.record}, [AHEAD, BACK])
         self._positions_read.gathers = False
-        if spans[:-1]:
-            self._sweep_again(way, spans, ends[way])
-        return ends
-
-    def _sweep_again(self, way: int, spans: list[tuple[int, int]], end: TapePosition) -> None:
-        """Take the gradient of the other direction, which rewinds all chunks but the last while this one runs again."""
-        one, other = self.stack.ways[way], self.stack.ways[1 - way]
         one.tapes[0].restart(self._begins[way])
-        one.preview(self._encoded(*spans[-1]), spans[-1][0])
-        for span in reversed(spans[:-1]):
+        one.preview(self._encoded(*meeting), meeting[0])
+        for span in reversed(spans):
             self._sweep(span, {way: one.preview, 1 - way: other.rewind}, [1 - way])
-        check_same_end(one.tapes[0], one.tapes[0].position(), end, "all steps")
+        check_same_end(one.tapes[0], one.tapes[0].position(), ends, "all steps")
+        return other.tapes[0].taken_final()
 
     def _sweep(self, span: tuple[int, int], moves: dict[int, Move], taking: Sequence[int]) -> None:
         """Pass a chunk, each direction by its move, read it out, and take the gradients of some directions."""
@@ -143,9 +131,9 @@ class StreamBothWays(Stream):
 
     def _back(self, first: int, last: int, *, turning: bool) -> tuple[Tensor, ...]:
         x = self._encoded(first, last, graph=True)
-        return (self._beside(*(self._moves[way](x, first) for way in (AHEAD, BACK))),)
+        return (self._joined(*(self._moves[way](x, first) for way in (AHEAD, BACK))),)
 
-    def _beside(self, ahead: Tensor, back: Tensor) -> Tensor:
+    def _joined(self, ahead: Tensor, back: Tensor) -> Tensor:
         """A chunk's outputs in both directions, (K, B, 2 H)."""
         room = self._room.tensor(ahead, (*ahead.shape[:2], 2 * ahead.shape[2]))
         return torch.cat([ahead, back], -1, out=room)
@@ -155,7 +143,7 @@ class StreamBothWays(Stream):
         if self._positions_read.gathers:
             super()._count(loss, first)
             known.copy_(loss)
-        elif not self._positions_read.same(loss, known):
+        elif not self._positions_read.same(loss.to(self.dtype), known.to(self.dtype)):  # both of the net's precision
             raise ReversalError(
                 f"{self.what}: readout gave another loss when it was given the same positions again; it must depend on "
                 "nothing but its arguments, its weights and what torch draws; no gradient was produced"
@@ -177,11 +165,10 @@ class OutputsBothWays(OutputStream, StreamBothWays):
         self._run_ahead()
         self._run_back(self.stack.ways[BACK].forward)
         metering.report(self.stack.ways[BACK].usages())
-        self._ends = self._last
+        self._end = self._last[AHEAD]
 
     def _homeward(self) -> None:
-        self.stack.tapes[AHEAD].restart(self._begins[AHEAD])
+        ahead = self.stack.tapes[AHEAD]
+        ahead.restart(self._begins[AHEAD])
         with self._encoder.answering():
-            ends = self._two_sweeps(BACK, turning=False)
-        for tape, found, known in zip(self.stack.tapes, ends, self._ends, strict=True):
-            check_same_end(tape, found, known, "all steps")
+            check_same_end(ahead, self._two_sweeps(BACK), self._end, "all steps")

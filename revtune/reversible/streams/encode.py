@@ -44,20 +44,21 @@ def rewind_encode(
     A decoder starts from the state (`rewind_loss(state=)`) and attends to the annotations (`rewind_loss(context=)`).
 
     Args:
-        rnn: a RevGRU or RevLSTM, not bidirectional, without output_dropout.
+        rnn: a RevGRU or RevLSTM without output_dropout. The layers below the top one of a bidirectional net (D = 2)
+            keep their outputs, as in `rewind_loss`.
         inputs, encode, state, lengths: as in `rewind_loss`.
-        units: k, how many units of the top layer's first half to keep at every step, 0..H/2.
+        units: k, how many units of the top layer's first half, in each direction, to keep at every step, 0..H/2.
         max_memory: as in `rewind_loss`, annotations left out; nothing but chunks can be cut shorter here.
         resets, reset_state, offsets: as in `rewind_loss`.
 
     Returns:
-        Annotations (T, B, k), or (B, T, k) if the net is batch_first; beyond its length a row repeats its last. And the
-        final state, `h_n` or `(h_n, c_n)`, (L, B, H), float64 and exact.
+        Annotations (T, B, D k), or (B, T, D k) if the net is batch_first; beyond its length a row repeats its last, in
+        the backward direction its first state. And the final state, `h_n` or `(h_n, c_n)`, (D L, B, H), float64 and
+        exact.
 
     Raises:
-        ValueError: a bidirectional net, or arguments that do not fit. Of a net that tunes itself: a tuned
-            output_dropout, rows that are not the examples in their order, or Delta-STN, which does not follow them into
-            a decoder.
+        ValueError: arguments that do not fit. Of a net that tunes itself: a tuned output_dropout, rows that are not the
+            examples in their order, or Delta-STN, which does not follow them into a decoder.
         NonFiniteError, StateRangeError, ReversalError: as in `scan`.
 
     Example:

@@ -51,19 +51,23 @@ def rewind_loss(
     """The loss of a recurrent net over a sequence, in memory that hardly depends on its length.
 
     Args:
-        rnn: a RevGRU or RevLSTM, not bidirectional.
+        rnn: a RevGRU or RevLSTM. Of a bidirectional one (D = 2) the top layer streams, and the layers below it keep
+            their outputs, (T, B, 2 H) each; it runs `readout` twice, with the same random draws, and if it has several
+            layers `encode` once, for all steps.
         inputs: (T, B, ...), or (B, T, ...) if the net is batch_first.
         targets: likewise; what `readout` expects.
         encode: maps a time-first chunk of inputs to (K, B, I), each step by itself: an embedding, any module or
             function. None if inputs are features. A chunk is encoded two or three times, with the same random draws,
             which torch's own generator has no part in (one compiled by torch.compile runs uncompiled for that).
-        readout: `readout(y, targets)` with y (N, H) gives the *sum* of its N positions' losses. They come time first:
+        readout: `readout(y, targets)` with y (N, D H) gives the *sum* of its N positions' losses. They come time first:
             the B rows of a step, then those of the next, padded positions left out. Gradients reach every tensor that
             it uses but the targets. `LinearCrossEntropy` is the fast one. On the first call with an encoder or readout
             it is tried on a few steps: one that does not stream is refused. Delta-STN wants `LinearCrossEntropy` or a
             `Readout`, which tells where the prediction ends.
-        state: `h_0`, or `(h_0, c_0)`, (L, B, H); pass on what the previous call returned for truncated
-            backpropagation. Zeros by default. Gradients flow to one that requires them.
+        state: `h_0`, or `(h_0, c_0)`, (D L, B, H); pass on what the previous call returned for truncated
+            backpropagation. Zeros by default. Gradients flow to one that requires them. Of a bidirectional net it is
+            nn.GRU's `hx`: the backward direction begins from it behind each row's last step, so that what a call
+            returned, which there belongs to the first step, does not lead on to the next segment.
         lengths: steps of each row, (B,), in 1..T. Padded inputs must still be finite numbers or valid ids.
         context: tensors that the readout takes besides, `readout(y, targets, *context)`, such as annotations of another
             sequence (`rewind_encode`); their gradients are added up over chunks and reach them once.
@@ -78,18 +82,20 @@ def rewind_loss(
             not seen, and all positions count.
         penalties: `ActivationPenalties` of the last layer's outputs, of each row. "mean" adds their mean over rows to
             the loss, whatever it divides the positions' losses by, "sum" adds their sum, "rows" each row's to its own.
-            None costs nothing.
+            None costs nothing. Not of a bidirectional net.
         checkpoint_every: keep the state every so many steps and the buffer of one such segment only, for one more
-            forward pass; "auto" takes sqrt(64 T) steps, which stores least at one forgotten bit a step.
+            forward pass; "auto" takes sqrt(64 T) steps, which stores least at one forgotten bit a step. Not of a
+            bidirectional net, whose directions meet at every step.
         max_memory: the most memory that a call may take, in bytes or as "20MB", above the parameters, their gradients,
             inputs and targets. Shapes and the limit on forgetting alone then decide how chunks, a readout's blocks and,
-            unless `checkpoint_every` says so, checkpoints are cut. What `encode` itself makes is not counted.
+            unless `checkpoint_every` says so, checkpoints are cut. What `encode` itself makes is not counted. Not
+            of a bidirectional net of several layers.
         resets: before which steps a row begins anew, (T, B) bool, or (B, T) if the net is batch_first, as where
             episodes end; none may be beyond a row's length. It then goes on as if it stood alone, and no gradient
             crosses. Each costs 72 to 80 stored bits a unit. Temporal penalties leave out what differs across one.
-        reset_state: what rows begin anew from, `h` or `(h, c)`, (L, B, H), or (L, 1, H) for all rows; zeros by default.
+        reset_state: what rows begin anew from, `h` or `(h, c)`, (D L, B, H), or (D L, 1, H); zeros by default.
             Gradients flow to one that requires them.
-        offsets: in place of `resets` the cumulative lengths (D + 1,), from 0 to T, of D documents packed into a batch
+        offsets: in place of `resets` the cumulative lengths (E + 1,), from 0 to T, of E documents packed into a batch
             of one row. The first begins from `state` if that is given, else as the others.
 
     A graph built outside that `encode` or `readout` leads into is run backward once a chunk, and whatever hangs in it,
@@ -102,9 +108,9 @@ def rewind_loss(
         Under `torch.no_grad()` a streamed evaluation.
 
     Raises:
-        ValueError: a bidirectional net, arguments that do not fit, an encoder that looks along time or changes with
-            each call, a readout that is no sum, or a part that is wrapped or sharded by itself. In backward, losses
-            of rows that are not weighed alike.
+        ValueError: arguments that do not fit, an encoder that looks along time or changes with each call, a readout
+            that is no sum, or a part that is wrapped or sharded by itself. In backward, losses of rows that are not
+            weighed alike.
         NonFiniteError, StateRangeError, ReversalError: as in `scan`. ReversalError too where a parameter of the net, of
             encode or of readout, or one of the tensors given, is changed in place, or freed, while this runs.
 

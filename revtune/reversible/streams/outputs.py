@@ -52,9 +52,9 @@ def rewind_outputs(
     (T, B, H) no more than a chunk exists at a time. A loss that is a sum over positions takes less by `rewind_loss`.
 
     Args:
-        rnn: a RevGRU or RevLSTM, not bidirectional.
+        rnn: a RevGRU or RevLSTM; a bidirectional one (D = 2) as in `rewind_loss`.
         inputs, encode, state, lengths: as in `rewind_loss`.
-        readout: the head: a module or function that maps y (N, H), positions as in `rewind_loss`, to (N, ...), each
+        readout: the head: a module or function that maps y (N, D H), positions as in `rewind_loss`, to (N, ...), each
             position by itself; or several heads, whose tensors it returns in a tuple, list or dict. Gradients reach
             every tensor that it uses. It runs once forward and once on the way back, with the same random draws. Of a
             `LinearCrossEntropy` give its `logits`.
@@ -64,14 +64,13 @@ def rewind_outputs(
 
     Returns:
         Outputs (T, B, ...), or (B, T, ...) if the net is batch_first, as the readout gives them: a tensor, or a tuple,
-        list or dict; zero and without gradient at padding. And the last state, `h_n` or `(h_n, c_n)`, (L, B, H),
+        list or dict; zero and without gradient at padding. And the last state, `h_n` or `(h_n, c_n)`, (D L, B, H),
         float64 and exact, in the graph too: detach it where only its numbers are passed on. Under `torch.no_grad()` a
         streamed evaluation.
 
     Raises:
-        ValueError: a bidirectional net, arguments that do not fit, an encoder or readout that looks along time or
-            changes with each call, a readout of other shapes than these, or a part that is wrapped or sharded by
-            itself.
+        ValueError: arguments that do not fit, an encoder or readout that looks along time or changes with each call, a
+            readout of other shapes than these, or a part that is wrapped or sharded by itself.
         NonFiniteError, StateRangeError, ReversalError: as in `scan`. ReversalError in backward too where a parameter of
             the net, of encode or of readout, one of the tensors given, or outputs were changed in place since.
 

@@ -69,7 +69,9 @@ class Tagger(NamedTuple):
         """All that wants a gradient."""
         return [*self.rnn.parameters(), self.words.weight, *self.head.parameters(), *self.first]
 
-    def loss(self, lengths: Tensor | None = None, readout: Any = None, **asked: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def loss(
+        self, lengths: Tensor | None = None, readout: Any = None, **asked: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """That of `rewind_loss`, and the last states."""
         loss, last = rt.rewind_loss(
             self.rnn, self.tokens, self.targets, encode=self.words, readout=readout or self.head, state=self.hx,
@@ -125,7 +127,7 @@ def test_a_step_is_the_layers(rev: Rev, num_layers: int, lengths: Tensor | None,
     loss, last = of.loss(lengths)
     y, final = of.stored(lengths)
     wanted = F.cross_entropy(of.head.logits(y[live(lengths)]), of.targets[live(lengths)])
-    assert float(loss) == pytest.approx(float(wanted), rel=most_of(dtype))
+    assert loss.item() == pytest.approx(wanted.item(), rel=most_of(dtype))
     assert all(map(torch.equal, last, final)) and all(state.dtype == DOUBLE for state in last)
     assert_same_gradients(loss, wanted, of.tensors, most_of(dtype))
 
@@ -164,8 +166,8 @@ def test_annotations_are_units_of_both_directions(
     y, final = of.stored(lengths)
     wanted = torch.cat([y[..., :k], y[..., HIDDEN : HIDDEN + k]], -1)
     assert annotations.shape == (STEPS, ROWS, 2 * k)
-    assert relative(annotations[live(lengths)], wanted[live(lengths)]) < 1e-5
-    assert all(relative(a, b) < 1e-5 for a, b in zip(last, final, strict=True))
+    assert relative(annotations[live(lengths)].detach(), wanted[live(lengths)].detach()) < 1e-5
+    assert all(relative(a.detach(), b.detach()) < 1e-5 for a, b in zip(last, final, strict=True))
 
     def loss(kept: Tensor, last: tuple[Tensor, ...]) -> Tensor:
         return kept[live(lengths)].sin().sum() + sum(state.sin().sum() for state in last)
@@ -184,7 +186,7 @@ def test_the_backward_direction_is_a_loop_from_the_last_step(rev: Rev, backend: 
     of = Tagger.of(rev)
     ahead, back = (rev(WIDTH, HIDDEN, dtype=real()) for _ in range(2))
     for plain, suffix in ((ahead, ""), (back, "_reverse")):
-        for name, weight in list(plain.named_parameters()):
+        for name, _ in list(plain.named_parameters()):
             setattr(plain, name, getattr(of.rnn, name + suffix))
     x, wanted = of.words(of.tokens), []
     for row, length in enumerate(LENGTHS.tolist()):
@@ -198,9 +200,9 @@ def test_the_backward_direction_is_a_loop_from_the_last_step(rev: Rev, backend: 
             states.append(torch.stack(outputs[:: -1 if way else 1]))
         wanted.append(F.cross_entropy(of.head.logits(torch.cat(states, -1)), of.targets[:length, row], reduction="sum"))
     loss, _ = of.loss(LENGTHS, reduction="sum")
-    most = 1e-4 if real() == torch.float32 else 1e-8  # a head is shared by other numbers of units in sequences of one
-    assert float(loss) == pytest.approx(float(sum(wanted)), rel=1e-5)
-    assert_same_gradients(loss, sum(wanted, loss.new_zeros(())), of.tensors, 1e-2 if most > 1e-6 else 1e-3)
+    summed = torch.stack(wanted).sum()
+    assert float(loss.detach()) == pytest.approx(float(summed.detach()), rel=1e-5)
+    assert_same_gradients(loss, summed, of.tensors, 1e-4)  # each step's heads of the buffer begin anew in a loop
 
 
 @nets
@@ -225,7 +227,7 @@ def test_evaluation(rev: Rev, num_layers: int, lengths: Tensor | None, backend: 
     with torch.no_grad():
         evaluated, final = of.loss(lengths)
         outputs, _ = of.outputs(lengths)
-    assert float(evaluated) == pytest.approx(float(loss), rel=1e-5) and not evaluated.requires_grad
+    assert evaluated.item() == pytest.approx(loss.item(), rel=1e-5) and not evaluated.requires_grad
     assert all(relative(a, b) < 1e-5 for a, b in zip(final, last, strict=True))
     assert relative(outputs, of.outputs(lengths)[0].detach()) < 1e-5
 
@@ -250,7 +252,9 @@ def test_each_direction_has_hidden_masks_of_its_own() -> None:
 def test_dropout_of_everything_between_layers(num_layers: int, backend: str) -> None:
     of = Tagger.of(rt.RevLSTM, num_layers=2, dropout=1.0)
     loss, _ = of.loss()
-    for name, grad in zip(dict(of.rnn.named_parameters()), torch.autograd.grad(loss, [*of.rnn.parameters()]), strict=True):
+    for name, grad in zip(
+        dict(of.rnn.named_parameters()), torch.autograd.grad(loss, [*of.rnn.parameters()]), strict=True
+    ):
         assert bool(grad.any()) == (name.startswith(("weight_hh_l1", "bias")) and "_l1" in name), name
 
 
@@ -327,7 +331,7 @@ def test_what_is_stored_is_metered(backend: str) -> None:
         of.loss()
     ahead, back = used.layers["RevLSTM layer 0"], used.layers["RevLSTM layer 0, reverse"]
     units = 2 * HIDDEN * ROWS  # h and c
-    assert (ahead.unit_steps, back.unit_steps) == (12 * units, (STEPS - 4) * units)  # the turning chunk is recorded
+    assert (ahead.unit_steps, back.unit_steps) == (STEPS * units, (STEPS - 4) * units)  # chunk 0 is recorded
     assert ahead.stored_bits > 0 and back.stored_bits > 0
     assert used.stored_bits == ahead.stored_bits + back.stored_bits
 
@@ -359,10 +363,11 @@ def test_a_loss_that_is_another_the_second_time_is_refused(monkeypatch: pytest.M
 def test_running_again_must_lead_to_where_it_led(
     call: Callable[[Tagger], object], monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
-    """`infer` rounds otherwise than `preview`: losses are the same but for rounding, and states are not."""
+    """`infer` rounds otherwise than `preview`: in float32 losses are the same but for rounding, and states are not."""
     of = Tagger.of(rt.RevGRU)
     monkeypatch.setattr(Stack, "preview", Stack.infer)
-    with pytest.raises(rt.ReversalError, match="again did not lead to the state recorded there"):
+    told = "again did not lead to the state recorded there" if backend == "native" else "the same positions again"
+    with pytest.raises(rt.ReversalError, match=told):
         call(of)
 
 
@@ -371,7 +376,7 @@ def test_an_encoder_that_changes_is_named() -> None:
 
     def encode(tokens: Tensor) -> Tensor:
         calls[0] += 1
-        return of.words(tokens) * (1.0 if calls[0] < 12 else 2.0)
+        return of.words(tokens) * (1.0 if calls[0] < 12 else 1.0 + calls[0] / 100)
 
     with pytest.raises((ValueError, rt.ReversalError), match="encode"):
         rt.rewind_loss(of.rnn, of.tokens, of.targets, encode=encode, readout=of.head)
@@ -400,7 +405,8 @@ def test_a_frozen_net_has_gradients_of_its_head_alone(backend: str) -> None:
     of = of._replace(first=tuple(one.detach() for one in of.first))
     wanted = F.cross_entropy(of.head.logits(of.stored()[0]).flatten(0, 1), of.targets.flatten())
     for loss in (of.loss()[0], F.cross_entropy(of.outputs()[0].flatten(0, 1), of.targets.flatten())):
-        assert_same_gradients(loss, wanted, [*of.head.parameters()], most_of(real()))
+        # The layer, of which no gradient is wanted, has run without a buffer
+        assert_same_gradients(loss, wanted, [*of.head.parameters()], 1e-5)
 
 
 def test_several_heads(backend: str) -> None:
@@ -426,7 +432,7 @@ def test_the_last_output_is_what_each_direction_ends_with(rev: Rev, num_layers: 
     assert torch.equal(y, torch.cat([h_n[-2], h_n[-1]], -1).to(y.dtype))
     _, encoded = rt.rewind_encode(of.rnn, of.tokens, encode=of.words, state=of.hx, lengths=LENGTHS)
     h_e = encoded[0] if isinstance(encoded, tuple) else encoded
-    assert relative(h_e, h_n) < 1e-6
+    assert relative(h_e.detach(), h_n.detach()) < 1e-6
     tensors = [*of.rnn.parameters(), of.words.weight, *of.first]
     assert_same_gradients(h_e[-2:].sin().sum(), h_n[-2:].sin().sum(), tensors, most_of(real()))
 

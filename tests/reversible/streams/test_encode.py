@@ -258,7 +258,10 @@ def test_readouts_take_annotations_as_context() -> None:
         ({"encode": None}, "inputs are torch.int64; pass encode="),
         ({"lengths": torch.tensor([1, 2, 3, 4, 24])}, "lengths must lie in 1..23"),
         ({"inputs": torch.zeros(T, dtype=torch.long)}, "inputs must be"),
-        ({"rnn": rt.RevGRU(E, H, 2, bidirectional=True), "max_memory": 10**9}, "max_memory must be None for a bidirect"),
+        (
+            {"rnn": rt.RevGRU(E, H, 2, bidirectional=True), "max_memory": 10**9},
+            "max_memory must be None for a bidirect",
+        ),
         ({"rnn": rt.RevGRU(E, H, output_dropout=0.2)}, "output_dropout must be 0"),
         ({"rnn": nn.GRU(E, H)}, "wants a RevGRU or RevLSTM, got GRU"),
     ],
