@@ -1,6 +1,6 @@
 """Memory and time of training steps of bidirectional taggers: `rewind_loss` beside nn.LSTM and nn.GRU.
 
-    python -m benchmarks.both_directions [--rounds 3] [--out FOLDER]
+    python -m benchmarks.both_directions [--rounds 3] [--shapes LAYERS,T,B,H ...] [--out FOLDER]
 
 Each of our nets stands beside its torch namesake. They take turns, each in a process of its own, which measures as
 training_step.py tells. Medians are told, and with --out kept as table.md there.
@@ -42,6 +42,11 @@ class Shape(NamedTuple):
     steps: int
     rows: int
     hidden: int
+
+    @classmethod
+    def of(cls, text: str) -> Shape:
+        """One from its numbers on a command line, such as 1,1000,20,256."""
+        return cls(*map(int, text.split(",")))
 
     def __str__(self) -> str:
         return f"{self.layers}, {self.steps:,}, {self.rows}, {self.hidden}"
@@ -103,12 +108,13 @@ def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--shapes", type=Shape.of, nargs="+", default=SHAPES, help="as in 1,1000,20,256")
     parser.add_argument("--out", type=Path, help="a folder that the table is kept in")
     asked = parser.parse_args(args)
     lines = ["| both directions | layers, T, B, H | ours, MB | torch's, MB | times less | of the time |",
              "|---|---|---:|---:|---:|---:|"]  # fmt: skip
     print(*lines, sep="\n", flush=True)
-    for shape in SHAPES:
+    for shape in asked.shapes:
         for pair in PAIRS:
             lines.append(compared(shape, pair, asked.rounds, asked.threads))
             print(lines[-1], flush=True)

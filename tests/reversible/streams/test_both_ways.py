@@ -14,13 +14,12 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import revtune as rt
 from revtune.reversible.kernel.tape import Tape
-from revtune.reversible.layers.both_ways import BothWays, ReversedStack
-from revtune.reversible.layers.masks import BatchSpec
+from revtune.reversible.layers.both_ways import BothWays
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.stack import Stack
 from revtune.reversible.streams.both_ways import OutputsBothWays, StreamBothWays
 from revtune.reversible.streams.encode_pass import EncodePass
-from tests.backends import on_both, real
+from tests.backends import real
 from tests.chunking import set_chunk_steps, set_stack_chunk_steps, watch_outputs
 from tests.stored import relative
 
@@ -438,24 +437,6 @@ def test_the_last_output_is_what_each_direction_ends_with(rev: Rev, num_layers: 
 
 
 # Pieces
-
-
-@on_both
-def test_a_reversed_stack_takes_chunks_in_the_order_of_the_sequence(backend: str) -> None:
-    rnn, x = rt.RevGRU(WIDTH, HIDDEN, dtype=real()), torch.randn(STEPS, ROWS, WIDTH, dtype=real())
-    spec = BatchSpec(ROWS, real(), x.device)
-    states, native = rnn.first_states(spec, None, batched=True), rnn.runs_native(x)
-    plain, turned = (rnn.assemble(STEPS, spec, states, None, native=native).stack for _ in range(2))
-    stack = ReversedStack(turned.links, STEPS)
-    spans = [(0, 5), (5, 9), (9, 13)]
-    assert stack.in_order(spans) == spans[::-1]
-    own = plain.infer(x.flip(0), 0).flip(0)
-    parts = {first: stack.forward(x[first:last], first) for first, last in reversed(spans)}
-    assert relative(torch.cat([parts[first] for first, _ in spans]), own) < 1e-5
-    for first, last in spans:
-        assert torch.equal(stack.rewind(x[first:last], first), parts[first])
-        dx = stack.gradient(torch.ones(last - first, ROWS, HIDDEN, dtype=real()), first)
-        assert dx is not None and dx.shape == (last - first, ROWS, WIDTH)
 
 
 def test_the_classes_that_stream_both_ways() -> None:
