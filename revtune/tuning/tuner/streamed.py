@@ -42,9 +42,9 @@ class StreamedLoss:
 
         Raises:
             TypeError: the function gave no arguments by name, or others than the streamed loss takes.
-            ValueError: it read h, which is None on held-out data; it gave a net that is no part of the model, a sum, or
-                a bidirectional net, or a state other than None, which begins anew, while the tuner carries one; or Delta-STN would lose how
-                what it computes answers to hyperparameters.
+            ValueError: it read h, which is None on held-out data; it gave a net that is no part of the model, a sum, or,
+                while the tuner carries a state, another than None, which begins anew, or a bidirectional net; or
+                Delta-STN would lose how what it computes answers to hyperparameters.
         """
         bound = self._hypers.current
         assert bound is not None
