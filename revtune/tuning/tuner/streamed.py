@@ -42,7 +42,7 @@ class StreamedLoss:
 
         Raises:
             TypeError: the function gave no arguments by name, or others than the streamed loss takes.
-            ValueError: it read h, which is None on held-out data; it gave a net that is no part of the model, a sum, or,
+            ValueError: it read h, which is None on held-out data; it gave a net that is no part of the model or a sum, or,
                 while the tuner carries a state, another than None, which begins anew, or a bidirectional net; or
                 Delta-STN would lose how what it computes answers to hyperparameters.
         """
