@@ -42,8 +42,8 @@ class StreamedLoss:
 
         Raises:
             TypeError: the function gave no arguments by name, or others than the streamed loss takes.
-            ValueError: it read h, which is None on held-out data; it gave a net that is no part of the model or a sum, or,
-                while the tuner carries a state, another than None, which begins anew, or a bidirectional net; or
+            ValueError: it read h, which is None on held-out data; it gave a net that is no part of the model, or a sum;
+                while the tuner carries a state, a bidirectional net, or a state other than None, which begins anew; or
                 Delta-STN would lose how what it computes answers to hyperparameters.
         """
         bound = self._hypers.current
