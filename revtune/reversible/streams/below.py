@@ -39,9 +39,6 @@ class Below(ChunkEncoder):
         native: whether the kernel runs the net.
         dropout: what acts between these layers and the top one; None for nothing.
         sinks: where the gradients of outputs go.
-
-    Attributes:
-        finals: the final states of these layers, (B, H) each, once they have run.
     """
 
     def __init__(
@@ -52,7 +49,7 @@ class Below(ChunkEncoder):
         self._resets, self._sinks, self._native, self._dropout = resets, sinks, native, dropout
         self._autocast, self._graph = Autocast(inputs.device), torch.is_grad_enabled()
         self._outputs: list[Tensor] = []
-        self.finals: list[State] = []
+        self._finals: list[State] = []
 
     def run(self, first: int, last: int, *, graph: bool = False) -> Tensor:
         if not self._outputs:
@@ -71,7 +68,7 @@ class Below(ChunkEncoder):
         states = tuple(state.double() for state in self._states)  # whose exact last ones are handed to the user
         x, layers = self._net.fitting(x), self._net.num_layers - 1
         with keeping_no_gates():
-            self._outputs, self.finals = layers_both_ways(
+            self._outputs, self._finals = layers_both_ways(
                 self._net, x, states, self._lengths, self._native, self._resets, layers
             )
 
@@ -85,6 +82,11 @@ class Below(ChunkEncoder):
         """Where in its own order the backward direction has steps `first` to `last`, (K, B, H)."""
         assert self._lengths is not None
         return opposite_steps(self._lengths, first, last).unsqueeze(-1).expand(-1, -1, back.shape[-1])
+
+    def whole_state(self, top: State) -> State:
+        """The last states of the net, (2 L, B, H) each, from those of the top layer, (2, B, H)."""
+        own = zip(*self._finals, strict=True)
+        return tuple(torch.cat([torch.stack(group), states]) for group, states in zip(own, top, strict=True))
 
     def answering(self) -> AbstractContextManager[None]:
         return nullcontext()  # outputs that are kept cannot come out otherwise

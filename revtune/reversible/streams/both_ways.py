@@ -70,10 +70,7 @@ class StreamBothWays(Stream):
             )  # fmt: skip
 
     def whole_state(self, states: State) -> State:
-        if not isinstance(self._encoder, Below):
-            return states
-        below = zip(*self._encoder.finals, strict=True)
-        return tuple(torch.cat([torch.stack(group), top]) for group, top in zip(below, states, strict=True))
+        return self._encoder.whole_state(states) if isinstance(self._encoder, Below) else states
 
     def _evaluate(self, check: Callable[[], None]) -> None:
         self._run_ahead()

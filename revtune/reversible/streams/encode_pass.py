@@ -144,10 +144,9 @@ class EncodePass:
 
     def whole_state(self, finals: Sequence[Tensor]) -> State:
         """The final states of the net, (L, B, H) each, from those of the layers that rewind, (B, H) each."""
-        below = self.encoder.finals if isinstance(self.encoder, Below) else []
-        every = [*(state for final in below for state in final), *finals]
-        states = len(self.stack.tapes[0].cell.states)
-        return tuple(torch.stack(every[number::states]) for number in range(states))
+        each = len(self.stack.tapes[0].cell.states)
+        states = tuple(torch.stack(finals[number::each]) for number in range(each))
+        return self.encoder.whole_state(states) if isinstance(self.encoder, Below) else states
 
     def fingerprints(self) -> Fingerprints:
         """Fingerprints of all that both directions must read alike."""
