@@ -93,7 +93,7 @@ def work(job: Job) -> dict[str, float]:
 
 def compared(shape: Shape, pair: tuple[Net, Net], rounds: int, threads: int = 1) -> str:
     """A line of the table."""
-    jobs = {net: Job(net=net, threads=threads, **shape._asdict()) for net in pair}
+    jobs: dict[str, worker.Job] = {net: Job(net=net, threads=threads, **shape._asdict()) for net in pair}
     ours, theirs = in_turns("benchmarks.both_directions", jobs, rounds).values()
     memory, other = (median(each["memory"] for each in of) / 1e6 for of in (ours, theirs))
     ratio = ratios(ours, theirs)

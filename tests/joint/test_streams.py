@@ -34,8 +34,8 @@ class Language(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         hidden = 4 if options.get("bidirectional") else 8  # outputs have 8 numbers either way
-        self.rnn = rev(WIDTH, hidden, dtype=dtype, **{"num_layers": 2} | options)
-        self.words, self.head = words.to(dtype), head.to(dtype)
+        self.words = words.to(dtype)
+        self.rnn, self.head = rev(WIDTH, hidden, dtype=dtype, **{"num_layers": 2} | options), head.to(dtype)
 
     def logits(self, tokens: Tensor, resets: Tensor | None = None) -> Tensor:
         """Scores of all positions, by the modules as layers."""

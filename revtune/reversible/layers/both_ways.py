@@ -45,7 +45,9 @@ def layers_both_ways(
         What the uppermost of them gives in either direction, each in the order in which it reads the steps, (T, B, H),
         or where the net wants its last output alone, (B, H); and all final states, forward ones first.
     """
-    outputs, finals, ways = list[Tensor](), list[State](), both_ways(resets, lengths)
+    outputs: list[Tensor] = []
+    finals: list[State] = []
+    ways = both_ways(resets, lengths)
     for layer in range(layers):
         x = net._dropped(joined(outputs, lengths) if layer else x, layer)
         every, outputs = net.options.output == "all" or layer + 1 < net.num_layers, []
@@ -142,7 +144,8 @@ def assemble_both_ways(
     entry = [] if top else net._locked("input_dropout", batch, net.input_size)
     if top and (draw := net.draw_between()):
         below = StepDropout(draw, new_seed())
-    tapes, tensors = list[Tape](), list[LayerTensors]()
+    tapes: list[Tape] = []
+    tensors: list[LayerTensors] = []
     late = None if lengths is None else steps - lengths
     for way, (inputs, settings) in enumerate(
         _directions(net, top, batch, states, lengths, native, both_ways(resets, None))

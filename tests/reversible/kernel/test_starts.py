@@ -33,7 +33,8 @@ def there(tape: Tape, x: Tensor) -> Tensor:
 
 def back(tape: Tape, x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs as they are rewound, and the gradient of the inputs."""
-    outputs, grads = [], []
+    outputs: list[Tensor] = []
+    grads: list[Tensor] = []
     for first, last in reversed(SPANS):
         outputs.insert(0, tape.rewind(x[first:last], first).clone())
         grad = tape.gradient(x[first:last], dy[first:last])
@@ -107,12 +108,9 @@ def test_gradients_are_those_of_the_rows_alone(kind: str, dtype: torch.dtype, ba
 
 def test_the_kernel_starts_where_the_reference_does() -> None:
     of = problem("RevLSTM", STEPS, rows=ROWS)
-    settings = {"starts": STARTS, "lengths": LENGTHS}
-    tapes = [
-        build_tape(of.cell, LayerTensors(of.state, of.weights, {}), LayerSettings("tape", native, **settings), STEPS,
-                   torch.float32)
-        for native in (False, True)
-    ]  # fmt: skip
+    tensors = LayerTensors(of.state, of.weights, {})
+    settings = [LayerSettings("tape", native, starts=STARTS, lengths=LENGTHS) for native in (False, True)]
+    tapes = [build_tape(of.cell, tensors, each, STEPS, torch.float32) for each in settings]
     one, other = (there(tape, of.x) for tape in tapes)
     assert relative(other, one) < 1e-6
     assert tapes[0].usage().unit_steps == tapes[1].usage().unit_steps
