@@ -49,7 +49,6 @@ class StreamBothWays(Stream):
         super().__init__(*given)
         self._positions_read.replay()
         self._spans = list(pieces(0, self.steps, self.chunk))
-        self._begins = self._tape_positions()
         self._moves: dict[int, Move] = {}  # how each direction passes the present chunk
         self._taking: Sequence[int] = ()  # the directions whose gradients are taken there
         self._room = Room()
@@ -111,11 +110,10 @@ class StreamBothWays(Stream):
         self._positions_read.gathers = True
         for span in spans:
             self._sweep(span, {way: one.rewind, 1 - way: other.forward}, [way])
-        metering.report(other.usages())
+        metering.report(other.usages() if way == AHEAD else [])  # what runs again has been told
         self._sweep(meeting, {way: one.rewind, 1 - way: other.record}, [AHEAD, BACK])
         self._positions_read.gathers = False
-        one.tapes[0].restart(self._begins[way])
-        one.preview(self._encoded(*meeting), meeting[0])
+        one.preview(self._encoded(*meeting), meeting[0])  # from its first state, where rewinding has led
         for span in reversed(spans):
             self._sweep(span, {way: one.preview, 1 - way: other.rewind}, [1 - way])
         check_same_end(one.tapes[0], one.tapes[0].position(), ends, "all steps")
@@ -165,7 +163,6 @@ class OutputsBothWays(OutputStream, StreamBothWays):
         self._end = self._last[AHEAD]
 
     def _homeward(self) -> None:
-        ahead = self.stack.tapes[AHEAD]
-        ahead.restart(self._begins[AHEAD])
         with self._encoder.answering():
-            check_same_end(ahead, self._two_sweeps(BACK), self._end, "all steps")
+            end = self._two_sweeps(BACK)
+        check_same_end(self.stack.tapes[AHEAD], end, self._end, "all steps")

@@ -328,6 +328,10 @@ def test_what_is_stored_is_metered(backend: str) -> None:
     of = Tagger.of(rt.RevLSTM)
     with rt.meter(peak=False) as used:
         of.loss()
+    with rt.meter(peak=False) as kept:
+        of.outputs()[0].sum().backward()
+    assert kept.layers["RevLSTM layer 0"] == used.layers["RevLSTM layer 0"], "what runs again counts once"
+    assert kept.layers["RevLSTM layer 0, reverse"].unit_steps == STEPS * 2 * HIDDEN * ROWS
     ahead, back = used.layers["RevLSTM layer 0"], used.layers["RevLSTM layer 0, reverse"]
     units = 2 * HIDDEN * ROWS  # h and c
     assert (ahead.unit_steps, back.unit_steps) == (STEPS * units, (STEPS - 4) * units)  # chunk 0 is recorded
