@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 import revtune as rt
 from revtune.reversible.kernel.tape import Tape
@@ -19,7 +20,7 @@ from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.stack import Stack
 from revtune.reversible.streams.both_ways import OutputsBothWays, StreamBothWays
 from revtune.reversible.streams.encode_pass import EncodePass
-from tests.backends import real
+from tests.backends import on_native, real
 from tests.chunking import set_chunk_steps, set_stack_chunk_steps, watch_outputs
 from tests.stored import relative
 
@@ -86,13 +87,13 @@ class Tagger(NamedTuple):
         )  # fmt: skip
         return outputs, last if isinstance(last, tuple) else (last,)
 
-    def stored(self, lengths: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def stored(self, lengths: Tensor | None = None, **resets: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Outputs (T, B, 2 H) of the layer, and the last states."""
         x = self.words(self.tokens)
         if lengths is None:
-            y, last = self.rnn(x, self.hx)
+            y, last = self.rnn(x, self.hx, **resets)
         else:
-            rows, last = self.rnn(pack_padded_sequence(x, lengths, enforce_sorted=False), self.hx)
+            rows, last = self.rnn(pack_padded_sequence(x, lengths, enforce_sorted=False), self.hx, **resets)
             y = pad_packed_sequence(rows)[0]
         return y, last if isinstance(last, tuple) else (last,)
 
@@ -202,6 +203,37 @@ def test_the_backward_direction_is_a_loop_from_the_last_step(rev: Rev, backend: 
     summed = torch.stack(wanted).sum()
     assert float(loss.detach()) == pytest.approx(float(summed.detach()), rel=1e-5)
     assert_same_gradients(loss, summed, of.tensors, 1e-4)  # each step's heads of the buffer begin anew in a loop
+
+
+@nets
+@pytest.mark.parametrize("num_layers", [1, 2])
+@ragged
+def test_rows_that_begin_anew(rev: Rev, num_layers: int, lengths: Tensor | None, backend: str) -> None:
+    """The backward direction reads an episode from the episode's own last step, in rows of any length."""
+    of = Tagger.of(rev, num_layers=num_layers)
+    anew = tuple((torch.randn(2 * num_layers, 1, HIDDEN, dtype=DOUBLE) / 3).requires_grad_() for _ in of.first)
+    resets = torch.zeros(STEPS, ROWS, dtype=torch.bool)
+    resets[[0, 4, 5, 12, 3, 8], [0, 0, 0, 0, 2, 2]] = True
+    begun = {"resets": resets, "reset_state": anew if len(anew) > 1 else anew[0]}
+    y, final = of.stored(lengths, **begun)
+    loss, last = of.loss(lengths, **begun)
+    wanted = F.cross_entropy(of.head.logits(y[live(lengths)]), of.targets[live(lengths)])
+    assert all(map(torch.equal, last, final))
+    assert_same_gradients(loss, wanted, [*of.tensors, *anew], most_of(real()))
+
+
+@nets
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_last_states_are_exact_where_no_first_one_is_given(rev: Rev, num_layers: int, backend: str) -> None:
+    of = Tagger.of(rev, num_layers=num_layers)
+    of = of._replace(first=tuple(torch.zeros_like(one, requires_grad=False) for one in of.first))
+    wanted = of.stored()[1]
+    for call in (rt.rewind_loss, rt.rewind_outputs):
+        more: Any = {"targets": of.targets, "readout": of.head}
+        more = more if call is rt.rewind_loss else {"readout": of.head.logits}
+        _, last = call(of.rnn, of.tokens, encode=of.words, **more)
+        last = last if isinstance(last, tuple) else (last,)
+        assert all(one.dtype == DOUBLE and torch.equal(one, other) for one, other in zip(last, wanted, strict=True))
 
 
 @nets
@@ -374,6 +406,17 @@ def test_running_again_must_lead_to_where_it_led(
         call(of)
 
 
+@on_native
+def test_a_first_state_that_was_changed_is_refused() -> None:
+    """By the least that a state can differ, so that outputs are the same but for rounding."""
+    of = Tagger.of(rt.RevLSTM)
+    outputs, _ = of.outputs()
+    kept: Any = outputs.grad_fn
+    kept.stream.stack.tapes[0].counts["c1"][0, 0] += 1.0
+    with pytest.raises(rt.ReversalError, match="running all steps again did not lead to the state recorded there"):
+        outputs.sum().backward()
+
+
 def test_an_encoder_that_changes_is_named() -> None:
     of, calls = Tagger.of(rt.RevGRU), [0]
 
@@ -399,6 +442,14 @@ def test_a_graph_that_is_retained_goes_back_twice(rev: Rev, num_layers: int, bac
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(once, twice, strict=True))
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_a_function_that_is_checkpointed(num_layers: int, backend: str) -> None:
+    """Layers below the top one run again, without the trials of a head's first call."""
+    of = Tagger.of(rt.RevLSTM, num_layers=num_layers)
+    loss = checkpoint(lambda: of.outputs()[0].sin().sum(), use_reentrant=False)
+    assert_same_gradients(loss, of.head.logits(of.stored()[0]).sin().sum(), of.tensors, most_of(real()))
 
 
 def test_a_frozen_net_has_gradients_of_its_head_alone(backend: str) -> None:
