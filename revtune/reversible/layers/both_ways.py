@@ -88,7 +88,7 @@ class ReversedStack(Stack):
 
     def __init__(self, links: Sequence[Link], steps: int) -> None:
         super().__init__(links)
-        self._steps, self._rooms = steps, [Room() for _ in range(4)]
+        self._steps, self._rooms = steps, {name: Room() for name in ("x", "y", "dy", "dx")}
 
     def in_order(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         return list(reversed(spans))
@@ -96,22 +96,22 @@ class ReversedStack(Stack):
     def turned(self, x: Tensor) -> Tensor:
         return x.flip(0)
 
-    def _turned(self, number: int, x: Tensor) -> Tensor:
-        """A chunk turned round, in one of this stack's rooms."""
+    def _turned(self, name: str, x: Tensor) -> Tensor:
+        """A chunk turned round, in the room of this name."""
         order = torch.arange(len(x) - 1, -1, -1, device=x.device)
-        return torch.index_select(x, 0, order, out=self._rooms[number].tensor(x, tuple(x.shape)))
+        return torch.index_select(x, 0, order, out=self._rooms[name].tensor(x, tuple(x.shape)))
 
     def _up(self, x: Tensor, first: int, move: Callable[[Tape], Move], *, keep: bool = False) -> Tensor:
-        y = super()._up(self._turned(0, x), self._steps - first - len(x), move, keep=keep)
-        return self._turned(1, y)
+        y = super()._up(self._turned("x", x), self._steps - first - len(x), move, keep=keep)
+        return self._turned("y", y)
 
     def gradient(
         self, dy: Tensor | None, first: int, *, draw: Tensor | None = None, keep: bool = False, wanted: bool = True
     ) -> Tensor | None:
         assert draw is None
         begins = self._steps - first - len(self._inputs[0])
-        grad = super().gradient(None if dy is None else self._turned(2, dy), begins, keep=keep, wanted=wanted)
-        return None if grad is None else self._turned(3, grad)
+        grad = super().gradient(None if dy is None else self._turned("dy", dy), begins, keep=keep, wanted=wanted)
+        return None if grad is None else self._turned("dx", grad)
 
 
 class BothWays(Tapes):

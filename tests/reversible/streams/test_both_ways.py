@@ -18,8 +18,7 @@ from revtune.reversible.kernel.tape import Tape
 from revtune.reversible.layers.both_ways import BothWays
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.stack import Stack
-from revtune.reversible.streams.both_ways import OutputsBothWays, StreamBothWays
-from revtune.reversible.streams.encode_pass import EncodePass
+from revtune.reversible.streams.both_ways import StreamBothWays
 from tests.backends import on_native, real
 from tests.chunking import set_chunk_steps, set_stack_chunk_steps, watch_outputs
 from tests.stored import relative
@@ -489,15 +488,3 @@ def test_the_last_output_is_what_each_direction_ends_with(rev: Rev, num_layers: 
     assert relative(h_e.detach(), h_n.detach()) < 1e-6
     tensors = [*of.rnn.parameters(), of.words.weight, *of.first]
     assert_same_gradients(h_e[-2:].sin().sum(), h_n[-2:].sin().sum(), tensors, most_of(real()))
-
-
-# Pieces
-
-
-def test_the_classes_that_stream_both_ways() -> None:
-    """Which of two streams runs is the net's to say."""
-    assert issubclass(OutputsBothWays, StreamBothWays) and not StreamBothWays.checkpoints
-    one, two = (rt.RevGRU(2, 4, bidirectional=way) for way in (False, True))
-    x = torch.randn(3, 2, 2)
-    passes = [EncodePass(net, x, None, 0, None, None, None) for net in (one, two)]  # type: ignore[arg-type]
-    assert [len(each.stack.ways) for each in passes] == [1, 2]
