@@ -3,8 +3,7 @@
     python -m benchmarks.whole_sequences [--rounds 5] [--steps 2000]
 
 CTC of letters, and a policy with values: advantages weigh the actions' likelihoods. Contestants take turns, each in a
-process of its own. There a step that does not count comes first, then one whose peak of resident anonymous memory is
-taken above what was there before, less the gradients that remain, then those that are timed. Medians are told.
+process of its own, which measures as training_step.py tells. Medians are told.
 
     python -m benchmarks.whole_sequences JOB     the figures of a job as JSON; `worker.outcome` runs it
 
@@ -16,19 +15,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import revtune as rt
+from benchmarks.training_step import in_turns, measured, ratios
 from revtune.program.bench import worker
-from revtune.program.bench.measuring import keep_to, peak_of
+from revtune.program.bench.measuring import keep_to
 
 Net = Literal["RevGRU", "nn.GRU"]
 Loss = Literal["ctc", "policy"]
@@ -96,37 +95,14 @@ def work(job: Job) -> dict[str, float]:
     torch.manual_seed(0)
     model, x, loss = Contestant(job), torch.randn(job.steps, job.rows, INPUTS), LOSSES[job.loss](job)
 
-    def step() -> None:
-        loss(model(x)).backward()
-
-    step()
-    model.zero_grad(set_to_none=True)
-    peak = peak_of(step, torch.device("cpu"))
-    memory = peak - sum(weight.grad.nbytes for weight in model.parameters() if weight.grad is not None)
-    seconds = []
-    for _ in range(job.timed):
-        model.zero_grad(set_to_none=True)
-        began = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - began)
-    return {"memory": memory, "seconds": median(seconds)}
+    return measured(model, lambda: loss(model(x)).backward(), job.timed)
 
 
 def compared(loss: Loss, rounds: int, **sizes: int) -> dict[str, float]:
     """Medians over rounds: bytes of each net by its name, and of ours over torch's "memory" and "time"."""
-    found: dict[Net, list[dict[str, Any]]] = {net: [] for net in NETS}
-    for number in range(rounds):
-        for net in NETS if number % 2 == 0 else NETS[::-1]:
-            job = Job(net=net, loss=loss, **sizes)
-            figures = worker.outcome("benchmarks.whole_sequences", job.text())
-            if "error" in figures:
-                raise RuntimeError(f"{net} under {loss}: {figures['error']}")
-            found[net].append(figures)
-    ratios = {
-        name: median(ours[key] / theirs[key] for ours, theirs in zip(*found.values(), strict=True))
-        for name, key in (("memory", "memory"), ("time", "seconds"))
-    }
-    return ratios | {net: median(each["memory"] for each in of) for net, of in found.items()}
+    jobs = {f"{net} under {loss}": Job(net=net, loss=loss, **sizes) for net in NETS}
+    found = dict(zip(NETS, in_turns("benchmarks.whole_sequences", jobs, rounds).values(), strict=True))
+    return ratios(*found.values()) | {net: median(each["memory"] for each in of) for net, of in found.items()}
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -57,10 +57,10 @@ from revtune.reversible.meter import meter
 from revtune.reversible.streams.dropout import Embedding, LockedDropout
 from revtune.reversible.streams.encode import rewind_encode
 from revtune.reversible.streams.head_and_loss import Readout
+from revtune.reversible.streams.loss import rewind_loss
 from revtune.reversible.streams.outputs import rewind_outputs
 from revtune.reversible.streams.penalties import ActivationPenalties
 from revtune.reversible.streams.readout import LinearCrossEntropy
-from revtune.reversible.streams.stream import rewind_loss
 from revtune.tuning.conversion.convert import dropout_rates, self_tuning
 from revtune.tuning.conversion.freeze import frozen
 from revtune.tuning.conversion.replay import replay

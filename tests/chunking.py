@@ -14,7 +14,7 @@ STACK, KERNEL = "revtune.reversible.layers.stack", "revtune.reversible.kernel"
 
 def set_stack_chunk_steps(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Let what rewinds tapes take this many steps a chunk."""
-    monkeypatch.setattr(f"{STACK}.Stack.chunk_steps", lambda *_: steps)
+    monkeypatch.setattr(f"{STACK}.Tapes.chunk_steps", lambda *_: steps)
 
 
 def set_chunk_steps(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:

@@ -17,6 +17,7 @@ from tests.chunking import set_chunk_steps
 Rev = type[rt.RevGRU] | type[rt.RevLSTM]
 both = pytest.mark.parametrize("rev", [rt.RevGRU, rt.RevLSTM])
 
+BOTH_WAYS = rt.RevGRU(6, 8, 2, bidirectional=True)
 X, IDS, TARGETS = torch.zeros(5, 3, 6), torch.zeros(5, 3, dtype=torch.int64), torch.zeros(5, 3, dtype=torch.int64)
 NAN, INF = float("nan"), float("inf")
 
@@ -419,7 +420,10 @@ def test_double_backward_through_a_layer(rev: Rev) -> None:
     "options, words",
     [
         ({"rnn": nn.GRU(6, 8)}, ("RevGRU or RevLSTM", "GRU")),
-        ({"rnn": rt.RevGRU(6, 8, bidirectional=True)}, ("bidirectional", "the layer itself")),
+        ({"rnn": BOTH_WAYS, "checkpoint_every": 3}, ("checkpoint_every", "None", "bidirectional", "3")),
+        ({"rnn": BOTH_WAYS, "max_memory": "9MB"}, ("max_memory", "several layers", "9MB", "2 layers")),
+        ({"rnn": BOTH_WAYS, "penalties": rt.ActivationPenalties(activation=1.0)}, ("penalties", "bidirectional")),
+        ({"rnn": BOTH_WAYS, "state": torch.zeros(2, 3, 8)}, ("(4, 3, 8)", "(2, 3, 8)")),
         ({"reduction": "none"}, ("reduction", '"mean"', '"sum"', "'none'")),
         ({"checkpoint_every": 0}, ("checkpoint_every", "positive", '"auto"', "0")),
         ({"checkpoint_every": -3}, ("checkpoint_every", "positive", "-3")),

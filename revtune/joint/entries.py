@@ -8,8 +8,8 @@ from revtune.joint.locked_dropout import ConvertedLockedDropout
 from revtune.joint.readouts import ResponseLinearCrossEntropy
 from revtune.joint.rev_layers import ResponseRevGRU, ResponseRevLSTM
 from revtune.reversible.streams.dropout import LockedDropout
+from revtune.reversible.streams.loss import rewind_loss
 from revtune.reversible.streams.readout import HEADS
-from revtune.reversible.streams.stream import rewind_loss
 from revtune.tuning.conversion.plan import DROPOUTS
 from revtune.tuning.responses.registered import LAYERS
 from revtune.tuning.tuner.streamed import STREAMS

@@ -14,6 +14,7 @@ Shapes: T time, K steps of a chunk, B batch, I input, H hidden, N units of a par
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -28,7 +29,8 @@ from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.layers.stack import Link
 from revtune.reversible.own_pages import copied
-from revtune.reversible.streams.stream import Batch, Stream, rewind_loss, stream_loss
+from revtune.reversible.streams.loss import rewind_loss, stream_loss
+from revtune.reversible.streams.stream import Batch, Stream
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 
 Moved = list[dict[str, Tensor]]
@@ -60,8 +62,16 @@ def linear_rewind_loss(hypers: Hyperparameters, **given: Any) -> tuple[Tensor, H
     for name, states in (("state", batch.state), ("reset_state", batch.reset_state)):
         for one in states if isinstance(states, tuple | list) else (states,):
             _refuse_gradient(name, one)
-    kind: Any = partial(LinearStream, hypers)
-    return stream_loss(kind, asked.pop("rnn"), batch, **asked)
+
+    def kind_of(rnn: RevRNN) -> Callable[..., Stream]:
+        if rnn.bidirectional:
+            raise ValueError(
+                "Delta-STN streams nets of one direction, as it does not follow how both directions of a net move with "
+                'hyperparameters, got a bidirectional one; use method="stn"'
+            )
+        return partial(LinearStream, hypers)
+
+    return stream_loss(kind_of, asked.pop("rnn"), batch, **asked)
 
 
 def _refuse_gradient(name: str, tensor: object) -> None:

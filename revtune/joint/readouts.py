@@ -74,7 +74,7 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
             return with_gradients("LinearCrossEntropy", loss, tensors, grads) if tensors else loss
 
     def loss_and_gradient(
-        self, y: Tensor, targets: Tensor, into: Sinks, *, want_dy: bool = True, block_bytes: int | None = None,
+        self, y: Tensor, targets: Tensor, into: Sinks | None, *, want_dy: bool = True, block_bytes: int | None = None,
         losses: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """As the plain readout's; gradients of the response, and of departures, go into the sinks too."""
@@ -83,7 +83,7 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
                 self, y, targets, into, want_dy=want_dy, block_bytes=block_bytes, losses=losses
             )
         return self._loss_and_gradient(
-            y, targets, self._rows(y), into, want_dy=want_dy, block_bytes=block_bytes, losses=losses
+            y, targets, self._rows(y), into or Sinks(), want_dy=want_dy, block_bytes=block_bytes, losses=losses
         )
 
     def losses(self, y: Tensor, targets: Tensor) -> Tensor:

@@ -25,11 +25,12 @@ from revtune.joint.encoding import encoded
 from revtune.joint.linear_layer import linear_layer, shifted
 from revtune.reversible.cells.cell import Response, State
 from revtune.reversible.kernel.tape import LayerTensors
+from revtune.reversible.layers.both_ways import reversed_rows
 from revtune.reversible.layers.layer import LayerSettings
 from revtune.reversible.layers.masks import BatchSpec, DrawMask
 from revtune.reversible.layers.modules import RevGRU, RevLSTM
 from revtune.reversible.layers.resets import NO_RESETS, GivenResets, Resets, both_ways, of_layer
-from revtune.reversible.layers.rnn import RevRNN, reversed_rows
+from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx, Options
 from revtune.reversible.streams.leaf_weights import linear_in_order
 from revtune.sequences import setting
@@ -196,7 +197,7 @@ class ResponseRev(Responding, RevRNN):
             x = self._dropped(x, layer)
             outputs = []
             for way, suffix in enumerate(self._suffixes(layer)):
-                first, spec = tuple(state[len(finals)] for state in states), BatchSpec(x.shape[1], x.dtype, x.device)
+                first, spec = tuple(state[len(finals)] for state in states), BatchSpec.of(x)
                 anew = of_layer(ways[way], len(finals))
                 inputs, settings = self._layer(layer, suffix, spec, first, lengths, native, anew)
                 y, final = linear_layer(self, record, reversed_rows(x, lengths) if way else x, inputs, settings)

@@ -162,6 +162,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "sum": (lambda given, net: {**given, "reduction": "sum"}, 'reduction must be "mean" or "rows", .* got "sum"'),
     "state": (lambda given, net: {**given, "state": torch.zeros(2, ROWS, 8)}, "stream gave a state, which carry=True"),
+    "both ways": (
+        lambda given, net: vars(net.rnn).update(bidirectional=True) or given,
+        "carry=True carries a state from batch to batch, where a bidirectional net cannot go on",
+    ),
     "readout": (lambda given, net: {**given, "readout": 3}, "readout must be a module or a function, got int"),
     "encode": (lambda given, net: {**given, "encode": 3}, "encode must be a module or a function, got int"),
 }

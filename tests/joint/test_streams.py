@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import revtune as rt
 from revtune.joint.embeddings import ResponseDroppedEmbedding
+from revtune.joint.linear_stream import linear_rewind_loss
 from revtune.joint.readouts import ResponseLinearCrossEntropy
 from revtune.penalties import activation_penalty, temporal_penalty
 from revtune.reversible.kernel.weights import Weights
@@ -29,10 +30,12 @@ nets = pytest.mark.parametrize("rev", [rt.RevGRU, rt.RevLSTM])
 class Language(nn.Module):
     """Embedding, recurrent layer and readout."""
 
-    def __init__(self, rev: Any, dtype: torch.dtype, head: nn.Module, words: nn.Module) -> None:
+    def __init__(self, rev: Any, dtype: torch.dtype, head: nn.Module, words: nn.Module, **options: Any) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.words, self.rnn, self.head = words.to(dtype), rev(WIDTH, 8, num_layers=2, dtype=dtype), head.to(dtype)
+        hidden = 4 if options.get("bidirectional") else 8  # outputs have 8 numbers either way
+        self.words = words.to(dtype)
+        self.rnn, self.head = rev(WIDTH, hidden, dtype=dtype, **{"num_layers": 2} | options), head.to(dtype)
 
     def logits(self, tokens: Tensor, resets: Tensor | None = None) -> Tensor:
         """Scores of all positions, by the modules as layers."""
@@ -40,10 +43,10 @@ class Language(nn.Module):
         return self.head.logits(y) if isinstance(self.head, rt.LinearCrossEntropy) else self.head(y)
 
 
-def converted(rev: Any, dtype: torch.dtype, head: nn.Module, words: nn.Module) -> Any:
+def converted(rev: Any, dtype: torch.dtype, head: nn.Module, words: nn.Module, **options: Any) -> Any:
     """A self-tuning net with responses that are not zero."""
     named = rt.Hyperparameters(a=rt.Rate(0.2), b=rt.Rate(0.3))
-    net: Any = rt.self_tuning(Language(rev, dtype, head, words), named, batch_dim=1)
+    net: Any = rt.self_tuning(Language(rev, dtype, head, words, **options), named, batch_dim=1)
     torch.manual_seed(1)
     for name, parameter in net.named_parameters():
         if "response_s" in name:
@@ -51,11 +54,11 @@ def converted(rev: Any, dtype: torch.dtype, head: nn.Module, words: nn.Module) -
     return net
 
 
-def of_parts(rev: Any, own: bool, backend: str) -> Any:
+def of_parts(rev: Any, own: bool, backend: str, **options: Any) -> Any:
     """A self-tuning net with our own parts around the layers, or torch's."""
     head = rt.LinearCrossEntropy(8, WORDS) if own else nn.Linear(8, WORDS)
     words = rt.Embedding(WORDS, WIDTH) if own else nn.Embedding(WORDS, WIDTH)
-    return converted(rev, torch.float64 if backend == "reference" else torch.float32, head, words)
+    return converted(rev, torch.float64 if backend == "reference" else torch.float32, head, words, **options)
 
 
 def passing(net: Any, d: Tensor) -> Any:
@@ -133,6 +136,26 @@ def test_a_streamed_pass(
     assert type(net.words) is ResponseDroppedEmbedding or not own
     lengths = torch.tensor([11, 4, 7]) if ragged else None
     agree(net, 1e-12 if backend == "reference" else 2e-5, training=training, lengths=lengths)
+
+
+@nets
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_streamed_pass_in_both_directions(
+    rev: Any, own: bool, num_layers: int, training: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_stack_chunk_steps(monkeypatch, 4)
+    net = of_parts(rev, own, backend, num_layers=num_layers, bidirectional=True)
+    agree(net, 1e-11 if backend == "reference" else 2e-5, training=training)
+
+
+def test_delta_stn_refuses_both_directions() -> None:
+    net = of_parts(rt.RevGRU, True, "native", bidirectional=True)
+    tokens = torch.zeros(5, 3, dtype=torch.int64)
+    given = {"rnn": net.rnn, "inputs": tokens, "targets": tokens, "encode": net.words, "readout": net.head}
+    with passing(net, torch.zeros(3, 2)), pytest.raises(ValueError, match="Delta-STN streams nets of one direction"):
+        linear_rewind_loss(net.hypers, **given)
 
 
 @nets

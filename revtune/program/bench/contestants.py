@@ -20,7 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 import revtune as rt
 from revtune.reversible.layers.rnn import RevRNN
-from revtune.reversible.streams.stream import Batch, Stream, segment_steps
+from revtune.reversible.streams.loss import segment_steps
+from revtune.reversible.streams.stream import Batch, Stream
 
 CELLS: dict[str, type[nn.Module]] = {"RevGRU": rt.RevGRU, "RevLSTM": rt.RevLSTM, "nn.GRU": nn.GRU, "nn.LSTM": nn.LSTM}
 """The recurrent layers by name."""

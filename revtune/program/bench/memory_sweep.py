@@ -35,7 +35,7 @@ from revtune.program.machine import versions
 from revtune.reversible.layers.masks import BatchSpec
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.stack import DEFAULT_BUDGET
-from revtune.reversible.streams.stream import segment_steps
+from revtune.reversible.streams.loss import segment_steps
 
 Way = Literal["layer", "rewind_loss", "rewind_loss, checkpoints", "rewind_outputs", "rewind_encode"]
 

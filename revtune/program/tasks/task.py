@@ -35,7 +35,7 @@ from revtune.program.runs.places import place
 from revtune.program.runs.schedule import FALL, scheduled
 from revtune.program.tuning import TUNED, OfBothMethods, Tuned, Tuning, check_reached, check_tuning
 from revtune.program.typed import check_numbers
-from revtune.reversible.streams.stream import rewind_loss
+from revtune.reversible.streams.loss import rewind_loss
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.hypers.kinds import Hyper
 from revtune.tuning.trees import mapped

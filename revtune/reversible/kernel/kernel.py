@@ -90,7 +90,8 @@ class Kernel:
         weights: the layer's weights, float32 on the CPU.
         units: N.
         masks: locked masks (B, N) on h1, h2 as the gates read them.
-        lengths: steps of each row, (B,), or None.
+        lengths: the step at which each row ends, (B,), or None.
+        starts: the first step that each row runs, (B,), or None.
         resets: whether a row begins anew before a step, (T, B) bool, or None for never.
         anew: the states from which rows do so, in counts, (S, 2, B, N).
     """
@@ -104,6 +105,7 @@ class Kernel:
         lengths: Tensor | None,
         resets: Tensor | None = None,
         anew: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> None:
         assert cell.native is not None
         self.weights, self.units = weights, units
@@ -115,7 +117,7 @@ class Kernel:
         extra, scale = weights.added().get("hh", (None, None))
         self._extra, self._scale = extra, scale
         self.masks = [masks[part].contiguous() if part in masks else None for part in cell.states[0]]
-        self.lengths = None if lengths is None else lengths.long().contiguous()
+        self.lengths, self.starts = (None if one is None else one.long().contiguous() for one in (lengths, starts))
         self.resets, self.anew = None if resets is None else resets.contiguous().view(torch.uint8), anew
         self._reused: dict[str, Tensor] = {}
         self._packs: tuple[Tensor, Tensor | None] | None = None
@@ -257,7 +259,7 @@ class Kernel:
         """
         result: tuple[Tensor, int, bool] = torch.ops.revtune.forward(
             chunk.gates, counts, heads, *chunk.states(), chunk.rh, *self._reading(), self.lengths, first,
-            *self.limit, keep, tally, sliced, chunk.hh_answer, *self._anew(chunk),
+            *self.limit, keep, tally, sliced, chunk.hh_answer, *self._anew(chunk), self.starts,
         )  # fmt: skip
         return result
 
@@ -289,7 +291,7 @@ class Kernel:
             return 0, False
         result: tuple[int, bool] = torch.ops.revtune.rewind(
             chunk.gates, counts, heads, words, *chunk.states(), chunk.rh, *self._reading(), self.lengths, first,
-            *self.limit, slices, chunk.hh_answer, *self._anew(chunk),
+            *self.limit, slices, chunk.hh_answer, *self._anew(chunk), self.starts,
         )  # fmt: skip
         return result
 
@@ -327,7 +329,7 @@ class Kernel:
         dy = None if dy is None else dy.contiguous()
         torch.ops.revtune.gradient(
             chunk.gates, direction, *chunk.states(), self.hh, self._extra, self._scale, *self.masks, self.lengths,
-            dy, first, *self.limit, *self._anew(chunk), None if chunk.resets is None else anew,
+            dy, first, *self.limit, *self._anew(chunk), None if chunk.resets is None else anew, self.starts,
         )  # fmt: skip
         self._add_products(chunk)
         return chunk.gates
@@ -371,7 +373,7 @@ class Kernel:
         torch.ops.revtune.tangent(
             chunk.gates, state, *chunk.states(), self.packs()[0], *self.masks, self.lengths, dx,
             None if shift is None else shift.contiguous(), chunk.ih_answer, ih_scale, chunk.hh_answer, hh_scale, dy,
-            first, *self.limit, *self._anew(chunk),
+            first, *self.limit, *self._anew(chunk), self.starts,
         )  # fmt: skip
         return dy
 

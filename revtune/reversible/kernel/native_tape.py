@@ -63,7 +63,9 @@ class NativeTape(Tape):
     def _prepare(self, steps: int, share: int | None) -> None:
         anew = None if self.resets is None else stacked(self.anew, self.cell)
         self.anew = {} if anew is None else unstacked(anew, self.cell)
-        self.kernel = Kernel(self.cell, self.weights, self.units, self.masks, self.lengths, self.resets, anew)
+        self.kernel = Kernel(
+            self.cell, self.weights, self.units, self.masks, self.lengths, self.resets, anew, self.starts
+        )
         self._sizes = (self.rows, steps, share)
         self._direction: Tensor | None = None
         self._anew_direction: Tensor | None = None
@@ -210,7 +212,7 @@ class NativeTape(Tape):
             start = TapePosition(unstacked(before, self.cell))
             name_bad_state(
                 self.cell, self.weights, x, first, start, masks=self.masks, lengths=self.lengths, name=self.name,
-                resets=self.resets, anew=self.anew,
+                resets=self.resets, anew=self.anew, starts=self.starts,
             )  # fmt: skip
         if recorded:
             self._keep(chunk, first)

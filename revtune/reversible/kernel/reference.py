@@ -43,6 +43,7 @@ class ReferenceTape(Tape):
 
     def _prepare(self, steps: int, share: int | None) -> None:
         self._shortest = int(self.lengths.min()) if self.lengths is not None else steps
+        self._latest = int(self.starts.max()) if self.starts is not None else 0
         self._share = default_share(steps, len(self.cell.parts)) if share is None else share
         self._anew_rows = {} if self.resets is None else _rows_by_step(self.resets)
         self._columns = _stage_columns(self.cell, self.units)
@@ -363,7 +364,10 @@ class ReferenceTape(Tape):
 
     def _live(self, step: int) -> Tensor | None:
         """Which rows still run at this step, (B, 1); None when all do."""
-        return None if self.lengths is None or step < self._shortest else (self.lengths > step).unsqueeze(-1)
+        live = None if self.lengths is None or step < self._shortest else self.lengths > step
+        if self.starts is not None and step < self._latest:
+            live = self.starts <= step if live is None else live & (self.starts <= step)
+        return None if live is None else live.unsqueeze(-1)
 
     def _project(self, x: Tensor, first: int) -> Tensor:
         check_input(x, first, self.name)
@@ -399,7 +403,7 @@ class ReferenceTape(Tape):
         if not bool(peak < LARGEST_COUNT):
             name_bad_state(
                 self.cell, self.weights, x, first, start, masks=self.masks, lengths=self.lengths, name=self.name,
-                resets=self.resets, anew=self.anew,
+                resets=self.resets, anew=self.anew, starts=self.starts,
             )  # fmt: skip
 
 
@@ -415,6 +419,7 @@ def name_bad_state(
     name: str,
     resets: Tensor | None = None,
     anew: Mapping[str, Tensor] | None = None,
+    starts: Tensor | None = None,
 ) -> NoReturn:
     """Run a chunk (K, B, I) again from its start, step by step, to say where the state went wrong.
 
@@ -424,7 +429,7 @@ def name_bad_state(
     # Said to be bounded, so that the tape does not watch the state: here each step is looked at.
     scout = ReferenceTape(
         replace(cell, bounded=True), weights.fresh(), TapePosition(start.counts), steps=first + x.shape[0],
-        dtype=x.dtype, masks=masks, lengths=lengths, name=name, resets=resets, anew=anew,
+        dtype=x.dtype, masks=masks, lengths=lengths, name=name, resets=resets, anew=anew, starts=starts,
     )  # fmt: skip
     for k in range(x.shape[0]):
         scout.step(x[k : k + 1], first + k)

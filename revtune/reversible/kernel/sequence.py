@@ -173,7 +173,8 @@ def _sequence_backward(*arguments: Any) -> list[Tensor]:
     with torch.no_grad(), record.environment.restored(torch.device("cpu")):
         _check_unchanged(given, record.digests, BETWEEN)
         wanted = frozenset(name for field, name in _WEIGHTS.items() if want[field])
-        layer = RecalledLayer(given, wanted, learns_anew=any(want[field] for field in _ANEW))
+        learns_anew = any(want[field] for field in _ANEW)
+        layer = RecalledLayer(given, wanted, learns_anew=learns_anew, kept=len(call.kept))
         try:
             dx, dstate, danew = layer.backward(run, call.dy, call.dfinal, want_dx=want["x"])
         finally:  # a change is the reason for other errors too

@@ -10,6 +10,8 @@ Shapes: T time, B batch, I input, H hidden, N = H / 2, G gates, S states of the 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -26,6 +28,7 @@ from revtune.reversible.kernel.sequence_arguments import SequenceArguments
 from revtune.reversible.kernel.tape import TapePosition, of_rows
 from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.meter import Usage
+from revtune.sequences import setting
 
 BUDGET = 4 * 2**20
 """Bytes of a chunk's gates in training. It bounds memory: outputs and their gradients take about as much anyway."""
@@ -56,10 +59,18 @@ def longest_chunk(given: SequenceArguments) -> int:
     return given.chunk or chunk_steps(given.x.shape[1], floats, given.train)
 
 
+_keeping: ContextVar[bool] = ContextVar("revtune_keeping_gates", default=True)
+
+
+def keeping_no_gates() -> AbstractContextManager[None]:
+    """Within this block sequences that run keep no gates, whose way back takes a little longer then."""
+    return setting(_keeping, False)
+
+
 def kept_steps(given: SequenceArguments) -> int:
     """How many steps' gates are kept."""
     steps, rows = given.x.shape[:2]
-    return min(steps, KEPT // (4 * rows * given.hh.shape[0])) if given.train else 0
+    return min(steps, KEPT // (4 * rows * given.hh.shape[0])) if given.train and _keeping.get() else 0
 
 
 class ChunkRecord(NamedTuple):
@@ -101,13 +112,15 @@ class RecalledLayer:
         given: the operator's arguments.
         wanted: names of weights and responses whose gradients are wanted, as in `Weights`.
         learns_anew: whether those of the states from which rows begin anew are.
+        kept: how many steps' gates were kept by the way forward; None before it.
     """
 
     def __init__(
-        self, given: SequenceArguments, wanted: frozenset[str] = frozenset(), *, learns_anew: bool = False
-    ) -> None:
+        self, given: SequenceArguments, wanted: frozenset[str] = frozenset(), *, learns_anew: bool = False,
+        kept: int | None = None,
+    ) -> None:  # fmt: skip
         self.x, self.state, self.lengths, self.name = given.x, given.state, given.lengths, given.name
-        self.train, self.kept = given.train, kept_steps(given)
+        self.train, self.kept = given.train, kept_steps(given) if kept is None else kept
         self.steps, self.rows, self.units = given.x.shape[0], given.x.shape[1], given.h.shape[-1] // PARTS
         self.cell = given.cell()
         self.chunk_steps = longest_chunk(given)

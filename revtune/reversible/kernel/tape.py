@@ -71,7 +71,8 @@ class Tape(ABC):
         steps: how long the sequence is, which decides how many units share a head of the buffer.
         dtype: float32 or float64, of gates and outputs.
         masks: locked masks (B, N) on the parts as the cell reads them.
-        lengths: steps of each row, shape (B,); beyond its length a row keeps its state and forgets nothing.
+        lengths: the step at which each row ends, (B,); from there on it keeps its state and forgets nothing.
+        starts: the first step that each row runs, (B,), before which it keeps the state at time 0; None for 0.
         resets: before which steps a row begins anew, (T, B) bool, none of them beyond its length; None for never. What
             it loses goes into the buffer whole, so that rewinding crosses it; no gradient does.
         anew: the states from which rows do so, counts (B, N) by part.
@@ -110,9 +111,10 @@ class Tape(ABC):
         sliced: int = 0,
         resets: Tensor | None = None,
         anew: Mapping[str, Tensor] | None = None,
+        starts: Tensor | None = None,
     ) -> None:
         self.cell, self.weights, self.dtype, self.name = cell, weights, dtype, name or cell.name
-        self.lengths, self.masks = lengths, dict(masks or {})
+        self.lengths, self.starts, self.masks = lengths, starts, dict(masks or {})
         self.resets, self.anew, self.anew_direction = resets, dict(anew or {}), dict[str, Tensor]()
         self.rows, self.units = start.counts[cell.parts[0]].shape
         self.direction: dict[str, Tensor] = {}
@@ -284,6 +286,8 @@ class Tape(ABC):
         """Units times rows times steps of a chunk, padding left out."""
         steps, rows = x.shape[:2]
         live = steps * rows if self.lengths is None else int((self.lengths - first).clamp(0, steps).sum())
+        if self.starts is not None:
+            live -= int((self.starts - first).clamp(0, steps).sum())
         return live * self.units * len(self.cell.parts)
 
     def _explain(self, x: Tensor, first: int, what: str) -> str:

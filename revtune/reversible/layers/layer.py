@@ -36,6 +36,7 @@ class LayerSettings(NamedTuple):
         sliced: how many first units are kept at every step, as in `Tape`.
         answering: whether responses add to products, as in `Weights`.
         resets: before which steps rows begin anew, as in `Tape`.
+        starts: the first step that each row runs, as in `Tape`; of tapes alone.
     """
 
     name: str
@@ -47,10 +48,12 @@ class LayerSettings(NamedTuple):
     sliced: int = 0
     answering: bool = True
     resets: Tensor | None = None
+    starts: Tensor | None = None
 
 
 def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettings) -> tuple[Tensor, State]:
     """Run one layer over (T, B, I): its outputs (T, B, H) and its final state, in the dtypes of the first."""
+    assert settings.starts is None
     if settings.native:
         refuse_transforms([x, *inputs.flat()], batches=True)
         return sequence(
@@ -82,6 +85,7 @@ def build_tape(cell: Cell, inputs: LayerTensors, settings: LayerSettings, steps:
     return kind(
         cell, weights, TapePosition(counts), steps=steps, dtype=dtype, masks=settings.masks, lengths=settings.lengths,
         name=settings.name, share=settings.share, sliced=settings.sliced, resets=settings.resets, anew=anew,
+        starts=settings.starts,
     )  # fmt: skip
 
 

@@ -28,6 +28,11 @@ class BatchSpec(NamedTuple):
     dtype: torch.dtype
     device: torch.device
 
+    @classmethod
+    def of(cls, x: Tensor) -> BatchSpec:
+        """What a time-first input (T, B, F) is like."""
+        return cls(x.shape[1], x.dtype, x.device)
+
 
 class SequenceMasks:
     """The locked masks of one sequence, each drawn when a module first asks for it.

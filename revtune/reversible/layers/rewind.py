@@ -18,7 +18,7 @@ from revtune.reversible.kernel.checksum import BETWEEN, MEANWHILE
 from revtune.reversible.kernel.chunks import chunks
 from revtune.reversible.kernel.environment import Environment
 from revtune.reversible.kernel.tape import LayerTensors
-from revtune.reversible.layers.stack import Stack
+from revtune.reversible.layers.stack import Stack, Tapes
 from revtune.reversible.own_pages import zeros
 from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.transforms import graph_retained, refuse_batches, refuse_double_backward, refuse_transforms
@@ -109,14 +109,14 @@ class _Rewind(torch.autograd.Function):
         return (dx, None, None, None, None, *grads)
 
 
-def fingerprints(stack: Stack, x: Tensor, encoder_tensors: Iterable[Tensor] = ()) -> Fingerprints:
+def fingerprints(stack: Tapes, x: Tensor, encoder_tensors: Iterable[Tensor] = ()) -> Fingerprints:
     """Fingerprints of all that both directions must read alike: input, its encoder, weights, masks and lengths."""
     fingerprint, read = stack.tapes[0].weights.fingerprint, list(read_again(stack, x, encoder_tensors))
     check_all_stored(read)
     return [(what, fingerprint(tensor)) for what, tensor in read]
 
 
-def read_again(stack: Stack, x: Tensor, encoder_tensors: Iterable[Tensor] = ()) -> Iterator[tuple[str, Tensor]]:
+def read_again(stack: Tapes, x: Tensor, encoder_tensors: Iterable[Tensor] = ()) -> Iterator[tuple[str, Tensor]]:
     """The tensors of which `fingerprints` takes fingerprints, each after what errors call it."""
     name = stack.tapes[0].name
     yield f"{name}: input", x
@@ -127,6 +127,8 @@ def read_again(stack: Stack, x: Tensor, encoder_tensors: Iterable[Tensor] = ()) 
         yield from ((f"{tape.name}: mask {part!r}", mask) for part, mask in tape.masks.items())
         if tape.lengths is not None:
             yield f"{tape.name}: lengths", tape.lengths
+        if tape.starts is not None:
+            yield f"{tape.name}: starts", tape.starts
         if tape.resets is not None:
             yield f"{tape.name}: resets", tape.resets
 
@@ -142,7 +144,7 @@ def check_unchanged(before: Fingerprints, now: Fingerprints, when: str = BETWEEN
             raise ReversalError(f"{what} was changed {when}; no gradient was produced")
 
 
-def aim(stack: Stack, dfinals: Iterable[Tensor | None]) -> None:
+def aim(stack: Tapes, dfinals: Iterable[Tensor | None]) -> None:
     """Start the way back from the gradients of the final states, one (B, H) or None for each state of each tape."""
     grads = iter(dfinals)
     for tape in stack.tapes:

@@ -23,10 +23,11 @@ from revtune.reversible.kernel.backend import chosen
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.kernel.traced import is_traced
 from revtune.reversible.kernel.untraced import untraced
+from revtune.reversible.layers.both_ways import joined, layers_both_ways
 from revtune.reversible.layers.flat_weights import FlatWeights
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
 from revtune.reversible.layers.masks import BatchSpec, DrawMask, drop_mask, dropped, new_seed
-from revtune.reversible.layers.resets import NO_RESETS, GivenResets, Resets, both_ways, of_layer
+from revtune.reversible.layers.resets import NO_RESETS, GivenResets, Resets, of_layer
 from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.rnn_arguments import Hx, Options, check_input, check_parameter, check_states
 from revtune.reversible.layers.single_step import single_step
@@ -180,7 +181,7 @@ class RevRNN(FlatWeights):
         if batched and self.batch_first:
             x = x.transpose(0, 1)
         x = self.fitting(x)
-        states = self.first_states(_spec(x), hx, batched=batched)
+        states = self.first_states(BatchSpec.of(x), hx, batched=batched)
         resets = self.resets(x, given, None, carried=hx is not None, batched=batched)
         y, finals = self._layers(x, states, None, self.runs_native(x) if native is None else native, resets)
         if not batched:
@@ -194,7 +195,7 @@ class RevRNN(FlatWeights):
             raise ValueError(f"{self._name}: a PackedSequence must hold data (N, I), a row a step, got {shape}")
         x, lengths = pad_packed_sequence(packed)
         x, lengths = self.fitting(x), lengths.to(x.device)
-        states = self.first_states(_spec(x), hx, batched=True)
+        states = self.first_states(BatchSpec.of(x), hx, batched=True)
         resets = self.resets(x, given, lengths, carried=hx is not None)
         y, finals = self._layers(x, states, lengths, self.runs_native(x), resets)
         if self.options.output == "last":
@@ -297,7 +298,7 @@ class RevRNN(FlatWeights):
             return self._one_by_one(x, states, lengths, resets)
         if is_traced(x):
             return self._as_operator(x, states, lengths, native)
-        stack, inputs = self.assemble(x.shape[0], _spec(x), states, lengths, native=native, resets=resets)
+        stack, inputs = self.assemble(x.shape[0], BatchSpec.of(x), states, lengths, native=native, resets=resets)
         y, finals = run_stack(stack, x, inputs, every=every)
         stacked = _stacked(finals)
         if y is None:
@@ -315,7 +316,7 @@ class RevRNN(FlatWeights):
 
     def _as_operator(self, x: Tensor, states: State, lengths: Tensor | None, native: bool) -> tuple[Tensor, State]:
         """All layers of a unidirectional net as one node of a graph."""
-        x, spec = self._dropped(x, 0), _spec(x)
+        x, spec = self._dropped(x, 0), BatchSpec.of(x)
         layers = [
             self._layer(layer, "", spec, tuple(state[layer] for state in states), lengths, native)
             for layer in range(self.num_layers)
@@ -339,39 +340,16 @@ class RevRNN(FlatWeights):
             x = self._dropped(x, layer)
             first = tuple(state[layer] for state in states)
             anew = of_layer(resets, layer)
-            x, final = run_layer(self.cell, x, *self._layer(layer, "", _spec(x), first, lengths, True, anew))
+            x, final = run_layer(self.cell, x, *self._layer(layer, "", BatchSpec.of(x), first, lengths, True, anew))
             finals.append(final)
         return self._masked(x, "output_dropout"), _stacked(finals)
 
     def _both_ways(
         self, x: Tensor, states: State, lengths: Tensor | None, native: bool, resets: Resets | None
     ) -> tuple[Tensor, State]:
-        finals: list[State] = []
-        ways = both_ways(resets, lengths)
-        for layer in range(self.num_layers):
-            x = self._dropped(x, layer)
-            every = self.options.output == "all" or layer + 1 < self.num_layers
-            outputs = []
-            for way, suffix in enumerate(self._suffixes(layer)):
-                first = tuple(state[2 * layer + way] for state in states)
-                anew = of_layer(ways[way], 2 * layer + way)
-                inputs, settings = self._layer(layer, suffix, _spec(x), first, lengths, native, anew)
-                y, final = self._direction(reversed_rows(x, lengths) if way else x, inputs, settings, every)
-                finals.append(final)
-                outputs.append(reversed_rows(y, lengths) if way and every else y)
-            x = torch.cat(outputs, -1)
-        return self._masked(x, "output_dropout"), _stacked(finals)
-
-    def _direction(self, x: Tensor, inputs: LayerTensors, settings: LayerSettings, every: bool) -> tuple[Tensor, State]:
-        """One layer in one direction: all outputs or the last h, and the final state."""
-        if is_traced(x) and not (every and settings.native):
-            y, finals = self._operator([(inputs, settings)], x, every)
-            return finals[0][0].to(x.dtype) if y is None else y, tuple(final[0] for final in finals)
-        if every:
-            return run_layer(self.cell, x, inputs, settings)
-        tape = build_tape(self.cell, inputs, settings, x.shape[0], x.dtype)
-        _, (final,) = run_stack(Stack([tape]), x, [inputs], every=False)
-        return final[0].to(x.dtype), final
+        outputs, finals = layers_both_ways(self, x, states, lengths, native, resets, self.num_layers)
+        y = joined(outputs, lengths) if self.options.output == "all" else torch.cat(outputs, -1)
+        return self._masked(y, "output_dropout"), _stacked(finals)
 
     def _layer(
         self, layer: int, suffix: str, batch: BatchSpec, state: State, lengths: Tensor | None, native: bool,
@@ -484,20 +462,6 @@ def _form(states: State) -> Hx:
     return states[0] if len(states) == 1 else states
 
 
-def _spec(x: Tensor) -> BatchSpec:
-    """What a time-first input (T, B, F) is like."""
-    return BatchSpec(x.shape[1], x.dtype, x.device)
-
-
 def _stacked(finals: list[State]) -> State:
     """Final states of all layers and directions, (L * D, B, H) each."""
     return tuple(torch.stack(group) for group in zip(*finals, strict=True))
-
-
-def reversed_rows(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """(T, B, F) with each row's own steps in the opposite order; padding stays where it is."""
-    if lengths is None:
-        return x.flip(0)
-    steps = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
-    order = torch.where(steps < lengths, lengths - 1 - steps, steps)
-    return x.gather(0, order.unsqueeze(-1).expand_as(x))

@@ -9,7 +9,9 @@ Shapes: K steps of a chunk, B batch, F features.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -64,22 +66,19 @@ Move = Callable[[Tensor, int], Tensor]
 """A way through a chunk, which starts at a step: `forward`, `rewind` and the like of a tape or a stack."""
 
 
-class Stack:
-    """A chain of tapes and masks over one batch of sequences.
+class Tapes:
+    """Tapes that move through one batch of sequences together, with the masks beside them.
 
     Args:
-        links: bottom first.
+        links: tapes and masks.
     """
 
     def __init__(self, links: Sequence[Link]) -> None:
         self.links = list(links)
-        self._inputs: list[Tensor] = []
-        self._noted: Tape | None = None
-        self._raw: Tensor | None = None
 
     @property
     def tapes(self) -> list[Tape]:
-        """The layers, bottom first."""
+        """The layers, as they stand among the links."""
         return [link for link in self.links if isinstance(link, Tape)]
 
     def usages(self) -> list[Usage]:
@@ -90,22 +89,6 @@ class Stack:
         """Let each tape put a chunk's outputs where those of the chunk before were, but for `infer`."""
         for tape in self.tapes:
             tape.reuses_outputs = True
-
-    def note_raw(self) -> None:
-        """Note each chunk's raw outputs, which `taken_raw` tells."""
-        self._noted = self.tapes[-1]
-
-    def taken_raw(self) -> Tensor:
-        """The outputs (K, B, H) of the top layer for the present chunk, below any mask; asked for once."""
-        raw, self._raw = self._raw, None
-        assert raw is not None
-        return raw
-
-    def copy(self) -> Stack:
-        """A stack that rewinds on its own and leaves this one as it is."""
-        other = Stack([link.copy() if isinstance(link, Tape) else link for link in self.links])
-        other._inputs = list(self._inputs)
-        return other
 
     def chunk_steps(self, steps: int, budget: int | None = None) -> int:
         """Steps of a chunk of a sequence: what fits the budget but at least `fewest_steps`, evened out.
@@ -132,6 +115,50 @@ class Stack:
     def step_bytes(self) -> int:
         """Bytes of one step's inputs, gates and projections, over all layers."""
         return sum(tape.rows * tape.floats_per_step * tape.dtype.itemsize for tape in self.tapes)
+
+
+class Stack(Tapes):
+    """A chain of tapes and masks over one batch of sequences.
+
+    Args:
+        links: bottom first.
+    """
+
+    def __init__(self, links: Sequence[Link]) -> None:
+        super().__init__(links)
+        self._inputs: list[Tensor] = []
+        self._noted: Tape | None = None
+        self._raw: Tensor | None = None
+
+    @property
+    def ways(self) -> Sequence[Stack]:
+        """Its directions, of which it is the only one."""
+        return [self]
+
+    def in_order(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The chunks of a sequence in the order in which it reads them."""
+        return list(spans)
+
+    def turned(self, x: Tensor) -> Tensor:
+        """What is in the order in which it reads steps, (T, ...), in the sequence's, or the other way round."""
+        return x
+
+    def note_raw(self) -> None:
+        """Note each chunk's raw outputs, which `taken_raw` tells."""
+        self._noted = self.tapes[-1]
+
+    def taken_raw(self) -> Tensor:
+        """The outputs (K, B, H) of the top layer for the present chunk, below any mask; asked for once."""
+        raw, self._raw = self._raw, None
+        assert raw is not None
+        return raw
+
+    def copy(self) -> Self:
+        """A stack that rewinds on its own and leaves this one as it is."""
+        other = copy.copy(self)
+        other.links = [link.copy() if isinstance(link, Tape) else link for link in self.links]
+        other._inputs, other._noted = list(self._inputs), None
+        return other
 
     def forward(self, x: Tensor, first: int) -> Tensor:
         """Run a chunk (K, B, I), whose first step is `first`, so that it can be rewound. Returns outputs (K, B, H)."""

@@ -5,8 +5,8 @@ Shapes: T time, K steps of a chunk, B batch, H hidden, N positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -95,9 +95,12 @@ class ChunkReadout:
         placed[live] = loss
         return placed.sum(0)
 
-    def _handing(self, first: int, last: int) -> AbstractContextManager[None]:
-        """Within this block readouts are handed these steps' positions."""
-        return handing(Positions(self._targets.shape[1], last - first, self._live(first, last)))
+    @contextmanager
+    def _handing(self, first: int, last: int) -> Iterator[None]:
+        """Within this block readouts are handed these steps' positions, and draw what belongs to them."""
+        positions = Positions(self._targets.shape[1], last - first, self._live(first, last))
+        with handing(positions), self._pass.replaying(first):
+            yield
 
     def _blocks(self, y: Tensor, first: int) -> list[slice]:
         """The steps of a chunk that are read out at once: all of them, where that is little."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -26,8 +27,33 @@ from revtune.sequences import Along, handing
 Encode = Callable[[Tensor], Tensor]
 
 
-class Encoder:
-    """Encodes chunks of the inputs; a chunk comes out the same however often it is encoded.
+class ChunkEncoder(ABC):
+    """What gives a stack its chunks, and takes their gradients; a chunk comes out the same however often it runs."""
+
+    @abstractmethod
+    def run(self, first: int, last: int, *, graph: bool = False) -> Tensor:
+        """Steps `first` to `last` as the stack reads them, (K, B, I); with `graph`, keep what `gradient` needs."""
+
+    @abstractmethod
+    def answering(self) -> AbstractContextManager[None]:
+        """Within this block an error of rewinding names the encoder, if it is to blame."""
+
+    @abstractmethod
+    def reached(self) -> list[Tensor]:
+        """The tensors that a gradient of the chunk that `run` kept reaches; for the chunk itself, the whole inputs."""
+
+    @property
+    @abstractmethod
+    def learns(self) -> bool:
+        """Whether anything wants the gradient of the chunk that `run` kept."""
+
+    @abstractmethod
+    def gradient(self, dx: Tensor | None, first: int) -> None:
+        """Carry the gradient of the chunk that `run` kept into the encoder and the inputs."""
+
+
+class Encoder(ChunkEncoder):
+    """Encodes chunks of the inputs by the user's encoder.
 
     Args:
         encode: the user's encoder, or None.
@@ -57,7 +83,6 @@ class Encoder:
         self._leaf: Tensor | None = None
 
     def run(self, first: int, last: int, *, graph: bool = False) -> Tensor:
-        """Encode steps `first` to `last`, (K, B, I); with `graph`, keep what `gradient` needs."""
         if self._graphed is None and self._encode is not None:
             self._graphed = try_encoder(self._encode, self._inputs, self._autocast, graph=self._seed is not None)
         chunk, recorded = self._inputs[first:last].detach(), graph or bool(self._graphed)
@@ -68,7 +93,7 @@ class Encoder:
         with draws, torch.set_grad_enabled(recorded), inner_graph(), opened(self._sinks):
             with self._autocast.again(), self._adding() if graph else nullcontext():
                 encoded = chunk if self._encode is None else self._handed(chunk)
-                root = self._check(self._shaped(encoded, chunk))
+                root = self._check(self.shaped(encoded, chunk))
         self._root = root if graph else root.detach()
         return root.detach()
 
@@ -83,7 +108,6 @@ class Encoder:
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """Within this block an error of rewinding names the encoder, if it is to blame."""
         try:
             yield
         except ReversalError as error:
@@ -100,7 +124,8 @@ class Encoder:
         return all(torch.equal(once, other) for other in others)
 
     @staticmethod
-    def _shaped(encoded: Tensor, chunk: Tensor) -> Tensor:
+    def shaped(encoded: Tensor, chunk: Tensor) -> Tensor:
+        """What an encoder has given for a chunk of inputs, once it is known to be (K, B, I)."""
         refuse_transforms([check_tensor("what encode returns", encoded)])
         if encoded.dim() != 3 or encoded.shape[:2] != chunk.shape[:2]:
             steps, rows = chunk.shape[:2]
@@ -110,17 +135,14 @@ class Encoder:
         return encoded
 
     def reached(self) -> list[Tensor]:
-        """The tensors that a gradient of the chunk that `run` kept reaches; for the chunk itself, the whole inputs."""
         assert self._root is not None
         return [self._inputs if tensor is self._leaf else tensor for tensor in leaves([self._root])]
 
     @property
     def learns(self) -> bool:
-        """Whether anything wants the gradient of the chunk that `run` kept."""
         return self._root is not None and self._root.requires_grad
 
     def gradient(self, dx: Tensor | None, first: int) -> None:
-        """Carry the gradient of the chunk that `run` kept into the encoder and the inputs."""
         root, leaf, learns = self._root, self._leaf, self.learns
         self._root = self._leaf = None
         if root is None or leaf is None or dx is None or not learns:

@@ -8,8 +8,7 @@ Shapes: T time, K steps of a chunk, B batch, H hidden, N positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +16,12 @@ from torch import Tensor
 
 from revtune.errors import ReversalError
 from revtune.reversible.arguments import check_tensor
-from revtune.reversible.layers.masks import new_seed
 from revtune.reversible.streams.blocks import block_steps
 from revtune.reversible.streams.chunk_graph import leaves
 from revtune.reversible.streams.chunk_readout import ChunkReadout
 from revtune.reversible.streams.readout_pass import ReadoutPass
-from revtune.reversible.streams.replay import NoDraws, Replay
-from revtune.reversible.streams.trials import tolerance, try_heads
+from revtune.reversible.streams.replay import NoDraws
+from revtune.reversible.streams.trials import try_heads
 from revtune.reversible.transforms import refuse_transforms
 
 HeadFunction = Callable[..., Tensor | Sequence[Tensor] | Mapping[Any, Tensor]]
@@ -82,7 +80,7 @@ class HeadPass(ReadoutPass):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self._seed = new_seed() if self._graph else None
+        self.replay()
         self._forms: list[tuple[Any, ...]] = []
         self.layout = Layout(Tensor)
         self.learning: list[bool] = []
@@ -132,10 +130,6 @@ class HeadPass(ReadoutPass):
             dy = self._back([head for head, _ in pairs], [own for _, own in pairs], leaf)
         return nothing, dy
 
-    def replaying(self, first: int) -> AbstractContextManager[object]:
-        """Within this block draws are those of the positions of which this is the first step, in training."""
-        return nullcontext() if self._seed is None else Replay(self._seed + first)
-
     def _recorded(self, leaf: Tensor) -> list[Tensor]:
         """What the heads give, with its graph."""
         with self._recording():
@@ -156,7 +150,7 @@ class HeadPass(ReadoutPass):
 
     def _check_same(self, name: str, head: Tensor, was: Tensor) -> None:
         """Refuse an output that differs by more than rounding from what it was."""
-        if not (torch.equal(head, was) or _close(head, was, tolerance(head, self._autocast))):
+        if not self.same(head, was):
             raise ReversalError(
                 f"rewind_outputs: outputs{name} of readout are not what they were when it is given the same positions "
                 "again: it must depend on nothing but its input, its weights and what torch draws, and its outputs may "
@@ -197,11 +191,6 @@ class ChunkHeads(ChunkReadout):
             else:
                 whole[begin:end][live] = head
 
-    @contextmanager
-    def _handing(self, first: int, last: int) -> Iterator[None]:
-        with super()._handing(first, last), self._pass.replaying(first):
-            yield
-
 
 def _tensors(given: Any, positions: int) -> tuple[Layout, list[Tensor]]:
     """The tensors (N, ...) in what a readout has given for so many positions, and how they lie there.
@@ -234,12 +223,3 @@ def _told(layout: Layout, forms: list[tuple[Any, ...]]) -> str:
     """Shapes and dtypes, for messages."""
     each = zip(layout.names(), forms, strict=True)
     return ", ".join(f"{name}(N, {', '.join(map(str, shape))}) {dtype}" for name, (shape, dtype) in each)
-
-
-def _close(got: Tensor, wanted: Tensor, most: float) -> bool:
-    """Whether numbers differ by no more than this share of the largest finite one."""
-    if not wanted.is_floating_point():
-        return False
-    finite = wanted[wanted.isfinite()]
-    largest = float(finite.abs().amax()) if finite.numel() else 0.0
-    return torch.allclose(got, wanted, rtol=most, atol=most * largest, equal_nan=True)

@@ -17,7 +17,7 @@ from revtune.reversible.cells.fixed import FORGET_ONE
 from revtune.reversible.cells.information_buffer import COUNT_WORDS, HEAD_WORDS
 from revtune.reversible.kernel.chunks import evened_out
 from revtune.reversible.kernel.tape import Tape
-from revtune.reversible.layers.stack import Stack
+from revtune.reversible.layers.stack import Tapes
 from revtune.reversible.streams.penalties import TENSORS as PENALTY_TENSORS
 from revtune.reversible.streams.readout import BLOCK_BYTES as LOGIT_BYTES
 
@@ -76,7 +76,7 @@ def checked_memory(max_memory: int | str | None) -> int | None:
 
 
 def plan(
-    what: str, stack: Stack, steps: int, *, segment: int | None, max_memory: int | None,
+    what: str, stack: Tapes, steps: int, *, segment: int | None, max_memory: int | None,
     readout: bool = True, checkpoints: bool = True, penalties: bool = False, tangents: bool = False,
 ) -> MemoryPlan:  # fmt: skip
     """The cuts of a stream.
@@ -126,14 +126,14 @@ def plan(
     return MemoryPlan(chunk, segment, min(LOGIT_BYTES, rest // HEAP_SHARE), rest // HEAP_SHARE)
 
 
-def _least_segment(stack: Stack, steps: int) -> int:
+def _least_segment(stack: Tapes, steps: int) -> int:
     """S at which T / S states and the buffer of S steps take least."""
     state = sum(_state_bytes(tape) for tape in stack.tapes)
     lost = sum(_lost_bytes(tape, steps) for tape in stack.tapes)
     return max(1, min(steps, math.isqrt(steps * state // (_word_bytes(stack) + lost // steps))))
 
 
-def _stored(stack: Stack, steps: int, segment: int) -> int:
+def _stored(stack: Tapes, steps: int, segment: int) -> int:
     """The most bytes of a segment's words and of the states between segments."""
     words = segment * _word_bytes(stack) + sum(_lost_bytes(tape, segment) for tape in stack.tapes)
     return words + _between(steps, segment) * sum(_state_bytes(tape) for tape in stack.tapes)
@@ -179,7 +179,7 @@ def _penalty_bytes(tape: Tape) -> int:
     return PENALTY_TENSORS * tape.rows * tape.units * len(tape.cell.states[0]) * tape.dtype.itemsize
 
 
-def _word_bytes(stack: Stack) -> int:
+def _word_bytes(stack: Tapes) -> int:
     """The most bytes that a step's words take: what the limit on forgetting lets a unit lose, and row counts."""
     return sum(4 * tape.rows + math.ceil(tape.rows * tape.units * len(tape.cell.parts) * _bits(tape) / 8)
                for tape in stack.tapes)  # fmt: skip

@@ -159,7 +159,7 @@ class LinearCrossEntropy(nn.Module):
         return y.to(self.weight.dtype) if torch.is_autocast_enabled(self.weight.device.type) else y
 
     def loss_and_gradient(
-        self, y: Tensor, targets: Tensor, into: Sinks, *, want_dy: bool = True, block_bytes: int | None = None,
+        self, y: Tensor, targets: Tensor, into: Sinks | None, *, want_dy: bool = True, block_bytes: int | None = None,
         losses: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """The summed loss and its gradient in one pass over the logits.
@@ -167,7 +167,7 @@ class LinearCrossEntropy(nn.Module):
         Args:
             y: (N, E).
             targets: (N,).
-            into: where the gradients of weight and bias are added.
+            into: where the gradients of weight and bias are added, if they are wanted.
             want_dy: whether the gradient of y is wanted.
             block_bytes: bytes of the logits that are there at once; `BLOCK_BYTES` for None.
             losses: where each position's loss is written, (N,) float64, if it is wanted.
@@ -176,8 +176,8 @@ class LinearCrossEntropy(nn.Module):
             The loss, 0-d float64, and the gradient of y, (N, E).
         """
         y, targets = self._positions(y.detach(), targets)
-        weight = into.of(self.weight) if self.weight.requires_grad else None
-        bias = into.of(self.bias) if self.bias is not None and self.bias.requires_grad else None
+        weight = into.of(self.weight) if into is not None and self.weight.requires_grad else None
+        bias = into.of(self.bias) if into is not None and self.bias is not None and self.bias.requires_grad else None
         dy = torch.empty_like(y) if want_dy else None
         return self._blocks(y, targets, weight, bias, dy, block_bytes=block_bytes, losses=losses)
 

@@ -6,13 +6,14 @@ Shapes: N positions, H hidden.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from revtune.reversible.kernel.inner_graph import inner_graph
+from revtune.reversible.layers.masks import new_seed
 from revtune.reversible.own_pages import Room
 from revtune.reversible.streams.blocks import block_steps
 from revtune.reversible.streams.chunk_graph import Autocast, chunk_gradients, leaves
@@ -23,7 +24,8 @@ from revtune.reversible.streams.hooks import refuse_hooks
 from revtune.reversible.streams.leaf_weights import AddedInPlace
 from revtune.reversible.streams.mean import Counted
 from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntropy, known_head
-from revtune.reversible.streams.trials import try_readout
+from revtune.reversible.streams.replay import Replay
+from revtune.reversible.streams.trials import tolerance, try_readout
 from revtune.reversible.transforms import refuse_transforms
 from revtune.sequences import handing_part
 
@@ -41,6 +43,9 @@ class ReadoutPass:
             backward once, for all chunks.
         logit_bytes: bytes of the logits that a `LinearCrossEntropy` makes at once; None for its own choice.
         each: whether the loss of each position is wanted, (N,), in the place of their sum, 0-d.
+
+    Attributes:
+        gathers: whether gradients of what the readout reads besides y are added up.
     """
 
     owner = "rewind_loss"  # the function that streams, for messages
@@ -54,7 +59,8 @@ class ReadoutPass:
         logit_bytes: int | None = None,
         each: bool = False,
     ) -> None:
-        self._logit_bytes, self.each = logit_bytes, each
+        self._logit_bytes, self.each, self.gathers = logit_bytes, each, True
+        self._block_seed: int | None = None
         self._outputs, self._rooms = Room(), BlockRooms()
         self._readout, self._sinks = readout, sinks
         self._context = [(tensor, tensor.detach().requires_grad_(tensor.requires_grad)) for tensor in context]
@@ -66,6 +72,15 @@ class ReadoutPass:
         self.counted, self._graph = Counted(), torch.is_grad_enabled()
         if torch.is_grad_enabled() and self._head is not readout:
             refuse_hooks(self.owner, "readout", readout)
+
+    def replay(self) -> None:
+        """Let random draws of a block of positions be its own, so that it meets them whenever it is read out."""
+        if self._block_seed is None and self._graph and self._head is not self._readout:
+            self._block_seed = new_seed()
+
+    def replaying(self, first: int) -> AbstractContextManager[object]:
+        """Within this block draws are those of the positions of which this is the first step, if `replay` says so."""
+        return nullcontext() if self._block_seed is None else Replay(self._block_seed + first)
 
     def try_once(self, y: Tensor, targets: Tensor, live: Tensor | None) -> None:
         """Check on a readout's first call that its losses add up; arguments as in `try_readout`.
@@ -110,8 +125,9 @@ class ReadoutPass:
     @contextmanager
     def _recording(self) -> Iterator[None]:
         """Within this block the caller's own code runs, with a graph; leaf weights' gradients are added in place."""
-        adding = AddedInPlace(self._rooms) if self._in_place else nullcontext()
-        with torch.enable_grad(), inner_graph(), opened(self._sinks), self._autocast.again(), adding:
+        adding = AddedInPlace(self._rooms) if self._in_place and self.gathers else nullcontext()
+        sinks = opened(self._sinks) if self.gathers else nullcontext()
+        with torch.enable_grad(), inner_graph(), sinks, self._autocast.again(), adding:
             yield
 
     def _copied(self, y: Tensor) -> Tensor:
@@ -129,7 +145,7 @@ class ReadoutPass:
         if self._head is not None:
             losses = self._wanted_losses(y)
             loss, dy = self._head.loss_and_gradient(
-                y, targets, self._sinks, block_bytes=self._logit_bytes, losses=losses
+                y, targets, self._into, block_bytes=self._logit_bytes, losses=losses
             )
             assert dy is not None
             return loss if losses is None else losses, dy
@@ -137,6 +153,15 @@ class ReadoutPass:
         with self._recording():
             loss = self._checked(self._readout(self._copied(y), targets, *self._given()), len(y))
         return loss.detach().double(), self._back([loss], [torch.ones_like(loss) if self.each else None], y)
+
+    def same(self, got: Tensor, known: Tensor) -> bool:
+        """Whether numbers are what they were when the same positions were read out, but for rounding."""
+        return torch.equal(got, known) or _close(got, known, tolerance(got, self._autocast))
+
+    @property
+    def _into(self) -> Sinks | None:
+        """Where the head's gradients are added, if they are."""
+        return self._sinks if self.gathers else None
 
     def _wanted_losses(self, y: Tensor) -> Tensor | None:
         """Where the loss of each position goes, if it is wanted."""
@@ -166,13 +191,15 @@ class ReadoutPass:
             features = head.cast(features)
         losses = self._wanted_losses(y)
         loss, cotangent = head.loss_and_gradient(
-            features, classes, self._sinks, block_bytes=self._logit_bytes, losses=losses
+            features, classes, self._into, block_bytes=self._logit_bytes, losses=losses
         )
         return loss, losses, self._back([features], [cotangent], y)
 
     def _back(self, roots: Sequence[Tensor], cotangents: Sequence[Tensor | None], y: Tensor) -> Tensor:
         """Carry the gradients of `roots` to the tensors that they were computed from. Returns that of y."""
         tensors, origin = leaves(roots), {id(leaf): tensor for tensor, leaf in self._context}
+        if not self.gathers:
+            tensors = [tensor for tensor in tensors if tensor is y]
         dy = None
         with self._sinks.gathering(roots):
             grads = chunk_gradients(roots, tensors, cotangents)
@@ -214,3 +241,12 @@ def _of_each(losses: Any, positions: int) -> Tensor:
         )
     refuse_transforms([losses])
     return losses
+
+
+def _close(got: Tensor, wanted: Tensor, most: float) -> bool:
+    """Whether numbers differ by no more than this share of the largest finite one."""
+    if not wanted.is_floating_point():
+        return False
+    finite = wanted[wanted.isfinite()]
+    largest = float(finite.abs().amax()) if finite.numel() else 0.0
+    return torch.allclose(got, wanted, rtol=most, atol=most * largest, equal_nan=True)

@@ -25,8 +25,8 @@ def check_net(what: str, rnn: RevRNN, encode: Callable[[Tensor], Tensor] | None)
         encode: its encoder, or None.
 
     Raises:
-        ValueError: it is no RevGRU or RevLSTM, is bidirectional, has a forward or hooks that would not be called, or
-            tunes itself and is trained by no tuner.
+        ValueError: it is no RevGRU or RevLSTM, has a forward or hooks that would not be called, or tunes itself and is
+            trained by no tuner.
     """
     if not isinstance(rnn, RevRNN):
         raise ValueError(f"{what} wants a RevGRU or RevLSTM, got {type(rnn).__name__}{unwrapped_net(what, rnn)}")
@@ -44,10 +44,6 @@ def check_net(what: str, rnn: RevRNN, encode: Callable[[Tensor], Tensor] | None)
     if isinstance(encode, nn.Module) and any(getattr(m, "scale_grad_by_freq", False) for m in encode.modules()):
         raise ValueError(f"{what} looks words up chunk by chunk, so scale_grad_by_freq must be False, got True")
     refuse_transforms(list(rnn.parameters()))
-    if rnn.bidirectional:
-        raise ValueError(
-            f"{what} cannot stream a bidirectional net: its first output needs the last input; use the layer itself"
-        )
     if torch.is_grad_enabled():
         rnn.refuse_plain_training(what)
 
@@ -72,6 +68,38 @@ def check_parts(what: str, rnn: RevRNN, encode: Any, readout: Any) -> None:
     refuse_cached(what, encode=encode, readout=readout)
     if rnn.options.output != "all":
         raise ValueError(f'{what} reads out every step; for one target a sequence call the net with output="last"')
+
+
+def refuse_both_ways(
+    what: str, rnn: RevRNN, checkpoint_every: object = None, max_memory: object = None, penalties: object = None
+) -> None:
+    """Refuse what a bidirectional net cannot be asked for.
+
+    Args:
+        what: the function's name, for messages.
+        rnn: the net, of either kind.
+        checkpoint_every, max_memory, penalties: as that function takes them.
+
+    Raises:
+        ValueError: names the argument.
+    """
+    if not rnn.bidirectional:
+        return
+    if checkpoint_every is not None:
+        raise ValueError(
+            f"{what}: checkpoint_every must be None for a bidirectional net, whose directions meet at every step, got "
+            f"{checkpoint_every!r}; max_memory cuts its chunks shorter"
+        )
+    if max_memory is not None and rnn.num_layers > 1:
+        raise ValueError(
+            f"{what}: max_memory must be None for a bidirectional net of several layers, which keeps the outputs of "
+            f"all steps between them, got {max_memory!r} for {rnn.num_layers} layers"
+        )
+    if penalties:
+        raise ValueError(
+            f"{what}: penalties are those of a net of one direction, got a bidirectional one; let the readout penalize "
+            "outputs"
+        )
 
 
 def check_tensors(what: str, rnn: RevRNN, featured: bool, **tensors: Tensor) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from revtune.errors import ReversalError
-from revtune.reversible.layers.stack import Stack
+from revtune.reversible.layers.stack import Tapes
 from revtune.reversible.storage import check_stored
 from revtune.reversible.streams.held import held
 from revtune.reversible.streams.parallel import refuse_shared
@@ -92,7 +92,7 @@ class Surroundings:
                     called, tensor, counted, counted._version, self._fingerprint(tensor), nbytes, nbytes()
                 )
 
-    def watch_net(self, net: nn.Module, stack: Stack) -> None:
+    def watch_net(self, net: nn.Module, stack: Tapes) -> None:
         """Watch a net's parameters by their names, and what else its layers read, but for views of those."""
         for name, parameter in net.named_parameters():
             self.watch(name, [parameter])

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from revtune.errors import ReversalError
+from revtune.reversible.kernel.inner_graph import inner_graph
 from revtune.reversible.layers.masks import SequenceMasks, one_sequence
 from revtune.reversible.streams.chunk_graph import Autocast
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
@@ -315,7 +316,8 @@ def trial(function: Any, autocast: Autocast) -> Iterator[SameDraws]:
     """A block that leaves no trace in what a function holds, but for what Python code keeps itself."""
     before, draws = Memory(function), SameDraws()
     try:
-        with one_sequence(SequenceMasks(seed=0)), opened(Sinks()), autocast.again(), handing(Nobody()), draws:
+        graph = inner_graph()  # hooks that a function which is checkpointed has see what is kept, and no trials
+        with one_sequence(SequenceMasks(seed=0)), opened(Sinks()), autocast.again(), handing(Nobody()), draws, graph:
             yield draws
         draws.normed = before.spectral_norm_moved()
         if draws.memory:

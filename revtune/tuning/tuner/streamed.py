@@ -42,9 +42,9 @@ class StreamedLoss:
 
         Raises:
             TypeError: the function gave no arguments by name, or others than the streamed loss takes.
-            ValueError: it read h, which is None on held-out data; it gave a net that is no part of the model, a sum, or
-                a state other than None, which begins anew, while the tuner carries one; or Delta-STN would lose how
-                what it computes answers to hyperparameters.
+            ValueError: it read h, which is None on held-out data; it gave a net that is no part of the model, or a sum;
+                while the tuner carries a state, a bidirectional net, or a state other than None, which begins anew; or
+                Delta-STN would lose how what it computes answers to hyperparameters.
         """
         bound = self._hypers.current
         assert bound is not None
@@ -86,6 +86,11 @@ class StreamedLoss:
             raise ValueError(
                 'stream: reduction must be "mean" or "rows", as a tuner takes mean losses of both levels, got "sum"; '
                 "normalizer= says what the mean divides by"
+            )
+        if self._carry and getattr(net, "bidirectional", False):
+            raise ValueError(
+                "carry=True carries a state from batch to batch, where a bidirectional net cannot go on: its backward "
+                "direction begins behind the last step; use carry=False"
             )
         if self._carry and given.get("state") is not None:
             raise ValueError("stream gave a state, which carry=True carries from batch to batch by itself")

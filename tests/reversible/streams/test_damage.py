@@ -9,6 +9,7 @@ from torch import Tensor
 
 import revtune as rt
 from revtune.reversible.cells.word_store import WordStore
+from revtune.reversible.layers.both_ways import ReversedStack
 from revtune.reversible.layers.stack import Stack
 from tests.backends import real
 from tests.chunking import set_stack_chunk_steps
@@ -55,17 +56,22 @@ DAMAGES: dict[str, Damage] = {
 
 @pytest.mark.parametrize("rev", [rt.RevGRU, rt.RevLSTM])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_to_what_a_stream_keeps_is_a_reversal_error(rev: Any, damage: str, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("way", [None, Stack, ReversedStack], ids=["one way", "ahead", "back"])
+def test_damage_to_what_a_stream_keeps_is_a_reversal_error(rev: Any, damage: str, way: Any, monkeypatch: Any) -> None:
     torch.manual_seed(0)
     set_stack_chunk_steps(monkeypatch, 4)
-    record = Stack.record
+    turning = "rewind" if way is Stack else "record"  # what the stack does first on its way back
+    turn, done = getattr(Stack, turning), list[Stack]()
 
     def damaged(stack: Stack, x: Tensor, first: int) -> Tensor:
-        y = record(stack, x, first)
-        DAMAGES[damage](stack.tapes[0])
+        y: Tensor = turn(stack, x, first)
+        if way in (None, type(stack)) and not done:
+            DAMAGES[damage](stack.tapes[0])
+            done.append(stack)
         return y
 
-    monkeypatch.setattr(Stack, "record", damaged)
-    net, head = rev(3, 16, dtype=real()), rt.LinearCrossEntropy(16, 5, dtype=real())
+    monkeypatch.setattr(Stack, turning, damaged)
+    net = rev(3, 16, dtype=real(), bidirectional=way is not None)
+    head = rt.LinearCrossEntropy(16 * net.directions, 5, dtype=real())
     with pytest.raises(rt.ReversalError):
         rt.rewind_loss(net, torch.randn(16, 2, 3, dtype=real()), torch.randint(5, (16, 2)), readout=head)

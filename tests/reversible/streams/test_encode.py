@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import revtune as rt
 from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.layers.masks import SequenceMasks
-from revtune.reversible.streams.encode import EncodePass
+from revtune.reversible.streams.encode_pass import EncodePass
 from tests.backends import on_native
 
 CELLS = pytest.mark.parametrize("kind", [rt.RevGRU, rt.RevLSTM])
@@ -100,13 +100,14 @@ def test_it_rewinds_to_the_last_bit(kind: type, options: dict, lengths: Tensor |
     batch = encode_pass(kind, 5, lengths, **options)
     batch.spans = list(pieces(0, T, 4))
     starts, heads, outputs = [], [], []
+    (stack,) = batch.stack.ways
     with torch.no_grad():
         for span in batch.spans:
             starts.append([{part: count.clone() for part, count in tape.counts.items()} for tape in batch.stack.tapes])
             heads.append([tape.buffer.heads.clone() for tape in batch.stack.tapes])
-            outputs.append(batch.stack.forward(batch.encoder.run(*span), span[0]).clone())
+            outputs.append(stack.forward(batch.encoder.run(*span), span[0]).clone())
         for span, start, head, y in reversed(list(zip(batch.spans, starts, heads, outputs, strict=True))):
-            assert torch.equal(batch.stack.rewind(batch.encoder.run(*span), span[0]), y)
+            assert torch.equal(stack.rewind(batch.encoder.run(*span), span[0]), y)
             for tape, counts, before in zip(batch.stack.tapes, start, head, strict=True):
                 assert all(torch.equal(tape.counts[part], count) for part, count in counts.items())
                 assert torch.equal(tape.buffer.heads, before)
@@ -258,7 +259,10 @@ def test_readouts_take_annotations_as_context() -> None:
         ({"encode": None}, "inputs are torch.int64; pass encode="),
         ({"lengths": torch.tensor([1, 2, 3, 4, 24])}, "lengths must lie in 1..23"),
         ({"inputs": torch.zeros(T, dtype=torch.long)}, "inputs must be"),
-        ({"rnn": rt.RevGRU(E, H, bidirectional=True)}, "cannot stream a bidirectional net"),
+        (
+            {"rnn": rt.RevGRU(E, H, 2, bidirectional=True), "max_memory": 10**9},
+            "max_memory must be None for a bidirect",
+        ),
         ({"rnn": rt.RevGRU(E, H, output_dropout=0.2)}, "output_dropout must be 0"),
         ({"rnn": nn.GRU(E, H)}, "wants a RevGRU or RevLSTM, got GRU"),
     ],

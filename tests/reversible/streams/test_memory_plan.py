@@ -69,6 +69,18 @@ def test_less_memory_means_shorter_cuts_and_the_same_loss(rev: Any, monkeypatch:
     assert all(loss == pytest.approx(losses[0], rel=1e-5) for loss in losses)
 
 
+def test_both_directions_have_shorter_chunks_and_the_same_loss(monkeypatch: Any) -> None:
+    made: list[MemoryPlan] = []
+    monkeypatch.setattr(stream, "plan", lambda *a, **k: made.append(plan(*a, **k)) or made[-1])  # type: ignore[func-returns-value]
+    net, head = rt.RevGRU(6, 64, bidirectional=True, dtype=real()), rt.LinearCrossEntropy(128, WORDS, dtype=real())
+    x, targets = torch.randn(300, ROWS, 6, dtype=real()), torch.randint(WORDS, (300, ROWS))
+    losses = [rt.rewind_loss(net, x, targets, readout=head, max_memory=limit)[0].item() for limit in (None, "3500KB")]
+    assert made[1].chunk < made[0].chunk and made[1].segment == 300
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    with pytest.raises(ValueError, match="max_memory must be at least .* with no checkpoints"):
+        rt.rewind_loss(net, x, targets, readout=head, max_memory="1MB")
+
+
 class _Planned(Exception):
     """Raised in the place of running."""
 
@@ -150,9 +162,10 @@ def test_an_encoder_has_shorter_chunks_and_the_same_state() -> None:
 MEASURED = """
 import sys, torch, revtune as rt
 from revtune.program.bench.measuring import peak_of
-cell, limit, steps, rows, hidden = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+cell, limit, steps, rows, hidden, ways = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 torch.set_num_threads(1)
-net, emb, head = getattr(rt, cell)(16, hidden), torch.nn.Embedding(256, 16), rt.LinearCrossEntropy(hidden, 256)
+net, emb = getattr(rt, cell)(16, hidden, bidirectional=ways == 2), torch.nn.Embedding(256, 16)
+head = rt.LinearCrossEntropy(ways * hidden, 256)
 tokens = torch.randint(256, (steps + 1, rows))
 parts = [net, emb, head]
 def step(n, limit):
@@ -169,9 +182,15 @@ print(peak - sum(p.grad.nbytes for part in parts for p in part.parameters()))
 @on_native
 @pytest.mark.parametrize("cell", ["RevGRU", "RevLSTM"])
 @pytest.mark.parametrize(
-    "case", [("4MB", 1000, 20, 128), pytest.param(("8MB", 5000, 8, 256), marks=pytest.mark.slow)], ids=str
+    "case",
+    [
+        ("4MB", 1000, 20, 128, 1),
+        ("8MB", 1000, 20, 128, 2),
+        pytest.param(("8MB", 5000, 8, 256, 1), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
-def test_the_peak_in_a_plain_process_stays_below(cell: str, case: tuple[str, int, int, int]) -> None:
+def test_the_peak_in_a_plain_process_stays_below(cell: str, case: tuple[str, int, int, int, int]) -> None:
     done = subprocess.run([sys.executable, "-c", MEASURED, cell, *map(str, case)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= 1.1 * float(case[0][:-2]) * 1e6

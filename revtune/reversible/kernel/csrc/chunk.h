@@ -26,7 +26,8 @@ enum class Keep : int64_t {
 struct Chunk {
   int64_t steps, rows, units;
   int64_t first;            // the first step's number in its sequence
-  const int64_t* lengths;   // steps of each row, or null
+  const int64_t* lengths;   // the step at which each row ends, or null
+  const int64_t* starts;    // the first step that each row runs, or null
   const uint8_t* resets;    // (K, B): whether a row begins anew before a step; or null for never
   const double* anew;       // (groups, 2, B, N): the states from which rows do so, in counts
   const float* anew_state;  // (groups, B, 2N): the same as floats

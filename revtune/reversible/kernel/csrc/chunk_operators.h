@@ -139,10 +139,11 @@ inline std::tuple<Tensor, int64_t, bool> forward(
     const Maybe& c, const Maybe& c_start, const Maybe& rh, const Tensor& packed, const Maybe& response,
     const Maybe& scale, const Maybe& mask1, const Maybe& mask2, const Maybe& lengths, int64_t first, double slope,
     bool forgetting, bool bounded, int64_t keep, const Maybe& tally, int64_t sliced, const Maybe& answers,
-    const Maybe& resets, const Maybe& anew) {
+    const Maybe& resets, const Maybe& anew, const Maybe& starts) {
   const Shape shape(gates, y);
   Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting,
                          bounded);
+  chunk.starts = readable<int64_t>(starts, shape.rows, "starts");
   STD_TORCH_CHECK(!chunk.c == !chunk.c_start, "c and c_start go together");
   read_weights(chunk, shape, packed, response);
   write_answers(chunk, shape, answers);
@@ -167,10 +168,11 @@ inline std::tuple<int64_t, bool> rewind(
     const Tensor& y_start, const Maybe& c, const Maybe& c_start, const Maybe& rh, const Tensor& packed,
     const Maybe& response, const Maybe& scale, const Maybe& mask1, const Maybe& mask2, const Maybe& lengths,
     int64_t first, double slope, bool forgetting, bool bounded, const Maybe& slices, const Maybe& answers,
-    const Maybe& resets, const Maybe& anew) {
+    const Maybe& resets, const Maybe& anew, const Maybe& starts) {
   const Shape shape(gates, y);
   Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting,
                          bounded);
+  chunk.starts = readable<int64_t>(starts, shape.rows, "starts");
   STD_TORCH_CHECK((shape.groups == 2) == (c.has_value() && c_start.has_value()), "c is RevLSTM's and needed there");
   read_weights(chunk, shape, packed, response);
   write_answers(chunk, shape, answers);
@@ -264,11 +266,12 @@ inline void gradient(
     const Tensor& gates, const Tensor& direction, const Tensor& y, const Tensor& y_start, const Maybe& c,
     const Maybe& c_start, const Tensor& weight, const Maybe& response, const Maybe& scale, const Maybe& mask1,
     const Maybe& mask2, const Maybe& lengths, const Maybe& dy, int64_t first, double slope, bool forgetting,
-    bool bounded, const Maybe& resets, const Maybe& anew, const Maybe& anew_direction) {
+    bool bounded, const Maybe& resets, const Maybe& anew, const Maybe& anew_direction, const Maybe& starts) {
   const Shape shape(gates, y);
   STD_TORCH_CHECK((shape.groups == 2) == (c.has_value() && c_start.has_value()), "c is RevLSTM's and needed there");
   Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting,
                          bounded);
+  chunk.starts = readable<int64_t>(starts, shape.rows, "starts");
   const int64_t size = 2 * shape.blocks * shape.units * shape.units;
   Gradient task{};
   task.chunk = &chunk;
@@ -289,11 +292,12 @@ inline void tangent(
     const Maybe& c_start, const Tensor& packed, const Maybe& mask1, const Maybe& mask2, const Maybe& lengths,
     const Maybe& projected, const Maybe& shift, const Maybe& ih_answer, const Maybe& ih_scale, const Maybe& hh_answer,
     const Maybe& hh_scale, const Tensor& dy, int64_t first, double slope, bool forgetting, bool bounded,
-    const Maybe& resets, const Maybe& anew) {
+    const Maybe& resets, const Maybe& anew, const Maybe& starts) {
   const Shape shape(gates, y);
   STD_TORCH_CHECK((shape.groups == 2) == (c.has_value() && c_start.has_value()), "c is RevLSTM's and needed there");
   Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, {}, lengths, first, slope, forgetting,
                          bounded);
+  chunk.starts = readable<int64_t>(starts, shape.rows, "starts");
   read_weights(chunk, shape, packed, {});
   const auto floats = read_resets(chunk, shape, resets, anew);
   const int64_t row = shape.rows * 2 * shape.blocks * shape.units, size = shape.steps * row;

@@ -44,8 +44,8 @@ STABLE_TORCH_LIBRARY(revtune, m) {
       "forward(Tensor(a!) gates, Tensor(b!) counts, Tensor(c!) heads, Tensor(d!) y, Tensor(e!) y_start, "
       "Tensor(f!)? c, Tensor(g!)? c_start, Tensor(h!)? rh, Tensor packed, Tensor? response, Tensor? scale, "
       "Tensor? mask1, Tensor? mask2, Tensor? lengths, int first, float slope, bool forgetting, bool bounded, int keep, "
-      "Tensor(i!)? tally, int sliced=0, Tensor(j!)? answers=None, Tensor? resets=None, Tensor? anew=None) "
-      "-> (Tensor, int, bool)");
+      "Tensor(i!)? tally, int sliced=0, Tensor(j!)? answers=None, Tensor? resets=None, Tensor? anew=None, "
+      "Tensor? starts=None) -> (Tensor, int, bool)");
   m.def(
       "infer(Tensor x, Tensor packed_input, Tensor? bias, Tensor(a!) counts, Tensor(b!) y, Tensor(c!) y_start, "
       "Tensor packed, Tensor? response, Tensor? scale, Tensor? mask1, Tensor? mask2, Tensor? lengths, float slope, "
@@ -54,7 +54,8 @@ STABLE_TORCH_LIBRARY(revtune, m) {
       "rewind(Tensor(a!) gates, Tensor(b!) counts, Tensor(c!) heads, Tensor words, Tensor(d!) y, Tensor(e!) y_start, "
       "Tensor(f!)? c, Tensor(g!)? c_start, Tensor(h!)? rh, Tensor packed, Tensor? response, Tensor? scale, "
       "Tensor? mask1, Tensor? mask2, Tensor? lengths, int first, float slope, bool forgetting, bool bounded, "
-      "Tensor? slices=None, Tensor(i!)? answers=None, Tensor? resets=None, Tensor? anew=None) -> (int, bool)");
+      "Tensor? slices=None, Tensor(i!)? answers=None, Tensor? resets=None, Tensor? anew=None, Tensor? starts=None) "
+      "-> (int, bool)");
   m.def(
       "recall(Tensor(a!) gates, Tensor y, Tensor y_start, Tensor(b!)? rh, Tensor packed, Tensor? response, "
       "Tensor? scale, Tensor? mask1, Tensor? mask2, Tensor(c!)? answers=None, Tensor? resets=None, "
@@ -67,12 +68,12 @@ STABLE_TORCH_LIBRARY(revtune, m) {
       "gradient(Tensor(a!) gates, Tensor(b!) direction, Tensor y, Tensor y_start, Tensor? c, Tensor? c_start, "
       "Tensor weight, Tensor? response, Tensor? scale, Tensor? mask1, Tensor? mask2, Tensor? lengths, Tensor? dy, "
       "int first, float slope, bool forgetting, bool bounded, Tensor? resets=None, Tensor? anew=None, "
-      "Tensor(c!)? anew_direction=None) -> ()");
+      "Tensor(c!)? anew_direction=None, Tensor? starts=None) -> ()");
   m.def(
       "tangent(Tensor gates, Tensor(a!) state, Tensor y, Tensor y_start, Tensor? c, Tensor? c_start, Tensor packed, "
       "Tensor? mask1, Tensor? mask2, Tensor? lengths, Tensor? projected, Tensor? shift, Tensor? ih_answer, "
       "Tensor? ih_scale, Tensor? hh_answer, Tensor? hh_scale, Tensor(b!) dy, int first, float slope, bool forgetting, "
-      "bool bounded, Tensor? resets=None, Tensor? anew=None) -> ()");
+      "bool bounded, Tensor? resets=None, Tensor? anew=None, Tensor? starts=None) -> ()");
   m.def("pack_projection(Tensor weight) -> Tensor");
   m.def("project_into(Tensor(a!) y, Tensor x, Tensor weight, Tensor? bias, Tensor? packed=None) -> ()");
   m.def("project_back(Tensor d, Tensor weight) -> Tensor");

@@ -41,7 +41,9 @@ class Worker {
   }
 
   bool runs(int64_t position) const {
-    return !chunk.lengths || chunk.lengths[position % chunk.rows] > chunk.first + position / chunk.rows;
+    if (!chunk.lengths && !chunk.starts) return true;
+    const int64_t row = position % chunk.rows, step = chunk.first + position / chunk.rows;
+    return (!chunk.lengths || step < chunk.lengths[row]) && (!chunk.starts || step >= chunk.starts[row]);
   }
   float* gates(int64_t position, int half) const { return chunk.gates + (position * 2 + half) * blocks * units; }
   float* rh(int64_t position, int half) const { return chunk.rh + (position * 2 + half) * units; }
