@@ -1,0 +1,24 @@
+"""How kernels are cut into programs: by the shapes of a layer, never by its batch or a clock, so that bits repeat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from triton import knobs
+
+ROWS, UNITS, DEPTH = 16, 32, 32
+"""Positions and outputs of a program of a product, and inputs that it takes at a time."""
+
+HEADS = 16
+"""Heads of a program that couples: its words are in the order of steps, turns and these."""
+
+WARPS = 4
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on tensors of a CPU: for tests."""
+    return bool(knobs.runtime.interpret)
+
+
+OPTIONS: dict[str, Any] = {} if interpreted() else {"enable_fp_fusion": False, "num_warps": WARPS}
+"""What every kernel is compiled with: a multiply-add is fused where the source says so alone."""
