@@ -1,27 +1,28 @@
 """Triton's interpreter with the arithmetic that a GPU has: its own rounds a fused multiply-add twice.
 
-Kernels are decorated when they are imported, so that what is in here must come before; a test module says
-`interpreted.prepare()` at its head.
+Triton decides when it is imported whether it interprets or compiles, so that `prepare` must come first.
 """
 
 from __future__ import annotations
 
-import os
+from importlib import import_module
 from typing import Any
+from unittest import mock
 
 import numpy as np
-import pytest
 
 
 def prepare() -> None:
-    """Have Triton interpret, exactly; skip the module where the package is not there."""
-    os.environ["TRITON_INTERPRET"] = "1"
-    pytest.importorskip("triton")
-    from triton.runtime import interpreter
-
-    builder = interpreter.InterpreterBuilder
-    if builder.create_fma is not _create_fma:
-        builder.create_fma, builder.create_dot = _create_fma, _create_dot
+    """Import Triton and what is written in it, to be interpreted, exactly."""
+    with mock.patch.dict("os.environ", TRITON_INTERPRET="1"):
+        for module in (
+            "triton.experimental.gluon",  # which the interpreter imports late
+            "revtune.reversible.kernel.triton.operators",
+            "tests.one_by_one",
+        ):
+            import_module(module)
+    builder = import_module("triton.runtime.interpreter").InterpreterBuilder
+    builder.create_fma, builder.create_dot = _create_fma, _create_dot
 
 
 def fused(a: Any, b: Any, c: Any) -> Any:
@@ -42,18 +43,17 @@ def fused(a: Any, b: Any, c: Any) -> Any:
 
 
 def _create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
-    return _handle(fused(x.data, y.data, z.data), x.dtype.scalar)
+    return _handle(fused(x.data, y.data, z.data), x)
 
 
 def _create_dot(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
     """Each output one chain over the inputs in their order, as PTX has it."""
     total = d.data
-    for k in range(a.data.shape[1]):
+    padding = ~(a.data.any(0) | b.data.any(1))  # zeros on both sides: they change no sum, and are most of a small tile
+    for k in np.flatnonzero(~padding):
         total = fused(a.data[:, k : k + 1], b.data[k : k + 1], total)
-    return _handle(total, d.dtype.scalar)
+    return _handle(total, d)
 
 
-def _handle(data: Any, kind: Any) -> Any:
-    from triton.runtime import interpreter
-
-    return interpreter.TensorHandle(data, kind)
+def _handle(data: Any, like: Any) -> Any:
+    return import_module("triton.runtime.interpreter").TensorHandle(data, like.dtype.scalar)

@@ -28,7 +28,7 @@ def triton_takes(device: torch.device) -> bool:
         BackendError: the package triton is not there.
     """
     try:
-        from revtune.reversible.kernel.triton.launching import interpreted
+        from revtune.reversible.kernel.triton.launching import INTERPRETED
     except ImportError as error:
         raise BackendError(f'backend="triton" needs the package triton, as revtune[gpu] has it: {error}') from error
-    return device.type == ("cpu" if interpreted() else "cuda")
+    return device.type == ("cpu" if INTERPRETED else "cuda")

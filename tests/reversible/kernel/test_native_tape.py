@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import revtune as rt
 from revtune.reversible.kernel import sequence_recall
 from revtune.reversible.kernel.kernel import Keep
-from revtune.reversible.kernel.matmuls import NativeProducts
+from revtune.reversible.kernel.matmuls import KernelProducts
 from revtune.reversible.kernel.native_tape import NativeTape
 from revtune.reversible.kernel.reference import ReferenceTape
 from revtune.reversible.kernel.tape import LayerTensors
@@ -402,7 +402,7 @@ def test_what_nobody_wants_is_not_computed(kind: str, monkeypatch: pytest.Monkey
         raise AssertionError("a product that nobody wants")
 
     for name in ("add_outer", "back", "add_back"):
-        monkeypatch.setattr(NativeProducts, name, refused)
+        monkeypatch.setattr(KernelProducts, name, refused)
     assert streamed(part, of, wanted=False) == [None] * 4
     assert part.weights.gradients.keys() == SHIFTED
     for name, grad in part.weights.gradients.items():

@@ -220,9 +220,8 @@ class _Backward(_Chunk):
         if half and dy is not None:
             direction += dy[step].view(rows, HALVES, self.units).movedim(1, 0)
         before, source, mask = self.before(step, half), self.read(step, half), self.masks[1 - half]
-        size = rows * self.units
-        gru_gradient.update[(triton.cdiv(size, _SIZE),)](
-            gates, direction[half], before, gates if self.lengths is None else self.lengths, size, self.units,
+        gru_gradient.update[rows, triton.cdiv(self.units, _SIZE)](
+            gates, direction[half], before, gates if self.lengths is None else self.lengths, self.units,
             before.stride(-2), number, self.slope, self.floor, FORGETTING=self.forgetting,
             RAGGED=self.lengths is not None, SIZE=_SIZE, **OPTIONS,
         )  # fmt: skip
@@ -256,7 +255,7 @@ class _Backward(_Chunk):
 
 
 _SIZE = 256
-"""Numbers of a program that takes them one by one."""
+"""Units of a program that takes them one by one."""
 
 
 def _floats(counts: Tensor) -> Tensor:

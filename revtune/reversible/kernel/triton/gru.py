@@ -30,7 +30,8 @@ def evaluate(
     MASKED: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """z, r and r * h' of one half's positions; gates (M, 6N) hold the projected input, source is h' (M, N)."""
-    position = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    number = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    position, row = number.to(tl.int64), (number % rows).to(tl.int64)  # a division of 32 bits is the cheap one
     unit = (tl.program_id(1) * UNITS + tl.arange(0, UNITS)).to(tl.int64)
     lane = tl.arange(0, DEPTH).to(tl.int64)
     live, wide = (position < positions)[:, None], (unit < units)[None, :]
@@ -42,7 +43,7 @@ def evaluate(
             source + position[:, None] * source_stride + (k + lane)[None, :], mask=live & inside[None, :], other=0.0
         )
         if MASKED:
-            at = mask + (position % rows)[:, None] * units + (k + lane)[None, :]
+            at = mask + row[:, None] * units + (k + lane)[None, :]
             read *= tl.load(at, mask=live & inside[None, :], other=0.0)
         known = wide & inside[:, None]
         at = weight + unit[None, :] * units + (k + lane)[:, None]
@@ -56,7 +57,7 @@ def evaluate(
     tl.store(place + units, r, mask=here)
     read = tl.load(source + position[:, None] * source_stride + unit[None, :], mask=here, other=0.0)
     if MASKED:
-        read *= tl.load(mask + (position % rows)[:, None] * units + unit[None, :], mask=here, other=0.0)
+        read *= tl.load(mask + row[:, None] * units + unit[None, :], mask=here, other=0.0)
     tl.store(rh + position[:, None] * rh_stride + unit[None, :], r * read, mask=here)
 
 
@@ -119,7 +120,7 @@ def turn(
         at = tl.load(depth + stack, mask=live, other=0)
         first = words + tl.load(base + stack, mask=live, other=0)
     wrong = tl.zeros((ROWS, 1), tl.int32)
-    for i in tl.static_range(TURNS):
+    for i in range(TURNS):
         unit = ((TURNS - 1 - i) if BACK else i) * width + column
         wide = (column < width)[None, :] & (unit < units)[None, :]
         here = live & wide

@@ -14,14 +14,13 @@ from revtune.reversible.kernel.triton.arithmetic import forget_integer
 
 @triton.jit
 def update(
-    gates, direction, before, lengths, size, units, before_stride, step, slope, floor,
+    gates, direction, before, lengths, units, before_stride, step, slope, floor,
     FORGETTING: tl.constexpr, RAGGED: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """d(g), d(z) and d(h before) of the rows that run, from `direction` (B, N); zeros as gates of the others."""
-    number = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    here = number < size
-    row, unit = number // units, number % units
-    d = tl.load(direction + number, mask=here, other=0.0)
+    row, unit = tl.program_id(0).to(tl.int64), tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+    here = unit < units
+    d = tl.load(direction + row * units + unit, mask=here, other=0.0)
     place = gates + row * 6 * units + unit
     s = tl.load(place, mask=here, other=0.5)
     g = tl.load(place + 2 * units, mask=here, other=0.0)
@@ -37,7 +36,7 @@ def update(
     dz = dz * slope * s * (1.0 - s)
     dg = d * (1.0 - z) * (1.0 - g * g)
     if RAGGED:
-        runs = tl.load(lengths + row, mask=here, other=0) > step
+        runs = tl.load(lengths + row) > step
         dz = tl.where(runs, dz, 0.0)
         dg = tl.where(runs, dg, 0.0)
         back = tl.where(runs, back, d)
@@ -45,7 +44,7 @@ def update(
         tl.store(place + units, tl.where(runs, r, 0.0), mask=here)
     tl.store(place, dz, mask=here)
     tl.store(place + 2 * units, dg, mask=here)
-    tl.store(direction + number, back, mask=here)
+    tl.store(direction + row * units + unit, back, mask=here)
 
 
 @triton.jit

@@ -15,10 +15,8 @@ HEADS = 16
 WARPS = 4
 
 
-def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, on tensors of a CPU: for tests."""
-    return bool(knobs.runtime.interpret)
+INTERPRETED: bool = knobs.runtime.interpret
+"""Whether kernels, which are decorated now, run in Triton's interpreter, on tensors of a CPU: for tests."""
 
-
-OPTIONS: dict[str, Any] = {} if interpreted() else {"enable_fp_fusion": False, "num_warps": WARPS}
+OPTIONS: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": False, "num_warps": WARPS}
 """What every kernel is compiled with: a multiply-add is fused where the source says so alone."""
