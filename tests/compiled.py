@@ -12,27 +12,29 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from itertools import product as product_of
 from pathlib import Path
 from typing import Any
 
 FLOATS, WHOLE = "*fp32", "i32"
 POINTERS = {
     "counts": "*i64", "base": "*i64", "lengths": "*i64", "sums": "*i64", "heads": "*i32", "depth": "*i32",
-    "flags": "*i32", "bits": "*i32", "words": "*i16",
+    "flags": "*i32", "bits": "*i32", "words": "*i16", "cells": "*i64", "heads_c": "*i32", "heads_h": "*i32",
 }  # fmt: skip
 """What arguments point to that are no float32."""
 
-NUMBERS = {"slope": "fp32", "floor": "fp32"}
+NUMBERS = {"slope": "fp32", "floor": "fp32", "share": "fp32"}
 WHOLES = {
     "positions", "rows", "units", "width", "capacity", "step", "inputs", "outputs", "numbers", "first",
-     "source_stride", "rh_stride", "before_stride", "x_stride", "y_stride", "w_output", "w_input",
+    "source_stride", "c_stride", "rh_stride", "before_stride", "x_stride", "y_stride", "w_output", "w_input", "steps",
+    "number",
 }  # fmt: skip
 
 
 def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Every kernel with every combination of what it is compiled for, as operators launch it."""
-    from revtune.reversible.kernel.triton import digest, gru, gru_gradient, product
-    from revtune.reversible.kernel.triton.launching import DEPTH, HEADS, ROWS, UNITS
+    from revtune.reversible.kernel.triton import digest, gru, gru_gradient, lstm, lstm_gradient, product
+    from revtune.reversible.kernel.triton.launching import DEPTH, ELEMENTS, HEADS, ROWS, UNITS
 
     cut = {"ROWS": ROWS, "UNITS": UNITS, "DEPTH": DEPTH}
     for start in (0, 1, 2):
@@ -43,20 +45,26 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
         yield f"evaluate masked {masked}", gru.evaluate, {"MASKED": masked, **cut}
         yield f"reset masked {masked}", gru_gradient.reset, {"MASKED": masked, **cut}
         yield f"read masked {masked}", gru_gradient.read, {"MASKED": masked, **cut}
+        yield f"lstm evaluate masked {masked}", lstm.evaluate, {"MASKED": masked, **cut}
+        yield f"lstm read masked {masked}", lstm_gradient.read, {"MASKED": masked, **cut}
+    tile = {"RAGGED": True, "ROWS": ROWS, "HEADS": HEADS}
     for forgetting in (False, True):
-        yield f"update forgetting {forgetting}", gru_gradient.update, {
-            "FORGETTING": forgetting, "RAGGED": True, "SIZE": 256,
+        alone = {"FORGETTING": forgetting, "RAGGED": True, "SIZE": ELEMENTS}
+        yield f"update forgetting {forgetting}", gru_gradient.update, alone
+        yield f"lstm update forgetting {forgetting}", lstm_gradient.update, alone
+        yield f"recall_cells forgetting {forgetting}", lstm.recall_cells, {
+            "FORGETTING": forgetting, "TURNS": 2, **tile,
         }  # fmt: skip
-    for turns in (1, 8):
-        for keep, back in ((0, False), (1, False), (3, False), (3, True)):
-            yield f"turn of {turns} keep {keep} back {back}", gru.turn, {
-                "FORGETTING": True, "KEEP": keep, "BACK": back, "RAGGED": True, "TURNS": turns, "ROWS": ROWS,
-                "HEADS": HEADS, "DEPTH": DEPTH,
-            }  # fmt: skip
-    yield "turn that forgets nothing", gru.turn, {
-        "FORGETTING": False, "KEEP": 1, "BACK": False, "RAGGED": True, "TURNS": 2, "ROWS": ROWS, "HEADS": HEADS,
-        "DEPTH": DEPTH,
-    }  # fmt: skip
+    for turns, (keep, back) in product_of((1, 8), ((0, False), (1, False), (2, False), (3, False), (3, True))):
+        constants = {"FORGETTING": True, "KEEP": keep, "BACK": back, "TURNS": turns, **tile}
+        name = f"turn of {turns} keep {keep} back {back}"
+        if keep != 2:
+            yield name, gru.turn, {"DEPTH": DEPTH, **constants}
+        yield f"lstm {name}", lstm.turn, {"RECORDED": back, **constants}
+    for back in (False, True):
+        constants = {"FORGETTING": False, "KEEP": 3, "BACK": back, "TURNS": 2, **tile}
+        yield f"turn that forgets nothing, back {back}", gru.turn, {"DEPTH": DEPTH, **constants}
+        yield f"lstm turn that forgets nothing, back {back}", lstm.turn, {"RECORDED": True, **constants}
 
 
 def compiled(kernel: Any, constants: Mapping[str, Any], capability: int) -> Any:

@@ -113,11 +113,10 @@ def in_triton(cell: Cell, like: Tensor, fits: bool) -> Engine:
         BackendError: the package triton is not there.
         ValueError: the kernel does not run such a layer.
     """
-    is_gru = cell.native is not None and len(cell.states) == 1
-    if is_gru and fits and like.dtype == torch.float32 and triton_takes(like.device):
+    if cell.native is not None and fits and like.dtype == torch.float32 and triton_takes(like.device):
         return "triton"
     raise ValueError(
-        'backend="triton" runs RevGRU in float32 on an NVIDIA GPU, with masks on h alone; '
+        'backend="triton" runs RevGRU and RevLSTM in float32 on an NVIDIA GPU, with masks on h alone; '
         f"got {cell.name}, {like.dtype} on {like.device}"
     )
 

@@ -9,19 +9,9 @@ Shapes: M positions, B rows, N units of a half. Gates of a position are [z r g] 
 import triton
 import triton.language as tl
 
-from revtune.reversible.kernel.triton.arithmetic import (
-    COUNT_LIMIT,
-    HEAD_START,
-    STATE_LIMIT,
-    forget_integer,
-    from_count,
-    multiply_only,
-    pop,
-    push,
-    sigmoid,
-    tanh,
-    to_count,
-)
+from revtune.reversible.kernel.triton.arithmetic import forget_integer, from_count, sigmoid, tanh, to_count
+from revtune.reversible.kernel.triton.buffer import depth_noted, forget, is_update, noted, restore
+from revtune.reversible.kernel.triton.product import chain, read_part
 
 
 @triton.jit
@@ -38,14 +28,9 @@ def evaluate(
     sum_z = tl.zeros((ROWS, UNITS), tl.float32)
     sum_r = tl.zeros((ROWS, UNITS), tl.float32)
     for k in range(0, units, DEPTH):
-        inside = (k + lane) < units
-        read = tl.load(
-            source + position[:, None] * source_stride + (k + lane)[None, :], mask=live & inside[None, :], other=0.0
-        )
-        if MASKED:
-            at = mask + row[:, None] * units + (k + lane)[None, :]
-            read *= tl.load(at, mask=live & inside[None, :], other=0.0)
-        known = wide & inside[:, None]
+        inside = (k + lane < units)[None, :]
+        read = read_part(source, mask, position, row, k + lane, live & inside, source_stride, units, MASKED)
+        known = wide & tl.trans(inside)
         at = weight + unit[None, :] * units + (k + lane)[:, None]
         sum_z = tl.dot(read, tl.load(at, mask=known, other=0.0), sum_z, input_precision="ieee")
         at = weight + (unit + units)[None, :] * units + (k + lane)[:, None]
@@ -55,29 +40,20 @@ def evaluate(
     r = sigmoid(tl.load(place + units, mask=here, other=0.0) + sum_r)
     tl.store(place, sigmoid(tl.load(place, mask=here, other=0.0) + sum_z), mask=here)
     tl.store(place + units, r, mask=here)
-    read = tl.load(source + position[:, None] * source_stride + unit[None, :], mask=here, other=0.0)
-    if MASKED:
-        read *= tl.load(mask + row[:, None] * units + unit[None, :], mask=here, other=0.0)
+    read = read_part(source, mask, position, row, unit, here, source_stride, units, MASKED)
     tl.store(rh + position[:, None] * rh_stride + unit[None, :], r * read, mask=here)
 
 
 @triton.jit
 def candidate(
-    gates, rh, weight, position, unit, here, live, wide, units, rh_stride,
+    gates, rh, weight, position, unit, live, wide, units, rh_stride,
     ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """g of some units of one half's positions, which it stores."""
-    lane = tl.arange(0, DEPTH).to(tl.int64)
-    total = tl.zeros((ROWS, UNITS), tl.float32)
-    for k in range(0, units, DEPTH):
-        inside = (k + lane) < units
-        read = tl.load(rh + position[:, None] * rh_stride + (k + lane)[None, :], mask=live & inside[None, :], other=0.0)
-        at = weight + (unit + 2 * units)[None, :] * units + (k + lane)[:, None]
-        columns = tl.load(at, mask=wide & inside[:, None], other=0.0)
-        total = tl.dot(read, columns, total, input_precision="ieee")
+    total = chain(rh, weight, position, unit + 2 * units, live, wide, units, rh_stride, units, 1, ROWS, UNITS, DEPTH)
     place = gates + position[:, None] * 6 * units + (unit + 2 * units)[None, :]
-    g = tanh(tl.load(place, mask=here, other=0.0) + total)
-    tl.store(place, g, mask=here)
+    g = tanh(tl.load(place, mask=live & wide, other=0.0) + total)
+    tl.store(place, g, mask=live & wide)
     return g
 
 
@@ -89,7 +65,7 @@ def propose(
     position = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     unit = (tl.program_id(1) * UNITS + tl.arange(0, UNITS)).to(tl.int64)
     live, wide = (position < positions)[:, None], (unit < units)[None, :]
-    candidate(gates, rh, weight, position, unit, live & wide, live, wide, units, rh_stride, ROWS, UNITS, DEPTH)
+    candidate(gates, rh, weight, position, unit, live, wide, units, rh_stride, ROWS, UNITS, DEPTH)
 
 
 @triton.jit
@@ -100,76 +76,52 @@ def turn(
 ):  # fmt: skip
     """g of one half at a step, and h one step on, or with BACK one step back; y (B, .) gets it as floats.
 
-    A program has some rows and HEADS heads, with all units that take turns at them, and a stack of words of its own:
-    `depth` words from `base` on. A word's place is its rank among those that are spilled at once, so that no order of
-    programs matters. KEEP is `Keep`: 0 rounds, 1 drops words, 3 keeps them. `flags` gets 1 for a state out of range or
-    not finite, 2 where the stack runs empty, 4 where it overflows `capacity`.
+    A program has some rows and HEADS heads, with all units that take turns at them, and a stack of `depth` words from
+    `base` on. KEEP is `Keep`: 0 rounds, 1 drops words, 3 keeps them. `flags` gets what is noted.
     """
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = (tl.program_id(1) * HEADS + tl.arange(0, HEADS)).to(tl.int64)
-    live = (row < rows)[:, None]
-    lane = live & (column < width)[None, :]
+    live, inside = (row < rows)[:, None], (column < width)[None, :]
     runs = live
     if RAGGED:
         runs = live & (tl.load(lengths + row, mask=row < rows, other=0) > step)[:, None]
     stack = row[:, None] * tl.num_programs(1) + tl.program_id(1)
     head = heads + row[:, None] * width + column[None, :]
-    if FORGETTING and KEEP > 0:
-        s = tl.load(head, mask=lane, other=HEAD_START)
-    if FORGETTING and KEEP == 3:
-        at = tl.load(depth + stack, mask=live, other=0)
-        first = words + tl.load(base + stack, mask=live, other=0)
+    s = tl.load(head, mask=live & inside, other=16384)
+    at = tl.load(depth + stack, mask=live, other=0)
+    first = words + tl.load(base + stack, mask=live, other=0)
     wrong = tl.zeros((ROWS, 1), tl.int32)
     for i in range(TURNS):
         unit = ((TURNS - 1 - i) if BACK else i) * width + column
-        wide = (column < width)[None, :] & (unit < units)[None, :]
+        wide = inside & (unit < units)[None, :]
         here = live & wide
-        g = candidate(gates, rh, weight, row, unit, here, live, wide, units, rh_stride, ROWS, HEADS, DEPTH)
+        moving = here & runs
+        g = candidate(gates, rh, weight, row, unit, live, wide, units, rh_stride, ROWS, HEADS, DEPTH)
         z = tl.load(gates + row[:, None] * 6 * units + unit[None, :], mask=here, other=0.5)
         place = counts + row[:, None] * units + unit[None, :]
         h = tl.load(place, mask=here, other=0)
-        moving = here & runs
         zi = forget_integer(z, slope, floor, 1024)
         if FORGETTING:
             u = (1.0 - zi.to(tl.float32) * 0.0009765625) * g
         else:
             u = (1.0 - (slope * z + floor)) * g
-        finite = (tl.abs(u) < STATE_LIMIT) & (z == z)
-        update = to_count(tl.where(finite, u, 0.0))
+        fine = is_update(u, z)
+        update = to_count(tl.where(fine, u, 0.0))
         if BACK:
             new = h - update
             if FORGETTING:
-                new, popped = pop(new, s, zi)
-                low = moving & (popped < HEAD_START)
-                ones = low.to(tl.int32)
-                at -= tl.sum(ones, 1)[:, None]
-                wrong |= tl.where(at < 0, 2, 0)
-                rank = at + tl.cumsum(ones, 1) - ones
-                word = tl.load(first + rank, mask=low & (rank >= 0), other=0).to(tl.int32) & 65535
-                s = tl.where(moving, tl.where(low, (popped << 16) + word, popped), s)
+                new, s, at = restore(new, s, zi, moving, first, at)
+                wrong |= depth_noted(at, capacity, BACK)
         else:
-            if FORGETTING and KEEP == 0:
-                new = multiply_only(h, zi)
-            elif FORGETTING:
-                full = moving & (s >= (zi << 20))
-                if KEEP == 3:
-                    ones = full.to(tl.int32)
-                    rank = at + tl.cumsum(ones, 1) - ones
-                    tl.store(first + rank, s.to(tl.int16), mask=full & (rank < capacity))
-                    at += tl.sum(ones, 1)[:, None]
-                    wrong |= tl.where(at > capacity, 4, 0)
-                new, pushed = push(h, tl.where(full, s >> 16, s), zi)
-                s = tl.where(moving, pushed, s)
-            else:
-                new = h
+            new = h
+            if FORGETTING:
+                new, s, at = forget(h, s, zi, moving, first, at, capacity, KEEP == 0, KEEP == 3)
+                wrong |= depth_noted(at, capacity, BACK)
             new += update
-            far = (new >= COUNT_LIMIT) | (new <= -COUNT_LIMIT) | (finite == 0)
-            wrong |= tl.max((moving & far).to(tl.int32), 1)[:, None]
+            wrong |= noted(new, fine, moving)
         new = tl.where(moving, new, h)
         tl.store(place, new, mask=here)
         tl.store(y + row[:, None] * 2 * units + unit[None, :], from_count(new), mask=here)
-    if FORGETTING and KEEP > 0:
-        tl.store(head, s, mask=lane)
-    if FORGETTING and KEEP == 3:
-        tl.store(depth + stack, at, mask=live)
+    tl.store(head, s, mask=live & inside)
+    tl.store(depth + stack, at, mask=live)
     tl.store(flags + stack, tl.load(flags + stack, mask=live, other=0) | wrong, mask=live)

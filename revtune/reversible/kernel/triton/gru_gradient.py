@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from revtune.reversible.kernel.triton.arithmetic import forget_integer
+from revtune.reversible.kernel.triton.product import chain, read_part
 
 
 @triton.jit
@@ -48,21 +49,6 @@ def update(
 
 
 @triton.jit
-def carried(
-    gates, weight, row, unit, live, wide, units, some, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr
-):
-    """The gradient of what a product read, from that of its `some` outputs, which begin at `gates` and `weight`."""
-    lane = tl.arange(0, DEPTH).to(tl.int64)
-    total = tl.zeros((ROWS, UNITS), tl.float32)
-    for k in range(0, some, DEPTH):
-        inside = (k + lane) < some
-        d = tl.load(gates + row[:, None] * 6 * units + (k + lane)[None, :], mask=live & inside[None, :], other=0.0)
-        at = weight + (k + lane)[:, None] * units + unit[None, :]
-        total = tl.dot(d, tl.load(at, mask=wide & inside[:, None], other=0.0), total, input_precision="ieee")
-    return total
-
-
-@triton.jit
 def reset(
     gates, weight, source, mask, into, rows, units, source_stride,
     MASKED: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
@@ -72,13 +58,11 @@ def reset(
     unit = (tl.program_id(1) * UNITS + tl.arange(0, UNITS)).to(tl.int64)
     live, wide = (row < rows)[:, None], (unit < units)[None, :]
     d_g, u = gates + 2 * units, weight + 2 * units * units
-    drh = carried(d_g, u, row, unit, live, wide, units, units, ROWS, UNITS, DEPTH)
+    drh = chain(d_g, u, row, unit, live, wide, units, 6 * units, 1, units, ROWS, UNITS, DEPTH)
     here = live & wide
     place = gates + row[:, None] * 6 * units + (unit + units)[None, :]
     r = tl.load(place, mask=here, other=0.0)
-    read = tl.load(source + row[:, None] * source_stride + unit[None, :], mask=here, other=0.0)
-    if MASKED:
-        read *= tl.load(mask + row[:, None] * units + unit[None, :], mask=here, other=0.0)
+    read = read_part(source, mask, row, row, unit, here, source_stride, units, MASKED)
     tl.store(into + row[:, None] * units + unit[None, :], drh * r, mask=here)
     tl.store(place, drh * read * r * (1.0 - r), mask=here)
 
@@ -92,7 +76,7 @@ def read(
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     unit = (tl.program_id(1) * UNITS + tl.arange(0, UNITS)).to(tl.int64)
     live, wide = (row < rows)[:, None], (unit < units)[None, :]
-    more = carried(gates, weight, row, unit, live, wide, units, 2 * units, ROWS, UNITS, DEPTH)
+    more = chain(gates, weight, row, unit, live, wide, 2 * units, 6 * units, 1, units, ROWS, UNITS, DEPTH)
     here = live & wide
     place = row[:, None] * units + unit[None, :]
     first = tl.load(through_reset + place, mask=here, other=0.0)

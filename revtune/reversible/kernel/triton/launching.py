@@ -12,8 +12,10 @@ ROWS, UNITS, DEPTH = 16, 32, 32
 HEADS = 16
 """Heads of a program that couples: its words are in the order of steps, turns and these."""
 
-WARPS = 4
+ELEMENTS = 256
+"""Numbers of a program that takes them one by one."""
 
+WARPS = 4
 
 INTERPRETED: bool = knobs.runtime.interpret
 """Whether kernels, which are decorated now, run in Triton's interpreter, on tensors of a CPU: for tests."""

@@ -6,6 +6,7 @@ from revtune.reversible.kernel.triton.chunk_operators import (
     pack_into,
     packed_size,
     recall,
+    recall_cells,
     rewind,
     stacks,
 )
@@ -14,5 +15,5 @@ from revtune.reversible.kernel.triton.product import add_outer, project_back, pr
 
 __all__ = [
     "add_outer", "digest", "forward", "gradient", "pack_into", "packed_size", "project_back", "project_back_into",
-    "project_into", "recall", "rewind", "stacks",
+    "project_into", "recall", "recall_cells", "rewind", "stacks",
 ]  # fmt: skip

@@ -14,33 +14,56 @@ from revtune.reversible.kernel.triton.launching import DEPTH, OPTIONS, ROWS, UNI
 
 
 @triton.jit
+def chain(
+    x, weight, position, unit, live, wide, inputs, x_stride, w_output, w_input,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """sum_k x[position, k] W[unit, k], each from zero; W's strides say how it lies."""
+    return chain_from(
+        tl.zeros((ROWS, UNITS), tl.float32), x, weight, position, unit, live, wide, inputs, x_stride, w_output, w_input,
+        DEPTH,
+    )  # fmt: skip
+
+
+@triton.jit
+def chain_from(total, x, weight, position, unit, live, wide, inputs, x_stride, w_output, w_input, DEPTH: tl.constexpr):
+    """The same, from `total` on."""
+    lane = tl.arange(0, DEPTH).to(tl.int64)
+    for k in range(0, inputs, DEPTH):
+        inside = (k + lane < inputs)[None, :]
+        value = tl.load(x + position[:, None] * x_stride + (k + lane)[None, :], mask=live & inside, other=0.0)
+        at = weight + unit[None, :] * w_output + (k + lane)[:, None] * w_input
+        columns = tl.load(at, mask=wide & tl.trans(inside), other=0.0)
+        total = tl.dot(value, columns, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def read_part(source, mask, position, row, column, here, stride, units, MASKED: tl.constexpr):
+    """Some columns of h' at positions, under the locked mask of their rows."""
+    read = tl.load(source + position[:, None] * stride + column[None, :], mask=here, other=0.0)
+    if MASKED:
+        read *= tl.load(mask + row[:, None] * units + column[None, :], mask=here, other=0.0)
+    return read
+
+
+@triton.jit
 def matmul(
     x, weight, bias, y, positions, inputs, outputs, x_stride, y_stride, w_output, w_input,
     FROM: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """y = x W^T (FROM 0), from a bias on (1), or from what y holds (2); W's strides say how it lies."""
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    position = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     unit = (tl.program_id(1) * UNITS + tl.arange(0, UNITS)).to(tl.int64)
-    lane = tl.arange(0, DEPTH).to(tl.int64)
-    here = (row < positions)[:, None] & (unit < outputs)[None, :]
-    out = y + row[:, None] * y_stride + unit[None, :]
+    live, wide = (position < positions)[:, None], (unit < outputs)[None, :]
+    out = y + position[:, None] * y_stride + unit[None, :]
     total = tl.zeros((ROWS, UNITS), tl.float32)
     if FROM == 1:
         total += tl.load(bias + unit, mask=unit < outputs, other=0.0)[None, :]
     if FROM == 2:
-        total += tl.load(out, mask=here, other=0.0)
-    for k in range(0, inputs, DEPTH):
-        inside = (k + lane) < inputs
-        value = tl.load(
-            x + row[:, None] * x_stride + (k + lane)[None, :], mask=(row < positions)[:, None] & inside[None, :],
-            other=0.0,
-        )  # fmt: skip
-        columns = tl.load(
-            weight + unit[None, :] * w_output + (k + lane)[:, None] * w_input,
-            mask=(unit < outputs)[None, :] & inside[:, None], other=0.0,
-        )  # fmt: skip
-        total = tl.dot(value, columns, total, input_precision="ieee")
-    tl.store(out, total, mask=here)
+        total += tl.load(out, mask=live & wide, other=0.0)
+    total = chain_from(total, x, weight, position, unit, live, wide, inputs, x_stride, w_output, w_input, DEPTH)
+    tl.store(out, total, mask=live & wide)
 
 
 def multiply(x: Tensor, weight: Tensor, out: Tensor, *, bias: Tensor | None = None, add: bool = False) -> None:

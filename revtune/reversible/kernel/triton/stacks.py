@@ -39,13 +39,13 @@ class Stacks(NamedTuple):
     capacity: int
 
     @classmethod
-    def empty(cls, like: Tensor, rows: int, width: int, turns: int, steps: int, slope: float, *, kept: bool) -> Stacks:
-        """Stacks with room for all words of a chunk of so many steps, or for none."""
-        stacks = rows * tiles(width)
-        capacity = capacity_of(turns, steps, slope) if kept else 0
-        base = torch.arange(stacks, device=like.device) * capacity
-        depth = torch.zeros(stacks, dtype=torch.int32, device=like.device)
-        return cls(like.new_empty(stacks * capacity, dtype=torch.int16), base, depth, capacity)
+    def empty(cls, heads: Tensor, units: int, steps: int, slope: float, *, states: int) -> Stacks:
+        """Stacks for the heads (S, B, width) of a chunk of so many steps, with room for all words of so many states."""
+        rows, width = heads.shape[1:]
+        stacks, capacity = rows * tiles(width), states * capacity_of(triton.cdiv(units, width), steps, slope)
+        base = torch.arange(stacks, device=heads.device) * capacity
+        depth = torch.zeros(stacks, dtype=torch.int32, device=heads.device)
+        return cls(heads.new_empty(stacks * capacity, dtype=torch.int16), base, depth, capacity)
 
     @classmethod
     def unsealed(cls, words: Tensor, rows: int, width: int) -> Stacks:
@@ -62,6 +62,10 @@ class Stacks(NamedTuple):
         filled = torch.arange(self.capacity, device=self.words.device) < self.depth.unsqueeze(-1)
         words = room[filled]
         return torch.cat([self.depth.view(torch.int16), words]) if words.numel() else words
+
+    def used_up(self, ran_empty: Tensor) -> bool:
+        """Whether no words are left, and none were missing."""
+        return not bool(self.depth.any() | ran_empty.any())
 
 
 def capacity_of(turns: int, steps: int, slope: float) -> int:

@@ -1,4 +1,4 @@
-"""RevGRU in Triton: the CPU kernel's bits, there and back; weights' gradients, which are torch's matmuls, apart."""
+"""Both cells in Triton: the CPU kernel's bits, there and back; weights' gradients, which are torch's matmuls, apart."""
 
 from typing import Any
 
@@ -18,8 +18,13 @@ from tests.stored import Problem, problem, relative
 
 pytestmark = pytest.mark.skipif(not backend.load(), reason="there is no C++ kernel to compare with")
 
-KINDS = pytest.mark.parametrize("kind", ["RevGRU", "NF-RevGRU"])
-LIMITS = pytest.mark.parametrize("bits", [3.0, None])
+KINDS = ("RevGRU", "RevLSTM", "NF-RevGRU", "NF-RevLSTM", "unbounded RevLSTM")
+FORGETTING = pytest.mark.parametrize("kind", KINDS[:2])
+
+
+def some_slow(*cases: tuple[Any, ...], quick: int) -> list[Any]:
+    """Cases of which the first ones are quick enough for every run."""
+    return [pytest.param(*case, marks=() if i < quick else pytest.mark.slow) for i, case in enumerate(cases)]
 
 
 def masks_of(of: Problem) -> dict[str, Tensor]:
@@ -30,12 +35,12 @@ def masks_of(of: Problem) -> dict[str, Tensor]:
 
 def layer(engine: str, of: Problem, **options: Any) -> dict[str, Tensor]:
     """Outputs, final state and gradients of a layer."""
-    x, state = of.x.detach().requires_grad_(), of.state[0].detach().requires_grad_()
+    x, state = of.x.detach().requires_grad_(), tuple(one.detach().requires_grad_() for one in of.state)
     weights = {name: weight.detach().requires_grad_() for name, weight in of.weights.items()}
-    y, (final,) = rt.scan(of.cell, x, (state,), weights=weights, backend=engine, **options)
+    y, final = rt.scan(of.cell, x, state, weights=weights, backend=engine, **options)
     pull = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
-    ((y * pull).sum() + final.sin().sum()).backward()
-    named = {"x": x, "state": state, **weights}
+    ((y * pull).sum() + torch.stack(final).sin().sum()).backward()
+    named = {"x": x, **{f"state {i}": one for i, one in enumerate(state)}, **weights}
     return {
         "y": y,
         "final": final,
@@ -53,9 +58,13 @@ def agree(found: dict[str, Tensor], wanted: dict[str, Tensor], *, torchs: tuple[
             assert torch.equal(tensor, wanted[name]), name
 
 
-@KINDS
-@LIMITS
-@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "bits", "ragged"),
+    some_slow(
+        ("RevGRU", None, True), ("RevLSTM", 3.0, True),
+        *((kind, bits, not bits) for kind in KINDS for bits in (1.0, None)), ("RevLSTM", None, False), quick=2,
+    ),
+)  # fmt: skip
 def test_a_layer_that_recalls(kind: str, bits: float | None, ragged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks with gates kept and evaluated again; a width that fills no tile, and rows that fill none."""
     set_chunk_steps(monkeypatch, 3)
@@ -65,14 +74,15 @@ def test_a_layer_that_recalls(kind: str, bits: float | None, ragged: bool, monke
     agree(layer("triton", of, **options), layer("native", of, **options), torchs=("d ih", "d hh"))
 
 
-@KINDS
+@pytest.mark.parametrize("kind", [*KINDS[:2], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[2:])])
 def test_a_layer_without_a_way_back(kind: str) -> None:
-    of = problem(kind, 5, hidden=12, bits=None)
-    for state in (of.state, (of.state[0] * 9000,)):  # beyond 2^11 products of counts take more than 53 bits
-        y, final = (
+    of = problem(kind, 3, hidden=12, bits=None)
+    for factor in (1, 9000):  # states beyond 2^11, whose products with forget integers take more than 53 bits
+        state = tuple(factor * one for one in of.state)
+        found, wanted = (
             rt.scan(of.cell, of.x, state, weights=of.weights, backend=engine) for engine in ("triton", "native")
         )
-        assert torch.equal(y[0], final[0]) and torch.equal(y[1][0], final[1][0])
+        assert torch.equal(found[0], wanted[0]) and all(map(torch.equal, found[1], wanted[1]))
 
 
 def recorded(engine: str, of: Problem, **options: Any) -> tuple[Recording, NativeTape]:
@@ -81,64 +91,80 @@ def recorded(engine: str, of: Problem, **options: Any) -> tuple[Recording, Nativ
     return recording, recording.tape
 
 
-@KINDS
-@pytest.mark.parametrize(("bits", "hidden", "rows", "share"), [(None, 6, 17, 2), (3.0, 42, 3, 8), (None, 34, 2, 32)])
+@pytest.mark.parametrize(
+    ("kind", "bits", "hidden", "rows", "share"),
+    some_slow(
+        ("RevGRU", None, 6, 17, 4), ("RevLSTM", None, 6, 17, 4),
+        *((kind, bits, 42, 3, 8) for kind in KINDS for bits in (3.0, None)), ("RevGRU", None, 34, 2, 32), quick=2,
+    ),
+)  # fmt: skip
 def test_there_and_back(kind: str, bits: float | None, hidden: int, rows: int, share: int) -> None:
+    """Rows that fill no tile, more of them than one has; heads whose units take turns, and more than a tile has."""
     of = problem(kind, 9, bits=bits, hidden=hidden, rows=rows, inputs=3, spread=0.8)
     lengths = torch.arange(rows) % 9 + 1
     options = {"masks": masks_of(of), "lengths": lengths, "chunk": 4, "share": share}
     (found, tape), (wanted, twin) = recorded("triton", of, **options), recorded("native", of, **options)
-    assert torch.equal(found.y, wanted.y) and torch.equal(found.state[0], wanted.state[0])
+    assert torch.equal(found.y, wanted.y) and all(map(torch.equal, found.state, wanted.state))
     assert torch.equal(tape.buffer.heads, twin.buffer.heads) and tape.buffer.words == twin.buffer.words
-    assert bool(tape.buffer.words) == (kind == "RevGRU")
-    y, (first,) = rt.unscan(found)
-    assert torch.equal(y, found.y) and torch.equal(first, rt.unscan(wanted)[1][0])
+    assert bool(tape.buffer.words) == (not kind.startswith("NF"))
+    y, first = rt.unscan(found)
+    assert torch.equal(y, found.y) and all(map(torch.equal, first, rt.unscan(wanted)[1]))
 
 
-def test_a_row_does_not_depend_on_those_beside_it() -> None:
-    of = problem("RevGRU", 5, rows=20, hidden=20, bits=None)
+@FORGETTING
+def test_a_row_does_not_depend_on_those_beside_it(kind: str) -> None:
+    of = problem(kind, 2, rows=20, hidden=20, bits=None)
     recording, _ = recorded("triton", of)
-    alone = Problem(of.cell, of.x[:, 18:19], (of.state[0][18:19],), of.weights)
+    alone = Problem(of.cell, of.x[:, 18:19], tuple(one[18:19] for one in of.state), of.weights)
     assert torch.equal(recorded("triton", alone)[0].y, recording.y[:, 18:19])
 
 
-@LIMITS
-def test_a_streamed_step(bits: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("rev", "bits"), some_slow((rt.RevGRU, 3.0), (rt.RevLSTM, None), (rt.RevGRU, None), (rt.RevLSTM, 3.0), quick=1)
+)
+def test_a_streamed_step(rev: type[rt.RevRNN], bits: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks that are run, rewound and recorded, with dropout, weights dropped and a mask."""
     monkeypatch.setattr("revtune.reversible.layers.stack.DEFAULT_BUDGET", 4000)
 
     def step(engine: str) -> dict[str, Tensor]:
         torch.manual_seed(0)
-        net = rt.RevGRU(6, 12, max_forget_bits=bits, hidden_dropout=0.3, weight_drop=0.2, backend=engine)
-        words, head, x = torch.nn.Embedding(9, 6), rt.LinearCrossEntropy(12, 9), torch.randint(9, (13, 3))
+        net = rev(6, 12, max_forget_bits=bits, hidden_dropout=0.3, weight_drop=0.2, backend=engine)
+        words, head, x = torch.nn.Embedding(9, 6), rt.LinearCrossEntropy(12, 9), torch.randint(9, (9, 3))
         with rt.meter() as meter:
             loss, h = rt.rewind_loss(net, x[:-1], x[1:], encode=words, readout=head)
             loss.backward()
         parameters = {**dict(net.named_parameters()), "words": words.weight, "head": head.weight}
         grads = {name: tensor.grad for name, tensor in parameters.items() if tensor.grad is not None}
-        return {"loss": loss.detach(), "h": h.detach(), "ideal": torch.tensor(meter.ideal_bits), **grads}
+        return {"loss": loss.detach(), "h": _joined(h), "ideal": torch.tensor(meter.ideal_bits), **grads}
 
     found, wanted = step("triton"), step("native")
     agree(found, wanted, torchs=("weight_ih_l0", "weight_hh_l0"))
 
 
-def test_packed_sequences_encoders_and_outputs() -> None:
+def _joined(states: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """h, or h and c, as one tensor."""
+    return states.detach() if isinstance(states, Tensor) else torch.stack([state.detach() for state in states])
+
+
+@pytest.mark.parametrize("rev", [rt.RevGRU, pytest.param(rt.RevLSTM, marks=pytest.mark.slow)])
+def test_packed_sequences_layers_and_encoders(rev: type[rt.RevRNN]) -> None:
     torch.manual_seed(0)
-    x, lengths = torch.randn(6, 3, 4), torch.tensor([6, 4, 1])
-    nets = {engine: rt.RevGRU(4, 10, num_layers=2, backend=engine, output="last") for engine in ("triton", "native")}
+    x, lengths = torch.randn(3, 3, 4), torch.tensor([3, 2, 1])
+    nets = {engine: rev(4, 10, num_layers=2, backend=engine, output="last") for engine in ("triton", "native")}
     nets["native"].load_state_dict(nets["triton"].state_dict())
     with torch.no_grad():
         found, wanted = (net(pack_padded_sequence(x, lengths))[0] for net in nets.values())
         assert torch.equal(found, wanted)
-    kept, last = rt.rewind_encode(nets["triton"], x, lengths=lengths)
-    assert torch.equal(last, rt.rewind_encode(nets["native"], x, lengths=lengths)[1])
+    (_, last), (_, wanted) = (rt.rewind_encode(net, x, lengths=lengths) for net in nets.values())
+    assert torch.equal(_joined(last), _joined(wanted))
 
 
 # What goes wrong
 
 
-def test_what_is_changed_in_between_is_noticed() -> None:
-    of = problem("RevGRU", 6, hidden=12, bits=None)
+@FORGETTING
+def test_what_is_changed_in_between_is_noticed(kind: str) -> None:
+    of = problem(kind, 6, hidden=12, bits=None)
     recording, tape = recorded("triton", of, chunk=3)
     with torch.no_grad():
         tape.kernel.hh[0, 0] += 1e-3
