@@ -28,7 +28,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (rt.RevLSTM, torch.zeros(3, 2, 4), "RevLSTM, torch.float32 on cpu"),
     ],
 )
-def test_what_it_does_not_run_is_refused(net: type[rt.RevRNN], x: torch.Tensor, got: str) -> None:
+def test_what_it_does_not_run_is_refused(net: type[rt.RevGRU] | type[rt.RevLSTM], x: torch.Tensor, got: str) -> None:
     layer = net(4, 6, backend="triton", dtype=x.dtype)
     with pytest.raises(ValueError, match=f'backend="triton" runs RevGRU in float32 on an NVIDIA GPU.*; got {got}'):
         layer(x)

@@ -122,7 +122,9 @@ def test_a_row_does_not_depend_on_those_beside_it(kind: str) -> None:
 @pytest.mark.parametrize(
     ("rev", "bits"), some_slow((rt.RevGRU, 3.0), (rt.RevLSTM, None), (rt.RevGRU, None), (rt.RevLSTM, 3.0), quick=1)
 )
-def test_a_streamed_step(rev: type[rt.RevRNN], bits: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_streamed_step(
+    rev: type[rt.RevGRU] | type[rt.RevLSTM], bits: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Chunks that are run, rewound and recorded, with dropout, weights dropped and a mask."""
     monkeypatch.setattr("revtune.reversible.layers.stack.DEFAULT_BUDGET", 4000)
 
@@ -147,7 +149,7 @@ def _joined(states: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("rev", [rt.RevGRU, pytest.param(rt.RevLSTM, marks=pytest.mark.slow)])
-def test_packed_sequences_layers_and_encoders(rev: type[rt.RevRNN]) -> None:
+def test_packed_sequences_layers_and_encoders(rev: type[rt.RevGRU] | type[rt.RevLSTM]) -> None:
     torch.manual_seed(0)
     x, lengths = torch.randn(3, 3, 4), torch.tensor([3, 2, 1])
     nets = {engine: rev(4, 10, num_layers=2, backend=engine, output="last") for engine in ("triton", "native")}
