@@ -1,10 +1,11 @@
 """Does what was verified without a GPU hold on one, and what does a step cost there? `make gpu-check`, in five minutes.
 
     python -m benchmarks.gpu_check [--out FILE.json]     on a machine with an NVIDIA GPU
-    python -m benchmarks.gpu_check --dry                 here: tiny shapes in Triton's interpreter, whose times say nothing
+    python -m benchmarks.gpu_check --dry                 tiny shapes in Triton's interpreter; its times say nothing
 
 Each check stands alone: one that fails is told with its error, and the next one runs. A line is printed for each, and
-all is written as JSON. Bits are compared with the C++ kernel on the same machine's CPU.
+all is written as JSON. Bits are compared with those of the C++ kernel on the same machine's CPU. Memory and time are
+those of whole training steps, embedding, net, readout and cross entropy, ours beside cuDNN's.
 
 Shapes: T steps, B rows, H hidden, V words.
 """
@@ -20,100 +21,92 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint_sequential
+from torch import Tensor
 
 import revtune as rt
+from revtune.program.bench.contestants import Contestant, ContestantNet, Shape
 from revtune.program.bench.measuring import peak_of
 from revtune.program.files import write
 
 Figures = dict[str, Any]
-Rev = type[rt.RevGRU] | type[rt.RevLSTM]
+Run = Callable[[str, Shape, torch.device, str], list[Tensor]]
 
-NETS: dict[str, Rev] = {"RevGRU": rt.RevGRU, "RevLSTM": rt.RevLSTM}
-TWINS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"RevGRU": nn.GRU, "RevLSTM": nn.LSTM}
-WORDS = 50
+NETS = {"RevGRU": rt.RevGRU, "RevLSTM": rt.RevLSTM}
+TWINS = {"RevGRU": "nn.GRU", "RevLSTM": "nn.LSTM"}
+CPU = torch.device("cpu")
 
 
-class Shape(NamedTuple):
-    """T, B and H of a net whose inputs are as wide as it is."""
-
-    steps: int
-    rows: int
-    hidden: int
-
-    def __str__(self) -> str:
-        return f"T {self.steps} B {self.rows} H {self.hidden}"
+def shape(steps: int, rows: int, hidden: int, words: int) -> Shape:
+    """T, B, H and V."""
+    return Shape(steps=steps, batch=rows, hidden=hidden, vocabulary=words)
 
 
 class Sizes(NamedTuple):
-    """How large the checks are."""
+    """How large the checks are: shapes, and how often steps are repeated or timed."""
 
     device: torch.device
     same: tuple[Shape, ...]
     repeats: int
     long: Shape
-    memory: Shape
-    speed: tuple[Shape, ...]
+    large: Shape
+    timed: tuple[Shape, ...]
+    rounds: int
 
 
 REAL = Sizes(
     torch.device("cuda"),
-    same=(Shape(50, 3, 40), Shape(100, 64, 512), Shape(70, 5, 200)),
+    same=(shape(50, 3, 40, 50), shape(100, 64, 512, 50), shape(70, 5, 200, 50)),
     repeats=20,
-    long=Shape(100_000, 2, 32),  # cuDNN stops at 65,535
-    memory=Shape(512, 2048, 128),  # the shape of published recurrent kernels in Triton
-    speed=tuple(Shape(70, rows, hidden) for hidden in (128, 256, 512, 1024) for rows in (64, 512)),
+    long=shape(100_000, 2, 32, 50),  # cuDNN stops at 65,535
+    large=shape(512, 2048, 128, 100),  # that of published recurrent kernels in Triton
+    timed=tuple(shape(70, rows, hidden, 10_000) for hidden in (128, 256, 512, 1024) for rows in (64, 512)),
+    rounds=3,
 )
 DRY = Sizes(
-    torch.device("cpu"), same=(Shape(3, 2, 6),), repeats=1, long=Shape(4, 1, 4), memory=Shape(3, 2, 4),
-    speed=(Shape(2, 2, 4),),
+    CPU, same=(shape(3, 2, 6, 5),), repeats=1, long=shape(4, 1, 4, 5), large=shape(3, 2, 4, 5),
+    timed=(shape(2, 2, 4, 5),), rounds=1,
 )  # fmt: skip
-
-
-def net_of(name: str, hidden: int, device: torch.device, backend: str) -> rt.RevGRU | rt.RevLSTM:
-    """A net of random weights, the same ones on every device."""
-    torch.manual_seed(0)
-    return NETS[name](hidden, hidden, backend=backend).to(device)
 
 
 def layer(name: str, shape: Shape, device: torch.device, backend: str) -> list[Tensor]:
     """Outputs, final state and the input's gradient of a layer."""
-    net = net_of(name, shape.hidden, device, backend)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
+    torch.manual_seed(0)
+    net = NETS[name](shape.hidden, shape.hidden, backend=backend).to(device)
+    x = torch.randn(shape.steps, shape.batch, shape.hidden).to(device).requires_grad_()
     y, final = net(x)
     (y * y.detach().sin()).sum().backward()
-    states = [final] if isinstance(final, Tensor) else list(final)
     assert x.grad is not None
-    return [tensor.detach().cpu() for tensor in (y, *states, x.grad)]
+    return [y.detach().cpu(), *(state.cpu() for state in states_of(final)), x.grad.cpu()]
 
 
 def streamed(name: str, shape: Shape, device: torch.device, backend: str) -> list[Tensor]:
-    """Loss, final state and bias gradient of a streamed step over words."""
-    net = net_of(name, shape.hidden, device, backend)
-    words = nn.Embedding(WORDS, shape.hidden).to(device)
-    head = rt.LinearCrossEntropy(shape.hidden, WORDS).to(device)
-    x = torch.randint(WORDS, (shape.steps + 1, shape.rows), generator=torch.Generator().manual_seed(1)).to(device)
-    loss, final = rt.rewind_loss(net, x[:-1], x[1:], encode=words, readout=head)
+    """The loss of a streamed step over words, the final state, and the gradient of the bias."""
+    torch.manual_seed(0)
+    net = ContestantNet(Contestant(cell=name, backend=backend), shape)
+    tokens = torch.randint(shape.vocabulary, (shape.steps + 1, shape.batch)).to(device)
+    net = net.to(device)
+    loss, final = rt.rewind_loss(net.rnn, tokens[:-1], tokens[1:], encode=net.embedding, readout=net.readout)
     loss.backward()
-    states = [final] if isinstance(final, Tensor) else list(final)
-    assert net.bias_ih_l0.grad is not None
-    return [tensor.detach().cpu() for tensor in (loss, *states, net.bias_ih_l0.grad)]
+    return [loss.detach().cpu(), *(state.cpu() for state in states_of(final)), net.rnn.bias_ih_l0.grad.cpu()]
+
+
+def states_of(final: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+    """h, or h and c."""
+    return [state.detach() for state in ((final,) if isinstance(final, Tensor) else final)]
 
 
 def same_bits(sizes: Sizes) -> Figures:
     """Whether a layer has the CPU kernel's bits, and a streamed step its final state."""
+
+    def same(run: Run, name: str, shape: Shape, compared: slice) -> bool:
+        ours, theirs = run(name, shape, sizes.device, "triton"), run(name, shape, CPU, "native")
+        return all(map(torch.equal, ours[compared], theirs[compared]))
+
     found: Figures = {}
     for name in NETS:
         for shape in sizes.same:
-            ours, theirs = layer(name, shape, sizes.device, "triton"), layer(name, shape, torch.device("cpu"), "native")
-            found[f"{name} {shape} layer"] = all(map(torch.equal, ours, theirs))
-            ours, theirs = (
-                streamed(name, shape, device, backend)
-                for device, backend in ((sizes.device, "triton"), (torch.device("cpu"), "native"))
-            )
-            found[f"{name} {shape} streamed"] = all(map(torch.equal, ours[1:-1], theirs[1:-1]))
+            found[f"{name} {shape} layer"] = same(layer, name, shape, slice(None))
+            found[f"{name} {shape} streamed"] = same(streamed, name, shape, slice(1, -1))
     return found
 
 
@@ -122,11 +115,9 @@ def repeats(sizes: Sizes) -> Figures:
     found: Figures = {}
     for name in NETS:
         for run in (layer, streamed):
-            first = run(name, sizes.same[-1], sizes.device, "triton")
-            again = (run(name, sizes.same[-1], sizes.device, "triton") for _ in range(sizes.repeats))
-            found[f"{name} {run.__name__}, {sizes.repeats} times"] = all(
-                all(map(torch.equal, first, one)) for one in again
-            )
+            first, *again = (run(name, sizes.same[-1], sizes.device, "triton") for _ in range(1 + sizes.repeats))
+            same = all(all(map(torch.equal, first, one)) for one in again)
+            found[f"{name} {run.__name__}, {sizes.repeats} times"] = same
     return found
 
 
@@ -138,75 +129,48 @@ def long_sequence(sizes: Sizes) -> Figures:
 
 
 def memory(sizes: Sizes) -> Figures:
-    """Peak bytes of whole steps above what was there before, of ours, of cuDNN's and of cuDNN's checkpointed."""
-    return {
-        f"{name}, {what}": peak_of(step, sizes.device) if sizes.device.type == "cuda" else bool(step() is None)
-        for name in NETS
-        for what, step in _steps(name, sizes.memory, sizes.device)
-    }
-
-
-def speed(sizes: Sizes) -> Figures:
-    """Microseconds of a step of the sequence, forward and backward, and the ratio to cuDNN's."""
+    """Peak bytes of a step above what was there before, on a GPU; elsewhere resident ones, which say nothing."""
     found: Figures = {}
     for name in NETS:
-        for shape in (*sizes.speed, sizes.memory):
-            taken = {
-                what: _microseconds(step, sizes.device) / shape.steps
-                for what, step in _steps(name, shape, sizes.device)
-            }
-            found[f"{name} {shape}"] = {**taken, "ratio": taken["streamed"] / taken["torch's"]}
+        for what, step in steps(name, sizes.large, sizes.device):
+            step()
+            found[f"{what}, {sizes.large}"] = peak_of(step, sizes.device)
     return found
 
 
-def _steps(name: str, shape: Shape, device: torch.device) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Training steps, by what they are: ours streamed and as a layer, torch's net, and that one checkpointed."""
-    x = torch.randn(shape, device=device)
-    net, head = net_of(name, shape.hidden, device, "triton"), nn.Linear(shape.hidden, 1).to(device)
-    twin = TWINS[name](shape.hidden, shape.hidden).to(device)
-
-    def loss(y: Tensor, targets: Tensor) -> Tensor:
-        return F.mse_loss(head(y).squeeze(-1), targets, reduction="sum")
-
-    def ours() -> None:
-        rt.rewind_loss(net, x, x[..., 0], readout=loss)[0].backward()
-
-    def as_layer() -> None:
-        loss(net(x)[0], x[..., 0]).backward()
-
-    def torchs() -> None:
-        loss(twin(x)[0], x[..., 0]).backward()
-
-    def checkpointed() -> None:
-        parts = [_Part(twin, part) for part in x.split(max(1, round(shape.steps**0.5)))]
-        y, _ = checkpoint_sequential(
-            parts, len(parts), (x.new_zeros(0, *x.shape[1:], requires_grad=True), None), use_reentrant=False
-        )
-        loss(y, x[..., 0]).backward()
-
-    yield from (("streamed", ours), ("layer", as_layer), ("torch's", torchs), ("torch's checkpointed", checkpointed))
+def speed(sizes: Sizes) -> Figures:
+    """Microseconds of a step of the sequence, and the ratio of ours to cuDNN's."""
+    found: Figures = {}
+    for name in NETS:
+        for shape in (*sizes.timed, sizes.large):
+            taken = {what: microseconds(step, sizes) / shape.steps for what, step in steps(name, shape, sizes.device)}
+            found[f"{name} {shape}"] = {**taken, "ratio": taken[name] / taken[TWINS[name]]}
+    return found
 
 
-class _Part(nn.Module):
-    """A net over some steps, after those whose outputs and state it is given."""
+def steps(name: str, shape: Shape, device: torch.device) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Training steps of ours, of torch's net, and of that one checkpointed, by their names."""
+    tokens = torch.randint(shape.vocabulary, (shape.steps + 1, shape.batch), device=device)
+    contestants = [Contestant(cell=name, backend="triton")]
+    contestants += [Contestant(cell=TWINS[name], segments=segments) for segments in (False, True)]
+    for contestant in contestants:
+        net = ContestantNet(contestant, shape).to(device)
 
-    def __init__(self, net: nn.GRU | nn.LSTM, x: Tensor) -> None:
-        super().__init__()
-        self.net, self.x = net, x
+        def step(net: ContestantNet = net) -> None:
+            net.zero_grad(set_to_none=True)
+            net.step(tokens[:-1], tokens[1:])
 
-    def forward(self, before: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-        y, state = self.net(self.x, before[1])
-        return torch.cat([before[0], y]), state
+        yield contestant.name, step
 
 
-def _microseconds(step: Callable[[], None], device: torch.device, rounds: int = 3) -> float:
+def microseconds(step: Callable[[], object], sizes: Sizes) -> float:
     """The least of some rounds, after one that does not count."""
     taken = []
-    for _ in range(rounds + 1):
+    for _ in range(1 + sizes.rounds):
         began = time.perf_counter()
         step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if sizes.device.type == "cuda":
+            torch.cuda.synchronize(sizes.device)
         taken.append(time.perf_counter() - began)
     return min(taken[1:]) * 1e6
 
@@ -248,7 +212,7 @@ def main(args: Sequence[str] | None = None) -> Figures:
         parser.error("no NVIDIA GPU is here; --dry runs tiny shapes in Triton's interpreter")
     found = run(DRY if asked.dry else REAL)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    write(asked.out, json.dumps(found, indent=2) + "\n")
+    write(asked.out, f"{json.dumps(found, indent=2)}\n".encode())
     return found
 
 

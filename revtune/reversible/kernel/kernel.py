@@ -1,6 +1,6 @@
 """A kernel with one layer's weights: chunks forward, rewound, recalled from outputs, and their gradients.
 
-The time loop is in csrc/, or for RevGRU on a GPU in triton/. Here are the tensors that its operators work on, and the
+The time loop is in csrc/, or on a GPU in triton/. Here are the tensors that its operators work on, and the
 weights' gradients, one matmul a chunk.
 
 Shapes: K steps of a chunk, B batch, N units of a part, H = 2N, G gates, S states of the cell (h, or h and c).

@@ -30,7 +30,9 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_it_does_not_run_is_refused(net: type[rt.RevGRU] | type[rt.RevLSTM], x: torch.Tensor, got: str) -> None:
     layer = net(4, 6, backend="triton", dtype=x.dtype)
-    with pytest.raises(ValueError, match=f'backend="triton" runs RevGRU in float32 on an NVIDIA GPU.*; got {got}'):
+    with pytest.raises(
+        ValueError, match=f'backend="triton" runs RevGRU and RevLSTM in float32 on an NVIDIA.*; got {got}'
+    ):
         layer(x)
     with pytest.raises(ValueError, match=f"got {got}"):
         rt.rewind_outputs(layer, x)
@@ -42,8 +44,9 @@ def test_a_gpu_gets_it_only_where_it_is_asked_for() -> None:
     like = torch.empty(1, device="meta")
     cuda = type("OnCuda", (), {"device": torch.device("cuda"), "dtype": torch.float32})()
     weights = dict.fromkeys(("ih", "hh"), like)
-    assert backend.chosen("triton", rt.rev_gru(), cuda, weights, {}) == "triton"
-    assert backend.chosen("auto", rt.rev_gru(), cuda, weights, {}) == ""
+    for cell in (rt.rev_gru(), rt.rev_lstm()):
+        assert backend.chosen("triton", cell, cuda, weights, {}) == "triton"
+        assert backend.chosen("auto", cell, cuda, weights, {}) == ""
     with pytest.raises(ValueError, match='backend="triton" runs RevGRU'):
         backend.chosen("triton", rt.rev_gru(), cuda, {**weights, "peephole": like}, {})
 
