@@ -7,12 +7,14 @@ REVTUNE_ISA names an instruction set for it. Without, the kernel takes the wides
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -285,6 +287,14 @@ def explain() -> str:
     if wanted == "native":
         return f"none, as REVTUNE_BACKEND is native, but {first_line(kernel.reason)}"
     return f"reference (plain torch): {first_line(kernel.reason)}"
+
+
+def explain_gpu() -> str:
+    """Which backend runs tensors on a GPU and why, in a line."""
+    if importlib.util.find_spec("triton") is None:
+        return 'reference (plain torch); backend="triton" would need the package triton, extra gpu'
+    asked = f'triton {version("triton")} where backend="triton" asks for it, which was never run on hardware'
+    return f"reference (plain torch); {asked}"
 
 
 def instructions() -> str:

@@ -88,9 +88,7 @@ def multiply(x: Tensor, weight: Tensor, out: Tensor, *, bias: Tensor | None = No
     )  # fmt: skip
 
 
-def project_into(
-    y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Tensor | None = None
-) -> None:
+def project_into(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None = None) -> None:
     """y (M, G) = x W^T + bias."""
     multiply(x, weight, y, bias=bias)
 
