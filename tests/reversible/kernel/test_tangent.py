@@ -125,7 +125,7 @@ def test_a_row_moves_as_it_does_alone_on_any_threads(kind: str, threads: None) -
         torch.set_num_threads(number)
         responses = {name: (v, s[rows]) for name, (v, s) in pairs.items()}
         inputs = LayerTensors(tuple(state[rows] for state in of.state), of.weights, responses)
-        tape = build_tape(of.cell, inputs, LayerSettings("layer", True, answering=False), 7, of.x.dtype)
+        tape = build_tape(of.cell, inputs, LayerSettings("layer", "native", answering=False), 7, of.x.dtype)
         with torch.no_grad():
             tape.record(of.x[:, rows], 0)
             found.append(tape.tangent(of.x[:, rows], 0, dx[:, rows], shift[rows], {})[0])
