@@ -67,7 +67,7 @@ class ReferenceTape(Tape):
     def copy(self) -> ReferenceTape:
         other = copy.copy(self)
         other.buffer, other.weights = self.buffer.copy(), self.weights.fresh()
-        for name in ("_counts", "_floats", "_reads", "_graphs", "_checks", "direction"):
+        for name in ("_counts", "_floats", "_reads", "_graphs", "_checks", "_rough", "direction"):
             setattr(other, name, getattr(self, name).copy())
         other.anew_direction = {}
         return other

@@ -100,7 +100,6 @@ def _refuse_missing(inputs: LayerTensors, settings: LayerSettings) -> None:
         "responses": inputs.responses,
         "resets": settings.resets is not None,
         "units kept at every step": settings.sliced,
-        "a row's own bias": "bias" in inputs.weights and inputs.weights["bias"].dim() == 2,
     }
     for what, asked in missing.items():
         if asked:

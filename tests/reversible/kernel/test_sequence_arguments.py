@@ -12,7 +12,9 @@ BACKENDS = ("native",)
 def test_names_and_order_are_the_schemas(name: str) -> None:
     arguments = getattr(torch.ops.revtune, name).default._schema.arguments[-len(SequenceArguments._fields) :]
     assert [argument.name for argument in arguments] == list(SequenceArguments._fields)
-    assert ["Tensor" in str(argument.type) for argument in arguments] == [True] * 13 + [False] * 8 + [True] * 3 + [False]
+    assert ["Tensor" in str(argument.type) for argument in arguments] == [True] * 13 + [False] * 8 + [True] * 3 + [
+        False
+    ]
 
 
 def test_the_arguments_of_backward_are_its_schemas() -> None:
