@@ -41,11 +41,8 @@ def layer(engine: str, of: Problem, **options: Any) -> dict[str, Tensor]:
     pull = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
     ((y * pull).sum() + torch.stack(final).sin().sum()).backward()
     named = {"x": x, **{f"state {i}": one for i, one in enumerate(state)}, **weights}
-    return {
-        "y": y,
-        "final": final,
-        **{f"d {name}": tensor.grad for name, tensor in named.items() if tensor.grad is not None},
-    }
+    grads = {f"d {name}": tensor.grad for name, tensor in named.items() if tensor.grad is not None}
+    return {"y": y, "final": torch.stack(final), **grads}
 
 
 def agree(found: dict[str, Tensor], wanted: dict[str, Tensor], *, torchs: tuple[str, ...]) -> None:
@@ -59,24 +56,27 @@ def agree(found: dict[str, Tensor], wanted: dict[str, Tensor], *, torchs: tuple[
 
 
 @pytest.mark.parametrize(
-    ("kind", "bits", "ragged"),
+    ("kind", "bits", "ragged", "hidden"),
     some_slow(
-        ("RevGRU", None, True), ("RevLSTM", 3.0, True),
-        *((kind, bits, not bits) for kind in KINDS for bits in (1.0, None)), ("RevLSTM", None, False), quick=2,
+        ("RevGRU", None, True, 6), ("RevLSTM", 3.0, True, 6),
+        *((kind, bits, not bits, 40) for kind in KINDS for bits in (1.0, None)), ("RevLSTM", None, False, 70), quick=2,
     ),
 )  # fmt: skip
-def test_a_layer_that_recalls(kind: str, bits: float | None, ragged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks with gates kept and evaluated again; a width that fills no tile, and rows that fill none."""
-    set_chunk_steps(monkeypatch, 3)
-    monkeypatch.setattr("revtune.reversible.kernel.sequence_recall.kept_steps", lambda given: 2 if given.train else 0)
-    of = problem(kind, 7, bits=bits, hidden=40, inputs=3, spread=0.4)
-    options = {"masks": masks_of(of), "lengths": torch.tensor([7, 2, 5]) if ragged else None}
+def test_a_layer_that_recalls(
+    kind: str, bits: float | None, ragged: bool, hidden: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks with gates kept and evaluated again; a bias for each row; widths that fill no tile, or one and more."""
+    set_chunk_steps(monkeypatch, 2)
+    monkeypatch.setattr("revtune.reversible.kernel.sequence_recall.kept_steps", lambda given: 1 if given.train else 0)
+    of = problem(kind, 4, bits=bits, hidden=hidden, inputs=3, spread=0.4)
+    of.weights["bias"] = of.weights["bias"] + torch.arange(3.0).unsqueeze(-1)
+    options = {"masks": masks_of(of), "lengths": torch.tensor([4, 1, 3]) if ragged else None}
     agree(layer("triton", of, **options), layer("native", of, **options), torchs=("d ih", "d hh"))
 
 
-@pytest.mark.parametrize("kind", [*KINDS[:2], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[2:])])
+@pytest.mark.parametrize("kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 def test_a_layer_without_a_way_back(kind: str) -> None:
-    of = problem(kind, 3, hidden=12, bits=None)
+    of = problem(kind, 2, hidden=6, bits=None)
     for factor in (1, 9000):  # states beyond 2^11, whose products with forget integers take more than 53 bits
         state = tuple(factor * one for one in of.state)
         found, wanted = (
@@ -92,17 +92,18 @@ def recorded(engine: str, of: Problem, **options: Any) -> tuple[Recording, Nativ
 
 
 @pytest.mark.parametrize(
-    ("kind", "bits", "hidden", "rows", "share"),
+    ("kind", "bits", "steps", "hidden", "rows", "share"),
     some_slow(
-        ("RevGRU", None, 6, 17, 4), ("RevLSTM", None, 6, 17, 4),
-        *((kind, bits, 42, 3, 8) for kind in KINDS for bits in (3.0, None)), ("RevGRU", None, 34, 2, 32), quick=2,
+        ("RevGRU", None, 3, 6, 17, 4), ("RevLSTM", None, 3, 6, 17, 4),
+        *((kind, bits, 9, 42, 3, 8) for kind in KINDS for bits in (3.0, None)), ("RevGRU", None, 40, 34, 2, 32),
+        ("RevLSTM", None, 12, 80, 2, 4), quick=2,
     ),
 )  # fmt: skip
-def test_there_and_back(kind: str, bits: float | None, hidden: int, rows: int, share: int) -> None:
+def test_there_and_back(kind: str, bits: float | None, steps: int, hidden: int, rows: int, share: int) -> None:
     """Rows that fill no tile, more of them than one has; heads whose units take turns, and more than a tile has."""
-    of = problem(kind, 9, bits=bits, hidden=hidden, rows=rows, inputs=3, spread=0.8)
-    lengths = torch.arange(rows) % 9 + 1
-    options = {"masks": masks_of(of), "lengths": lengths, "chunk": 4, "share": share}
+    of = problem(kind, steps, bits=bits, hidden=hidden, rows=rows, inputs=3, spread=0.8)
+    lengths = steps - torch.arange(rows) % steps
+    options = {"masks": masks_of(of), "lengths": lengths, "chunk": -(-steps // 2), "share": share}
     (found, tape), (wanted, twin) = recorded("triton", of, **options), recorded("native", of, **options)
     assert torch.equal(found.y, wanted.y) and all(map(torch.equal, found.state, wanted.state))
     assert torch.equal(tape.buffer.heads, twin.buffer.heads) and tape.buffer.words == twin.buffer.words
@@ -111,9 +112,9 @@ def test_there_and_back(kind: str, bits: float | None, hidden: int, rows: int, s
     assert torch.equal(y, found.y) and all(map(torch.equal, first, rt.unscan(wanted)[1]))
 
 
-@FORGETTING
+@pytest.mark.parametrize("kind", [KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.slow)])
 def test_a_row_does_not_depend_on_those_beside_it(kind: str) -> None:
-    of = problem(kind, 2, rows=20, hidden=20, bits=None)
+    of = problem(kind, 2, rows=20, hidden=6, bits=None)
     recording, _ = recorded("triton", of)
     alone = Problem(of.cell, of.x[:, 18:19], tuple(one[18:19] for one in of.state), of.weights)
     assert torch.equal(recorded("triton", alone)[0].y, recording.y[:, 18:19])
@@ -126,12 +127,12 @@ def test_a_streamed_step(
     rev: type[rt.RevGRU] | type[rt.RevLSTM], bits: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chunks that are run, rewound and recorded, with dropout, weights dropped and a mask."""
-    monkeypatch.setattr("revtune.reversible.layers.stack.DEFAULT_BUDGET", 4000)
+    monkeypatch.setattr("revtune.reversible.layers.stack.DEFAULT_BUDGET", 1000)
 
     def step(engine: str) -> dict[str, Tensor]:
         torch.manual_seed(0)
-        net = rev(6, 12, max_forget_bits=bits, hidden_dropout=0.3, weight_drop=0.2, backend=engine)
-        words, head, x = torch.nn.Embedding(9, 6), rt.LinearCrossEntropy(12, 9), torch.randint(9, (9, 3))
+        net = rev(6, 6, max_forget_bits=bits, hidden_dropout=0.3, weight_drop=0.2, backend=engine)
+        words, head, x = torch.nn.Embedding(9, 6), rt.LinearCrossEntropy(6, 9), torch.randint(9, (7, 3))
         with rt.meter() as meter:
             loss, h = rt.rewind_loss(net, x[:-1], x[1:], encode=words, readout=head)
             loss.backward()
@@ -151,8 +152,8 @@ def _joined(states: Tensor | tuple[Tensor, ...]) -> Tensor:
 @pytest.mark.parametrize("rev", [rt.RevGRU, pytest.param(rt.RevLSTM, marks=pytest.mark.slow)])
 def test_packed_sequences_layers_and_encoders(rev: type[rt.RevGRU] | type[rt.RevLSTM]) -> None:
     torch.manual_seed(0)
-    x, lengths = torch.randn(3, 3, 4), torch.tensor([3, 2, 1])
-    nets = {engine: rev(4, 10, num_layers=2, backend=engine, output="last") for engine in ("triton", "native")}
+    x, lengths = torch.randn(2, 2, 4), torch.tensor([2, 1])
+    nets = {engine: rev(4, 6, num_layers=2, backend=engine, output="last") for engine in ("triton", "native")}
     nets["native"].load_state_dict(nets["triton"].state_dict())
     with torch.no_grad():
         found, wanted = (net(pack_padded_sequence(x, lengths))[0] for net in nets.values())
@@ -164,20 +165,20 @@ def test_packed_sequences_layers_and_encoders(rev: type[rt.RevGRU] | type[rt.Rev
 # What goes wrong
 
 
-@FORGETTING
+@pytest.mark.parametrize("kind", [KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.slow)])
 def test_what_is_changed_in_between_is_noticed(kind: str) -> None:
-    of = problem(kind, 6, hidden=12, bits=None)
-    recording, tape = recorded("triton", of, chunk=3)
+    of = problem(kind, 3, hidden=6, bits=None)
+    recording, tape = recorded("triton", of)
     with torch.no_grad():
-        tape.kernel.hh[0, 0] += 1e-3
+        tape.kernel.hh[0] += 0.1
         tape.kernel.rest()
     with pytest.raises(rt.ReversalError, match="rewinding failed"):
         rt.unscan(recording)
 
 
 def test_words_that_are_lost_are_noticed() -> None:
-    of = problem("RevGRU", 6, hidden=12, bits=None)
-    recording, tape = recorded("triton", of, chunk=6)
+    of = problem("RevGRU", 4, hidden=6, bits=None)
+    recording, tape = recorded("triton", of)
     words = tape.buffer.chunks.pop()
     size = 2 * tape.buffer.stacks
     assert len(words) > size
@@ -189,10 +190,10 @@ def test_words_that_are_lost_are_noticed() -> None:
 
 
 def test_a_stack_that_overflows_its_room_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    of = problem("RevGRU", 6, hidden=12, bits=None)
+    of = problem("RevGRU", 4, hidden=6, bits=None)
     monkeypatch.setattr(stacks, "capacity_of", lambda *_: 1)
     with pytest.raises(AssertionError, match="more words than its forget gates allow"):
-        recorded("triton", of, chunk=6)
+        recorded("triton", of)
 
 
 @pytest.mark.parametrize(("bits", "turns", "steps"), [(None, 3, 40), (3.0, 1, 40), (1.0, 2, 7)])
@@ -208,17 +209,19 @@ def test_a_stack_has_room_for_the_most_that_can_be_lost(bits: float | None, turn
     assert 0 <= stacks.capacity_of(turns, steps, slope) - buffer.words <= 4 * stacks.HEADS
 
 
+@pytest.mark.filterwarnings("ignore:(invalid|overflow).*:RuntimeWarning")  # numpy, which interprets, says so
 @pytest.mark.parametrize("infinite", [False, True])
 def test_states_out_of_range_are_named(infinite: bool) -> None:
-    """A first state near the limit goes beyond it; a projection that overflows makes a state that is no number."""
-    of, weights = problem("NF-RevGRU", 30, hidden=8, bits=None), {}
-    x, state = of.x.clone(), torch.full_like(of.state[0], 2.0**20 - 2.0**-20)
+    """A first state near the limit goes beyond it; a gate of infinity minus infinity is no number."""
+    of = problem("NF-RevGRU", 3, hidden=2, inputs=1, bits=None)
+    weights, state = of.weights, torch.full_like(of.state[0], 2.0**20 - 2.0**-20)
     if infinite:
-        weights, state = {"bias": torch.full_like(of.weights["bias"], 3e38)}, torch.zeros_like(state)
-        x[3] = 3e38
+        weights = {"ih": torch.ones(6, 1), "bias": torch.full((6,), 3e38), "hh": torch.full((6, 1), -3e38)}
+        state = torch.full_like(state, 9.0)
+    x = torch.full_like(of.x, 3e38 if infinite else 1.0)
     error = rt.NonFiniteError if infinite else rt.StateRangeError
-    with pytest.raises(error, match=r"NF-RevGRU: state h[12], unit \d, batch row 0, step \d"):
-        rt.scan(of.cell, x, (state,), weights={**of.weights, **weights}, backend="triton")
+    with pytest.raises(error, match=r"NF-RevGRU: state h[12], unit 0, batch row 0, step \d"):
+        rt.scan(of.cell, x, (state,), weights=weights, backend="triton")
 
 
 def test_words_are_sealed_and_unsealed_as_they_were() -> None:
