@@ -74,3 +74,20 @@ def test_both_buffers_give_the_same_bits(kind: str, reset: bool, monkeypatch: py
     lanes = run()
     monkeypatch.undo()
     assert all(map(torch.equal, lanes, run()))
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_multiplier_that_is_not_rounded_is_named(trains: bool) -> None:
+    """It is asked about once a chunk, and before states are looked at, which it may have led astray."""
+
+    def gates(step: rt.Step) -> tuple[torch.Tensor]:
+        return (torch.sigmoid(step.x),)
+
+    def update(step: rt.Step, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return z, 1.0 - z
+
+    stage = rt.Stage(blocks=1, gates=gates, couplings=(rt.Coupling("h", update),))
+    cell = rt.Cell("unrounded", states=(("h",),), stages=(stage,))
+    x = torch.randn(5, 2, 3, requires_grad=trains)
+    with pytest.raises(ValueError, match="unrounded: the multiplier of part 'h' must be a multiple of 1/1024"):
+        rt.scan(cell, x, chunk=2)
