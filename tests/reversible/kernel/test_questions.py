@@ -90,4 +90,4 @@ def test_a_multiplier_that_is_not_rounded_is_named(trains: bool) -> None:
     cell = rt.Cell("unrounded", states=(("h",),), stages=(stage,))
     x = torch.randn(5, 2, 3, requires_grad=trains)
     with pytest.raises(ValueError, match="unrounded: the multiplier of part 'h' must be a multiple of 1/1024"):
-        rt.scan(cell, x, chunk=2)
+        rt.scan(cell, x, weights={}, chunk=2)
