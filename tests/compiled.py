@@ -34,7 +34,7 @@ WHOLES = {
 def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Every kernel with every combination of what it is compiled for, as operators launch it."""
     from revtune.reversible.kernel.triton import digest, gru, gru_gradient, lstm, lstm_gradient, product
-    from revtune.reversible.kernel.triton.launching import DEPTH, ELEMENTS, HEADS, ROWS, UNITS
+    from revtune.reversible.kernel.triton.launching import DEPTH, ELEMENTS, FEW_ROWS, HEADS, ROWS, UNITS
 
     cut = {"ROWS": ROWS, "UNITS": UNITS, "DEPTH": DEPTH}
     for start in (0, 1, 2):
@@ -48,23 +48,24 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
         yield f"lstm evaluate masked {masked}", lstm.evaluate, {"MASKED": masked, **cut}
         yield f"lstm read masked {masked}", lstm_gradient.read, {"MASKED": masked, **cut}
     tile = {"RAGGED": True, "ROWS": ROWS, "HEADS": HEADS}
+    small = {**tile, "ROWS": FEW_ROWS}
     for forgetting in (False, True):
         alone = {"FORGETTING": forgetting, "RAGGED": True, "SIZE": ELEMENTS}
         yield f"update forgetting {forgetting}", gru_gradient.update, alone
         yield f"lstm update forgetting {forgetting}", lstm_gradient.update, alone
         yield f"recall_cells forgetting {forgetting}", lstm.recall_cells, {
-            "FORGETTING": forgetting, "TURNS": 2, **tile,
+            "FORGETTING": forgetting, "TURNS": 2, **small,
         }  # fmt: skip
     for turns, (keep, back) in product_of((1, 8), ((0, False), (1, False), (2, False), (3, False), (3, True))):
         constants = {"FORGETTING": True, "KEEP": keep, "BACK": back, "TURNS": turns, **tile}
         name = f"turn of {turns} keep {keep} back {back}"
         if keep != 2:
             yield name, gru.turn, {"DEPTH": DEPTH, **constants}
-        yield f"lstm {name}", lstm.turn, {"RECORDED": back, **constants}
+        yield f"lstm {name}", lstm.turn, {**constants, "RECORDED": back, **small}
     for back in (False, True):
         constants = {"FORGETTING": False, "KEEP": 3, "BACK": back, "TURNS": 2, **tile}
         yield f"turn that forgets nothing, back {back}", gru.turn, {"DEPTH": DEPTH, **constants}
-        yield f"lstm turn that forgets nothing, back {back}", lstm.turn, {"RECORDED": True, **constants}
+        yield f"lstm turn that forgets nothing, back {back}", lstm.turn, {**constants, "RECORDED": True, **small}
 
 
 def compiled(kernel: Any, constants: Mapping[str, Any], capability: int) -> Any:

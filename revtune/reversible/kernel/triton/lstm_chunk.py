@@ -7,7 +7,7 @@ from torch import Tensor
 
 from revtune.reversible.kernel.triton import lstm, lstm_gradient
 from revtune.reversible.kernel.triton.chunk import CUT, Chunk, Whole
-from revtune.reversible.kernel.triton.launching import ELEMENTS, HEADS, OPTIONS, ROWS, UNITS
+from revtune.reversible.kernel.triton.launching import ELEMENTS, FEW_ROWS, HEADS, OPTIONS, ROWS, UNITS
 from revtune.reversible.kernel.triton.stacks import Stacks, tiles
 
 
@@ -29,12 +29,12 @@ class LstmChunk(Chunk):
         (lengths, ragged), width = self.runs(), whole.heads.shape[2]
         into = self.before(step, half) if back else self.half(self.y[step], half)
         cell = into if self.c is None else self._cell(step - 1 if back else step, half)
-        lstm.turn[triton.cdiv(self.rows, ROWS), tiles(width)](
+        lstm.turn[triton.cdiv(self.rows, FEW_ROWS), tiles(width)](
             self.half_gates(step, step + 1, half), whole.counts[1, half], whole.counts[0, half], whole.heads[1],
             whole.heads[0], *stacks[:3], into, cell, whole.flags, lengths, self.rows, self.units, width,
             stacks.capacity, number, self.limit.slope, self.limit.floor, self.limit.share,
             FORGETTING=self.limit.forgetting, KEEP=keep, BACK=back, RAGGED=ragged, RECORDED=self.c is not None,
-            TURNS=whole.turns, ROWS=ROWS, HEADS=HEADS, **OPTIONS,
+            TURNS=whole.turns, ROWS=FEW_ROWS, HEADS=HEADS, **OPTIONS,
         )  # fmt: skip
 
     def complete(self, half: int, packed: Tensor) -> None:
@@ -43,10 +43,10 @@ class LstmChunk(Chunk):
     def recall_cells(self, whole: Whole, stacks: Stacks, first: int) -> None:
         """Rewind c through all steps, whose gates are known."""
         (lengths, ragged), width = self.runs(), whole.heads.shape[2]
-        lstm.recall_cells[triton.cdiv(self.rows, ROWS), tiles(width)](
+        lstm.recall_cells[triton.cdiv(self.rows, FEW_ROWS), tiles(width)](
             self.gates, whole.counts[1], whole.heads[1], *stacks[:3], self.c, self.c_start, whole.flags, lengths,
             self.rows, self.units, width, self.steps, first, self.limit.slope, self.limit.floor,
-            FORGETTING=self.limit.forgetting, RAGGED=ragged, TURNS=whole.turns, ROWS=ROWS, HEADS=HEADS, **OPTIONS,
+            FORGETTING=self.limit.forgetting, RAGGED=ragged, TURNS=whole.turns, ROWS=FEW_ROWS, HEADS=HEADS, **OPTIONS,
         )  # fmt: skip
 
     def differentiate(self, step: int, half: int, direction: Tensor, weight: Tensor, number: int) -> None:
