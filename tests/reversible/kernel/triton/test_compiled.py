@@ -30,4 +30,5 @@ def test_kernels_compile_to_what_repeats(capability: int, tmp_path: Path) -> Non
         assert kernel["registers"] <= MOST_REGISTERS and kernel["stack"] == 0, name
         assert not [operation for operation in kernel["operations"] if operation.startswith(WRONG)], name
         assert not [one for one in instructions if ".approx" in one or ".ftz" in one or ".f64" in one], name
-        assert "fma.rn.f32" in instructions or name.startswith(("digest", "update", "recall_cells")), name
+        fused = [one for one in instructions if one.startswith("fma.rn.f32")]  # sm_120 has one for two at once
+        assert fused or name.startswith(("digest", "update", "recall_cells")), name
