@@ -4,6 +4,7 @@
 #   make test-all   that, and the slow tests and the rest of the grids
 #   make docs    the documentation site, in site
 #   make wheel   a wheel for this platform with the compiled kernel, in dist
+#   make gpu-check   on a machine with an NVIDIA GPU: bits, repeats, memory and times of the kernel in Triton
 #   make sanitize   the kernel's tests with its memory and its arithmetic watched
 # PYTHON=... names another interpreter, of version 3.11 or later.
 
@@ -23,7 +24,7 @@ WATCHERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-fil
 # compiled before it is.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all docs wheel sanitize clean
+.PHONY: demo test test-all docs wheel gpu-check sanitize clean
 
 demo: $(READY)
 	@echo "Training takes two to five minutes; a bar tells how many are left. Samples, memory and the report take two more."
@@ -39,6 +40,8 @@ test: $(READY)
 
 test-all: test
 	@command -v chromium >/dev/null || echo "chromium is missing: reports were not opened in a browser; apt-get install chromium"
+	@$(BIN)/python -c 'import triton' 2>/dev/null || \
+		echo "triton is missing: the kernel for GPUs was not tested; $(BIN)/pip install -c constraints.txt -e '.[gpu]'"
 	$(SUITE) -m slow
 
 docs: $(READY)
@@ -50,6 +53,9 @@ wheel: $(READY)
 	unset REVTUNE_CXXFLAGS; $(BIN)/python -c \
 		'from pathlib import Path; from revtune.reversible.kernel import backend; backend.ship(Path("build/kernel"))' && \
 		REVTUNE_LIBRARY=build/kernel $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+gpu-check: $(READY)
+	$(BIN)/python -m benchmarks.gpu_check
 
 sanitize: $(READY)
 	REVTUNE_BACKEND=native REVTUNE_CXXFLAGS='$(WATCHED)' ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \

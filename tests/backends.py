@@ -5,6 +5,7 @@ import torch
 
 from revtune.reversible.kernel import backend as native
 from revtune.reversible.kernel.backend import chosen
+from revtune.reversible.kernel.engine import Engine
 from tests.stored import Problem
 
 on_both = pytest.mark.parametrize("backend", ["reference", "native"], indirect=True)
@@ -12,8 +13,8 @@ on_reference = pytest.mark.parametrize("backend", ["reference"], indirect=True)
 on_native = pytest.mark.parametrize("backend", ["native"], indirect=True)
 
 
-def in_kernel(of: Problem) -> bool:
-    """Whether the kernel runs this problem, in a test on the native backend."""
+def in_kernel(of: Problem) -> Engine:
+    """The kernel that runs this problem, if any, in a test on the native backend."""
     return chosen("auto", of.cell, of.x, of.weights, {})
 
 

@@ -706,5 +706,7 @@ def test_a_backward_hook_on_the_readout_runs() -> None:
 @pytest.mark.parametrize("run", [rt.scan, rt.record])
 def test_a_backend_that_there_is_not_is_refused(run: Any) -> None:
     weights = {"ih": torch.zeros(24, 4), "hh": torch.zeros(24, 4)}
-    with pytest.raises(ValueError, match='backend must be "auto", "native" or "reference", got \'Reference\''):
+    with pytest.raises(
+        ValueError, match='backend must be "auto", "native", "reference" or "triton", got \'Reference\''
+    ):
         run(rt.rev_gru(), torch.randn(3, 2, 4), weights=weights, backend="Reference")

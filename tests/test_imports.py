@@ -34,6 +34,8 @@ LAZY = {
     "revtune.tuning.tuner.history": {"matplotlib"},
 }
 """Packages of extras that the library imports when they are asked for."""
+IN_TRITON, DOOR = "revtune.reversible.kernel.triton", "revtune.reversible.kernel.engine"
+"""What is written in Triton, and the one module that imports it, when it is asked for."""
 LIGHT = {"shlex", "torch.nn.utils.prune"}
 """What `import revtune` loads that is neither of the house nor loaded by `import torch`."""
 
@@ -83,7 +85,17 @@ def test_the_library_needs_torch_alone() -> None:
     for module in MODULES:
         if wing_of(module) not in ("program", "__main__"):
             outside = {name.partition(".")[0] for name in imports(module)} - {"torch", "revtune"}
-            assert outside - sys.stdlib_module_names <= LAZY.get(module, set()), module
+            allowed = {"triton"} if module.startswith(IN_TRITON) else LAZY.get(module, set())
+            assert outside - sys.stdlib_module_names <= allowed, module
+
+
+def test_what_is_written_in_triton_has_one_door() -> None:
+    outside = {module for module in MODULES if not module.startswith(IN_TRITON)}
+    doors = {module for module in outside if any(name.startswith(IN_TRITON) for name in within(module))}
+    assert doors == {DOOR}
+    top = {name for node in ast.parse(MODULES[DOOR].read_text()).body if isinstance(node, ast.ImportFrom | ast.Import)
+           for name in imported_names(node)}  # fmt: skip
+    assert not any(name.startswith(IN_TRITON) for name in top)
 
 
 def test_the_halves_never_meet_outside_joint() -> None:

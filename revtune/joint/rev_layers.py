@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import PackedSequence
 from revtune.joint.encoding import encoded
 from revtune.joint.linear_layer import linear_layer, shifted
 from revtune.reversible.cells.cell import Response, State
+from revtune.reversible.kernel.engine import Engine
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.both_ways import reversed_rows
 from revtune.reversible.layers.layer import LayerSettings
@@ -165,7 +166,7 @@ class ResponseRev(Responding, RevRNN):
         return encoded(self, what, inputs, run)
 
     def _run(
-        self, input: Tensor | PackedSequence, hx: Any, given: GivenResets = NO_RESETS, *, native: bool | None = None
+        self, input: Tensor | PackedSequence, hx: Any, given: GivenResets = NO_RESETS, *, native: Engine | None = None
     ) -> tuple[Any, Any]:
         """The plain layer's outputs, at each example's hyperparameters.
 
@@ -185,7 +186,7 @@ class ResponseRev(Responding, RevRNN):
         return run_in_pass(self, input, bound, ADVICE, run)
 
     def _layers(
-        self, x: Tensor, states: State, lengths: Tensor | None, native: bool, resets: Resets | None = None
+        self, x: Tensor, states: State, lengths: Tensor | None, native: Engine, resets: Resets | None = None
     ) -> tuple[Tensor, State]:
         """Outputs and last states of all layers; in Delta-STN's two passes one after another, with all outputs."""
         record = self._record
@@ -209,7 +210,7 @@ class ResponseRev(Responding, RevRNN):
         return self._masked(x, "output_dropout"), tuple(torch.stack(group) for group in zip(*finals, strict=True))
 
     def _layer(
-        self, layer: int, suffix: str, batch: BatchSpec, state: State, lengths: Tensor | None, native: bool,
+        self, layer: int, suffix: str, batch: BatchSpec, state: State, lengths: Tensor | None, native: Engine,
         resets: Resets | None = None,
     ) -> tuple[LayerTensors, LayerSettings]:  # fmt: skip
         """What one layer in one direction runs with."""

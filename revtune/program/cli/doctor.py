@@ -29,6 +29,7 @@ def lines() -> Iterator[str]:
     yield f"device: {torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'cpu'}"
     yield f"compiler: {found_or_why(lambda: Path(build.compiler()[0]).name)}"
     yield f"backend: {found_or_why(backend.explain)}"
+    yield f"backend on a GPU: {backend.explain_gpu()}"
     yield from data_lines()
     for extra, packages in EXTRAS.items():
         yield extra_line(extra, packages)

@@ -78,8 +78,13 @@ def forget_integer(z: Tensor) -> Tensor:
     return z.detach().double() * FORGET_ONE
 
 
-def is_rounded(z: Tensor) -> bool:
-    """Whether every gate is a multiple of 2^-10 in [2^-10, 1]. NaN passes: the state that it leads to is refused."""
+def is_rough(z: Tensor) -> Tensor:
+    """Whether any gate is no multiple of 2^-10 in [2^-10, 1], 0-d. NaN is not: the state that it leads to is refused.
+
+    Example:
+        >>> is_rough(torch.tensor([0.5, 0.3])).item()
+        True
+    """
     count = forget_integer(z)
     wrong = (count != count.round()) | (count < 1) | (count > FORGET_ONE)
-    return not bool((wrong & ~count.isnan()).any())
+    return (wrong & ~count.isnan()).any()

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -157,8 +158,7 @@ class Buffer:
             full = s >= limit[:, units]
             spilled = s.masked_select(full)
             if spilled.numel():
-                self._open.append(spilled)
-                self._words += spilled.numel()
+                self._spill(spilled)
                 s.masked_scatter_(full, torch.floor(spilled * (1 / WORD)))
             a = torch.add(r[:, units], s, alpha=DIGIT)
             torch.floor(a / z, out=s)
@@ -185,6 +185,15 @@ class Buffer:
                 s.masked_scatter_(low, emptied.mul_(WORD).add_(self._unspill(emptied.numel())))
         return m.add_(q, alpha=DIGIT)
 
+    @contextmanager
+    def rewinding(self) -> Iterator[None]:
+        """While what one `seal` closed is undone, all of it.
+
+        Raises:
+            ReversalError: more words were wanted than it closed.
+        """
+        yield
+
     def put_away(self, rows: Tensor, counts: Sequence[Tensor]) -> None:
         """Push counts of some rows and their heads whole, and let these heads begin anew.
 
@@ -193,9 +202,8 @@ class Buffer:
             counts: float64 whole numbers, |h| < 2^52, (R, N) each.
         """
         for values, words in ((torch.stack(list(counts)), COUNT_WORDS), (self.heads[rows], HEAD_WORDS)):
-            for place in range(words):  # `seal` takes the low 16 bits of each
-                self._open.append(torch.floor(values * WORD**-place).flatten())
-            self._words += words * values.numel()
+            for place in range(words):
+                self._spill(torch.floor(values * WORD**-place))
         self.heads[rows] = HEAD_START
 
     def take_back(self, rows: Tensor, parts: int) -> list[Tensor]:
@@ -208,6 +216,11 @@ class Buffer:
             raise ReversalError("a head has not come back to where it began anew")
         self.heads[rows] = self._whole(HEAD_WORDS, (len(rows), self.heads.shape[1]))
         return list(self._whole(COUNT_WORDS, (parts, len(rows), self.units)))
+
+    def _spill(self, words: Tensor) -> None:
+        """Push words, of which `seal` takes the low 16 bits."""
+        self._open.append(words.flatten())
+        self._words += words.numel()
 
     def _whole(self, words: int, shape: tuple[int, ...]) -> Tensor:
         """The last whole numbers that were pushed, of so many words each."""

@@ -7,12 +7,14 @@ REVTUNE_ISA names an instruction set for it. Without, the kernel takes the wides
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -21,9 +23,14 @@ from torch import Tensor
 from revtune.errors import BackendError, SettingError
 from revtune.reversible.cells.cell import Cell
 from revtune.reversible.kernel import build
+from revtune.reversible.kernel.engine import Engine, triton_takes
 from revtune.reversible.kernel.untraced import constant
 
 BACKENDS = ("auto", "native", "reference")
+"""What REVTUNE_BACKEND may ask for."""
+
+CHOICES = (*BACKENDS, "triton")
+"""What `backend=` may ask for. Triton's kernel has not run on hardware yet, so that only who asks for it gets it."""
 
 INSTRUCTION_SETS = ("avx512", "avx2", "plain")
 
@@ -55,32 +62,65 @@ _waiting: list[Callable[[], None]] = []
 """What is to be called once the operators are there."""
 
 
-def chosen(backend: str, cell: Cell, like: Tensor, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> bool:
-    """Whether the kernel is to run this layer.
+def check_backend(backend: str) -> None:
+    """Refuse a backend that there is not.
+
+    Raises:
+        ValueError: names those that there are.
+    """
+    if backend not in CHOICES:
+        raise ValueError(f'backend must be "auto", "native", "reference" or "triton", got {backend!r}')
+
+
+def chosen(
+    backend: str, cell: Cell, like: Tensor, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+) -> Engine:
+    """Which kernel is to run this layer, if any.
 
     Args:
-        backend: "auto", "native" or "reference", as users name it: `scan` leaves the check of it to this function.
+        backend: one of `CHOICES`, as users name it: `scan` leaves the check of it to this function.
         cell, weights, masks: of the layer.
         like: any tensor with the device and dtype of its input.
 
     Raises:
-        BackendError: the kernel is asked for and cannot be had.
+        BackendError: a kernel is asked for and cannot be had.
         ValueError: it is asked for and does not have this cell, dtype, device or mask; or there is no such backend.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f'backend must be "auto", "native" or "reference", got {backend!r}')
+    check_backend(backend)
     if backend == "reference":
-        return False
-    float32_on_cpu = like.device.type == "cpu" and like.dtype == torch.float32
+        return ""
     has_weights = set(weights) <= KERNEL_WEIGHTS and "hh" in weights
+    if backend == "triton":
+        return in_triton(cell, like, has_weights and set(masks) <= set(cell.states[0]))
+    float32_on_cpu = like.device.type == "cpu" and like.dtype == torch.float32
     if cell.native is not None and float32_on_cpu and has_weights and set(masks) <= set(cell.states[0]):
-        return load() or (backend == "native" and insist())
+        return "native" if load() or (backend == "native" and insist()) else ""
     if backend == "native":
         raise ValueError(
             f'backend="native" runs RevGRU and RevLSTM in float32 on the CPU, with masks on h alone; got {cell.name}, '
             f"{like.dtype} on {like.device}, weights {tuple(weights)}, masks {tuple(masks)}"
         )
-    return False
+    return ""
+
+
+def in_triton(cell: Cell, like: Tensor, fits: bool) -> Engine:
+    """Triton's kernel, which has been asked for.
+
+    Args:
+        cell: of the layer.
+        like: as in `chosen`.
+        fits: whether its weights and masks are such as kernels take.
+
+    Raises:
+        BackendError: the package triton is not there.
+        ValueError: the kernel does not run such a layer.
+    """
+    if cell.native is not None and fits and like.dtype == torch.float32 and triton_takes(like.device):
+        return "triton"
+    raise ValueError(
+        'backend="triton" runs RevGRU and RevLSTM in float32 on an NVIDIA GPU, with masks on h alone; '
+        f"got {cell.name}, {like.dtype} on {like.device}"
+    )
 
 
 @constant  # else torch.compile would trace the search for a library
@@ -247,6 +287,14 @@ def explain() -> str:
     if wanted == "native":
         return f"none, as REVTUNE_BACKEND is native, but {first_line(kernel.reason)}"
     return f"reference (plain torch): {first_line(kernel.reason)}"
+
+
+def explain_gpu() -> str:
+    """Which backend runs tensors on a GPU and why, in a line."""
+    if importlib.util.find_spec("triton") is None:
+        return 'reference (plain torch); backend="triton" would need the package triton, extra gpu'
+    asked = f'triton {version("triton")} where backend="triton" asks for it, which was never run on hardware'
+    return f"reference (plain torch); {asked}"
 
 
 def instructions() -> str:

@@ -43,14 +43,14 @@ def checksum(depth: int, tensors: Iterable[Tensor]) -> int:
     Each value's bits are xored with a key of its position, multiplied, folded and multiplied again before they are
     added up, so that differences do not cancel. 0 and -0 count as the same.
     """
-    total = depth
+    sums = []
     for values in tensors:
         bits = values if values.dtype == torch.int64 else (values + 0.0).view(torch.int64)  # -0 + 0 is 0
         key = torch.arange(1, values.numel() + 1, device=values.device).mul_(_KEY).view(values.shape)
         mixed = (bits ^ key).mul_(_MIX)
         mixed = (mixed ^ (mixed >> 29)).mul_(_KEY)
-        total = (total * _FOLD + int((mixed ^ (mixed >> 32)).sum())) & (2**64 - 1)
-    return total
+        sums.append((mixed ^ (mixed >> 32)).sum())
+    return chained([depth, *torch.stack(sums).tolist()]) if sums else depth
 
 
 def fingerprint(tensor: Tensor) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 FEWEST_STEPS = 4
@@ -12,6 +13,16 @@ FEWEST_STEPS = 4
 
 ENOUGH_ROWS = 256
 """Positions at which such a matmul is worth its reading and writing of weights, in however few steps they stand."""
+
+
+DEVICE_FACTOR = 32
+"""How many times the bytes of a CPU's budget a chunk may take on a GPU: there is no core's cache in which to stay, and
+launches, of which every chunk has as many, cost more than memory. Chosen by arithmetic; it was not measured."""
+
+
+def budget_on(device: torch.device, bytes_on_cpu: int) -> int:
+    """The bytes that a chunk may take on a device, where it may take so many on a CPU."""
+    return bytes_on_cpu if device.type == "cpu" else DEVICE_FACTOR * bytes_on_cpu
 
 
 def fewest_steps(rows: int) -> int:

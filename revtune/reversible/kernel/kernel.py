@@ -1,7 +1,7 @@
-"""The C++ kernel with one layer's weights: chunks forward, rewound, recalled from outputs, and their gradients.
+"""A kernel with one layer's weights: chunks forward, rewound, recalled from outputs, and their gradients.
 
-The time loop is in csrc/. Here are the tensors that its operators work on, and the weights' gradients, one matmul a
-chunk.
+The time loop is in csrc/, or on a GPU in triton/. Here are the tensors that its operators work on, and the
+weights' gradients, one matmul a chunk.
 
 Shapes: K steps of a chunk, B batch, N units of a part, H = 2N, G gates, S states of the cell (h, or h and c).
 """
@@ -19,6 +19,7 @@ from revtune.reversible import meter as metering
 from revtune.reversible.cells import fixed
 from revtune.reversible.cells.cell import Cell, slope_of
 from revtune.reversible.cells.information_buffer import HEAD_START, check_share, default_share
+from revtune.reversible.kernel.engine import operators
 from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.own_pages import in_own_pages
 
@@ -83,11 +84,11 @@ class ChunkBuffers(NamedTuple):
 
 
 class Kernel:
-    """The operators torch.ops.revtune.* with a layer's weights, masks and lengths.
+    """The operators of a kernel with a layer's weights, masks and lengths.
 
     Args:
         cell: a RevGRU or RevLSTM.
-        weights: the layer's weights, float32 on the CPU.
+        weights: the layer's weights, float32, which know whose kernel it is.
         units: N.
         masks: locked masks (B, N) on h1, h2 as the gates read them.
         lengths: the step at which each row ends, (B,), or None.
@@ -108,7 +109,7 @@ class Kernel:
         starts: Tensor | None = None,
     ) -> None:
         assert cell.native is not None
-        self.weights, self.units = weights, units
+        self.weights, self.units, self.operators = weights, units, operators(weights.engine)
         # As the operators take them: slope, forgetting, bounded.
         self.limit = (slope_of(cell.native.max_forget_bits), cell.native.forgetting, cell.native.bounded)
         self.blocks, self.states = cell.blocks // PARTS, len(cell.states)
@@ -139,7 +140,12 @@ class Kernel:
             check_share(share, PARTS * self.states)
         turns = (share or default_share(steps, PARTS)) // PARTS
         width = -(-self.units // max(1, min(turns, self.units)))
-        return torch.full((self.states, rows, width), HEAD_START, dtype=torch.float64)
+        return torch.full((self.states, rows, width), HEAD_START, dtype=torch.float64, device=self.hh.device)
+
+    def stacks(self, heads: Tensor) -> int:
+        """How many stacks the words of a chunk are in, of these heads (S, B, width): one a row, or more on a GPU."""
+        rows, width = heads.shape[1:]
+        return rows if self.weights.engine == "native" else self.operators.stacks(rows, width)
 
     def chunk_buffers(
         self,
@@ -214,8 +220,8 @@ class Kernel:
         return self._packs
 
     def _packed(self, weight: Tensor) -> Tensor:
-        packed = in_own_pages(weight, (torch.ops.revtune.packed_size(self.blocks, self.units),))
-        torch.ops.revtune.pack_into(packed, weight, self.blocks)
+        packed = in_own_pages(weight, (self.operators.packed_size(self.blocks, self.units),))
+        self.operators.pack_into(packed, weight, self.blocks)
         return packed
 
     def forget_buffers(self) -> None:
@@ -257,7 +263,7 @@ class Kernel:
         Returns:
             The words spilled, a digest of counts and heads before the chunk, and whether all states stayed in range.
         """
-        result: tuple[Tensor, int, bool] = torch.ops.revtune.forward(
+        result: tuple[Tensor, int, bool] = self.operators.forward(
             chunk.gates, counts, heads, *chunk.states(), chunk.rh, *self._reading(), self.lengths, first,
             *self.limit, keep, tally, sliced, chunk.hh_answer, *self._anew(chunk), self.starts,
         )  # fmt: skip
@@ -266,9 +272,9 @@ class Kernel:
     def infer(self, x: Tensor, y: Tensor, counts: Tensor) -> bool:
         """Run a whole sequence (T, B, I) without a buffer, outputs into y. True if all states stayed in range."""
         weights = self.weights.tensors
-        packed, bias = torch.ops.revtune.pack_projection(weights["ih"]), weights.get("bias")
+        packed, bias = self.operators.pack_projection(weights["ih"]), weights.get("bias")
         x = x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
-        fine: bool = torch.ops.revtune.infer(
+        fine: bool = self.operators.infer(
             x, packed, bias, counts, y, torch.empty_like(y[0]), *self._reading(), self.lengths, *self.limit,
             self.resets, self.anew,
         )  # fmt: skip
@@ -287,9 +293,9 @@ class Kernel:
 
         Returns a digest of counts and heads before the chunk, and whether its words were used up exactly.
         """
-        if not _fit(words, len(chunk.gates[0])):
+        if not _fit(words, self.stacks(heads)):
             return 0, False
-        result: tuple[int, bool] = torch.ops.revtune.rewind(
+        result: tuple[int, bool] = self.operators.rewind(
             chunk.gates, counts, heads, words, *chunk.states(), chunk.rh, *self._reading(), self.lengths, first,
             *self.limit, slices, chunk.hh_answer, *self._anew(chunk), self.starts,
         )  # fmt: skip
@@ -297,7 +303,7 @@ class Kernel:
 
     def recall(self, chunk: ChunkBuffers) -> None:
         """Evaluate the gates of a chunk whose h is known."""
-        torch.ops.revtune.recall(
+        self.operators.recall(
             chunk.gates, chunk.y, chunk.y_start, chunk.rh, *self._reading(), chunk.hh_answer, *self._anew(chunk)
         )
 
@@ -313,7 +319,7 @@ class Kernel:
 
     def recall_cells(self, chunk: ChunkBuffers, counts: Tensor, heads: Tensor, words: Tensor, first: int) -> bool:
         """Rewind c alone, once gates and h are known. Returns whether its words were used up exactly."""
-        exact: bool = _fit(words, len(chunk.gates[0])) and torch.ops.revtune.recall_cells(
+        exact: bool = _fit(words, self.stacks(heads)) and self.operators.recall_cells(
             chunk.gates, counts, heads, words, *chunk.states(), self.lengths, first, *self.limit, *self._anew(chunk)
         )
         return exact
@@ -327,7 +333,7 @@ class Kernel:
         of the projected inputs (K, B, G), in place of the gates; weights' gradients are added up.
         """
         dy = None if dy is None else dy.contiguous()
-        torch.ops.revtune.gradient(
+        self.operators.gradient(
             chunk.gates, direction, *chunk.states(), self.hh, self._extra, self._scale, *self.masks, self.lengths,
             dy, first, *self.limit, *self._anew(chunk), None if chunk.resets is None else anew, self.starts,
         )  # fmt: skip
@@ -370,7 +376,7 @@ class Kernel:
             weight = weights.tensors.get("ih")
             dx = dx.contiguous() if weight is None else weights.linear(dx, weight, self._room("tangent", dx))
         (_, ih_scale), (_, hh_scale) = (responses.get(name, (None, None)) for name in ("ih", "hh"))
-        torch.ops.revtune.tangent(
+        self.operators.tangent(
             chunk.gates, state, *chunk.states(), self.packs()[0], *self.masks, self.lengths, dx,
             None if shift is None else shift.contiguous(), chunk.ih_answer, ih_scale, chunk.hh_answer, hh_scale, dy,
             first, *self.limit, *self._anew(chunk), self.starts,
@@ -460,12 +466,12 @@ class Kernel:
         return before
 
 
-def _fit(words: Tensor, rows: int) -> bool:
-    """Whether a chunk's words are as many as they say, row by row, before them (csrc/words.h)."""
+def _fit(words: Tensor, stacks: int) -> bool:
+    """Whether a chunk's words are as many as they say, stack by stack, before them (csrc/words.h)."""
     if not words.numel():
         return True
-    counts = words[: 2 * rows].clone().view(torch.int32) if words.numel() >= 2 * rows else words
-    return len(counts) == rows and int(counts.min()) >= 0 and int(counts.sum()) == words.numel() - 2 * rows
+    counts = words[: 2 * stacks].clone().view(torch.int32) if words.numel() >= 2 * stacks else words
+    return len(counts) == stacks and int(counts.min()) >= 0 and int(counts.sum()) == words.numel() - 2 * stacks
 
 
 def stacked(parts: Mapping[str, Tensor], cell: Cell) -> Tensor:
@@ -482,12 +488,12 @@ def unstacked(tensor: Tensor, cell: Cell) -> dict[str, Tensor]:
     return {part: tensor[i, j] for i, group in enumerate(cell.states) for j, part in enumerate(group)}
 
 
-def new_tally() -> Tensor | None:
-    """Zeros in which to count how often each forget integer is used, if somebody is metering."""
-    return torch.zeros(fixed.FORGET_ONE + 1, dtype=torch.int64) if metering.active() else None
+def new_tally(like: Tensor) -> Tensor | None:
+    """Zeros, on a tensor's device, in which to count how often each forget integer is used, if somebody is metering."""
+    return like.new_zeros(fixed.FORGET_ONE + 1, dtype=torch.int64) if metering.active() else None
 
 
 def tallied_bits(tally: Tensor) -> float:
     """The bits that multiplying by the tallied forget integers loses, log2(1024 / zi) each."""
     lost = 10.0 - torch.arange(fixed.FORGET_ONE + 1, dtype=torch.float64).clamp_min(1).log2()
-    return float(tally.double() @ lost)
+    return float(tally.cpu().double() @ lost)

@@ -1,6 +1,6 @@
-"""The matmuls over whole chunks: torch's, and those of the native kernel.
+"""The matmuls over whole chunks: torch's, and those of kernels.
 
-The kernel's have one fixed order of summation, so that their bits depend on neither the number of rows nor threads,
+A kernel's have one fixed order of summation, so that their bits depend on neither the number of rows nor threads,
 make no copy of a weight unless asked for it, and are as fast as the libraries' at the sizes of recurrent nets.
 
 Shapes: N positions, I inputs, G outputs.
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from revtune.reversible.cells.cell import Response
 from revtune.reversible.kernel import backend
+from revtune.reversible.kernel.engine import Engine, operators
 from revtune.reversible.own_pages import Room
 
 LARGEST_PACKED = 2**20
@@ -120,8 +121,15 @@ class Products:
         into.addmm_(grad.t(), value)
 
 
-class NativeProducts(Products):
-    """The kernel's matmuls: float32, CPU, no gradient of their own."""
+class KernelProducts(Products):
+    """A kernel's matmuls: float32, no gradient of their own.
+
+    Args:
+        engine: whose kernel.
+    """
+
+    def __init__(self, engine: Engine = "native") -> None:
+        self._engine, self._operators = engine, operators(engine)
 
     def linear(
         self,
@@ -134,7 +142,7 @@ class NativeProducts(Products):
     ) -> Tensor:
         if out is None:
             out = x.new_empty(*x.shape[:-1], weight.shape[0])
-        torch.ops.revtune.project_into(out.view(-1, weight.shape[0]), _rows(x), weight.contiguous(), bias, packed)
+        self._operators.project_into(out.view(-1, weight.shape[0]), _rows(x), weight.contiguous(), bias, packed)
         return out
 
     def answering(
@@ -151,17 +159,17 @@ class NativeProducts(Products):
         own, (extra, scale) = bias is not None and bias.dim() == 2, response
         projected = self.linear(x, weight, None if own else bias, out=out, packed=packed)
         products = self.linear(x, extra, out=products)
-        torch.ops.revtune.add_answer(_rows(projected), products, scale, bias if own else None)
+        self._operators.add_answer(_rows(projected), products, scale, bias if own else None)
         return projected
 
     def add_answer(self, y: Tensor, products: Tensor, scale: Tensor, bias: Tensor | None, index: Tensor) -> None:
-        torch.ops.revtune.add_answer(y, products, scale, bias, index)
+        self._operators.add_answer(y, products, scale, bias, index)
 
     def answer_back(
         self, products: Tensor, grad: Tensor, scale: Tensor, index: Tensor, dscale: Tensor, dbias: Tensor, *,
         scaled: bool,
     ) -> None:  # fmt: skip
-        torch.ops.revtune.answer_back(products, grad, scale, index, dscale, dbias, scaled)
+        self._operators.answer_back(products, grad, scale, index, dscale, dbias, scaled)
 
     def scale_back(self, products: Tensor, grad: Tensor, scale: Tensor, sum: Tensor | None, *, scaled: bool) -> None:
         """From the gradient (K, B, G) of products to which `s * products` was added: that of s, and s times it.
@@ -173,35 +181,35 @@ class NativeProducts(Products):
             sum: where the gradient of s is added up, (B, G), or None.
             scaled: whether `s * grad` is wanted.
         """
-        torch.ops.revtune.scale_back(products, _rows(grad), scale, sum, scaled)
+        self._operators.scale_back(products, _rows(grad), scale, sum, scaled)
 
     def add_back(self, into: Tensor, grad: Tensor, weight: Tensor) -> None:
         rows, weight = into.view(-1, weight.shape[1]), weight.contiguous()
-        torch.ops.revtune.project_back_into(rows, _rows(grad), weight, True)
+        self._operators.project_back_into(rows, _rows(grad), weight, True)
 
     def pack(self, weight: Tensor) -> Tensor | None:
-        if weight.nbytes > LARGEST_PACKED:
+        if self._engine == "triton" or weight.nbytes > LARGEST_PACKED:
             return None
-        packed: Tensor = torch.ops.revtune.pack_projection(weight.contiguous())
+        packed: Tensor = self._operators.pack_projection(weight.contiguous())
         return packed
 
     def back(self, grad: Tensor, weight: Tensor, room: Room | None = None) -> Tensor:
         shape, rows = (*grad.shape[:-1], weight.shape[1]), _rows(grad)
         if room is None:
-            product: Tensor = torch.ops.revtune.project_back(rows, weight.contiguous())
+            product: Tensor = self._operators.project_back(rows, weight.contiguous())
             return product.view(shape)
         into = room.tensor(weight, shape)
-        torch.ops.revtune.project_back_into(into.view(-1, weight.shape[1]), rows, weight.contiguous())
+        self._operators.project_back_into(into.view(-1, weight.shape[1]), rows, weight.contiguous())
         return into
 
     def add_outer(self, into: Tensor, grad: Tensor, value: Tensor) -> None:
-        torch.ops.revtune.add_outer(into, _rows(grad), _rows(value))
+        self._operators.add_outer(into, _rows(grad), _rows(value))
 
 
 def products_for(like: Tensor) -> Products:
     """The kernel's matmuls for tensors like this one where it is there, else torch's."""
     if like.device.type == "cpu" and like.dtype == torch.float32 and backend.load():
-        return NativeProducts()
+        return KernelProducts()
     return Products()
 
 

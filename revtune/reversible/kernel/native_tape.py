@@ -1,4 +1,4 @@
-"""The native tape: the C++ kernel runs its chunks, and it keeps what outlives them: state, buffer and digests.
+"""The native tape: a kernel runs its chunks, and it keeps what outlives them: state, buffer and digests.
 
 Shapes: K steps of a chunk, B batch, I input, N units of a part, H output, S states of the cell (h, or h and c).
 """
@@ -31,28 +31,30 @@ class NativeBuffer:
 
     Attributes:
         heads: (S, B, width), float64.
-        chunks: the words of each chunk as csrc/words.h seals them: how many each row spilled, in 2 B numbers of 16
-            bits, then the words row by row; empty where no row spilled any.
+        stacks: how many stacks the words of a chunk are in: B, one a row, but for Triton's kernel.
+        chunks: the words of each chunk as csrc/words.h seals them: how many each stack has, in 2 numbers of 16 bits,
+            then the words stack by stack; empty where none has any.
         digests: a digest of state and heads before each chunk.
     """
 
     heads: Tensor
-    chunks: WordStore = field(default_factory=WordStore)
+    stacks: int
+    chunks: WordStore
     digests: array[int] = field(default_factory=lambda: array("q"))
 
     @property
     def words(self) -> int:
         """How many words are stored."""
-        return sum(len(chunk) - 2 * self.heads.shape[1] for chunk in self.chunks if len(chunk))
+        return sum(len(chunk) - 2 * self.stacks for chunk in self.chunks if len(chunk))
 
     @property
     def stored_bits(self) -> int:
-        """What is stored now: 16 bits a word, 32 bits a head, 32 bits a row and chunk for the number of words."""
+        """What is stored now: 16 bits a word, 32 bits a head, 32 bits a stack and chunk for the number of words."""
         return 16 * self.chunks.words + 32 * self.heads.numel()
 
     def copy(self) -> NativeBuffer:
         """A buffer that goes its own way from here; the words spilled so far are shared, not copied."""
-        return NativeBuffer(self.heads.clone(), self.chunks.copy(), self.digests[:])
+        return NativeBuffer(self.heads.clone(), self.stacks, self.chunks.copy(), self.digests[:])
 
 
 class NativeTape(Tape):
@@ -100,8 +102,8 @@ class NativeTape(Tape):
 
     def restart(self, position: TapePosition) -> None:
         self._counts = stacked(position.counts, self.cell)
-        heads = position.heads
-        self.buffer = NativeBuffer(self.kernel.heads(*self._sizes) if heads is None else copied(heads))
+        heads = self.kernel.heads(*self._sizes) if position.heads is None else copied(position.heads)
+        self.buffer = NativeBuffer(heads, self.kernel.stacks(heads), WordStore(heads.device))
         self._ideal, self._spilled = 0.0, 0
 
     def position(self) -> TapePosition:
@@ -111,14 +113,14 @@ class NativeTape(Tape):
         return Stored(list(self.buffer.chunks), [digest % 2**64 for digest in self.buffer.digests])
 
     def take_up(self, stored: Stored) -> None:
-        self.buffer.chunks = WordStore.of(stored.words)
+        self.buffer.chunks = WordStore.of(stored.words, self.buffer.heads.device)
         self.buffer.digests = array("q", map(signed, stored.checks))
 
     def forward(self, x: Tensor, first: int) -> Tensor:
         return self._forward(x, first)
 
     def _forward(self, x: Tensor, first: int, *, recorded: bool = False) -> Tensor:
-        tally = new_tally()
+        tally = new_tally(x)
         y, words, digest = self._run(x, first, Keep.EVERYTHING, tally, recorded=recorded)
         if tally is not None:
             self._ideal += tallied_bits(tally)

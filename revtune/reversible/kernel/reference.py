@@ -21,6 +21,7 @@ from revtune.reversible import meter as metering
 from revtune.reversible.cells import fixed
 from revtune.reversible.cells.cell import Cell, Step
 from revtune.reversible.cells.information_buffer import Buffer, default_share, ideal_bits
+from revtune.reversible.cells.lane_buffer import buffer_for
 from revtune.reversible.cells.state_range import LARGEST_COUNT, check_input, name_bad_count
 from revtune.reversible.kernel.checksum import checksum
 from revtune.reversible.kernel.forward_mode import differentiating_forward, make_dual, primal_and_tangent
@@ -42,8 +43,8 @@ class ReferenceTape(Tape):
     buffer: Buffer
 
     def _prepare(self, steps: int, share: int | None) -> None:
-        self._shortest = int(self.lengths.min()) if self.lengths is not None else steps
-        self._latest = int(self.starts.max()) if self.starts is not None else 0
+        self._shortest = steps if self.host_lengths is None else int(self.host_lengths.min())
+        self._latest = 0 if self.host_starts is None else int(self.host_starts.max())
         self._share = default_share(steps, len(self.cell.parts)) if share is None else share
         self._anew_rows = {} if self.resets is None else _rows_by_step(self.resets)
         self._columns = _stage_columns(self.cell, self.units)
@@ -67,7 +68,7 @@ class ReferenceTape(Tape):
     def copy(self) -> ReferenceTape:
         other = copy.copy(self)
         other.buffer, other.weights = self.buffer.copy(), self.weights.fresh()
-        for name in ("_counts", "_floats", "_reads", "_graphs", "_checks", "direction"):
+        for name in ("_counts", "_floats", "_reads", "_graphs", "_checks", "_rough", "direction"):
             setattr(other, name, getattr(self, name).copy())
         other.anew_direction = {}
         return other
@@ -78,12 +79,13 @@ class ReferenceTape(Tape):
     def restart(self, position: TapePosition) -> None:
         parts = self.cell.parts
         device = position.counts[parts[0]].device
-        self.buffer = Buffer(self.rows, self.units, parts=len(parts), share=self._share, device=device)
+        self.buffer = buffer_for(device)(self.rows, self.units, parts=len(parts), share=self._share, device=device)
         if position.heads is not None:
             self.buffer.heads.copy_(position.heads)
         self._checks: list[int] = []
         self._ideal, self._spilled = 0.0, 0
         self._peak = torch.zeros((), dtype=torch.float64, device=device)
+        self._rough: dict[str, Tensor] = {}  # whether a multiplier of a part was no multiple of 1/1024
         for part in parts:
             self._set(part, position.counts[part])
 
@@ -131,11 +133,12 @@ class ReferenceTape(Tape):
         projected, y = self._project(x, first), self._outputs(x)
         self._graphs, self._graphs_first = [], first
         try:
-            for k in reversed(range(x.shape[0])):
-                self._write(y[k])  # the state after step k, before it is undone
-                stages = reversed(range(len(self.cell.stages)))
-                self._graphs.append([self._undo(projected[k], i, first + k) for i in stages][::-1])
-                self._take_lost(first + k)
+            with self.buffer.rewinding():
+                for k in reversed(range(x.shape[0])):
+                    self._write(y[k])  # the state after step k, before it is undone
+                    stages = reversed(range(len(self.cell.stages)))
+                    self._graphs.append([self._undo(projected[k], i, first + k) for i in stages][::-1])
+                    self._take_lost(first + k)
         except ReversalError as error:
             raise ReversalError(self._explain(x, first, str(error))) from None
         self._graphs.reverse()
@@ -232,7 +235,7 @@ class ReferenceTape(Tape):
         for index, part in enumerate(self.cell.stages[stage].changes):
             z, u = graph.update(index)
             if first and z is not None:
-                self._check_gate(z, part)
+                self._note_gate(z, part)
             graph.note_before(index, self._floats[part])
             self._couple(part, z, u, live, self.buffer.multiply)
         if first:
@@ -283,7 +286,7 @@ class ReferenceTape(Tape):
                     step.forbidden = (coupling.part,)
                     z, u = coupling.update(step, *gates)
                     if k == 0 and z is not None:
-                        self._check_gate(z, coupling.part)
+                        self._note_gate(z, coupling.part)
                     self._couple(coupling.part, z, u, live, multiply)
             self._watch()
             self._write(y[k])
@@ -382,12 +385,9 @@ class ReferenceTape(Tape):
     def _checksum(self) -> int:
         return checksum(self.buffer.words, (*self.counts.values(), self.buffer.heads))
 
-    def _check_gate(self, z: Tensor, part: str) -> None:
-        if not fixed.is_rounded(z):
-            raise ValueError(
-                f"{self.name}: the multiplier of part {part!r} must be a multiple of 1/1024 in [1/1024, 1]; "
-                "make it with forget_gate"
-            )
+    def _note_gate(self, z: Tensor, part: str) -> None:
+        """Note whether a multiplier is rounded; `_inspect` asks, once a chunk."""
+        self._rough[part] = fixed.is_rough(z)
 
     def _watch(self) -> None:
         """Note the largest count of a step. A cell that is bounded is looked at once a chunk, in `_inspect`."""
@@ -396,11 +396,18 @@ class ReferenceTape(Tape):
                 torch.maximum(self._peak, count.abs().amax(), out=self._peak)
 
     def _inspect(self, x: Tensor, first: int, start: TapePosition) -> None:
-        """Find states out of range and non-finite numbers, once a chunk; NaN fails the comparison too."""
+        """Find multipliers that are not rounded, states out of range and non-finite numbers, once a chunk."""
         peak = self._peak
         for count in self.counts.values():
             peak = torch.maximum(peak, count.abs().amax())
-        if not bool(peak < LARGEST_COUNT):
+        fine, *rough = torch.stack([peak < LARGEST_COUNT, *self._rough.values()]).tolist()  # NaN is not below either
+        for part, wrong in zip(self._rough, rough, strict=True):
+            if wrong:
+                raise ValueError(
+                    f"{self.name}: the multiplier of part {part!r} must be a multiple of 1/1024 in [1/1024, 1]; "
+                    "make it with forget_gate"
+                )
+        if not fine:
             name_bad_state(
                 self.cell, self.weights, x, first, start, masks=self.masks, lengths=self.lengths, name=self.name,
                 resets=self.resets, anew=self.anew, starts=self.starts,

@@ -21,6 +21,7 @@ from revtune.errors import BackendError, ReversalError
 from revtune.reversible.cells.cell import Cell, Response, State
 from revtune.reversible.kernel.backend import at_hand
 from revtune.reversible.kernel.checksum import BETWEEN, MEANWHILE, chained, signed
+from revtune.reversible.kernel.engine import Engine, operators, triton_takes
 from revtune.reversible.kernel.environment import NUMBERS, Environment
 from revtune.reversible.kernel.inductor import run_whole
 from revtune.reversible.kernel.sequence_arguments import DIFFERENTIABLE, BackwardArguments, SequenceArguments
@@ -34,7 +35,7 @@ _ARGUMENTS = (
     "Tensor x, Tensor h, Tensor? c, Tensor? ih, Tensor? bias, Tensor hh, Tensor? ih_v, Tensor? ih_s, Tensor? hh_v, "
     "Tensor? hh_s, Tensor? mask1, Tensor? mask2, Tensor? lengths, int chunk, int? share, float? bits, bool forgetting, "
     "bool bounded, bool train, str name, bool answering=True, Tensor? resets=None, Tensor? anew_h=None, "
-    "Tensor? anew_c=None"
+    "Tensor? anew_c=None, str engine='native'"
 )
 _BACKWARD = "Tensor? dy, Tensor? dfinal, Tensor y, Tensor final, Tensor kept, Tensor words, Tensor facts, bool[] wanted"
 
@@ -68,6 +69,7 @@ def sequence(
     answering: bool = True,
     resets: Tensor | None = None,
     anew: State = (),
+    engine: Engine = "native",
 ) -> tuple[Tensor, State]:
     """Outputs (T, B, H) and the final state, in the dtypes of the first one; arguments, checked, as in `scan`."""
     assert cell.native is not None
@@ -79,7 +81,7 @@ def sequence(
         x, h, c, weights.get("ih"), weights.get("bias"), weights["hh"], ih_v, ih_s, hh_v, hh_s, mask1, mask2, lengths,
         chunk=chunk or 0, share=share, bits=cell.native.max_forget_bits, forgetting=cell.native.forgetting,
         bounded=cell.native.bounded, train=False, name=name or cell.name, answering=answering,
-        resets=resets, anew_h=anew_h, anew_c=anew_c,
+        resets=resets, anew_h=anew_h, anew_c=anew_c, engine=engine,
     )  # fmt: skip
     train = may_go_back(tensor for tensor in given.differentiable() if tensor is not None)
     y, final, *_ = torch.ops.revtune.sequence(*given._replace(train=train))
@@ -146,10 +148,10 @@ def _sequence(*arguments: Any) -> tuple[Tensor, ...]:
         nothing = SequenceRecord(environment, [0] * SIZES, [], []).tensor()
         return run_plainly(given, (nothing[:UNRECORDED] if given.train else nothing).to(given.x.device))
     digests = _digests(given) if given.train else []  # before it runs: what changes meanwhile is found by backward
-    with torch.no_grad(), environment.restored(torch.device("cpu")), naming_lost(given.read):
+    with torch.no_grad(), environment.restored(given.x.device), naming_lost(given.read):
         run = RecalledLayer(given).forward()
     record = SequenceRecord(environment, _sizes(given.x, run), digests, run.chunks)
-    return run.y, run.final, run.kept, run.words, record.tensor()
+    return run.y, run.final, run.kept, run.words, record.tensor().to(given.x.device)
 
 
 def _sequence_backward(*arguments: Any) -> list[Tensor]:
@@ -170,7 +172,7 @@ def _sequence_backward(*arguments: Any) -> list[Tensor]:
             f"as in forward, got {_sizes(given.x, call)}; no gradient was produced"
         )
     run = SequenceRun(call.y, call.final, call.kept, call.words, record.chunks)
-    with torch.no_grad(), record.environment.restored(torch.device("cpu")):
+    with torch.no_grad(), record.environment.restored(given.x.device):
         _check_unchanged(given, record.digests, BETWEEN)
         wanted = frozenset(name for field, name in _WEIGHTS.items() if want[field])
         learns_anew = any(want[field] for field in _ANEW)
@@ -192,7 +194,7 @@ def _sizes(x: Tensor, run: SequenceRun | BackwardArguments) -> list[int]:
 
 def _digests(given: SequenceArguments) -> list[int]:
     """A digest of each tensor that backward reads again."""
-    return [torch.ops.revtune.digest([tensor.contiguous()]) for tensor in given.read_again().values()]
+    return [operators(given.engine).digest([tensor.contiguous()]) for tensor in given.read_again().values()]
 
 
 def _check_unchanged(given: SequenceArguments, recorded: list[int], when: str) -> None:
@@ -204,6 +206,8 @@ def _check_unchanged(given: SequenceArguments, recorded: list[int], when: str) -
 
 def _in_kernel(given: SequenceArguments) -> bool:
     """Whether the kernel runs this sequence."""
+    if given.engine == "triton":
+        return bool(given.x.shape[1]) and triton_takes(given.x.device)
     return bool(given.x.shape[1]) and given.x.device.type == "cpu" and at_hand()
 
 

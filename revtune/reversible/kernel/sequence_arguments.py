@@ -13,6 +13,7 @@ from torch import Tensor
 from revtune.reversible.cells.cell import Cell, Response
 from revtune.reversible.cells.gru import rev_gru
 from revtune.reversible.cells.lstm import rev_lstm
+from revtune.reversible.kernel.engine import Engine
 
 DIFFERENTIABLE = ("x", "h", "c", "ih", "bias", "hh", "ih_v", "ih_s", "hh_v", "hh_s", "anew_h", "anew_c")
 """The arguments that gradients flow to. All but the last two come first."""
@@ -23,8 +24,11 @@ _TENSORS: Final = 13
 A number, as type checkers know the type of a NamedTuple's slice only where its ends are literals.
 """
 
-_LATER: Final = -3
-"""Where the tensors begin that come after the settings: whoever wrote a graph before they were there has none."""
+_LATER: Final = 21
+"""Where the tensors begin that come after the first settings: whoever wrote a graph before they were there has none."""
+
+_LAST: Final = 24
+"""Where the settings begin that come after these."""
 
 _READ_AGAIN = {
     "h": "first state h", "c": "first state c", "ih": "weight 'ih'", "bias": "weight 'bias'", "hh": "weight 'hh'",
@@ -55,6 +59,7 @@ class SequenceArguments(NamedTuple):
         answering: whether responses add to products, as in `Weights`.
         resets: before which steps rows begin anew, (T, B) bool.
         anew_h, anew_c: the states from which they do, (B, H) or (1, H); zeros where they are missing.
+        engine: the kernel that runs it.
     """
 
     x: Tensor
@@ -81,6 +86,7 @@ class SequenceArguments(NamedTuple):
     resets: Tensor | None = None
     anew_h: Tensor | None = None
     anew_c: Tensor | None = None
+    engine: Engine = "native"
 
     def cell(self) -> Cell:
         """The cell, as its settings describe it."""
@@ -104,16 +110,17 @@ class SequenceArguments(NamedTuple):
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """All tensors."""
-        return (*self[:_TENSORS], *self[_LATER:])
+        return (*self[:_TENSORS], *self[_LATER:_LAST])
 
     def settings(self) -> tuple[Any, ...]:
         """Everything but the tensors."""
-        return self[_TENSORS:_LATER]
+        return (*self[_TENSORS:_LATER], *self[_LAST:])
 
     @staticmethod
     def of(tensors: Sequence[Tensor | None], settings: Sequence[Any]) -> tuple[Any, ...]:
         """The arguments in their order, from what `tensors` and `settings` gave."""
-        return (*tensors[:_TENSORS], *settings, *tensors[_TENSORS:])
+        first = _LATER - _TENSORS
+        return (*tensors[:_TENSORS], *settings[:first], *tensors[_TENSORS:], *settings[first:])
 
     def read_again(self) -> dict[str, Tensor]:
         """The tensors but x that backward reads again, by what errors call them."""

@@ -21,7 +21,7 @@ from revtune.errors import ReversalError
 from revtune.reversible import meter as metering
 from revtune.reversible.cells import fixed
 from revtune.reversible.cells.state_range import check_input, check_state
-from revtune.reversible.kernel.chunks import most_steps, spans
+from revtune.reversible.kernel.chunks import budget_on, most_steps, spans
 from revtune.reversible.kernel.kernel import PARTS, ChunkBuffers, Keep, Kernel, new_tally, tallied_bits, unstacked
 from revtune.reversible.kernel.reference import name_bad_state
 from revtune.reversible.kernel.sequence_arguments import SequenceArguments
@@ -46,17 +46,20 @@ KEPT = 16 * 2**20
 """Bytes of the last steps' gates that are kept instead of evaluated again, however long the sequence is."""
 
 
-def chunk_steps(rows: int, floats: int, train: bool) -> int:
+CPU = torch.device("cpu")
+
+
+def chunk_steps(rows: int, floats: int, train: bool, device: torch.device = CPU) -> int:
     """The most steps of a chunk, each of which takes so many floats a row."""
     enough = 4 * ENOUGH_POSITIONS * floats  # a float32 has 4 bytes
     budget = max(BUDGET, min(WIDE_BUDGET, enough)) if train else min(BUDGET, max(CACHE_BUDGET, enough))
-    return most_steps(budget, 4 * rows * floats)
+    return most_steps(budget_on(device, budget), 4 * rows * floats)
 
 
 def longest_chunk(given: SequenceArguments) -> int:
     """The most steps of a chunk of this sequence."""
     floats = given.hh.shape[0] + given.h.shape[-1]
-    return given.chunk or chunk_steps(given.x.shape[1], floats, given.train)
+    return given.chunk or chunk_steps(given.x.shape[1], floats, given.train, given.x.device)
 
 
 _keeping: ContextVar[bool] = ContextVar("revtune_keeping_gates", default=True)
@@ -127,7 +130,7 @@ class RecalledLayer:
         self.masks = given.masks()
         # Backward does not look for NaN again: digests tell that weights are what forward has looked at.
         self.weights = Weights(
-            given.weights(), given.responses(), wanted, self.units, given.name, check=not wanted, native=True,
+            given.weights(), given.responses(), wanted, self.units, given.name, check=not wanted, native=given.engine,
             answering=given.answering,
         )  # fmt: skip
         if self.steps > self.chunk_steps:
@@ -145,9 +148,9 @@ class RecalledLayer:
     def forward(self) -> SequenceRun:
         """Run the sequence."""
         alike = "ih" not in self.weights.responses and not self.weights.bias_by_row  # each row's input is projected so
-        if not self.train and "ih" in self.weights.tensors and alike:
+        if not self.train and "ih" in self.weights.tensors and alike and self.weights.engine == "native":
             return self._infer()
-        counts, tally = self._counts(), new_tally()
+        counts, tally = self._counts(), new_tally(self.x)
         cut, kept = self.steps - self.kept, self.x.new_empty(self.kept, self.rows, self.cell.blocks * self.units)
         y = self.x.new_empty(self.steps, self.rows, PARTS * self.units)
         words: list[Tensor] = []
@@ -158,7 +161,7 @@ class RecalledLayer:
             chunk = self.kernel.chunk_buffers(self.x[span], y[span], recorded=False, first=span.start, into=into)
             spilled = self._run(chunk, span, counts, tally)
             if self.train:
-                gates = torch.ops.revtune.digest([chunk.gates])
+                gates = self.kernel.operators.digest([chunk.gates])
                 records.append(ChunkRecord(gates, self._digest(chunk, span), spilled.numel()))
                 words.append(spilled)
         if self.train:
@@ -189,7 +192,7 @@ class RecalledLayer:
         dx = torch.empty_like(self.x) if want_dx else None
         for span, record in list(zip(self.spans(), run.chunks, strict=True))[::-1]:
             chunk = self._recalled(run, span, start[0])
-            if torch.ops.revtune.digest([chunk.gates]) != record.gates:
+            if self.kernel.operators.digest([chunk.gates]) != record.gates:
                 raise ReversalError(self._explain(span))
             if chunk.c is not None:
                 words, spilled = words[: len(words) - record.words], words[len(words) - record.words :]
@@ -244,7 +247,7 @@ class RecalledLayer:
 
     def _digest(self, chunk: ChunkBuffers, span: slice) -> int:
         """A digest of what a chunk's gradient is computed from besides gates: its inputs and states of h."""
-        digest: int = torch.ops.revtune.digest([chunk.y_start, chunk.y, self.x[span].contiguous()])
+        digest: int = self.kernel.operators.digest([chunk.y_start, chunk.y, self.x[span].contiguous()])
         return digest
 
     def _counts(self) -> Tensor:
@@ -267,7 +270,7 @@ class RecalledLayer:
     def _direction(self, counts: Tensor, dfinal: Tensor | None) -> Tensor:
         """The gradient of the final state, (S, 2, B, N), from which backward starts."""
         if dfinal is None:
-            return torch.zeros(counts.shape, dtype=self.x.dtype)
+            return self.x.new_zeros(counts.shape)
         return self._halves(dfinal).to(self.x.dtype).contiguous()
 
     def _halves(self, state: Tensor) -> Tensor:

@@ -115,6 +115,8 @@ class Tape(ABC):
     ) -> None:
         self.cell, self.weights, self.dtype, self.name = cell, weights, dtype, name or cell.name
         self.lengths, self.starts, self.masks = lengths, starts, dict(masks or {})
+        # So that no chunk waits for a device
+        self.host_lengths, self.host_starts = (None if ends is None else ends.cpu() for ends in (lengths, starts))
         self.resets, self.anew, self.anew_direction = resets, dict(anew or {}), dict[str, Tensor]()
         self.rows, self.units = start.counts[cell.parts[0]].shape
         self.direction: dict[str, Tensor] = {}
@@ -285,9 +287,9 @@ class Tape(ABC):
     def _unit_steps(self, x: Tensor, first: int) -> int:
         """Units times rows times steps of a chunk, padding left out."""
         steps, rows = x.shape[:2]
-        live = steps * rows if self.lengths is None else int((self.lengths - first).clamp(0, steps).sum())
-        if self.starts is not None:
-            live -= int((self.starts - first).clamp(0, steps).sum())
+        live = steps * rows if self.host_lengths is None else int((self.host_lengths - first).clamp(0, steps).sum())
+        if self.host_starts is not None:
+            live -= int((self.host_starts - first).clamp(0, steps).sum())
         return live * self.units * len(self.cell.parts)
 
     def _explain(self, x: Tensor, first: int, what: str) -> str:

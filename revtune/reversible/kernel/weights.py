@@ -15,7 +15,8 @@ from torch import Tensor
 from revtune.reversible.cells.cell import Response, Rows, block_rows
 from revtune.reversible.cells.state_range import check_finite
 from revtune.reversible.kernel.checksum import chained, dense_pieces, fingerprint
-from revtune.reversible.kernel.matmuls import NativeProducts, Products
+from revtune.reversible.kernel.engine import Engine, operators
+from revtune.reversible.kernel.matmuls import KernelProducts, Products
 
 
 class WeightRows(NamedTuple):
@@ -43,7 +44,7 @@ class Weights:
         units: N.
         owner: the layer's name, for errors.
         check: whether to look for NaN and infinities.
-        native: whether the native kernel does the products.
+        native: the kernel that does the products, if any.
         answering: whether responses add to products. If not, they learn as if they did, from gradients at values that
             they do not move: what is linear in them is the prediction (Bae and Grosse 2020).
     """
@@ -57,10 +58,11 @@ class Weights:
         owner: str,
         *,
         check: bool = True,
-        native: bool = False,
+        native: Engine = "",
         answering: bool = True,
     ) -> None:
-        self._native, self._products = native, NativeProducts() if native else Products()
+        self.engine: Engine = native
+        self._products = KernelProducts(native) if native else Products()
         self._answering = answering
         self.tensors = {name: weight.detach() for name, weight in weights.items()}
         self.responses = {name: (v.detach(), s.detach()) for name, (v, s) in responses.items()}
@@ -81,8 +83,8 @@ class Weights:
 
     def fingerprint(self, tensor: Tensor) -> int:
         """A number that a change of any of the tensor's bits almost surely changes. The kernel computes it faster."""
-        if self._native and tensor.device.type == "cpu":
-            return chained(torch.ops.revtune.digest([piece]) for piece in dense_pieces(tensor))
+        if self.engine == "triton" or (self.engine and tensor.device.type == "cpu"):
+            return chained(operators(self.engine).digest([piece]) for piece in dense_pieces(tensor))
         return fingerprint(tensor)
 
     def project(self, x: Tensor, out: Tensor | None = None, products: Tensor | None = None) -> Tensor:
@@ -139,7 +141,7 @@ class Weights:
 
     def packed_bytes(self) -> int:
         """Bytes of what the kernel packs of the recurrent weight and its response, once a sequence."""
-        if not self._native:
+        if not self.engine:
             return 0
         return self.tensors["hh"].nbytes + (self.responses["hh"][0].nbytes if "hh" in self.responses else 0)
 
@@ -213,7 +215,7 @@ class Weights:
 
         If `scaled`, s times the gradient takes the place of what V gave.
         """
-        assert isinstance(self._products, NativeProducts)
+        assert isinstance(self._products, KernelProducts)
         into = self._sink(f"{name}.s") if f"{name}.s" in self.wanted else None
         if into is not None or scaled:
             self._products.scale_back(products, grad, self.responses[name][1], into, scaled=scaled)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from revtune.reversible.cells.cell import State
+from revtune.reversible.kernel.engine import Engine
 from revtune.reversible.kernel.tape import LayerTensors, Tape
 from revtune.reversible.kernel.traced import is_traced
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def layers_both_ways(
-    net: RevRNN, x: Tensor, states: State, lengths: Tensor | None, native: bool, resets: Resets | None, layers: int
+    net: RevRNN, x: Tensor, states: State, lengths: Tensor | None, native: Engine, resets: Resets | None, layers: int
 ) -> tuple[list[Tensor], list[State]]:
     """Run the lowest layers of a bidirectional net over a whole sequence (T, B, I).
 
@@ -133,7 +134,7 @@ class BothWays(Tapes):
 
 
 def assemble_both_ways(
-    net: RevRNN, steps: int, batch: BatchSpec, states: State, lengths: Tensor | None, *, native: bool,
+    net: RevRNN, steps: int, batch: BatchSpec, states: State, lengths: Tensor | None, *, native: Engine,
     sliced: int = 0, resets: Resets | None = None,
 ) -> tuple[BothWays, list[LayerTensors]]:  # fmt: skip
     """Both directions of the top layer of a bidirectional net, and each one's tensors; arguments as `RevRNN.assemble`.
@@ -161,7 +162,7 @@ def assemble_both_ways(
 
 
 def _directions(
-    net: RevRNN, layer: int, batch: BatchSpec, states: State, lengths: Tensor | None, native: bool,
+    net: RevRNN, layer: int, batch: BatchSpec, states: State, lengths: Tensor | None, native: Engine,
     ways: tuple[Resets | None, Resets | None],
 ) -> Iterator[tuple[LayerTensors, LayerSettings]]:  # fmt: skip
     """What a layer runs with forward, and then backward; `ways` tells where rows begin anew in either."""

@@ -16,7 +16,7 @@ from revtune.reversible.cells.cell import Cell, State
 from revtune.reversible.cells.gru import rev_gru
 from revtune.reversible.cells.lstm import rev_lstm
 from revtune.reversible.cells.plain_step import plain_step
-from revtune.reversible.kernel.backend import BACKENDS, chosen
+from revtune.reversible.kernel.backend import check_backend, chosen
 from revtune.reversible.kernel.step import stepped
 from revtune.reversible.kernel.step_gradient import kept_step
 from revtune.reversible.kernel.tape import LayerTensors
@@ -58,8 +58,7 @@ class RevCell(nn.Module):
         self.bias, self.forgetting = check_flag("bias", bias), check_flag("forgetting", forgetting)
         self.max_forget_bits = max_forget_bits
         self.cell = self.cell_of()
-        if backend not in BACKENDS:
-            raise ValueError(f'backend must be "auto", "native" or "reference", got {backend!r}')
+        check_backend(backend)
         self.backend = backend
         dtype = dtype or torch.get_default_dtype()
         if dtype not in (torch.float32, torch.float64):
@@ -133,7 +132,7 @@ class RevCell(nn.Module):
         native = chosen(self.backend, self.cell, x, weights, {})
         with torch.autocast(x.device.type, enabled=False):
             trains = torch.is_grad_enabled() and any(map(wants_gradient, (x, *states, *parameters)))
-            if trains and native and not torch.compiler.is_compiling():
+            if trains and native == "native" and not torch.compiler.is_compiling():
                 after = kept_step(self.cell, x, states, parameters, backend=self.backend)
                 if after is not None:
                     return after
@@ -141,7 +140,7 @@ class RevCell(nn.Module):
                 weights["bias"] = parameters[2] + parameters[3]
             if trains or not native or not x.shape[0]:
                 return plain_step(self.cell, x, states, weights, self._name)
-            settings = LayerSettings(self._name, native=True)
+            settings = LayerSettings(self._name, native)
             return run_layer(self.cell, x.unsqueeze(0), LayerTensors(states, weights, {}), settings)[1]
 
     def _checked_input(self, x: Tensor) -> Tensor:

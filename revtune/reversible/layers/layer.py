@@ -12,6 +12,7 @@ from revtune.reversible.arguments import check_materialized
 from revtune.reversible.cells import fixed
 from revtune.reversible.cells.cell import Cell, State
 from revtune.reversible.cells.state_range import check_state
+from revtune.reversible.kernel.engine import Engine
 from revtune.reversible.kernel.native_tape import NativeTape
 from revtune.reversible.kernel.reference import ReferenceTape
 from revtune.reversible.kernel.sequence import sequence
@@ -28,7 +29,7 @@ class LayerSettings(NamedTuple):
 
     Attributes:
         name: what errors call the layer.
-        native: whether the kernel runs it; `chosen` decides, once a call.
+        native: the kernel that runs it, if any; `chosen` decides, once a call.
         masks: locked masks (B, N) by part, on the parts as the cell reads them.
         lengths: steps of each row, (B,), or None for all.
         chunk: steps of a chunk, or None for what the budget allows.
@@ -40,7 +41,7 @@ class LayerSettings(NamedTuple):
     """
 
     name: str
-    native: bool = False
+    native: Engine = ""
     masks: Mapping[str, Tensor] = {}
     lengths: Tensor | None = None
     chunk: int | None = None
@@ -54,12 +55,13 @@ class LayerSettings(NamedTuple):
 def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettings) -> tuple[Tensor, State]:
     """Run one layer over (T, B, I): its outputs (T, B, H) and its final state, in the dtypes of the first."""
     assert settings.starts is None
+    _refuse_missing(inputs, settings)
     if settings.native:
         refuse_transforms([x, *inputs.flat()], batches=True)
         return sequence(
             cell, x, inputs.state, inputs.weights, responses=inputs.responses, masks=settings.masks,
             lengths=settings.lengths, chunk=settings.chunk, share=settings.share, name=settings.name,
-            answering=settings.answering, resets=settings.resets, anew=inputs.anew,
+            answering=settings.answering, resets=settings.resets, anew=inputs.anew, engine=settings.native,
         )  # fmt: skip
     tape = build_tape(cell, inputs, settings, x.shape[0], x.dtype)
     y, finals = run_stack(Stack([tape]), x, [inputs], chunk=settings.chunk)
@@ -69,6 +71,7 @@ def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettin
 
 def build_tape(cell: Cell, inputs: LayerTensors, settings: LayerSettings, steps: int, dtype: torch.dtype) -> Tape:
     """A tape at the first state, for a sequence of so many steps, with gates and outputs of this dtype."""
+    _refuse_missing(inputs, settings)
     refuse_transforms(inputs.flat() if settings.resets is None else [*inputs.flat(), settings.resets])
     wanted = inputs.wanted() if torch.is_grad_enabled() else frozenset()
     counts = _counts(cell, inputs.state, settings, "the first state", dtype)
@@ -87,6 +90,25 @@ def build_tape(cell: Cell, inputs: LayerTensors, settings: LayerSettings, steps:
         name=settings.name, share=settings.share, sliced=settings.sliced, resets=settings.resets, anew=anew,
         starts=settings.starts,
     )  # fmt: skip
+
+
+def _refuse_missing(inputs: LayerTensors, settings: LayerSettings) -> None:
+    """Refuse what Triton's kernel does not have yet.
+
+    Raises:
+        ValueError: names it.
+    """
+    if settings.native != "triton":
+        return
+    missing = {
+        "responses": inputs.responses,
+        "resets": settings.resets is not None,
+        "late starts": settings.starts is not None,
+        "units kept at every step": settings.sliced,
+    }
+    for what, asked in missing.items():
+        if asked:
+            raise ValueError(f'{settings.name}: backend="triton" does not have {what} yet; backend="auto" runs them')
 
 
 def _counts(cell: Cell, states: State, settings: LayerSettings, what: str, dtype: torch.dtype) -> dict[str, Tensor]:

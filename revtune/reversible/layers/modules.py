@@ -31,7 +31,8 @@ class RevGRU(RevRNN):
         forgetting: False gives NF-RevGRU, which stores nothing and cannot forget.
         output: "all" returns the top layer's outputs of all steps; "last" each direction's last one, (B, D * H), and
             no per-step output ever exists.
-        backend: "auto" or "reference", the plain torch path.
+        backend: "auto"; "reference", the plain torch path; "native", the C++ kernel or an error; "triton", the kernel
+            for NVIDIA GPUs, which was never run on one yet.
         input_dropout, hidden_dropout, output_dropout: rates of locked dropout on the first layer's input, on the state
             as the recurrent products read it, and on the top layer's output; one mask a sequence.
         weight_drop: rate of dropout on the recurrent weights, one mask a sequence (Merity et al. 2018).

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from revtune.reversible.arguments import check_flag, check_rate, check_size, check_tensor, running
 from revtune.reversible.cells.cell import Cell, Response, State
 from revtune.reversible.kernel.backend import chosen
+from revtune.reversible.kernel.engine import Engine
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.kernel.traced import is_traced
 from revtune.reversible.kernel.untraced import untraced
@@ -153,8 +154,8 @@ class RevRNN(FlatWeights):
     ) -> tuple[Any, Any]:
         return self._run(input, hx, given)
 
-    def runs_native(self, like: Tensor) -> bool:
-        """Whether the kernel runs this net, all its layers and directions, on inputs like this tensor.
+    def runs_native(self, like: Tensor) -> Engine:
+        """Which kernel, if any, runs this net, all its layers and directions, on inputs like this tensor.
 
         Raises:
             BackendError, ValueError: its options ask for the kernel, which cannot be had or cannot run it.
@@ -167,7 +168,7 @@ class RevRNN(FlatWeights):
         hx: Hx | None,
         given: GivenResets = NO_RESETS,
         *,
-        native: bool | None = None,
+        native: Engine | None = None,
     ) -> tuple[Any, Any]:
         """Run the layers, on the backend that is chosen already or else here, once the input is known to fit."""
         if isinstance(input, PackedSequence):
@@ -257,7 +258,7 @@ class RevRNN(FlatWeights):
         states: State,
         lengths: Tensor | None,
         *,
-        native: bool,
+        native: Engine,
         sliced: int = 0,
         resets: Resets | None = None,
     ) -> Assembled:
@@ -268,7 +269,7 @@ class RevRNN(FlatWeights):
             batch: rows, dtype and device.
             states: first states, (L, B, H) each.
             lengths: steps of each row, or None.
-            native: whether the kernel runs it, as `runs_native` tells.
+            native: the kernel that runs it, if any, as `runs_native` tells.
             sliced: how many first units of the top layer's h are sliced, as in `Tape`.
             resets: where rows begin anew, and from what.
         """
@@ -287,7 +288,7 @@ class RevRNN(FlatWeights):
         return Assembled(Stack(links), inputs)
 
     def _layers(
-        self, x: Tensor, states: State, lengths: Tensor | None, native: bool, resets: Resets | None = None
+        self, x: Tensor, states: State, lengths: Tensor | None, native: Engine, resets: Resets | None = None
     ) -> tuple[Tensor, State]:
         every = self.options.output == "all"
         if not is_traced(x) and x.shape[1] == 0:
@@ -295,7 +296,7 @@ class RevRNN(FlatWeights):
         if self.bidirectional:
             return self._both_ways(x, states, lengths, native, resets)
         if every and native:
-            return self._one_by_one(x, states, lengths, resets)
+            return self._one_by_one(x, states, lengths, native, resets)
         if is_traced(x):
             return self._as_operator(x, states, lengths, native)
         stack, inputs = self.assemble(x.shape[0], BatchSpec.of(x), states, lengths, native=native, resets=resets)
@@ -314,7 +315,7 @@ class RevRNN(FlatWeights):
         y = x.new_empty((*x.shape[:2], width) if self.options.output == "all" else (0, width))
         return y + nothing, tuple(state + nothing.to(state.dtype) for state in states)
 
-    def _as_operator(self, x: Tensor, states: State, lengths: Tensor | None, native: bool) -> tuple[Tensor, State]:
+    def _as_operator(self, x: Tensor, states: State, lengths: Tensor | None, native: Engine) -> tuple[Tensor, State]:
         """All layers of a unidirectional net as one node of a graph."""
         x, spec = self._dropped(x, 0), BatchSpec.of(x)
         layers = [
@@ -332,7 +333,7 @@ class RevRNN(FlatWeights):
         return run_as_operator(self.cell, layers, x, dropout=dropout, backend=self.options.backend, every=every)
 
     def _one_by_one(
-        self, x: Tensor, states: State, lengths: Tensor | None, resets: Resets | None
+        self, x: Tensor, states: State, lengths: Tensor | None, native: Engine, resets: Resets | None
     ) -> tuple[Tensor, State]:
         """Layers after one another, each with all its outputs: the kernel needs nothing else to go back."""
         finals: list[State] = []
@@ -340,19 +341,19 @@ class RevRNN(FlatWeights):
             x = self._dropped(x, layer)
             first = tuple(state[layer] for state in states)
             anew = of_layer(resets, layer)
-            x, final = run_layer(self.cell, x, *self._layer(layer, "", BatchSpec.of(x), first, lengths, True, anew))
+            x, final = run_layer(self.cell, x, *self._layer(layer, "", BatchSpec.of(x), first, lengths, native, anew))
             finals.append(final)
         return self._masked(x, "output_dropout"), _stacked(finals)
 
     def _both_ways(
-        self, x: Tensor, states: State, lengths: Tensor | None, native: bool, resets: Resets | None
+        self, x: Tensor, states: State, lengths: Tensor | None, native: Engine, resets: Resets | None
     ) -> tuple[Tensor, State]:
         outputs, finals = layers_both_ways(self, x, states, lengths, native, resets, self.num_layers)
         y = joined(outputs, lengths) if self.options.output == "all" else torch.cat(outputs, -1)
         return self._masked(y, "output_dropout"), _stacked(finals)
 
     def _layer(
-        self, layer: int, suffix: str, batch: BatchSpec, state: State, lengths: Tensor | None, native: bool,
+        self, layer: int, suffix: str, batch: BatchSpec, state: State, lengths: Tensor | None, native: Engine,
         resets: Resets | None = None,
     ) -> tuple[LayerTensors, LayerSettings]:  # fmt: skip
         """What one layer in one direction runs with: its tensors, and its settings with the masks drawn for it."""

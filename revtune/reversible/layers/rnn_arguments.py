@@ -12,6 +12,7 @@ from torch import Tensor
 
 from revtune.reversible.arguments import check_like, check_materialized, check_rate, check_tensor
 from revtune.reversible.cells.cell import State
+from revtune.reversible.kernel.backend import check_backend
 from revtune.reversible.layers.masks import BatchSpec
 
 Hx = Tensor | tuple[Tensor, ...]
@@ -38,8 +39,7 @@ class Options(NamedTuple):
         """
         if self.output not in ("all", "last"):
             raise ValueError(f'output must be "all" or "last", got {self.output!r}')
-        if self.backend not in ("auto", "native", "reference"):
-            raise ValueError(f'backend must be "auto", "native" or "reference", got {self.backend!r}')
+        check_backend(self.backend)
         for name in ("input_dropout", "hidden_dropout", "output_dropout", "weight_drop"):
             check_rate(name, getattr(self, name))
         return self

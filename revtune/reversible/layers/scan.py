@@ -84,7 +84,8 @@ def scan(
         lengths: steps of each row, (B,), in 1..T.
         chunk: steps of a chunk; by default what fits 3 MiB, at least 4.
         share: units that share a head of the buffer; by default `default_share(T, parts)`.
-        backend: "auto", "native" (the C++ kernel: RevGRU and RevLSTM in float32 on the CPU) or "reference".
+        backend: "auto", "native" (the C++ kernel: RevGRU and RevLSTM in float32 on the CPU), "reference" or "triton"
+            (the same on an NVIDIA GPU; it was never run on one yet).
         resets: before which steps a row begins anew, (T, B) bool, as where episodes end: from `reset_state`, and with
             no gradient across. Outputs are to the last bit those of the episodes run apart at the same `share`.
         reset_state: one tensor (B, H), or (1, H) for all rows, for each of the cell's states; zeros by default.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from revtune.processes import having, share_of_batch
-from revtune.reversible.kernel.chunks import evened_out, fewest_steps, most_steps
+from revtune.reversible.kernel.chunks import budget_on, evened_out, fewest_steps, most_steps
 from revtune.reversible.kernel.tape import Tape
 from revtune.reversible.layers.masks import DrawMask
 from revtune.reversible.meter import Usage
@@ -25,7 +25,8 @@ from revtune.reversible.meter import Usage
 DEFAULT_BUDGET = 3 * 2**20
 """Bytes that one chunk's inputs, gates and projections may take, over all layers that move together.
 
-It is of the order of a CPU's cache, where a chunk then stays from its forward pass to its gradient.
+It is of the order of a CPU's cache, where a chunk then stays from its forward pass to its gradient. On a GPU it is
+`budget_on`'s.
 """
 
 
@@ -109,7 +110,7 @@ class Tapes:
     def budget(self) -> int:
         """Bytes that a chunk may take by default."""
         responding = any(tape.weights.responses for tape in self.tapes)
-        return RESPONDING * DEFAULT_BUDGET if responding else DEFAULT_BUDGET
+        return budget_on(self.tapes[0].slices.device, RESPONDING * DEFAULT_BUDGET if responding else DEFAULT_BUDGET)
 
     @property
     def step_bytes(self) -> int:

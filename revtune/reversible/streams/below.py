@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from revtune.reversible.cells.cell import State
+from revtune.reversible.kernel.engine import Engine
 from revtune.reversible.kernel.sequence_recall import keeping_no_gates
 from revtune.reversible.layers.both_ways import layers_both_ways, opposite_steps
 from revtune.reversible.layers.resets import Resets
@@ -43,7 +44,7 @@ class Below(ChunkEncoder):
 
     def __init__(
         self, net: RevRNN, encode: Encode | None, inputs: Tensor, states: State, lengths: Tensor | None,
-        resets: Resets | None, sinks: Sinks, *, native: bool, dropout: StepDropout | None,
+        resets: Resets | None, sinks: Sinks, *, native: Engine, dropout: StepDropout | None,
     ) -> None:  # fmt: skip
         self._net, self._encode, self._inputs, self._states, self._lengths = net, encode, inputs, states, lengths
         self._resets, self._sinks, self._native, self._dropout = resets, sinks, native, dropout

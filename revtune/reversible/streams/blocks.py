@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from revtune.reversible.kernel.chunks import evened_out
+from revtune.reversible.kernel.chunks import budget_on, evened_out
 from revtune.reversible.streams.chunk_graph import Autocast
 from revtune.reversible.streams.held import held_tensors
 from revtune.reversible.streams.trials import key_of, remember, trial
@@ -64,7 +64,7 @@ def block_steps(
         )
         known = remember(_known, key, (two_steps - one_step, 2 * one_step - two_steps))
     step_bytes, shared_bytes = known
-    budget = max(BLOCK_BYTES, shared_bytes // WEIGHTS_SHARE)
+    budget = max(budget_on(y.device, BLOCK_BYTES), shared_bytes // WEIGHTS_SHARE)
     most = min(budget, limit or budget) // step_bytes if step_bytes > 0 else chunk
     return evened_out(chunk, most, fewest=fewest)
 

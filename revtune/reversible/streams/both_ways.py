@@ -25,6 +25,7 @@ from revtune.errors import ReversalError
 from revtune.reversible import meter as metering
 from revtune.reversible.cells.cell import State
 from revtune.reversible.kernel.chunks import pieces
+from revtune.reversible.kernel.engine import Engine
 from revtune.reversible.kernel.tape import TapePosition
 from revtune.reversible.layers.both_ways import BothWays, assemble_both_ways
 from revtune.reversible.layers.masks import BatchSpec
@@ -55,7 +56,7 @@ class StreamBothWays(Stream):
         # In one tensor: small ones that live long keep C's heap from joining what comes and goes with each chunk
         self._losses = self._loss.new_zeros(len(self._spans), *self._loss.shape)
 
-    def _take_stack(self, spec: BatchSpec, states: State, native: bool) -> None:
+    def _take_stack(self, spec: BatchSpec, states: State, native: Engine) -> None:
         batch, rnn = self._batch, self._rnn
         self.stack, self.layers = assemble_both_ways(
             rnn, self.steps, spec, states, batch.lengths, native=native, resets=self._resets

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from revtune.reversible.arguments import check_fraction, check_size, check_tensor
-from revtune.reversible.kernel.chunks import spans
+from revtune.reversible.kernel.chunks import budget_on, spans
 from revtune.reversible.kernel.matmuls import products_for
 from revtune.reversible.streams.gradient_sinks import Sinks, any_open, sink_of
 from revtune.reversible.streams.hooks import called_as_written
@@ -206,7 +206,7 @@ class LinearCrossEntropy(nn.Module):
         """
         loss, products = torch.zeros((), dtype=torch.float64, device=y.device), products_for(y)
         want_gradient = any(into is not None for into in (dweight, dbias, dy))
-        most = max(FEWEST_POSITIONS, (block_bytes or BLOCK_BYTES) // (4 * self.num_classes))
+        most = max(FEWEST_POSITIONS, (block_bytes or budget_on(y.device, BLOCK_BYTES)) // (4 * self.num_classes))
         for block in spans(0, y.shape[0], most):
             block_losses, grad = self._block(self._scores(y[block]), targets[block], want_gradient)
             loss += block_losses.sum()

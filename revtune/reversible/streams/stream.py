@@ -19,6 +19,7 @@ from revtune.errors import ReversalError
 from revtune.reversible import meter as metering
 from revtune.reversible.cells.cell import State
 from revtune.reversible.kernel.chunks import pieces
+from revtune.reversible.kernel.engine import Engine
 from revtune.reversible.kernel.tape import Tape, TapePosition
 from revtune.reversible.layers.masks import BatchSpec
 from revtune.reversible.layers.resets import GivenResets, Resets
@@ -122,7 +123,7 @@ class Stream:
         self._last: list[TapePosition] = []
         self.stack.reuse_outputs()
 
-    def _take_stack(self, spec: BatchSpec, states: State, native: bool) -> None:
+    def _take_stack(self, spec: BatchSpec, states: State, native: Engine) -> None:
         """Take up the net's stack and what encodes its chunks.
 
         Args:

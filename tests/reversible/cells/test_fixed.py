@@ -49,7 +49,7 @@ def test_a_forget_gate_is_the_nearest_whole_1024th_up_to_its_top(z: float, top: 
         assert gate.dtype == dtype
         assert fixed.forget_integer(gate).item() == wanted
         assert fixed.forget_integer(gate).dtype == torch.float64
-        assert fixed.is_rounded(gate)
+        assert not fixed.is_rough(gate)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -77,8 +77,8 @@ def test_not_a_number_and_infinity_stay_visible(bad: float, dtype: torch.dtype) 
 
 @pytest.mark.parametrize("gate", [0.0, 0.3, 1 / 2048, 1.0 + 1 / 1024, -0.5, float("inf")])
 def test_what_is_no_rounded_gate_is_seen(gate: float) -> None:
-    assert not fixed.is_rounded(torch.tensor([0.5, gate]))
+    assert fixed.is_rough(torch.tensor([0.5, gate]))
 
 
 def test_not_a_number_is_left_to_those_who_name_it() -> None:
-    assert fixed.is_rounded(torch.tensor([0.5, 1.0, 1 / 1024, float("nan")]))
+    assert not fixed.is_rough(torch.tensor([0.5, 1.0, 1 / 1024, float("nan")]))

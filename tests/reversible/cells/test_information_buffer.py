@@ -1,4 +1,7 @@
-"""The information buffer gives back every count, keeps its heads in range, stores little more than was forgotten."""
+"""The information buffer gives back every count, keeps its heads in range, stores little more than was forgotten.
+
+What is said of one kind is said of both: of the one for a CPU, and of the one that asks its device nothing.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,6 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from revtune import Buffer, ReversalError, default_share, ideal_bits
+from revtune.reversible.cells.lane_buffer import LaneBuffer
+
+of_both_kinds = pytest.mark.parametrize("kind", [Buffer, LaneBuffer])
 
 LOW, HIGH = 2**14, 2**30
 LIMIT = 2**52
@@ -24,8 +30,8 @@ class Shape(NamedTuple):
     parts: int
     share: int
 
-    def buffer(self) -> Buffer:
-        return Buffer(self.rows, self.units, parts=self.parts, share=self.share)
+    def buffer(self, kind: type[Buffer] = Buffer) -> Buffer:
+        return kind(self.rows, self.units, parts=self.parts, share=self.share)
 
 
 class Model:
@@ -106,13 +112,15 @@ def random_counts(rows: int, units: int, generator: torch.Generator) -> Tensor:
     return torch.randint(-(2**33), 2**33, (rows, units), generator=generator).double()
 
 
+@of_both_kinds
 @settings(deadline=None, max_examples=150)
-@given(plans())
+@given(plan=plans())
 def test_buffer_is_its_whole_number_model_step_by_step_and_inverts(
+    kind: type[Buffer],
     plan: tuple[Shape, list[tuple[str, list[list[int]], list[list[int]]]]],
 ) -> None:
     shape, moves = plan
-    buffer, model = shape.buffer(), Model(shape)
+    buffer, model = shape.buffer(kind), Model(shape)
     waiting: list[tuple[list[list[int]], list[list[int]], list[list[int]]]] = []
 
     def agree() -> None:
@@ -191,8 +199,9 @@ def test_multiplying_is_right_to_ten_low_bits(count: int, zi: int) -> None:
     assert abs(product - count * zi / 1024) < 1024
 
 
-def test_dividing_more_than_was_multiplied_is_a_reversal_error() -> None:
-    buffer, zi = Buffer(4, 8), torch.full((4, 8), 3.0, dtype=torch.float64)
+@of_both_kinds
+def test_dividing_more_than_was_multiplied_is_a_reversal_error(kind: type[Buffer]) -> None:
+    buffer, zi = kind(4, 8), torch.full((4, 8), 3.0, dtype=torch.float64)
     h = random_counts(4, 8, torch.Generator().manual_seed(0))
     for _ in range(5):
         h = buffer.multiply(h, zi)
@@ -203,8 +212,9 @@ def test_dividing_more_than_was_multiplied_is_a_reversal_error() -> None:
             h = buffer.divide(h, zi)
 
 
-def test_copies_go_their_own_ways() -> None:
-    generator, buffer = torch.Generator().manual_seed(1), Buffer(3, 4, parts=2, share=4)
+@of_both_kinds
+def test_copies_go_their_own_ways(kind: type[Buffer]) -> None:
+    generator, buffer = torch.Generator().manual_seed(1), kind(3, 4, parts=2, share=4)
     zi = torch.randint(1, 300, (20, 3, 4), generator=generator).double()
     kept = [random_counts(3, 4, generator)]
     for step in range(10):
@@ -226,8 +236,9 @@ def test_copies_go_their_own_ways() -> None:
         assert torch.equal(buffer.divide(kept[step + 1], zi[step]), kept[step])
 
 
-def test_discarding_forgets_the_words_since_the_last_seal_only() -> None:
-    generator, buffer = torch.Generator().manual_seed(2), Buffer(2, 6)
+@of_both_kinds
+def test_discarding_forgets_the_words_since_the_last_seal_only(kind: type[Buffer]) -> None:
+    generator, buffer = torch.Generator().manual_seed(2), kind(2, 6)
     zi = torch.randint(1, 40, (12, 2, 6), generator=generator).double()
     kept = [random_counts(2, 6, generator)]
     for step in range(6):
@@ -245,12 +256,13 @@ def test_discarding_forgets_the_words_since_the_last_seal_only() -> None:
     assert buffer.words == 0
 
 
+@of_both_kinds
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_not_a_number_and_infinity_stay_visible(bad: float) -> None:
+def test_not_a_number_and_infinity_stay_visible(kind: type[Buffer], bad: float) -> None:
     half = torch.full((1, 2), 512.0, dtype=torch.float64)
-    assert not Buffer(1, 2).multiply(torch.tensor([[bad, 3.0]], dtype=torch.float64), half)[0, 0].isfinite()
+    assert not kind(1, 2).multiply(torch.tensor([[bad, 3.0]], dtype=torch.float64), half)[0, 0].isfinite()
     gates = torch.tensor([[float("nan"), 512.0]], dtype=torch.float64)
-    assert not Buffer(1, 2).multiply(tensor([[5, 3]]), gates)[0, 0].isfinite()
+    assert not kind(1, 2).multiply(tensor([[5, 3]]), gates)[0, 0].isfinite()
 
 
 @given(st.integers(1, 10**6), st.integers(1, 8))
@@ -279,13 +291,16 @@ def test_ideal_bits() -> None:
     assert ideal_bits(tensor([[512, 1024, 1]])) == 11.0
 
 
+@of_both_kinds
 @given(
     counts=st.lists(st.integers(1 - LIMIT, LIMIT - 1), min_size=12, max_size=12),
     heads=st.lists(st.integers(LOW, HIGH - 1), min_size=4, max_size=4),
     sealed=st.booleans(),
 )
-def test_what_is_put_away_whole_is_taken_back(counts: list[int], heads: list[int], sealed: bool) -> None:
-    buffer, rows = Buffer(4, 3, parts=2, share=6), torch.tensor([0, 3])
+def test_what_is_put_away_whole_is_taken_back(
+    kind: type[Buffer], counts: list[int], heads: list[int], sealed: bool
+) -> None:
+    buffer, rows = kind(4, 3, parts=2, share=6), torch.tensor([0, 3])
     buffer.heads.copy_(torch.tensor(heads).view(4, 1))
     first, second = torch.tensor(counts, dtype=torch.float64).view(2, 2, 3)
     buffer.put_away(rows, [first, second])

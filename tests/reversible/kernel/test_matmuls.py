@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from revtune.reversible.kernel.matmuls import LARGEST_PACKED, NativeProducts, Products, products_for
+from revtune.reversible.kernel.matmuls import LARGEST_PACKED, KernelProducts, Products, products_for
 from tests.stored import relative
 
 BACKENDS = ("native",)
@@ -34,7 +34,7 @@ def test_projections_are_torchs(positions: int, inputs: int, outputs: int, layou
     lay = LAYOUTS[layout]
     x, weight, bias = normal(positions, inputs), normal(outputs, inputs, seed=1), normal(outputs)
     exact = x.double() @ weight.double().t()
-    for products in (NativeProducts(), Products()):
+    for products in (KernelProducts(), Products()):
         assert relative(products.linear(lay(x), lay(weight)), exact) < 1e-6
         assert relative(products.linear(lay(x), lay(weight), bias), exact + bias) < 1e-6
         into = torch.full((positions, outputs), float("nan"))
@@ -43,7 +43,7 @@ def test_projections_are_torchs(positions: int, inputs: int, outputs: int, layou
 
 @shapes
 def test_packed_weights_give_the_same_bits(positions: int, inputs: int, outputs: int) -> None:
-    products, x, bias = NativeProducts(), normal(positions, inputs), normal(outputs)
+    products, x, bias = KernelProducts(), normal(positions, inputs), normal(outputs)
     weight = normal(outputs, inputs, seed=1)
     packed = products.pack(weight)
     assert packed is not None
@@ -52,8 +52,8 @@ def test_packed_weights_give_the_same_bits(positions: int, inputs: int, outputs:
 
 
 def test_only_small_weights_are_packed() -> None:
-    assert NativeProducts().pack(torch.zeros(1, LARGEST_PACKED // 4)) is not None
-    assert NativeProducts().pack(torch.zeros(1, LARGEST_PACKED // 4 + 1)) is None
+    assert KernelProducts().pack(torch.zeros(1, LARGEST_PACKED // 4)) is not None
+    assert KernelProducts().pack(torch.zeros(1, LARGEST_PACKED // 4 + 1)) is None
     assert Products().pack(torch.zeros(1, 1)) is None
 
 
@@ -62,7 +62,7 @@ def test_only_small_weights_are_packed() -> None:
 def test_gradients_of_inputs_are_torchs(positions: int, inputs: int, outputs: int, layout: str) -> None:
     lay = LAYOUTS[layout]
     grad, weight = normal(positions, outputs), normal(outputs, inputs, seed=1)
-    for products in (NativeProducts(), Products()):
+    for products in (KernelProducts(), Products()):
         assert relative(products.back(lay(grad), lay(weight)), grad.double() @ weight.double()) < 1e-6
 
 
@@ -72,7 +72,7 @@ def test_gradients_of_weights_are_added(positions: int, inputs: int, outputs: in
     lay = LAYOUTS[layout]
     grad, value, start = normal(positions, outputs), normal(positions, inputs, seed=1), normal(outputs, inputs)
     wanted = start.double() + grad.double().t() @ value.double()
-    for products in (NativeProducts(), Products()):
+    for products in (KernelProducts(), Products()):
         into = start.clone()
         products.add_outer(into, lay(grad), lay(value))
         assert relative(into, wanted) < 1e-6
@@ -85,10 +85,10 @@ def test_gradients_of_weights_are_added(positions: int, inputs: int, outputs: in
 def test_a_lazy_clone_is_written_and_its_origin_is_not() -> None:
     grad, value, start = normal(3, 5), normal(3, 7, seed=1), normal(5, 7)
     before, into = start.clone(), torch._lazy_clone(start)
-    NativeProducts().add_outer(into, grad, value)
+    KernelProducts().add_outer(into, grad, value)
     assert torch.equal(start, before) and relative(into, before + grad.t() @ value) < 1e-6
     out = torch._lazy_clone(start)
-    assert NativeProducts().linear(normal(5, 4), normal(7, 4), out=out) is out
+    assert KernelProducts().linear(normal(5, 4), normal(7, 4), out=out) is out
     assert torch.equal(start, before) and not torch.equal(out, before)
 
 
@@ -96,8 +96,8 @@ def test_steps_and_rows_may_stand_apart() -> None:
     x, weight = normal(4, 3, 50), normal(7, 50)
     for given in (x, x.transpose(0, 1), x.transpose(0, 1).contiguous().transpose(0, 1)):
         wanted = given.double() @ weight.double().t()
-        assert relative(NativeProducts().linear(given, weight), wanted) < 1e-6
-        assert relative(NativeProducts().back(wanted.float(), weight), wanted @ weight.double()) < 1e-6
+        assert relative(KernelProducts().linear(given, weight), wanted) < 1e-6
+        assert relative(KernelProducts().back(wanted.float(), weight), wanted @ weight.double()) < 1e-6
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def threads() -> Iterator[None]:
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(70, 33), (257, 130), (300, 600)])
 def test_bits_depend_on_neither_rows_nor_threads(inputs: int, outputs: int, threads: None) -> None:
-    products, x, weight = NativeProducts(), normal(60, inputs), normal(outputs, inputs, seed=1)
+    products, x, weight = KernelProducts(), normal(60, inputs), normal(outputs, inputs, seed=1)
     grad, found = normal(60, outputs, seed=2), []
     for number in (1, 2, 3):
         torch.set_num_threads(number)
@@ -128,7 +128,7 @@ def test_bits_depend_on_neither_rows_nor_threads(inputs: int, outputs: int, thre
 @pytest.mark.parametrize("own", [False, True])
 def test_a_response_is_added_in_one_form(steps: int, rows: int, outputs: int, own: bool) -> None:
     """That of plain torch over the same products, to the bit: gates must not depend on who projects."""
-    products, x, weight = NativeProducts(), normal(steps, rows, 9), normal(outputs, 9, seed=1)
+    products, x, weight = KernelProducts(), normal(steps, rows, 9), normal(outputs, 9, seed=1)
     extra, scale = normal(outputs, 9, seed=2), normal(rows, outputs, seed=3)
     bias, noted = normal(rows, outputs, seed=4) if own else normal(outputs, seed=4), torch.empty(steps, rows, outputs)
     given = products.answering(x, weight, bias, (extra, scale), products=noted)
@@ -139,7 +139,7 @@ def test_a_response_is_added_in_one_form(steps: int, rows: int, outputs: int, ow
 
 @pytest.mark.parametrize(("steps", "rows", "outputs"), [(1, 1, 1), (4, 3, 33), (7, 20, 600)])
 def test_the_way_back_of_a_response(steps: int, rows: int, outputs: int, threads: None) -> None:
-    products, grad, scale = NativeProducts(), normal(steps, rows, outputs), normal(rows, outputs, seed=1)
+    products, grad, scale = KernelProducts(), normal(steps, rows, outputs), normal(rows, outputs, seed=1)
     noted, start, found = normal(steps, rows, outputs, seed=2), normal(rows, outputs, seed=3), []
     for number in (1, 2, 3):
         torch.set_num_threads(number)
@@ -162,7 +162,7 @@ def test_the_response_of_positions_there_and_back(index: list[int], outputs: int
     y, product, grad = (normal(positions, outputs, seed=seed) for seed in (1, 2, 3))
     scale, bias, *sums = (normal(rows, outputs, seed=seed) for seed in (4, 5, 6, 7))
     found = []
-    for number, products in ((1, Products()), (1, NativeProducts()), (2, NativeProducts()), (3, NativeProducts())):
+    for number, products in ((1, Products()), (1, KernelProducts()), (2, KernelProducts()), (3, KernelProducts())):
         torch.set_num_threads(number)
         with_bias, without, room, (dscale, dbias) = y.clone(), y.clone(), product.clone(), [sum.clone() for sum in sums]
         products.add_answer(with_bias, product, scale, bias, of)
@@ -184,14 +184,14 @@ def test_the_response_of_positions_there_and_back(index: list[int], outputs: int
 
 def test_a_product_is_added_to_another() -> None:
     grad, weight, start = normal(9, 70), normal(70, 40, seed=1), normal(9, 40, seed=2)
-    for products in (Products(), NativeProducts()):
+    for products in (Products(), KernelProducts()):
         into = start.clone()
         products.add_back(into, grad, weight)
         assert relative(into, start + grad.double() @ weight.double()) < 1e-6
 
 
 def test_the_kernels_are_taken_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert type(products_for(torch.zeros(1))) is NativeProducts
+    assert type(products_for(torch.zeros(1))) is KernelProducts
     assert type(products_for(torch.zeros(1, dtype=torch.float64))) is Products
     assert type(products_for(torch.zeros(1, device="meta"))) is Products
     monkeypatch.setenv("REVTUNE_BACKEND", "reference")

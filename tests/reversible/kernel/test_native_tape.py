@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import revtune as rt
 from revtune.reversible.kernel import sequence_recall
 from revtune.reversible.kernel.kernel import Keep
-from revtune.reversible.kernel.matmuls import NativeProducts
+from revtune.reversible.kernel.matmuls import KernelProducts
 from revtune.reversible.kernel.native_tape import NativeTape
 from revtune.reversible.kernel.reference import ReferenceTape
 from revtune.reversible.kernel.tape import LayerTensors
@@ -348,7 +348,7 @@ def taped(of: Problem, wanted: frozenset[str], *, rows: int = 3, **options: Any)
     leaves = {name: tensor.clone().requires_grad_(name in wanted) for name, tensor in tensors.items()}
     pairs = {name: (leaves[f"{name}.V"], leaves[f"{name}.s"]) for name in ("ih", "hh")}
     inputs = LayerTensors(of.state, {name: leaves[name] for name in weights}, pairs)
-    tape = build_tape(of.cell, inputs, LayerSettings("layer", True, **options), len(of.x), torch.float32)
+    tape = build_tape(of.cell, inputs, LayerSettings("layer", "native", **options), len(of.x), torch.float32)
     assert isinstance(tape, NativeTape)
     return tape
 
@@ -379,7 +379,7 @@ def test_a_response_learns_the_same_rewound_and_recalled(kind: str, kept: int, m
     responses = {name: (leaves[f"{name}.V"], leaves[f"{name}.s"]) for name in ("ih", "hh")}
     y, _ = run_layer(
         of.cell, x, LayerTensors(of.state, {n: leaves[n] for n in tensors.tensors}, responses),
-        LayerSettings("layer", True, masks, chunk=5),
+        LayerSettings("layer", "native", masks, chunk=5),
     )  # fmt: skip
     y.square().sum().backward()
     assert x.grad is not None and torch.equal(torch.cat([part for part in dx if part is not None]), x.grad)
@@ -402,7 +402,7 @@ def test_what_nobody_wants_is_not_computed(kind: str, monkeypatch: pytest.Monkey
         raise AssertionError("a product that nobody wants")
 
     for name in ("add_outer", "back", "add_back"):
-        monkeypatch.setattr(NativeProducts, name, refused)
+        monkeypatch.setattr(KernelProducts, name, refused)
     assert streamed(part, of, wanted=False) == [None] * 4
     assert part.weights.gradients.keys() == SHIFTED
     for name, grad in part.weights.gradients.items():

@@ -12,7 +12,9 @@ BACKENDS = ("native",)
 def test_names_and_order_are_the_schemas(name: str) -> None:
     arguments = getattr(torch.ops.revtune, name).default._schema.arguments[-len(SequenceArguments._fields) :]
     assert [argument.name for argument in arguments] == list(SequenceArguments._fields)
-    assert ["Tensor" in str(argument.type) for argument in arguments] == [True] * 13 + [False] * 8 + [True] * 3
+    assert ["Tensor" in str(argument.type) for argument in arguments] == [True] * 13 + [False] * 8 + [True] * 3 + [
+        False
+    ]
 
 
 def test_the_arguments_of_backward_are_its_schemas() -> None:
@@ -28,7 +30,7 @@ def test_tensors_settings_and_what_gradients_flow_to() -> None:
         x, h, c, None, None, hh, None, None, None, None, None, None, lengths, 4, None, 3.0, True, True, True,
         "RevLSTM", True, resets, anew,
     )  # fmt: skip
-    assert given.tensors() == (*given[:13], resets, anew, None) and given.settings() == given[13:-3]
+    assert given.tensors() == (*given[:13], resets, anew, None) and given.settings() == (*given[13:21], given[-1])
     assert SequenceArguments.of(given.tensors(), given.settings()) == given
     assert given.differentiable() == [getattr(given, name) for name in DIFFERENTIABLE] == [*given[:10], anew, None]
     assert given.read_again() == {

@@ -122,7 +122,7 @@ def test_prints_what_differs_from_the_defaults(kind: Any) -> None:
         ({"bias": 1}, "bias must be True or False, got 1"),
         ({"forgetting": None}, "forgetting must be True or False, got None"),
         ({"max_forget_bits": 0}, "max_forget_bits must be a positive number or None"),
-        ({"backend": "cuda"}, 'backend must be "auto", "native" or "reference", got \'cuda\''),
+        ({"backend": "cuda"}, 'backend must be "auto", "native", "reference" or "triton", got \'cuda\''),
         ({"dtype": torch.float16}, "dtype must be torch.float32 or torch.float64, got torch.float16"),
     ],
 )

@@ -1,0 +1,154 @@
+"""The operators of a chunk, with the arguments of those in csrc/revtune.cpp, run by Triton's kernels.
+
+States and heads come and go as float64, as everywhere in Python; inside a chunk they are int64 and int32. A chunk asks
+the device once for what was noted, and once for how many words there are.
+
+Shapes: K steps of a chunk, B batch, N units of a half, S states of the cell, G gates.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from revtune.reversible.cells import fixed
+from revtune.reversible.kernel.triton.buffer import OUT_OF_RANGE, OVERFLOWED, RAN_EMPTY
+from revtune.reversible.kernel.triton.chunk import HALVES, Chunk, Limit, Whole, floats
+from revtune.reversible.kernel.triton.digest import digest
+from revtune.reversible.kernel.triton.gru_chunk import GruChunk
+from revtune.reversible.kernel.triton.lstm_chunk import LstmChunk
+from revtune.reversible.kernel.triton.stacks import Stacks, tiles
+
+CELLS, EVERYTHING = 2, 3
+"""What a chunk keeps of the buffer, as in `Keep`."""
+
+
+def stacks(rows: int, width: int) -> int:
+    """How many stacks the words of a chunk are in: one for each row and tile of its heads."""
+    return rows * tiles(width)
+
+
+def packed_size(blocks: int, units: int) -> int:
+    """How many numbers a recurrent weight has as kernels read it: as it is."""
+    return HALVES * blocks * units * units
+
+
+def pack_into(packed: Tensor, weight: Tensor, blocks: int) -> None:
+    """Lay out a recurrent weight as kernels read it."""
+    packed.view(weight.shape).copy_(weight)
+
+
+def forward(
+    gates: Tensor, counts: Tensor, heads: Tensor, y: Tensor, y_start: Tensor, c: Tensor | None, c_start: Tensor | None,
+    rh: Tensor | None, packed: Tensor, response: Tensor | None, scale: Tensor | None, mask1: Tensor | None,
+    mask2: Tensor | None, lengths: Tensor | None, first: int, slope: float, forgetting: bool, bounded: bool, keep: int,
+    tally: Tensor | None, sliced: int = 0, answers: Tensor | None = None, resets: Tensor | None = None,
+    anew: Tensor | None = None,
+) -> tuple[Tensor, int, bool]:  # fmt: skip
+    """Run a chunk. Returns the words spilled, a digest of where it began, and whether states stayed in range."""
+    limit = Limit(slope, forgetting, float(bounded))
+    chunk = _chunk(gates, (y, y_start, c, c_start), rh, (mask1, mask2), lengths, limit)
+    _write(counts, y_start, c_start)
+    stored = {CELLS: 1, EVERYTHING: len(counts)}.get(keep, 0) if forgetting else 0  # states of which words are kept
+    standing = digest([counts + 0.0, heads + 0.0]) if keep == EVERYTHING else 0
+    room = Stacks.empty(heads, counts.shape[3], chunk.steps, slope, states=stored)
+    whole = Whole.of(counts, heads, room)
+    chunk.move(whole, room, packed, first, int(keep), back=False)
+    _take(whole, counts, heads)
+    far, overflowed = whole.noted((OUT_OF_RANGE.value, OVERFLOWED.value))
+    assert not overflowed, "a chunk spilled more words than its forget gates allow"
+    if tally is not None and stored:
+        tally += _uses(chunk, first, hidden=keep == EVERYTHING)
+    return room.sealed() if stored else y.new_empty(0, dtype=torch.int16), standing, not far
+
+
+def rewind(
+    gates: Tensor, counts: Tensor, heads: Tensor, words: Tensor, y: Tensor, y_start: Tensor, c: Tensor | None,
+    c_start: Tensor | None, rh: Tensor | None, packed: Tensor, response: Tensor | None, scale: Tensor | None,
+    mask1: Tensor | None, mask2: Tensor | None, lengths: Tensor | None, first: int, slope: float, forgetting: bool,
+    bounded: bool, slices: Tensor | None = None, answers: Tensor | None = None, resets: Tensor | None = None,
+    anew: Tensor | None = None,
+) -> tuple[int, bool]:  # fmt: skip
+    """Undo a chunk. Returns a digest of where it began, and whether its words were used up exactly."""
+    limit = Limit(slope, forgetting, float(bounded))
+    chunk = _chunk(gates, (y, y_start, c, c_start), rh, (mask1, mask2), lengths, limit)
+    _write(counts, y[-1], None if c is None else c[-1])
+    room = Stacks.unsealed(words, *heads.shape[1:])
+    whole = Whole.of(counts, heads, room)
+    chunk.move(whole, room, packed, first, EVERYTHING, back=True)
+    _take(whole, counts, heads)
+    return digest([counts + 0.0, heads + 0.0]), room.used_up(whole.flags & RAN_EMPTY.value)
+
+
+def recall(
+    gates: Tensor, y: Tensor, y_start: Tensor, rh: Tensor | None, packed: Tensor, response: Tensor | None,
+    scale: Tensor | None, mask1: Tensor | None, mask2: Tensor | None, answers: Tensor | None = None,
+    resets: Tensor | None = None, anew: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Evaluate the gates of a chunk whose outputs are known, all steps at once."""
+    chunk = _chunk(gates, (y, y_start, None, None), rh, (mask1, mask2), None, Limit(1.0, True), whole=True)
+    chunk.recall(packed)
+
+
+def recall_cells(
+    gates: Tensor, counts: Tensor, heads: Tensor, words: Tensor, y: Tensor, y_start: Tensor, c: Tensor,
+    c_start: Tensor, lengths: Tensor | None, first: int, slope: float, forgetting: bool, bounded: bool,
+    resets: Tensor | None = None, anew: Tensor | None = None,
+) -> bool:  # fmt: skip
+    """Rewind c alone through a chunk of known gates. Returns whether its words were used up exactly."""
+    limit = Limit(slope, forgetting, float(bounded))
+    chunk = LstmChunk(gates, (y, y_start, c, c_start), (None, None), lengths, limit)
+    room = Stacks.unsealed(words, *heads.shape[1:])
+    whole = Whole.of(counts, heads, room)
+    chunk.recall_cells(whole, room, first)
+    _take(whole, counts, heads)
+    return room.used_up(whole.flags & RAN_EMPTY.value)
+
+
+def gradient(
+    gates: Tensor, direction: Tensor, y: Tensor, y_start: Tensor, c: Tensor | None, c_start: Tensor | None,
+    weight: Tensor, response: Tensor | None, scale: Tensor | None, mask1: Tensor | None, mask2: Tensor | None,
+    lengths: Tensor | None, dy: Tensor | None, first: int, slope: float, forgetting: bool, bounded: bool,
+    resets: Tensor | None = None, anew: Tensor | None = None, anew_direction: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Carry `direction` (S, 2, B, N) and dy (K, B, 2N) back through a chunk; gates become their gradients."""
+    limit = Limit(slope, forgetting, float(bounded))
+    chunk = _chunk(gates, (y, y_start, c, c_start), None, (mask1, mask2), lengths, limit)
+    chunk.carry(direction, weight, dy, first)
+
+
+def _chunk(
+    gates: Tensor, states: tuple[Tensor, Tensor, Tensor | None, Tensor | None], rh: Tensor | None,
+    masks: tuple[Tensor | None, Tensor | None], lengths: Tensor | None, limit: Limit, *, whole: bool = False,
+) -> Chunk:  # fmt: skip
+    """A chunk of the cell that has so many gates; `whole` is for a pass that takes all steps at once."""
+    y = states[0]
+    if gates.shape[2] == LstmChunk.blocks * y.shape[2]:
+        return LstmChunk(gates, states, masks, lengths, limit)
+    rh = y.new_empty(len(y) if whole else 1, *y.shape[1:]) if rh is None else rh
+    return GruChunk(gates, states, rh, masks, lengths, limit)
+
+
+def _write(counts: Tensor, y: Tensor, c: Tensor | None) -> None:
+    """Write a state (S, 2, B, N) in counts as floats, (B, 2N) each."""
+    for state, into in zip(counts, (y, c), strict=False):
+        if into is not None:
+            into.copy_(floats(state))
+
+
+def _take(whole: Whole, counts: Tensor, heads: Tensor) -> None:
+    """Take over state and heads as float64."""
+    counts.copy_(whole.counts)
+    heads.copy_(whole.heads)
+
+
+def _uses(chunk: Chunk, first: int, *, hidden: bool) -> Tensor:
+    """How often a chunk used each forget integer with words kept, (1025,): that of h too, if it is `hidden`."""
+    top = fixed.FORGET_ONE if chunk.blocks == GruChunk.blocks else fixed.FORGET_ONE - 1
+    forget = 1 if chunk.blocks == GruChunk.blocks or not hidden else 2  # z, or f alone, or f and p
+    gates = chunk.gates.unflatten(-1, (HALVES, chunk.blocks, chunk.units))[:, :, :, :forget]
+    used = ((gates * chunk.limit.slope + chunk.limit.floor) * fixed.FORGET_ONE).round().clamp(1, top).long()
+    if chunk.lengths is not None:
+        steps = torch.arange(first, first + chunk.steps, device=gates.device).unsqueeze(-1)
+        used = used[chunk.lengths > steps]
+    return torch.bincount(used.flatten(), minlength=fixed.FORGET_ONE + 1)

@@ -1,0 +1,127 @@
+"""RevGRU's half step: z, r = sigmoid(x + W h'), g = tanh(x + U (r * h')), h <- z * h + (1 - z) * g, as csrc/gru.h.
+
+`evaluate` gives z, r and r * h', `turn` gives g and changes h, forward or back. What is between them is a product that
+reads all of r * h', so that they are two kernels. Both directions, and recall from known outputs, evaluate gates here.
+
+Shapes: M positions, B rows, N units of a half. Gates of a position are [z r g] of half 1, then of half 2.
+"""
+
+import triton
+import triton.language as tl
+
+from revtune.reversible.kernel.triton.arithmetic import forget_integer, from_count, sigmoid, tanh, to_count
+from revtune.reversible.kernel.triton.buffer import depth_noted, forget, is_update, noted, restore
+from revtune.reversible.kernel.triton.product import chain, read_part
+
+
+@triton.jit
+def evaluate(
+    gates, source, rh, weight, mask, positions, rows, units, source_stride, rh_stride,
+    MASKED: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """z, r and r * h' of one half's positions; gates (M, 6N) hold the projected input, source is h' (M, N)."""
+    number = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    position, row = number.to(tl.int64), (number % rows).to(tl.int64)  # a division of 32 bits is the cheap one
+    unit = (tl.program_id(1) * UNITS + tl.arange(0, UNITS)).to(tl.int64)
+    lane = tl.arange(0, DEPTH).to(tl.int64)
+    live, wide = (position < positions)[:, None], (unit < units)[None, :]
+    sum_z = tl.zeros((ROWS, UNITS), tl.float32)
+    sum_r = tl.zeros((ROWS, UNITS), tl.float32)
+    for k in range(0, units, DEPTH):
+        inside = (k + lane < units)[None, :]
+        read = read_part(source, mask, position, row, k + lane, live & inside, source_stride, units, MASKED)
+        known = wide & tl.trans(inside)
+        at = weight + unit[None, :] * units + (k + lane)[:, None]
+        sum_z = tl.dot(read, tl.load(at, mask=known, other=0.0), sum_z, input_precision="ieee")
+        at = weight + (unit + units)[None, :] * units + (k + lane)[:, None]
+        sum_r = tl.dot(read, tl.load(at, mask=known, other=0.0), sum_r, input_precision="ieee")
+    here = live & wide
+    place = gates + position[:, None] * 6 * units + unit[None, :]
+    r = sigmoid(tl.load(place + units, mask=here, other=0.0) + sum_r)
+    tl.store(place, sigmoid(tl.load(place, mask=here, other=0.0) + sum_z), mask=here)
+    tl.store(place + units, r, mask=here)
+    read = read_part(source, mask, position, row, unit, here, source_stride, units, MASKED)
+    tl.store(rh + position[:, None] * rh_stride + unit[None, :], r * read, mask=here)
+
+
+@triton.jit
+def candidate(
+    gates, rh, weight, position, unit, live, wide, units, rh_stride,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """g of some units of one half's positions, which it stores."""
+    total = chain(rh, weight, position, unit + 2 * units, live, wide, units, rh_stride, units, 1, ROWS, UNITS, DEPTH)
+    place = gates + position[:, None] * 6 * units + (unit + 2 * units)[None, :]
+    g = tanh(tl.load(place, mask=live & wide, other=0.0) + total)
+    tl.store(place, g, mask=live & wide)
+    return g
+
+
+@triton.jit
+def propose(
+    gates, rh, weight, positions, units, rh_stride, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr
+):
+    """g of one half's positions, whose outputs are known."""
+    position = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    unit = (tl.program_id(1) * UNITS + tl.arange(0, UNITS)).to(tl.int64)
+    live, wide = (position < positions)[:, None], (unit < units)[None, :]
+    candidate(gates, rh, weight, position, unit, live, wide, units, rh_stride, ROWS, UNITS, DEPTH)
+
+
+@triton.jit
+def turn(
+    gates, rh, weight, counts, heads, words, base, depth, y, flags, lengths, rows, units, width, capacity, step,
+    rh_stride, slope, floor, FORGETTING: tl.constexpr, KEEP: tl.constexpr, BACK: tl.constexpr, RAGGED: tl.constexpr,
+    TURNS: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """g of one half at a step, and h one step on, or with BACK one step back; y (B, .) gets it as floats.
+
+    A program has some rows and HEADS heads, with all units that take turns at them, and a stack of `depth` words from
+    `base` on. KEEP is `Keep`: 0 rounds, 1 drops words, 3 keeps them. `flags` gets what is noted.
+    """
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    column = (tl.program_id(1) * HEADS + tl.arange(0, HEADS)).to(tl.int64)
+    live, inside = (row < rows)[:, None], (column < width)[None, :]
+    runs = live
+    if RAGGED:
+        runs = live & (tl.load(lengths + row, mask=row < rows, other=0) > step)[:, None]
+    stack = row[:, None] * tl.num_programs(1) + tl.program_id(1)
+    head = heads + row[:, None] * width + column[None, :]
+    s = tl.load(head, mask=live & inside, other=16384)
+    at = tl.load(depth + stack, mask=live, other=0)
+    first = words + tl.load(base + stack, mask=live, other=0)
+    wrong = tl.zeros((ROWS, 1), tl.int32)
+    for i in range(TURNS):
+        unit = ((TURNS - 1 - i) if BACK else i) * width + column
+        wide = inside & (unit < units)[None, :]
+        here = live & wide
+        moving = here & runs
+        g = candidate(gates, rh, weight, row, unit, live, wide, units, rh_stride, ROWS, HEADS, DEPTH)
+        z = tl.load(gates + row[:, None] * 6 * units + unit[None, :], mask=here, other=0.5)
+        place = counts + row[:, None] * units + unit[None, :]
+        h = tl.load(place, mask=here, other=0)
+        zi = forget_integer(z, slope, floor, 1024)
+        if FORGETTING:
+            u = (1.0 - zi.to(tl.float32) * 0.0009765625) * g
+        else:
+            u = (1.0 - (slope * z + floor)) * g
+        fine = is_update(u, z)
+        update = to_count(tl.where(fine, u, 0.0))
+        if BACK:
+            new = h - update
+            if FORGETTING:
+                new, s, at = restore(new, s, zi, moving, first, at)
+                wrong |= depth_noted(at, capacity, BACK)
+        else:
+            new = h
+            if FORGETTING:
+                new, s, at = forget(h, s, zi, moving, first, at, capacity, KEEP == 0, KEEP == 3)
+                wrong |= depth_noted(at, capacity, BACK)
+            new += update
+            wrong |= noted(new, fine, moving)
+        new = tl.where(moving, new, h)
+        tl.store(place, new, mask=here)
+        tl.store(y + row[:, None] * 2 * units + unit[None, :], from_count(new), mask=here)
+    tl.store(head, s, mask=live & inside)
+    tl.store(depth + stack, at, mask=live)
+    tl.store(flags + stack, tl.load(flags + stack, mask=live, other=0) | wrong, mask=live)

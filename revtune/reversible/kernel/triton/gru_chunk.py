@@ -1,0 +1,77 @@
+"""A chunk of RevGRU: the launches of its kernels."""
+
+from __future__ import annotations
+
+import triton
+from torch import Tensor
+
+from revtune.reversible.kernel.triton import gru, gru_gradient
+from revtune.reversible.kernel.triton.chunk import CUT, Chunk, Limit, Whole
+from revtune.reversible.kernel.triton.launching import DEPTH, ELEMENTS, HEADS, OPTIONS, ROWS, UNITS
+from revtune.reversible.kernel.triton.stacks import Stacks, tiles
+
+
+class GruChunk(Chunk):
+    """A `Chunk`.
+
+    Args:
+        rh: where r * h' of each step goes, (K, B, 2N), or of one step after the other, (1, B, 2N).
+    """
+
+    blocks = 3
+
+    def __init__(
+        self, gates: Tensor, states: tuple[Tensor, Tensor, Tensor | None, Tensor | None], rh: Tensor,
+        masks: tuple[Tensor | None, Tensor | None], lengths: Tensor | None, limit: Limit,
+    ) -> None:  # fmt: skip
+        super().__init__(gates, states, masks, lengths, limit)
+        self.rh = rh
+
+    def evaluate(self, first: int, last: int, half: int, source: Tensor, packed: Tensor) -> None:
+        (mask, masked), rh = self.masked(half), self._reset(first, last, half)
+        positions = (last - first) * self.rows
+        gru.evaluate[triton.cdiv(positions, ROWS), triton.cdiv(self.units, UNITS)](
+            self.half_gates(first, last, half), source, rh, self.weight(packed, half), mask, positions, self.rows,
+            self.units, source.stride(0), rh.stride(0), MASKED=masked, **CUT, **OPTIONS,
+        )  # fmt: skip
+
+    def turn(
+        self, step: int, half: int, packed: Tensor, whole: Whole, stacks: Stacks, number: int, keep: int, *, back: bool
+    ) -> None:
+        (lengths, ragged), rh, width = self.runs(), self._reset(step, step + 1, half), whole.heads.shape[2]
+        into = self.before(step, half) if back else self.half(self.y[step], half)
+        gru.turn[triton.cdiv(self.rows, ROWS), tiles(width)](
+            self.half_gates(step, step + 1, half), rh, self.weight(packed, half), whole.counts[0, half],
+            whole.heads[0], *stacks[:3], into, whole.flags, lengths, self.rows, self.units, width, stacks.capacity,
+            number, rh.stride(0), self.limit.slope, self.limit.floor, FORGETTING=self.limit.forgetting, KEEP=keep,
+            BACK=back, RAGGED=ragged, TURNS=whole.turns, ROWS=ROWS, HEADS=HEADS, DEPTH=DEPTH, **OPTIONS,
+        )  # fmt: skip
+
+    def complete(self, half: int, packed: Tensor) -> None:
+        rh, positions = self._reset(0, self.steps, half), self.steps * self.rows
+        gru.propose[triton.cdiv(positions, ROWS), triton.cdiv(self.units, UNITS)](
+            self.half_gates(0, self.steps, half), rh, self.weight(packed, half), positions, self.units, rh.stride(0),
+            **CUT, **OPTIONS,
+        )  # fmt: skip
+
+    def differentiate(self, step: int, half: int, direction: Tensor, weight: Tensor, number: int) -> None:
+        gates, own = self.half_gates(step, step + 1, half), self.weight(weight, half)
+        before, source = self.before(step, half), self.read(step, half)
+        (lengths, ragged), (mask, masked) = self.runs(), self.masked(half)
+        gru_gradient.update[self.rows, triton.cdiv(self.units, ELEMENTS)](
+            gates, direction[0, half], before, lengths, self.units, before.stride(0), number, self.limit.slope,
+            self.limit.floor, FORGETTING=self.limit.forgetting, RAGGED=ragged, SIZE=ELEMENTS, **OPTIONS,
+        )  # fmt: skip
+        grid = (triton.cdiv(self.rows, ROWS), triton.cdiv(self.units, UNITS))
+        through = direction.new_empty(direction[0, half].shape)
+        gru_gradient.reset[grid](
+            gates, own, source, mask, through, self.rows, self.units, source.stride(0), MASKED=masked, **CUT, **OPTIONS
+        )
+        gru_gradient.read[grid](
+            gates, own, through, mask, direction[0, 1 - half], self.rows, self.units, MASKED=masked, **CUT, **OPTIONS
+        )
+
+    def _reset(self, first: int, last: int, half: int) -> Tensor:
+        """Where r * h' of some steps goes, (M, N)."""
+        steps = self.rh if len(self.rh) == 1 else self.rh[first:last]
+        return self.half(steps.flatten(0, 1), half)

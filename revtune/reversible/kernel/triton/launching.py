@@ -1,0 +1,27 @@
+"""How kernels are cut into programs: by the shapes of a layer, never by its batch or a clock, so that bits repeat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from triton import knobs
+
+ROWS, UNITS, DEPTH = 16, 32, 32
+"""Positions and outputs of a program of a product, and inputs that it takes at a time."""
+
+HEADS = 16
+"""Heads of a program that couples: its words are in the order of steps, turns and these."""
+
+ELEMENTS = 256
+"""Numbers of a program that takes them one by one."""
+
+FEW_ROWS = 8
+"""Rows of such a program without a product: with 16, ptxas spills a register where a head has eight turns."""
+
+WARPS = 4
+
+INTERPRETED: bool = knobs.runtime.interpret
+"""Whether kernels, which are decorated now, run in Triton's interpreter, on tensors of a CPU: for tests."""
+
+OPTIONS: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": False, "num_warps": WARPS}
+"""What every kernel is compiled with: a multiply-add is fused where the source says so alone."""

@@ -1,0 +1,69 @@
+"""A chunk of RevLSTM: the launches of its kernels."""
+
+from __future__ import annotations
+
+import triton
+from torch import Tensor
+
+from revtune.reversible.kernel.triton import lstm, lstm_gradient
+from revtune.reversible.kernel.triton.chunk import CUT, Chunk, Whole
+from revtune.reversible.kernel.triton.launching import ELEMENTS, FEW_ROWS, HEADS, OPTIONS, ROWS, UNITS
+from revtune.reversible.kernel.triton.stacks import Stacks, tiles
+
+
+class LstmChunk(Chunk):
+    """A `Chunk`."""
+
+    blocks = 5
+
+    def evaluate(self, first: int, last: int, half: int, source: Tensor, packed: Tensor) -> None:
+        (mask, masked), positions = self.masked(half), (last - first) * self.rows
+        lstm.evaluate[triton.cdiv(positions, ROWS), triton.cdiv(self.blocks * self.units, UNITS)](
+            self.half_gates(first, last, half), source, self.weight(packed, half), mask, positions, self.rows,
+            self.units, source.stride(0), MASKED=masked, **CUT, **OPTIONS,
+        )  # fmt: skip
+
+    def turn(
+        self, step: int, half: int, packed: Tensor, whole: Whole, stacks: Stacks, number: int, keep: int, *, back: bool
+    ) -> None:
+        (lengths, ragged), width = self.runs(), whole.heads.shape[2]
+        into = self.before(step, half) if back else self.half(self.y[step], half)
+        cell = into if self.c is None else self._cell(step - 1 if back else step, half)
+        lstm.turn[triton.cdiv(self.rows, FEW_ROWS), tiles(width)](
+            self.half_gates(step, step + 1, half), whole.counts[1, half], whole.counts[0, half], whole.heads[1],
+            whole.heads[0], *stacks[:3], into, cell, whole.flags, lengths, self.rows, self.units, width,
+            stacks.capacity, number, self.limit.slope, self.limit.floor, self.limit.share,
+            FORGETTING=self.limit.forgetting, KEEP=keep, BACK=back, RAGGED=ragged, RECORDED=self.c is not None,
+            TURNS=whole.turns, ROWS=FEW_ROWS, HEADS=HEADS, **OPTIONS,
+        )  # fmt: skip
+
+    def complete(self, half: int, packed: Tensor) -> None:
+        """Nothing is left: all gates read h' alone."""
+
+    def recall_cells(self, whole: Whole, stacks: Stacks, first: int) -> None:
+        """Rewind c through all steps, whose gates are known."""
+        (lengths, ragged), width = self.runs(), whole.heads.shape[2]
+        lstm.recall_cells[triton.cdiv(self.rows, FEW_ROWS), tiles(width)](
+            self.gates, whole.counts[1], whole.heads[1], *stacks[:3], self.c, self.c_start, whole.flags, lengths,
+            self.rows, self.units, width, self.steps, first, self.limit.slope, self.limit.floor,
+            FORGETTING=self.limit.forgetting, RAGGED=ragged, TURNS=whole.turns, ROWS=FEW_ROWS, HEADS=HEADS, **OPTIONS,
+        )  # fmt: skip
+
+    def differentiate(self, step: int, half: int, direction: Tensor, weight: Tensor, number: int) -> None:
+        gates, before = self.half_gates(step, step + 1, half), self.before(step, half)
+        c_before = self._cell(step - 1, half)
+        (lengths, ragged), (mask, masked) = self.runs(), self.masked(half)
+        lstm_gradient.update[self.rows, triton.cdiv(self.units, ELEMENTS)](
+            gates, direction[0, half], direction[1, half], before, c_before, self._cell(step, half), lengths,
+            self.units, before.stride(0), c_before.stride(0), number, self.limit.slope, self.limit.floor,
+            self.limit.share, FORGETTING=self.limit.forgetting, RAGGED=ragged, SIZE=ELEMENTS, **OPTIONS,
+        )  # fmt: skip
+        lstm_gradient.read[triton.cdiv(self.rows, ROWS), triton.cdiv(self.units, UNITS)](
+            gates, self.weight(weight, half), mask, direction[0, 1 - half], self.rows, self.units, MASKED=masked,
+            **CUT, **OPTIONS,
+        )  # fmt: skip
+
+    def _cell(self, step: int, half: int) -> Tensor:
+        """A half's c after a step, (B, N); -1 for before the first."""
+        assert self.c is not None and self.c_start is not None
+        return self.half(self.c[step] if step >= 0 else self.c_start, half)

@@ -1,0 +1,78 @@
+"""The stacks of words of a chunk: one for each row and tile of heads, so that programs need not know of each other.
+
+A chunk's words are sealed as csrc/words.h seals them, with more stacks: how many each has, in 2 numbers of 16 bits,
+then the words stack by stack; nothing where there are none.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from revtune.reversible.kernel.triton.launching import HEADS
+
+MOST_BITS = 10
+"""A forget integer of 1 of 1024 loses so many bits."""
+
+
+def tiles(width: int) -> int:
+    """Programs over so many heads of a row."""
+    return triton.cdiv(width, HEADS)
+
+
+class Stacks(NamedTuple):
+    """Where words lie.
+
+    Attributes:
+        words: int16.
+        base: where each stack begins, (B tiles,), int64.
+        depth: how many words it has, (B tiles,), int32.
+        capacity: how many it may have.
+    """
+
+    words: Tensor
+    base: Tensor
+    depth: Tensor
+    capacity: int
+
+    @classmethod
+    def empty(cls, heads: Tensor, units: int, steps: int, slope: float, *, states: int) -> Stacks:
+        """Stacks for the heads (S, B, width) of a chunk of so many steps, with room for all words of so many states."""
+        rows, width = heads.shape[1:]
+        stacks, capacity = rows * tiles(width), states * capacity_of(triton.cdiv(units, width), steps, slope)
+        base = torch.arange(stacks, device=heads.device) * capacity
+        depth = torch.zeros(stacks, dtype=torch.int32, device=heads.device)
+        return cls(heads.new_empty(stacks * capacity, dtype=torch.int16), base, depth, capacity)
+
+    @classmethod
+    def unsealed(cls, words: Tensor, rows: int, width: int) -> Stacks:
+        """The stacks that `sealed` put together."""
+        stacks = rows * tiles(width)
+        if not words.numel():
+            return cls(words, words.new_zeros(stacks, dtype=torch.int64), words.new_zeros(stacks, dtype=torch.int32), 0)
+        depth = words[: 2 * stacks].clone().view(torch.int32)  # a view as int32 must begin at a multiple of 4 bytes
+        return cls(words[2 * stacks :], depth.cumsum(0) - depth, depth, 0)
+
+    def sealed(self) -> Tensor:
+        """All words as one tensor. How many there are is asked of the device."""
+        room = self.words.view(len(self.depth), self.capacity)
+        filled = torch.arange(self.capacity, device=self.words.device) < self.depth.unsqueeze(-1)
+        words = room[filled]
+        return torch.cat([self.depth.view(torch.int16), words]) if words.numel() else words
+
+    def used_up(self, ran_empty: Tensor) -> bool:
+        """Whether no words are left, and none were missing."""
+        return not bool(self.depth.any() | ran_empty.any())
+
+
+def capacity_of(turns: int, steps: int, slope: float) -> int:
+    """The most words that the heads of a tile spill in so many steps of both halves.
+
+    Each unit loses at most log2(1024 / zi) bits a step. A head holds up to 16 bits more than when a chunk began.
+    """
+    least = max(1, round((1.0 - slope) * 1024))
+    bits = min(MOST_BITS, 10 - torch.tensor(float(least)).log2().item()) + 0.01
+    return int(HEADS * (turns * steps * 2 * bits / 16 + 2)) + 1

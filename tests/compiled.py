@@ -1,0 +1,120 @@
+"""Compiles Triton's kernels for GPUs that are not here, and tells what came out; no GPU is needed.
+
+Run as a program in a process of its own, since Triton either interprets kernels or compiles them:
+`python -m tests.compiled 80` prints a line of JSON for each kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from itertools import product as product_of
+from pathlib import Path
+from typing import Any
+
+FLOATS, WHOLE = "*fp32", "i32"
+POINTERS = {
+    "counts": "*i64", "base": "*i64", "lengths": "*i64", "sums": "*i64", "heads": "*i32", "depth": "*i32",
+    "flags": "*i32", "bits": "*i32", "words": "*i16", "cells": "*i64", "heads_c": "*i32", "heads_h": "*i32",
+}  # fmt: skip
+"""What arguments point to that are no float32."""
+
+NUMBERS = {"slope": "fp32", "floor": "fp32", "share": "fp32"}
+WHOLES = {
+    "positions", "rows", "units", "width", "capacity", "step", "inputs", "outputs", "numbers", "first",
+    "source_stride", "c_stride", "rh_stride", "before_stride", "x_stride", "y_stride", "w_output", "w_input", "steps",
+    "number",
+}  # fmt: skip
+
+
+def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Every kernel with every combination of what it is compiled for, as operators launch it."""
+    from revtune.reversible.kernel.triton import digest, gru, gru_gradient, lstm, lstm_gradient, product
+    from revtune.reversible.kernel.triton.launching import DEPTH, ELEMENTS, FEW_ROWS, HEADS, ROWS, UNITS
+
+    cut = {"ROWS": ROWS, "UNITS": UNITS, "DEPTH": DEPTH}
+    for start in (0, 1, 2):
+        yield f"matmul from {start}", product.matmul, {"FROM": start, **cut}
+    yield "propose", gru.propose, cut
+    yield "digest", digest.mixed, {"SIZE": digest.SIZE}
+    for masked in (False, True):
+        yield f"evaluate masked {masked}", gru.evaluate, {"MASKED": masked, **cut}
+        yield f"reset masked {masked}", gru_gradient.reset, {"MASKED": masked, **cut}
+        yield f"read masked {masked}", gru_gradient.read, {"MASKED": masked, **cut}
+        yield f"lstm evaluate masked {masked}", lstm.evaluate, {"MASKED": masked, **cut}
+        yield f"lstm read masked {masked}", lstm_gradient.read, {"MASKED": masked, **cut}
+    tile = {"RAGGED": True, "ROWS": ROWS, "HEADS": HEADS}
+    small = {**tile, "ROWS": FEW_ROWS}
+    for forgetting in (False, True):
+        alone = {"FORGETTING": forgetting, "RAGGED": True, "SIZE": ELEMENTS}
+        yield f"update forgetting {forgetting}", gru_gradient.update, alone
+        yield f"lstm update forgetting {forgetting}", lstm_gradient.update, alone
+        yield f"recall_cells forgetting {forgetting}", lstm.recall_cells, {
+            "FORGETTING": forgetting, "TURNS": 2, **small,
+        }  # fmt: skip
+    for turns, (keep, back) in product_of((1, 8), ((0, False), (1, False), (2, False), (3, False), (3, True))):
+        constants = {"FORGETTING": True, "KEEP": keep, "BACK": back, "TURNS": turns, **tile}
+        name = f"turn of {turns} keep {keep} back {back}"
+        if keep != 2:
+            yield name, gru.turn, {"DEPTH": DEPTH, **constants}
+        yield f"lstm {name}", lstm.turn, {**constants, "RECORDED": back, **small}
+    for back in (False, True):
+        constants = {"FORGETTING": False, "KEEP": 3, "BACK": back, "TURNS": 2, **tile}
+        yield f"turn that forgets nothing, back {back}", gru.turn, {"DEPTH": DEPTH, **constants}
+        yield f"lstm turn that forgets nothing, back {back}", lstm.turn, {**constants, "RECORDED": True, **small}
+
+
+def compiled(kernel: Any, constants: Mapping[str, Any], capability: int) -> Any:
+    """A kernel for `sm_<capability>`, with the options of every launch."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from revtune.reversible.kernel.triton.launching import OPTIONS
+
+    names = [parameter.name for parameter in kernel.params]
+
+    def kind(name: str) -> str:
+        if name in constants:
+            return "constexpr"
+        return WHOLE if name in WHOLES else NUMBERS.get(name) or POINTERS.get(name, FLOATS)
+
+    source = ASTSource(
+        kernel, {name: kind(name) for name in names}, {(names.index(name),): value for name, value in constants.items()}
+    )
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=OPTIONS)
+
+
+def facts(name: str, built: Any) -> dict[str, Any]:
+    """What a kernel takes and what it is made of."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        usage = _output(tools / "cuobjdump", "--dump-resource-usage", file.name)
+        code = _output(tools / "nvdisasm", "-c", file.name)
+    found = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
+    operations = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\d+ )?([A-Z0-9_.]+)", code, re.M)
+    return {
+        "name": name,
+        "registers": int(found["REG"]),
+        "stack": int(found["STACK"]) + int(found["LOCAL"]),
+        "shared": built.metadata.shared,
+        "operations": sorted(set(operations)),
+        "ptx": sorted(set(re.findall(r"^\s+(?:@!?%p\d+ )?([a-z][a-z0-9_.:]+)", built.asm["ptx"], re.M))),
+    }
+
+
+def _output(*command: Any) -> str:
+    return subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout
+
+
+if __name__ == "__main__":
+    for name, kernel, constants in cases():
+        print(json.dumps(facts(name, compiled(kernel, constants, int(sys.argv[1])))), flush=True)

@@ -1,0 +1,93 @@
+"""On a GPU plain torch does not wait for its device at any step: what it has to ask, it asks once a chunk or a call."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+import revtune as rt
+from revtune.reversible.cells.lane_buffer import LaneBuffer, buffer_for
+from tests.questions import Questions, counting
+from tests.stored import KINDS, problem, response_pairs
+
+CHUNKS = 4
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The buffer that a GPU would have."""
+    monkeypatch.setattr("revtune.reversible.kernel.reference.buffer_for", lambda device: LaneBuffer)
+
+
+def asked(kind: str, steps: int, **options: object) -> Questions:
+    """The questions of a training step in `CHUNKS` chunks, which spills words."""
+    of = problem(kind, steps, bits=None)
+    x = of.x.requires_grad_()
+    with counting() as questions:
+        y, final = rt.scan(
+            of.cell, x, of.state, weights=of.weights, backend="reference", chunk=steps // CHUNKS, **options
+        )  # fmt: skip
+        (y.sum() + final[0].sum()).backward()
+    return questions
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ragged", [False, True])
+def test_no_step_asks(kind: str, ragged: bool) -> None:
+    """Twice the steps in as many chunks: as many questions, though half as many operators more."""
+
+    def run(steps: int) -> Questions:
+        return asked(kind, steps, lengths=torch.tensor([steps, 3, steps // 2]) if ragged else None)
+
+    few, many = run(16), run(32)
+    assert many.operators > 1.5 * few.operators
+    assert Counter(many.asked) == Counter(few.asked)
+
+
+def test_a_cpu_keeps_the_buffer_that_asks() -> None:
+    """Where asking costs nothing: this count, then, is no count of nothing."""
+    few, many = asked("RevGRU", 16), asked("RevGRU", 32)
+    assert len(many.asked) > len(few.asked) + 2 * 16
+    assert buffer_for(torch.device("cuda")) is LaneBuffer
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("kind", ["RevGRU", "RevLSTM", "minGRU"])
+@pytest.mark.parametrize("reset", [False, True])
+def test_both_buffers_give_the_same_bits(kind: str, reset: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = problem(kind, 40, bits=None)
+    pairs = response_pairs(of, names=("ih",))
+    resets = torch.zeros(40, 3, dtype=torch.bool)
+    resets[[7, 21, 22], [0, 1, 0]] = True
+
+    def run() -> list[torch.Tensor]:
+        x = of.x.detach().requires_grad_()
+        weights = {name: weight.detach().requires_grad_() for name, weight in of.weights.items()}
+        y, final = rt.scan(
+            of.cell, x, of.state, weights=weights, responses=pairs, backend="reference", chunk=10,
+            resets=resets if reset else None,
+        )  # fmt: skip
+        y.square().sum().backward()
+        return [y, *final, *(tensor.grad for tensor in (x, *weights.values()) if tensor.grad is not None)]
+
+    lanes = run()
+    monkeypatch.undo()
+    assert all(map(torch.equal, lanes, run()))
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_multiplier_that_is_not_rounded_is_named(trains: bool) -> None:
+    """It is asked about once a chunk, and before states are looked at, which it may have led astray."""
+
+    def gates(step: rt.Step) -> tuple[torch.Tensor]:
+        return (torch.sigmoid(step.x),)
+
+    def update(step: rt.Step, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return z, 1.0 - z
+
+    stage = rt.Stage(blocks=1, gates=gates, couplings=(rt.Coupling("h", update),))
+    cell = rt.Cell("unrounded", states=(("h",),), stages=(stage,))
+    x = torch.randn(5, 2, 3, requires_grad=trains)
+    with pytest.raises(ValueError, match="unrounded: the multiplier of part 'h' must be a multiple of 1/1024"):
+        rt.scan(cell, x, weights={}, chunk=2)
