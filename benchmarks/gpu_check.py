@@ -27,6 +27,7 @@ import revtune as rt
 from revtune.program.bench.contestants import Contestant, ContestantNet, Shape
 from revtune.program.bench.measuring import peak_of
 from revtune.program.files import write
+from revtune.reversible.layers.rnn import RevRNN
 
 Figures = dict[str, Any]
 Run = Callable[[str, Shape, torch.device, str], list[Tensor]]
@@ -85,9 +86,12 @@ def streamed(name: str, shape: Shape, device: torch.device, backend: str) -> lis
     net = ContestantNet(Contestant(cell=name, backend=backend), shape)
     tokens = torch.randint(shape.vocabulary, (shape.steps + 1, shape.batch)).to(device)
     net = net.to(device)
+    assert isinstance(net.rnn, RevRNN)
     loss, final = rt.rewind_loss(net.rnn, tokens[:-1], tokens[1:], encode=net.embedding, readout=net.readout)
     loss.backward()
-    return [loss.detach().cpu(), *(state.cpu() for state in states_of(final)), net.rnn.bias_ih_l0.grad.cpu()]
+    bias = dict(net.rnn.named_parameters())["bias_ih_l0"].grad
+    assert bias is not None
+    return [loss.detach().cpu(), *(state.cpu() for state in states_of(final)), bias.cpu()]
 
 
 def states_of(final: Tensor | tuple[Tensor, ...]) -> list[Tensor]:

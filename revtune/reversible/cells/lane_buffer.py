@@ -33,14 +33,14 @@ class LaneBuffer(Buffer):
     ) -> None:
         super().__init__(rows, units, parts=parts, share=share, device=device)
         self._spilled: list[Tensor] = []  # beside each of `_open`: which of its words were spilled
-        self._set_top(None)
+        self._set_at_hand(None)
 
-    def _set_top(self, top: Tensor | None) -> None:
+    def _set_at_hand(self, top: Tensor | None) -> None:
         """Make these the words at hand, as `_unpacked` gives them, all of them still there."""
-        self._top = self.heads.new_empty(0) if top is None else top
-        self._left = torch.full((), self._top.numel(), dtype=torch.int64, device=self.heads.device)
+        self._at_hand = self.heads.new_empty(0) if top is None else top
+        self._left = torch.full((), self._at_hand.numel(), dtype=torch.int64, device=self.heads.device)
         self._least = self._left  # how few were ever left; fewer than none where the buffer ran empty
-        self._sure: float = self._top.numel()  # as many are left at least, as far as the host knows
+        self._sure: float = self._at_hand.numel()  # as many are left at least, as far as the host knows
         self._touched = False  # whether any may have been taken
 
     @property
@@ -85,7 +85,7 @@ class LaneBuffer(Buffer):
     def rewinding(self) -> Iterator[None]:
         self.seal()
         self._push_left()
-        self._set_top(self._unpacked() if len(self._sealed) else None)
+        self._set_at_hand(self._unpacked() if len(self._sealed) else None)
         self._sure = float("inf")
         yield
         self._settled()
@@ -99,7 +99,7 @@ class LaneBuffer(Buffer):
 
     def take_up(self, sealed: list[Tensor]) -> None:
         super().take_up(sealed)
-        self._set_top(None)
+        self._set_at_hand(None)
 
     def discard(self) -> None:
         self._open, self._spilled = [], []
@@ -115,19 +115,19 @@ class LaneBuffer(Buffer):
     def _unspill_lanes(self, s: Tensor, low: Tensor) -> None:
         """Append a word to the heads that are low, the words in the order in which they were spilled."""
         self._have(low.numel())
-        if not self._top.numel():
+        if not self._at_hand.numel():
             return self._take(low.sum())
         rank = low.flatten().cumsum(0)
         self._take(rank[-1])
-        words = self._top[(self._left + rank - 1).clamp_min_(0)].view(s.shape)
+        words = self._at_hand[(self._left + rank - 1).clamp_min_(0)].view(s.shape)
         s.copy_(torch.where(low, words.add_(s, alpha=WORD), s))
 
     def _unspill(self, count: int) -> Tensor:
         self._have(count)
         self._take(count)
-        if not self._top.numel():
+        if not self._at_hand.numel():
             return self.heads.new_zeros(count)
-        return self._top[(self._left + torch.arange(count, device=self.heads.device)).clamp_min_(0)]
+        return self._at_hand[(self._left + torch.arange(count, device=self.heads.device)).clamp_min_(0)]
 
     def _take(self, count: Tensor | int) -> None:
         """Take so many words off those at hand."""
@@ -140,7 +140,7 @@ class LaneBuffer(Buffer):
         self.seal()
         if self._sure < most:
             while self._settled() < most and len(self._sealed):
-                self._set_top(torch.cat([self._unpacked(), self._top]))
+                self._set_at_hand(torch.cat([self._unpacked(), self._at_hand]))
         self._sure -= most
 
     def _settled(self) -> int:
@@ -153,14 +153,14 @@ class LaneBuffer(Buffer):
             left, least = torch.stack([self._left, self._least]).tolist()
             if least < 0:
                 raise ReversalError(f"the information buffer ran empty: {-least} words wanted, 0 left")
-            self._set_top(self._top[:left])
-        return self._top.numel()
+            self._set_at_hand(self._at_hand[:left])
+        return self._at_hand.numel()
 
     def _push_left(self) -> None:
         """Put what is left of the words at hand back on the stack."""
         if self._settled():
-            self._sealed.push((self._top - HALF_WORD).to(torch.int16))
-            self._set_top(None)
+            self._sealed.push((self._at_hand - HALF_WORD).to(torch.int16))
+            self._set_at_hand(None)
 
     def _unpacked(self) -> Tensor:
         """The words of the chunk on top of the stack."""

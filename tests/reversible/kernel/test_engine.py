@@ -1,5 +1,6 @@
 """The choice of Triton's kernel: by name alone, refused in a sentence where it cannot run."""
 
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
@@ -80,7 +81,7 @@ def test_without_the_package_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("there", [False, True])
 def test_the_doctor_says_what_a_gpu_runs(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object() if there else None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if there else None)
     monkeypatch.setattr(backend, "version", lambda name: "3.7.1")
     told = {line.partition(":")[0]: line for line in lines()}["backend on a GPU"]
     assert ("triton 3.7.1 where" in told) == there and ("extra gpu" in told) != there

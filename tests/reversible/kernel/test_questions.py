@@ -1,6 +1,7 @@
 """On a GPU plain torch does not wait for its device at any step: what it has to ask, it asks once a chunk or a call."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("revtune.reversible.kernel.reference.buffer_for", lambda device: LaneBuffer)
 
 
-def asked(kind: str, steps: int, **options: object) -> Questions:
+def asked(kind: str, steps: int, **options: Any) -> Questions:
     """The questions of a training step in `CHUNKS` chunks, which spills words."""
     of = problem(kind, steps, bits=None)
     x = of.x.requires_grad_()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from revtune.reversible.kernel.engine import Engine
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.layer import LayerSettings, build_tape
 from tests.stored import KINDS, Pairs, Problem, problem, relative, response_pairs, stored_scan
@@ -54,7 +55,8 @@ def stored_tangent(of: Problem, dx: Tensor, dstate: Any, pairs: Pairs, shift: Te
 @pytest.mark.parametrize("chunk", [4, 13])
 @pytest.mark.parametrize("ragged", [False, True])
 def test_it_is_that_of_stored_states(kind: str, chunk: int, ragged: bool, backend: str) -> None:
-    native, engine = backend == "native", "native" if backend == "native" else ""
+    native = backend == "native"
+    engine: Engine = "native" if native else ""
     of = problem(kind, STEPS, rows=2, hidden=4, inputs=3, dtype=torch.float32 if native else torch.float64)
     pairs, shift = response_pairs(of), shift_of(of)
     generator = torch.Generator().manual_seed(9)
@@ -97,7 +99,8 @@ def test_a_level_of_forward_differentiation_may_be_open() -> None:
 @pytest.mark.parametrize("kind", CELLS)
 def test_a_tangent_changes_no_gradient(kind: str, backend: str) -> None:
     """Responses learn from what the tangent has noted of their products as from what the way back computes."""
-    native, engine = backend == "native", "native" if backend == "native" else ""
+    native = backend == "native"
+    engine: Engine = "native" if native else ""
     of = problem(kind, 9, rows=2, hidden=6, inputs=3, dtype=torch.float32 if native else torch.float64)
     tensors = {f"{name}.{kind}": tensor.requires_grad_() for name, pair in response_pairs(of).items()
                for kind, tensor in zip("Vs", pair, strict=True)}  # fmt: skip

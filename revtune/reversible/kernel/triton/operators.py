@@ -13,7 +13,8 @@ from revtune.reversible.kernel.triton import chunk_operators, product
 from revtune.reversible.kernel.triton import digest as digests
 from revtune.reversible.kernel.triton.chunk_operators import stacks
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def on_its_device(operator: Callable[P, R]) -> Callable[P, R]:

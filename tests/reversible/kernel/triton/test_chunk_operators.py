@@ -11,6 +11,7 @@ import revtune as rt
 from revtune.reversible.kernel import backend
 from revtune.reversible.kernel.native_tape import NativeTape
 from revtune.reversible.kernel.triton import chunk_operators, stacks
+from revtune.reversible.kernel.triton.launching import HEADS
 from revtune.reversible.kernel.triton.stacks import Stacks
 from revtune.reversible.layers.scan import Recording
 from tests.chunking import set_chunk_steps
@@ -200,13 +201,13 @@ def test_a_stack_that_overflows_its_room_says_so(monkeypatch: pytest.MonkeyPatch
 def test_a_stack_has_room_for_the_most_that_can_be_lost(bits: float | None, turns: int, steps: int) -> None:
     slope = 1.0 if bits is None else 1.0 - 2.0**-bits
     least = max(1, round((1.0 - slope) * 1024))
-    units = stacks.HEADS * turns
+    units = HEADS * turns
     buffer = rt.Buffer(1, units, parts=2, share=2 * turns)
     h = torch.zeros(1, units, dtype=torch.float64)
     buffer.heads.fill_(2.0**30 - 1)  # as full as they can be
     for _ in range(2 * steps):
         h = buffer.multiply(h, torch.full_like(h, float(least))) + 12345.0
-    assert 0 <= stacks.capacity_of(turns, steps, slope) - buffer.words <= 4 * stacks.HEADS
+    assert 0 <= stacks.capacity_of(turns, steps, slope) - buffer.words <= 4 * HEADS
 
 
 @pytest.mark.filterwarnings("ignore:(invalid|overflow).*:RuntimeWarning")  # numpy, which interprets, says so
@@ -230,8 +231,8 @@ def test_words_are_sealed_and_unsealed_as_they_were() -> None:
     words = torch.randint(-(2**15), 2**15, (6, 5), generator=generator).short()
     base = torch.arange(6) * 5
     sealed = Stacks(words.flatten(), base, depth, 5).sealed()
-    opened = Stacks.unsealed(sealed, rows=3, width=2 * stacks.HEADS)
+    opened = Stacks.unsealed(sealed, rows=3, width=2 * HEADS)
     for stack in range(6):
         first, size = int(opened.base[stack]), int(depth[stack])
         assert torch.equal(opened.words[first : first + size], words[stack, :size])
-    assert torch.equal(opened.depth, depth) and chunk_operators.stacks(3, 2 * stacks.HEADS) == 6
+    assert torch.equal(opened.depth, depth) and chunk_operators.stacks(3, 2 * HEADS) == 6
