@@ -14,7 +14,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -27,11 +26,9 @@ from torch.nn import functional as F
 import revtune as rt
 from revtune.program.bench import worker
 from revtune.program.bench.display import Display
+from revtune.program.bench.kept_cases import measured
 from revtune.program.bench.measuring import keep_to, peak_of
 from revtune.program.bench.worker import Job, Record
-from revtune.program.errors import Problem
-from revtune.program.files import check_output, read_text, write
-from revtune.program.machine import versions
 from revtune.reversible.layers.masks import BatchSpec
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.stack import DEFAULT_BUDGET
@@ -72,14 +69,8 @@ class SweepJob(Job):
 
 def sweep(display: Display, out: Path, threads: int) -> None:
     """Measure all cases that the file does not have yet; it has each as soon as it is measured."""
-    check_output(out)
-    records, cases = kept(out), list(plan(threads))
-    missing = [case for case in cases if "error" in records.get(case.key, {"error": ""})]
-    with display.measuring(len(missing)):
-        for case in missing:
-            with display.waiting(case.key):
-                records[case.key] = {**dataclasses.asdict(case), **worker.outcome(__name__, case.text())}
-            write(out, json.dumps({**versions(), "records": records}, indent=1).encode())
+    cases = list(plan(threads))
+    records = measured(display, out, cases, measure, "sweep of memory")
     for way, net in product(WAYS, NETS):
         chosen = [records[case.key] for case in cases if (case.way, case.net) == (way, net)]
         display.table("Peak of a step", f"{net}, {way}", ("MB", "stored", "bound", "of it"), map(row, chosen))
@@ -91,17 +82,9 @@ def sweep(display: Display, out: Path, threads: int) -> None:
     display.tell(f"Figures: {out}")
 
 
-def kept(out: Path) -> dict[str, Record]:
-    """What was measured before and is in the file.
-
-    Raises:
-        Problem: the file is no sweep's.
-    """
-    if not out.exists():
-        return {}
-    with suppress(ValueError, TypeError, KeyError):
-        return dict(json.loads(read_text(out))["records"].items())
-    raise Problem(f"{out} holds no sweep of memory; name another file by --out, or delete it")
+def measure(case: SweepJob) -> Record:
+    """What a worker measured of a case, or why it failed."""
+    return {**dataclasses.asdict(case), **worker.outcome(__name__, case.text())}
 
 
 def plan(threads: int) -> Iterator[SweepJob]:
