@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 import revtune as rt
 from revtune.program.bench import worker
@@ -33,7 +32,7 @@ from revtune.program.bench.measuring import keep_to, peak_of
 from revtune.program.bench.speed_cases import PAIRS
 from revtune.program.bench.worker import Job, Record
 from revtune.program.files import write
-from revtune.program.signals.net import At, Loss, SignalNet, classes, values
+from revtune.program.signals.net import At, Loss, SignalNet, classes, notes, values
 from revtune.reversible.layers.stack import DEFAULT_BUDGET
 
 Wanted = Literal["classes", "values", "notes", "policy"]
@@ -211,7 +210,7 @@ def drawn(task: RealTask, *, resets: bool) -> Given:
     if task.wanted == "classes":
         return x, torch.randint(task.outputs, at), anew
     if task.wanted == "notes":
-        return x, torch.rand(*at, task.outputs).lt(0.05).float(), anew
+        return x, torch.rand(*at, task.outputs).lt(0.05).to(torch.uint8), anew
     if task.wanted == "values":
         return x, torch.randn(at), anew
     y = torch.randn(*at, 4)
@@ -230,11 +229,6 @@ def step(net: SignalNet, given: Given) -> None:
     x, y, resets = given
     for loss in net.parts(x, y, resets):
         (loss / len(y)).backward()
-
-
-def notes(scores: Tensor, y: Tensor) -> Tensor:
-    """Cross entropy of each note, in nats."""
-    return F.binary_cross_entropy_with_logits(scores, y, reduction="sum")
 
 
 def policy(scores: Tensor, y: Tensor) -> Tensor:

@@ -31,6 +31,9 @@ Encode = Callable[[Tensor], Tensor]
 
 LAYERS: dict[str, type[nn.Module]] = {"revgru": rt.RevGRU, "revlstm": rt.RevLSTM, "gru": nn.GRU, "lstm": nn.LSTM}
 
+PADDED = 255
+"""What notes are at steps after a piece."""
+
 BLOCK = 4096
 """Steps that are read at once where no gradient is asked for."""
 
@@ -180,6 +183,12 @@ def _detached(state: Any) -> Any:
 def classes(scores: Tensor, y: Tensor) -> Tensor:
     """Cross entropy, in nats; targets of -100 do not count."""
     return F.cross_entropy(scores, y, reduction="sum")
+
+
+def notes(scores: Tensor, y: Tensor) -> Tensor:
+    """Cross entropy of notes that sound or do not, in nats; steps that are `PADDED` do not count."""
+    kept = y[:, 0] != PADDED
+    return F.binary_cross_entropy_with_logits(scores[kept], y[kept].float(), reduction="sum")
 
 
 def values(scores: Tensor, y: Tensor) -> Tensor:
