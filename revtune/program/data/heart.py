@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from revtune.program.data.named_sets import data_folder, library, missing
+from revtune.program.data.named_sets import data_folder, missing
 from revtune.program.errors import Problem
 
 FOLDER = "ecg"
@@ -39,12 +39,14 @@ def heart(record: str, folder: Path | None = None) -> Heart:
     Raises:
         Problem: a file of it is not there or damaged, or it has no beats.
     """
+    import wfdb
+
     folder = data_folder(folder)
     for ending in ("hea", "dat", "atr"):
         if folder is None or not (folder / FOLDER / f"{record}.{ending}").is_file():
             raise missing(f"{FOLDER}/{record}.{ending}", folder)
     assert folder is not None
-    wfdb, path = library("wfdb"), folder / FOLDER / record
+    path = folder / FOLDER / record
     try:
         signal, notes = wfdb.rdrecord(str(path), channels=[0], physical=False), wfdb.rdann(str(path), "atr")
         samples = torch.from_numpy((signal.d_signal[:, 0] - signal.baseline[0]).astype("int16"))

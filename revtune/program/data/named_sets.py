@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 from pathlib import Path
@@ -34,18 +33,6 @@ def not_in(folder: Path | None, what: str) -> str:
 def missing(what: str, folder: Path | None) -> Problem:
     """The error for a data set that is kept in a folder alone."""
     return Problem(f"{what} was not found: {not_in(folder, what)}")
-
-
-def library(name: str) -> Any:
-    """A library of the extra `signals`.
-
-    Raises:
-        Problem: it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except (ImportError, OSError) as error:  # soundfile raises OSError where its own library is not found
-        raise Problem(f"signals are read by {name}: pip install 'revtune[signals]' ({error})") from error
 
 
 def ask_hub(name: str, path: str, subset: str | None, revision: str | None, looked: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from revtune.program.data.named_sets import data_folder, library, missing
+from revtune.program.data.named_sets import data_folder, missing
 from revtune.program.errors import Problem
 
 Pieces = Literal["jsb", "nottingham", "piano", "muse"]
@@ -40,11 +40,12 @@ def rolls(which: Pieces, folder: Path | None = None) -> Rolls:
     Raises:
         Problem: it is not there, or holds no piano rolls.
     """
+    from scipy.io import loadmat
+
     folder = data_folder(folder)
     path = folder / FOLDER / FILES[which] if folder else None
     if path is None or not path.exists():
         raise missing(f"{FOLDER}/{FILES[which]}", folder)
-    loadmat = library("scipy.io").loadmat
     try:
         content: dict[str, Any] = loadmat(path)
         return Rolls(*([piece(found) for found in content[f"{name}data"][0]] for name in Rolls._fields))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from revtune.program.data.named_sets import data_folder, library, missing
+from revtune.program.data.named_sets import data_folder, missing
 from revtune.program.errors import Problem
 from revtune.program.files import read_bytes
 
@@ -76,7 +76,8 @@ def samples(path: Path, content: bytes) -> Tensor:
     Raises:
         Problem: it cannot be read, is empty, of another rate, or has several channels.
     """
-    soundfile = library("soundfile")
+    import soundfile
+
     try:
         sound, rate = soundfile.read(io.BytesIO(content), dtype="int16", always_2d=True)
     except (soundfile.SoundFileError, TypeError, ValueError) as error:

@@ -1,6 +1,6 @@
-"""Piano rolls: which notes sound next, of four sets by --set; --size full for longer learning and 200 units.
+"""Piano rolls: which notes sound next, of four sets by --pieces; --size full for longer learning and 200 units.
 
-revtune train music --set muse --truncate 100      pieces of up to 4,273 steps, gradients over 100
+revtune train music --pieces muse --truncate 100      pieces of up to 4,273 steps, gradients over 100
 """
 
 from __future__ import annotations

@@ -6,10 +6,9 @@ Shapes: T steps, B pieces.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-import tyro
 from torch import Tensor, nn
 
 from revtune.program.data.rolls import NOTES, Pieces, rolls
@@ -26,7 +25,7 @@ AT_A_TIME = 16
 class MusicStudy(SignalStudy):
     """Settings of a study on music."""
 
-    pieces: Annotated[Pieces, tyro.conf.arg(name="set")] = "jsb"
+    pieces: Pieces = "jsb"
     """Bach's chorales, folk tunes of Nottingham, classical piano or MuseData: up to 160, 1,793, 3,857, 4,273 steps."""
 
 

@@ -165,6 +165,30 @@ class SignalNet(nn.Module):
         return total, state
 
 
+@torch.no_grad()
+def begin_lasting(rnn: nn.Module, steps: int) -> None:
+    """Let units of a fresh layer keep what they hold for from one to `steps` steps.
+
+    Biases of forget gates are log u, u uniform in 1..steps - 1, and those of an LSTM's input gates minus that (Tallec,
+    Ollivier 2018, section 2, "chrono initialization"). Of a RevLSTM's two the cell's is meant, as h follows it.
+    """
+    hidden: int = rnn.hidden_size  # type: ignore[assignment]
+    halves, gates, forget, entered = GATES[type(rnn)]
+    bias = rnn.get_parameter("bias_ih_l0").view(halves, gates, hidden // halves)
+    lasting = torch.empty(halves, hidden // halves).uniform_(1, max(2, steps - 1)).log()
+    bias[:, forget] = lasting
+    if entered is not None:
+        bias[:, entered] = -lasting
+    other = rnn.get_parameter("bias_hh_l0").view(halves, gates, hidden // halves)
+    other[:, [forget] if entered is None else [forget, entered]] = 0
+
+
+GATES: dict[type[nn.Module], tuple[int, int, int, int | None]] = {
+    rt.RevGRU: (2, 3, 0, None), rt.RevLSTM: (2, 5, 0, 2), nn.GRU: (1, 3, 1, None), nn.LSTM: (1, 4, 1, 0)
+}  # fmt: skip
+"""Halves of a layer's biases, blocks of gates in each, and which block is the forget and which the input gate."""
+
+
 def segment_of(steps: int) -> int:
     """The square root of a number of steps, rounded up: the length of a checkpointed segment."""
     return math.isqrt(max(0, steps - 1)) + 1

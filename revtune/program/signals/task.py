@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from revtune.program.errors import Problem
 from revtune.program.layers import REVERSIBLE, Model
-from revtune.program.signals.net import LAYERS, At, Encode, Loss, SignalNet, classes
+from revtune.program.signals.net import LAYERS, At, Encode, Loss, SignalNet, begin_lasting, classes
 from revtune.program.tasks.task import PlainTask, Study
 from revtune.program.tuning import Tuning
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
@@ -34,6 +34,8 @@ class SignalStudy(Study):
     """Recurrent layer; lstm and gru are torch's own, which store every state."""
     hidden: int = 64
     """Units of the layer."""
+    lasting: int | None = None
+    """Steps that units of a fresh net keep what they hold for at most (Tallec and Ollivier 2018); None for torch's."""
     truncate: int | None = None
     """Steps that a gradient goes back at most; states go on. None for all steps."""
     checkpoints: bool = False
@@ -79,8 +81,11 @@ class SignalTask(PlainTask):
     def build(self) -> SignalNet:
         """The network, its weights drawn from torch's generator."""
         (features, outputs), study = self.sizes, self.study
+        rnn = LAYERS[study.model](features, study.hidden)
+        if study.lasting is not None:
+            begin_lasting(rnn, study.lasting)
         return SignalNet(
-            LAYERS[study.model](features, study.hidden), outputs, self.loss, at=self.at, encode=self.encode,
+            rnn, outputs, self.loss, at=self.at, encode=self.encode,
             truncate=study.truncate, checkpoints=study.checkpoints,
         )  # fmt: skip
 
