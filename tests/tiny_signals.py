@@ -1,6 +1,7 @@
 """Data sets of a few signals in their own formats, written by the libraries that read them."""
 
 import math
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,10 @@ def write_heart(folder: Path, samples: int = 2_000, every: int = 300) -> None:
     lead = np.zeros(samples, dtype=np.int64)
     lead[beats] = 200
     kept = {"fs": 360, "units": ["mV"], "sig_name": ["MLII"], "fmt": ["16"], "adc_gain": [200.0], "baseline": [0]}
-    wfdb.wrsamp("100", d_signal=lead[:, None], write_dir=str(where), **kept)
-    # a note on the rhythm first, which is no beat
-    wfdb.wrann("100", "atr", np.r_[5, beats], ["+"] + ["N"] * len(beats), write_dir=str(where))
+    with warnings.catch_warnings(action="ignore"):  # pandas 3 warns of how wfdb calls it
+        wfdb.wrsamp("100", d_signal=lead[:, None], write_dir=str(where), **kept)
+        # a note on the rhythm first, which is no beat
+        wfdb.wrann("100", "atr", np.r_[5, beats], ["+"] + ["N"] * len(beats), write_dir=str(where))
 
 
 def write_digit(folder: Path, digit: int, speaker: str, take: int, *, rate: int = 8_000, channels: int = 1) -> Path:

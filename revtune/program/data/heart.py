@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,8 @@ def heart(record: str, folder: Path | None = None) -> Heart:
     assert folder is not None
     path = folder / FOLDER / record
     try:
-        signal, notes = wfdb.rdrecord(str(path), channels=[0], physical=False), wfdb.rdann(str(path), "atr")
+        with warnings.catch_warnings(action="ignore"):  # pandas 3 warns of how wfdb calls it
+            signal, notes = wfdb.rdrecord(str(path), channels=[0], physical=False), wfdb.rdann(str(path), "atr")
         samples = torch.from_numpy((signal.d_signal[:, 0] - signal.baseline[0]).astype("int16"))
         rate, gain = round(signal.fs), float(signal.adc_gain[0])
     except Exception as error:  # wfdb raises errors of any kind for damaged files
