@@ -19,7 +19,9 @@ def study(size: Size = "small") -> DigitsStudy:
         steps=10_000 if full else 1_000, batch=32, optimizer="adam", lr=2e-3, schedule="cosine", clip=1.0,
         valid_every=250 if full else 100,
     )  # fmt: skip
-    return DigitsStudy(frame=1 if full else 4, hidden=128 if full else 64, learning=learning)
+    return DigitsStudy(
+        frame=1 if full else 4, hidden=128 if full else 64, lasting=1_000 if full else 250, learning=learning
+    )  # fmt: skip
 
 
 task = DigitsTask

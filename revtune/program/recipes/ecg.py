@@ -15,9 +15,11 @@ def study(size: Size = "small") -> BeatsStudy:
     """Windows of ten seconds for a minute on one core, or the recording's first 18 minutes in each gradient."""
     full = size == "full"
     learning = Learning(
-        steps=300, batch=1 if full else 8, optimizer="adam", lr=3e-3, schedule="cosine", clip=1.0, valid_every=25
+        steps=300, batch=1 if full else 8, optimizer="adam", lr=1e-2, schedule="cosine", clip=1.0, valid_every=25
     )
-    return BeatsStudy(hidden=64 if full else 32, length=None if full else 3_600, learning=learning)
+    return BeatsStudy(
+        hidden=64 if full else 32, lasting=40, length=None if full else 3_600, learning=learning
+    )  # fmt: skip
 
 
 task = BeatsTask
