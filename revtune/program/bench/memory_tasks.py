@@ -15,7 +15,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -95,10 +95,6 @@ PART = 8
 
 PROCESSES = 3
 """Of which the middle one counts, for reversible layers: what C's heap keeps is a part of so little."""
-
-ABOVE, LESS, WORTH, STORED_SHARE = 15e6, 40, 600e6, 2.5
-"""The goals: at most so many bytes, and so many times less wherever torch's layer takes over so many; of the policy at
-most so often what is stored, and a chunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,21 +242,6 @@ def policy(scores: Tensor, y: Tensor) -> Tensor:
 
 
 LOSSES: dict[Wanted, Loss] = {"classes": classes, "values": values, "notes": notes, "policy": policy}
-
-
-def goals(records: Sequence[Record]) -> dict[str, bool]:
-    """Whether each of ours at a task meets its goals, by name; `records` are those of the task."""
-    plain = {record["name"]: record for record in records if "bytes" in record}
-    found = {}
-    for ours, theirs in PAIRS:
-        for record in (record for name, record in plain.items() if name.startswith(ours)):
-            if record["task"]["wanted"] == "policy":
-                small = record["bytes"] <= STORED_SHARE * record["stored"] + record["chunk"]
-            else:
-                small = record["bytes"] <= ABOVE
-            most = plain[theirs]["bytes"] if theirs in plain else 0
-            found[record["name"]] = small and (most <= WORTH or LESS * record["bytes"] <= most)
-    return found
 
 
 if __name__ == "__main__":

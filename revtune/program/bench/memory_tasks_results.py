@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from revtune.program.bench.display import Display
 from revtune.program.bench.memory_results import AUTO
-from revtune.program.bench.memory_tasks import ABOVE, LESS, STORED_SHARE, WORTH, goals
 from revtune.program.bench.speed_cases import PAIRS
 from revtune.program.bench.worker import Record
 from revtune.program.figures import COLOURS, blank, png
@@ -16,6 +15,11 @@ NOTE = (
     "ours the middle ones of three processes. *: an estimate from an eighth of the steps. Checkpointed: "
     f"torch.utils.checkpoint in sqrt(T) segments; auto: {AUTO}."
 )
+
+ABOVE, LESS, WORTH, STORED_SHARE = 15e6, 40, 600e6, 2.5
+"""The goals: at most so many bytes, and so many times less wherever torch's layer takes over so many; of the policy at
+most so often what is stored, and a chunk."""
+
 
 Grouped = dict[str, list[Record]]
 
@@ -40,6 +44,21 @@ def show(display: Display, records: dict[str, Record]) -> None:
     bounds = f"at most {ABOVE / 1e6:.0f} MB (the policy: {STORED_SHARE} times what is stored, and a chunk)"
     ratio = f"at least {LESS} times less than torch's layer where that takes over {WORTH / 1e6:.0f} MB"
     display.say(f"Goals: {bounds}, and {ratio}: {sum(met)} of {len(met)} met.")
+
+
+def goals(records: Sequence[Record]) -> dict[str, bool]:
+    """Whether each of ours at a task meets its goals, by name; `records` are those of the task."""
+    plain = {record["name"]: record for record in records if "bytes" in record}
+    found = {}
+    for ours, theirs in PAIRS:
+        for record in (record for name, record in plain.items() if name.startswith(ours)):
+            if record["task"]["wanted"] == "policy":
+                small = record["bytes"] <= STORED_SHARE * record["stored"] + record["chunk"]
+            else:
+                small = record["bytes"] <= ABOVE
+            most = plain[theirs]["bytes"] if theirs in plain else 0
+            found[record["name"]] = small and (most <= WORTH or LESS * record["bytes"] <= most)
+    return found
 
 
 def row(group: list[Record], ours: str, theirs: str) -> tuple[str, ...]:

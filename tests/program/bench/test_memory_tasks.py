@@ -18,7 +18,6 @@ from revtune.program.bench.memory_tasks import (
     RealTask,
     TaskJob,
     drawn,
-    goals,
     measure,
     net_of,
     plan,
@@ -26,7 +25,7 @@ from revtune.program.bench.memory_tasks import (
     step,
     work,
 )
-from revtune.program.bench.memory_tasks_results import at, cell, plot, row
+from revtune.program.bench.memory_tasks_results import at, cell, goals, plot, row
 from revtune.program.bench.worker import Record
 from revtune.program.cli.main import main
 
