@@ -31,7 +31,7 @@ from revtune.program.bench.measuring import keep_to, peak_of
 from revtune.program.bench.worker import Job, Record
 from revtune.reversible.layers.masks import BatchSpec
 from revtune.reversible.layers.rnn import RevRNN
-from revtune.reversible.layers.stack import DEFAULT_BUDGET
+from revtune.reversible.layers.stack import DEFAULT_BUDGET, Stack
 from revtune.reversible.streams.stream import segment_steps
 
 Way = Literal["layer", "rewind_loss", "rewind_loss, checkpoints", "rewind_outputs", "rewind_encode"]
@@ -112,9 +112,7 @@ def work(job: SweepJob) -> Record:
     head = nn.Linear(job.units, 1)
     segment = segment_steps("auto", job.steps) if job.way.endswith("checkpoints") else None
     step = training_step(job.way, net, head, segment)
-    spec = BatchSpec(job.rows, torch.float32, torch.device("cpu"))
-    states = net.first_states(spec, None, batched=True)
-    stack = net.assemble(job.steps, spec, states, None, native=net.runs_native(net.first_weight)).stack
+    stack = stack_of(net, job.steps, job.rows)
     chunk = stack.chunk_steps(segment or job.steps)
     x, y = torch.randn(job.steps, job.rows, 1), torch.randn(job.steps, job.rows)
     step(x[: 3 * chunk], y[: 3 * chunk])
@@ -131,6 +129,13 @@ def work(job: SweepJob) -> Record:
     outputs = OUTPUTS * y.nbytes if job.way == "rewind_outputs" else 0
     bound = int(STORED_SHARE * stored) + max(DEFAULT_BUDGET, chunk * stack.step_bytes) + packed + outputs
     return {"peak": peak - gradients, "stored": stored, "bound": bound, "chunk": chunk, "packed": packed}
+
+
+def stack_of(net: RevRNN, steps: int, rows: int) -> Stack:
+    """What a net rewinds a batch of rows with, which knows its chunks."""
+    spec = BatchSpec(rows, torch.float32, torch.device("cpu"))
+    states = net.first_states(spec, None, batched=True)
+    return net.assemble(steps, spec, states, None, native=net.runs_native(net.first_weight)).stack
 
 
 def training_step(way: Way, net: RevRNN, head: nn.Linear, segment: int | None) -> Callable[[Tensor, Tensor], None]:

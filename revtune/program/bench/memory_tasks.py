@@ -29,10 +29,12 @@ from revtune.program.bench.contestants import CELLS, Contestant, Shape, chunk_of
 from revtune.program.bench.display import Display
 from revtune.program.bench.kept_cases import measured
 from revtune.program.bench.measuring import keep_to, peak_of
+from revtune.program.bench.memory_sweep import stack_of
 from revtune.program.bench.speed_cases import PAIRS
 from revtune.program.bench.worker import Job, Record
 from revtune.program.files import write
 from revtune.program.signals.net import At, Loss, SignalNet, classes, notes, values
+from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.stack import DEFAULT_BUDGET
 
 Wanted = Literal["classes", "values", "notes", "policy"]
@@ -182,9 +184,11 @@ def work(job: TaskJob) -> Record:
     gradients = sum(weight.grad.nbytes for weight in net.parameters() if weight.grad is not None)
     inputs = sum(tensor.nbytes for tensor in given if tensor is not None)
     facts = {"bytes": peak - gradients, "seconds": seconds[0], "inputs": inputs, "warm_up": job.warm_up}
-    if not job.contestant.reversible:
+    if not isinstance(net.rnn, RevRNN):
         return facts
-    return {**facts, "stored": used[0].stored_bits // 8, "bits": used[0].bits_per_unit_step, "chunk": DEFAULT_BUDGET}
+    stack = stack_of(net.rnn, job.task.steps, job.task.rows)
+    chunk = max(DEFAULT_BUDGET, stack.chunk_steps(job.task.steps) * stack.step_bytes)
+    return {**facts, "stored": used[0].stored_bits // 8, "bits": used[0].bits_per_unit_step, "chunk": chunk}
 
 
 Given = tuple[Tensor, Tensor, Tensor | None]

@@ -1,4 +1,4 @@
-"""The figures of `revtune bench memory --tasks`: one table, and memory against length, both axes logarithmic."""
+"""The figures of `revtune bench memory --tasks`: a table for each pair of nets, and memory against length, both axes logarithmic."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ NOTE = (
 ABOVE, LESS, WORTH, STORED_SHARE = 15e6, 40, 600e6, 2.5
 """The goals: at most so many bytes, and so many times less wherever torch's layer takes over so many; of the policy at
 most so often what is stored, and a chunk."""
-
 
 Grouped = dict[str, list[Record]]
 
@@ -88,10 +87,10 @@ def plot(records: dict[str, Record]) -> bytes:
     """A PNG: MB of a training step against its length, a point for each contestant, tasks named beside theirs."""
     figure = blank(8.5, 5.2)
     axes = figure.subplots()
-    for cell, colour in COLOURS.items():
+    for net, colour in COLOURS.items():
         for suffix, marker in (("", "o"), (", checkpointed", "s"), (f", {AUTO}", "*")):
-            if points := list(at(records, f"{cell}{suffix}")):
-                label, face = f"{cell}{suffix}", {"markerfacecolor": "none"} if suffix == ", checkpointed" else {}
+            if points := list(at(records, f"{net}{suffix}")):
+                label, face = f"{net}{suffix}", {"markerfacecolor": "none"} if suffix == ", checkpointed" else {}
                 axes.plot(*zip(*points, strict=True), marker, label=label, color=colour, alpha=0.85, **face)
     for name, group in by_task(records).items():
         if found := [record["bytes"] / 1e6 for record in group if "bytes" in record]:
