@@ -1,4 +1,4 @@
-"""The figures of `revtune bench memory --tasks`: a table for each pair of nets, and memory against length, both axes logarithmic."""
+"""The figures of `revtune bench memory --tasks`: a table for each pair of nets; memory against length, both logarithmic."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def plot(records: dict[str, Record]) -> bytes:
     low, high = axes.get_ylim()
     axes.set_ylim(low, 6 * high)  # room for names
     left, right = axes.get_xlim()
-    axes.set_xlim(left, 2 * right)
+    axes.set_xlim(left, 5 * right)
     axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return png(figure)
