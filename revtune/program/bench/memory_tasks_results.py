@@ -1,4 +1,4 @@
-"""The figures of `revtune bench memory --tasks`: a table for each pair of nets; memory against length, both logarithmic."""
+"""The figures of `revtune bench memory --tasks`: a table for each pair of nets, and a plot of memory against length."""
 
 from __future__ import annotations
 

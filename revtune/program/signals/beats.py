@@ -18,6 +18,7 @@ from revtune.program.data.heart import heart
 from revtune.program.errors import Problem
 from revtune.program.signals.net import At
 from revtune.program.signals.task import Batch, SignalStudy, SignalTask, digest_of
+from revtune.program.tasks.passes import generator
 from revtune.program.tasks.task import Split
 
 LATER, AROUND, TOLERANCE = 0.1, 0.03, 0.05
@@ -82,8 +83,7 @@ class BeatsTask(SignalTask):
         (x, y), length = self.signal("train"), self.study.length
         if length is None:
             return x, y
-        # CPython's hash of integers, the same in every process; runs go on by it, so another mix would change them
-        draw = torch.Generator().manual_seed(hash((self.study.seed, step)))
+        draw = generator(self.study.seed, step)
         starts = torch.randint(len(x) - length + 1, (self.study.learning.batch,), generator=draw)
         at = torch.arange(length).unsqueeze(1) + starts
         return x[at, 0], y[at, 0]

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from revtune.program.errors import Problem
 from revtune.program.signals.net import At, Loss, values
 from revtune.program.signals.task import Batch, SignalStudy, SignalTask
+from revtune.program.tasks.passes import generator
 from revtune.program.tasks.task import Split
 
 SYMBOLS, WORD = 8, 10
@@ -54,18 +55,13 @@ class MemoryTask(SignalTask):
     def drawn(self, rows: int, draw: torch.Generator) -> Batch:
         """Rows and what is wanted of them."""
 
-    def generator(self, part: int, number: int) -> torch.Generator:
-        """What draws a batch of a part."""
-        # CPython's hash of integers, the same in every process; runs go on by it, so another mix would change them
-        return torch.Generator().manual_seed(hash((self.study.seed, part, number)))
-
     def train_batch(self, step: int) -> Batch:
         """Rows that no other update has, but by chance."""
-        return self.drawn(self.study.learning.batch, self.generator(0, step))
+        return self.drawn(self.study.learning.batch, generator(self.study.seed, 0, step))
 
     def held_out(self, split: Split) -> Batch:
         """The rows of a split."""
-        return self.drawn(self.study.tested, self.generator(HELD_OUT[split], 0))
+        return self.drawn(self.study.tested, generator(self.study.seed, HELD_OUT[split], 0))
 
 
 class CopyTask(MemoryTask):

@@ -29,7 +29,11 @@ class Passes:
         """All examples, shuffled anew for every pass."""
         if self._last is not None and self._last[0] == epoch:
             return self._last[1]
-        # CPython's hash of integers, the same in every process; runs go on by it, so another mix would change them
-        draw = torch.Generator().manual_seed(hash((self.seed, epoch, self.part)))
-        self._last = epoch, torch.randperm(self.count, generator=draw)
+        self._last = epoch, torch.randperm(self.count, generator=generator(self.seed, epoch, self.part))
         return self._last[1]
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """What draws as some numbers say, whatever was drawn before."""
+    # CPython's hash of integers, the same in every process; runs go on by it, so another mix would change them
+    return torch.Generator().manual_seed(hash(numbers))
