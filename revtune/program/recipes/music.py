@@ -15,7 +15,7 @@ def study(size: Size = "small") -> MusicStudy:
     """Bach's chorales and 128 units for some minutes on one core."""
     full = size == "full"
     learning = Learning(
-        steps=10_000 if full else 1_500, batch=8, optimizer="adam", lr=2e-3, schedule="plateau", clip=1.0,
+        steps=10_000 if full else 900, batch=8, optimizer="adam", lr=2e-3, schedule="plateau", clip=1.0,
         valid_every=250 if full else 75,
     )  # fmt: skip
     return MusicStudy(hidden=200 if full else 128, learning=learning)

@@ -29,7 +29,7 @@ AT_A_TIME = 64
 class DigitsStudy(SignalStudy):
     """Settings of a study on spoken digits."""
 
-    frame: int = 4
+    frame: int = 16
     """Samples that a step reads; 1 for raw samples."""
     speaker: str | None = None
     """Test on this speaker, of whom nothing is learnt; None to test on takes 7 to 9 of all."""
