@@ -69,7 +69,8 @@ def measured(found: Heart, steps: int) -> dict[str, Any]:
         return loss.item()
 
     gradient(min(steps, 60 * found.rate))
-    rnn.zero_grad(), head.zero_grad()
+    rnn.zero_grad()
+    head.zero_grad()
     told: dict[str, Any] = {}
 
     def counted() -> None:

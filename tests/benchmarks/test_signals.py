@@ -66,11 +66,11 @@ def test_failures_are_told() -> None:
 @pytest.mark.parametrize("contest", CONTESTS)
 def test_a_worker_learns_for_its_time(contest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_signals(tmp_path)
-    tiny: dict[str, Any] = {
+    sizes: dict[str, dict[str, Any]] = {
         "ecg": {"length": 100}, "music": {"pieces": "jsb"}, "digits": {"frame": 64}, "copy": {"length": 5},
         "smnist": {"images": 40}, "psmnist": {"images": 40}, "adding": {"length": 8},
-    }[contest]  # fmt: skip
-    changes = {"hidden": 6, "batch": 2, "valid_every": 1, **tiny}
+    }  # fmt: skip
+    changes = {"hidden": 6, "batch": 2, "valid_every": 1, **sizes[contest]}
     monkeypatch.setitem(CONTESTS, contest, (CONTESTS[contest][0], changes))
     monkeypatch.setattr(signals, "keep_to", lambda threads: None)
     jobs = [job for job in plan([contest], tmp_path, 0.01, 1) if job.model == "lstm"]

@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ Wanted = Literal["classes", "values", "notes", "policy"]
 """What a head is taught: one class of several, a number, which notes sound, or actions and their value."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RealTask:
     """The shape of a training step as somebody has it.
 
@@ -60,6 +60,7 @@ class RealTask:
     hidden: int
     outputs: int
     wanted: Wanted
+    _: KW_ONLY
     at: At = "step"
     episode: int = 0
 
@@ -69,24 +70,18 @@ class RealTask:
         return Shape(steps=self.steps, batch=self.rows, hidden=self.hidden, inputs=self.inputs)
 
 
-TASKS = tuple(
-    RealTask(name=name, steps=steps, rows=rows, inputs=inputs, hidden=hidden, outputs=outputs, wanted=wanted, at=at)
-    for name, steps, rows, inputs, hidden, outputs, wanted, at in (
-        ("sequential MNIST", 784, 128, 1, 128, 10, "classes", "end"),
-        ("hydrology, daily", 365, 256, 32, 256, 1, "values", "end"),
-        ("hydrology, hourly", 8_760, 32, 32, 128, 1, "values", "step"),
-        ("appliances", 1_460, 50, 28, 128, 1, "values", "step"),
-        ("speech", 4_096, 16, 1, 128, 10, "classes", "end"),
-        ("speech, the longest", 18_262, 16, 1, 128, 10, "classes", "end"),
-        ("music", 4_273, 8, 88, 200, 88, "notes", "step"),
-        ("ECG, three minutes", 65_000, 1, 1, 64, 3, "classes", "step"),
-        ("ECG, half an hour", 650_000, 1, 1, 64, 3, "classes", "step"),
-    )
-) + (
-    RealTask(
-        name="recurrent policy", steps=512, rows=2_048, inputs=16, hidden=128, outputs=5, wanted="policy", episode=50
-    ),
-)  # fmt: skip
+TASKS = (
+    RealTask("sequential MNIST", 784, 128, 1, 128, 10, "classes", at="end"),
+    RealTask("hydrology, daily", 365, 256, 32, 256, 1, "values", at="end"),
+    RealTask("hydrology, hourly", 8_760, 32, 32, 128, 1, "values"),
+    RealTask("appliances", 1_460, 50, 28, 128, 1, "values"),
+    RealTask("speech", 4_096, 16, 1, 128, 10, "classes", at="end"),
+    RealTask("speech, the longest", 18_262, 16, 1, 128, 10, "classes", at="end"),
+    RealTask("music", 4_273, 8, 88, 200, 88, "notes"),
+    RealTask("ECG, three minutes", 65_000, 1, 1, 64, 3, "classes"),
+    RealTask("ECG, half an hour", 650_000, 1, 1, 64, 3, "classes"),
+    RealTask("recurrent policy", 512, 2_048, 16, 128, 5, "policy", episode=50),
+)
 """Hydrology reads forcings and attributes of basins, appliances weather and rooms; a policy has four actions."""
 
 MOST = 4e9

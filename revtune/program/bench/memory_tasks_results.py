@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from revtune.program.bench.display import Display
 from revtune.program.bench.memory_results import AUTO
@@ -90,8 +91,9 @@ def plot(records: dict[str, Record]) -> bytes:
     for net, colour in COLOURS.items():
         for suffix, marker in (("", "o"), (", checkpointed", "s"), (f", {AUTO}", "*")):
             if points := list(at(records, f"{net}{suffix}")):
-                label, face = f"{net}{suffix}", {"markerfacecolor": "none"} if suffix == ", checkpointed" else {}
-                axes.plot(*zip(*points, strict=True), marker, label=label, color=colour, alpha=0.85, **face)
+                face = "none" if suffix == ", checkpointed" else colour
+                look: dict[str, Any] = {"color": colour, "alpha": 0.85, "markerfacecolor": face}
+                axes.plot(*zip(*points, strict=True), marker, label=f"{net}{suffix}", **look)
     for name, group in by_task(records).items():
         if found := [record["bytes"] / 1e6 for record in group if "bytes" in record]:
             steps = group[0]["task"]["steps"]

@@ -65,7 +65,7 @@ class BeatsTask(SignalTask):
         """A sample, whether a beat is near."""
         return 1, 2
 
-    def encode(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def encode(self, x: Tensor) -> Tensor:
         """Millivolts."""
         return x.float() / self.heart.gain
 

@@ -47,8 +47,8 @@ class DigitsTask(SignalTask):
             raise Problem(f"--speaker must be one of {', '.join(known)}, got {study.speaker}", code=2)
         self.parts_of: dict[str, list[Recording]] = {"train": [], "valid": [], "test": []}
         for each in found:
-            if (part := self.part_of(each)) is not None:
-                self.parts_of[part].append(each)
+            if (name := self.part_of(each)) is not None:
+                self.parts_of[name].append(each)
         for name, part in self.parts_of.items():
             if not part:
                 raise Problem(f"there are no recordings to {name} on: takes 5, 6 are held out, 7 to 9 tested on")

@@ -77,7 +77,7 @@ class CopyTask(MemoryTask):
         """A feature for each symbol, for the blank and for what asks; the symbols."""
         return SYMBOLS + 2, SYMBOLS
 
-    def encode(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def encode(self, x: Tensor) -> Tensor:
         """One-hot symbols."""
         return F.one_hot(x.long(), SYMBOLS + 2).float()
 

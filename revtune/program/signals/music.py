@@ -57,7 +57,7 @@ class MusicTask(SignalTask):
         """Cross entropy of each note."""
         return notes
 
-    def encode(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def encode(self, x: Tensor) -> Tensor:
         """Notes as numbers."""
         return x.float()
 

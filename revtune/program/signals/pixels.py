@@ -63,7 +63,7 @@ class PixelTask(SignalTask):
         """A pixel, ten digits."""
         return 1, 10
 
-    def encode(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def encode(self, x: Tensor) -> Tensor:
         """Pixels from 0 to 1."""
         return x.float() / 255
 
