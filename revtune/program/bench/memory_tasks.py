@@ -3,8 +3,8 @@
 Each case has a process of its own, like a user's. A warm-up of three chunks comes first, then the step that counts: the
 peak of resident anonymous memory during it above what was resident before, less the gradients that remain. Inputs and
 targets are there before, so that they are left out. Seconds are those that the processor gave the process for that
-step, since other jobs may run beside it. What would take torch's layer over 2.7 GB is measured at an eighth of its steps,
-and said to be an estimate.
+step, since other jobs may run beside it. What would take torch's layer over 2.7 GB is measured at an eighth of its
+steps, and said to be an estimate.
 
 Shapes: T steps, B rows, I features, H units, O numbers that the head gives.
 """

@@ -42,7 +42,8 @@ def test_the_shapes_are_those_of_real_work() -> None:
     jobs = list(plan(1))
     assert len({job.key for job in jobs}) == len(jobs) == 10 * 8
     assert [job.key for job in jobs if job.is_estimated] == [
-        "ECG, half an hour, nn.GRU", "ECG, half an hour, nn.LSTM", "recurrent policy, nn.GRU", "recurrent policy, nn.LSTM"
+        "ECG, half an hour, nn.GRU", "ECG, half an hour, nn.LSTM",
+        "recurrent policy, nn.GRU", "recurrent policy, nn.LSTM",
     ]  # fmt: skip
 
 
