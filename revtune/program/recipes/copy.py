@@ -16,7 +16,7 @@ def study(size: Size = "small") -> MemoryStudy:
     if size == "full":
         learning = Learning(steps=20_000, batch=64, optimizer="adam", lr=1e-3, clip=1.0, valid_every=500)
         return MemoryStudy(length=1_000, hidden=128, lasting=1_000, learning=learning)
-    learning = Learning(steps=1_000, batch=64, optimizer="adam", lr=5e-3, clip=1.0, valid_every=200)
+    learning = Learning(steps=4_000, batch=64, optimizer="adam", lr=5e-3, clip=1.0, valid_every=200)
     return MemoryStudy(length=100, hidden=128, lasting=100, learning=learning)
 
 

@@ -16,7 +16,7 @@ def study(size: Size = "small") -> PixelStudy:
     if size == "full":
         learning = Learning(steps=20_000, batch=128, optimizer="adam", lr=1e-3, clip=1.0, valid_every=400)
         return PixelStudy(hidden=128, lasting=100, images=None, tested=None, learning=learning)
-    learning = Learning(steps=1_000, batch=64, optimizer="adam", lr=5e-3, schedule="cosine", clip=1.0, valid_every=125)
+    learning = Learning(steps=2_000, batch=64, optimizer="adam", lr=5e-3, schedule="cosine", clip=1.0, valid_every=125)
     return PixelStudy(hidden=64, lasting=100, learning=learning)
 
 
