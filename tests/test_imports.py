@@ -22,7 +22,7 @@ FLOORS = {
     ],
     "program": [
         "errors machine figures progress tables", "files typed layers launcher", "tuning", "data runs", "tasks",
-        "language", "translation", "recipes", "studies bench", "report", "cli",
+        "language signals", "translation", "recipes", "studies bench", "report", "cli",
     ],
 }  # fmt: skip
 """The rooms of each wing from the ground up: a room imports rooms of lower floors alone."""

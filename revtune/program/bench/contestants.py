@@ -7,7 +7,6 @@ an embedding as wide as the layer and an untied readout.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import revtune as rt
+from revtune.program.signals.net import segment_of
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.streams.loss import segment_steps
 from revtune.reversible.streams.stream import Batch, Stream
@@ -140,11 +140,6 @@ class ContestantNet(nn.Module):
     def _segment(self, tokens: Tensor, targets: Tensor, state: object) -> tuple[Tensor, object]:
         y, state = self.rnn(self.embedding(tokens), state)
         return F.cross_entropy(self.readout(y).flatten(0, 1), targets.flatten(), reduction="sum"), state
-
-
-def segment_of(steps: int) -> int:
-    """The square root of a number of steps, rounded up: the length of a checkpointed segment."""
-    return math.isqrt(max(0, steps - 1)) + 1
 
 
 def chunk_of(contestant: Contestant, shape: Shape) -> int:

@@ -65,6 +65,7 @@ def memory(
     quick: bool = False,
     long: bool = False,
     sweep: bool = False,
+    tasks: bool = False,
     ordinary: bool = False,
     markdown: bool = False,
     out: Path | None = None,
@@ -79,23 +80,28 @@ def memory(
         long: also T = 100,000 with checkpoint_every="auto", which takes long.
         sweep: instead, each way of training at T from 100 to 100,000, B from 1 to 256 and H from 16 to 1,100, and
             whether its peak keeps to its bound; takes hours, and goes on where the file ends.
+        tasks: instead, ten shapes of real work, from rows of pixels to half an hour of ECG, and their seconds; takes
+            half an hour, and goes on where the file ends.
         ordinary: give the reversible layers torch's readout, nn.Linear and F.cross_entropy, too, in the place of a
             LinearCrossEntropy.
         markdown: print tables for a README.
-        out: file that the figures go to as JSON; by default memory.json in runs, or memory-sweep.json.
+        out: file that the figures go to as JSON; by default memory.json in runs, memory-sweep.json or
+            memory-tasks.json.
         plot: PNG of memory against length; by default beside the figures, if there is more than one length.
         threads: threads of each contestant; they hardly change its memory.
         device: cpu or cuda.
     """
     # here, since a worker runs this module too, and must not load rich or matplotlib
-    from revtune.program.bench import memory_results, memory_sweep
+    from revtune.program.bench import memory_results, memory_sweep, memory_tasks
     from revtune.program.bench.display import Markdown, Terminal
 
     check(threads, device)
     display = Markdown() if markdown else Terminal()
-    if sweep:
-        check_sweep(device, quick=quick, long=long, ordinary=ordinary, plot=plot)
-        return memory_sweep.sweep(display, out or Path("runs/memory-sweep.json"), threads)
+    for asked, option, measure in ((sweep, "sweep", memory_sweep.sweep), (tasks, "tasks", memory_tasks.tasks)):
+        if asked:
+            check_alone(option, device, quick=quick, long=long, ordinary=ordinary, plot=plot, tasks=sweep and tasks)
+            measure(display, out or Path(f"runs/memory-{option}.json"), threads)
+            return
     out = out or Path("runs/memory.json")
     results: list[Record] = []
     check_output(out)
@@ -212,14 +218,16 @@ def check(threads: int, device: Device) -> None:
         native.load()  # a kernel that the environment asks for and cannot have is told before measuring
 
 
-def check_sweep(device: Device, *, quick: bool, long: bool, ordinary: bool, plot: Path | None) -> None:
-    """Raise `Problem` for options that a sweep does not have."""
+def check_alone(
+    option: str, device: Device, *, quick: bool, long: bool, ordinary: bool, plot: Path | None, tasks: bool
+) -> None:  # fmt: skip
+    """Raise `Problem` for options that a sweep, or the table of tasks, does not have."""
     given = {
-        "--quick": quick, "--long": long, "--ordinary": ordinary, "--plot": plot is not None,
+        "--quick": quick, "--long": long, "--ordinary": ordinary, "--plot": plot is not None, "--tasks": tasks,
         "--device cuda": device == "cuda",
     }  # fmt: skip
-    for option in (option for option, asked in given.items() if asked):
-        raise Problem(f"--sweep has lengths of its own, no plot, and runs on the CPU; leave {option} out", code=2)
+    for other in (other for other, asked in given.items() if asked):
+        raise Problem(f"--{option} has shapes and a plot of its own, and runs on the CPU; leave {other} out", code=2)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -27,14 +26,12 @@ from torch.nn import functional as F
 import revtune as rt
 from revtune.program.bench import worker
 from revtune.program.bench.display import Display
+from revtune.program.bench.kept_cases import measured
 from revtune.program.bench.measuring import keep_to, peak_of
 from revtune.program.bench.worker import Job, Record
-from revtune.program.errors import Problem
-from revtune.program.files import check_output, read_text, write
-from revtune.program.machine import versions
 from revtune.reversible.layers.masks import BatchSpec
 from revtune.reversible.layers.rnn import RevRNN
-from revtune.reversible.layers.stack import DEFAULT_BUDGET
+from revtune.reversible.layers.stack import DEFAULT_BUDGET, Stack
 from revtune.reversible.streams.loss import segment_steps
 
 Way = Literal["layer", "rewind_loss", "rewind_loss, checkpoints", "rewind_outputs", "rewind_encode"]
@@ -72,14 +69,8 @@ class SweepJob(Job):
 
 def sweep(display: Display, out: Path, threads: int) -> None:
     """Measure all cases that the file does not have yet; it has each as soon as it is measured."""
-    check_output(out)
-    records, cases = kept(out), list(plan(threads))
-    missing = [case for case in cases if "error" in records.get(case.key, {"error": ""})]
-    with display.measuring(len(missing)):
-        for case in missing:
-            with display.waiting(case.key):
-                records[case.key] = {**dataclasses.asdict(case), **worker.outcome(__name__, case.text())}
-            write(out, json.dumps({**versions(), "records": records}, indent=1).encode())
+    cases = list(plan(threads))
+    records = measured(display, out, cases, measure, "sweep of memory")
     for way, net in product(WAYS, NETS):
         chosen = [records[case.key] for case in cases if (case.way, case.net) == (way, net)]
         display.table("Peak of a step", f"{net}, {way}", ("MB", "stored", "bound", "of it"), map(row, chosen))
@@ -91,17 +82,9 @@ def sweep(display: Display, out: Path, threads: int) -> None:
     display.tell(f"Figures: {out}")
 
 
-def kept(out: Path) -> dict[str, Record]:
-    """What was measured before and is in the file.
-
-    Raises:
-        Problem: the file is no sweep's.
-    """
-    if not out.exists():
-        return {}
-    with suppress(ValueError, TypeError, KeyError):
-        return dict(json.loads(read_text(out))["records"].items())
-    raise Problem(f"{out} holds no sweep of memory; name another file by --out, or delete it")
+def measure(case: SweepJob) -> Record:
+    """What a worker measured of a case, or why it failed."""
+    return {**dataclasses.asdict(case), **worker.outcome(__name__, case.text())}
 
 
 def plan(threads: int) -> Iterator[SweepJob]:
@@ -129,9 +112,7 @@ def work(job: SweepJob) -> Record:
     head = nn.Linear(job.units, 1)
     segment = segment_steps("auto", job.steps) if job.way.endswith("checkpoints") else None
     step = training_step(job.way, net, head, segment)
-    spec = BatchSpec(job.rows, torch.float32, torch.device("cpu"))
-    states = net.first_states(spec, None, batched=True)
-    stack = net.assemble(job.steps, spec, states, None, native=net.runs_native(net.first_weight)).stack
+    stack = stack_of(net, job.steps, job.rows)
     chunk = stack.chunk_steps(segment or job.steps)
     x, y = torch.randn(job.steps, job.rows, 1), torch.randn(job.steps, job.rows)
     step(x[: 3 * chunk], y[: 3 * chunk])
@@ -148,6 +129,13 @@ def work(job: SweepJob) -> Record:
     outputs = OUTPUTS * y.nbytes if job.way == "rewind_outputs" else 0
     bound = int(STORED_SHARE * stored) + max(DEFAULT_BUDGET, chunk * stack.step_bytes) + packed + outputs
     return {"peak": peak - gradients, "stored": stored, "bound": bound, "chunk": chunk, "packed": packed}
+
+
+def stack_of(net: RevRNN, steps: int, rows: int) -> Stack:
+    """What a net rewinds a batch of rows with, which knows its chunks."""
+    spec = BatchSpec(rows, torch.float32, torch.device("cpu"))
+    states = net.first_states(spec, None, batched=True)
+    return net.assemble(steps, spec, states, None, native=net.runs_native(net.first_weight)).stack
 
 
 def training_step(way: Way, net: RevRNN, head: nn.Linear, segment: int | None) -> Callable[[Tensor, Tensor], None]:

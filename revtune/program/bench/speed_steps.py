@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from revtune.program.bench.contestants import Contestant, ContestantNet, Shape, segment_of
+from revtune.program.bench.contestants import Contestant, ContestantNet, Shape
 from revtune.program.bench.matmul_floor import MatmulFloor, products_of
 from revtune.program.bench.measuring import StepFunction
 from revtune.program.bench.speed_cases import PAIRS, SpeedCase
+from revtune.program.signals.net import segment_of
 
 
 def steps_of(case: SpeedCase, backend: str) -> dict[str, StepFunction]:

@@ -36,7 +36,7 @@ def evaluate_text(options: Evaluate, splits: Sequence[Split]) -> None:
 
 
 def evaluate_tuned(options: Evaluate, splits: Sequence[Split]) -> None:
-    """Print the figures of a network whose hyperparameters were tuned."""
+    """Print the figures of the network that a task's run learnt."""
     task, model = tuned.opened(options.run, data=options.data, accept_edits=options.accept_edits)
     for split in splits:
         print(f"{split}: {measure(task.measure, task.evaluate(model, split))}")
@@ -55,5 +55,6 @@ def evaluate_translation(options: Evaluate, splits: Sequence[Split]) -> None:
 
 
 EVALUATIONS: dict[recipes.Kind, Callable[[Evaluate, Sequence[Split]], None]] = {
-    "text": evaluate_text, "tuned": evaluate_tuned, "translation": evaluate_translation
+    "text": evaluate_text, "tuned": evaluate_tuned, "translation": evaluate_translation,
+    "signal": evaluate_tuned,
 }  # fmt: skip

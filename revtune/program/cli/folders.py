@@ -20,6 +20,7 @@ COMMANDS: dict[recipes.Kind, list[str]] = {
     "translation": ["translate", "evaluate", "report", "train --resume"],
     "repeat": ["report", "train --resume"],
     "output_dropout": ["report", "train --resume"],
+    "signal": ["evaluate", "report", "train --resume"],
 }
 """The commands that take a folder, which follows them, by the kind of its recipe."""
 

@@ -30,7 +30,8 @@ from revtune.program.errors import Problem
 from revtune.program.launcher import first_to_tell, refuse_launched
 
 EXTRAS = {
-    "optuna": "search", "kornia": "augment", "sacrebleu": "translate", "tokenizers": "translate", "plotly": "report"
+    "optuna": "search", "kornia": "augment", "sacrebleu": "translate", "tokenizers": "translate", "plotly": "report",
+    "scipy": "signals", "soundfile": "signals", "wfdb": "signals",
 }  # fmt: skip
 """Packages of the extras that are named for what they are for."""
 

@@ -38,13 +38,13 @@ def check_paths(options: Any) -> None:
             check_paths(getattr(options, field.name))
 
 
-def size_of(arguments: list[str]) -> Size:
-    """The value of `--size`, which decides what the other options' defaults are."""
+def size_of(arguments: list[str], larger: Size = "paper") -> Size:
+    """The value of `--size`, which decides what the other options' defaults are: small, or one that is larger."""
     given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     given.add_argument("--size", default="small")
     size = given.parse_known_args(arguments)[0].size
-    if size not in ("small", "paper"):
-        raise Problem(f"--size must be small or paper, got {size}", code=2)
+    if size not in ("small", larger):
+        raise Problem(f"--size must be small or {larger}, got {size}", code=2)
     return cast(Size, size)
 
 

@@ -101,6 +101,13 @@ def tuned_defaults(recipe: ModuleType, arguments: list[str]) -> Defaults:
     return kind[type(study)], kind(study=study, size=size)
 
 
+def signal_defaults(recipe: ModuleType, arguments: list[str]) -> Defaults:
+    """For a net that reads signals, of which nothing is tuned."""
+    size = size_of(arguments, "full")
+    study, kind = recipe.study(size), cast(Any, tuned.Options)
+    return kind[type(study)], kind(study=study, size=size, method="plain")
+
+
 def translation_defaults(recipe: ModuleType, arguments: list[str]) -> Defaults:
     """For a translator, by model and unit too."""
     study = recipe.recipe(full="--full" in arguments, **model_and_unit(arguments))
@@ -144,5 +151,6 @@ RUNNERS: dict[recipes.Kind, tuple[Runner, Callable[[ModuleType, list[str]], Defa
     "translation": (translation, translation_defaults),
     "repeat": (repeat, repeat_defaults),
     "output_dropout": (output_dropout, output_dropout_defaults),
+    "signal": (tuned, signal_defaults),
 }
 """What runs recipes of a kind, and the defaults of its options by recipe and command line."""

@@ -30,6 +30,11 @@ def not_in(folder: Path | None, what: str) -> str:
     return f"{what} is not in {folder}" if folder.is_dir() else f"there is no folder {folder}; --data gives another"
 
 
+def missing(what: str, folder: Path | None) -> Problem:
+    """The error for a data set that is kept in a folder alone."""
+    return Problem(f"{what} was not found: {not_in(folder, what)}")
+
+
 def ask_hub(name: str, path: str, subset: str | None, revision: str | None, looked: str) -> Any:
     """All splits of a data set, asked for by its path on the hub.
 

@@ -2,7 +2,8 @@
 
 Each says of which `kind` it is, which decides who runs it. Its `recipe` function returns the typed settings of a run or
 a study. A recipe of the kind "tuned" has two functions instead, `study` and `task`, as `tasks.task` tells; one of the
-kind "text" has a `task` beside its `recipe`, by which it is compared.
+kind "text" has a `task` beside its `recipe`, by which it is compared. One of the kind "signal" has a `study` and a
+`task`, a `PlainTask`, likewise.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Literal
 
 from revtune.program.errors import Problem
 
-Kind = Literal["text", "tuned", "translation", "repeat", "output_dropout"]
-"""Language models; tasks whose hyperparameters are tuned; translators; and two studies of many runs each."""
+Kind = Literal["text", "tuned", "translation", "repeat", "output_dropout", "signal"]
+"""Language models; tasks whose hyperparameters are tuned; translators; two studies of many runs each; nets that read
+long signals."""
 
 DEFAULT = "stdlib"
 

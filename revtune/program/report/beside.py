@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -134,18 +134,19 @@ def work(job: StepJob) -> Record:
     return {"bytes": peak - sum(weight.grad.nbytes for weight in model.parameters() if weight.grad is not None)}
 
 
-def step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+def step(model: nn.Module, parts: Callable[[], Iterable[Tensor]]) -> Callable[[], None]:
     """A training step without the update, which is the same for both."""
 
     def taken() -> None:
         model.zero_grad(set_to_none=True)
-        loss().backward()
+        for loss in parts():
+            loss.backward()
 
     return taken
 
 
-Loss = tuple[nn.Module, Callable[[], Tensor]]
-"""A model in training mode, and its loss on a batch."""
+Loss = tuple[nn.Module, Callable[[], Iterable[Tensor]]]
+"""A model in training mode, and the parts of its loss on a batch, of which each goes backward before the next."""
 
 
 def text_loss(folder: Path, name: str) -> Loss:
@@ -154,16 +155,16 @@ def text_loss(folder: Path, name: str) -> Loss:
     config, tokens = run.config(), len(run.vocabulary())
     model = language.build(replace(config.net, model=name), tokens).train()  # type: ignore[arg-type]
     drawn = torch.randint(tokens, (config.learning.length + 1, config.learning.batch))
-    return model, lambda: model.loss(drawn[:-1], drawn[1:], None)[0]
+    return model, lambda: [model.loss(drawn[:-1], drawn[1:], None)[0]]
 
 
 def tuned_loss(folder: Path, name: str) -> Loss:
-    """Of a tuned recipe's network, plain, on its first batch."""
+    """Of the network of a recipe with a task, plain, on its first batch."""
     recipe, _, study = tuned.stored(folder)
     placed: Any = with_place(study, folder)
     learner = PlainLearner(recipes.find(recipe).task(replace(placed, model=name)))
     batch = learner.task.train_batch(0)
-    return learner.model.train(), lambda: learner.loss(batch)
+    return learner.model.train(), lambda: learner.parts(batch)
 
 
 def translation_loss(folder: Path, name: str) -> Loss:
@@ -172,10 +173,10 @@ def translation_loss(folder: Path, name: str) -> Loss:
     net: Any = replace(study.net, model=name)  # type: ignore[arg-type]
     learner = TranslationLearner(task_of(folder, replace(study, net=net)))
     batch = learner.task.train_batch(0)
-    return learner.model.train(), lambda: learner.loss(batch)
+    return learner.model.train(), lambda: learner.parts(batch)
 
 
-LOSSES = {"text": text_loss, "tuned": tuned_loss, "translation": translation_loss}
+LOSSES = {"text": text_loss, "tuned": tuned_loss, "signal": tuned_loss, "translation": translation_loss}
 
 
 def text_model(folder: Path) -> str | None:
@@ -186,6 +187,7 @@ def text_model(folder: Path) -> str | None:
 MODELS: dict[str, Callable[[Path], str | None]] = {
     "text": text_model,
     "tuned": lambda folder: getattr(tuned.stored(folder)[2], "model", None),
+    "signal": lambda folder: getattr(tuned.stored(folder)[2], "model", None),
     "translation": lambda folder: translation.stored(folder)[1].net.model,
 }
 """The recurrent layer of a run, by its kind; None where it has none."""
@@ -195,7 +197,7 @@ def threads_of(folder: Path, kind: str) -> int:
     """The threads that a run learns on."""
     if kind == "text":
         return Run(folder).config().learning.threads
-    return (tuned.stored(folder)[2] if kind == "tuned" else translation.stored(folder)[1]).threads
+    return (tuned.stored(folder)[2] if kind in ("tuned", "signal") else translation.stored(folder)[1]).threads
 
 
 def shape_of(folder: Path, kind: str) -> str:
@@ -208,6 +210,9 @@ def shape_of(folder: Path, kind: str) -> str:
     if kind == "tuned":
         study: Any = tuned.stored(folder)[2]
         return f"T = {study.length}, B = {study.learning.batch}, H = {study.width}"
+    if kind == "signal":
+        study = tuned.stored(folder)[2]
+        return f"the first batch's length, B = {study.learning.batch}, H = {study.hidden}"
     study = translation.stored(folder)[1]
     sizes = f"H = {study.net.hidden}, {counted(study.net.layers, 'layer')} each"
     return f"B = {study.learning.batch}, the first batch's lengths, {sizes}"

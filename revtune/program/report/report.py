@@ -36,6 +36,7 @@ TOLD: dict[str, Callable[[Path, str, bool], Story]] = {
     "text": lambda folder, name, edits: text.story(folder, name, accept_edits=edits),
     "translation": lambda folder, name, edits: translation.story(folder, name, accept_edits=edits),
     "tuned": lambda folder, name, _: task.story(folder, name),
+    "signal": lambda folder, name, _: task.story(folder, name),
     "contest": lambda folder, name, _: contest.story(folder, name),
     "repeat": lambda folder, name, _: repeat.story(folder, name),
     "output_dropout": lambda folder, name, _: output_dropout.story(folder, name),

@@ -30,19 +30,20 @@ RESULT: Template = {"step": int, "valid": {"loss": float}, "test": {"loss": floa
 
 
 def story(folder: Path, name: str, *, accept_edits: bool = False) -> Story:
-    """What the run of a tuned recipe in a folder tells; an edited one is shown as it is, as none of it is used.
+    """What the run of a recipe with a task in a folder tells; an edited one is shown as it is, as none of it is used.
 
     Raises:
         Problem: its settings are not of this version, or its result is damaged.
     """
     recipe, method, study = tuned.stored(folder)
-    quoted = recipes.find(recipe).task.measure
-    told = Story(folder, name, f"{recipe}, {METHODS[method]}")
+    quoted, tunes = recipes.find(recipe).task.measure, recipes.find(recipe).kind == "tuned"
+    model = getattr(study, "model", None)
+    told = Story(folder, name, f"{recipe}, {METHODS[method] if tunes else model}")
     lines, elapsed = validated(told, quoted)
     tune(told, lines, elapsed)
     if method == "plain":
-        told.note("hyperparameters", "Nothing was tuned: a plain run stays at its starting values.")
-    model = getattr(study, "model", None)
+        why = "a plain run stays at its starting values" if tunes else f"recipe {recipe} has no hyperparameters"
+        told.note("hyperparameters", f"Nothing was tuned: {why}.")
     if model not in REVERSIBLE:
         what = "The network has no reversible layer" if model is None else f"nn.{model.upper()} has no buffer"
         told.note("bits", f"{what}: no bits are stored, and nothing is rewound.")
@@ -51,7 +52,8 @@ def story(folder: Path, name: str, *, accept_edits: bool = False) -> Story:
     finish(told, quoted, study.learning.steps)
     told.note("samples", f"Nothing is written or translated by recipe {recipe}, which is judged by its {quoted}.")
     size = config["size"] if (config := listed(folder / "config.json")).get("size", "small") != "small" else ""
-    words = ["train", recipe, *(["--size", size] if size else []), *(["--method", method] if method != "delta" else [])]
+    words = ["train", recipe, *(["--size", size] if size else [])]
+    words += ["--method", method] if tunes and method != "delta" else []
     told.commands.insert(0, repeating(words, study, recipes.find(recipe).study(size or "small")))
     return told
 

@@ -1,4 +1,4 @@
-"""`revtune train` for a recipe with a task: a run by one method, or the rest of one."""
+"""`revtune train` for a recipe with a task, tuned or not: a run by one method, or the rest of one."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from revtune.program.tasks.plain_learner import ValuesAt
 from revtune.program.tasks.task import (
     METHODS,
     Method,
+    PlainTask,
     S,
     Size,
     Study,
-    Task,
     check,
     check_tuned,
     with_absolute_paths,
@@ -61,7 +61,7 @@ class Options(Generic[S]):
     out: Path | None = None
     """Folder of the run; by default the next free runs/<recipe>-<n>."""
     size: Size = "small"
-    """small is made for two cores; paper has the settings of the paper that the recipe is from."""
+    """small is made for two cores; paper has the settings of the recipe's paper, full all data of a signal."""
     track: Tracked = "none"
     """Which tracker is told of losses, bits, memory and hyperparameters besides metrics.jsonl."""
     resume: Path | None = None
@@ -73,7 +73,7 @@ def start(name: str, options: Options[Any]) -> Path:
     refuse_taken(options.out)
     study = with_absolute_paths(options.study)
     check(study)
-    check_tuned(study, options.method)
+    check_method(name, study, options.method)
     tracking.check(options.track)
     options.followed.check_untuned(None if options.method == "plain" else f"--method {options.method}")
     task = recipes.find(name).task(study)
@@ -91,7 +91,14 @@ def start(name: str, options: Options[Any]) -> Path:
     return folder
 
 
-def values_by_step(task: Task, schedule: Schedule | None) -> ValuesAt | None:
+def check_method(name: str, study: Study, method: Method) -> None:
+    """Raise `Problem` for a method by which a recipe cannot be learnt, or not in so few updates."""
+    if method != "plain" and recipes.find(name).kind == "signal":
+        raise Problem(f"--method must be plain, as recipe {name} tunes no hyperparameters, got {method}", code=2)
+    check_tuned(study, method)
+
+
+def values_by_step(task: PlainTask, schedule: Schedule | None) -> ValuesAt | None:
     """The values that a plain run follows, if it follows any.
 
     Raises:
@@ -158,7 +165,7 @@ def go_on(
         print(in_words(task.measure, task_run.result(), folder))
 
 
-def opened(folder: Path, *, accept_edits: bool = False, data: Path | None = None) -> tuple[Task, nn.Module]:
+def opened(folder: Path, *, accept_edits: bool = False, data: Path | None = None) -> tuple[PlainTask, nn.Module]:
     """The task of the run in a folder, and its best network, plain and ready to evaluate; `data` as in `resume`.
 
     Raises:
@@ -169,7 +176,7 @@ def opened(folder: Path, *, accept_edits: bool = False, data: Path | None = None
     torch.set_num_threads(study.threads)
     study = with_place(study, folder, data)
     with told_of(folder / "config.json"):
-        task: Task = recipes.find(name).task.as_learnt(study, saved.seals.get(DATA, data_of(folder)))
+        task: PlainTask = recipes.find(name).task.as_learnt(study, saved.seals.get(DATA, data_of(folder)))
     if saved.seals.get(DATA, task.digest()) != task.digest():
         raise Problem(f"the data are not those that {folder} was trained on: their digest differs")
     hypers = Constants(task.hypers())

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from revtune.program.data.image_parts import Part, Parts, parts
 from revtune.program.data.images import ImageSource
 from revtune.program.errors import Problem
+from revtune.program.tasks.passes import Passes
 from revtune.program.tasks.task import Split, Study, Task
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 
@@ -45,10 +46,11 @@ class ImageTask(Task):
     def __init__(self, study: ImageStudy, images: Parts | None = None) -> None:
         super().__init__(study)
         self.images = images or parts(self.data, study.data, study.images)
-        self._orders: dict[str, tuple[int, Tensor]] = {}  # by part: the pass asked for last, and its order
+        self._passes, size = dict[str, Passes](), study.learning.batch
         for name in ("train", "valid"):
-            if (count := len(self._part(name)[0])) < study.learning.batch:
-                raise Problem(f"--batch must be at most {count}, the {name} images, got {study.learning.batch}", code=2)
+            if (count := len(self._part(name)[0])) < size:
+                raise Problem(f"--batch must be at most {count}, the {name} images, got {size}", code=2)
+            self._passes[name] = Passes(count, size, study.seed, name == "train")
 
     def digest(self) -> str:
         """SHA-256 of all images and classes."""
@@ -94,19 +96,8 @@ class ImageTask(Task):
         return part
 
     def _batch(self, name: str, number: int) -> Part:
-        (x, y), size = self._part(name), self.study.learning.batch
-        epoch, position = divmod(number, len(x) // size)
-        rows = self._order(name, epoch, len(x))[position * size : (position + 1) * size]
+        (x, y), rows = self._part(name), self._passes[name].rows(number)
         return x[rows].float() / 255, y[rows]
-
-    def _order(self, name: str, epoch: int, size: int) -> Tensor:
-        """All images of a part, shuffled anew for every pass."""
-        if (last := self._orders.get(name)) is not None and last[0] == epoch:
-            return last[1]
-        # CPython's hash of integers, the same in every process; runs go on by it, so another mix would change them
-        draw = torch.Generator().manual_seed(hash((self.study.seed, epoch, name == "train")))
-        self._orders[name] = epoch, torch.randperm(size, generator=draw)
-        return self._orders[name][1]
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:

@@ -13,6 +13,9 @@ from rich.table import Table
 
 from revtune.program.tuning import told_values
 
+SHARES = ("error", "accuracy", "f1")
+"""Figures that are told in per cent."""
+
 
 def measure(name: str, figures: dict[str, float]) -> str:
     """A figure as people quote it, beside its loss; the loss alone where that is what they quote."""
@@ -20,7 +23,7 @@ def measure(name: str, figures: dict[str, float]) -> str:
     if name == "loss":
         return loss
     value = figures[name]
-    return f"{loss}, {name} {f'{value:.2%}' if name == 'error' else f'{value:.2f}'}"
+    return f"{loss}, {name} {f'{value:.2%}' if name in SHARES else f'{value:.2f}'}"
 
 
 class RunReport:

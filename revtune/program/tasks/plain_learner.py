@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import reduce
+from operator import add
 from typing import Any
 
 from torch import Tensor, nn
 
-from revtune.program.tasks.task import Task
+from revtune.program.tasks.task import PlainTask
 from revtune.program.tasks.weight_learner import WeightLearner
 from revtune.tuning.conversion.plain import plain
 from revtune.tuning.hypers.constants import Constants
@@ -25,10 +27,10 @@ class PlainLearner(WeightLearner):
         schedule: the values of each update, where they change.
     """
 
-    task: Task
+    task: PlainTask
 
     def __init__(
-        self, task: Task, values: dict[str, float] | None = None, schedule: ValuesAt | None = None
+        self, task: PlainTask, values: dict[str, float] | None = None, schedule: ValuesAt | None = None
     ) -> None:  # fmt: skip
         self.hypers = Constants(task.hypers(), values if schedule is None else schedule(0))
         super().__init__(task)
@@ -44,10 +46,15 @@ class PlainLearner(WeightLearner):
             self.hypers.put(self.schedule(self.steps))
         return super().update()
 
+    def parts(self, batch: Any) -> Iterator[Tensor]:
+        """Parts of the mean training loss of a batch."""
+        for loss, state in self.task.parts(self.model, batch, self._carried, self.hypers.numbers):
+            self._carried = state
+            yield loss
+
     def loss(self, batch: Any) -> Tensor:
         """The mean training loss of a batch."""
-        loss, self._carried = self.task.mean_loss(self.model, batch, self._carried, self.hypers.numbers)
-        return loss
+        return reduce(add, self.parts(batch))
 
     def values(self) -> dict[str, float]:
         """The hyperparameters as they were given, or set last."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, TypeVar, get_args
@@ -50,7 +51,7 @@ Schedule = Literal["constant", "cosine", "plateau"]
 
 Split = Literal["valid", "test"]
 
-Size = Literal["small", "paper"]
+Size = Literal["small", "paper", "full"]
 
 METHODS: tuple[Method, ...] = ("delta", "stn", "plain")
 
@@ -184,19 +185,14 @@ class Space:
         return self.low + share * (self.high - self.low)
 
 
-class Task(ABC):
-    """Data, network, losses and hyperparameters of a study; data are loaded when it is made.
+class PlainTask(ABC):
+    """Data and network of a study that a plain run learns; data are loaded when it is made.
 
     Attributes:
         study: its settings.
-        carry: whether a recurrent state goes from batch to batch, as `Tuner(carry=)`; `predict` then takes and gives
-            it, and starts anew, whatever it is handed, where a batch says that a pass over the data begins.
-        batch_dim: which dimension of the layers' inputs is examples, as `self_tuning(batch_dim=)`.
         measure: the name of the figure that people quote, one of those that `evaluate` gives.
     """
 
-    carry: ClassVar[bool] = False
-    batch_dim: ClassVar[int] = 0
     measure: ClassVar[str] = "loss"
 
     study: Settings
@@ -213,13 +209,9 @@ class Task(ABC):
         """What tells the data from others; a run does not go on with other data than its own."""
         return ""
 
-    @abstractmethod
     def hypers(self) -> dict[str, Hyper]:
-        """What is tuned, by name, from its starting value on."""
-
-    @abstractmethod
-    def spaces(self) -> dict[str, Space]:
-        """Where searchers look for each hyperparameter."""
+        """What is tuned, by name, from its starting value on; here nothing."""
+        return {}
 
     @abstractmethod
     def net(self, hypers: Hyperparameters) -> nn.Module:
@@ -228,6 +220,42 @@ class Task(ABC):
         An nn.Dropout is tuned by the hyperparameter of its name, as in `self_tuning`; other regularizers are `Tuned`
         ones that read `hypers`. In a plain run `hypers` are `Constants`, so that reading them costs nothing.
         """
+
+    @abstractmethod
+    def parts(self, model: nn.Module, batch: Any, state: Any, h: Any) -> Iterator[tuple[Tensor, Any]]:
+        """Losses whose sum is the mean training loss of a batch, and the next state, detached, if the task carries.
+
+        Each goes backward before the next is asked for.
+        """
+
+    @abstractmethod
+    def train_batch(self, step: int) -> Any:
+        """The batch of an update, from 0 on: it depends on this number and the study's seed alone."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """Figures over all of a split by a model in evaluation mode: "loss" in nats, and `measure`."""
+
+
+class Task(PlainTask):
+    """A task with hyperparameters that all methods tune.
+
+    Attributes:
+        carry: whether a recurrent state goes from batch to batch, as `Tuner(carry=)`; `predict` then takes and gives
+            it, and starts anew, whatever it is handed, where a batch says that a pass over the data begins.
+        batch_dim: which dimension of the layers' inputs is examples, as `self_tuning(batch_dim=)`.
+    """
+
+    carry: ClassVar[bool] = False
+    batch_dim: ClassVar[int] = 0
+
+    @abstractmethod
+    def hypers(self) -> dict[str, Hyper]:
+        """What is tuned, by name, from its starting value on."""
+
+    @abstractmethod
+    def spaces(self) -> dict[str, Space]:
+        """Where searchers look for each hyperparameter."""
 
     @abstractmethod
     def predict(self, model: nn.Module, batch: Any, *state: Any) -> Any:
@@ -265,17 +293,13 @@ class Task(ABC):
             state = mapped(Tensor.detach, state)
         return self.train_loss(model, out, batch, h).mean(), state
 
-    @abstractmethod
-    def train_batch(self, step: int) -> Any:
-        """The batch of an update, from 0 on: it depends on this number and the study's seed alone."""
+    def parts(self, model: nn.Module, batch: Any, state: Any, h: Any) -> Iterator[tuple[Tensor, Any]]:
+        """The mean training loss, whole."""
+        yield self.mean_loss(model, batch, state, h)
 
     @abstractmethod
     def valid_batch(self, number: int) -> Any:
         """The batch of a step on held-out data, likewise."""
-
-    @abstractmethod
-    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
-        """Figures over all of a split by a model in evaluation mode: "loss" in nats, and `measure`."""
 
 
 S = TypeVar("S", bound=Study)

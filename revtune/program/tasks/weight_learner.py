@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -32,6 +34,10 @@ class WeightLearner(Learner):
     def loss(self, batch: Any) -> Tensor:
         """The mean training loss of a batch."""
 
+    def parts(self, batch: Any) -> Iterator[Tensor]:
+        """Losses whose sum is that of `loss`; each goes backward before the next is asked for."""
+        yield self.loss(batch)
+
     @property
     def steps(self) -> int:
         """Updates of the weights so far."""
@@ -44,15 +50,17 @@ class WeightLearner(Learner):
     def learn(self, batch: Any) -> float:
         """Update the weights by a batch; the training loss."""
         self.model.train()
-        loss = self.loss(batch)
         self.optimizer.zero_grad()
-        loss.backward()
+        loss = 0.0
+        for part in self.parts(batch):
+            part.backward()
+            loss += part.item()
         norm = clip_gradients(list(self.model.parameters()), self.learning.clip)
-        if not torch.isfinite(loss) or not torch.isfinite(norm):
-            raise NonFiniteError(f"step {self._steps + 1} has loss {loss.item()} and a gradient of norm {norm.item()}")
+        if not math.isfinite(loss) or not torch.isfinite(norm):
+            raise NonFiniteError(f"step {self._steps + 1} has loss {loss} and a gradient of norm {norm.item()}")
         self.optimizer.step()
         self._steps += 1
-        return loss.item()
+        return loss
 
     def plain(self) -> nn.Module:
         """The network itself."""

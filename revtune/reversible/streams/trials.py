@@ -61,7 +61,9 @@ def try_encoder(encode: Callable[[Tensor], Tensor], inputs: Tensor, autocast: Au
     steps = min(len(inputs), ENCODED_STEPS)
     if steps < 2:
         return False
-    block = inputs[torch.linspace(0, len(inputs) - 1, steps, device=inputs.device).long()].detach()
+    # float32 would round the last step of more than 2^24 up to one that is not there
+    chosen = torch.linspace(0, len(inputs) - 1, steps, dtype=torch.float64, device=inputs.device).long()
+    block = inputs[chosen].detach()
 
     def run(chunk: Tensor, graph: bool) -> list[Any]:
         with torch.set_grad_enabled(graph):

@@ -38,6 +38,8 @@ class Constants(Hyperparameters):
         0.4
     """
 
+    may_be_empty = True  # a plain network may have none
+
     def __init__(self, specs: dict[str, Hyper], values: dict[str, float] | None = None) -> None:
         super().__init__(**specs)
         self.numbers, self.followers = Numbers(super().values()), list[Callable[[], None]]()

@@ -19,7 +19,7 @@ import math
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -123,9 +123,11 @@ class Hyperparameters(nn.Module):
         {'drop': 0.25, 'holes': 1}
     """
 
+    may_be_empty: ClassVar[bool] = False
+
     def __init__(self, **named: Hyper) -> None:
         super().__init__()
-        if not named:
+        if not named and not self.may_be_empty:
             raise ValueError("Hyperparameters wants at least one, such as drop=Rate(0.05)")
         for name, spec in dict[str, Any](named).items():
             if not isinstance(spec, Hyper):

@@ -46,6 +46,15 @@ def test_a_tuned_recipes_command_gives_its_settings(recipe: str) -> None:
     assert (options.study, options.method, options.size) == (study, "stn", "paper")
 
 
+def test_a_signals_command_gives_its_settings() -> None:
+    usual = recipes.find("digits").study("full")
+    learning = dataclasses.replace(usual.learning, steps=9, clip=None)
+    study = dataclasses.replace(usual, learning=learning, model="lstm", truncate=50, lasting=None, speaker="theo")
+    _, name, *arguments = words_of(repeating(["train", "digits", "--size", "full"], study, usual))
+    options = runner_and_options(name, arguments)[1]
+    assert (options.study, options.method, options.size) == (study, "plain", "full")
+
+
 @pytest.mark.parametrize("model", ["revgru", "lstm"])
 def test_a_translators_command_gives_its_settings(model: Any) -> None:
     usual = recipes.find("multi30k").recipe(model=model, unit="subword")

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 import revtune as rt
 from revtune.reversible.streams import trials
+from revtune.reversible.streams.chunk_graph import Autocast
+from revtune.reversible.streams.trials import ENCODED_STEPS, try_encoder
 from tests.backends import close, real
 from tests.chunking import set_stack_chunk_steps
 
@@ -344,3 +346,16 @@ def test_hooks_of_all_modules_are_refused() -> None:
     finally:
         handle.remove()
     parts.lose().backward()
+
+
+def test_an_encoder_is_tried_on_more_steps_than_float32_counts() -> None:
+    steps = 31_104_000  # a day at 360 Hz
+    inputs = torch.zeros(1, 1, 1).expand(steps, 1, 1)
+    tried: list[int] = []
+
+    def encode(chunk: torch.Tensor) -> torch.Tensor:
+        tried.append(len(chunk))
+        return chunk.float()
+
+    assert not try_encoder(encode, inputs, Autocast(torch.device("cpu")), graph=False)
+    assert tried and max(tried) <= ENCODED_STEPS

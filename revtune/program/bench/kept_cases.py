@@ -1,0 +1,66 @@
+"""Cases that are measured one after another and kept in a file as soon as they are, so that a stopped run goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from revtune.program.bench.display import Display
+from revtune.program.bench.worker import Record
+from revtune.program.errors import Problem
+from revtune.program.files import check_output, read_text, write
+from revtune.program.machine import versions
+
+
+class Case(Protocol):
+    """What is measured at once."""
+
+    @property
+    def key(self) -> str:
+        """What tells it from the other cases."""
+
+
+C = TypeVar("C", bound=Case)
+
+
+def measured(
+    display: Display, out: Path, cases: Sequence[C], measure: Callable[[C], Record], what: str, **facts: Any
+) -> dict[str, Record]:  # fmt: skip
+    """The records of all cases by their keys; those that the file has already are not measured again.
+
+    Args:
+        display: counts them.
+        out: the file.
+        cases: in their order.
+        measure: the record of one; one with an "error" is measured again by the next run.
+        what: the file holds, for messages.
+        facts: that the file tells beside versions.
+
+    Raises:
+        Problem: the file cannot be written, or is another's.
+    """
+    check_output(out)
+    records = kept(out, what)
+    missing = [case for case in cases if "error" in records.get(case.key, {"error": ""})]
+    with display.measuring(len(missing)):
+        for case in missing:
+            with display.waiting(case.key):
+                records[case.key] = measure(case)
+            write(out, json.dumps({**versions(), **facts, "records": records}, indent=1).encode())
+    return records
+
+
+def kept(out: Path, what: str) -> dict[str, Record]:
+    """What was measured before and is in the file.
+
+    Raises:
+        Problem: the file is another's.
+    """
+    if not out.exists():
+        return {}
+    with suppress(ValueError, TypeError, KeyError):
+        return dict(json.loads(read_text(out))["records"].items())
+    raise Problem(f"{out} holds no {what}; name another file by --out, or delete it")

@@ -1,0 +1,247 @@
+"""`revtune bench memory --tasks`: the memory of a training step at ten shapes of real work, and its time.
+
+Each case has a process of its own, like a user's. A warm-up of three chunks comes first, then the step that counts: the
+peak of resident anonymous memory during it above what was resident before, less the gradients that remain. Inputs and
+targets are there before, so that they are left out. Seconds are those that the processor gave the process for that
+step, since other jobs may run beside it. What would take torch's layer over 2.7 GB is measured at an eighth of its
+steps, and said to be an estimate.
+
+Shapes: T steps, B rows, I features, H units, O numbers that the head gives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import revtune as rt
+from revtune.program.bench import worker
+from revtune.program.bench.contestants import CELLS, Contestant, Shape, chunk_of
+from revtune.program.bench.display import Display
+from revtune.program.bench.kept_cases import measured
+from revtune.program.bench.measuring import keep_to, peak_of
+from revtune.program.bench.memory_sweep import stack_of
+from revtune.program.bench.speed_cases import PAIRS
+from revtune.program.bench.worker import Job, Record
+from revtune.program.files import write
+from revtune.program.signals.net import At, Loss, SignalNet, classes, notes, values
+from revtune.reversible.layers.rnn import RevRNN
+from revtune.reversible.layers.stack import DEFAULT_BUDGET
+
+Wanted = Literal["classes", "values", "notes", "policy"]
+"""What a head is taught: one class of several, a number, which notes sound, or actions and their value."""
+
+
+@dataclass(frozen=True)
+class RealTask:
+    """The shape of a training step as somebody has it.
+
+    Attributes:
+        name: what tables call it.
+        steps, rows, inputs, hidden, outputs: T, B, I, H, O.
+        wanted: what the head is taught.
+        at: where.
+        episode: steps between two beginnings of a row, on average; 0 for rows that go on.
+    """
+
+    name: str
+    steps: int
+    rows: int
+    inputs: int
+    hidden: int
+    outputs: int
+    wanted: Wanted
+    _: KW_ONLY
+    at: At = "step"
+    episode: int = 0
+
+    @property
+    def shape(self) -> Shape:
+        """Its sizes, as the other benchmarks take them."""
+        return Shape(steps=self.steps, batch=self.rows, hidden=self.hidden, inputs=self.inputs)
+
+
+TASKS = (
+    RealTask("sequential MNIST", 784, 128, 1, 128, 10, "classes", at="end"),
+    RealTask("hydrology, daily", 365, 256, 32, 256, 1, "values", at="end"),
+    RealTask("hydrology, hourly", 8_760, 32, 32, 128, 1, "values"),
+    RealTask("appliances", 1_460, 50, 28, 128, 1, "values"),
+    RealTask("speech", 4_096, 16, 1, 128, 10, "classes", at="end"),
+    RealTask("speech, the longest", 18_262, 16, 1, 128, 10, "classes", at="end"),
+    RealTask("music", 4_273, 8, 88, 200, 88, "notes"),
+    RealTask("ECG, three minutes", 65_000, 1, 1, 64, 3, "classes"),
+    RealTask("ECG, half an hour", 650_000, 1, 1, 64, 3, "classes"),
+    RealTask("recurrent policy", 512, 2_048, 16, 128, 5, "policy", episode=50),
+)
+"""Hydrology reads forcings and attributes of basins, appliances weather and rooms; a policy has four actions."""
+
+MOST = 2.7e9
+"""Bytes that are measured; torch's layers keep some 70 a unit, row and step."""
+
+PART = 8
+"""An estimate is measured at one step in so many."""
+
+PROCESSES = 3
+"""Of which the middle one counts, for reversible layers: what C's heap keeps is a part of so little."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskJob(Job):
+    """One case: who, at which task, after how many steps of warm-up."""
+
+    task: RealTask
+    contestant: Contestant
+    warm_up: int
+
+    @property
+    def key(self) -> str:
+        """What tells it from the other cases."""
+        return f"{self.task.name}, {self.contestant.name}"
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether fewer steps are measured than the task has."""
+        task = self.task
+        kept = not self.contestant.reversible and not self.contestant.segments
+        return kept and 70 * task.steps * task.rows * task.hidden > MOST
+
+
+def tasks(display: Display, out: Path, threads: int) -> None:
+    """Measure all cases that the file does not have yet, and show all."""
+    from revtune.program.bench import memory_tasks_results
+
+    records = measured(display, out, list(plan(threads)), measure, "table of tasks", threads=threads)
+    memory_tasks_results.show(display, records)
+    write(plot := out.with_suffix(".png"), memory_tasks_results.plot(records))
+    display.tell(f"Figures: {out}")
+    display.tell(f"Plot: {plot}")
+
+
+def contestants() -> Iterator[Contestant]:
+    """Torch's layers, plain and checkpointed, and ours, also with checkpoints."""
+    for ours, theirs in PAIRS:
+        yield from (Contestant(cell=theirs), Contestant(cell=theirs, segments=True))
+        yield from (Contestant(cell=ours), Contestant(cell=ours, checkpoint_every="auto"))
+
+
+def plan(threads: int) -> Iterator[TaskJob]:
+    """All cases, task by task."""
+    for task in TASKS:
+        for contestant in contestants():
+            yield TaskJob(task=task, contestant=contestant, warm_up=0, threads=threads)
+
+
+def measure(case: TaskJob) -> Record:
+    """What a case's workers measured: the middle one of several for reversible layers."""
+    task = case.task
+    warm_up = min(task.steps, 3 * chunk_of(case.contestant, task.shape))
+    steps = task.steps // PART if case.is_estimated else task.steps
+    job = dataclasses.replace(case, task=dataclasses.replace(task, steps=steps), warm_up=min(warm_up, steps))
+    who = {"task": dataclasses.asdict(task), "name": case.contestant.name}
+    found = [worker.outcome(__name__, job.text()) for _ in range(PROCESSES if case.contestant.reversible else 1)]
+    if failed := next((record for record in found if "error" in record), None):
+        return {**who, **failed}
+    found.sort(key=lambda record: int(record["bytes"]))
+    middle, seconds = found[len(found) // 2], sorted(record["seconds"] for record in found)[len(found) // 2]
+    if case.is_estimated:
+        return {**who, "bytes": middle["bytes"] * PART, "seconds": seconds * PART, "estimate": True}
+    return {**who, **middle, "seconds": seconds, "range": [found[0]["bytes"], found[-1]["bytes"]]}
+
+
+def work(job: TaskJob) -> Record:
+    """Measure one step in this process."""
+    keep_to(job.threads)
+    torch.manual_seed(1)
+    net, given = net_of(job.contestant, job.task), drawn(job.task, resets=job.contestant.reversible)
+    with rt.meter():  # what it imports when it is first used is no part of a step
+        step(net, first(job.task, given, job.warm_up))
+    net.zero_grad(set_to_none=True)
+    seconds: list[float] = []
+    used: list[Any] = []
+
+    def timed() -> None:
+        began = time.process_time()
+        with rt.meter(peak=False) as meter:
+            step(net, given)
+        seconds.append(time.process_time() - began)
+        used.append(meter)
+
+    peak = peak_of(timed, torch.device("cpu"))
+    gradients = sum(weight.grad.nbytes for weight in net.parameters() if weight.grad is not None)
+    inputs = sum(tensor.nbytes for tensor in given if tensor is not None)
+    facts = {"bytes": peak - gradients, "seconds": seconds[0], "inputs": inputs, "warm_up": job.warm_up}
+    if not isinstance(net.rnn, RevRNN):
+        return facts
+    stack = stack_of(net.rnn, job.task.steps, job.task.rows)
+    chunk = max(DEFAULT_BUDGET, stack.chunk_steps(job.task.steps) * stack.step_bytes)
+    return {**facts, "stored": used[0].stored_bits // 8, "bits": used[0].bits_per_unit_step, "chunk": chunk}
+
+
+Given = tuple[Tensor, Tensor, Tensor | None]
+"""The signal, targets, and where rows begin anew."""
+
+
+def net_of(contestant: Contestant, task: RealTask) -> SignalNet:
+    """The contestant's network for a task."""
+    rnn = CELLS[contestant.cell](task.inputs, task.hidden)
+    checkpoints = contestant.segments or contestant.checkpoint_every is not None
+    return SignalNet(rnn, task.outputs, LOSSES[task.wanted], at=task.at, checkpoints=checkpoints)
+
+
+def drawn(task: RealTask, *, resets: bool) -> Given:
+    """A random signal and targets; with beginnings of rows where the task has them and they are asked for."""
+    x = torch.randn(task.steps, task.rows, task.inputs)
+    at = (task.rows,) if task.at == "end" else (task.steps, task.rows)
+    anew = torch.rand(task.steps, task.rows) < 1 / task.episode if resets and task.episode else None
+    if task.wanted == "classes":
+        return x, torch.randint(task.outputs, at), anew
+    if task.wanted == "notes":
+        return x, torch.rand(*at, task.outputs).lt(0.05).to(torch.uint8), anew
+    if task.wanted == "values":
+        return x, torch.randn(at), anew
+    y = torch.randn(*at, 4)
+    y[..., 0] = torch.randint(task.outputs - 1, at)
+    return x, y, anew
+
+
+def first(task: RealTask, given: Given, steps: int) -> Given:
+    """The first steps of what a task is given."""
+    x, y, resets = given
+    return x[:steps], y if task.at == "end" else y[:steps], None if resets is None else resets[:steps]
+
+
+def step(net: SignalNet, given: Given) -> None:
+    """Take the gradients of a loss."""
+    x, y, resets = given
+    for loss in net.parts(x, y, resets):
+        (loss / len(y)).backward()
+
+
+def policy(scores: Tensor, y: Tensor) -> Tensor:
+    """PPO's clipped loss (Schulman et al. 2017, equation 9) at a clip of 0.2 and half the squared error of the value.
+
+    Args:
+        scores: of the actions, then the value (N, O).
+        y: action, its log-likelihood when it was taken, advantage and return (N, 4).
+    """
+    action, before, advantage, returned = y.unbind(-1)
+    likelihood = scores[:, :-1].log_softmax(-1).gather(-1, action.long().unsqueeze(-1)).squeeze(-1)
+    ratio = (likelihood - before).exp()
+    gained = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+    return (0.5 * (scores[:, -1] - returned).square() - gained).sum()
+
+
+LOSSES: dict[Wanted, Loss] = {"classes": classes, "values": values, "notes": notes, "policy": policy}
+
+
+if __name__ == "__main__":
+    print(json.dumps(work(TaskJob.of(sys.argv[1]))))

@@ -1,0 +1,61 @@
+"""A recording of a heart with its beats, in PhysioNet's format: RECORD.hea, RECORD.dat and RECORD.atr in ecg/."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from revtune.program.data.named_sets import data_folder, missing
+from revtune.program.errors import Problem
+
+FOLDER = "ecg"
+
+BEATS = frozenset("NLRBAaJSVrFejnE/fQ?")
+"""PhysioNet's annotations that are beats; others are of rhythm and noise."""
+
+
+class Heart(NamedTuple):
+    """A recording.
+
+    Attributes:
+        samples: of its first lead, (T,), int16, zero where the lead has none.
+        beats: at which samples it beats, in their order.
+        rate: samples a second.
+        gain: of a millivolt.
+    """
+
+    samples: Tensor
+    beats: Tensor
+    rate: int
+    gain: float
+
+
+def heart(record: str, folder: Path | None = None) -> Heart:
+    """The recording of a name, from a folder with data sets, by default the environment's REVTUNE_DATA.
+
+    Raises:
+        Problem: a file of it is not there or damaged, or it has no beats.
+    """
+    import wfdb
+
+    folder = data_folder(folder)
+    for ending in ("hea", "dat", "atr"):
+        if folder is None or not (folder / FOLDER / f"{record}.{ending}").is_file():
+            raise missing(f"{FOLDER}/{record}.{ending}", folder)
+    assert folder is not None
+    path = folder / FOLDER / record
+    try:
+        with warnings.catch_warnings(action="ignore"):  # pandas 3 warns of how wfdb calls it
+            signal, notes = wfdb.rdrecord(str(path), channels=[0], physical=False), wfdb.rdann(str(path), "atr")
+        samples = torch.from_numpy((signal.d_signal[:, 0] - signal.baseline[0]).astype("int16"))
+        rate, gain = round(signal.fs), float(signal.adc_gain[0])
+    except Exception as error:  # wfdb raises errors of any kind for damaged files
+        raise Problem(f"{path} is no record with annotations that can be read: {error}") from error
+    beats = torch.tensor([at for at, kind in zip(notes.sample, notes.symbol, strict=True) if kind in BEATS])
+    if not len(beats) or beats.max() >= len(samples):
+        raise Problem(f"{path} must have beats within its {len(samples):,} samples, it has {len(beats)} beats")
+    return Heart(samples, beats, rate, gain)

@@ -1,0 +1,43 @@
+"""ECG records: what is read of them, and what is no record."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from revtune.program.data.heart import heart
+from revtune.program.errors import Problem
+from tests.tiny_signals import write_heart
+
+pytest.importorskip("wfdb", reason="wfdb is not installed")
+DATA = Path(os.environ.get("REVTUNE_DATA") or ".")
+
+
+def test_samples_and_beats_are_read(tmp_path: Path) -> None:
+    write_heart(tmp_path)
+    found = heart("100", tmp_path)
+    assert found.samples.shape == (2_000,) and (found.rate, found.gain) == (360, 200.0)
+    assert found.beats.tolist() == list(range(100, 2_000, 300))
+    assert found.samples[found.beats].tolist() == [200] * 7 and found.samples.sum() == 1_400
+
+
+@pytest.mark.parametrize("ending", ["hea", "dat", "atr"])
+def test_a_missing_file_is_named(ending: str, tmp_path: Path) -> None:
+    write_heart(tmp_path)
+    (tmp_path / "ecg" / f"100.{ending}").unlink()
+    with pytest.raises(Problem, match=rf"^ecg/100.{ending} was not found: ecg/100.{ending} is not in "):
+        heart("100", tmp_path)
+
+
+@pytest.mark.parametrize("ending, content", [("hea", b"no header"), ("dat", b"\0" * 100), ("atr", b"\0\0")])
+def test_a_damaged_file_is_a_sentence(ending: str, content: bytes, tmp_path: Path) -> None:
+    write_heart(tmp_path)
+    (tmp_path / "ecg" / f"100.{ending}").write_bytes(content)
+    with pytest.raises(Problem, match="100 (is no record with annotations|must have beats within)"):
+        heart("100", tmp_path)
+
+
+@pytest.mark.skipif(not (DATA / "ecg" / "100.dat").is_file(), reason="REVTUNE_DATA has no ecg")
+def test_the_published_record_has_its_beats() -> None:
+    found = heart("100", DATA)
+    assert (len(found.samples), len(found.beats), found.rate) == (650_000, 2_273, 360)
