@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 import revtune as rt
+from revtune.reversible.kernel.backend import chosen
+from revtune.reversible.kernel.engine import Engine
 from revtune.reversible.kernel.tape import LayerTensors, Tape
 from revtune.reversible.layers.layer import LayerSettings, build_tape
 from tests.backends import in_kernel
@@ -109,7 +111,8 @@ def test_gradients_are_those_of_the_rows_alone(kind: str, dtype: torch.dtype, ba
 def test_the_kernel_starts_where_the_reference_does() -> None:
     of = problem("RevLSTM", STEPS, rows=ROWS)
     tensors = LayerTensors(of.state, of.weights, {})
-    settings = [LayerSettings("tape", native, starts=STARTS, lengths=LENGTHS) for native in (False, True)]
+    engines: tuple[Engine, ...] = ("", chosen("native", of.cell, of.x, of.weights, {}))
+    settings = [LayerSettings("tape", engine, starts=STARTS, lengths=LENGTHS) for engine in engines]
     tapes = [build_tape(of.cell, tensors, each, STEPS, torch.float32) for each in settings]
     one, other = (there(tape, of.x) for tape in tapes)
     assert relative(other, one) < 1e-6
