@@ -145,7 +145,7 @@ class EncodePass:
     def whole_state(self, finals: Sequence[Tensor]) -> State:
         """The final states of the net, (L, B, H) each, from those of the layers that rewind, (B, H) each."""
         each = len(self.stack.tapes[0].cell.states)
-        states = tuple(torch.stack(finals[number::each]) for number in range(each))
+        states = tuple(torch.stack(tuple(finals[number::each])) for number in range(each))
         return self.encoder.whole_state(states) if isinstance(self.encoder, Below) else states
 
     def fingerprints(self) -> Fingerprints:
