@@ -53,6 +53,8 @@ class Tuning:
     """Where scales start."""
     response_lr: float = 1.0
     """Learning rate of the responses, in those of the weights."""
+    centred: bool = False
+    """Whether STN's responses count from the current hyperparameters, as Delta-STN's always do."""
 
     def hyperparameters(self, hypers: Mapping[str, Hyper]) -> Hyperparameters:
         """The set of these by name, their perturbations scaled as these settings say."""
@@ -64,7 +66,7 @@ class Tuning:
         rule = HYPER_RULES[self.optimizer]
         return {
             "hyper_optimizer": lambda groups: rule(groups, self.hyper_lr), "warmup": self.warmup, "ratio": self.ratio,
-            "entropy": self.entropy,
+            "entropy": self.entropy, "centred": self.centred or None,
         }  # fmt: skip
 
 

@@ -16,7 +16,9 @@ from revtune.tuning.tuner.bilevel import BilevelProblem
 from tests.tuned_nets import adopt
 
 COLUMNS, ROWS = 6, 12
-METHODS: dict[str, Callable[..., Tensor]] = {"delta": bilevel.delta, "stn": bilevel.stn}
+METHODS: dict[str, Callable[..., Tensor]] = {
+    "delta": bilevel.delta, "stn": bilevel.stn, "centred stn": bilevel.stn
+}  # fmt: skip
 methods = pytest.mark.parametrize("method", METHODS)
 
 
@@ -26,7 +28,7 @@ class Regression:
     The coefficients are the network's Jacobian, told by a unit matrix below the inputs.
 
     Args:
-        method: "delta" or "stn".
+        method: a key of `METHODS`.
         net: maps (B, COLUMNS) to (B, 1).
         shares: the coefficients that each penalty pulls.
     """
@@ -38,7 +40,7 @@ class Regression:
         self.train, self.valid = (self._sample(truth, noise) for noise in (4.0, 0.5))
         penalties = {f"penalty{i}": Positive(0.5, per="batch", scale=0.1, tune_scale=False) for i in range(len(shares))}
         self.hypers = Hyperparameters(**penalties).double()
-        self.hypers.centred = method == "delta"
+        self.hypers.centred = method != "stn"
         self.net: Any = adopt(net.double(), self.hypers)
         self.problem = BilevelProblem(
             self.net, self.hypers, lambda net, batch: net(batch[0])[:, 0], self.train_loss, self.valid_loss,
@@ -130,6 +132,7 @@ def shallow() -> nn.Module:
 @methods
 @pytest.mark.parametrize("make", [ridge, shallow])
 def test_the_response_and_the_hypergradient_are_right(method: str, make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(2)  # of four seeds for the net, shallow ones have 0.974 to 1.027 of the true hypergradient
     of = Regression(method, make())
     of.learn(1200)
     (found, wanted), (grad, true) = of.responses(), of.gradients()

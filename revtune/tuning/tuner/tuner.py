@@ -33,7 +33,9 @@ from revtune.tuning.tuner.state_checks import check_loaded, check_state
 from revtune.tuning.tuner.steps_together import StepsTogether
 from revtune.tuning.tuner.streamed import Stream, StreamedLoss, check_alone, itself
 from revtune.tuning.tuner.tuner_checks import (
+    LEARNT,
     batch_size,
+    centring,
     check_frozen,
     check_network,
     clip_norm,
@@ -64,6 +66,10 @@ class Tuner:
             `lambda params: torch.optim.SGD(params, 0.1)`. It is a factory because an optimizer made before the
             conversion would lack the responses. They are a group of their own, without weight decay.
         method: "delta" (Bae and Grosse 2020) or "stn" (MacKay et al. 2019).
+        centred: whether responses count from the current hyperparameters. Delta-STN's always do. STN's count from 0 by
+            default, as published; from there they also learn what training asks of the weights anyway, and at a high
+            learning rate of theirs all hyperparameters may drift together. Centring alone is a step of the way from
+            STN to Delta-STN, at STN's cost.
         predict: `predict(model, batch)` gives the prediction; `model(batch[0])` by default. With `carry`,
             `predict(model, batch, state)` gives the prediction and the next state.
         stream: for a reversible net whose loss is streamed, in the place of `predict` and both losses:
@@ -112,6 +118,7 @@ class Tuner:
         *,
         optimizer: Factory,
         method: Literal["delta", "stn"] = "delta",
+        centred: bool | None = None,
         predict: Callable[..., Any] | None = None,
         stream: Stream | None = None,
         hyper_optimizer: Factory = lambda params: torch.optim.Adam(params, 0.01),
@@ -132,7 +139,8 @@ class Tuner:
             raise ValueError(f"Tuner wants a network that self_tuning converted, got {type(model).__name__}")
         if method not in GRADIENTS:
             raise ValueError(f'method must be "delta" or "stn", got {method!r}')
-        check_network(model, hypers, method)
+        self.centred = centring(method, centred)
+        check_network(model, hypers, self.centred)
         self.model, self.hypers, self.method, self.scaler = model, hypers, method, scaler
         self.warmup, self.ratio = integer("warmup", warmup, 0), integer("ratio", ratio, 1)
         self.accumulate = integer("accumulate", accumulate, 1)
@@ -150,7 +158,7 @@ class Tuner:
         )  # fmt: skip
         self._together = StepsTogether(processes, model, self.problem.size, self.generator)
         make, make_hyper = factory("optimizer", optimizer), factory("hyper_optimizer", hyper_optimizer)
-        hypers.centred = method == "delta"  # from here on the network is this method's
+        hypers.centred = self.centred  # from here on the network is this tuner's
         self.groups = self.problem.parameters()
         base, added = self.groups
         self.optimizer = checked(make([{"params": base}, {"params": added, "weight_decay": 0.0}]), base, added, hypers)
@@ -239,8 +247,9 @@ class Tuner:
                 "a step must not run inside torch.autocast, which would keep cast weights past their update; give "
                 "Tuner autocast="
             )
-        if self.hypers.centred != (self.method == "delta"):
-            raise ValueError(f"the network now holds responses of the other method than this tuner's, {self.method!r}")
+        if self.hypers.centred != self.centred:
+            own, other = LEARNT[self.centred], LEARNT[self.hypers.centred]
+            raise ValueError(f"the network now holds responses that were learnt by {other}; this tuner's are by {own}")
         if level == "train":
             check_decay(self.optimizer, self.groups[1])
         else:
@@ -385,6 +394,8 @@ class Tuner:
 
     def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
+        if self.hypers.centred != self.centred:
+            raise ValueError(f"it was learnt by {LEARNT[self.hypers.centred]}, this tuner's is {LEARNT[self.centred]}")
         self.optimizer.load_state_dict(state["optimizer"])
         self.hyper_optimizer.load_state_dict(state["hyper_optimizer"])
         if self.scaler is not None:

@@ -22,6 +22,9 @@ from revtune.tuning.trees import tensors
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+LEARNT = {False: 'method="stn"', True: 'method="delta", or "stn" with centred=True'}
+"""What learns responses that count from 0, and from the current hyperparameters."""
+
 
 def integer(name: str, value: int, least: int | None = None) -> int:
     """An integer, of at least so much.
@@ -175,8 +178,8 @@ def _size_of_first_tensor(batch_dim: int, batch: Any) -> int:
     return shape[batch_dim]
 
 
-def check_network(model: nn.Module, hypers: Hyperparameters, method: str) -> None:
-    """Refuse a network that a tuner of this method cannot train.
+def check_network(model: nn.Module, hypers: Hyperparameters, centred: bool) -> None:
+    """Refuse a network that a tuner cannot train, whose responses are `centred` or not.
 
     Raises:
         ValueError: says why.
@@ -184,7 +187,7 @@ def check_network(model: nn.Module, hypers: Hyperparameters, method: str) -> Non
     check_frozen(hypers)
     check_devices(model, hypers)
     check_dtypes(model, hypers)
-    check_method(model, hypers, method)
+    check_method(model, hypers, centred)
 
 
 def check_frozen(hypers: Hyperparameters) -> None:
@@ -237,8 +240,22 @@ def check_devices(model: nn.Module, hypers: Hyperparameters) -> None:
         raise ValueError(f"hyperparameters are on {hypers.raw.device}, the network on {others}; move both")
 
 
-def check_method(model: nn.Module, hypers: Hyperparameters, method: str) -> None:
-    """Refuse a network whose responses were learnt by the other method, which would now mean something else.
+def centring(method: str, centred: bool | None) -> bool:
+    """Whether responses count from the current hyperparameters: Delta-STN's do, STN's where that is asked for.
+
+    Raises:
+        TypeError: it is neither True, False nor None.
+        ValueError: Delta-STN's are not to.
+    """
+    if centred not in (True, False, None):
+        raise TypeError(f"centred must be True, False or None, got {centred!r}")
+    if method == "delta" and centred is False:
+        raise ValueError('method="delta" counts from the current hyperparameters, so centred must not be False')
+    return method == "delta" or bool(centred)
+
+
+def check_method(model: nn.Module, hypers: Hyperparameters, centred: bool) -> None:
+    """Refuse a network whose responses were learnt about another centre, which would now mean something else.
 
     Raises:
         ValueError: it is one.
@@ -248,8 +265,8 @@ def check_method(model: nn.Module, hypers: Hyperparameters, method: str) -> None
         for name, p in model.named_parameters()
         if name.rpartition(".")[2].startswith(("response_scale", "response_shift"))
     )
-    if learnt and hypers.centred != (method == "delta"):
-        other = "delta" if hypers.centred else "stn"
+    if learnt and hypers.centred != centred:
         raise ValueError(
-            f"the network's responses were learnt by method {other!r}, so the method must be that again, got {method!r}"
+            f"the network's responses were learnt by {LEARNT[hypers.centred]}, so it must be that again, got "
+            f"{LEARNT[centred]}"
         )

@@ -19,13 +19,40 @@ METHODS = pytest.mark.parametrize("method", ["delta", "stn"])
 def test_responses_learnt_by_the_other_method_are_refused() -> None:
     model = net()
     tuner(model, method="stn").train_step(BATCH)
-    with pytest.raises(ValueError, match="responses were learnt by method 'stn'"):
+    with pytest.raises(ValueError, match='responses were learnt by method="stn", so it must'):
         tuner(model, method="delta")
     tuner(model, method="stn")
     of = tuner(method="delta")
     of.model.load_state_dict(model.state_dict())
-    with pytest.raises(ValueError, match="holds responses of the other method"):
+    with pytest.raises(ValueError, match='now holds responses that were learnt by method="stn"; this'):
         of.train_step(BATCH)
+
+
+def test_responses_that_count_from_elsewhere_are_refused() -> None:
+    of = tuner(method="stn", centred=True)
+    of.train_step(BATCH)
+    with pytest.raises(ValueError, match='by method="delta", or "stn" with centred=True, so it must be that again'):
+        tuner(of.model, method="stn")
+    with pytest.raises(ValueError, match='was learnt by method="delta", or "stn" with centred=True, this tuner'):
+        tuner(method="stn").load_state_dict(of.state_dict())
+    again = tuner(method="stn", centred=True)
+    again.load_state_dict(of.state_dict())
+    assert all(map(torch.equal, everything(again), everything(of)))
+    with pytest.raises(ValueError, match="centred must not be False"):
+        tuner(method="delta", centred=False)
+    with pytest.raises(TypeError, match="centred must be True, False or None, got 'yes'"):
+        tuner(method="stn", centred="yes")
+
+
+def test_centred_responses_move_nothing_where_hyperparameters_stand() -> None:
+    """What is trained there is the network itself, so that it is folded without a change."""
+    of = tuner(method="stn", centred=True)
+    for _ in range(3):
+        of.train_step(BATCH)
+    assert of.hypers.current_departure() is None
+    learnt = dict(of.model.named_parameters())
+    assert bool(learnt["0.response_scale"].any())
+    assert all(torch.equal(learnt[name], weight) for name, weight in rt.frozen(of.model).named_parameters())
 
 
 @METHODS
