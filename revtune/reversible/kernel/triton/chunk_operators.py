@@ -43,7 +43,7 @@ def forward(
     rh: Tensor | None, packed: Tensor, response: Tensor | None, scale: Tensor | None, mask1: Tensor | None,
     mask2: Tensor | None, lengths: Tensor | None, first: int, slope: float, forgetting: bool, bounded: bool, keep: int,
     tally: Tensor | None, sliced: int = 0, answers: Tensor | None = None, resets: Tensor | None = None,
-    anew: Tensor | None = None,
+    anew: Tensor | None = None, starts: Tensor | None = None,
 ) -> tuple[Tensor, int, bool]:  # fmt: skip
     """Run a chunk. Returns the words spilled, a digest of where it began, and whether states stayed in range."""
     limit = Limit(slope, forgetting, float(bounded))
@@ -67,7 +67,7 @@ def rewind(
     c_start: Tensor | None, rh: Tensor | None, packed: Tensor, response: Tensor | None, scale: Tensor | None,
     mask1: Tensor | None, mask2: Tensor | None, lengths: Tensor | None, first: int, slope: float, forgetting: bool,
     bounded: bool, slices: Tensor | None = None, answers: Tensor | None = None, resets: Tensor | None = None,
-    anew: Tensor | None = None,
+    anew: Tensor | None = None, starts: Tensor | None = None,
 ) -> tuple[int, bool]:  # fmt: skip
     """Undo a chunk. Returns a digest of where it began, and whether its words were used up exactly."""
     limit = Limit(slope, forgetting, float(bounded))
@@ -110,6 +110,7 @@ def gradient(
     weight: Tensor, response: Tensor | None, scale: Tensor | None, mask1: Tensor | None, mask2: Tensor | None,
     lengths: Tensor | None, dy: Tensor | None, first: int, slope: float, forgetting: bool, bounded: bool,
     resets: Tensor | None = None, anew: Tensor | None = None, anew_direction: Tensor | None = None,
+    starts: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Carry `direction` (S, 2, B, N) and dy (K, B, 2N) back through a chunk; gates become their gradients."""
     limit = Limit(slope, forgetting, float(bounded))
