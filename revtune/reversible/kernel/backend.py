@@ -1,4 +1,4 @@
-"""Which backend runs, the C++ kernel or plain torch, and why.
+"""Which backend runs, a kernel or plain torch, and why; and the C++ kernel, loaded.
 
 REVTUNE_BACKEND says what is wanted: `auto`, the default, takes the kernel if there is one; `native` needs it;
 `reference` leaves it alone. The kernel comes from the wheel, from the cache, or from a C++ compiler, once a process.
