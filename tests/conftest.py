@@ -16,17 +16,21 @@ No test asks a hub of data sets; where there is no network its answer would take
 import gc
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
 from hypothesis import settings
 
 from revtune.reversible.kernel import backend as native
+from tests import interpreted
 from tests.covering import leave_the_rest_to_slow
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}  # read when the library is first imported
 torch.set_num_threads(1)
 native.find()
+if find_spec("triton"):
+    interpreted.prepare()  # before anything else imports it
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 

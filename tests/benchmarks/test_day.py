@@ -22,8 +22,11 @@ def test_a_day_is_the_record_repeated(tmp_path: Path, monkeypatch: pytest.Monkey
     assert torch.equal(y[:2_000], y[2_000:4_000]) and y[136] == 1 and y.float().mean() < 0.1
 
 
-def test_the_figures_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_figures_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_heart(tmp_path)
+    monkeypatch.setattr("benchmarks.day.keep_to", lambda threads: None)
     main(["--data", str(tmp_path), "--hours", "0.02", "--out", str(tmp_path / "new" / "day.json")])
     assert "25,920 steps in one gradient" in capsys.readouterr().out
     figures = json.loads((tmp_path / "new" / "day.json").read_text())

@@ -95,11 +95,14 @@ def plot(records: dict[str, Record]) -> bytes:
                 face = "none" if suffix == ", checkpointed" else colour
                 look: dict[str, Any] = {"color": colour, "alpha": 0.85, "markerfacecolor": face}
                 axes.plot(*zip(*points, strict=True), marker, label=f"{net}{suffix}", **look)
+    tops: list[tuple[int, float, str]] = []
     for name, group in by_task(records).items():
         if found := [record["bytes"] / 1e6 for record in group if "bytes" in record]:
             steps = group[0]["task"]["steps"]
             axes.plot([steps, steps], [min(found), max(found)], color="grey", linewidth=0.6, zorder=0)
-            axes.annotate(f" {name}", (steps, max(found)), rotation=38, fontsize=8, va="bottom", rotation_mode="anchor")
+            tops.append((steps, max(found), name))
+    for steps, top, name in apart(tops):
+        axes.annotate(f" {name}", (steps, top), rotation=38, fontsize=8, va="bottom", rotation_mode="anchor")
     axes.set(xscale="log", yscale="log", xlabel="steps of the sequence", ylabel="MB above inputs and targets")
     axes.set_title("Memory of one training step at ten shapes of real work")
     low, high = axes.get_ylim()
@@ -116,3 +119,15 @@ def at(records: dict[str, Record], name: str) -> Iterator[tuple[int, float]]:
     for record in records.values():
         if record["name"] == name and "bytes" in record:
             yield record["task"]["steps"], max(1, record["bytes"]) / 1e6
+
+
+def apart(tops: list[tuple[int, float, str]]) -> list[tuple[int, float, str]]:
+    """Where names stand, by steps, height and name: those less than a tenth apart in steps stand in one line."""
+    found: list[tuple[int, float, str]] = []
+    for steps, top, name in sorted(tops):
+        if found and steps < 1.1 * found[-1][0]:
+            before, height, others = found[-1]
+            found[-1] = (before, max(height, top), f"{others}; {name}")
+        else:
+            found.append((steps, top, name))
+    return found

@@ -98,17 +98,22 @@ def speed(
             for case in missing:
                 with display.waiting(f"{case.kind} at {case.sizes}, {thread_count(count)}"):
                     records.append(next(coming))
-                so_far = json.dumps({**same, "records": records}, indent=1).encode()
                 for path in (figures, out) if sweep else (figures,):
-                    write(path, so_far)
+                    write(path, figures_of(same, records))
             of_this_count = [record for record in records if record["threads"] == count]
             for kind, group in groupby(in_order(of_this_count, cases), key=lambda record: record["kind"]):
                 speed_table.show(display, kind, count, list(group))
+        write(figures, figures_of(same, records))  # where nothing was missing, nothing has gone there yet
         if sweep:
             speed_table.show_lines(display, records)
         for path, draw in zip(drafts_of_plots, speed_plot.PLOTS[sweep], strict=True):
             write(path, draw(records))
     speed_table.conclude(display, records, [out, *plots])
+
+
+def figures_of(same: Record, records: list[Record]) -> bytes:
+    """What the file holds of all that was measured so far."""
+    return json.dumps({**same, "records": records}, indent=1).encode()
 
 
 def kept(out: Path, same: Record) -> dict[tuple[SpeedCase, int], Record]:

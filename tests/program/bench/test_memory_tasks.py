@@ -25,7 +25,7 @@ from revtune.program.bench.memory_tasks import (
     step,
     work,
 )
-from revtune.program.bench.memory_tasks_results import at, cell, goals, plot, row
+from revtune.program.bench.memory_tasks_results import apart, at, cell, goals, plot, row
 from revtune.program.bench.worker import Record
 from revtune.program.cli.main import main
 
@@ -186,3 +186,10 @@ def test_a_worker_takes_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
         found = work(job)
         assert 0 < found["bytes"] < 10**6 and found["seconds"] > 0 and found["inputs"] > 24 * 3 * 16 * 4
         assert ("stored" in found) == job.contestant.reversible
+
+
+def test_names_of_nearly_one_length_stand_in_one_line() -> None:
+    tops = [(4273, 500.0, "music"), (365, 1500.0, "daily"), (4096, 510.0, "speech"), (8760, 2200.0, "hourly")]
+    assert apart(tops) == [
+        (365, 1500.0, "daily"), (4096, 510.0, "speech; music"), (8760, 2200.0, "hourly"),
+    ]  # fmt: skip

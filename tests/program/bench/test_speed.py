@@ -306,6 +306,8 @@ def test_a_sweep_that_was_cut_off_goes_on(
     assert main(command) == 0
     assert asked == [(1, every), (2, every), (2, every - 3)]
     assert len(json.loads(out.read_text())["records"]) == 2 * every
+    assert main(command) == 0 and len(asked) == 3
+    assert len(json.loads(out.read_text())["records"]) == 2 * every
     capsys.readouterr()
     assert main([*command, "--rounds", "8"]) == 1
     assert f"{out} holds no sweep of this machine, version and options" in capsys.readouterr().err

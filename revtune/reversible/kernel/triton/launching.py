@@ -16,7 +16,7 @@ ELEMENTS = 256
 """Numbers of a program that takes them one by one."""
 
 FEW_ROWS = 8
-"""Rows of such a program without a product: with 16, ptxas spills a register where a head has eight turns."""
+"""Rows of such a program of RevLSTM's: with 16, ptxas spills a register where a head has eight turns."""
 
 WARPS = 4
 

@@ -43,10 +43,10 @@ class LstmChunk(Chunk):
     def recall_cells(self, whole: Whole, stacks: Stacks, first: int) -> None:
         """Rewind c through all steps, whose gates are known."""
         (lengths, ragged), width = self.runs(), whole.heads.shape[2]
-        lstm.recall_cells[triton.cdiv(self.rows, FEW_ROWS), tiles(width)](
+        lstm.recall_cells[triton.cdiv(self.rows, ROWS), tiles(width)](
             self.gates, whole.counts[1], whole.heads[1], *stacks[:3], self.c, self.c_start, whole.flags, lengths,
             self.rows, self.units, width, self.steps, first, self.limit.slope, self.limit.floor,
-            FORGETTING=self.limit.forgetting, RAGGED=ragged, TURNS=whole.turns, ROWS=FEW_ROWS, HEADS=HEADS, **OPTIONS,
+            FORGETTING=self.limit.forgetting, RAGGED=ragged, TURNS=whole.turns, ROWS=ROWS, HEADS=HEADS, **OPTIONS,
         )  # fmt: skip
 
     def differentiate(self, step: int, half: int, direction: Tensor, weight: Tensor, number: int) -> None:

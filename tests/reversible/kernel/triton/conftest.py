@@ -2,9 +2,4 @@
 
 from importlib.util import find_spec
 
-from tests import interpreted
-
 collect_ignore_glob = [] if find_spec("triton") else ["test_*.py"]
-
-if find_spec("triton"):
-    interpreted.prepare()
