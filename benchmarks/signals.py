@@ -30,7 +30,7 @@ import torch
 from revtune.program.bench import worker
 from revtune.program.bench.display import Markdown
 from revtune.program.bench.kept_cases import measured
-from revtune.program.bench.measuring import keep_to, peak_of
+from revtune.program.bench.measuring import gradient_bytes, keep_to, peak_of
 from revtune.program.bench.worker import Record
 from revtune.program.layers import Model
 from revtune.program.recipes import find
@@ -127,7 +127,7 @@ def memory(learner: PlainLearner) -> int:
     gradients(batches[0])
     learner.model.zero_grad(set_to_none=True)
     peak = peak_of(lambda: gradients(batches[1]), torch.device("cpu"))
-    return peak - sum(weight.grad.nbytes for weight in learner.model.parameters() if weight.grad is not None)
+    return peak - gradient_bytes(learner.model.parameters())
 
 
 def asked(job: SignalJob) -> Record:

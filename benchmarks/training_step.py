@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from revtune.program.bench import worker
-from revtune.program.bench.measuring import peak_of
+from revtune.program.bench.measuring import gradient_bytes, peak_of
 
 Figures = dict[str, float]
 """Bytes of "memory" and "seconds"."""
@@ -25,8 +25,7 @@ def measured(model: nn.Module, step: Callable[[], object], timed: int) -> Figure
     """What a step takes that leaves gradients in a model, timed so often; the median."""
     step()
     model.zero_grad(set_to_none=True)
-    peak = peak_of(step, torch.device("cpu"))
-    memory = peak - sum(weight.grad.nbytes for weight in model.parameters() if weight.grad is not None)
+    memory = peak_of(step, torch.device("cpu")) - gradient_bytes(model.parameters())
     seconds = []
     for _ in range(timed):
         model.zero_grad(set_to_none=True)

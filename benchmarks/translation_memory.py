@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from revtune.program.bench import worker
-from revtune.program.bench.measuring import keep_to, peak_of
+from revtune.program.bench.measuring import gradient_bytes, keep_to, peak_of
 from revtune.program.data.buckets import Batch
 from revtune.program.translation.translator import Net, State, Translator, build
 from revtune.program.typed import read_typed
@@ -101,7 +101,7 @@ def needed(model: Translator, run: Callable[[], object]) -> int:
     for _ in range(2):
         model.zero_grad(set_to_none=True)
         peak = peak_of(run, torch.device("cpu"))
-    return peak - sum(weight.grad.nbytes for weight in model.parameters() if weight.grad is not None)
+    return peak - gradient_bytes(model.parameters())
 
 
 if __name__ == "__main__":

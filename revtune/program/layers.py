@@ -1,4 +1,4 @@
-"""The recurrent layers that a language model can have, by name."""
+"""The recurrent layers that the program's nets can have, by name."""
 
 from __future__ import annotations
 

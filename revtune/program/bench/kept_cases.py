@@ -6,17 +6,19 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from revtune.program.bench.display import Display
 from revtune.program.bench.worker import Record
 from revtune.program.errors import Problem
 from revtune.program.files import check_output, read_text, write
 from revtune.program.machine import versions
 
+if TYPE_CHECKING:
+    from revtune.program.bench.display import Display  # workers import this module too, and must not load rich
+
 
 class Case(Protocol):
-    """What is measured at once."""
+    """What is measured in one go."""
 
     @property
     def key(self) -> str:
@@ -24,6 +26,7 @@ class Case(Protocol):
 
 
 C = TypeVar("C", bound=Case)
+K = TypeVar("K")
 
 
 def measured(
@@ -43,7 +46,7 @@ def measured(
         Problem: the file cannot be written, or is another's.
     """
     check_output(out)
-    records = kept(out, what)
+    records = kept(out, what, by_key)
     missing = [case for case in cases if "error" in records.get(case.key, {"error": ""})]
     with display.measuring(len(missing)):
         for case in missing:
@@ -53,8 +56,19 @@ def measured(
     return records
 
 
-def kept(out: Path, what: str) -> dict[str, Record]:
+def by_key(content: Any) -> dict[str, Record]:
+    """The records of a file that `measured` has written."""
+    return dict(content["records"].items())
+
+
+def kept(out: Path, what: str, read: Callable[[Any], dict[K, Record]]) -> dict[K, Record]:
     """What was measured before and is in the file.
+
+    Args:
+        out: the file.
+        what: it should hold, for messages.
+        read: gives the records of its content, by case. It raises ValueError, TypeError or KeyError if the content is
+            another's.
 
     Raises:
         Problem: the file is another's.
@@ -62,5 +76,5 @@ def kept(out: Path, what: str) -> dict[str, Record]:
     if not out.exists():
         return {}
     with suppress(ValueError, TypeError, KeyError):
-        return dict(json.loads(read_text(out))["records"].items())
+        return read(json.loads(read_text(out)))
     raise Problem(f"{out} holds no {what}; name another file by --out, or delete it")

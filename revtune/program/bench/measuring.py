@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from revtune.program.errors import Problem
 from revtune.program.machine import processors
@@ -81,6 +82,11 @@ def peak_of(step: StepFunction, device: torch.device) -> int:
     gauge = ResidentGauge()
     step()
     return gauge.peak()
+
+
+def gradient_bytes(weights: Iterable[Tensor]) -> int:
+    """The bytes of the gradients that weights have, which outlive a step and so are no part of its peak."""
+    return sum(weight.grad.nbytes for weight in weights if weight.grad is not None)
 
 
 def keep_to(threads: int) -> None:

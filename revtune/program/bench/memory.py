@@ -24,7 +24,7 @@ import torch
 import revtune as rt
 from revtune.program.bench import worker
 from revtune.program.bench.contestants import Contestant, ContestantNet, Shape, chunk_of
-from revtune.program.bench.measuring import bad_threads, check_resident, keep_to, peak_of
+from revtune.program.bench.measuring import bad_threads, check_resident, gradient_bytes, keep_to, peak_of
 from revtune.program.bench.speed_cases import PAIRS
 from revtune.program.bench.worker import Job, Record
 from revtune.program.errors import Problem
@@ -146,11 +146,7 @@ def plan(*, quick: bool, long: bool, ordinary: bool) -> Iterator[tuple[Shape, li
 
 def typical(contestant: Contestant, shape: Shape, threads: int, device: Device) -> Record:
     """The middle one of what several processes measured, with the range of all; why one failed, if any did."""
-    records = [measured(contestant, shape, threads, device) for _ in range(PROCESSES)]
-    if failed := next((record for record in records if "error" in record), None):
-        return failed
-    records.sort(key=lambda record: int(record["bytes"]))
-    return {**records[PROCESSES // 2], "range": [records[0]["bytes"], records[-1]["bytes"]]}
+    return worker.middle([measured(contestant, shape, threads, device) for _ in range(PROCESSES)])
 
 
 def measured(contestant: Contestant, shape: Shape, threads: int, device: Device) -> Record:
@@ -179,7 +175,7 @@ def work(job: MemoryJob) -> Record:
             bits.update(stored=meter.bits_per_unit_step, ideal=meter.ideal_bits / meter.unit_steps)
 
     peak = peak_of(step, device)
-    gradients = sum(weight.grad.nbytes for weight in net.parameters() if weight.grad is not None)
+    gradients = gradient_bytes(net.parameters())
     parameters = sum(weight.nbytes for weight in net.parameters())
     needed = {"bytes": peak - gradients, "peak": peak, "gradients": gradients, "parameters": parameters}
     return {**needed, "bits_per_unit_step": bits, "warm_up": job.warm_up}

@@ -27,7 +27,7 @@ import revtune as rt
 from revtune.program.bench import worker
 from revtune.program.bench.display import Display
 from revtune.program.bench.kept_cases import measured
-from revtune.program.bench.measuring import keep_to, peak_of
+from revtune.program.bench.measuring import gradient_bytes, keep_to, peak_of
 from revtune.program.bench.worker import Job, Record
 from revtune.reversible.layers.masks import BatchSpec
 from revtune.reversible.layers.rnn import RevRNN
@@ -120,7 +120,7 @@ def work(job: SweepJob) -> Record:
         parameter.grad = None
     with rt.meter() as meter:
         peak = peak_of(lambda: step(x, y), x.device)
-    gradients = sum(parameter.grad.nbytes for parameter in parameters if parameter.grad is not None)
+    gradients = gradient_bytes(parameters)
     stored = meter.stored_bits // 8
     if segment:
         state = 8 * job.rows * job.units * len(net.cell.states)

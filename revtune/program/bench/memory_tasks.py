@@ -28,7 +28,7 @@ from revtune.program.bench import worker
 from revtune.program.bench.contestants import CELLS, Contestant, Shape, chunk_of
 from revtune.program.bench.display import Display
 from revtune.program.bench.kept_cases import measured
-from revtune.program.bench.measuring import keep_to, peak_of
+from revtune.program.bench.measuring import gradient_bytes, keep_to, peak_of
 from revtune.program.bench.memory_sweep import stack_of
 from revtune.program.bench.speed_cases import PAIRS
 from revtune.program.bench.worker import Job, Record
@@ -148,13 +148,13 @@ def measure(case: TaskJob) -> Record:
     job = dataclasses.replace(case, task=dataclasses.replace(task, steps=steps), warm_up=min(warm_up, steps))
     who = {"task": dataclasses.asdict(task), "name": case.contestant.name}
     found = [worker.outcome(__name__, job.text()) for _ in range(PROCESSES if case.contestant.reversible else 1)]
-    if failed := next((record for record in found if "error" in record), None):
-        return {**who, **failed}
-    found.sort(key=lambda record: int(record["bytes"]))
-    middle, seconds = found[len(found) // 2], sorted(record["seconds"] for record in found)[len(found) // 2]
+    middle = worker.middle(found)
+    if "error" in middle:
+        return {**who, **middle}
+    seconds = sorted(record["seconds"] for record in found)[len(found) // 2]
     if case.is_estimated:
         return {**who, "bytes": middle["bytes"] * PART, "seconds": seconds * PART, "estimate": True}
-    return {**who, **middle, "seconds": seconds, "range": [found[0]["bytes"], found[-1]["bytes"]]}
+    return {**who, **middle, "seconds": seconds}
 
 
 def work(job: TaskJob) -> Record:
@@ -176,7 +176,7 @@ def work(job: TaskJob) -> Record:
         used.append(meter)
 
     peak = peak_of(timed, torch.device("cpu"))
-    gradients = sum(weight.grad.nbytes for weight in net.parameters() if weight.grad is not None)
+    gradients = gradient_bytes(net.parameters())
     inputs = sum(tensor.nbytes for tensor in given if tensor is not None)
     facts = {"bytes": peak - gradients, "seconds": seconds[0], "inputs": inputs, "warm_up": job.warm_up}
     if not isinstance(net.rnn, RevRNN):

@@ -7,6 +7,7 @@ from typing import Any
 
 from revtune.program.bench.display import Display
 from revtune.program.bench.memory_results import AUTO
+from revtune.program.bench.memory_sweep import STORED_SHARE
 from revtune.program.bench.speed_cases import PAIRS
 from revtune.program.bench.worker import Record
 from revtune.program.figures import COLOURS, blank, png
@@ -17,9 +18,9 @@ NOTE = (
     f"torch.utils.checkpoint in sqrt(T) segments; auto: {AUTO}."
 )
 
-ABOVE, LESS, WORTH, STORED_SHARE = 15e6, 40, 600e6, 2.5
-"""The goals: at most so many bytes, and so many times less wherever torch's layer takes over so many; of the policy at
-most so often what is stored, and a chunk."""
+ABOVE, LESS, WORTH = 15e6, 40, 600e6
+"""The goals: at most so many bytes, and so many times less wherever torch's layer takes over so many. The policy may
+take `STORED_SHARE` times what is stored, and a chunk, as in the sweep."""
 
 Grouped = dict[str, list[Record]]
 

@@ -13,22 +13,21 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from revtune.program.bench import worker
+from revtune.program.bench import kept_cases, worker
 from revtune.program.bench.contestants import Contestant, backend_seen
 from revtune.program.bench.measuring import LEAST_ROUNDS, THREADS, TURN, check_turns, turns, warmed_up
 from revtune.program.bench.speed_cases import PAIRS, SpeedCase, plan
 from revtune.program.bench.speed_steps import steps_of
 from revtune.program.bench.worker import Job, Record
 from revtune.program.errors import Problem
-from revtune.program.files import check_output, drafts, read_text, write
+from revtune.program.files import check_output, drafts, write
 from revtune.program.machine import processor, processors, versions
 from revtune.reversible.kernel import backend as native
 
@@ -123,15 +122,13 @@ def kept(out: Path, same: Record) -> dict[tuple[SpeedCase, int], Record]:
     Raises:
         Problem: the file is no sweep's, or one of other circumstances than `same`.
     """
-    if not out.exists():
-        return {}
-    with suppress(ValueError, TypeError, KeyError):
-        found = json.loads(read_text(out))
-        if found == {**same, "records": found["records"]}:
-            return {(SpeedCase.of(record), record["threads"]): record for record in found["records"]}
-    raise Problem(
-        f"{out} holds no sweep of this machine, version and options; name another file by --out, or delete it"
-    )
+
+    def by_case(found: Any) -> dict[tuple[SpeedCase, int], Record]:
+        if found != {**same, "records": found["records"]}:
+            raise ValueError("measured under other circumstances")
+        return {(SpeedCase.of(record), record["threads"]): record for record in found["records"]}
+
+    return kept_cases.kept(out, "sweep of this machine, version and options", by_case)
 
 
 def in_order(records: list[Record], cases: tuple[SpeedCase, ...]) -> list[Record]:

@@ -48,6 +48,14 @@ def outcome(module: str, job: str) -> Record:
     return record
 
 
+def middle(found: Sequence[Record]) -> Record:
+    """The record of the middle "bytes", with the "range" of all; the first one with an "error", if any has."""
+    if failed := next((record for record in found if "error" in record), None):
+        return failed
+    ranked = sorted(found, key=lambda record: int(record["bytes"]))
+    return {**ranked[len(ranked) // 2], "range": [ranked[0]["bytes"], ranked[-1]["bytes"]]}
+
+
 def records(module: str, job: str, names: Sequence[str]) -> Iterator[Record]:
     """What a worker prints, a line for each case, while it goes on with the next.
 

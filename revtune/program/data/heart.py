@@ -25,7 +25,7 @@ class Heart(NamedTuple):
         samples: of its first lead, (T,), int16, zero where the lead has none.
         beats: at which samples it beats, in their order.
         rate: samples a second.
-        gain: of a millivolt.
+        gain: steps of the converter in a millivolt.
     """
 
     samples: Tensor

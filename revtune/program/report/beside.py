@@ -20,7 +20,16 @@ from torch import Tensor, nn
 
 from revtune.program import recipes
 from revtune.program.bench import worker
-from revtune.program.bench.measuring import LEAST_ROUNDS, TURN, check_resident, keep_to, peak_of, turns, warmed_up
+from revtune.program.bench.measuring import (
+    LEAST_ROUNDS,
+    TURN,
+    check_resident,
+    gradient_bytes,
+    keep_to,
+    peak_of,
+    turns,
+    warmed_up,
+)
 from revtune.program.bench.worker import Job, Record
 from revtune.program.errors import Problem
 from revtune.program.language import model as language
@@ -131,7 +140,7 @@ def work(job: StepJob) -> Record:
     model = losses[name][0]
     model.zero_grad(set_to_none=True)
     peak = peak_of(only, torch.device("cpu"))
-    return {"bytes": peak - sum(weight.grad.nbytes for weight in model.parameters() if weight.grad is not None)}
+    return {"bytes": peak - gradient_bytes(model.parameters())}
 
 
 def step(model: nn.Module, parts: Callable[[], Iterable[Tensor]]) -> Callable[[], None]:

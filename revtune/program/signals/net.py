@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import revtune as rt
 from revtune.reversible.layers.rnn import RevRNN
+from revtune.tuning.trees import mapped
 
 At = Literal["step", "end"]
 """Where a loss is: at every step, or once, after the last."""
@@ -88,7 +89,7 @@ class SignalNet(nn.Module):
         for begin in range(0, len(x), steps):
             part = slice(begin, begin + steps)
             loss, state = self._summed(x[part], y[part], state, None if resets is None else resets[part])
-            state = _detached(state)
+            state = mapped(Tensor.detach, state)
             yield loss
 
     @torch.no_grad()
@@ -198,10 +199,6 @@ def _top(state: Any) -> Tensor:
     """The last layer's output in a state, as wide as the head's weights."""
     h: Tensor = state if isinstance(state, Tensor) else state[0]
     return h[-1].float()
-
-
-def _detached(state: Any) -> Any:
-    return state.detach() if isinstance(state, Tensor) else tuple(part.detach() for part in state)
 
 
 def classes(scores: Tensor, y: Tensor) -> Tensor:

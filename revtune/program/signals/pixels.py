@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from revtune.program.data.image_parts import parts
-from revtune.program.signals.task import Batch, SignalStudy, SignalTask, digest_of, right
+from revtune.program.signals.task import Batch, SignalStudy, SignalTask, classified, digest_of
 from revtune.program.tasks.passes import Passes
 from revtune.program.tasks.task import Split
 
@@ -71,20 +70,18 @@ class PixelTask(SignalTask):
         """Pixels (784, B, 1) as bytes and classes (B,)."""
         x, y = self.images["train"]
         rows = self.passes.rows(step)
-        return x[rows].T.contiguous().unsqueeze(-1), y[rows]
+        return time_first(x[rows]), y[rows]
 
-    @torch.no_grad()
-    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+    def evaluate(self, model: Any, split: Split) -> dict[str, float]:
         """Mean cross entropy in nats, and the share of digits that are right."""
-        net: Any = model
         x, y = self.images[split]
-        y = y[: len(x)]
-        loss, hits = 0.0, 0
-        for images, digits in zip(x.split(AT_A_TIME), y.split(AT_A_TIME), strict=True):
-            scores = net.scores(images.T.contiguous().unsqueeze(-1))
-            loss += F.cross_entropy(scores, digits, reduction="sum").item()
-            hits += right(scores, digits)
-        return {"loss": loss / len(x), "accuracy": hits / len(x)}
+        batches = zip(x.split(AT_A_TIME), y[: len(x)].split(AT_A_TIME), strict=True)
+        return classified(model, ((time_first(images), digits) for images, digits in batches))
+
+
+def time_first(rows: Tensor) -> Tensor:
+    """Pixels (B, T) as a net reads them, (T, B, 1)."""
+    return rows.T.contiguous().unsqueeze(-1)
 
 
 def pixels(images: Tensor, *, permuted: bool) -> Tensor:

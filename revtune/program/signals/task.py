@@ -121,6 +121,13 @@ def digest_of(tensors: Iterable[Tensor]) -> str:
     return sha.hexdigest()
 
 
-def right(scores: Tensor, y: Tensor) -> int:
-    """How many of scores (N, O) are highest at their class."""
-    return int((scores.argmax(-1) == y).sum())
+@torch.no_grad()
+def classified(net: SignalNet, batches: Iterable[Batch]) -> dict[str, float]:
+    """Mean cross entropy in nats, and the share of labels that are right, over batches of a loss at the end."""
+    loss, hits, count = 0.0, 0, 0
+    for x, y in batches:
+        scores = net.scores(x)
+        loss += classes(scores, y).item()
+        hits += int((scores.argmax(-1) == y).sum())
+        count += len(y)
+    return {"loss": loss / count, "accuracy": hits / count}

@@ -1,4 +1,4 @@
-"""Which backend runs, the C++ kernel or plain torch, and why.
+"""Which backend runs, a kernel or plain torch, and why; and the C++ kernel, loaded.
 
 REVTUNE_BACKEND says what is wanted: `auto`, the default, takes the kernel if there is one; `native` needs it;
 `reference` leaves it alone. The kernel comes from the wheel, from the cache, or from a C++ compiler, once a process.
@@ -89,11 +89,11 @@ def chosen(
     check_backend(backend)
     if backend == "reference":
         return ""
-    has_weights = set(weights) <= KERNEL_WEIGHTS and "hh" in weights
+    fits = "hh" in weights and set(weights) <= KERNEL_WEIGHTS and set(masks) <= set(cell.states[0])
     if backend == "triton":
-        return in_triton(cell, like, has_weights and set(masks) <= set(cell.states[0]))
+        return in_triton(cell, like, fits)
     float32_on_cpu = like.device.type == "cpu" and like.dtype == torch.float32
-    if cell.native is not None and float32_on_cpu and has_weights and set(masks) <= set(cell.states[0]):
+    if cell.native is not None and float32_on_cpu and fits:
         return "native" if load() or (backend == "native" and insist()) else ""
     if backend == "native":
         raise ValueError(

@@ -39,7 +39,7 @@ def layers_both_ways(
     Args:
         net: the net.
         x, states, lengths, resets: as `RevRNN.assemble` takes them.
-        native: whether the kernel runs it.
+        native: the kernel that runs it, if any.
         layers: how many.
 
     Returns:

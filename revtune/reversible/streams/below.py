@@ -37,7 +37,7 @@ class Below(ChunkEncoder):
         states: first states, (2 L, B, H) each.
         lengths: steps of each row, (B,), or None.
         resets: where rows begin anew, or None.
-        native: whether the kernel runs the net.
+        native: the kernel that runs the net, if any.
         dropout: what acts between these layers and the top one; None for nothing.
         sinks: where the gradients of outputs go.
     """

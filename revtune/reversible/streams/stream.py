@@ -129,7 +129,7 @@ class Stream:
         Args:
             spec: rows, dtype and device.
             states: first states, (L, B, H) each.
-            native: whether the kernel runs it.
+            native: the kernel that runs it, if any.
         """
         batch, rnn = self._batch, self._rnn
         self.stack, self.layers = rnn.assemble(

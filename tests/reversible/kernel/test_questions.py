@@ -36,7 +36,7 @@ def asked(kind: str, steps: int, **options: Any) -> Questions:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ragged", [False, True])
 def test_no_step_asks(kind: str, ragged: bool) -> None:
-    """Twice the steps in as many chunks: as many questions, though half as many operators more."""
+    """Twice the steps in as many chunks: as many questions, though more than half as many operators again."""
 
     def run(steps: int) -> Questions:
         return asked(kind, steps, lengths=torch.tensor([steps, 3, steps // 2]) if ragged else None)

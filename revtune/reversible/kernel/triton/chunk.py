@@ -73,7 +73,7 @@ class Chunk(ABC):
         states: h after each step (K, B, 2N) and before the first (B, 2N), and c likewise or None.
         masks: locked masks (B, N) on h1 and h2 as gates read them.
         lengths: steps of each row, (B,), or None.
-        limit: as above.
+        limit: what bounds forgetting.
     """
 
     blocks: int

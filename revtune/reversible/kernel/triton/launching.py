@@ -12,11 +12,11 @@ ROWS, UNITS, DEPTH = 16, 32, 32
 HEADS = 16
 """Heads of a program that couples: its words are in the order of steps, turns and these."""
 
+FEW_ROWS = 8
+"""Rows of a program that couples c and h of a RevLSTM. With 16, ptxas spills where a head has eight turns."""
+
 ELEMENTS = 256
 """Numbers of a program that takes them one by one."""
-
-FEW_ROWS = 8
-"""Rows of such a program of RevLSTM's: with 16, ptxas spills a register where a head has eight turns."""
 
 WARPS = 4
 
