@@ -217,7 +217,9 @@ def main(args: Sequence[str] | None = None) -> None:
         return taken[key]
 
     display = Markdown()
-    records = measured(display, given.out, jobs, lambda job: measure(job, bytes_of_ours), "contests of signals")
+    records = measured(
+        display, given.out, jobs, lambda job: measure(job, bytes_of_ours), "contests of signals", seconds=given.seconds
+    )
     for contest in given.only:
         quoted = find(CONTESTS[contest][0]).task.measure
         headings = ("MB a step", "updates", f"test {quoted}")

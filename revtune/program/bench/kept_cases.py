@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -40,13 +41,13 @@ def measured(
         cases: in their order.
         measure: the record of one; one with an "error" is measured again by the next run.
         what: the file holds, for messages.
-        facts: that the file tells beside versions.
+        facts: that the file tells beside versions, such as how long each case ran; a file of others is not continued.
 
     Raises:
         Problem: the file cannot be written, or is another's.
     """
     check_output(out)
-    records = kept(out, what, by_key)
+    records = kept(out, f"{what} with {told(facts)}" if facts else what, partial(by_key, facts=facts))
     missing = [case for case in cases if "error" in records.get(case.key, {"error": ""})]
     with display.measuring(len(missing)):
         for case in missing:
@@ -56,8 +57,15 @@ def measured(
     return records
 
 
-def by_key(content: Any) -> dict[str, Record]:
-    """The records of a file that `measured` has written."""
+def told(facts: Mapping[str, Any]) -> str:
+    """Facts in words."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def by_key(content: Any, facts: Mapping[str, Any]) -> dict[str, Record]:
+    """The records of a file that `measured` has written with these facts, or without some of them."""
+    if any(content.get(name, value) != value for name, value in facts.items()):
+        raise ValueError("the file is of other facts")
     return dict(content["records"].items())
 
 

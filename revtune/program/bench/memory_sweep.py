@@ -70,7 +70,7 @@ class SweepJob(Job):
 def sweep(display: Display, out: Path, threads: int) -> None:
     """Measure all cases that the file does not have yet; it has each as soon as it is measured."""
     cases = list(plan(threads))
-    records = measured(display, out, cases, measure, "sweep of memory")
+    records = measured(display, out, cases, measure, "sweep of memory", threads=threads)
     for way, net in product(WAYS, NETS):
         chosen = [records[case.key] for case in cases if (case.way, case.net) == (way, net)]
         display.table("Peak of a step", f"{net}, {way}", ("MB", "stored", "bound", "of it"), map(row, chosen))

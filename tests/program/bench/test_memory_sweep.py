@@ -55,13 +55,14 @@ def test_it_goes_on_where_the_file_ends(
     assert asked == [failed]
 
 
-def test_a_file_that_is_no_sweep_is_left_alone(
-    asked: list[SweepJob], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("content", ['{"results": []}', '{"threads": 3, "records": {}}'])
+def test_a_file_of_something_else_is_left_alone(
+    content: str, asked: list[SweepJob], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (out := tmp_path / "memory.json").write_text('{"results": []}')
+    (out := tmp_path / "memory.json").write_text(content)
     assert main(["bench", "memory", "--sweep", "--out", str(out)]) == 1
-    assert f"{out} holds no sweep of memory" in capsys.readouterr().err
-    assert out.read_text() == '{"results": []}' and not asked
+    assert f"{out} holds no sweep of memory with threads 1; name another file" in capsys.readouterr().err
+    assert out.read_text() == content and not asked
 
 
 @pytest.mark.parametrize("option", [["--quick"], ["--long"], ["--ordinary"], ["--plot", "a.png"], ["--device", "cuda"]])
