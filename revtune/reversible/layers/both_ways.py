@@ -149,7 +149,7 @@ def assemble_both_ways(
     tensors: list[LayerTensors] = []
     late = None if lengths is None else steps - lengths
     for way, (inputs, settings) in enumerate(
-        _directions(net, top, batch, states, lengths, native, both_ways(resets, None))
+        _directions(net, top, batch, states, lengths, native, both_ways(resets, lengths, late=True))
     ):
         settings = settings._replace(sliced=sliced)
         settings = settings._replace(lengths=None, starts=late) if way else settings

@@ -28,20 +28,30 @@ class Resets(NamedTuple):
         at: before which steps each row does, (T, B) bool.
         state: from which state, one tensor for each of the cell's: (B, H) or (1, H) of a layer, (L * D, B, H) or
             (L * D, 1, H) of a net; none for zeros.
+        carried: whether a first state is given.
     """
 
     at: Tensor
     state: State = ()
+    carried: bool = False
 
 
 def of_layer(resets: Resets | None, number: int) -> Resets | None:
     """Where rows of one layer in one direction of a net begin anew."""
-    return None if resets is None else Resets(resets.at, tuple(state[number] for state in resets.state))
+    return None if resets is None else resets._replace(state=tuple(state[number] for state in resets.state))
 
 
-def both_ways(resets: Resets | None, lengths: Tensor | None) -> tuple[Resets | None, Resets | None]:
-    """Where rows begin anew, and where they do read from their last steps on: there an episode begins at its end."""
-    return (None, None) if resets is None else (resets, resets._replace(at=_reversed(resets.at, lengths)))
+def both_ways(
+    resets: Resets | None, lengths: Tensor | None, *, late: bool = False
+) -> tuple[Resets | None, Resets | None]:
+    """Where rows begin anew, and where they do read from their last steps on: there an episode begins at its end.
+
+    Args:
+        resets: where they do in the sequence's order.
+        lengths: steps of each row, or None for T.
+        late: whether shorter rows start late where they are read backward, so that all end together.
+    """
+    return (None, None) if resets is None else (resets, resets._replace(at=_reversed(resets, lengths, late)))
 
 
 class GivenResets(NamedTuple):
@@ -110,9 +120,9 @@ class GivenResets(NamedTuple):
             given = self._replace(resets=check_tensor(f"{what}: resets", self.resets).unsqueeze(1))
         at = given.steps(what, x, lengths, carried=carried, batch_first=batch_first)
         if at is None or self.reset_state is None:
-            return None if at is None else Resets(at)
+            return None if at is None else Resets(at, carried=carried)
         return Resets(at, check_states(what, self.reset_state, states, shape, batch, batched=batched,
-                                       what="reset_state", shared=True))  # fmt: skip
+                                       what="reset_state", shared=True), carried)  # fmt: skip
 
 
 NO_RESETS = GivenResets()
@@ -166,10 +176,18 @@ def _of_offsets(what: str, offsets: Tensor, x: Tensor, *, first: bool) -> Tensor
     return at[:steps]
 
 
-def _reversed(at: Tensor, lengths: Tensor | None) -> Tensor:
-    """Resets (T, B) of rows that are read backward: what begins at step t ends, read so, before step n - t."""
-    steps, (time, rows) = torch.zeros_like(at), at.nonzero(as_tuple=True)
-    ends = torch.full_like(time, len(at)) if lengths is None else lengths.long()[rows]
-    inner = time > 0
-    steps[(ends - time)[inner], rows[inner]] = True
+def _reversed(resets: Resets, lengths: Tensor | None, late: bool) -> Tensor:
+    """Resets (T, B) of rows that are read backward: what begins at step t ends, read so, before step n - t.
+
+    Without a first state a row whose first episode begins from the reset state begins from it read backward too.
+    """
+    at = resets.at
+    steps, rows = torch.zeros_like(at), torch.arange(at.shape[1], device=at.device)
+    ends = torch.full_like(rows, len(at)) if lengths is None else lengths.long()
+    origin = torch.full_like(rows, len(at)) if late else ends  # of a row's steps, read backward
+    time, row = at[1:].nonzero(as_tuple=True)
+    steps[origin[row] - time - 1, row] = True
+    if resets.state and not resets.carried:
+        anew = at[0] & (ends > 0)
+        steps[(origin - ends)[anew], rows[anew]] = True
     return steps

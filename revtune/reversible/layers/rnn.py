@@ -363,7 +363,7 @@ class RevRNN(FlatWeights):
         drawn = {part: self.mask("hidden_dropout", shape, batch) for part in self.cell.states[0]}
         masks = {part: mask for part, mask in drawn.items() if mask is not None}
         name = f"{self._name} layer {layer}" + (", reverse" if suffix.endswith("_reverse") else "")
-        at, anew = resets or (None, ())
+        at, anew = (None, ()) if resets is None else (resets.at, resets.state)
         return LayerTensors(state, weights, responses, anew), LayerSettings(name, native, masks, lengths, resets=at)
 
     def _products(self, layer: int, suffix: str, batch: BatchSpec) -> tuple[dict[str, Tensor], dict[str, Response]]:

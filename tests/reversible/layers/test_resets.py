@@ -396,6 +396,32 @@ def test_offsets_are_resets_where_documents_begin(kind: Any, backend: str) -> No
     assert torch.equal(net(x[:, 0], offsets=offsets)[0], net(x, offsets=offsets)[0][:, 0])
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@nets
+def test_both_directions_begin_from_the_reset_state(kind: Any, layers: int, one_share: None, backend: str) -> None:
+    """Without a first state a row read backward does too; streamed as well, where short rows start late."""
+    net = net_of(kind, num_layers=layers, bidirectional=True)
+    x, anew = torch.randn(20, 3, 3, dtype=real()), states_of(net, 1, 2)
+    lengths, resets = torch.tensor([20, 9, 13]), torch.zeros(20, 3, dtype=torch.bool)
+    resets[0, :2] = resets[4, 0] = resets[8, 1] = resets[5, 2] = True  # the third row begins from zeros
+    given: dict[str, Any] = {"resets": resets, "reset_state": form(anew)}
+    packed, _ = net(pack_padded_sequence(x, lengths, enforce_sorted=False), **given)
+    streamed, _ = rt.rewind_outputs(net, x, readout=torch.clone, lengths=lengths, **given)
+    y, zeros = pad_packed_sequence(packed)[0], tuple(torch.zeros_like(one) for one in anew)
+    for row, begin, end in [(0, 0, 4), (0, 4, 20), (1, 0, 8), (1, 8, 9), (2, 0, 5), (2, 5, 13)]:
+        own = [one.clone() for one in anew]
+        for mine, zero in zip(own, zeros, strict=True):
+            if row == 2 and begin == 0:
+                mine[::2] = zero[::2]
+            if row == 2 and end == 13:
+                mine[1::2] = zero[1::2]
+        alone = net(x[begin:end, [row]], form(tuple(own)))[0][:, 0]
+        for found in (y[begin:end, row], streamed[begin:end, row]):
+            assert torch.equal(found, alone) or (
+                backend == "reference" and relative(found.detach(), alone.detach()) < 1e-12
+            )
+
+
 @nets
 def test_an_encoder_keeps_units_across_resets(kind: Any, backend: str) -> None:
     """As the layer's outputs tell, up to low bits of kept units, which are rounded, and to some gates in float32."""
