@@ -130,7 +130,7 @@ def check_tunes(settings: Tunes, steps: int, net: object, rates: str) -> None:
     check_methods(settings)
     if settings.tune == "off":
         return
-    check_reached(steps, settings.tuning(settings.tune), settings.tune)
+    check_reached(steps, settings.tuning(settings.tune), settings.tune, untuned="--tune off")
     check_starts(net, rates)
 
 
@@ -148,12 +148,12 @@ def check_tuning(tuning: Tuning, method: Tuned) -> None:
         raise Problem(f"--{method}.scale must be at most {most}, got {tuning.scale}", code=2)
 
 
-def check_reached(steps: int, tuning: Tuning, method: Tuned) -> None:
-    """Raise `Problem` for so few updates that the method would never tune."""
+def check_reached(steps: int, tuning: Tuning, method: Tuned, *, untuned: str) -> None:
+    """Raise `Problem` for so few updates that the method would never tune; `untuned` is the option for that."""
     if steps < (first := tuning.warmup + tuning.ratio):
         why = f"by --{method}.warmup {tuning.warmup} and --{method}.ratio {tuning.ratio}"
         raise Problem(f"--steps must be at least {first}, the first at which hyperparameters are tuned {why}, "
-                      f"got {steps}", code=2)  # fmt: skip
+                      f"got {steps}; {untuned} tunes nothing", code=2)  # fmt: skip
 
 
 def write_schedule(path: Path, schedule: Schedule) -> None:

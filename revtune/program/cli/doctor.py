@@ -17,6 +17,12 @@ from revtune.reversible.kernel import backend, build
 EXTRAS = {
     "program": ("tyro", "rich", "safetensors", "datasets", "matplotlib"),
     "report": ("plotly",),
+    "search": ("optuna", "cmaes", "scipy"),
+    "translate": ("tokenizers", "sacrebleu"),
+    "augment": ("kornia",),
+    "signals": ("wfdb", "soundfile", "scipy"),
+    "processes": ("accelerate",),
+    "track": ("accelerate", "tensorboard"),
     "dev": ("ruff", "mypy", "pytest", "hypothesis"),
 }
 

@@ -188,9 +188,9 @@ def opened(folder: Path, *, accept_edits: bool = False, data: Path | None = None
 
 def in_words(quoted: str, result: dict[str, Any], folder: Path) -> str:
     """What a finished run came to, in three lines."""
-    best = in_a_line(result["values"])
+    best = f": {values}" if (values := in_a_line(result["values"])) else ""
     return "\n".join([
-        f"\nbest held-out {measure(quoted, result['valid'])}, at step {result['step']}: {best}",
+        f"\nbest held-out {measure(quoted, result['valid'])}, at step {result['step']}{best}",
         f"test {measure(quoted, result['test'])}",
         f"the run is in {folder}",
     ])  # fmt: skip

@@ -328,4 +328,4 @@ def check_tuned(study: Study, method: Method) -> None:
     """Raise `Problem` for a study with so few updates that the method would never tune."""
     if method == "plain":
         return
-    check_reached(study.learning.steps, study.tuning(method), method)
+    check_reached(study.learning.steps, study.tuning(method), method, untuned="--method plain")

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import tomllib
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.console import Console
 from revtune.errors import BackendError, NonFiniteError, SettingError
 from revtune.program import recipes
 from revtune.program.cli import main as cli
+from revtune.program.cli.doctor import EXTRAS
 from revtune.program.cli.evaluate import EVALUATIONS
 from revtune.program.cli.folders import COMMANDS
 from revtune.program.cli.main import main
@@ -348,4 +350,6 @@ def test_the_doctor_tells_versions_data_and_extras(
     told = capsys.readouterr().out
     assert f"torch {importlib.metadata.version('torch').partition('+')[0]}" in told
     assert "  ptb: found\n  wikitext2: missing wikitext-2/wiki.train.tokens" in told
+    optional = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert EXTRAS.keys() | {"docs", "examples", "gpu"} == optional.keys(), "and what is for developers, and for GPUs"
     assert "extra program: matplotlib missing; install with pip install 'revtune[program]'" in told
