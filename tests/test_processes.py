@@ -50,9 +50,10 @@ def batch(number: int) -> Tensor:
 
 
 def check_equal(ours: nn.Module, one: nn.Module) -> None:
+    """Parameters are equal up to rounding, which in those that are next to nothing is that of the others' gradients."""
     with torch.no_grad():
         for (name, got), wanted in zip(ours.named_parameters(), one.parameters(), strict=True):
-            assert float((got - wanted).norm() / wanted.norm().clamp(min=1e-3)) < EXACT, name
+            assert float((got - wanted).norm() / wanted.norm().clamp(min=0.05)) < EXACT, name
 
 
 def check_plain(together: rt.Processes) -> None:
