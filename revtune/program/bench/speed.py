@@ -59,7 +59,7 @@ def speed(
     rounds: int = LEAST_ROUNDS,
     backend: Backend = "auto",
     markdown: bool = False,
-    out: Path = Path("runs/speed.json"),
+    out: Path | None = None,
     plot: Path | None = None,
 ) -> None:
     """Time of bare layers and whole training steps: reversible, torch's own, and torch's own checkpointed.
@@ -74,7 +74,7 @@ def speed(
         rounds: of which the median is taken, at least 7.
         backend: of the reversible layers.
         markdown: print tables for a README.
-        out: file that the figures go to as JSON.
+        out: file that the figures go to as JSON; by default speed.json in runs, or speed-sweep.json.
         plot: PNG, by default beside the figures; --sweep draws time against length, and ratios to NAME-ratios.png.
     """
     # here, since a worker runs this module too, and must not load rich or matplotlib
@@ -82,6 +82,7 @@ def speed(
     from revtune.program.bench.display import Markdown, Terminal, thread_count
 
     check(quick, sweep, threads, rounds, backend)
+    out = out or Path(f"runs/speed{'-sweep' if sweep else ''}.json")
     check_output(out)
     plot = out.with_suffix(".png") if plot is None else plot
     check_output(plot)
@@ -89,9 +90,10 @@ def speed(
     display = Markdown() if markdown else Terminal()
     cases = tuple(plan(quick=quick, sweep=sweep))
     same = circumstances(rounds, backend)
-    known = kept(out, same) if sweep else {}
+    known = kept(out, same, cases) if sweep else {}
     records = list(known.values())
-    with drafts(out, *plots) as (figures, *drafts_of_plots), display.measuring(len(threads) * len(cases) - len(known)):
+    coming_ones = sum((case, count) not in known for count in threads for case in cases)
+    with drafts(out, *plots) as (figures, *drafts_of_plots), display.measuring(coming_ones):
         for count in threads:
             missing = tuple(case for case in cases if (case, count) not in known)
             coming = measured(SpeedJob(cases=missing, threads=count, rounds=rounds, backend=backend, turn=TURN))
@@ -116,17 +118,20 @@ def figures_of(same: Record, records: list[Record]) -> bytes:
     return json.dumps({**same, "records": records}, indent=1).encode()
 
 
-def kept(out: Path, same: Record) -> dict[tuple[SpeedCase, int], Record]:
+def kept(out: Path, same: Record, cases: tuple[SpeedCase, ...]) -> dict[tuple[SpeedCase, int], Record]:
     """What a sweep that was cut off has measured, by case and threads.
 
     Raises:
-        Problem: the file is no sweep's, or one of other circumstances than `same`.
+        Problem: the file has other cases than these, or one of other circumstances than `same`.
     """
 
     def by_case(found: Any) -> dict[tuple[SpeedCase, int], Record]:
         if found != {**same, "records": found["records"]}:
             raise ValueError("measured under other circumstances")
-        return {(SpeedCase.of(record), record["threads"]): record for record in found["records"]}
+        records = {(SpeedCase.of(record), record["threads"]): record for record in found["records"]}
+        if any(case not in cases for case, _ in records):
+            raise ValueError("no sweep's cases")
+        return records
 
     return kept_cases.kept(out, "sweep of this machine, version and options", by_case)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from revtune.program.data.named_sets import data_folder, missing
 from revtune.program.errors import Problem
+from revtune.program.files import read_bytes
 
 FOLDER = "ecg"
 
@@ -18,11 +19,15 @@ BEATS = frozenset("NLRBAaJSVrFejnE/fQ?")
 """PhysioNet's annotations that are beats; others are of rhythm and noise."""
 
 
+END = b"\0\0"
+"""What a file of annotations ends in; wfdb takes one without it, and fewer beats."""
+
+
 class Heart(NamedTuple):
     """A recording.
 
     Attributes:
-        samples: of its first lead, (T,), int16, zero where the lead has none.
+        samples: of its first lead above its baseline, (T,), int16, or int32 where they need it.
         beats: at which samples it beats, in their order.
         rate: samples a second.
         gain: steps of the converter in a millivolt.
@@ -48,14 +53,18 @@ def heart(record: str, folder: Path | None = None) -> Heart:
             raise missing(f"{FOLDER}/{record}.{ending}", folder)
     assert folder is not None
     path = folder / FOLDER / record
+    if len(notes := read_bytes(folder / FOLDER / f"{record}.atr")) % 2 or notes[-2:] != END:
+        raise Problem(f"{path}.atr must end in two zero bytes, it has been cut off: {len(notes):,} bytes are there")
     try:
         with warnings.catch_warnings(action="ignore"):  # pandas 3 warns of how wfdb calls it
-            signal, notes = wfdb.rdrecord(str(path), channels=[0], physical=False), wfdb.rdann(str(path), "atr")
-        samples = torch.from_numpy((signal.d_signal[:, 0] - signal.baseline[0]).astype("int16"))
+            signal, told = wfdb.rdrecord(str(path), channels=[0], physical=False), wfdb.rdann(str(path), "atr")
+        steps = signal.d_signal[:, 0].astype("int64") - signal.baseline[0]
+        kind = "int16" if -(2**15) <= steps.min() and steps.max() < 2**15 else "int32"
+        samples = torch.from_numpy(steps.astype(kind))
         rate, gain = round(signal.fs), float(signal.adc_gain[0])
     except Exception as error:  # wfdb raises errors of any kind for damaged files
         raise Problem(f"{path} is no record with annotations that can be read: {error}") from error
-    beats = torch.tensor([at for at, kind in zip(notes.sample, notes.symbol, strict=True) if kind in BEATS])
+    beats = torch.tensor([at for at, kind in zip(told.sample, told.symbol, strict=True) if kind in BEATS])
     if not len(beats) or beats.max() >= len(samples):
         raise Problem(f"{path} must have beats within its {len(samples):,} samples, it has {len(beats)} beats")
     return Heart(samples, beats, rate, gain)

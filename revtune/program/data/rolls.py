@@ -5,6 +5,7 @@ polyphonic-music/JSB_Chorales.mat ...       traindata, validdata, testdata: a ro
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -41,6 +42,7 @@ def rolls(which: Pieces, folder: Path | None = None) -> Rolls:
         Problem: it is not there, or holds no piano rolls.
     """
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     folder = data_folder(folder)
     path = folder / FOLDER / FILES[which] if folder else None
@@ -49,7 +51,16 @@ def rolls(which: Pieces, folder: Path | None = None) -> Rolls:
     try:
         content: dict[str, Any] = loadmat(path)
         return Rolls(*([piece(found) for found in content[f"{name}data"][0]] for name in Rolls._fields))
-    except (OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError) as error:
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        NotImplementedError,
+        zlib.error,
+        MatReadError,
+    ) as error:
         raise Problem(f"{path} holds no piano rolls in traindata, validdata and testdata: {error}") from error
 
 

@@ -23,6 +23,9 @@ from revtune.program.files import read_bytes
 
 FOLDER, RATE = "spoken-digits", 8_000
 
+UNKNOWN = 2**32 - 1
+"""From this size on a WAV file does not say how long it is, as one that was written to a pipe."""
+
 NAME = re.compile(r"(\d)_(\w+)_(\d+)\.wav")
 
 
@@ -78,6 +81,10 @@ def samples(path: Path, content: bytes) -> Tensor:
     """
     import soundfile
 
+    stated = int.from_bytes(content[4:8], "little") + 8  # of all of a RIFF file, whose first eight bytes do not count
+    if content[:4] == b"RIFF" and len(content) < stated < UNKNOWN:
+        there = f"it has been cut off: {len(content):,} are there"
+        raise Problem(f"{path} must have the {stated:,} bytes that it states, {there}")
     try:
         sound, rate = soundfile.read(io.BytesIO(content), dtype="int16", always_2d=True)
     except (soundfile.SoundFileError, TypeError, ValueError) as error:

@@ -62,12 +62,11 @@ class Below(ChunkEncoder):
 
     def _run_layers(self) -> None:
         """Run encoder and layers, with their graph where gradients are wanted."""
-        x = self._inputs
-        if self._encode is not None:
-            with self._autocast.again(), handing(Along(1)):
-                x = Encoder.shaped(self._encode(x), x)
+        with self._autocast.again(), handing(Along(1)):
+            given = self._inputs if self._encode is None else self._encode(self._inputs)
+            x = self._net.fitting(Encoder.shaped(given, self._inputs, given=self._encode is not None))
         states = tuple(state.double() for state in self._states)  # whose exact last ones are handed to the user
-        x, layers = self._net.fitting(x), self._net.num_layers - 1
+        layers = self._net.num_layers - 1
         with keeping_no_gates():
             self._outputs, self._finals = layers_both_ways(
                 self._net, x, states, self._lengths, self._native, self._resets, layers

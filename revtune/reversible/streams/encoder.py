@@ -93,7 +93,7 @@ class Encoder(ChunkEncoder):
         with draws, torch.set_grad_enabled(recorded), inner_graph(), opened(self._sinks):
             with self._autocast.again(), self._adding() if graph else nullcontext():
                 encoded = chunk if self._encode is None else self._handed(chunk)
-                root = self._check(self.shaped(encoded, chunk))
+                root = self._check(self.shaped(encoded, chunk, given=self._encode is not None))
         self._root = root if graph else root.detach()
         return root.detach()
 
@@ -124,10 +124,12 @@ class Encoder(ChunkEncoder):
         return all(torch.equal(once, other) for other in others)
 
     @staticmethod
-    def shaped(encoded: Tensor, chunk: Tensor) -> Tensor:
-        """What an encoder has given for a chunk of inputs, once it is known to be (K, B, I)."""
+    def shaped(encoded: Tensor, chunk: Tensor, *, given: bool) -> Tensor:
+        """What an encoder has given for a chunk of inputs, if one is given, once it is known to be (K, B, I)."""
         refuse_transforms([check_tensor("what encode returns", encoded)])
         if encoded.dim() != 3 or encoded.shape[:2] != chunk.shape[:2]:
+            if not given:
+                raise ValueError(f"without encode inputs must be (T, B, I), got a chunk of shape {tuple(chunk.shape)}")
             steps, rows = chunk.shape[:2]
             raise ValueError(
                 f"encode must return (K, B, I) = ({steps}, {rows}, I) for this chunk, got {tuple(encoded.shape)}"

@@ -309,6 +309,9 @@ def test_a_sweep_that_was_cut_off_goes_on(
     assert main(command) == 0 and len(asked) == 3
     assert len(json.loads(out.read_text())["records"]) == 2 * every
     capsys.readouterr()
+    assert main(["bench", "speed", "--threads", "1", "--out", str(plain := tmp_path / "plain.json")]) == 0
+    assert main([*command[:-1], str(plain)]) == 1
+    assert f"{plain} holds no sweep of this machine, version and options" in capsys.readouterr().err
     assert main([*command, "--rounds", "8"]) == 1
     assert f"{out} holds no sweep of this machine, version and options" in capsys.readouterr().err
 

@@ -1,15 +1,18 @@
 """ECG records: what is read of them, and what is no record."""
 
 import os
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from revtune.program.data.heart import heart
 from revtune.program.errors import Problem
 from tests.tiny_signals import write_heart
 
-pytest.importorskip("wfdb", reason="wfdb is not installed")
+wfdb = pytest.importorskip("wfdb", reason="wfdb is not installed")
 DATA = Path(os.environ.get("REVTUNE_DATA") or ".")
 
 
@@ -41,3 +44,24 @@ def test_a_damaged_file_is_a_sentence(ending: str, content: bytes, tmp_path: Pat
 def test_the_published_record_has_its_beats() -> None:
     found = heart("100", DATA)
     assert (len(found.samples), len(found.beats), found.rate) == (650_000, 2_273, 360)
+
+
+@pytest.mark.parametrize("kept", [-2, -4, -3])
+def test_annotations_that_were_cut_off_are_refused(kept: int, tmp_path: Path) -> None:
+    write_heart(tmp_path)
+    notes = tmp_path / "ecg" / "100.atr"
+    notes.write_bytes(content := notes.read_bytes()[:kept])
+    with pytest.raises(Problem, match=rf"100.atr must end in two zero bytes, .* cut off: {len(content)} bytes"):
+        heart("100", tmp_path)
+
+
+def test_samples_beyond_16_bits_are_whole(tmp_path: Path) -> None:
+    write_heart(tmp_path)
+    signal = np.full((2_000, 1), 20_000, dtype="int64")
+    with warnings.catch_warnings(action="ignore"):  # pandas 3 warns of how wfdb calls it
+        wfdb.wrsamp(
+        "100", fs=360, units=["mV"], sig_name=["I"], d_signal=signal, fmt=["16"], adc_gain=[200.0], baseline=[-20_000],
+        write_dir=str(tmp_path / "ecg"),
+    )  # fmt: skip
+    found = heart("100", tmp_path)
+    assert found.samples.dtype == torch.int32 and bool((found.samples == 40_000).all())

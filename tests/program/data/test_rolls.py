@@ -1,6 +1,7 @@
 """Piano rolls: what is read of them, and what are none."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from revtune.program.data.rolls import FILES, piece, rolls
 from revtune.program.errors import Problem
 from tests.tiny_signals import write_rolls
 
-pytest.importorskip("scipy", reason="scipy is not installed")
+io = pytest.importorskip("scipy.io", reason="scipy is not installed")
 DATA = Path(os.environ.get("REVTUNE_DATA") or ".")
 
 
@@ -45,3 +46,13 @@ def test_what_is_no_piece(found: Any) -> None:
 def test_the_published_sets_have_their_lengths() -> None:
     longest = {name: max(len(each) for part in rolls(name, DATA) for each in part) for name in FILES}
     assert longest == {"jsb": 160, "nottingham": 1_793, "piano": 3_857, "muse": 4_273}
+
+
+@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:200] + b"\xff" * 8 + content[208:]])
+def test_a_damaged_file_is_a_sentence(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    write_rolls(tmp_path)
+    path = tmp_path / "polyphonic-music" / "JSB_Chorales.mat"
+    io.savemat(path, io.loadmat(path), do_compression=True)  # as the published files are
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(Problem, match="JSB_Chorales.mat holds no piano rolls"):
+        rolls("jsb", tmp_path)

@@ -38,7 +38,9 @@ def test_another_rate_and_several_channels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Problem, match="3_ann_5.wav must have samples of one channel, it has 235 of 2"):
         recordings(tmp_path)
     path.write_bytes(path.read_bytes()[:30])
-    with pytest.raises(Problem, match="3_ann_5.wav is no WAV file that can be read: "):
+    with pytest.raises(
+        Problem, match="3_ann_5.wav must have the 984 bytes that it states, it has been cut off: 30 are there"
+    ):
         recordings(tmp_path)
 
 
@@ -57,3 +59,13 @@ def test_missing_and_damaged_archives(tmp_path: Path) -> None:
 def test_the_published_recordings_are_all_read() -> None:
     lengths = sorted(len(each.samples) for each in recordings(DATA))
     assert (len(lengths), lengths[0], lengths[len(lengths) // 2], lengths[-1]) == (2_700, 1_149, 3_357, 18_262)
+
+
+def test_a_file_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    path = write_digit(tmp_path, 1, "ann", 5)
+    size = len(content := path.read_bytes())
+    path.write_bytes(content[: size // 2])
+    with pytest.raises(
+        Problem, match=rf"1_ann_5.wav must have the {size:,} bytes that it states, .* {size // 2:,} are"
+    ):
+        recordings(tmp_path)

@@ -488,3 +488,24 @@ def test_the_last_output_is_what_each_direction_ends_with(rev: Rev, num_layers: 
     assert relative(h_e.detach(), h_n.detach()) < 1e-6
     tensors = [*of.rnn.parameters(), of.words.weight, *of.first]
     assert_same_gradients(h_e[-2:].sin().sum(), h_n[-2:].sin().sum(), tensors, most_of(real()))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_inputs_of_another_shape_are_named(layers: int, backend: str) -> None:
+    net = rt.RevGRU(3, 4, layers, bidirectional=True, dtype=real())
+    for shape in ((7, 3), (7, 2, 3, 1)):
+        with pytest.raises(ValueError, match=r"without encode inputs must be \(T, B, I\), got a chunk of shape"):
+            rt.rewind_outputs(net, torch.randn(shape, dtype=real()), readout=torch.clone)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_an_encoder_runs_under_autocast(layers: int) -> None:
+    torch.manual_seed(0)
+    net, head, encode = rt.RevGRU(3, 4, layers, bidirectional=True), rt.LinearCrossEntropy(8, 5), nn.Linear(3, 3)
+    x, targets = torch.randn(7, 2, 3), torch.randint(5, (7, 2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        streamed, _ = rt.rewind_loss(net, x, targets, readout=head, encode=encode)
+        stored = head(net(encode(x))[0], targets) / targets.numel()
+    assert streamed.item() == pytest.approx(stored.item(), rel=1e-2)
+    streamed.backward()
+    assert all(parameter.grad is not None for parameter in encode.parameters())
