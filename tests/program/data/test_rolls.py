@@ -52,7 +52,8 @@ def test_the_published_sets_have_their_lengths() -> None:
 def test_a_damaged_file_is_a_sentence(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     write_rolls(tmp_path)
     path = tmp_path / "polyphonic-music" / "JSB_Chorales.mat"
-    io.savemat(path, io.loadmat(path), do_compression=True)  # as the published files are
+    content = {name: value for name, value in io.loadmat(path).items() if name[0] != "_"}
+    io.savemat(path, content, do_compression=True)  # as the published files are
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(Problem, match="JSB_Chorales.mat holds no piano rolls"):
         rolls("jsb", tmp_path)
