@@ -23,6 +23,11 @@ def compare(arguments: list[str]) -> None:
         print(recipes.overview(known))
         print("\nrevtune compare RECIPE --help lists the options: --budget, --contestants, --seeds, --out and others")
         return
+    if any(argument.split("=")[0] == "--resume" for argument in arguments):
+        raise Problem(
+            "a contest goes on by the command that began it, with --out and its folder; it has no --resume",
+            code=2,
+        )
     name = arguments[0]
     if name not in known:
         raise Problem(f"{why_not(name)}; revtune compare takes {', '.join(known)}", code=2)

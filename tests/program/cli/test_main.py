@@ -196,6 +196,12 @@ def test_mistakes_are_answered_by_a_sentence(
         (["evaluate", tmp_path / "none"], 1, "holds no run"),
         (["bench", "heat"], 2, "measures memory or speed or steps or tuning or joint or imports, got heat"),
         (["doctor", "me"], 2, "revtune doctor takes no arguments, got me"),
+        (
+            ["compare", "--resume", "runs/a"],
+            2,
+            "a contest goes on by the command that began it, with --out and its folder",
+        ),
+        (["compare", "ptb_lstm", "--resume=runs/a"], 2, "a contest goes on by the command that began it"),
     ):
         given, told = complaint(capsys, *words)
         assert (given, sentence in told) == (code, True), told
