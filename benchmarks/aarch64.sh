@@ -24,7 +24,7 @@ version() { "$python" -c "import $1; print($1.__version__)"; }
 for wheel in "$work"/wheels/*.whl; do "$python" -m zipfile -e "$wheel" "$work/site"; done
 # what is plain Python serves every processor
 "$python" -m pip install --quiet --target "$work/site" -c constraints.txt --no-compile pytest sympy networkx jinja2 fsspec \
-  filelock typing-extensions setuptools
+  filelock typing-extensions setuptools sortedcontainers
 
 options=$("$python" -c 'from revtune.reversible.kernel import build; print(*build.OPTIONS)')
 # shellcheck disable=SC2086
