@@ -37,7 +37,7 @@ emulated() {
 }
 rm -rf "$work/package"
 mkdir "$work/package"
-cp -r revtune tests pyproject.toml "$work/package"
+cp -r revtune tests examples pyproject.toml "$work/package"
 cd "$work/package"
 name=$(emulated -c 'from revtune.reversible.kernel import backend; print(backend.shipped_name())')
 cp "$work/kernel.so" "revtune/reversible/kernel/$name"
