@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The kernel's tests on an emulated aarch64 processor, NEON and all: cross-compiled by Debian's compiler, run by
 # qemu-user under Debian's Python and torch's own wheel. As root on Debian 12 on x86_64, from a clone with .venv; about
-# 200 MB and half an hour. Arguments are handed to pytest.
+# 200 MB and a quarter of an hour. Arguments are handed to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$PWD/.venv/bin/python
