@@ -50,10 +50,9 @@ def batch(number: int) -> Tensor:
 
 
 def check_equal(ours: nn.Module, one: nn.Module) -> None:
-    """Parameters are equal up to rounding, which in those that are next to nothing is that of the others' gradients."""
     with torch.no_grad():
         for (name, got), wanted in zip(ours.named_parameters(), one.parameters(), strict=True):
-            assert float((got - wanted).norm() / wanted.norm().clamp(min=0.05)) < EXACT, name
+            assert float((got - wanted).norm() / wanted.norm().clamp(min=1e-3)) < EXACT, name
 
 
 def check_plain(together: rt.Processes) -> None:
@@ -86,7 +85,7 @@ def check_plain(together: rt.Processes) -> None:
 
 
 def streamed(method: Any, together: rt.Processes | None) -> rt.Tuner:
-    model = Model(rt.RevGRU)
+    model = Model(rt.RevGRU).double()  # in float32 the smallest responses differ by more than EXACT in rounding alone
     whole = {name: rt.Rate(0.2, per="batch") for name in ("words.dropout", "rnn.weight_drop")}
     rates = {name: rt.Rate(0.2) for name in ("rnn.dropout", "drop", "rnn.hidden_dropout", "rnn.output_dropout")}
     hypers = rt.Hyperparameters(**whole, **rates, activation=rt.Positive(0.5))
@@ -98,7 +97,7 @@ def streamed(method: Any, together: rt.Processes | None) -> rt.Tuner:
             "readout": model.head, **penalties,
         }  # fmt: skip
 
-    return tuner(rt.self_tuning(model, hypers, batch_dim=1), together, method=method, stream=stream, carry=True)
+    return tuner(rt.self_tuning(model, hypers.double(), batch_dim=1), together, method=method, stream=stream, carry=True)
 
 
 def stored(method: Any, together: rt.Processes | None, spoilt: float = 1.0) -> rt.Tuner:
