@@ -97,7 +97,8 @@ def streamed(method: Any, together: rt.Processes | None) -> rt.Tuner:
             "readout": model.head, **penalties,
         }  # fmt: skip
 
-    return tuner(rt.self_tuning(model, hypers.double(), batch_dim=1), together, method=method, stream=stream, carry=True)
+    net = rt.self_tuning(model, hypers.double(), batch_dim=1)
+    return tuner(net, together, method=method, stream=stream, carry=True)
 
 
 def stored(method: Any, together: rt.Processes | None, spoilt: float = 1.0) -> rt.Tuner:
