@@ -75,6 +75,10 @@ DELTA = Tuning(hyper_lr=0.02, tune_scales=False)
 
 STN = Tuning(tune_scales=False)
 
+CENTRED = replace(STN, centred=True)
+"""STN for language models: counted from zero, responses also learn what training asks of the weights anyway, and every
+rate then grows (benchmarks/results/joint)."""
+
 
 class OfBothMethods:
     """What settings have that hold those of each method."""

@@ -9,7 +9,7 @@ from revtune.program.language.config import Config, Net
 from revtune.program.language.learning import Learning
 from revtune.program.language.task import LanguageTask
 from revtune.program.tasks.task import Size
-from revtune.program.tuning import DELTA, STN
+from revtune.program.tuning import CENTRED, DELTA, STN
 
 kind = "text"
 
@@ -49,4 +49,5 @@ def small(recipe: str, source: TextSource, *, epoch: int) -> Config:
         steps=2 * epoch, batch=20, length=70, lr=4e-3, warmup=50, clip=0.25, valid_every=epoch // 2, valid_batch=20,
         save_every=50,
     )  # fmt: skip
-    return Config(recipe=recipe, text=Text(source=source, unit="word"), net=net, learning=learning, tune="stn")
+    text = Text(source=source, unit="word")
+    return Config(recipe=recipe, text=text, net=net, learning=learning, tune="stn", stn=CENTRED)

@@ -8,6 +8,7 @@ from revtune.program.language.config import Config, Net
 from revtune.program.language.learning import Learning
 from revtune.program.language.task import LanguageTask
 from revtune.program.tasks.task import Size
+from revtune.program.tuning import CENTRED
 
 kind = "text"
 
@@ -18,4 +19,4 @@ def recipe(size: Size = "small") -> Config:
     """One RevGRU layer over bytes."""
     if size != "small":
         raise Problem(f"recipe stdlib has one size, small, got {size}", code=2)
-    return Config(recipe="stdlib", text=Text(source="stdlib"), net=Net(), learning=Learning())
+    return Config(recipe="stdlib", text=Text(source="stdlib"), net=Net(), learning=Learning(), stn=CENTRED)
