@@ -178,7 +178,8 @@ def test_what_decides_launches_is_described() -> None:
 def _chunk(slope: float = 1.0) -> GruChunk:
     """A chunk of two steps."""
     y = torch.zeros(2, 1, 2)
-    return GruChunk(torch.ones(2, 1, 6), (y, y[0].clone(), None, None), y.clone(), (None, None), None, Limit(slope, True))
+    states = (y, y[0].clone(), None, None)
+    return GruChunk(torch.ones(2, 1, 6), states, y.clone(), (None, None), None, Limit(slope, True))
 
 
 def _doubled(chunk: Chunk) -> None:
