@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from revtune.reversible.kernel.chunks import spans
@@ -50,6 +50,14 @@ class ResponseLinearCrossEntropy(Responding, LinearCrossEntropy):
     """LinearCrossEntropy with a response."""
 
     plain = LinearCrossEntropy
+
+    @classmethod
+    def refuses(cls, module: nn.Module) -> str | None:
+        """Why a plain readout cannot respond; None if it can."""
+        assert isinstance(module, LinearCrossEntropy)
+        if module.precision is not None:
+            return f"its products are read in {module.precision}, and a response's are float32's"
+        return super().refuses(module)
 
     def forward(self, y: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
         """The summed loss, each position's at its own row's hyperparameters. Its gradients are computed with it.

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from revtune.reversible.arguments import check_fraction, check_size, check_tensor
 from revtune.reversible.kernel.chunks import budget_on, spans
-from revtune.reversible.kernel.matmuls import products_for
+from revtune.reversible.kernel.lowered_matmuls import LoweredProducts, Precision, check_precision
+from revtune.reversible.kernel.matmuls import Products, products_for
 from revtune.reversible.streams.gradient_sinks import Sinks, any_open, sink_of
 from revtune.reversible.streams.hooks import called_as_written
 from revtune.reversible.streams.known_gradients import with_gradients
@@ -49,6 +50,8 @@ class LinearCrossEntropy(nn.Module):
         ignore_index: target of positions that do not count.
         label_smoothing: e, 0..1.
         class_weights: w, shape (V,), not negative.
+        precision: how the factors of its products are read: None for float32, "bfloat16", "float16", or "tf32" on an
+            NVIDIA GPU. Sums, softmax and loss stay float32. It saves time on a GPU alone.
         device, dtype: as in nn.Linear.
 
     Shape:
@@ -57,7 +60,7 @@ class LinearCrossEntropy(nn.Module):
 
     Raises:
         ValueError: sizes that are not positive, shapes that do not fit, targets outside the classes, a smoothing
-            outside 0..1.
+            outside 0..1, a precision of other tensors than float32 ones, or of a device that does not have it.
 
     Example:
         >>> head = LinearCrossEntropy(4, 10)
@@ -67,6 +70,7 @@ class LinearCrossEntropy(nn.Module):
 
     bias: nn.Parameter | None
     class_weights: Tensor | None
+    precision: Precision | None = None  # of those, too, that were pickled before there was a choice
 
     def __init__(
         self,
@@ -78,10 +82,12 @@ class LinearCrossEntropy(nn.Module):
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
+        precision: Precision | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.precision = check_precision(precision)
         check_size("in_features", in_features)
         check_size("num_classes", num_classes)
         check_fraction("label_smoothing", label_smoothing)
@@ -204,7 +210,7 @@ class LinearCrossEntropy(nn.Module):
 
         They are scaled, unlike the loss; `dweight` and `dbias` are added to, `dy` and `losses` are written over.
         """
-        loss, products = torch.zeros((), dtype=torch.float64, device=y.device), products_for(y)
+        loss, products = torch.zeros((), dtype=torch.float64, device=y.device), self._products(y)
         want_gradient = any(into is not None for into in (dweight, dbias, dy))
         most = max(FEWEST_POSITIONS, (block_bytes or budget_on(y.device, BLOCK_BYTES)) // (4 * self.num_classes))
         for block in spans(0, y.shape[0], most):
@@ -227,7 +233,11 @@ class LinearCrossEntropy(nn.Module):
     def _scores(self, y: Tensor) -> Tensor:
         """Logits (N, V) in a tensor of their own."""
         bias = None if self.bias is None else self.bias.detach()
-        return products_for(y).linear(y, self.weight.detach(), bias)
+        return self._products(y).linear(y, self.weight.detach(), bias)
+
+    def _products(self, y: Tensor) -> Products:
+        """The matmuls of its blocks."""
+        return products_for(y) if self.precision is None else LoweredProducts(self.precision, y)
 
     def _block(self, logits: Tensor, targets: Tensor, want_gradient: bool) -> tuple[Tensor, Tensor | None]:
         """Losses (N,) of a block and the gradient of their sum to its logits, which takes the place of the logits.
@@ -296,7 +306,8 @@ class LinearCrossEntropy(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, num_classes={self.num_classes}, bias={self.bias is not None}"
+        lowered = "" if self.precision is None else f", precision={self.precision!r}"
+        return f"in_features={self.in_features}, num_classes={self.num_classes}, bias={self.bias is not None}{lowered}"
 
 
 HEADS: dict[type[LinearCrossEntropy], Any] = {LinearCrossEntropy: LinearCrossEntropy.forward}

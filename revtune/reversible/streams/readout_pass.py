@@ -66,6 +66,11 @@ class ReadoutPass:
         self._context = [(tensor, tensor.detach().requires_grad_(tensor.requires_grad)) for tensor in context]
         head = readout.head if isinstance(readout, FeatureReadout) else readout
         self._head = known_head(head)
+        if logit_bytes is not None and self._head is not None and self._head.precision is not None:
+            raise ValueError(
+                f"{self.owner}: max_memory counts no lowered copies of weights and logits, so the readout's precision "
+                f"must be None, got {self._head.precision!r}"
+            )
         self._tried = self._head is not None or isinstance(readout, FeatureReadout)
         self._autocast = Autocast(device)
         self._in_place = self._head is not readout and not compiled(readout)

@@ -18,6 +18,7 @@ from revtune.reversible.cells import fixed
 from revtune.reversible.kernel.triton.buffer import OUT_OF_RANGE, OVERFLOWED, RAN_EMPTY
 from revtune.reversible.kernel.triton.chunk import HALVES, Chunk, Limit, Whole, floats
 from revtune.reversible.kernel.triton.digest import digest
+from revtune.reversible.kernel.triton.graphs import launch
 from revtune.reversible.kernel.triton.gru_chunk import GruChunk
 from revtune.reversible.kernel.triton.lstm_chunk import LstmChunk
 from revtune.reversible.kernel.triton.stacks import Stacks, tiles
@@ -50,18 +51,19 @@ def forward(
 ) -> tuple[Tensor, int, bool]:  # fmt: skip
     """Run a chunk. Returns the words spilled, a digest of where it began, and whether states stayed in range."""
     limit = Limit(slope, forgetting, float(bounded))
+    lengths = _from(first, lengths)
     chunk = _chunk(gates, (y, y_start, c, c_start), rh, (mask1, mask2), lengths, limit)
     _write(counts, y_start, c_start)
     stored = {CELLS: 1, EVERYTHING: len(counts)}.get(keep, 0) if forgetting else 0  # states of which words are kept
     standing = digest([counts + 0.0, heads + 0.0]) if keep == EVERYTHING else 0
     room = Stacks.empty(heads, counts.shape[3], chunk.steps, slope, states=stored)
     whole = Whole.of(counts, heads, room)
-    chunk.move(whole, room, packed, first, int(keep), back=False)
+    launch(_forth, chunk, whole, room, packed, int(keep), changed=[gates, *_states(chunk), *whole, *room])
     _take(whole, counts, heads)
     far, overflowed = whole.noted((OUT_OF_RANGE.value, OVERFLOWED.value))
     assert not overflowed, "a chunk spilled more words than its forget gates allow"
     if tally is not None and stored:
-        tally += _uses(chunk, first, hidden=keep == EVERYTHING)
+        tally += _uses(chunk, hidden=keep == EVERYTHING)
     return room.sealed() if stored else y.new_empty(0, dtype=torch.int16), standing, not far
 
 
@@ -74,11 +76,13 @@ def rewind(
 ) -> tuple[int, bool]:  # fmt: skip
     """Undo a chunk. Returns a digest of where it began, and whether its words were used up exactly."""
     limit = Limit(slope, forgetting, float(bounded))
+    lengths = _from(first, lengths)
     chunk = _chunk(gates, (y, y_start, c, c_start), rh, (mask1, mask2), lengths, limit)
     _write(counts, y[-1], None if c is None else c[-1])
     room = Stacks.unsealed(words, *heads.shape[1:])
     whole = Whole.of(counts, heads, room)
-    chunk.move(whole, room, packed, first, EVERYTHING, back=True)
+    changed = [gates, y_start, c_start, *_states(chunk), *whole, room.depth]
+    launch(_back, chunk, whole, room, packed, changed=changed)
     _take(whole, counts, heads)
     return digest([counts + 0.0, heads + 0.0]), room.used_up(whole.flags & RAN_EMPTY.value)
 
@@ -117,8 +121,34 @@ def gradient(
 ) -> None:  # fmt: skip
     """Carry `direction` (S, 2, B, N) and dy (K, B, 2N) back through a chunk; gates become their gradients."""
     limit = Limit(slope, forgetting, float(bounded))
+    lengths = _from(first, lengths)
     chunk = _chunk(gates, (y, y_start, c, c_start), None, (mask1, mask2), lengths, limit)
-    chunk.carry(direction, weight, dy, first)
+    launch(_carry, chunk, direction, weight, dy, changed=[gates, direction])
+
+
+def _forth(chunk: Chunk, whole: Whole, room: Stacks, packed: Tensor, keep: int) -> None:
+    """Launch all steps of a chunk."""
+    chunk.move(whole, room, packed, 0, keep, back=False)
+
+
+def _back(chunk: Chunk, whole: Whole, room: Stacks, packed: Tensor) -> None:
+    """Launch all steps that undo a chunk."""
+    chunk.move(whole, room, packed, 0, EVERYTHING, back=True)
+
+
+def _carry(chunk: Chunk, direction: Tensor, weight: Tensor, dy: Tensor | None) -> None:
+    """Launch all steps of a chunk's gradient."""
+    chunk.carry(direction, weight, dy, 0)
+
+
+def _from(first: int, lengths: Tensor | None) -> Tensor | None:
+    """How many steps of a chunk rows still have, whose first step has this number; chunks like it are alike then."""
+    return None if lengths is None else lengths - first
+
+
+def _states(chunk: Chunk) -> list[Tensor | None]:
+    """What moving through a chunk writes at every step."""
+    return [chunk.y, chunk.c, chunk.rh if isinstance(chunk, GruChunk) else None]
 
 
 def _chunk(
@@ -146,13 +176,13 @@ def _take(whole: Whole, counts: Tensor, heads: Tensor) -> None:
     heads.copy_(whole.heads)
 
 
-def _uses(chunk: Chunk, first: int, *, hidden: bool) -> Tensor:
+def _uses(chunk: Chunk, *, hidden: bool) -> Tensor:
     """How often a chunk used each forget integer with words kept, (1025,): that of h too, if it is `hidden`."""
     top = fixed.FORGET_ONE if chunk.blocks == GruChunk.blocks else fixed.FORGET_ONE - 1
     forget = 1 if chunk.blocks == GruChunk.blocks or not hidden else 2  # z, or f alone, or f and p
     gates = chunk.gates.unflatten(-1, (HALVES, chunk.blocks, chunk.units))[:, :, :, :forget]
     used = ((gates * chunk.limit.slope + chunk.limit.floor) * fixed.FORGET_ONE).round().clamp(1, top).long()
     if chunk.lengths is not None:
-        steps = torch.arange(first, first + chunk.steps, device=gates.device).unsqueeze(-1)
+        steps = torch.arange(chunk.steps, device=gates.device).unsqueeze(-1)
         used = used[chunk.lengths > steps]
     return torch.bincount(used.flatten(), minlength=fixed.FORGET_ONE + 1)

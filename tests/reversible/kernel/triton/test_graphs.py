@@ -1,0 +1,187 @@
+"""Chunks that are captured and replayed: the bits of launches one by one, whatever moves between two chunks.
+
+No CUDA graph is captured without a GPU. A recorder stands for it here that keeps the launches, over the rooms that they
+were captured over, and runs these again: of a tensor that had no room, or a number that the key leaves out, it would
+know what was there when it was captured, as a graph does.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import revtune as rt
+from revtune.reversible.kernel import backend
+from revtune.reversible.kernel.triton import graphs
+from revtune.reversible.kernel.triton.chunk import Chunk, Limit
+from revtune.reversible.kernel.triton.gru_chunk import GruChunk
+from revtune.reversible.kernel.triton.rooms import LEAST_WORDS, Rooms, described, tensors_in
+from tests.stored import Problem, problem
+
+pytestmark = pytest.mark.skipif(not backend.load(), reason="there is no C++ kernel to compare with")
+
+
+class Replayed:
+    """What stands for a CUDA graph."""
+
+    captured, replays = 0, 0
+
+    def __init__(self, launches: Callable[[], None], device: torch.device) -> None:
+        self._launches = launches
+        Replayed.captured += 1
+
+    def replay(self) -> None:
+        Replayed.replays += 1
+        self._launches()
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Replayed]]:
+    """The stand-in, for chunks of any length."""
+    monkeypatch.setitem(graphs.RECORDERS, "cpu", Replayed)
+    monkeypatch.setattr(graphs, "FEWEST_STEPS", 1)
+    monkeypatch.setattr(graphs, "graphs", graphs.Graphs())
+    Replayed.captured = Replayed.replays = 0
+    yield Replayed
+
+
+def streamed(engine: str, of: Problem, **options: Any) -> list[Tensor]:
+    """Outputs there and back, the first state as it came back, and how many words were spilled."""
+    recording = rt.record(of.cell, of.x, of.state, weights=of.weights, backend=engine, **options)
+    y, first = rt.unscan(recording)
+    return [recording.y, *recording.state, y, *first]
+
+
+def trained(engine: str, of: Problem, **options: Any) -> list[Tensor]:
+    """Outputs, final state and the gradients of inputs and first state."""
+    x, state = of.x.detach().requires_grad_(), tuple(one.detach().requires_grad_() for one in of.state)
+    y, final = rt.scan(of.cell, x, state, weights=of.weights, backend=engine, **options)
+    (y.square().sum() + torch.stack(final).sin().sum()).backward()
+    return [y.detach(), *(one.detach() for one in final), *(one.grad for one in (x, *state) if one.grad is not None)]
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("RevGRU", 3.0), pytest.param("RevLSTM", None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("run", [streamed, trained])
+def test_replayed_chunks_have_the_same_bits(
+    kind: str, bits: float | None, run: Callable[..., list[Tensor]], recorder: type[Replayed]
+) -> None:
+    """Three sequences of two chunks, whose states, weights, masks and lengths lie elsewhere each time."""
+    for seed in range(3):
+        of = problem(kind, 4, bits=bits, hidden=4, inputs=2, rows=2)
+        torch.manual_seed(seed)
+        weights = {name: weight + 0.1 * torch.randn_like(weight) for name, weight in of.weights.items()}
+        moved = Problem(of.cell, torch.randn_like(of.x), tuple(map(torch.randn_like, of.state)), weights)
+        masks = {part: 2.0 * torch.randint(0, 2, (2, 2)).float() for part in ("h1", "h2")}
+        options = {"masks": masks, "lengths": torch.tensor([4, 2 + seed // 2]), "chunk": 2}
+        assert all(map(torch.equal, run("triton", moved, **options), run("native", moved, **options)))
+    assert recorder.captured == len(graphs.graphs) == 2  # there, and back or the gradient
+    assert recorder.replays == 2 * 3 * 2 - 2 * recorder.captured
+
+
+def test_what_is_asked_for_otherwise_is_another_graph(recorder: type[Replayed]) -> None:
+    of = problem("RevGRU", 1, hidden=4, inputs=2, rows=2)
+    masked = {"masks": {"h1": torch.ones(2, 2)}}
+    ragged = {"lengths": torch.tensor([1, 1])}
+    limited = problem("RevGRU", 1, bits=1.0, hidden=4, inputs=2, rows=2)
+    for case, options in ((of, {}), (of, masked), (of, ragged), (limited, {}), (of, {"share": 2})):
+        before = recorder.captured
+        for _ in range(2):
+            rt.record(case.cell, case.x, case.state, weights=case.weights, backend="triton", **options)
+        assert recorder.captured == before + 1, options
+
+
+def test_few_graphs_are_kept(recorder: type[Replayed], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
+    for rows in (1, 2, 3):
+        of = problem("RevGRU", 1, hidden=2, inputs=2, rows=rows)
+        for _ in range(2):
+            streamed("triton", of)
+    assert len(graphs.graphs) == 2 and recorder.captured == 6
+    assert 0 < graphs.graphs.bytes < 100_000
+    monkeypatch.setattr(graphs, "MOST_BYTES", 10)
+    of = problem("RevGRU", 1, hidden=2, inputs=2, rows=4)
+    for _ in range(2):
+        streamed("triton", of)
+    assert recorder.captured == 6  # rooms would take too much
+    graphs.graphs.forget()
+    assert not len(graphs.graphs) and not graphs.graphs.bytes
+
+
+@pytest.mark.parametrize("why", ["short", "switched off", "a graph of the caller's", "grad mode", "compiled"])
+def test_where_nothing_is_captured(why: str, recorder: type[Replayed], monkeypatch: pytest.MonkeyPatch) -> None:
+    chunk = _chunk()
+    if why == "short":
+        monkeypatch.setattr(graphs, "FEWEST_STEPS", 3)
+    if why == "a graph of the caller's":
+        monkeypatch.setattr(graphs, "_is_captured", lambda device: True)
+    if why == "compiled":
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    context = {"switched off": graphs.one_by_one, "grad mode": torch.enable_grad}.get(why, torch.no_grad)
+    with torch.no_grad(), context():
+        for _ in range(3):
+            graphs.launch(_doubled, chunk, changed=[chunk.gates])
+    assert torch.equal(chunk.gates, torch.full((2, 1, 6), 8.0)) and not recorder.captured
+
+
+def test_a_capture_that_fails_is_told_once(
+    recorder: type[Replayed], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(launches: Callable[[], None], device: torch.device) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nat line 1")
+
+    monkeypatch.setitem(graphs.RECORDERS, "cpu", fails)
+    of = problem("RevGRU", 2, hidden=4, inputs=2, rows=2)
+    wanted = streamed("native", of)
+    for _ in range(3):
+        assert all(map(torch.equal, streamed("triton", of), wanted))
+    assert capsys.readouterr().err == (
+        "revtune: no CUDA graph can be captured, launches stay one by one: "
+        "RuntimeError: operation not permitted when stream is capturing\n"
+    )
+    assert not len(graphs.graphs)
+
+
+def test_launches_that_change_what_they_do_not_say_are_found(recorder: type[Replayed]) -> None:
+    chunk = _chunk()
+    with torch.no_grad():
+        graphs.launch(_doubled, chunk, changed=[])
+        with pytest.raises(AssertionError, match="_doubled changes a tensor that it is not said to change"):
+            graphs.launch(_doubled, chunk, changed=[])
+
+
+def test_every_tensor_of_a_chunk_has_a_room_of_its_own() -> None:
+    chunk = _chunk()
+    given = (chunk, (torch.ones(3), None, 2), torch.zeros(5, dtype=torch.int16))
+    rooms = Rooms(given, {})
+    rooms.fill(given)
+    moved, (ones, _, number), words = rooms.args
+    assert number == 2 and len(words) == LEAST_WORDS and torch.equal(ones, torch.ones(3)) and type(moved) is GruChunk
+    theirs = {tensor.data_ptr() for tensor in tensors_in(given)}
+    own = [tensor.data_ptr() for tensor in tensors_in(rooms.args)]
+    assert not theirs & set(own) and len(set(own)) == len(own)
+    assert all(map(torch.equal, tensors_in(moved), tensors_in(chunk)))
+
+
+def test_what_decides_launches_is_described() -> None:
+    chunk = _chunk()
+    same, *others = (
+        described((chunk, one)) for one in (torch.zeros(3), torch.ones(4), torch.zeros(3).double(), None, 3, 3.0)
+    )
+    assert same == described((_chunk(), torch.ones(3))) and len({same, *others}) == 6
+    assert described((_chunk(slope=0.5),)) != described((_chunk(),))
+    with pytest.raises(TypeError, match="tensors, numbers, tuples and chunks, got list"):
+        described(([1],))
+
+
+def _chunk(slope: float = 1.0) -> GruChunk:
+    """A chunk of two steps."""
+    y = torch.zeros(2, 1, 2)
+    states = (y, y[0].clone(), None, None)
+    return GruChunk(torch.ones(2, 1, 6), states, y.clone(), (None, None), None, Limit(slope, True))
+
+
+def _doubled(chunk: Chunk) -> None:
+    """What stands for launches."""
+    chunk.gates.mul_(2)
