@@ -20,6 +20,7 @@ FLOATS, WHOLE = "*fp32", "i32"
 POINTERS = {
     "counts": "*i64", "base": "*i64", "lengths": "*i64", "sums": "*i64", "heads": "*i32", "depth": "*i32",
     "flags": "*i32", "bits": "*i32", "words": "*i16", "cells": "*i64", "heads_c": "*i32", "heads_h": "*i32",
+    "resets": "*u8", "fresh": "*i64",
 }  # fmt: skip
 """What arguments point to that are no float32."""
 
@@ -33,7 +34,7 @@ WHOLES = {
 
 def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Every kernel with every combination of what it is compiled for, as operators launch it."""
-    from revtune.reversible.kernel.triton import digest, gru, gru_gradient, lstm, lstm_gradient, product
+    from revtune.reversible.kernel.triton import digest, gru, gru_gradient, lstm, lstm_gradient, product, resets
     from revtune.reversible.kernel.triton.launching import DEPTH, ELEMENTS, FEW_ROWS, HEADS, ROWS, UNITS
 
     cut = {"ROWS": ROWS, "UNITS": UNITS, "DEPTH": DEPTH}
@@ -41,20 +42,21 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
         yield f"matmul from {start}", product.matmul, {"FROM": start, **cut}
     yield "propose", gru.propose, cut
     yield "digest", digest.mixed, {"SIZE": digest.SIZE}
-    for masked in (False, True):
-        yield f"evaluate masked {masked}", gru.evaluate, {"MASKED": masked, **cut}
-        yield f"reset masked {masked}", gru_gradient.reset, {"MASKED": masked, **cut}
-        yield f"read masked {masked}", gru_gradient.read, {"MASKED": masked, **cut}
-        yield f"lstm evaluate masked {masked}", lstm.evaluate, {"MASKED": masked, **cut}
-        yield f"lstm read masked {masked}", lstm_gradient.read, {"MASKED": masked, **cut}
+    for given in (False, True):  # nothing, or all that gates can be given
+        asked = {"MASKED": given, "ANEW": given, **cut}
+        yield f"evaluate given {given}", gru.evaluate, asked
+        yield f"reset given {given}", gru_gradient.reset, asked
+        yield f"lstm evaluate given {given}", lstm.evaluate, asked
+        yield f"read masked {given}", gru_gradient.read, {"MASKED": given, **cut}
+        yield f"lstm read masked {given}", lstm_gradient.read, {"MASKED": given, **cut}
     tile = {"RAGGED": True, "ROWS": ROWS, "HEADS": HEADS}
     small = {**tile, "ROWS": FEW_ROWS}
     for forgetting in (False, True):
-        alone = {"FORGETTING": forgetting, "RAGGED": True, "SIZE": ELEMENTS}
+        alone = {"FORGETTING": forgetting, "RAGGED": True, "ANEW": True, "SIZE": ELEMENTS}
         yield f"update forgetting {forgetting}", gru_gradient.update, alone
         yield f"lstm update forgetting {forgetting}", lstm_gradient.update, alone
         yield f"recall_cells forgetting {forgetting}", lstm.recall_cells, {
-            "FORGETTING": forgetting, "TURNS": 2, **tile,
+            "FORGETTING": forgetting, "ANEW": forgetting, "TURNS": 2, **tile,
         }  # fmt: skip
     for turns, (keep, back) in product_of((1, 8), ((0, False), (1, False), (2, False), (3, False), (3, True))):
         constants = {"FORGETTING": True, "KEEP": keep, "BACK": back, "TURNS": turns, **tile}
@@ -62,6 +64,12 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
         if keep != 2:
             yield name, gru.turn, {"DEPTH": DEPTH, **constants}
         yield f"lstm {name}", lstm.turn, {**constants, "RECORDED": back, **small}
+    heads = {"TURNS": 8, "ROWS": ROWS, "HEADS": HEADS}
+    for states in (1, 2):
+        for keep in (0, 1, 2, 3):
+            yield f"lose {states} keep {keep}", resets.lose, {"STATES": states, "KEEP": keep, **heads}
+        yield f"regain {states}", resets.regain, {"STATES": states, **heads}
+        yield f"cut {states}", resets.cut, {"PARTS": 2 * states, "ADDED": True, "SIZE": ELEMENTS}
     for back in (False, True):
         constants = {"FORGETTING": False, "KEEP": 3, "BACK": back, "TURNS": 2, **tile}
         yield f"turn that forgets nothing, back {back}", gru.turn, {"DEPTH": DEPTH, **constants}

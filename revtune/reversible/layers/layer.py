@@ -102,7 +102,6 @@ def _refuse_missing(inputs: LayerTensors, settings: LayerSettings) -> None:
         return
     missing = {
         "responses": inputs.responses,
-        "resets": settings.resets is not None,
         "late starts": settings.starts is not None,
         "units kept at every step": settings.sliced,
     }

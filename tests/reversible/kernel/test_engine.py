@@ -40,9 +40,7 @@ def test_what_it_does_not_run_is_refused(net: type[rt.RevGRU] | type[rt.RevLSTM]
         rt.rewind_outputs(layer, x, readout=torch.nn.Linear(6, 1))
 
 
-RESETS = torch.zeros(3, 2, dtype=torch.bool)
 MISSING: dict[str, Callable[[rt.RevGRU, torch.Tensor], object]] = {
-    "resets": lambda net, x: net(x, resets=RESETS),
     "late starts": lambda net, x: rt.rewind_encode(
         rt.RevGRU(4, 6, bidirectional=True, backend="triton"), x, lengths=torch.tensor([3, 1])
     ),

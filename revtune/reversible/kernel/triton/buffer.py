@@ -9,8 +9,8 @@ import triton.language as tl
 
 from revtune.reversible.kernel.triton.arithmetic import COUNT_LIMIT, HEAD_START, STATE_LIMIT, multiply_only, pop, push
 
-OUT_OF_RANGE, RAN_EMPTY, OVERFLOWED = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
-"""What a program notes."""
+OUT_OF_RANGE, RAN_EMPTY, OVERFLOWED, NOT_ANEW = tl.constexpr(1), tl.constexpr(2), tl.constexpr(4), tl.constexpr(8)
+"""What a program notes; NOT_ANEW on the way back, that rows are not where they began anew."""
 
 
 @triton.jit

@@ -13,8 +13,9 @@ import triton
 from torch import Tensor
 
 from revtune.reversible.cells import fixed
-from revtune.reversible.kernel.triton.launching import DEPTH, ROWS, UNITS
-from revtune.reversible.kernel.triton.stacks import Stacks
+from revtune.reversible.kernel.triton import resets
+from revtune.reversible.kernel.triton.launching import DEPTH, ELEMENTS, HEADS, OPTIONS, ROWS, UNITS
+from revtune.reversible.kernel.triton.stacks import Stacks, tiles
 
 HALVES = 2
 """Halves of a state."""
@@ -34,6 +35,33 @@ class Limit(NamedTuple):
     def floor(self) -> float:
         """The least that a gate becomes."""
         return 1.0 - self.slope
+
+
+class Course(NamedTuple):
+    """How long the rows of a chunk run, and where they begin anew.
+
+    Attributes:
+        lengths: steps of each row, (B,), or None for all.
+        resets: whether a row begins anew before a step, (K, B), uint8, or None for never.
+        fresh: the states from which rows do so, in counts, (S, 2, B, N), int64.
+        anew: the same as floats.
+    """
+
+    lengths: Tensor | None = None
+    resets: Tensor | None = None
+    fresh: Tensor | None = None
+    anew: Tensor | None = None
+
+    @classmethod
+    def of(cls, lengths: Tensor | None, resets: Tensor | None = None, anew: Tensor | None = None) -> Course:
+        """From what operators are given: states in counts as float64."""
+        if anew is None:
+            return cls(lengths)
+        return cls(lengths, resets, anew.long(), fixed.from_counts(anew, torch.float32))
+
+    def most_resets(self) -> int:
+        """How often the row begins anew that does so most often; asks the device, unless no row does so at all."""
+        return 0 if self.resets is None else int(self.resets.sum(0).max())
 
 
 class Whole(NamedTuple):
@@ -72,7 +100,7 @@ class Chunk(ABC):
         gates: (K, B, G).
         states: h after each step (K, B, 2N) and before the first (B, 2N), and c likewise or None.
         masks: locked masks (B, N) on h1 and h2 as gates read them.
-        lengths: steps of each row, (B,), or None.
+        course: how long rows run, and where they begin anew.
         limit: what bounds forgetting.
     """
 
@@ -81,9 +109,9 @@ class Chunk(ABC):
 
     def __init__(
         self, gates: Tensor, states: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
-        masks: tuple[Tensor | None, Tensor | None], lengths: Tensor | None, limit: Limit,
+        masks: tuple[Tensor | None, Tensor | None], course: Course, limit: Limit,
     ) -> None:  # fmt: skip
-        self.gates, self.masks, self.lengths, self.limit = gates, masks, lengths, limit
+        self.gates, self.masks, self.course, self.limit = gates, masks, course, limit
         self.y, self.y_start, self.c, self.c_start = states
         self.steps, self.rows, self.units = self.y.shape[0], self.y.shape[1], self.y.shape[2] // HALVES
 
@@ -118,7 +146,7 @@ class Chunk(ABC):
         return packed.view(HALVES, self.blocks * self.units, self.units)[half]
 
     def before(self, step: int, half: int) -> Tensor:
-        """A half's h before a step, (B, N)."""
+        """A half's h after the step before, (B, N), whether or not rows begin anew in between."""
         return self.half(self.y[step - 1] if step else self.y_start, half)
 
     def read(self, step: int, half: int) -> Tensor:
@@ -127,20 +155,36 @@ class Chunk(ABC):
 
     def runs(self) -> tuple[Tensor, bool]:
         """Lengths, or any other tensor in their place, and whether rows are ragged."""
-        return (self.gates, False) if self.lengths is None else (self.lengths, True)
+        lengths = self.course.lengths
+        return (self.gates, False) if lengths is None else (lengths, True)
 
     def masked(self, half: int) -> tuple[Tensor, bool]:
         """The mask on what a half reads, or any other tensor in its place, and whether there is one."""
         mask = self.masks[1 - half]
         return (self.gates, False) if mask is None else (mask, True)
 
+    def anew(self, step: int, half: int, state: int = 0) -> tuple[Tensor, Tensor, bool]:
+        """Where rows begin anew from a step on, from which half of a state, and whether any do; or other tensors."""
+        at, states = self.course.resets, self.course.anew
+        if at is None or states is None:
+            return self.gates, self.gates, False
+        return at[step], states[state, half], True
+
+    def read_anew(self, step: int, half: int) -> tuple[Tensor, Tensor, bool]:
+        """The same of what a half's gates read: half 1 reads the other after the step, when it has begun."""
+        return (self.gates, self.gates, False) if half else self.anew(step, 1)
+
     def move(self, whole: Whole, stacks: Stacks, packed: Tensor, first: int, keep: int, *, back: bool) -> None:
         """Run the steps, or undo them in the opposite order."""
         steps, halves = range(self.steps), range(HALVES)
         for step in reversed(steps) if back else steps:
+            if not back:
+                self._lose(step, whole, stacks, keep)
             for half in reversed(halves) if back else halves:
                 self.evaluate(step, step + 1, half, self.read(step, half), packed)
                 self.turn(step, half, packed, whole, stacks, first + step, keep, back=back)
+            if back:
+                self._regain(step, whole, stacks)
 
     def recall(self, packed: Tensor) -> None:
         """Evaluate the gates of all steps, whose outputs are known."""
@@ -151,13 +195,55 @@ class Chunk(ABC):
         for half in range(HALVES):
             self.complete(half, packed)
 
-    def carry(self, direction: Tensor, weight: Tensor, dy: Tensor | None, first: int) -> None:
-        """Carry the direction and dy (K, B, 2N) back through all steps."""
+    def carry(
+        self, direction: Tensor, weight: Tensor, dy: Tensor | None, first: int, anew_direction: Tensor | None
+    ) -> None:
+        """Carry the direction and dy (K, B, 2N) back through all steps, as far as rows go back.
+
+        What comes to where a row begins anew is added to `anew_direction`, (S, 2, B, N), if it is given.
+        """
         for step in reversed(range(self.steps)):
             if dy is not None:
                 direction[0] += dy[step].view(self.rows, HALVES, self.units).movedim(1, 0)
             for half in reversed(range(HALVES)):
                 self.differentiate(step, half, direction, weight, first + step)
+            self._cut(step, direction, anew_direction)
+
+    def _lose(self, step: int, whole: Whole, stacks: Stacks, keep: int) -> None:
+        """Begin rows anew that do so before a step."""
+        if self.course.resets is None:
+            return
+        resets.lose[self._head_programs(whole)](
+            whole.counts, whole.heads, self.course.fresh, *stacks[:3], whole.flags, self.course.resets[step], self.rows,
+            self.units, whole.heads.shape[2], stacks.capacity, STATES=len(whole.counts), KEEP=keep, TURNS=whole.turns,
+            ROWS=ROWS, HEADS=HEADS, **OPTIONS,
+        )  # fmt: skip
+
+    def _regain(self, step: int, whole: Whole, stacks: Stacks) -> None:
+        """Go back to what rows were that begin anew before a step."""
+        if self.course.resets is None:
+            return
+        y = self.y[step - 1] if step else self.y_start
+        c = y if self.c is None or self.c_start is None else self.c[step - 1] if step else self.c_start
+        resets.regain[self._head_programs(whole)](
+            whole.counts, whole.heads, self.course.fresh, *stacks[:3], whole.flags, self.course.resets[step], y, c,
+            self.rows, self.units, whole.heads.shape[2], STATES=len(whole.counts), TURNS=whole.turns, ROWS=ROWS,
+            HEADS=HEADS, **OPTIONS,
+        )  # fmt: skip
+
+    def _cut(self, step: int, direction: Tensor, anew_direction: Tensor | None) -> None:
+        """Let no gradient cross where rows begin anew before a step."""
+        if self.course.resets is None:
+            return
+        into = direction if anew_direction is None else anew_direction
+        resets.cut[self.rows, triton.cdiv(self.units, ELEMENTS)](
+            direction, into, self.course.resets[step], self.rows, self.units, PARTS=HALVES * len(direction),
+            ADDED=anew_direction is not None, SIZE=ELEMENTS, **OPTIONS,
+        )  # fmt: skip
+
+    def _head_programs(self, whole: Whole) -> tuple[int, int]:
+        """Programs over the rows and heads of a chunk."""
+        return triton.cdiv(self.rows, ROWS), tiles(whole.heads.shape[2])
 
 
 def floats(counts: Tensor) -> Tensor:

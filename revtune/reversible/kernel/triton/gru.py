@@ -12,12 +12,13 @@ import triton.language as tl
 from revtune.reversible.kernel.triton.arithmetic import forget_integer, from_count, sigmoid, tanh, to_count
 from revtune.reversible.kernel.triton.buffer import depth_noted, forget, is_update, noted, restore
 from revtune.reversible.kernel.triton.product import chain, read_part
+from revtune.reversible.kernel.triton.rows import beginning
 
 
 @triton.jit
 def evaluate(
-    gates, source, rh, weight, mask, positions, rows, units, source_stride, rh_stride,
-    MASKED: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
+    gates, source, rh, weight, mask, resets, anew, positions, rows, units, source_stride, rh_stride,
+    MASKED: tl.constexpr, ANEW: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """z, r and r * h' of one half's positions; gates (M, 6N) hold the projected input, source is h' (M, N)."""
     number = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -25,11 +26,13 @@ def evaluate(
     unit = (tl.program_id(1) * UNITS + tl.arange(0, UNITS)).to(tl.int64)
     lane = tl.arange(0, DEPTH).to(tl.int64)
     live, wide = (position < positions)[:, None], (unit < units)[None, :]
+    begins = beginning(resets, position, position < positions)[:, None] if ANEW else live
     sum_z = tl.zeros((ROWS, UNITS), tl.float32)
     sum_r = tl.zeros((ROWS, UNITS), tl.float32)
     for k in range(0, units, DEPTH):
         inside = (k + lane < units)[None, :]
-        read = read_part(source, mask, position, row, k + lane, live & inside, source_stride, units, MASKED)
+        part = live & inside
+        read = read_part(source, anew, begins, mask, position, row, k + lane, part, source_stride, units, ANEW, MASKED)
         known = wide & tl.trans(inside)
         at = weight + unit[None, :] * units + (k + lane)[:, None]
         sum_z = tl.dot(read, tl.load(at, mask=known, other=0.0), sum_z, input_precision="ieee")
@@ -40,7 +43,7 @@ def evaluate(
     r = sigmoid(tl.load(place + units, mask=here, other=0.0) + sum_r)
     tl.store(place, sigmoid(tl.load(place, mask=here, other=0.0) + sum_z), mask=here)
     tl.store(place + units, r, mask=here)
-    read = read_part(source, mask, position, row, unit, here, source_stride, units, MASKED)
+    read = read_part(source, anew, begins, mask, position, row, unit, here, source_stride, units, ANEW, MASKED)
     tl.store(rh + position[:, None] * rh_stride + unit[None, :], r * read, mask=here)
 
 

@@ -6,7 +6,7 @@ import triton
 from torch import Tensor
 
 from revtune.reversible.kernel.triton import gru, gru_gradient
-from revtune.reversible.kernel.triton.chunk import CUT, Chunk, Limit, Whole
+from revtune.reversible.kernel.triton.chunk import CUT, Chunk, Course, Limit, Whole
 from revtune.reversible.kernel.triton.launching import DEPTH, ELEMENTS, HEADS, OPTIONS, ROWS, UNITS
 from revtune.reversible.kernel.triton.stacks import Stacks, tiles
 
@@ -22,17 +22,18 @@ class GruChunk(Chunk):
 
     def __init__(
         self, gates: Tensor, states: tuple[Tensor, Tensor, Tensor | None, Tensor | None], rh: Tensor,
-        masks: tuple[Tensor | None, Tensor | None], lengths: Tensor | None, limit: Limit,
+        masks: tuple[Tensor | None, Tensor | None], course: Course, limit: Limit,
     ) -> None:  # fmt: skip
-        super().__init__(gates, states, masks, lengths, limit)
+        super().__init__(gates, states, masks, course, limit)
         self.rh = rh
 
     def evaluate(self, first: int, last: int, half: int, source: Tensor, packed: Tensor) -> None:
         (mask, masked), rh = self.masked(half), self._reset(first, last, half)
+        resets, anew, begins = self.read_anew(first, half)
         positions = (last - first) * self.rows
         gru.evaluate[triton.cdiv(positions, ROWS), triton.cdiv(self.units, UNITS)](
-            self.half_gates(first, last, half), source, rh, self.weight(packed, half), mask, positions, self.rows,
-            self.units, source.stride(0), rh.stride(0), MASKED=masked, **CUT, **OPTIONS,
+            self.half_gates(first, last, half), source, rh, self.weight(packed, half), mask, resets, anew, positions,
+            self.rows, self.units, source.stride(0), rh.stride(0), MASKED=masked, ANEW=begins, **CUT, **OPTIONS,
         )  # fmt: skip
 
     def turn(
@@ -58,15 +59,19 @@ class GruChunk(Chunk):
         gates, own = self.half_gates(step, step + 1, half), self.weight(weight, half)
         before, source = self.before(step, half), self.read(step, half)
         (lengths, ragged), (mask, masked) = self.runs(), self.masked(half)
+        resets, anew, begins = self.anew(step, half)
         gru_gradient.update[self.rows, triton.cdiv(self.units, ELEMENTS)](
-            gates, direction[0, half], before, lengths, self.units, before.stride(0), number, self.limit.slope,
-            self.limit.floor, FORGETTING=self.limit.forgetting, RAGGED=ragged, SIZE=ELEMENTS, **OPTIONS,
+            gates, direction[0, half], before, lengths, resets, anew, self.units, before.stride(0), number,
+            self.limit.slope, self.limit.floor, FORGETTING=self.limit.forgetting, RAGGED=ragged, ANEW=begins,
+            SIZE=ELEMENTS, **OPTIONS,
         )  # fmt: skip
         grid = (triton.cdiv(self.rows, ROWS), triton.cdiv(self.units, UNITS))
         through = direction.new_empty(direction[0, half].shape)
+        resets, anew, begins = self.read_anew(step, half)
         gru_gradient.reset[grid](
-            gates, own, source, mask, through, self.rows, self.units, source.stride(0), MASKED=masked, **CUT, **OPTIONS
-        )
+            gates, own, source, mask, resets, anew, through, self.rows, self.units, source.stride(0), MASKED=masked,
+            ANEW=begins, **CUT, **OPTIONS,
+        )  # fmt: skip
         gru_gradient.read[grid](
             gates, own, through, mask, direction[0, 1 - half], self.rows, self.units, MASKED=masked, **CUT, **OPTIONS
         )

@@ -11,12 +11,13 @@ import triton.language as tl
 
 from revtune.reversible.kernel.triton.arithmetic import forget_integer
 from revtune.reversible.kernel.triton.product import chain, read_part
+from revtune.reversible.kernel.triton.rows import beginning, found
 
 
 @triton.jit
 def update(
-    gates, direction, before, lengths, units, before_stride, step, slope, floor,
-    FORGETTING: tl.constexpr, RAGGED: tl.constexpr, SIZE: tl.constexpr,
+    gates, direction, before, lengths, resets, anew, units, before_stride, step, slope, floor,
+    FORGETTING: tl.constexpr, RAGGED: tl.constexpr, ANEW: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """d(g), d(z) and d(h before) of the rows that run, from `direction` (B, N); zeros as gates of the others."""
     row, unit = tl.program_id(0).to(tl.int64), tl.program_id(1) * SIZE + tl.arange(0, SIZE)
@@ -25,7 +26,8 @@ def update(
     place = gates + row * 6 * units + unit
     s = tl.load(place, mask=here, other=0.5)
     g = tl.load(place + 2 * units, mask=here, other=0.0)
-    h = tl.load(before + row * before_stride + unit, mask=here, other=0.0)
+    begins = beginning(resets, row, True) if ANEW else here
+    h = found(before, anew, begins, row * before_stride + unit, row * units + unit, here, ANEW)
     if FORGETTING:
         z = forget_integer(s, slope, floor, 1024).to(tl.float32) * 0.0009765625
         dz = d * (h - g)
@@ -50,8 +52,8 @@ def update(
 
 @triton.jit
 def reset(
-    gates, weight, source, mask, into, rows, units, source_stride,
-    MASKED: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
+    gates, weight, source, mask, resets, anew, into, rows, units, source_stride,
+    MASKED: tl.constexpr, ANEW: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """d(r) in the place of r, and what comes to h' through r * h' into `into` (B, N)."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
@@ -62,7 +64,8 @@ def reset(
     here = live & wide
     place = gates + row[:, None] * 6 * units + (unit + units)[None, :]
     r = tl.load(place, mask=here, other=0.0)
-    read = read_part(source, mask, row, row, unit, here, source_stride, units, MASKED)
+    begins = beginning(resets, row, row < rows)[:, None] if ANEW else live
+    read = read_part(source, anew, begins, mask, row, row, unit, here, source_stride, units, ANEW, MASKED)
     tl.store(into + row[:, None] * units + unit[None, :], drh * r, mask=here)
     tl.store(place, drh * read * r * (1.0 - r), mask=here)
 

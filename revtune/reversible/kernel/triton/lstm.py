@@ -13,6 +13,8 @@ import triton.language as tl
 from revtune.reversible.kernel.triton.arithmetic import forget_integer, from_count, sigmoid, tanh, to_count
 from revtune.reversible.kernel.triton.buffer import depth_noted, forget, is_update, noted, restore
 from revtune.reversible.kernel.triton.product import read_part
+from revtune.reversible.kernel.triton.resets import regained
+from revtune.reversible.kernel.triton.rows import beginning
 
 TOP = tl.constexpr(1023)
 """The largest forget integer, which bounds c by 1025."""
@@ -20,8 +22,8 @@ TOP = tl.constexpr(1023)
 
 @triton.jit
 def evaluate(
-    gates, source, weight, mask, positions, rows, units, source_stride,
-    MASKED: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
+    gates, source, weight, mask, resets, anew, positions, rows, units, source_stride,
+    MASKED: tl.constexpr, ANEW: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Gates of one half's positions, (M, 10N), which hold the projected input; source is h' (M, N)."""
     number = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -29,10 +31,12 @@ def evaluate(
     column = (tl.program_id(1) * UNITS + tl.arange(0, UNITS)).to(tl.int64)
     lane = tl.arange(0, DEPTH).to(tl.int64)
     live, wide = (position < positions)[:, None], (column < 5 * units)[None, :]
+    begins = beginning(resets, position, position < positions)[:, None] if ANEW else live
     total = tl.zeros((ROWS, UNITS), tl.float32)
     for k in range(0, units, DEPTH):
         inside = (k + lane < units)[None, :]
-        read = read_part(source, mask, position, row, k + lane, live & inside, source_stride, units, MASKED)
+        part = live & inside
+        read = read_part(source, anew, begins, mask, position, row, k + lane, part, source_stride, units, ANEW, MASKED)
         at = weight + column[None, :] * units + (k + lane)[:, None]
         columns = tl.load(at, mask=wide & tl.trans(inside), other=0.0)
         total = tl.dot(read, columns, total, input_precision="ieee")
@@ -126,11 +130,11 @@ def turn(
 
 @triton.jit
 def recall_cells(
-    gates, cells, heads, words, base, depth, c, c_start, flags, lengths, rows, units, width, steps, number, slope,
-    floor, FORGETTING: tl.constexpr, RAGGED: tl.constexpr, TURNS: tl.constexpr, ROWS: tl.constexpr,
-    HEADS: tl.constexpr,
+    gates, cells, heads, words, base, depth, c, flags, lengths, resets, fresh, rows, units, width, steps, number, slope,
+    floor, FORGETTING: tl.constexpr, RAGGED: tl.constexpr, ANEW: tl.constexpr, TURNS: tl.constexpr,
+    ROWS: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """c through a chunk of known gates, from its last step back; c (K, B, 2N) and c_start get it as floats.
+    """c through a chunk of known gates, from its last step back; c (K, B, 2N) gets it as floats.
 
     cells are (2, B, N). No product reads c, so that a program has its rows and heads for all steps.
     """
@@ -146,18 +150,18 @@ def recall_cells(
     wrong = tl.zeros((ROWS, 1), tl.int32)
     for back in range(steps):
         step = steps - 1 - back
+        position = row + step.to(tl.int64) * rows
         runs = live
         if RAGGED:
             runs = live & (length > number + step)[:, None]
         for n in range(2 * TURNS):
             half, unit = 1 - n // TURNS, (TURNS - 1 - n % TURNS) * width + column
             here = live & inside & (unit < units)[None, :]
-            gate = gates + ((row[:, None] + step * rows) * 10 + half * 5) * units + unit[None, :]
+            gate = gates + (position[:, None] * 10 + half * 5) * units + unit[None, :]
             i, g = tl.load(gate + 2 * units, mask=here, other=0.0), tl.load(gate + 4 * units, mask=here, other=0.0)
             place = cells + (row[:, None] + half * rows) * units + unit[None, :]
             old = tl.load(place, mask=here, other=0)
-            out = row[:, None] * 2 * units + half * units + unit[None, :]
-            tl.store(c + step * rows.to(tl.int64) * 2 * units + out, from_count(old), mask=here)
+            tl.store(c + (position[:, None] * 2 + half) * units + unit[None, :], from_count(old), mask=here)
             new = old - to_count(i * g)
             if FORGETTING:
                 zi = forget_integer(tl.load(gate, mask=here, other=0.5), slope, floor, TOP)
@@ -165,8 +169,14 @@ def recall_cells(
                 wrong |= depth_noted(at, 0, True)
             new = tl.where(here & runs, new, old)
             tl.store(place, new, mask=here)
-            if step == 0:
-                tl.store(c_start + out, from_count(new), mask=here)
+        if ANEW:
+            tl.debug_barrier()  # other threads may read what one has stored
+            begins = live & beginning(resets, position, row < rows)[:, None]
+            s, at, lost = regained(
+                cells, fresh, s, first, at, begins, row, column, inside, rows, units, width, c, 0, False, TURNS, HEADS
+            )  # fmt: skip
+            wrong |= lost
+            tl.debug_barrier()
     tl.store(heads + head, s, mask=live & inside)
     tl.store(depth + stack, at, mask=live)
     tl.store(flags + stack, tl.load(flags + stack, mask=live, other=0) | wrong, mask=live)

@@ -18,9 +18,10 @@ class LstmChunk(Chunk):
 
     def evaluate(self, first: int, last: int, half: int, source: Tensor, packed: Tensor) -> None:
         (mask, masked), positions = self.masked(half), (last - first) * self.rows
+        resets, anew, begins = self.read_anew(first, half)
         lstm.evaluate[triton.cdiv(positions, ROWS), triton.cdiv(self.blocks * self.units, UNITS)](
-            self.half_gates(first, last, half), source, self.weight(packed, half), mask, positions, self.rows,
-            self.units, source.stride(0), MASKED=masked, **CUT, **OPTIONS,
+            self.half_gates(first, last, half), source, self.weight(packed, half), mask, resets, anew, positions,
+            self.rows, self.units, source.stride(0), MASKED=masked, ANEW=begins, **CUT, **OPTIONS,
         )  # fmt: skip
 
     def turn(
@@ -43,20 +44,24 @@ class LstmChunk(Chunk):
     def recall_cells(self, whole: Whole, stacks: Stacks, first: int) -> None:
         """Rewind c through all steps, whose gates are known."""
         (lengths, ragged), width = self.runs(), whole.heads.shape[2]
+        resets, fresh = self.course.resets, self.course.fresh
         lstm.recall_cells[triton.cdiv(self.rows, ROWS), tiles(width)](
-            self.gates, whole.counts[1], whole.heads[1], *stacks[:3], self.c, self.c_start, whole.flags, lengths,
-            self.rows, self.units, width, self.steps, first, self.limit.slope, self.limit.floor,
-            FORGETTING=self.limit.forgetting, RAGGED=ragged, TURNS=whole.turns, ROWS=ROWS, HEADS=HEADS, **OPTIONS,
+            self.gates, whole.counts[1], whole.heads[1], *stacks[:3], self.c, whole.flags, lengths,
+            lengths if resets is None else resets, lengths if fresh is None else fresh[1], self.rows, self.units, width,
+            self.steps, first, self.limit.slope, self.limit.floor, FORGETTING=self.limit.forgetting, RAGGED=ragged,
+            ANEW=resets is not None, TURNS=whole.turns, ROWS=ROWS, HEADS=HEADS, **OPTIONS,
         )  # fmt: skip
 
     def differentiate(self, step: int, half: int, direction: Tensor, weight: Tensor, number: int) -> None:
         gates, before = self.half_gates(step, step + 1, half), self.before(step, half)
         c_before = self._cell(step - 1, half)
         (lengths, ragged), (mask, masked) = self.runs(), self.masked(half)
+        (resets, anew_h, begins), (_, anew_c, _) = self.anew(step, half), self.anew(step, half, 1)
         lstm_gradient.update[self.rows, triton.cdiv(self.units, ELEMENTS)](
             gates, direction[0, half], direction[1, half], before, c_before, self._cell(step, half), lengths,
-            self.units, before.stride(0), c_before.stride(0), number, self.limit.slope, self.limit.floor,
-            self.limit.share, FORGETTING=self.limit.forgetting, RAGGED=ragged, SIZE=ELEMENTS, **OPTIONS,
+            resets, anew_h, anew_c, self.units, before.stride(0), c_before.stride(0), number, self.limit.slope,
+            self.limit.floor, self.limit.share, FORGETTING=self.limit.forgetting, RAGGED=ragged, ANEW=begins,
+            SIZE=ELEMENTS, **OPTIONS,
         )  # fmt: skip
         lstm_gradient.read[triton.cdiv(self.rows, ROWS), triton.cdiv(self.units, UNITS)](
             gates, self.weight(weight, half), mask, direction[0, 1 - half], self.rows, self.units, MASKED=masked,

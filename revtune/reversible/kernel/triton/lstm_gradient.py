@@ -9,12 +9,14 @@ import triton.language as tl
 from revtune.reversible.kernel.triton.arithmetic import forget_integer, tanh
 from revtune.reversible.kernel.triton.lstm import TOP, taken
 from revtune.reversible.kernel.triton.product import chain
+from revtune.reversible.kernel.triton.rows import beginning, found
 
 
 @triton.jit
 def update(
-    gates, d_hidden, d_cell, h_before, c_before, c_after, lengths, units, before_stride, c_stride, step, slope, floor,
-    share, FORGETTING: tl.constexpr, RAGGED: tl.constexpr, SIZE: tl.constexpr,
+    gates, d_hidden, d_cell, h_before, c_before, c_after, lengths, resets, anew_h, anew_c, units, before_stride,
+    c_stride, step, slope, floor, share, FORGETTING: tl.constexpr, RAGGED: tl.constexpr, ANEW: tl.constexpr,
+    SIZE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of gates, and of h and c (B, N) before the step, of the rows that run; zeros as gates of the others."""
     row, unit = tl.program_id(0).to(tl.int64), tl.program_id(1) * SIZE + tl.arange(0, SIZE)
@@ -31,8 +33,9 @@ def update(
     o_taken = taken(o, p, zi_p, slope, floor, share, FORGETTING)
     e = dc + d * o_taken * (1.0 - tanh_c * tanh_c)
     if FORGETTING:
-        h = tl.load(h_before + row * before_stride + unit, mask=here, other=0.0)
-        c = tl.load(c_before + row * c_stride + unit, mask=here, other=0.0)
+        begins = beginning(resets, row, True) if ANEW else here
+        h = found(h_before, anew_h, begins, row * before_stride + unit, place, here, ANEW)
+        c = found(c_before, anew_c, begins, row * c_stride + unit, place, here, ANEW)
         dp = h - share * o * tanh_c
         df = e * c * slope * f * (1.0 - f)
         back_h, back_c = d * (zi_p.to(tl.float32) * 0.0009765625), e * (zi_f.to(tl.float32) * 0.0009765625)

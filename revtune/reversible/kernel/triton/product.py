@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from revtune.reversible.kernel.triton.launching import DEPTH, OPTIONS, ROWS, UNITS
+from revtune.reversible.kernel.triton.rows import found
 
 
 @triton.jit
@@ -39,9 +40,12 @@ def chain_from(total, x, weight, position, unit, live, wide, inputs, x_stride, w
 
 
 @triton.jit
-def read_part(source, mask, position, row, column, here, stride, units, MASKED: tl.constexpr):
-    """Some columns of h' at positions, under the locked mask of their rows."""
-    read = tl.load(source + position[:, None] * stride + column[None, :], mask=here, other=0.0)
+def read_part(
+    source, anew, begins, mask, position, row, column, here, stride, units, ANEW: tl.constexpr, MASKED: tl.constexpr
+):
+    """Some columns of h' at positions as their step finds them, under the locked mask of their rows."""
+    at = position[:, None] * stride + column[None, :]
+    read = found(source, anew, begins, at, row[:, None] * units + column[None, :], here, ANEW)
     if MASKED:
         read *= tl.load(mask + row[:, None] * units + column[None, :], mask=here, other=0.0)
     return read

@@ -13,6 +13,7 @@ import triton
 from torch import Tensor
 
 from revtune.reversible.kernel.triton.launching import HEADS
+from revtune.reversible.kernel.triton.resets import COUNT_WORDS, HEAD_WORDS
 
 MOST_BITS = 10
 """A forget integer of 1 of 1024 loses so many bits."""
@@ -39,10 +40,14 @@ class Stacks(NamedTuple):
     capacity: int
 
     @classmethod
-    def empty(cls, heads: Tensor, units: int, steps: int, slope: float, *, states: int) -> Stacks:
-        """Stacks for the heads (S, B, width) of a chunk of so many steps, with room for all words of so many states."""
+    def empty(cls, heads: Tensor, units: int, steps: int, slope: float, *, states: int, lost: int = 0) -> Stacks:
+        """Stacks for the heads (S, B, width) of a chunk of so many steps, with room for all words of so many states.
+
+        And for what a row loses where it begins anew: so many states, all times and states together.
+        """
         rows, width = heads.shape[1:]
-        stacks, capacity = rows * tiles(width), states * capacity_of(triton.cdiv(units, width), steps, slope)
+        stacks, turns = rows * tiles(width), triton.cdiv(units, width)
+        capacity = states * capacity_of(turns, steps, slope) + lost * words_of_a_state(turns)
         base = torch.arange(stacks, device=heads.device) * capacity
         depth = torch.zeros(stacks, dtype=torch.int32, device=heads.device)
         return cls(heads.new_empty(stacks * capacity, dtype=torch.int16), base, depth, capacity)
@@ -76,3 +81,8 @@ def capacity_of(turns: int, steps: int, slope: float) -> int:
     least = max(1, round((1.0 - slope) * 1024))
     bits = min(MOST_BITS, 10 - torch.tensor(float(least)).log2().item()) + 0.01
     return int(HEADS * (turns * steps * 2 * bits / 16 + 2)) + 1
+
+
+def words_of_a_state(turns: int) -> int:
+    """The words of what a tile's rows lose of a state where they begin anew: both halves' counts, and the heads."""
+    return HEADS * (2 * turns * COUNT_WORDS.value + HEAD_WORDS.value)

@@ -1,7 +1,5 @@
 """Both cells in Triton: the CPU kernel's bits, there and back; weights' gradients, which are torch's matmuls, apart."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,51 +7,17 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import revtune as rt
 from revtune.reversible.kernel import backend
-from revtune.reversible.kernel.native_tape import NativeTape
 from revtune.reversible.kernel.triton import chunk_operators, stacks
 from revtune.reversible.kernel.triton.launching import HEADS
 from revtune.reversible.kernel.triton.stacks import Stacks
-from revtune.reversible.layers.scan import Recording
 from tests.chunking import set_chunk_steps
-from tests.stored import Problem, problem, relative
+from tests.in_triton import agree, joined, layers_agree, masks_of, recorded, some_slow, there_and_back
+from tests.stored import Problem, problem
 
 pytestmark = pytest.mark.skipif(not backend.load(), reason="there is no C++ kernel to compare with")
 
 KINDS = ("RevGRU", "RevLSTM", "NF-RevGRU", "NF-RevLSTM", "unbounded RevLSTM")
 FORGETTING = pytest.mark.parametrize("kind", KINDS[:2])
-
-
-def some_slow(*cases: tuple[Any, ...], quick: int) -> list[Any]:
-    """Cases of which the first ones are quick enough for every run."""
-    return [pytest.param(*case, marks=() if i < quick else pytest.mark.slow) for i, case in enumerate(cases)]
-
-
-def masks_of(of: Problem) -> dict[str, Tensor]:
-    """Locked masks on what both halves read."""
-    generator, (rows, width) = torch.Generator().manual_seed(5), of.state[0].shape
-    return {part: 2.0 * torch.randint(0, 2, (rows, width // 2), generator=generator) for part in ("h1", "h2")}
-
-
-def layer(engine: str, of: Problem, **options: Any) -> dict[str, Tensor]:
-    """Outputs, final state and gradients of a layer."""
-    x, state = of.x.detach().requires_grad_(), tuple(one.detach().requires_grad_() for one in of.state)
-    weights = {name: weight.detach().requires_grad_() for name, weight in of.weights.items()}
-    y, final = rt.scan(of.cell, x, state, weights=weights, backend=engine, **options)
-    pull = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
-    ((y * pull).sum() + torch.stack(final).sin().sum()).backward()
-    named = {"x": x, **{f"state {i}": one for i, one in enumerate(state)}, **weights}
-    grads = {f"d {name}": tensor.grad for name, tensor in named.items() if tensor.grad is not None}
-    return {"y": y, "final": torch.stack(final), **grads}
-
-
-def agree(found: dict[str, Tensor], wanted: dict[str, Tensor], *, torchs: tuple[str, ...]) -> None:
-    """The same bits; of gradients that are torch's sums over positions, the same but for their order."""
-    assert found.keys() == wanted.keys()
-    for name, tensor in found.items():
-        if name in torchs:
-            assert relative(tensor, wanted[name]) < 1e-6, name
-        else:
-            assert torch.equal(tensor, wanted[name]), name
 
 
 @pytest.mark.parametrize(
@@ -72,7 +36,7 @@ def test_a_layer_that_recalls(
     of = problem(kind, 4, bits=bits, hidden=hidden, inputs=3, spread=0.4)
     of.weights["bias"] = of.weights["bias"] + torch.arange(3.0).unsqueeze(-1)
     options = {"masks": masks_of(of), "lengths": torch.tensor([4, 1, 3]) if ragged else None}
-    agree(layer("triton", of, **options), layer("native", of, **options), torchs=("d ih", "d hh"))
+    layers_agree(of, **options)
 
 
 @pytest.mark.parametrize("kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
@@ -84,12 +48,6 @@ def test_a_layer_without_a_way_back(kind: str) -> None:
             rt.scan(of.cell, of.x, state, weights=of.weights, backend=engine) for engine in ("triton", "native")
         )
         assert torch.equal(found[0], wanted[0]) and all(map(torch.equal, found[1], wanted[1]))
-
-
-def recorded(engine: str, of: Problem, **options: Any) -> tuple[Recording, NativeTape]:
-    recording = rt.record(of.cell, of.x, of.state, weights=of.weights, backend=engine, **options)
-    assert isinstance(recording.tape, NativeTape)
-    return recording, recording.tape
 
 
 @pytest.mark.parametrize(
@@ -105,12 +63,8 @@ def test_there_and_back(kind: str, bits: float | None, steps: int, hidden: int, 
     of = problem(kind, steps, bits=bits, hidden=hidden, rows=rows, inputs=3, spread=0.8)
     lengths = steps - torch.arange(rows) % steps
     options = {"masks": masks_of(of), "lengths": lengths, "chunk": -(-steps // 2), "share": share}
-    (found, tape), (wanted, twin) = recorded("triton", of, **options), recorded("native", of, **options)
-    assert torch.equal(found.y, wanted.y) and all(map(torch.equal, found.state, wanted.state))
-    assert torch.equal(tape.buffer.heads, twin.buffer.heads) and tape.buffer.words == twin.buffer.words
+    tape = there_and_back(of, **options)
     assert bool(tape.buffer.words) == (not kind.startswith("NF"))
-    y, first = rt.unscan(found)
-    assert torch.equal(y, found.y) and all(map(torch.equal, first, rt.unscan(wanted)[1]))
 
 
 @pytest.mark.parametrize("kind", [KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.slow)])
@@ -139,15 +93,10 @@ def test_a_streamed_step(
             loss.backward()
         parameters = {**dict(net.named_parameters()), "words": words.weight, "head": head.weight}
         grads = {name: tensor.grad for name, tensor in parameters.items() if tensor.grad is not None}
-        return {"loss": loss.detach(), "h": _joined(h), "ideal": torch.tensor(meter.ideal_bits), **grads}
+        return {"loss": loss.detach(), "h": joined(h), "ideal": torch.tensor(meter.ideal_bits), **grads}
 
     found, wanted = step("triton"), step("native")
     agree(found, wanted, torchs=("weight_ih_l0", "weight_hh_l0"))
-
-
-def _joined(states: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """h, or h and c, as one tensor."""
-    return states.detach() if isinstance(states, Tensor) else torch.stack([state.detach() for state in states])
 
 
 @pytest.mark.parametrize("rev", [rt.RevGRU, pytest.param(rt.RevLSTM, marks=pytest.mark.slow)])
@@ -160,7 +109,7 @@ def test_packed_sequences_layers_and_encoders(rev: type[rt.RevGRU] | type[rt.Rev
         found, wanted = (net(pack_padded_sequence(x, lengths))[0] for net in nets.values())
         assert torch.equal(found, wanted)
     (_, last), (_, wanted) = (rt.rewind_encode(net, x, lengths=lengths) for net in nets.values())
-    assert torch.equal(_joined(last), _joined(wanted))
+    assert torch.equal(joined(last), joined(wanted))
 
 
 # What goes wrong

@@ -1,0 +1,72 @@
+"""What the tests of Triton's kernel share: problems small enough for its interpreter, and results that must agree."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import revtune as rt
+from revtune.reversible.kernel.native_tape import NativeTape
+from revtune.reversible.layers.scan import Recording
+from tests.stored import Problem, Result, State, differentiate, relative
+
+BOTH = ("triton", "native")
+"""The two kernels."""
+
+
+def some_slow(*cases: tuple[Any, ...], quick: int) -> list[Any]:
+    """Cases of which the first ones are quick enough for every run."""
+    return [pytest.param(*case, marks=() if i < quick else pytest.mark.slow) for i, case in enumerate(cases)]
+
+
+def masks_of(of: Problem) -> dict[str, Tensor]:
+    """Locked masks on what both halves read."""
+    generator, (rows, width) = torch.Generator().manual_seed(5), of.state[0].shape
+    return {part: 2.0 * torch.randint(0, 2, (rows, width // 2), generator=generator) for part in ("h1", "h2")}
+
+
+def recorded(engine: str, of: Problem, **options: Any) -> tuple[Recording, NativeTape]:
+    """A sequence that can be rewound, and its tape."""
+    recording = rt.record(of.cell, of.x, of.state, weights=of.weights, backend=engine, **options)
+    assert isinstance(recording.tape, NativeTape)
+    return recording, recording.tape
+
+
+def there_and_back(of: Problem, **options: Any) -> NativeTape:
+    """The tape of a sequence that both kernels ran and rewound: states, heads and the number of words are the same."""
+    (found, tape), (wanted, twin) = (recorded(engine, of, **options) for engine in BOTH)
+    assert torch.equal(found.y, wanted.y) and all(map(torch.equal, found.state, wanted.state))
+    assert torch.equal(tape.buffer.heads, twin.buffer.heads) and tape.buffer.words == twin.buffer.words
+    y, first = rt.unscan(found)
+    assert torch.equal(y, found.y) and all(map(torch.equal, first, rt.unscan(wanted)[1]))
+    return tape
+
+
+def results(of: Problem, **options: Any) -> tuple[Result, Result]:
+    """A layer's outputs, final states and gradients in both kernels."""
+    found, wanted = (differentiate(rt.scan, of, backend=engine, **options) for engine in BOTH)
+    return found, wanted
+
+
+def agree(found: dict[str, Tensor], wanted: dict[str, Tensor], *, torchs: tuple[str, ...]) -> None:
+    """The same bits; of gradients that are torch's sums over positions, the same but for their order."""
+    assert found.keys() == wanted.keys()
+    for name, tensor in found.items():
+        if name in torchs:
+            assert relative(tensor, wanted[name]) < 1e-6, name
+        else:
+            assert torch.equal(tensor, wanted[name]), name
+
+
+def layers_agree(of: Problem, **options: Any) -> Result:
+    """A layer's results, the same in both kernels; weights' gradients are torch's."""
+    found, wanted = results(of, **options)
+    assert torch.equal(found.y, wanted.y) and all(map(torch.equal, found.finals, wanted.finals))
+    agree(found.grads, wanted.grads, torchs=("ih", "hh", "ih.V", "hh.V"))
+    return found
+
+
+def joined(states: Tensor | State) -> Tensor:
+    """h, or h and c, as one tensor."""
+    return states.detach() if isinstance(states, Tensor) else torch.stack([state.detach() for state in states])
