@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from revtune.reversible.layers.masks import locked_mask
 from revtune.reversible.streams.gradient_sinks import sink_of
 from revtune.reversible.streams.hooks import called_as_written
 from revtune.reversible.streams.leaf_weights import LookUp
+from revtune.reversible.streams.once import check_once
 
 _LOOK_UP = nn.Embedding.forward
 """Noted here, since someone may replace it later."""
@@ -149,13 +151,18 @@ def look_up(embedding: nn.Embedding, ids: Tensor) -> Tensor:
         raise ValueError(f"token ids must be int64 or int32, got {ids.dtype}")
     if ids.device != embedding.weight.device:
         raise ValueError(f"token ids are on {ids.device}, the embedding on {embedding.weight.device}")
-    if ids.numel():
-        low, high = (int(extreme) for extreme in torch.aminmax(ids))
-        if low < 0 or high >= embedding.num_embeddings:
-            wrong = low if low < 0 else high
-            raise ValueError(f"token ids must lie in 0..{embedding.num_embeddings - 1}, the vocabulary, got {wrong}")
+    check_once(ids, partial(_check_ids, embedding.num_embeddings), ("ids", embedding.num_embeddings))
     sink = sink_of(embedding.weight)
     if sink is None:
         return F.embedding(ids, embedding.weight, embedding.padding_idx)
     rows: Tensor = LookUp.apply(ids, embedding.weight, embedding.padding_idx, sink)
     return rows
+
+
+def _check_ids(words: int, ids: Tensor) -> None:
+    """Refuse ids that are not among so many words'."""
+    if not ids.numel():
+        return
+    low, high = torch.stack(torch.aminmax(ids)).tolist()
+    if low < 0 or high >= words:
+        raise ValueError(f"token ids must lie in 0..{words - 1}, the vocabulary, got {low if low < 0 else high}")

@@ -22,6 +22,7 @@ from revtune.reversible.streams.encoder import Encode
 from revtune.reversible.streams.hooks import make_weights
 from revtune.reversible.streams.memory import refuse_cached
 from revtune.reversible.streams.memory_plan import checked_memory
+from revtune.reversible.streams.once import reading
 from revtune.reversible.streams.parallel import refuse_wrapped
 from revtune.reversible.streams.stream_checks import check_net, check_tensors, refuse_both_ways
 
@@ -102,7 +103,8 @@ def _encoded(
     max_memory: int | None, resets: Resets | None,
 ) -> tuple[Tensor, Hx]:  # fmt: skip
     """Annotations and the final state of time-first inputs; arguments as in `rewind_encode`."""
-    with one_sequence(masks := SequenceMasks()), torch.autocast(inputs.device.type, enabled=False):
+    autocast = torch.autocast(inputs.device.type, enabled=False)
+    with one_sequence(masks := SequenceMasks()), reading(inputs), autocast:
         encode_pass = EncodePass(rnn, inputs, encode, units, state, lengths, masks, max_memory, resets)
         tensors = encode_pass.tensors() if torch.is_grad_enabled() else []
         if any(tensor.requires_grad for tensor in tensors):

@@ -36,6 +36,7 @@ from revtune.reversible.streams.below import Below
 from revtune.reversible.streams.encoder import ChunkEncoder, Encode, Encoder
 from revtune.reversible.streams.gradient_sinks import Sinks
 from revtune.reversible.streams.memory_plan import plan
+from revtune.reversible.streams.once import reading
 from revtune.reversible.streams.parallel import refuse_shared
 from revtune.reversible.streams.surroundings import scaled_down
 from revtune.reversible.transforms import graph_retained, refuse_batches, refuse_double_backward
@@ -225,6 +226,7 @@ class RewindEncode(torch.autograd.Function):
         device = encode_pass.inputs.device
         with (
             one_sequence(encode_pass.masks),
+            reading(encode_pass.inputs),
             torch.autocast(device.type, enabled=False),
             ctx.environment.restored(device),
         ):

@@ -22,6 +22,7 @@ from revtune.reversible.streams.encoder import Encode
 from revtune.reversible.streams.known_gradients import with_gradients
 from revtune.reversible.streams.mean import Normalizer, mean_weight, total_weight
 from revtune.reversible.streams.memory_plan import checked_memory
+from revtune.reversible.streams.once import reading
 from revtune.reversible.streams.penalties import ActivationPenalties, check_penalties
 from revtune.reversible.streams.readout_pass import ReadoutFunction
 from revtune.reversible.streams.reductions import Reduction, check_reduction
@@ -135,18 +136,19 @@ def stream_loss(
     """`rewind_loss` by streams of the kind that `kind_of` gives for a net."""
     batch = _checked(rnn, batch, reduction, normalizer)
     refuse_both_ways("rewind_loss", rnn, checkpoint_every, max_memory, batch.penalties)
-    segment = segment_steps(checkpoint_every, batch.inputs.shape[0])
-    weight = mean_weight(batch.readout, normalizer, _counted_targets(batch)) if reduction != "sum" else 1.0
-    number_divides = reduction != "sum" and normalizer is None and total_weight(batch.readout) is None
+    segment, most = segment_steps(checkpoint_every, batch.inputs.shape[0]), checked_memory(max_memory)
     for tensor in batch.context:
         check_tensor("rewind_loss: each of context", tensor)
-    reduced = Reduction(reduction, weight, batch.inputs.shape[1])
-    stream = kind_of(rnn)(rnn, batch, segment, checked_memory(max_memory), reduced)
-    with one_sequence(), torch.autocast(batch.inputs.device.type, enabled=False):
-        summed = stream.train() if torch.is_grad_enabled() else stream.evaluate()
-        if number_divides:
-            stream.counted.refuse(_counted_targets(batch))
-        loss = reduced.of(summed, stream.penalized if batch.penalties else None).to(stream.dtype)
+    with reading(batch.inputs, batch.targets):
+        weight = mean_weight(batch.readout, normalizer, _counted_targets(batch)) if reduction != "sum" else 1.0
+        number_divides = reduction != "sum" and normalizer is None and total_weight(batch.readout) is None
+        reduced = Reduction(reduction, weight, batch.inputs.shape[1])
+        stream = kind_of(rnn)(rnn, batch, segment, most, reduced)
+        with one_sequence(), torch.autocast(batch.inputs.device.type, enabled=False):
+            summed = stream.train() if torch.is_grad_enabled() else stream.evaluate()
+            if number_divides:
+                stream.counted.refuse(_counted_targets(batch))
+            loss = reduced.of(summed, stream.penalized if batch.penalties else None).to(stream.dtype)
     if not torch.is_grad_enabled():
         return loss, stream.last_state()
     return with_gradients("rewind_loss", loss, *stream.gradients(), scale=1.0 / weight), stream.last_state()

@@ -19,6 +19,7 @@ from revtune.reversible.kernel.environment import Environment
 from revtune.reversible.layers.masks import SequenceMasks, one_sequence
 from revtune.reversible.layers.rewind import aim
 from revtune.reversible.streams.heads import ChunkHeads, HeadPass
+from revtune.reversible.streams.once import reading
 from revtune.reversible.streams.stream import Stream
 from revtune.reversible.transforms import graph_retained, refuse_batches, refuse_double_backward
 
@@ -95,8 +96,8 @@ class OutputStream(Stream):
         """Rewind from gradients of the results. Returns those of `tensors`; `keep` says that it will be asked again."""
         stream = copy.copy(self) if keep else self
         stream.stack = self.stack.copy() if keep else self.stack
-        device = self._batch.inputs.device
-        with one_sequence(self._masks), torch.no_grad(), self._environment.restored(device):
+        inputs = self._batch.inputs
+        with one_sequence(self._masks), reading(inputs), torch.no_grad(), self._environment.restored(inputs.device):
             return stream._gone_back(grads[: len(self._given)], grads[len(self._given) :])
 
     def _gone_back(self, doutputs: Sequence[Tensor | None], dlast: Sequence[Tensor | None]) -> list[Tensor | None]:

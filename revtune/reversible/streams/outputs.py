@@ -25,6 +25,7 @@ from revtune.reversible.streams.head_and_loss import Readout
 from revtune.reversible.streams.heads import HeadFunction
 from revtune.reversible.streams.loss import segment_steps
 from revtune.reversible.streams.memory_plan import checked_memory
+from revtune.reversible.streams.once import reading
 from revtune.reversible.streams.output_stream import OutputStream, RewindOutputs
 from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntropy
 from revtune.reversible.streams.stream import Batch
@@ -97,7 +98,8 @@ def _rewind_outputs(
     refuse_both_ways("rewind_outputs", rnn, checkpoint_every, max_memory)
     kind = OutputsBothWays if rnn.bidirectional else OutputStream
     stream = kind(rnn, batch, segment_steps(checkpoint_every, len(batch.inputs)), checked_memory(max_memory))
-    with one_sequence(masks := SequenceMasks()), torch.autocast(batch.inputs.device.type, enabled=False):
+    autocast = torch.autocast(batch.inputs.device.type, enabled=False)
+    with one_sequence(masks := SequenceMasks()), reading(batch.inputs), autocast:
         if torch.is_grad_enabled():
             stream.run(masks)
             given = RewindOutputs.apply(stream, *stream.tensors())

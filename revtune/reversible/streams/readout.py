@@ -23,6 +23,7 @@ from revtune.reversible.streams.gradient_sinks import Sinks, any_open, sink_of
 from revtune.reversible.streams.hooks import called_as_written
 from revtune.reversible.streams.known_gradients import with_gradients
 from revtune.reversible.streams.mean import note_classes
+from revtune.reversible.streams.once import check_once
 from revtune.reversible.transforms import refuse_batches, refuse_double_backward, refuse_transforms
 from revtune.sequences import handing_part
 
@@ -299,6 +300,9 @@ class LinearCrossEntropy(nn.Module):
             raise ValueError(f"targets must be int64 or int32, got {targets.dtype}")
         if targets.device != self.weight.device:
             raise ValueError(f"LinearCrossEntropy: targets are on {targets.device}, the weight on {self.weight.device}")
+        check_once(targets, self._check_range, ("targets", self.num_classes, self.ignore_index))
+
+    def _check_range(self, targets: Tensor) -> None:
         wrong = (targets != self.ignore_index) & ((targets < 0) | (targets >= self.num_classes))
         if bool(wrong.any()):
             raise ValueError(
