@@ -339,7 +339,7 @@ def room_bytes() -> int:
 @contextmanager
 def matmuls_in(precision: str) -> Iterator[None]:
     """Within this block torch's matmuls and cuDNN's nets read float32 so, "ieee" whole or "tf32" in part."""
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.rnn)
     before = [switch.fp32_precision for switch in switches]
     try:
         for switch in switches:

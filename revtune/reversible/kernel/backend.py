@@ -292,9 +292,23 @@ def explain() -> str:
 def explain_gpu() -> str:
     """Which backend runs tensors on a GPU and why, in a line."""
     if importlib.util.find_spec("triton") is None:
-        return 'reference (plain torch); backend="triton" would need the package triton, extra gpu'
-    asked = f'triton {version("triton")} where backend="triton" asks for it, which was never run on hardware'
-    return f"reference (plain torch); {asked}"
+        asked = 'backend="triton" would need the package triton, extra gpu'
+    else:
+        asked = f'triton {version("triton")} where backend="triton" asks for it, which was never run on hardware'
+        if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+            asked += "; it would need a C compiler, and there is none"
+    return f"reference (plain torch); {asked}; {gpus()}"
+
+
+def gpus() -> str:
+    """The GPUs of this machine, or why there are none."""
+    if torch.version.cuda is None:
+        return "this torch has no CUDA"
+    if not torch.cuda.is_available():
+        return "CUDA finds no GPU"
+    return ", ".join(
+        f"cuda:{number} is {torch.cuda.get_device_name(number)}" for number in range(torch.cuda.device_count())
+    )
 
 
 def instructions() -> str:

@@ -31,7 +31,7 @@ def check_precision(precision: object) -> Precision | None:
     """
     for known in get_args(Precision):
         if precision == known:
-            return known  # type: ignore[no-any-return]
+            return known
     if precision is None:
         return None
     raise ValueError(f'precision must be "tf32", "bfloat16", "float16" or None for float32, got {precision!r}')

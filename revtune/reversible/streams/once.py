@@ -92,4 +92,5 @@ def _in_one_piece(tensor: Tensor) -> bool:
 def _ends(tensor: Tensor) -> tuple[int, int]:
     """Where in its storage a tensor's first and last numbers are, counted in numbers."""
     first = tensor.storage_offset()
-    return first, first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return int(first), int(first + reach)

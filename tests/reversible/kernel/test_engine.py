@@ -88,6 +88,27 @@ def test_the_doctor_says_what_a_gpu_runs(there: bool, monkeypatch: pytest.Monkey
     assert ("triton 3.7.1 where" in told) == there and ("extra gpu" in told) != there
 
 
+def test_the_doctor_says_which_gpus_there_are_or_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert backend.explain_gpu().endswith("; this torch has no CUDA")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert backend.explain_gpu().endswith("; CUDA finds no GPU")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: f"NVIDIA {number}")
+    assert backend.explain_gpu().endswith("; cuda:0 is NVIDIA 0, cuda:1 is NVIDIA 1")
+
+
+@needs_triton
+def test_the_doctor_misses_a_c_compiler_where_triton_would_need_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = "it would need a C compiler, and there is none"
+    monkeypatch.setattr(backend.shutil, "which", lambda name: "/bin/gcc" if name == "gcc" else None)
+    assert missing not in backend.explain_gpu()
+    monkeypatch.setattr(backend.shutil, "which", lambda name: None)
+    assert missing in backend.explain_gpu()
+
+
 @needs_triton
 @pytest.mark.skipif(not backend.load(), reason="there is no C++ kernel")
 def test_its_operators_take_what_those_of_the_cpu_kernel_take() -> None:

@@ -62,7 +62,9 @@ def forward(
     lost = kept * chunk.course.most_resets() if kept else 0
     room = Stacks.empty(heads, counts.shape[3], chunk.steps, slope, states=kept if forgetting else 0, lost=lost)
     whole = Whole.of(counts, heads, room)
-    launch(_forth, chunk, whole, room, packed, int(keep), changed=[gates, *_states(chunk), *whole, *room])
+    launch(
+        _forth, chunk, whole, room, packed, int(keep), changed=[gates, *_states(chunk), *whole, room.words, room.depth]
+    )
     _take(whole, counts, heads)
     far, overflowed = whole.noted((OUT_OF_RANGE.value, OVERFLOWED.value))
     assert not overflowed, "a chunk spilled more words than its forget gates allow"

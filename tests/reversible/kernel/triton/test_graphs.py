@@ -6,6 +6,7 @@ know what was there when it was captured, as a graph does.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -118,8 +119,10 @@ def test_where_nothing_is_captured(why: str, recorder: type[Replayed], monkeypat
         monkeypatch.setattr(graphs, "_is_captured", lambda device: True)
     if why == "compiled":
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    context = {"switched off": graphs.one_by_one, "grad mode": torch.enable_grad}.get(why, torch.no_grad)
-    with torch.no_grad(), context():
+    context: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+        "switched off": graphs.one_by_one, "grad mode": torch.enable_grad
+    }  # fmt: skip
+    with torch.no_grad(), context.get(why, torch.no_grad)():
         for _ in range(3):
             graphs.launch(_doubled, chunk, changed=[chunk.gates])
     assert torch.equal(chunk.gates, torch.full((2, 1, 6), 8.0)) and not recorder.captured
