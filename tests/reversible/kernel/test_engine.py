@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import shutil
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -103,9 +104,9 @@ def test_the_doctor_says_which_gpus_there_are_or_why_not(monkeypatch: pytest.Mon
 @needs_triton
 def test_the_doctor_misses_a_c_compiler_where_triton_would_need_one(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = "it would need a C compiler, and there is none"
-    monkeypatch.setattr(backend.shutil, "which", lambda name: "/bin/gcc" if name == "gcc" else None)
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/gcc" if name == "gcc" else None)
     assert missing not in backend.explain_gpu()
-    monkeypatch.setattr(backend.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     assert missing in backend.explain_gpu()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 import revtune as rt
 from revtune.reversible.kernel import backend
 from revtune.reversible.kernel.triton import graphs
-from revtune.reversible.kernel.triton.chunk import Chunk, Limit
+from revtune.reversible.kernel.triton.chunk import Chunk, Course, Limit
 from revtune.reversible.kernel.triton.gru_chunk import GruChunk
 from revtune.reversible.kernel.triton.rooms import LEAST_WORDS, Rooms, described, tensors_in
 from tests.stored import Problem, problem
@@ -182,7 +182,7 @@ def _chunk(slope: float = 1.0) -> GruChunk:
     """A chunk of two steps."""
     y = torch.zeros(2, 1, 2)
     states = (y, y[0].clone(), None, None)
-    return GruChunk(torch.ones(2, 1, 6), states, y.clone(), (None, None), None, Limit(slope, True))
+    return GruChunk(torch.ones(2, 1, 6), states, y.clone(), (None, None), Course(), Limit(slope, True))
 
 
 def _doubled(chunk: Chunk) -> None:
