@@ -208,3 +208,16 @@ def test_an_outer_meter_remembers_what_peaked_before_an_inner_one(kept: bool) ->
             mapped(16 * 2**20)
     assert 15 * 2**20 < peak(inner) < 32 * 2**20
     assert 99_000_000 < peak(outer) < 150_000_000
+
+
+def test_where_cuda_is_in_use_its_allocator_tells_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above what was allocated before, since the peak was reset."""
+    allocated = {"now": 1000, "peak": 9000}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: allocated.update(peak=allocated["now"]))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: allocated["now"])
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: allocated["peak"])
+    with rt.meter() as used:
+        allocated.update(now=1500, peak=4000)
+    assert used.peak_bytes == 3000

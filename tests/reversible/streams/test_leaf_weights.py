@@ -243,3 +243,23 @@ def test_second_gradients_of_cross_entropy_in_rooms() -> None:
             return F.cross_entropy(logits, targets, reduction="none")
 
     assert torch.autograd.gradcheck(loss, logits) and torch.autograd.gradgradcheck(loss, logits)
+
+
+def test_an_embeddings_gradient_repeats_on_a_gpu_where_torch_is_asked_for_it() -> None:
+    """It is by `index_add_`, which torch computes by sorting then, and by no other kernel of embeddings.
+
+    On a CPU the switch changes no bit.
+    """
+    words, rnn, head = nn.Embedding(9, 4), rt.RevGRU(4, 4), rt.LinearCrossEntropy(4, 9)
+    tokens, grads, before = torch.randint(9, (8, 2)), [], torch.are_deterministic_algorithms_enabled()
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            with torch.profiler.profile() as profile:
+                loss, _ = rt.rewind_loss(rnn, tokens[:-1], tokens[1:], encode=words, readout=head)
+            grads.append(torch.autograd.grad(loss, words.weight)[0])
+        finally:
+            torch.use_deterministic_algorithms(before)
+        names = {event.key for event in profile.key_averages()}
+        assert "aten::index_add_" in names and "aten::embedding_dense_backward" not in names
+    assert torch.equal(*grads)
