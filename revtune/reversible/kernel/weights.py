@@ -18,6 +18,7 @@ from revtune.reversible.kernel.checksum import chained, dense_pieces, fingerprin
 from revtune.reversible.kernel.engine import Engine, operators
 from revtune.reversible.kernel.matmuls import KernelProducts, Products
 from revtune.reversible.kernel.weight_mask import WeightMask
+from revtune.reversible.own_pages import accumulator
 
 
 class WeightRows(NamedTuple):
@@ -239,7 +240,7 @@ class Weights:
         if name not in self.gradients:
             weight, _, kind = name.partition(".")
             like = self.responses[weight]["Vs".index(kind)] if kind else self.tensors[name]
-            self.gradients[name] = torch.zeros_like(like, memory_format=torch.contiguous_format)
+            self.gradients[name] = accumulator(like)
         return self.gradients[name]
 
     def named(self) -> Iterable[tuple[str, Tensor]]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from revtune.reversible.own_pages import accumulator
 from revtune.sequences import setting
 
 
@@ -50,7 +51,7 @@ class Sinks:
         """The accumulator of this tensor, dense, zero at first."""
         _, kept = self._grads.get(id(tensor), (tensor, None))
         if kept is None:
-            kept = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+            kept = accumulator(tensor)
         elif kept.is_sparse:
             kept = kept.to_dense()
         self._grads[id(tensor)] = (tensor, kept)
