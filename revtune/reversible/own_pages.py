@@ -53,20 +53,9 @@ class Room:
 
 
 def zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Zeros of the dtype and on the device of another; pages of their own take no memory while they are only read."""
+    """Zeros of the dtype and on the device of another; pages of their own take no memory before they are written to."""
     size = math.prod(shape) * like.element_size()
     return like.new_zeros(shape) if like.device.type != "cpu" or size < LEAST else in_own_pages(like, shape)
-
-
-def accumulator(tensor: Tensor) -> Tensor:
-    """Dense zeros in which the gradient of a tensor is added up.
-
-    Of a wide embedding a sequence reads few rows. Where its gradient has pages of its own, those of the others take no
-    memory until all of it is scaled, when nothing else of the sequence is there any more.
-    """
-    if tensor.layout is torch.strided:
-        return zeros(tensor, tuple(tensor.shape))
-    return torch.zeros_like(tensor, memory_format=torch.contiguous_format)
 
 
 def copied(tensor: Tensor) -> Tensor:

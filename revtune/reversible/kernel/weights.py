@@ -18,7 +18,7 @@ from revtune.reversible.kernel.checksum import chained, dense_pieces, fingerprin
 from revtune.reversible.kernel.engine import Engine, operators
 from revtune.reversible.kernel.matmuls import KernelProducts, Products
 from revtune.reversible.kernel.weight_mask import WeightMask
-from revtune.reversible.own_pages import accumulator
+from revtune.reversible.own_pages import zeros
 
 
 class WeightRows(NamedTuple):
@@ -240,7 +240,7 @@ class Weights:
         if name not in self.gradients:
             weight, _, kind = name.partition(".")
             like = self.responses[weight]["Vs".index(kind)] if kind else self.tensors[name]
-            self.gradients[name] = accumulator(like)
+            self.gradients[name] = zeros(like, tuple(like.shape))
         return self.gradients[name]
 
     def named(self) -> Iterable[tuple[str, Tensor]]:
