@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from revtune.program.errors import Problem
-from revtune.program.signals.net import At, Loss, values
+from revtune.program.signals.losses import Loss, values
+from revtune.program.signals.net import At
 from revtune.program.signals.task import Batch, SignalStudy, SignalTask
 from revtune.program.tasks.passes import generator
 from revtune.program.tasks.task import Split
@@ -26,6 +27,9 @@ SYMBOLS, WORD = 8, 10
 
 BLANK, NOW = SYMBOLS, SYMBOLS + 1
 """What stands between, and what asks for the symbols."""
+
+SHORT = 100
+"""T of the first updates where it grows."""
 
 HELD_OUT: dict[Split, int] = {"valid": 1, "test": 2}
 """Parts of the random numbers, beside 0 of what is learnt from."""
@@ -37,6 +41,8 @@ class MemoryStudy(SignalStudy):
 
     length: int = 200
     """T, the steps over which something is to be remembered."""
+    doubled: int | None = None
+    """Updates after which the training length doubles, from 100 to --length; None for --length from the first on."""
     tested: int = 500
     """Rows of the held-out and of the test batch."""
 
@@ -52,16 +58,21 @@ class MemoryTask(SignalTask):
             raise Problem(f"--length must be at least 2, got {study.length}", code=2)
 
     @abstractmethod
-    def drawn(self, rows: int, draw: torch.Generator) -> Batch:
-        """Rows and what is wanted of them."""
+    def drawn(self, rows: int, steps: int, draw: torch.Generator) -> Batch:
+        """Rows of a length T, and what is wanted of them."""
+
+    def length(self, update: int) -> int:
+        """T of an update's batch."""
+        study = self.study
+        return study.length if study.doubled is None else min(study.length, SHORT << update // study.doubled)
 
     def train_batch(self, step: int) -> Batch:
         """Rows that no other update has, but by chance."""
-        return self.drawn(self.study.learning.batch, generator(self.study.seed, 0, step))
+        return self.drawn(self.study.learning.batch, self.length(step), generator(self.study.seed, 0, step))
 
     def held_out(self, split: Split) -> Batch:
         """The rows of a split."""
-        return self.drawn(self.study.tested, generator(self.study.seed, HELD_OUT[split], 0))
+        return self.drawn(self.study.tested, self.study.length, generator(self.study.seed, HELD_OUT[split], 0))
 
 
 class CopyTask(MemoryTask):
@@ -81,10 +92,10 @@ class CopyTask(MemoryTask):
         """One-hot symbols."""
         return F.one_hot(x.long(), SYMBOLS + 2).float()
 
-    def drawn(self, rows: int, draw: torch.Generator) -> Batch:
+    def drawn(self, rows: int, steps: int, draw: torch.Generator) -> Batch:
         """Symbols (T + 20, B) as bytes, and which are to be said at each step (T + 20, B), -100 for none."""
-        word, blanks = torch.randint(SYMBOLS, (WORD, rows), generator=draw), self.study.length
-        x = torch.full((blanks + 2 * WORD, rows), BLANK, dtype=torch.uint8)
+        word = torch.randint(SYMBOLS, (WORD, rows), generator=draw)
+        x = torch.full((steps + 2 * WORD, rows), BLANK, dtype=torch.uint8)
         x[:WORD], x[-WORD - 1] = word.to(torch.uint8), NOW
         y = torch.full(x.shape, -100)
         y[-WORD:] = word
@@ -122,9 +133,9 @@ class AddingTask(MemoryTask):
         """Squared error."""
         return values
 
-    def drawn(self, rows: int, draw: torch.Generator) -> Batch:
+    def drawn(self, rows: int, steps: int, draw: torch.Generator) -> Batch:
         """Numbers and marks (T, B, 2), and sums (B,)."""
-        steps, half, row = self.study.length, self.study.length // 2, torch.arange(rows)
+        half, row = steps // 2, torch.arange(rows)
         x = torch.zeros(steps, rows, 2)
         x[..., 0] = torch.rand(steps, rows, generator=draw)
         marked = torch.stack([

@@ -15,7 +15,8 @@ from revtune.program.recipes import find
 from revtune.program.runs.checkpoint import packed, unpacked
 from revtune.program.signals.beats import answers, f1, middles
 from revtune.program.signals.digits import frames
-from revtune.program.signals.net import PADDED, SignalNet
+from revtune.program.signals.losses import PADDED
+from revtune.program.signals.net import SignalNet
 from revtune.program.signals.rows import LikeLengths, ending_together
 from revtune.program.tasks.plain_learner import PlainLearner
 from tests.tiny_signals import write_signals
