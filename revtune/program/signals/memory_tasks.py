@@ -28,8 +28,8 @@ SYMBOLS, WORD = 8, 10
 BLANK, NOW = SYMBOLS, SYMBOLS + 1
 """What stands between, and what asks for the symbols."""
 
-SHORT = 100
-"""T of the first updates where it grows."""
+SHORT, MOST_DOUBLINGS = 100, 40
+"""T of the first updates where it grows, and doublings after which it is longer than any."""
 
 HELD_OUT: dict[Split, int] = {"valid": 1, "test": 2}
 """Parts of the random numbers, beside 0 of what is learnt from."""
@@ -41,8 +41,10 @@ class MemoryStudy(SignalStudy):
 
     length: int = 200
     """T, the steps over which something is to be remembered."""
-    doubled: int | None = None
-    """Updates after which the training length doubles, from 100 to --length; None for --length from the first on."""
+    growing: int | None = None
+    """Updates at a length of 100, before it doubles again and again up to --length; None for --length throughout."""
+    doubled: int = 40
+    """Updates between one doubling and the next."""
     tested: int = 500
     """Rows of the held-out and of the test batch."""
 
@@ -64,7 +66,10 @@ class MemoryTask(SignalTask):
     def length(self, update: int) -> int:
         """T of an update's batch."""
         study = self.study
-        return study.length if study.doubled is None else min(study.length, SHORT << update // study.doubled)
+        if study.growing is None:
+            return study.length
+        doublings = max(0, (update - study.growing) // study.doubled + 1)
+        return min(study.length, SHORT << min(doublings, MOST_DOUBLINGS))
 
     def train_batch(self, step: int) -> Batch:
         """Rows that no other update has, but by chance."""
