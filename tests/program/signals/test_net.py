@@ -105,6 +105,13 @@ def test_at_the_end_a_truncated_gradient_is_that_of_the_last_steps(model: str) -
     torch.testing.assert_close(found, [weight.grad for weight in other.parameters()], rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_before_a_truncated_gradient_is_read_in_pieces_as_short() -> None:
+    net, read = made("lstm", at="end", truncate=12), list[int]()
+    net.rnn.register_forward_pre_hook(lambda _, given: read.append(len(given[0])))
+    gradients(net, *given(classes, "end"))
+    assert read == [12, STEPS - 24, 12]
+
+
 @pytest.mark.parametrize("model", LAYERS)
 @pytest.mark.parametrize("at", ["step", "end"])
 def test_scores_do_not_depend_on_blocks(model: str, at: At, monkeypatch: pytest.MonkeyPatch) -> None:
