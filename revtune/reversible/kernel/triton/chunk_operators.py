@@ -3,8 +3,8 @@
 States and heads come and go as float64, as everywhere in Python; inside a chunk they are int64 and int32. A chunk asks
 the device once for what was noted, and once for how many words there are.
 
-Arguments that no operator reads (responses and answers, slices, resets, starts) stand for what this kernel does not have
-yet: a layer that would need them was refused before (layers/layer.py). Weights under a mask are the CPU kernel's alone.
+Arguments that no operator reads (responses and answers, slices, resets, starts) stand for what this kernel does not
+have yet: a layer that would need them was refused before (layers/layer.py). Masks of weights are the CPU kernel's alone.
 
 Shapes: K steps of a chunk, B batch, N units of a half, S states of the cell, G gates.
 """
