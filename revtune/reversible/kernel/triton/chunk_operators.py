@@ -4,7 +4,7 @@ States and heads come and go as float64, as everywhere in Python; inside a chunk
 the device once for what was noted, and once for how many words there are.
 
 Arguments that no operator reads (responses and answers, slices, resets, starts) stand for what this kernel does not
-have yet: a layer that would need them was refused before (layers/layer.py). Masks of weights are the CPU kernel's alone.
+have yet: a layer that would need them was refused before (layers/layer.py). Masks of weights are the CPU's.
 
 Shapes: K steps of a chunk, B batch, N units of a half, S states of the cell, G gates.
 """
