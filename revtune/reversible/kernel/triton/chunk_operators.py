@@ -1,10 +1,10 @@
 """The operators of a chunk, with the arguments of those in csrc/revtune.cpp, run by Triton's kernels.
 
 States and heads come and go as float64, as everywhere in Python; inside a chunk they are int64 and int32. A chunk asks
-the device once for what was noted, and once for how many words there are.
+the device once for what was noted, once for how many words there are, and where rows begin anew, once how often.
 
-Arguments that no operator reads (responses and answers, slices, resets, starts) stand for what this kernel does not
-have yet: a layer that would need them was refused before (layers/layer.py). Masks of weights are the CPU's.
+Arguments that no operator reads (responses and answers, slices, starts) stand for what this kernel does not have yet: a
+layer that would need them was refused before (layers/layer.py). Weights to be dropped come dropped, without `kept`.
 
 Shapes: K steps of a chunk, B batch, N units of a half, S states of the cell, G gates.
 """
@@ -15,15 +15,19 @@ import torch
 from torch import Tensor
 
 from revtune.reversible.cells import fixed
-from revtune.reversible.kernel.triton.buffer import OUT_OF_RANGE, OVERFLOWED, RAN_EMPTY
-from revtune.reversible.kernel.triton.chunk import HALVES, Chunk, Limit, Whole, floats
+from revtune.reversible.kernel.triton.buffer import NOT_ANEW, OUT_OF_RANGE, OVERFLOWED, RAN_EMPTY
+from revtune.reversible.kernel.triton.chunk import HALVES, Chunk, Course, Limit, Whole, floats
 from revtune.reversible.kernel.triton.digest import digest
+from revtune.reversible.kernel.triton.graphs import launch
 from revtune.reversible.kernel.triton.gru_chunk import GruChunk
 from revtune.reversible.kernel.triton.lstm_chunk import LstmChunk
 from revtune.reversible.kernel.triton.stacks import Stacks, tiles
 
 CELLS, EVERYTHING = 2, 3
 """What a chunk keeps of the buffer, as in `Keep`."""
+
+UNEVEN = RAN_EMPTY.value | NOT_ANEW.value
+"""What is noted where words do not come out even."""
 
 
 def stacks(rows: int, width: int) -> int:
@@ -50,19 +54,21 @@ def forward(
 ) -> tuple[Tensor, int, bool]:  # fmt: skip
     """Run a chunk. Returns the words spilled, a digest of where it began, and whether states stayed in range."""
     limit = Limit(slope, forgetting, float(bounded))
-    chunk = _chunk(gates, (y, y_start, c, c_start), rh, (mask1, mask2), lengths, limit)
+    course = Course.of(_from(first, lengths), resets, anew)
+    chunk = _chunk(gates, (y, y_start, c, c_start), rh, (mask1, mask2), course, limit)
     _write(counts, y_start, c_start)
-    stored = {CELLS: 1, EVERYTHING: len(counts)}.get(keep, 0) if forgetting else 0  # states of which words are kept
+    kept = {CELLS: 1, EVERYTHING: len(counts)}.get(keep, 0)  # states of which words are kept
     standing = digest([counts + 0.0, heads + 0.0]) if keep == EVERYTHING else 0
-    room = Stacks.empty(heads, counts.shape[3], chunk.steps, slope, states=stored)
+    lost = kept * chunk.course.most_resets() if kept else 0
+    room = Stacks.empty(heads, counts.shape[3], chunk.steps, slope, states=kept if forgetting else 0, lost=lost)
     whole = Whole.of(counts, heads, room)
-    chunk.move(whole, room, packed, first, int(keep), back=False)
+    launch(_forth, chunk, whole, room, packed, int(keep), changed=[gates, *_states(chunk), *whole, *room])
     _take(whole, counts, heads)
     far, overflowed = whole.noted((OUT_OF_RANGE.value, OVERFLOWED.value))
     assert not overflowed, "a chunk spilled more words than its forget gates allow"
-    if tally is not None and stored:
-        tally += _uses(chunk, first, hidden=keep == EVERYTHING)
-    return room.sealed() if stored else y.new_empty(0, dtype=torch.int16), standing, not far
+    if tally is not None and kept and forgetting:
+        tally += _uses(chunk, hidden=keep == EVERYTHING)
+    return room.sealed() if room.capacity else y.new_empty(0, dtype=torch.int16), standing, not far
 
 
 def rewind(
@@ -74,13 +80,15 @@ def rewind(
 ) -> tuple[int, bool]:  # fmt: skip
     """Undo a chunk. Returns a digest of where it began, and whether its words were used up exactly."""
     limit = Limit(slope, forgetting, float(bounded))
-    chunk = _chunk(gates, (y, y_start, c, c_start), rh, (mask1, mask2), lengths, limit)
+    course = Course.of(_from(first, lengths), resets, anew)
+    chunk = _chunk(gates, (y, y_start, c, c_start), rh, (mask1, mask2), course, limit)
     _write(counts, y[-1], None if c is None else c[-1])
     room = Stacks.unsealed(words, *heads.shape[1:])
     whole = Whole.of(counts, heads, room)
-    chunk.move(whole, room, packed, first, EVERYTHING, back=True)
+    changed = [gates, y_start, c_start, *_states(chunk), *whole, room.depth]
+    launch(_back, chunk, whole, room, packed, changed=changed)
     _take(whole, counts, heads)
-    return digest([counts + 0.0, heads + 0.0]), room.used_up(whole.flags & RAN_EMPTY.value)
+    return digest([counts + 0.0, heads + 0.0]), room.used_up(whole.flags & UNEVEN)
 
 
 def recall(
@@ -89,7 +97,8 @@ def recall(
     resets: Tensor | None = None, anew: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Evaluate the gates of a chunk whose outputs are known, all steps at once."""
-    chunk = _chunk(gates, (y, y_start, None, None), rh, (mask1, mask2), None, Limit(1.0, True), whole=True)
+    course = Course.of(None, resets, anew)
+    chunk = _chunk(gates, (y, y_start, None, None), rh, (mask1, mask2), course, Limit(1.0, True), whole=True)
     chunk.recall(packed)
 
 
@@ -100,12 +109,13 @@ def recall_cells(
 ) -> bool:  # fmt: skip
     """Rewind c alone through a chunk of known gates. Returns whether its words were used up exactly."""
     limit = Limit(slope, forgetting, float(bounded))
-    chunk = LstmChunk(gates, (y, y_start, c, c_start), (None, None), lengths, limit)
+    chunk = LstmChunk(gates, (y, y_start, c, c_start), (None, None), Course.of(lengths, resets, anew), limit)
     room = Stacks.unsealed(words, *heads.shape[1:])
     whole = Whole.of(counts, heads, room)
     chunk.recall_cells(whole, room, first)
     _take(whole, counts, heads)
-    return room.used_up(whole.flags & RAN_EMPTY.value)
+    c_start.copy_(floats(counts[1]))
+    return room.used_up(whole.flags & UNEVEN)
 
 
 def gradient(
@@ -117,20 +127,48 @@ def gradient(
 ) -> None:  # fmt: skip
     """Carry `direction` (S, 2, B, N) and dy (K, B, 2N) back through a chunk; gates become their gradients."""
     limit = Limit(slope, forgetting, float(bounded))
-    chunk = _chunk(gates, (y, y_start, c, c_start), None, (mask1, mask2), lengths, limit)
-    chunk.carry(direction, weight, dy, first)
+    course = Course.of(_from(first, lengths), resets, anew)
+    chunk = _chunk(gates, (y, y_start, c, c_start), None, (mask1, mask2), course, limit)
+    launch(_carry, chunk, direction, weight, dy, anew_direction, changed=[gates, direction, anew_direction])
+
+
+def _forth(chunk: Chunk, whole: Whole, room: Stacks, packed: Tensor, keep: int) -> None:
+    """Launch all steps of a chunk."""
+    chunk.move(whole, room, packed, 0, keep, back=False)
+
+
+def _back(chunk: Chunk, whole: Whole, room: Stacks, packed: Tensor) -> None:
+    """Launch all steps that undo a chunk."""
+    chunk.move(whole, room, packed, 0, EVERYTHING, back=True)
+
+
+def _carry(
+    chunk: Chunk, direction: Tensor, weight: Tensor, dy: Tensor | None, anew_direction: Tensor | None
+) -> None:  # fmt: skip
+    """Launch all steps of a chunk's gradient."""
+    chunk.carry(direction, weight, dy, 0, anew_direction)
+
+
+def _from(first: int, lengths: Tensor | None) -> Tensor | None:
+    """How many steps of a chunk rows still have, whose first step has this number; chunks like it are alike then."""
+    return None if lengths is None else lengths - first
+
+
+def _states(chunk: Chunk) -> list[Tensor | None]:
+    """What moving through a chunk writes at every step."""
+    return [chunk.y, chunk.c, chunk.rh if isinstance(chunk, GruChunk) else None]
 
 
 def _chunk(
     gates: Tensor, states: tuple[Tensor, Tensor, Tensor | None, Tensor | None], rh: Tensor | None,
-    masks: tuple[Tensor | None, Tensor | None], lengths: Tensor | None, limit: Limit, *, whole: bool = False,
+    masks: tuple[Tensor | None, Tensor | None], course: Course, limit: Limit, *, whole: bool = False,
 ) -> Chunk:  # fmt: skip
     """A chunk of the cell that has so many gates; `whole` is for a pass that takes all steps at once."""
     y = states[0]
     if gates.shape[2] == LstmChunk.blocks * y.shape[2]:
-        return LstmChunk(gates, states, masks, lengths, limit)
+        return LstmChunk(gates, states, masks, course, limit)
     rh = y.new_empty(len(y) if whole else 1, *y.shape[1:]) if rh is None else rh
-    return GruChunk(gates, states, rh, masks, lengths, limit)
+    return GruChunk(gates, states, rh, masks, course, limit)
 
 
 def _write(counts: Tensor, y: Tensor, c: Tensor | None) -> None:
@@ -146,13 +184,13 @@ def _take(whole: Whole, counts: Tensor, heads: Tensor) -> None:
     heads.copy_(whole.heads)
 
 
-def _uses(chunk: Chunk, first: int, *, hidden: bool) -> Tensor:
+def _uses(chunk: Chunk, *, hidden: bool) -> Tensor:
     """How often a chunk used each forget integer with words kept, (1025,): that of h too, if it is `hidden`."""
     top = fixed.FORGET_ONE if chunk.blocks == GruChunk.blocks else fixed.FORGET_ONE - 1
     forget = 1 if chunk.blocks == GruChunk.blocks or not hidden else 2  # z, or f alone, or f and p
     gates = chunk.gates.unflatten(-1, (HALVES, chunk.blocks, chunk.units))[:, :, :, :forget]
     used = ((gates * chunk.limit.slope + chunk.limit.floor) * fixed.FORGET_ONE).round().clamp(1, top).long()
-    if chunk.lengths is not None:
-        steps = torch.arange(first, first + chunk.steps, device=gates.device).unsqueeze(-1)
-        used = used[chunk.lengths > steps]
+    if chunk.course.lengths is not None:
+        steps = torch.arange(chunk.steps, device=gates.device).unsqueeze(-1)
+        used = used[chunk.course.lengths > steps]
     return torch.bincount(used.flatten(), minlength=fixed.FORGET_ONE + 1)
