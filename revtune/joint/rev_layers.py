@@ -33,6 +33,7 @@ from revtune.reversible.layers.modules import RevGRU, RevLSTM
 from revtune.reversible.layers.resets import NO_RESETS, GivenResets, Resets, both_ways, of_layer
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx, Options
+from revtune.reversible.own_pages import in_own_pages
 from revtune.reversible.streams.leaf_weights import linear_in_order
 from revtune.sequences import setting
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
@@ -211,10 +212,10 @@ class ResponseRev(Responding, RevRNN):
 
     def _layer(
         self, layer: int, suffix: str, batch: BatchSpec, state: State, lengths: Tensor | None, native: Engine,
-        resets: Resets | None = None,
+        resets: Resets | None = None, *, tape: bool = False,
     ) -> tuple[LayerTensors, LayerSettings]:  # fmt: skip
         """What one layer in one direction runs with."""
-        tensors, settings = RevRNN._layer(self, layer, suffix, batch, state, lengths, native, resets)
+        tensors, settings = RevRNN._layer(self, layer, suffix, batch, state, lengths, native, resets, tape=tape)
         return tensors, settings if self._record is None else settings._replace(answering=False)
 
     @property
@@ -223,7 +224,7 @@ class ResponseRev(Responding, RevRNN):
         return None if self.hypers.current is None else self.hypers.current.record
 
     def _products(self, layer: int, suffix: str, batch: BatchSpec) -> tuple[dict[str, Tensor], dict[str, Response]]:
-        """A layer's weights by name, and their responses, under one mask of dropped weights."""
+        """A layer's weights by name, and their responses."""
         weights, responses = self._weights(layer, suffix, batch), dict[str, Response]()
         departure = self.hypers.current_departure()
         if departure is not None:
@@ -234,13 +235,23 @@ class ResponseRev(Responding, RevRNN):
             if self.bias:
                 shift = _product(d, getattr(self, f"response_shift{suffix}"))
                 weights["bias"] = shifted(weights["bias"], shift, self._record)
-        if (rate := self._rate("weight_drop")) is not None:
-            mask = drop_mask(weights["hh"].shape, rate, weights["hh"])
-            weights["hh"] = weights["hh"] * mask
-            if "hh" in responses:
-                extra, scale = responses["hh"]
-                responses["hh"] = extra * mask, scale
         return weights, responses
+
+    def _drop_weights(self, weights: dict[str, Tensor], responses: dict[str, Response]) -> None:
+        """Drop recurrent weights and those of their responses, under one mask."""
+        if (mask := self._weight_mask(weights["hh"])) is None:
+            return
+        weights["hh"] = weights["hh"] * mask
+        if "hh" in responses:
+            extra, scale = responses["hh"]
+            responses["hh"] = extra * mask, scale
+
+    def _weight_mask(self, weight: Tensor) -> Tensor | None:
+        """The mask of a recurrent weight (G, N), at a tuned rate; None where nothing is dropped."""
+        rate = self._rate("weight_drop")
+        if rate is None:
+            return None
+        return drop_mask(weight.shape, rate, weight, room=in_own_pages(weight.detach(), tuple(weight.shape)))
 
     def shifts(self, rows: int) -> list[Tensor | None]:
         """How far the bias of each layer moves with the departures of a pass, (B, G); None for not at all."""

@@ -53,7 +53,7 @@ class Room:
 
 
 def zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Zeros of the dtype and on the device of another; pages of their own take no memory while they are only read."""
+    """Zeros of the dtype and on the device of another; pages of their own take no memory before they are written to."""
     size = math.prod(shape) * like.element_size()
     return like.new_zeros(shape) if like.device.type != "cpu" or size < LEAST else in_own_pages(like, shape)
 

@@ -32,18 +32,20 @@ def drop_mask(
     generator: torch.Generator | None = None,
     *,
     rows: int | None = None,
+    room: Tensor | None = None,
 ) -> Tensor:
     """0 with probability p, else 1 / (1 - p); p broadcasts over the shape.
 
     A rate may be 1 or near it, as 1 / (1 - p) is limited to 1 over the machine epsilon of like's dtype. The mask is
     drawn in float32 at least: random numbers of fewer bits would shift rates. `rows` is the dimension that is rows of
-    the batch, None where all rows share the mask.
+    the batch, None where all rows share the mask; then a
+    `room` of that shape, in which it is drawn, may be given.
     """
     exact = torch.promote_types(like.dtype, torch.float32)
     rate = torch.as_tensor(p, dtype=exact, device=like.device).detach()
     scale = (1 - rate).clamp(min=torch.finfo(like.dtype).eps).reciprocal()
     drawn = drawn_rows(
-        shape, rows, lambda shape: torch.rand(shape, dtype=exact, device=like.device, generator=generator)
+        shape, rows, lambda shape: torch.rand(shape, dtype=exact, device=like.device, generator=generator, out=room)
     )
     return drawn.ge_(rate).mul_(scale).to(like.dtype)
 

@@ -31,7 +31,9 @@ def alike(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_masks_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have masks depend on shapes and rates alone, each step's on nothing of other steps."""
 
-    def drop_mask(shape: Any, rate: Any, like: Tensor, generator: Any = None, *, rows: Any = None) -> Tensor:
+    def drop_mask(
+        shape: Any, rate: Any, like: Tensor, generator: Any = None, *, rows: Any = None, room: Any = None
+    ) -> Tensor:
         drawn = torch.rand(tuple(shape)[-2:], generator=torch.Generator().manual_seed(5)).to(like).expand(shape)
         kept = (drawn >= torch.as_tensor(rate)).to(like)
         return kept / (1 - torch.as_tensor(rate).to(like))

@@ -6,6 +6,11 @@ Where two runs are compared that draw differently, masks are made alike in both,
 from __future__ import annotations
 
 import copy
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,6 +115,44 @@ def test_a_run_goes_on_to_the_last_bit(rev: Any, method: str, monkeypatch: pytes
     for name, value in numbers(other).items():
         assert torch.equal(value, numbers_wanted[name]), name
     assert other.schedule() == tuner.schedule()
+
+
+def run_on(folder: Path, rev: str, method: str, steps: int, dies_at: int | None = None) -> rt.Tuner:
+    """Run, or go on with, a tuner that is saved after each step; killed at one, between its two levels, if asked."""
+    ragged = streamed(lengths=torch.tensor([11, 1, 7]), checkpoint_every=5)
+
+    def stream(net: Any, batch: Tensor, h: Any) -> Any:
+        if h is None and tuner.steps == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return ragged(net, batch, h)
+
+    torch.manual_seed(4)
+    tuner, saved = tuner_of(language(getattr(rt, rev)), method, stream=stream), folder / "tuner.pt"
+    if saved.exists():
+        tuner.load_state_dict(torch.load(saved, weights_only=True))
+    while tuner.steps < steps:
+        run(tuner, tuner.steps, tuner.steps + 1)
+        torch.save(tuner.state_dict(), folder / "partial.pt")
+        (folder / "partial.pt").replace(saved)
+    return tuner
+
+
+@methods
+@pytest.mark.parametrize("rev", ["RevGRU", "RevLSTM"])
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_to_the_last_bit(rev: str, method: str, tmp_path: Path) -> None:
+    (killed := tmp_path / "killed").mkdir()
+    (whole := tmp_path / "whole").mkdir()
+    code = f"import torch, pathlib\nfrom {__name__} import run_on\ntorch.set_num_threads(1)\n"
+    code += f"run_on(pathlib.Path({str(killed)!r}), {rev!r}, {method!r}, 9, dies_at=6)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    assert done.returncode == -signal.SIGKILL
+    resumed, wanted = (run_on(folder, rev, method, 9) for folder in (killed, whole))
+    assert resumed.valid_steps == wanted.valid_steps > 3
+    numbers_wanted = numbers(wanted)
+    for name, value in numbers(resumed).items():
+        assert torch.equal(value, numbers_wanted[name]), name
+    assert resumed.schedule() == wanted.schedule()
 
 
 @methods

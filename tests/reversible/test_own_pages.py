@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from revtune.reversible.meter import ResidentGauge
-from revtune.reversible.own_pages import LEAST, Room, in_own_pages
+from revtune.reversible.own_pages import LEAST, Room, in_own_pages, zeros
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (LEAST, 3)])
@@ -25,6 +25,14 @@ def test_freed_pages_are_not_resident_any_more() -> None:
     resident = int(gauge._read("RssAnon"))
     del made
     assert resident - gauge.before > 15 * 2**20 and gauge._read("RssAnon") - gauge.before < 2**20
+
+
+def test_rows_of_a_gradient_that_nothing_reaches_take_no_memory() -> None:
+    weight, gauge = torch.nn.Parameter(torch.empty(4096, 1024)), ResidentGauge()
+    grad = zeros(weight, (4096, 1024))
+    grad.index_add_(0, torch.tensor([3, 7]), torch.ones(2, 1024))
+    resident = int(gauge._read("RssAnon")) - gauge.before
+    assert resident < 2**20 < grad.nbytes and grad.sum() == 2048
 
 
 def test_a_forked_process_has_its_own() -> None:

@@ -21,7 +21,7 @@ import torch
 from revtune.program.bench import worker
 from revtune.program.bench.measuring import LEAST_ROUNDS, TURN, check_resident, keep_to, peak_of, turns, warmed_up
 from revtune.program.bench.tuning_cases import StepKind, TuningCase
-from revtune.program.bench.tuning_steps import learner_of, step_of, steps_of
+from revtune.program.bench.tuning_steps import learner_of, step_of
 from revtune.program.bench.worker import Job, Record
 from revtune.program.errors import Problem
 from revtune.program.files import check_output, write
@@ -46,17 +46,19 @@ PROCESSES, LOOKS, WARM_UP = 3, 3, 1
 
 @dataclass(frozen=True, kw_only=True)
 class JointJob(Job):
-    """What a process measures: times of all steps of these two cases, or the memory of one step of the first."""
+    """What a process measures: times of steps of these two cases, or the memory of one step of the first."""
 
     cases: tuple[TuningCase, ...]
     rounds: int = LEAST_ROUNDS
     step: StepKind | None = None
+    steps: tuple[StepKind, ...] = STEPS
 
 
 def joint(
     *,
     shapes: tuple[str, ...] = ("words", "characters"),
     nets: tuple[Pair, ...] = ("LSTM", "GRU"),
+    steps: tuple[StepKind, ...] = STEPS,
     threads: int = 1,
     rounds: int = LEAST_ROUNDS,
     memory: bool = True,
@@ -69,6 +71,7 @@ def joint(
     Args:
         shapes: words (T=70, B=40, H=650, V=10,000), characters (1,000, 20, 256, 256) or long (10,000, 8, 256, 256).
         nets: which layers.
+        steps: which steps; the plain one is measured anyway.
         threads: of torch.
         rounds: of which the median is taken.
         memory: whether to measure it.
@@ -83,6 +86,7 @@ def joint(
         raise Problem(f"--shapes must be some of {' '.join(SHAPES)}, got {unknown[0]}", code=2)
     check_resident()
     check_output(out)
+    steps = tuple(step for step in STEPS if step == "plain" or step in steps)
     display, records = Markdown() if markdown else Terminal(), list[Record]()
     with display.measuring(len(shapes) * len(nets)):
         for shape, net in product(shapes, nets):
@@ -90,10 +94,10 @@ def joint(
             cases = tuple(case_of(shape, model) for model in PAIRS[net])
             with display.waiting(f"{net}, {shape}"):
                 if times:
-                    job = JointJob(cases=cases, threads=threads, rounds=rounds).text()
+                    job = JointJob(cases=cases, threads=threads, rounds=rounds, steps=steps).text()
                     record["seconds"] = next(iter(worker.records(__name__, job, [shape])))["seconds"]
                 if memory:
-                    record["bytes"] = [remembered(case, threads) for case in cases]
+                    record["bytes"] = [remembered(case, threads, steps) for case in cases]
             records.append(record)
             write(out, json.dumps({**versions(), "records": records}, indent=1).encode())
             display.table(f"Rev{net}, {sizes(shape)}", "step", COLUMNS, list(rows(record)))
@@ -123,7 +127,7 @@ def case_of(shape: str, model: Model) -> TuningCase:
 
 def rows(record: Record) -> Iterator[tuple[str, ...]]:
     """A line for each step."""
-    for index, step in enumerate(STEPS):
+    for step in measured_steps(record):
         cells = ["", "", ""]
         if seconds := record.get("seconds"):
             plain, ours, theirs = seconds["0 plain"], seconds[f"0 {step}"], seconds[f"1 {step}"]
@@ -135,13 +139,19 @@ def rows(record: Record) -> Iterator[tuple[str, ...]]:
             cells += [f"{ours / 1e6:.1f}", f"{theirs / 1e6:.1f}", f"{theirs / max(1, ours):.1f}"]
         else:
             cells += ["", "", ""]
-        yield STEPS[index], *cells
+        yield step, *cells
 
 
-def remembered(case: TuningCase, threads: int) -> dict[str, int]:
+def measured_steps(record: Record) -> list[StepKind]:
+    """The steps that were measured."""
+    seconds, needed = record.get("seconds"), record.get("bytes")
+    return [step for step in STEPS if (not seconds or f"0 {step}" in seconds) and (not needed or step in needed[0])]
+
+
+def remembered(case: TuningCase, threads: int, steps: tuple[StepKind, ...] = STEPS) -> dict[str, int]:
     """Bytes of each step, each the median of some workers."""
     needed = dict[str, int]()
-    for step in STEPS:
+    for step in steps:
         job = JointJob(cases=(case,), threads=threads, step=step).text()
         outcomes = [worker.outcome(__name__, job) for _ in range(PROCESSES)]
         if failed := next((outcome["error"] for outcome in outcomes if "error" in outcome), None):
@@ -157,7 +167,11 @@ def work(job: JointJob) -> Iterator[Record]:
         return
     torch.set_num_threads(job.threads)
     torch.manual_seed(1)
-    steps = {f"{number} {name}": step for number, case in enumerate(job.cases) for name, step in steps_of(case).items()}
+    steps = {
+        f"{number} {kind}": step_of(learner_of(case, kind), kind)
+        for number, case in enumerate(job.cases)
+        for kind in job.steps
+    }
     yield {"seconds": turns(steps, job.rounds, warmed_up(steps, TURN))}
 
 

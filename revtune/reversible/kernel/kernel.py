@@ -220,8 +220,8 @@ class Kernel:
         return self._packs
 
     def _packed(self, weight: Tensor) -> Tensor:
-        packed = in_own_pages(weight, (self.operators.packed_size(self.blocks, self.units),))
-        self.operators.pack_into(packed, weight, self.blocks)
+        packed, mask = in_own_pages(weight, (self.operators.packed_size(self.blocks, self.units),)), self.weights.mask
+        self.operators.pack_into(packed, weight if mask is None else mask.applied(weight), self.blocks)
         return packed
 
     def forget_buffers(self) -> None:
@@ -336,6 +336,7 @@ class Kernel:
         self.operators.gradient(
             chunk.gates, direction, *chunk.states(), self.hh, self._extra, self._scale, *self.masks, self.lengths,
             dy, first, *self.limit, *self._anew(chunk), None if chunk.resets is None else anew, self.starts,
+            *(self.weights.mask or ()),
         )  # fmt: skip
         self._add_products(chunk)
         return chunk.gates
@@ -402,9 +403,9 @@ class Kernel:
         """V h of a chunk likewise."""
         if chunk.hh_answer is not None:
             return chunk.hh_answer
-        room, extra = self._room("hh", chunk.gates), self.weights.responses["hh"][0]
+        room, extra, mask = self._room("hh", chunk.gates), self.weights.responses["hh"][0], self.weights.mask
         for rows, read, (part,) in self._products(chunk, room) if needed else ():
-            self.weights.linear(read, extra[rows], part)
+            self.weights.linear(read, extra[rows] if mask is None else mask.applied(extra, rows), part)
         return room
 
     def _reading(self) -> list[Tensor | None]:

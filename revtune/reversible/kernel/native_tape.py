@@ -213,8 +213,8 @@ class NativeTape(Tape):
         if not fine:
             start = TapePosition(unstacked(before, self.cell))
             name_bad_state(
-                self.cell, self.weights, x, first, start, masks=self.masks, lengths=self.lengths, name=self.name,
-                resets=self.resets, anew=self.anew, starts=self.starts,
+                self.cell, self.weights.dropped(), x, first, start, masks=self.masks, lengths=self.lengths,
+                name=self.name, resets=self.resets, anew=self.anew, starts=self.starts,
             )  # fmt: skip
         if recorded:
             self._keep(chunk, first)

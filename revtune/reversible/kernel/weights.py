@@ -17,6 +17,8 @@ from revtune.reversible.cells.state_range import check_finite
 from revtune.reversible.kernel.checksum import chained, dense_pieces, fingerprint
 from revtune.reversible.kernel.engine import Engine, operators
 from revtune.reversible.kernel.matmuls import KernelProducts, Products
+from revtune.reversible.kernel.weight_mask import WeightMask
+from revtune.reversible.own_pages import zeros
 
 
 class WeightRows(NamedTuple):
@@ -47,6 +49,7 @@ class Weights:
         native: the kernel that does the products, if any.
         answering: whether responses add to products. If not, they learn as if they did, from gradients at values that
             they do not move: what is linear in them is the prediction (Bae and Grosse 2020).
+        mask: under which `hh` and its response's weight are read, of the native kernel alone; None for as they are.
     """
 
     def __init__(
@@ -60,10 +63,11 @@ class Weights:
         check: bool = True,
         native: Engine = "",
         answering: bool = True,
+        mask: WeightMask | None = None,
     ) -> None:
         self.engine: Engine = native
         self._products = KernelProducts(native) if native else Products()
-        self._answering = answering
+        self._answering, self.mask = answering, mask
         self.tensors = {name: weight.detach() for name, weight in weights.items()}
         self.responses = {name: (v.detach(), s.detach()) for name, (v, s) in responses.items()}
         self.wanted, self._units = wanted, units
@@ -79,6 +83,17 @@ class Weights:
         """The same weights with no gradients yet."""
         other = copy.copy(self)
         other.gradients = {}
+        return other
+
+    def dropped(self) -> Weights:
+        """The same with weights written out under their mask, as plain torch reads them."""
+        other = self.fresh()
+        if self.mask is not None:
+            other.mask, other.tensors = None, {**self.tensors, "hh": self.mask.applied(self.tensors["hh"])}
+            other.responses = {
+                name: (self.mask.applied(extra) if name == "hh" else extra, scale)
+                for name, (extra, scale) in self.responses.items()
+            }
         return other
 
     def fingerprint(self, tensor: Tensor) -> int:
@@ -225,7 +240,7 @@ class Weights:
         if name not in self.gradients:
             weight, _, kind = name.partition(".")
             like = self.responses[weight]["Vs".index(kind)] if kind else self.tensors[name]
-            self.gradients[name] = torch.zeros_like(like, memory_format=torch.contiguous_format)
+            self.gradients[name] = zeros(like, tuple(like.shape))
         return self.gradients[name]
 
     def named(self) -> Iterable[tuple[str, Tensor]]:

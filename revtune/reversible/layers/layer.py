@@ -17,6 +17,7 @@ from revtune.reversible.kernel.native_tape import NativeTape
 from revtune.reversible.kernel.reference import ReferenceTape
 from revtune.reversible.kernel.sequence import sequence
 from revtune.reversible.kernel.tape import ANEW, LayerTensors, Tape, TapePosition
+from revtune.reversible.kernel.weight_mask import WeightMask
 from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.stack import Stack
@@ -38,6 +39,7 @@ class LayerSettings(NamedTuple):
         answering: whether responses add to products, as in `Weights`.
         resets: before which steps rows begin anew, as in `Tape`.
         starts: the first step that each row runs, as in `Tape`; of tapes alone.
+        weight_mask: under which recurrent weights are read, as in `Weights`; of native tapes alone.
     """
 
     name: str
@@ -50,11 +52,12 @@ class LayerSettings(NamedTuple):
     answering: bool = True
     resets: Tensor | None = None
     starts: Tensor | None = None
+    weight_mask: WeightMask | None = None
 
 
 def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettings) -> tuple[Tensor, State]:
     """Run one layer over (T, B, I): its outputs (T, B, H) and its final state, in the dtypes of the first."""
-    assert settings.starts is None
+    assert settings.starts is None and settings.weight_mask is None
     _refuse_missing(inputs, settings)
     if settings.native:
         refuse_transforms([x, *inputs.flat()], batches=True)
@@ -82,7 +85,7 @@ def build_tape(cell: Cell, inputs: LayerTensors, settings: LayerSettings, steps:
         anew = anew or {part: zeros(count, (rows, units)) for part, count in counts.items()}
     weights = Weights(
         inputs.weights, inputs.responses, wanted, units, settings.name, native=settings.native,
-        answering=settings.answering,
+        answering=settings.answering, mask=settings.weight_mask,
     )  # fmt: skip
     kind = NativeTape if settings.native else ReferenceTape
     return kind(

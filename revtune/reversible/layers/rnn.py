@@ -24,6 +24,7 @@ from revtune.reversible.kernel.engine import Engine
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.kernel.traced import is_traced
 from revtune.reversible.kernel.untraced import untraced
+from revtune.reversible.kernel.weight_mask import WeightMask
 from revtune.reversible.layers.both_ways import joined, layers_both_ways
 from revtune.reversible.layers.flat_weights import FlatWeights
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
@@ -34,7 +35,8 @@ from revtune.reversible.layers.rnn_arguments import Hx, Options, check_input, ch
 from revtune.reversible.layers.single_step import single_step
 from revtune.reversible.layers.stack import Link, LockedMask, Stack, StepDropout
 from revtune.reversible.layers.tracing import called_as_leaf, refuse_script, run_as_operator
-from revtune.reversible.own_pages import zeros
+from revtune.reversible.own_pages import in_own_pages, zeros
+from revtune.reversible.transforms import active
 
 
 class Assembled(NamedTuple):
@@ -280,7 +282,8 @@ class RevRNN(FlatWeights):
             if layer and (draw := self.draw_between()):
                 links.append(StepDropout(draw, new_seed()))
             first = tuple(state[layer] for state in states)
-            tensors, settings = self._layer(layer, "", batch, first, lengths, native, of_layer(resets, layer))
+            anew = of_layer(resets, layer)
+            tensors, settings = self._layer(layer, "", batch, first, lengths, native, anew, tape=True)
             settings = settings._replace(sliced=sliced if layer + 1 == self.num_layers else 0)
             links.append(build_tape(self.cell, tensors, settings, steps, batch.dtype))
             inputs.append(tensors)
@@ -354,24 +357,52 @@ class RevRNN(FlatWeights):
 
     def _layer(
         self, layer: int, suffix: str, batch: BatchSpec, state: State, lengths: Tensor | None, native: Engine,
-        resets: Resets | None = None,
+        resets: Resets | None = None, *, tape: bool = False,
     ) -> tuple[LayerTensors, LayerSettings]:  # fmt: skip
-        """What one layer in one direction runs with: its tensors, and its settings with the masks drawn for it."""
-        suffix = suffix or self._suffixes(layer)[0]
+        """What one layer in one direction runs with: its tensors, and its settings with the masks drawn for it.
+
+        For a `tape` of the native kernel, recurrent weights that are dropped stand as they are beside their mask.
+        """
+        suffix, kept = suffix or self._suffixes(layer)[0], None
         weights, responses = self._products(layer, suffix, batch)
+        if tape and native == "native" and not active():
+            kept = self._dropped_later(weights, responses)
+        else:
+            self._drop_weights(weights, responses)
         shape = (batch.rows, self.hidden_size // 2)
         drawn = {part: self.mask("hidden_dropout", shape, batch) for part in self.cell.states[0]}
         masks = {part: mask for part, mask in drawn.items() if mask is not None}
         name = f"{self._name} layer {layer}" + (", reverse" if suffix.endswith("_reverse") else "")
         at, anew = (None, ()) if resets is None else (resets.at, resets.state)
-        return LayerTensors(state, weights, responses, anew), LayerSettings(name, native, masks, lengths, resets=at)
+        settings = LayerSettings(name, native, masks, lengths, resets=at, weight_mask=kept)
+        return LayerTensors(state, weights, responses, anew), settings
 
     def _products(self, layer: int, suffix: str, batch: BatchSpec) -> tuple[dict[str, Tensor], dict[str, Response]]:
         """A layer's weights by name, and their responses, of which there are none."""
-        weights = self._weights(layer, suffix, batch)
+        return self._weights(layer, suffix, batch), {}
+
+    def _drop_weights(self, weights: dict[str, Tensor], responses: dict[str, Response]) -> None:
+        """Drop recurrent weights, if they are to be."""
         if self.training and self.options.weight_drop:
             weights["hh"] = F.dropout(weights["hh"], self.options.weight_drop)
-        return weights, {}
+
+    def _weight_mask(self, weight: Tensor) -> Tensor | None:
+        """The mask of a recurrent weight (G, N), as `_drop_weights` draws it; None where nothing is dropped."""
+        if not (self.training and self.options.weight_drop):
+            return None
+        keep, room = 1.0 - self.options.weight_drop, in_own_pages(weight, tuple(weight.shape))
+        return room.bernoulli_(keep).div_(keep) if keep else room.zero_()
+
+    def _dropped_later(self, weights: dict[str, Tensor], responses: dict[str, Response]) -> WeightMask | None:
+        """The mask under which a tape reads recurrent weights, which stay as they are; None for no mask."""
+        if (factors := self._weight_mask(weights["hh"])) is None:
+            return None
+        mask = WeightMask.of(factors)
+        weights["hh"] = mask.later(weights["hh"])
+        if "hh" in responses:
+            extra, scale = responses["hh"]
+            responses["hh"] = mask.later(extra), scale
+        return mask
 
     def _weights(self, layer: int, suffix: str, batch: BatchSpec) -> dict[str, Tensor]:
         """A layer's weights by name, `ih`, `hh` and `bias`, once they are known to fit."""

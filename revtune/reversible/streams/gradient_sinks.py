@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from revtune.reversible.own_pages import zeros
 from revtune.sequences import setting
 
 
@@ -50,7 +51,8 @@ class Sinks:
         """The accumulator of this tensor, dense, zero at first."""
         _, kept = self._grads.get(id(tensor), (tensor, None))
         if kept is None:
-            kept = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
+            # Of a wide embedding few rows are looked up: those of others take no memory before all of it is scaled
+            kept = zeros(tensor, tuple(tensor.shape))
         elif kept.is_sparse:
             kept = kept.to_dense()
         self._grads[id(tensor)] = (tensor, kept)

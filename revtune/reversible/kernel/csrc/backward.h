@@ -39,7 +39,7 @@ class Backward : public Worker {
   void through(int64_t begin, int64_t end, int half, int64_t first, int64_t some, Table& into) {
     const int64_t column = (half * blocks + first) * units, rows = end - begin;
     for (int64_t p = begin; p < end; p++) at.inputs[p - begin] = gates(p, half) + first * units;
-    carry(into, rows, some, (weight_.empty() ? task.weight : weight_.data()) + column * stride_);
+    carry(into, rows, some, column, task.weight, weight_);
     if (!task.response) return;
     for (int64_t p = begin; p < end; p++) {
       const float *scale = chunk.scale + p % chunk.rows * 2 * blocks * units + column, *gate = at.inputs[p - begin];
@@ -47,7 +47,7 @@ class Backward : public Worker {
       for (int64_t j = 0; j < some * units; j++) scaled[j] = gate[j] * scale[j];
       at.inputs[p - begin] = scaled;
     }
-    carry(extra_, rows, some, (response_.empty() ? task.response : response_.data()) + column * stride_);
+    carry(extra_, rows, some, column, task.response, response_);
     for (int64_t r = 0; r < rows; r++) add(into[r], extra_[r]);
   }
 
@@ -67,12 +67,15 @@ class Backward : public Worker {
   const int64_t stride_;
   const std::vector<float> weight_, response_;
 
-  // Weights narrower than a panel, with zeros beside them; nothing for others.
+  // Weights narrower than a panel as they are used, with zeros beside them; nothing for others.
   std::vector<float> widened(const float* weight) const {
     if (units >= panel_width) return {};
     std::vector<float> wide((size_t)(2 * blocks * units * panel_width));
     for (int64_t row = 0; row < 2 * blocks * units; row++)
-      std::copy(weight + row * units, weight + (row + 1) * units, wide.data() + row * panel_width);
+      for (int64_t j = 0; j < units; j++) {
+        const float times = task.kept ? (float)task.kept[row * units + j] * task.kept_times : 1.0f;
+        wide[(size_t)(row * panel_width + j)] = weight[row * units + j] * times;
+      }
     return wide;
   }
 
@@ -80,11 +83,17 @@ class Backward : public Worker {
     for (int64_t j = 0; j < units; j++) into[j] += piece[j];
   }
 
-  void carry(Table& into, int64_t rows, int64_t some, const float* weight) {
+  // Through the rows from `column` on of a weight, or of what it was widened to.
+  void carry(Table& into, int64_t rows, int64_t some, int64_t column, const float* weight,
+             const std::vector<float>& wide) {
     constexpr int64_t near = 6 << 20;  // bytes of both halves' weights that stay in the caches from step to step
     for (int64_t r = 0; r < rows; r++) at.outputs[r] = into[r];
+    if (task.kept && wide.empty()) {
+      const int64_t begin = column * units;
+      return masked_product(at, rows, some * units, units, weight + begin, task.kept + begin, task.kept_times);
+    }
     const bool far = 2 * blocks * units * units * (int64_t)sizeof(float) > near;
     const auto multiply = far ? transposed_product<Ahead::weight> : transposed_product<Ahead::nothing>;
-    multiply(at, rows, some * units, stride_, weight, stride_);
+    multiply(at, rows, some * units, stride_, (wide.empty() ? weight : wide.data()) + column * stride_, stride_);
   }
 };

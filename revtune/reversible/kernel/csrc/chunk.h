@@ -62,6 +62,8 @@ struct Gradient {
   const Chunk* chunk;
   const float* weight;      // (2 * blocks * N, N), row by row
   const float* response;    // V likewise, or null
+  const uint8_t* kept;      // which of their numbers are kept, 1 or 0, likewise; or null for all
+  float kept_times;         // what those are multiplied with
   const float* dy;          // (K, B, 2N), or null
   float* direction;         // (groups, 2, B, N): gradient of the state, in and out
   float* anew;              // (groups, 2, B, N): where those of states from which rows begin anew are added up; or null

@@ -266,7 +266,8 @@ inline void gradient(
     const Tensor& gates, const Tensor& direction, const Tensor& y, const Tensor& y_start, const Maybe& c,
     const Maybe& c_start, const Tensor& weight, const Maybe& response, const Maybe& scale, const Maybe& mask1,
     const Maybe& mask2, const Maybe& lengths, const Maybe& dy, int64_t first, double slope, bool forgetting,
-    bool bounded, const Maybe& resets, const Maybe& anew, const Maybe& anew_direction, const Maybe& starts) {
+    bool bounded, const Maybe& resets, const Maybe& anew, const Maybe& anew_direction, const Maybe& starts,
+    const Maybe& kept, double kept_times) {
   const Shape shape(gates, y);
   STD_TORCH_CHECK((shape.groups == 2) == (c.has_value() && c_start.has_value()), "c is RevLSTM's and needed there");
   Chunk chunk = chunk_of(shape, gates, y, y_start, c, c_start, mask1, mask2, scale, lengths, first, slope, forgetting,
@@ -278,6 +279,8 @@ inline void gradient(
   task.weight = readable<float>(weight, size, "weight");
   task.response = readable<float>(response, size, "response");
   STD_TORCH_CHECK(!task.response == !chunk.scale, "a response needs both V and s");
+  task.kept = readable<uint8_t>(kept, size, "kept");
+  task.kept_times = (float)kept_times;
   task.dy = readable<float>(dy, y.numel(), "dy");
   task.direction = writable<float>(direction, shape.states(), "direction");
   const auto floats = read_resets(chunk, shape, resets, anew);

@@ -137,3 +137,27 @@ void transposed_product(const Rows& at, int64_t rows, int64_t inputs, int64_t ou
     panel_for_all<ahead>(at, rows, {0, inputs}, zeros.values, weight + outputs - panel_width, stride,
                          outputs - panel_width);
 }
+
+// The same for a weight under a mask, of which those numbers are kept, times one factor, whose bytes are 1. A panel of it
+// is laid out for some inputs at a time.
+inline void masked_product(const Rows& at, int64_t rows, int64_t inputs, int64_t outputs, const float* weight,
+                           const uint8_t* kept, float times) {
+  constexpr int64_t some = 128;
+  struct alignas(64) {
+    float values[some * panel_width];
+  } panel;
+  const auto multiply = [&](int64_t first, int64_t column) {
+    const Span span{first, std::min(first + some, inputs)};
+    for (int64_t k = span.begin; k < span.end; k++) {
+      const float* __restrict row = weight + k * outputs + column;
+      const uint8_t* __restrict mask = kept + k * outputs + column;
+      float* __restrict into = panel.values + (k - span.begin) * panel_width;
+      for (int j = 0; j < panel_width; j++) into[j] = row[j] * ((float)mask[j] * times);
+    }
+    panel_for_all(at, rows, span, first ? nullptr : zeros.values, panel.values, panel_width, column);
+  };
+  const int64_t filled = outputs / panel_width * panel_width;
+  for (int64_t first = 0; first < inputs; first += some)
+    for (int64_t column = 0; column < filled; column += panel_width) multiply(first, column);
+  for (int64_t first = 0; filled < outputs && first < inputs; first += some) multiply(first, outputs - panel_width);
+}

@@ -68,7 +68,7 @@ STABLE_TORCH_LIBRARY(revtune, m) {
       "gradient(Tensor(a!) gates, Tensor(b!) direction, Tensor y, Tensor y_start, Tensor? c, Tensor? c_start, "
       "Tensor weight, Tensor? response, Tensor? scale, Tensor? mask1, Tensor? mask2, Tensor? lengths, Tensor? dy, "
       "int first, float slope, bool forgetting, bool bounded, Tensor? resets=None, Tensor? anew=None, "
-      "Tensor(c!)? anew_direction=None, Tensor? starts=None) -> ()");
+      "Tensor(c!)? anew_direction=None, Tensor? starts=None, Tensor? kept=None, float kept_times=1.0) -> ()");
   m.def(
       "tangent(Tensor gates, Tensor(a!) state, Tensor y, Tensor y_start, Tensor? c, Tensor? c_start, Tensor packed, "
       "Tensor? mask1, Tensor? mask2, Tensor? lengths, Tensor? projected, Tensor? shift, Tensor? ih_answer, "
