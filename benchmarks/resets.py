@@ -1,5 +1,5 @@
 """Time and storage of training steps whose rows begin anew every so many steps, over those of one long row; and time of
-eight rows full of episodes, over that of the same 27 episodes each in a padded row of its own.
+eight rows full of episodes, over that of the same 27 episodes each in a padded row of its own, beside full rows.
 
     python benchmarks/resets.py --every 50
 
@@ -88,10 +88,15 @@ def main() -> None:
             bits = f", {stored[2] / stored[0]:.2f} of its stored bits" if stored[0] else ""
             told = f"with resets that are never set {none:.3f} of the time, with resets {some:.3f}{bits}"
             print(f"{kind.__name__} {way.__name__}: {told}", flush=True)
-        rows = {"padded": streamed(kind, STEPS, len(alone), lengths=torch.tensor(alone)),
-                "packed": streamed(kind, STEPS, len(EPISODES), **packed())}  # fmt: skip
-        (_, ratio), _ = compare(rows, asked.rounds)
-        print(f"{kind.__name__}: {len(alone)} episodes in {len(EPISODES)} rows {ratio:.3f} of the time of padded ones")
+        many, few = len(alone), len(EPISODES)
+        rows = {"padded": streamed(kind, STEPS, many, lengths=torch.tensor(alone)),
+                "packed": streamed(kind, STEPS, few, **packed()),
+                "all full": streamed(kind, STEPS, many), "few full": streamed(kind, STEPS, few)}  # fmt: skip
+        (_, ratio, all_full, few_full), _ = compare(rows, asked.rounds)
+        print(f"{kind.__name__}: {many} episodes in {few} rows {ratio:.3f} of the time of padded ones", flush=True)
+        print(
+            f"    padded ones {1 / all_full:.3f} of full ones; {few} full ones {few_full / all_full:.3f} of {many} full"
+        )
 
 
 if __name__ == "__main__":

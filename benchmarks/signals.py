@@ -1,6 +1,6 @@
 """Whole gradients of long signals beside nn.GRU and nn.LSTM, at equal memory and at equal time.
 
-    python -m benchmarks.signals [--data FOLDER] [--only ecg music] [--seconds 60] [--out FILE]
+    python -m benchmarks.signals --data FOLDER [--only ecg music] [--nets gru] [--ways whole] [--seconds 60] [--out F]
 
 A contest is a recipe of the kind "signal". Ours learn by whole gradients. Torch's layers learn whole, in checkpointed
 segments, and truncated to so few steps that a training step takes no more memory than RevGRU's (RevLSTM's for nn.LSTM).
@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -40,6 +40,14 @@ from revtune.program.tasks.plain_learner import PlainLearner
 ENDLESS = 10**6
 """Updates that no contestant comes to in its time."""
 
+How = Literal["whole", "checkpointed", "truncated"]
+
+PROBE = 50
+"""Steps of the truncated gradient by whose memory those that fit are estimated."""
+
+LONG: dict[str, Any] = {"length": 10_000, "lasting": 1_000, "tested": 100}
+"""What memory tasks of 10,000 steps have in common; they begin with 100."""
+
 CONTESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ecg": ("ecg", {"valid_every": 50}),
     "music": ("music", {"pieces": "nottingham", "valid_every": 40}),
@@ -48,6 +56,8 @@ CONTESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "psmnist": ("psmnist", {"valid_every": 50}),
     "copy": ("copy", {"valid_every": 100}),
     "adding": ("adding", {"valid_every": 100}),
+    "long adding": ("adding", {**LONG, "hidden": 32, "batch": 32, "lr": 5e-3, "growing": 600, "valid_every": 400}),
+    "long copy": ("copy", {**LONG, "growing": 4_800, "valid_every": 2_000}),
 }
 """A name, the recipe, and what its settings differ by from the small ones."""
 
@@ -60,7 +70,7 @@ class SignalJob(worker.Job):
         contest: a key of `CONTESTS`.
         data: folder with data sets.
         model: of the net.
-        how: "whole", "checkpointed" or "truncated".
+        how: its gradients are taken.
         truncate: steps of a truncated gradient; 0 where that is to be found.
         seconds: of learning; 0 for the memory of a step alone.
         most: bytes that a truncated step may take.
@@ -69,7 +79,7 @@ class SignalJob(worker.Job):
     contest: str
     data: str
     model: Model
-    how: str = "whole"
+    how: How = "whole"
     truncate: int = 0
     seconds: float = 0.0
     most: int = 0
@@ -108,7 +118,7 @@ def work(job: SignalJob) -> Record:
     keep_to(job.threads)
     learner = PlainLearner(task_of(job))
     if not job.seconds:
-        return {"memory": memory(learner), "steps": len(learner.task.train_batch(0)[0])}
+        return {"memory": memory(learner)}
     with tempfile.TemporaryDirectory() as folder:
         with contextlib.closing(TaskRun(learner, Path(folder), "")) as run:
             run.learn(lambda _, clock: clock.read("cpu") >= job.seconds, Silent())
@@ -118,7 +128,8 @@ def work(job: SignalJob) -> Record:
 
 def memory(learner: PlainLearner) -> int:
     """Bytes of the second training step; the first imports and allocates what all have in common."""
-    batches = [learner.task.train_batch(number) for number in range(2)]
+    grown = ENDLESS if getattr(learner.task.study, "growing", None) else 0
+    batches = [learner.task.train_batch(grown + number) for number in range(2)]
 
     def gradients(batch: Any) -> None:
         for loss in learner.parts(batch):
@@ -153,9 +164,9 @@ def measure(job: SignalJob, reference: Callable[[SignalJob], int]) -> Record:
 
 
 def fitting(job: SignalJob) -> SignalJob | None:
-    """The job truncated to the most steps, of halves of halves of the whole, that take no more than `most`."""
-    whole = asked(dataclasses.replace(job, how="whole", seconds=0.0))
-    truncate = int(whole["steps"] * min(1.0, job.most / whole["memory"]))
+    """The job truncated to about the most steps, or a half, a quarter ... of them, that take no more than `most`."""
+    probe = asked(dataclasses.replace(job, truncate=PROBE, seconds=0.0))
+    truncate = int(PROBE * job.most / probe["memory"])
     while truncate >= 1:
         tried = dataclasses.replace(job, truncate=truncate)
         if asked(dataclasses.replace(tried, seconds=0.0))["memory"] <= job.most:
@@ -176,7 +187,7 @@ def plan(names: Sequence[str], data: Path, seconds: float, threads: int) -> Iter
 
 NAMES: dict[Model, str] = {"revgru": "RevGRU", "revlstm": "RevLSTM", "gru": "nn.GRU", "lstm": "nn.LSTM"}
 
-WAYS: dict[Model, tuple[str, ...]] = {
+WAYS: dict[Model, tuple[How, ...]] = {
     "revgru": ("whole",), "revlstm": ("whole",), "gru": ("truncated", "checkpointed", "whole"),
     "lstm": ("truncated", "checkpointed", "whole"),
 }  # fmt: skip
@@ -204,8 +215,14 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of the processor, for each contestant")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/signals/contests.json"))
+    parser.add_argument("--nets", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--ways", nargs="+", choices=get_args(How), default=get_args(How), help="of taking gradients")
     given = parser.parse_args(args)
-    jobs = list(plan(given.only, given.data, given.seconds, given.threads))
+    jobs = [
+        job
+        for job in plan(given.only, given.data, given.seconds, given.threads)
+        if job.model in given.nets and job.how in given.ways
+    ]
     taken: dict[str, int] = {}
 
     def bytes_of_ours(job: SignalJob) -> int:

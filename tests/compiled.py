@@ -56,7 +56,7 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
         yield f"update forgetting {forgetting}", gru_gradient.update, alone
         yield f"lstm update forgetting {forgetting}", lstm_gradient.update, alone
         yield f"recall_cells forgetting {forgetting}", lstm.recall_cells, {
-            "FORGETTING": forgetting, "ANEW": forgetting, "TURNS": 2, **tile,
+            "FORGETTING": forgetting, "ANEW": forgetting, "TURNS": 2, **small,
         }  # fmt: skip
     for turns, (keep, back) in product_of((1, 8), ((0, False), (1, False), (2, False), (3, False), (3, True))):
         constants = {"FORGETTING": True, "KEEP": keep, "BACK": back, "TURNS": turns, "SLICED": False, **tile}

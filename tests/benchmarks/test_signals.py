@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks import signals
-from benchmarks.signals import CONTESTS, WAYS, SignalJob, fitting, main, measure, plan, rows, task_of, work
+from benchmarks.signals import CONTESTS, PROBE, WAYS, SignalJob, fitting, main, measure, plan, rows, task_of, work
 from revtune.program.bench.worker import Record
 from tests.tiny_signals import write_signals
 
@@ -28,7 +28,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[SignalJob]:
         if job.seconds:
             return {"updates": 5, "best": 4, "test": {"loss": 0.5, "accuracy": 0.25}, "valid": {}}
         taken = 2 * 10**6 + (job.truncate or 120) * 10**6
-        return {"memory": taken // 10 if job.model.startswith("rev") else taken, "steps": 120}
+        return {"memory": taken // 10 if job.model.startswith("rev") else taken}
 
     monkeypatch.setattr(signals, "asked", answer)
     return jobs
@@ -37,7 +37,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[SignalJob]:
 def test_a_truncated_net_takes_no_more_than_ours(asked: list[SignalJob]) -> None:
     record = measure(JOB, lambda job: 12 * 10**6)
     assert (record["truncate"], record["memory"], record["updates"]) == (5, 7 * 10**6, 5)
-    assert [job.truncate for job in asked] == [0, 11, 5, 5, 5] and asked[-1].seconds == 1.0
+    assert [job.truncate for job in asked] == [PROBE, 11, 5, 5, 5] and asked[-1].seconds == 1.0
     assert fitting(dataclasses.replace(JOB, most=10**6)) is None
     assert measure(JOB, lambda job: 10**6)["error"] == "no truncated step takes 1.0 MB or less"
 
@@ -50,7 +50,7 @@ def test_all_ways_compete_and_a_call_goes_on(
     told = capsys.readouterr().out
     assert "| copy, 2 s each | MB a step | updates | test accuracy |" in told
     assert "| RevGRU, whole | 12.2 | 5 | 25.00% |" in told
-    assert "| nn.GRU, truncated to 6 steps | 8.0 | 5 | 25.00% |" in told
+    assert "| nn.GRU, truncated to 5 steps | 7.0 | 5 | 25.00% |" in told
     assert len(json.loads(out.read_text())["records"]) == sum(map(len, WAYS.values())) == 8
     asked.clear()
     main(command)
@@ -69,13 +69,15 @@ def test_a_worker_learns_for_its_time(contest: str, tmp_path: Path, monkeypatch:
     sizes: dict[str, dict[str, Any]] = {
         "ecg": {"length": 100}, "music": {"pieces": "jsb"}, "digits": {"frame": 64}, "copy": {"length": 5},
         "smnist": {"images": 40}, "psmnist": {"images": 40}, "adding": {"length": 8},
+        "long adding": {"length": 120, "tested": 8}, "long copy": {"length": 120, "tested": 8},
     }  # fmt: skip
-    changes = {"hidden": 6, "batch": 2, "valid_every": 1, **sizes[contest]}
-    monkeypatch.setitem(CONTESTS, contest, (CONTESTS[contest][0], changes))
+    recipe, changes = CONTESTS[contest]
+    changes = {**changes, "hidden": 6, "batch": 2, "valid_every": 1, **sizes[contest]}
+    monkeypatch.setitem(CONTESTS, contest, (recipe, changes))
     monkeypatch.setattr(signals, "keep_to", lambda threads: None)
     jobs = [job for job in plan([contest], tmp_path, 0.01, 1) if job.model == "lstm"]
     task = task_of(dataclasses.replace(jobs[0], truncate=3))
     assert (task.study.truncate, task.study.hidden, task.study.learning.batch) == (3, 6, 2)
     found = work(dataclasses.replace(jobs[0], truncate=3))
     assert found["updates"] >= 1 and 0 < found["test"]["loss"] < 100
-    assert {"memory", "steps"} == work(dataclasses.replace(jobs[1], seconds=0.0)).keys()
+    assert {"memory"} == work(dataclasses.replace(jobs[1], seconds=0.0)).keys()

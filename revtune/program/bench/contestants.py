@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import revtune as rt
-from revtune.program.signals.net import segment_of
+from revtune.program.layers import segment_of
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.streams.loss import segment_steps
 from revtune.reversible.streams.stream import Batch, Stream

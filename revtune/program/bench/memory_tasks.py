@@ -5,8 +5,6 @@ peak of resident anonymous memory during it above what was resident before, less
 targets are there before, so that they are left out. Seconds are those that the processor gave the process for that
 step, since other jobs may run beside it. What would take torch's layer over 2.7 GB is measured at an eighth of its
 steps, and said to be an estimate.
-
-Shapes: T steps, B rows, I features, H units, O numbers that the head gives.
 """
 
 from __future__ import annotations
@@ -16,73 +14,26 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
 import revtune as rt
 from revtune.program.bench import worker
-from revtune.program.bench.contestants import CELLS, Contestant, Shape, chunk_of
+from revtune.program.bench.contestants import CELLS, Contestant, chunk_of
 from revtune.program.bench.display import Display
 from revtune.program.bench.kept_cases import measured
 from revtune.program.bench.measuring import gradient_bytes, keep_to, peak_of
 from revtune.program.bench.memory_sweep import stack_of
+from revtune.program.bench.real_tasks import LOSSES, TASKS, Given, RealTask, drawn, first
 from revtune.program.bench.speed_cases import PAIRS
 from revtune.program.bench.worker import Job, Record
 from revtune.program.files import write
-from revtune.program.signals.net import At, Loss, SignalNet, classes, notes, values
+from revtune.program.signals.net import SignalNet
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.stack import DEFAULT_BUDGET
-
-Wanted = Literal["classes", "values", "notes", "policy"]
-"""What a head is taught: one class of several, a number, which notes sound, or actions and their value."""
-
-
-@dataclass(frozen=True)
-class RealTask:
-    """The shape of a training step as somebody has it.
-
-    Attributes:
-        name: what tables call it.
-        steps, rows, inputs, hidden, outputs: T, B, I, H, O.
-        wanted: what the head is taught.
-        at: where.
-        episode: steps between two beginnings of a row, on average; 0 for rows that go on.
-    """
-
-    name: str
-    steps: int
-    rows: int
-    inputs: int
-    hidden: int
-    outputs: int
-    wanted: Wanted
-    _: KW_ONLY
-    at: At = "step"
-    episode: int = 0
-
-    @property
-    def shape(self) -> Shape:
-        """Its sizes, as the other benchmarks take them."""
-        return Shape(steps=self.steps, batch=self.rows, hidden=self.hidden, inputs=self.inputs)
-
-
-TASKS = (
-    RealTask("sequential MNIST", 784, 128, 1, 128, 10, "classes", at="end"),
-    RealTask("hydrology, daily", 365, 256, 32, 256, 1, "values", at="end"),
-    RealTask("hydrology, hourly", 8_760, 32, 32, 128, 1, "values"),
-    RealTask("appliances", 1_460, 50, 28, 128, 1, "values"),
-    RealTask("speech", 4_096, 16, 1, 128, 10, "classes", at="end"),
-    RealTask("speech, the longest", 18_262, 16, 1, 128, 10, "classes", at="end"),
-    RealTask("music", 4_273, 8, 88, 200, 88, "notes"),
-    RealTask("ECG, three minutes", 65_000, 1, 1, 64, 3, "classes"),
-    RealTask("ECG, half an hour", 650_000, 1, 1, 64, 3, "classes"),
-    RealTask("recurrent policy", 512, 2_048, 16, 128, 5, "policy", episode=50),
-)
-"""Hydrology reads forcings and attributes of basins, appliances weather and rooms; a policy has four actions."""
 
 MOST = 2.7e9
 """Bytes that are measured; torch's layers keep some 70 a unit, row and step."""
@@ -186,10 +137,6 @@ def work(job: TaskJob) -> Record:
     return {**facts, "stored": used[0].stored_bits // 8, "bits": used[0].bits_per_unit_step, "chunk": chunk}
 
 
-Given = tuple[Tensor, Tensor, Tensor | None]
-"""The signal, targets, and where rows begin anew."""
-
-
 def net_of(contestant: Contestant, task: RealTask) -> SignalNet:
     """The contestant's network for a task."""
     rnn = CELLS[contestant.cell](task.inputs, task.hidden)
@@ -197,50 +144,11 @@ def net_of(contestant: Contestant, task: RealTask) -> SignalNet:
     return SignalNet(rnn, task.outputs, LOSSES[task.wanted], at=task.at, checkpoints=checkpoints)
 
 
-def drawn(task: RealTask, *, resets: bool) -> Given:
-    """A random signal and targets; with beginnings of rows where the task has them and they are asked for."""
-    x = torch.randn(task.steps, task.rows, task.inputs)
-    at = (task.rows,) if task.at == "end" else (task.steps, task.rows)
-    anew = torch.rand(task.steps, task.rows) < 1 / task.episode if resets and task.episode else None
-    if task.wanted == "classes":
-        return x, torch.randint(task.outputs, at), anew
-    if task.wanted == "notes":
-        return x, torch.rand(*at, task.outputs).lt(0.05).to(torch.uint8), anew
-    if task.wanted == "values":
-        return x, torch.randn(at), anew
-    y = torch.randn(*at, 4)
-    y[..., 0] = torch.randint(task.outputs - 1, at)
-    return x, y, anew
-
-
-def first(task: RealTask, given: Given, steps: int) -> Given:
-    """The first steps of what a task is given."""
-    x, y, resets = given
-    return x[:steps], y if task.at == "end" else y[:steps], None if resets is None else resets[:steps]
-
-
 def step(net: SignalNet, given: Given) -> None:
     """Take the gradients of a loss."""
     x, y, resets = given
     for loss in net.parts(x, y, resets):
         (loss / len(y)).backward()
-
-
-def policy(scores: Tensor, y: Tensor) -> Tensor:
-    """PPO's clipped loss (Schulman et al. 2017, equation 9) at a clip of 0.2 and half the squared error of the value.
-
-    Args:
-        scores: of the actions, then the value (N, O).
-        y: action, its log-likelihood when it was taken, advantage and return (N, 4).
-    """
-    action, before, advantage, returned = y.unbind(-1)
-    likelihood = scores[:, :-1].log_softmax(-1).gather(-1, action.long().unsqueeze(-1)).squeeze(-1)
-    ratio = (likelihood - before).exp()
-    gained = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
-    return (0.5 * (scores[:, -1] - returned).square() - gained).sum()
-
-
-LOSSES: dict[Wanted, Loss] = {"classes": classes, "values": values, "notes": notes, "policy": policy}
 
 
 if __name__ == "__main__":

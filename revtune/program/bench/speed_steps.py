@@ -10,7 +10,7 @@ from revtune.program.bench.contestants import Contestant, ContestantNet, Shape
 from revtune.program.bench.matmul_floor import MatmulFloor, products_of
 from revtune.program.bench.measuring import StepFunction
 from revtune.program.bench.speed_cases import PAIRS, SpeedCase
-from revtune.program.signals.net import segment_of
+from revtune.program.layers import segment_of
 
 
 def steps_of(case: SpeedCase, backend: str) -> dict[str, StepFunction]:

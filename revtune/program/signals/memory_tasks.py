@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from revtune.program.errors import Problem
-from revtune.program.signals.net import At, Loss, values
+from revtune.program.signals.losses import Loss, values
+from revtune.program.signals.net import At
 from revtune.program.signals.task import Batch, SignalStudy, SignalTask
 from revtune.program.tasks.passes import generator
 from revtune.program.tasks.task import Split
@@ -26,6 +27,9 @@ SYMBOLS, WORD = 8, 10
 
 BLANK, NOW = SYMBOLS, SYMBOLS + 1
 """What stands between, and what asks for the symbols."""
+
+SHORT, DOUBLED, MOST_DOUBLINGS = 100, 40, 40
+"""T of the first updates where it grows, updates until it doubles, and doublings after which it is longer than any."""
 
 HELD_OUT: dict[Split, int] = {"valid": 1, "test": 2}
 """Parts of the random numbers, beside 0 of what is learnt from."""
@@ -37,6 +41,10 @@ class MemoryStudy(SignalStudy):
 
     length: int = 200
     """T, the steps over which something is to be remembered."""
+    growing: int | None = None
+    """Updates at a length of 100, before it doubles again and again up to --length; None for --length throughout."""
+    doubled: int = DOUBLED
+    """Updates between one doubling and the next."""
     tested: int = 500
     """Rows of the held-out and of the test batch."""
 
@@ -50,18 +58,28 @@ class MemoryTask(SignalTask):
         super().__init__(study)
         if study.length < 2:
             raise Problem(f"--length must be at least 2, got {study.length}", code=2)
+        if study.growing is None and study.doubled != DOUBLED:
+            raise Problem(f"--doubled {study.doubled} is for lengths that grow; give --growing too", code=2)
 
     @abstractmethod
-    def drawn(self, rows: int, draw: torch.Generator) -> Batch:
-        """Rows and what is wanted of them."""
+    def drawn(self, rows: int, steps: int, draw: torch.Generator) -> Batch:
+        """Rows of a length T, and what is wanted of them."""
+
+    def length(self, update: int) -> int:
+        """T of an update's batch."""
+        study = self.study
+        if study.growing is None:
+            return study.length
+        doublings = max(0, (update - study.growing) // study.doubled + 1)
+        return min(study.length, SHORT << min(doublings, MOST_DOUBLINGS))
 
     def train_batch(self, step: int) -> Batch:
         """Rows that no other update has, but by chance."""
-        return self.drawn(self.study.learning.batch, generator(self.study.seed, 0, step))
+        return self.drawn(self.study.learning.batch, self.length(step), generator(self.study.seed, 0, step))
 
     def held_out(self, split: Split) -> Batch:
         """The rows of a split."""
-        return self.drawn(self.study.tested, generator(self.study.seed, HELD_OUT[split], 0))
+        return self.drawn(self.study.tested, self.study.length, generator(self.study.seed, HELD_OUT[split], 0))
 
 
 class CopyTask(MemoryTask):
@@ -81,10 +99,10 @@ class CopyTask(MemoryTask):
         """One-hot symbols."""
         return F.one_hot(x.long(), SYMBOLS + 2).float()
 
-    def drawn(self, rows: int, draw: torch.Generator) -> Batch:
+    def drawn(self, rows: int, steps: int, draw: torch.Generator) -> Batch:
         """Symbols (T + 20, B) as bytes, and which are to be said at each step (T + 20, B), -100 for none."""
-        word, blanks = torch.randint(SYMBOLS, (WORD, rows), generator=draw), self.study.length
-        x = torch.full((blanks + 2 * WORD, rows), BLANK, dtype=torch.uint8)
+        word = torch.randint(SYMBOLS, (WORD, rows), generator=draw)
+        x = torch.full((steps + 2 * WORD, rows), BLANK, dtype=torch.uint8)
         x[:WORD], x[-WORD - 1] = word.to(torch.uint8), NOW
         y = torch.full(x.shape, -100)
         y[-WORD:] = word
@@ -122,9 +140,9 @@ class AddingTask(MemoryTask):
         """Squared error."""
         return values
 
-    def drawn(self, rows: int, draw: torch.Generator) -> Batch:
+    def drawn(self, rows: int, steps: int, draw: torch.Generator) -> Batch:
         """Numbers and marks (T, B, 2), and sums (B,)."""
-        steps, half, row = self.study.length, self.study.length // 2, torch.arange(rows)
+        half, row = steps // 2, torch.arange(rows)
         x = torch.zeros(steps, rows, 2)
         x[..., 0] = torch.rand(steps, rows, generator=draw)
         marked = torch.stack([

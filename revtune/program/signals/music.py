@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from revtune.program.data.rolls import NOTES, Pieces, rolls
-from revtune.program.signals.net import PADDED, At, Loss, notes
+from revtune.program.signals.losses import PADDED, Loss, notes
+from revtune.program.signals.net import At
 from revtune.program.signals.rows import LikeLengths, beginning_together
 from revtune.program.signals.task import Batch, SignalStudy, SignalTask, digest_of
 from revtune.program.tasks.task import Split

@@ -8,7 +8,6 @@ Shapes: T steps, B rows, I features, H units, O numbers that the head gives, N p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -18,22 +17,18 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import revtune as rt
+from revtune.program.layers import segment_of
+from revtune.program.signals.losses import Loss, classes
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.tuning.trees import mapped
 
 At = Literal["step", "end"]
 """Where a loss is: at every step, or once, after the last."""
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""The summed loss of numbers (N, O) and targets (N, ...)."""
-
 Encode = Callable[[Tensor], Tensor]
 """Makes features (K, B, I) of a chunk of the signal, each step by itself."""
 
 LAYERS: dict[str, type[nn.Module]] = {"revgru": rt.RevGRU, "revlstm": rt.RevLSTM, "gru": nn.GRU, "lstm": nn.LSTM}
-
-PADDED = 255
-"""What notes are at steps after a piece."""
 
 BLOCK = 4096
 """Steps that are read at once where no gradient is asked for."""
@@ -82,7 +77,8 @@ class SignalNet(nn.Module):
         """
         steps = len(x) if self.truncate is None else min(self.truncate, len(x))
         if self.at == "end":
-            state = self._state_after(x[:-steps]) if steps < len(x) else None
+            # no more steps at once than the gradient goes through, so that these alone take memory
+            state = self._state_after(x[:-steps], min(steps, BLOCK)) if steps < len(x) else None
             yield self._summed(x[-steps:], y, state, None)[0]
             return
         state = None
@@ -96,7 +92,7 @@ class SignalNet(nn.Module):
     def scores(self, x: Tensor) -> Tensor:
         """What the head gives without gradients, (T, B, O), or (B, O) after the end; states are kept for a block."""
         if self.at == "end":
-            return self._read(_top(self._state_after(x)))
+            return self._read(_top(self._state_after(x, BLOCK)))
         found, state = [], None
         for block in x.split(BLOCK):
             y, state = self.rnn(self._features(block), state)
@@ -104,9 +100,10 @@ class SignalNet(nn.Module):
         return torch.cat(found)
 
     @torch.no_grad()
-    def _state_after(self, x: Tensor) -> Any:
+    def _state_after(self, x: Tensor, steps: int) -> Any:
+        """The state after a signal that is read so many steps at once."""
         state = None
-        for block in x.split(BLOCK):
+        for block in x.split(steps):
             _, state = self.rnn(self._features(block), state)
         return state
 
@@ -190,28 +187,7 @@ GATES: dict[type[nn.Module], tuple[int, int, int, int | None]] = {
 """Halves of a layer's biases, blocks of gates in each, and which block is the forget and which the input gate."""
 
 
-def segment_of(steps: int) -> int:
-    """The square root of a number of steps, rounded up: the length of a checkpointed segment."""
-    return math.isqrt(max(0, steps - 1)) + 1
-
-
 def _top(state: Any) -> Tensor:
     """The last layer's output in a state, as wide as the head's weights."""
     h: Tensor = state if isinstance(state, Tensor) else state[0]
     return h[-1].float()
-
-
-def classes(scores: Tensor, y: Tensor) -> Tensor:
-    """Cross entropy, in nats; targets of -100 do not count."""
-    return F.cross_entropy(scores, y, reduction="sum")
-
-
-def notes(scores: Tensor, y: Tensor) -> Tensor:
-    """Cross entropy of notes that sound or do not, in nats; steps that are `PADDED` do not count."""
-    kept = y[:, 0] != PADDED
-    return F.binary_cross_entropy_with_logits(scores[kept], y[kept].float(), reduction="sum")
-
-
-def values(scores: Tensor, y: Tensor) -> Tensor:
-    """Squared error of one number each."""
-    return F.mse_loss(scores.squeeze(-1), y, reduction="sum")

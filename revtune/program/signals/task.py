@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from revtune.program.errors import Problem
 from revtune.program.layers import REVERSIBLE, Model
-from revtune.program.signals.net import LAYERS, At, Encode, Loss, SignalNet, begin_lasting, classes
+from revtune.program.signals.losses import Loss, classes
+from revtune.program.signals.net import LAYERS, At, Encode, SignalNet, begin_lasting
 from revtune.program.tasks.task import PlainTask, Study
 from revtune.program.tuning import Tuning
 from revtune.tuning.hypers.hyperparameters import Hyperparameters

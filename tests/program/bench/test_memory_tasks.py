@@ -14,18 +14,15 @@ from revtune.program.bench.contestants import Contestant
 from revtune.program.bench.memory_tasks import (
     PART,
     PROCESSES,
-    TASKS,
-    RealTask,
     TaskJob,
-    drawn,
     measure,
     net_of,
     plan,
-    policy,
     step,
     work,
 )
 from revtune.program.bench.memory_tasks_results import apart, at, cell, goals, plot, row
+from revtune.program.bench.real_tasks import TASKS, RealTask, drawn
 from revtune.program.bench.worker import Record
 from revtune.program.cli.main import main
 
@@ -63,14 +60,6 @@ def test_checkpoints_change_no_gradient(task: RealTask, cell: str) -> None:
     for one, two in zip(kept.parameters(), other.parameters(), strict=True):
         assert one.grad is not None and one.grad.any()
         torch.testing.assert_close(one.grad, two.grad, rtol=1e-4, atol=1e-5)
-
-
-def test_the_policys_loss_is_ppos() -> None:
-    scores = torch.tensor([[0.0, 0.0, 1.5], [2.0, 0.0, 0.0]])
-    likely = scores[:, :2].softmax(-1)[:, 0]
-    before = likely.log() - torch.tensor([0.0, 1.0])  # the second ratio is e, cut to 1.2
-    y = torch.stack([torch.zeros(2), before, torch.tensor([3.0, 2.0]), torch.tensor([1.0, 0.0])], -1)
-    assert policy(scores, y).item() == pytest.approx(0.5 * 0.25 - 3.0 - 2 * 1.2)
 
 
 @pytest.fixture

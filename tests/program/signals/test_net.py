@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from revtune.program.signals import net as nets
-from revtune.program.signals.net import GATES, LAYERS, At, Loss, SignalNet, begin_lasting, classes, notes, values
+from revtune.program.signals.losses import PADDED, Loss, classes, notes, values
+from revtune.program.signals.net import GATES, LAYERS, At, SignalNet, begin_lasting
 
 STEPS, ROWS, HIDDEN = 30, 4, 8
 
@@ -65,7 +66,7 @@ def test_whole_gradients_are_autograds(model: str, at: At, loss: Loss, checkpoin
 def test_padded_notes_do_not_count(model: str) -> None:
     net = made(model, notes)
     x, y = given(notes, "step")
-    y[20:, 1] = nets.PADDED
+    y[20:, 1] = PADDED
     whole = sum(gradients(net, x[:, [row]], y[:, [row]])[0] for row in (0, 2, 3))
     one = gradients(net, x[:20, [1]], y[:20, [1]])[0]
     assert gradients(net, x, y)[0] == pytest.approx(whole + one, rel=1e-5)
@@ -102,6 +103,13 @@ def test_at_the_end_a_truncated_gradient_is_that_of_the_last_steps(model: str) -
     classes(outputs[-1] @ other.head.weight.T + other.head.bias, y).backward()
     found = gradients(net, x, y)[1]
     torch.testing.assert_close(found, [weight.grad for weight in other.parameters()], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_before_a_truncated_gradient_is_read_in_pieces_as_short() -> None:
+    net, read = made("lstm", at="end", truncate=12), list[int]()
+    net.rnn.register_forward_pre_hook(lambda _, given: read.append(len(given[0])))
+    gradients(net, *given(classes, "end"))
+    assert read == [12, STEPS - 24, 12]
 
 
 @pytest.mark.parametrize("model", LAYERS)

@@ -15,7 +15,8 @@ from revtune.program.recipes import find
 from revtune.program.runs.checkpoint import packed, unpacked
 from revtune.program.signals.beats import answers, f1, middles
 from revtune.program.signals.digits import frames
-from revtune.program.signals.net import PADDED, SignalNet
+from revtune.program.signals.losses import PADDED
+from revtune.program.signals.net import SignalNet
 from revtune.program.signals.rows import LikeLengths, ending_together
 from revtune.program.tasks.plain_learner import PlainLearner
 from tests.tiny_signals import write_signals
@@ -112,6 +113,9 @@ def complaint(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, 
         ("copy", ["--truncate", "5", "--checkpoints"],
          "--checkpoints keep one gradient over all steps, --truncate cuts it; leave one out"),
         ("copy", ["--length", "1"], "--length must be at least 2, got 1"),
+        ("copy", ["--growing", "0"], "--growing must be at least 1, got 0"),
+        ("copy", ["--doubled", "0"], "--doubled must be at least 1, got 0"),
+        ("copy", ["--doubled", "9"], "--doubled 9 is for lengths that grow; give --growing too"),
         ("digits", ["--speaker", "eve"], "--speaker must be one of ann, bob, got eve"),
         ("digits", ["--batch", "21"], "--batch must be at most 20, the training recordings, got 21"),
         ("ecg", ["--length", "1201"], "--length must be at most 1200, the samples to learn from, got 1201"),
@@ -173,6 +177,15 @@ def test_copy_and_adding_can_be_done() -> None:
     x, y = task_of("adding", Path()).train_batch(3)
     assert torch.equal(x[..., 1].sum(0), torch.full((4,), 2.0)) and torch.equal((x[..., 0] * x[..., 1]).sum(0), y)
     assert torch.equal(x[:6, :, 1].sum(0), torch.ones(4))
+
+
+def test_memory_tasks_grow_to_their_length() -> None:
+    task = task_of("adding", Path(), length=1_000, growing=6, doubled=2)
+    lengths = [task.length(update) for update in (0, 5, 6, 7, 8, 10, 12, 10**6)]
+    assert lengths == [100, 100, 200, 200, 400, 800, 1_000, 1_000]
+    assert [len(task.train_batch(update)[0]) for update in (5, 6, 12)] == [100, 200, 1_000]
+    assert len(task.held_out("valid")[0]) == 1_000
+    assert task_of("adding", Path(), length=1_000).length(0) == 1_000
 
 
 def test_music_asks_for_the_next_step(data: Path) -> None:

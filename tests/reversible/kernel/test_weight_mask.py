@@ -36,7 +36,7 @@ def step(rev: Any, units: int, rows: int, rate: float, output: str) -> list[Tens
     else:
         loss = head(net(x)[0], targets[-1])
     loss.backward()
-    return [loss.detach(), *(tensor.grad for tensor in (x, *net.parameters(), *head.parameters()))]  # type: ignore[list-item]
+    return [loss.detach(), *(tensor.grad for tensor in (x, *net.parameters(), *head.parameters()))]
 
 
 @on_native

@@ -4,7 +4,7 @@ States and heads come and go as float64, as everywhere in Python; inside a chunk
 the device once for what was noted, once for how many words there are, and where rows begin anew, once how often.
 
 Arguments that no operator reads (responses and answers) stand for what this kernel does not have yet: a layer that
-would need them was refused before (layers/layer.py).
+would need them was refused before (layers/layer.py). Weights to be dropped come dropped, without `kept`.
 
 Shapes: K steps of a chunk, B batch, N units of a half, S states of the cell, G gates.
 """
@@ -125,7 +125,7 @@ def gradient(
     weight: Tensor, response: Tensor | None, scale: Tensor | None, mask1: Tensor | None, mask2: Tensor | None,
     lengths: Tensor | None, dy: Tensor | None, first: int, slope: float, forgetting: bool, bounded: bool,
     resets: Tensor | None = None, anew: Tensor | None = None, anew_direction: Tensor | None = None,
-    starts: Tensor | None = None,
+    starts: Tensor | None = None, kept: Tensor | None = None, kept_times: float = 1.0,
 ) -> None:  # fmt: skip
     """Carry `direction` (S, 2, B, N) and dy (K, B, 2N) back through a chunk; gates become their gradients."""
     limit = Limit(slope, forgetting, float(bounded))

@@ -13,7 +13,8 @@ HEADS = 16
 """Heads of a program that couples: its words are in the order of steps, turns and these."""
 
 FEW_ROWS = 8
-"""Rows of a program that couples c and h of a RevLSTM. With 16, ptxas spills where a head has eight turns."""
+"""Rows of a program that couples c and h of a RevLSTM, or takes c back through a chunk. With 16, ptxas spills where a
+head has eight turns, or where rows begin anew."""
 
 ELEMENTS = 256
 """Numbers of a program that takes them one by one."""

@@ -50,11 +50,11 @@ class LstmChunk(Chunk):
         """Rewind c through all steps, whose gates are known."""
         (lengths, _, ragged), width = self.runs(), whole.heads.shape[2]
         resets, fresh = self.course.resets, self.course.fresh
-        lstm.recall_cells[triton.cdiv(self.rows, ROWS), tiles(width)](
+        lstm.recall_cells[triton.cdiv(self.rows, FEW_ROWS), tiles(width)](
             self.gates, whole.counts[1], whole.heads[1], *stacks[:3], self.c, whole.flags, lengths,
             lengths if resets is None else resets, lengths if fresh is None else fresh[1], self.rows, self.units, width,
             self.steps, first, self.limit.slope, self.limit.floor, FORGETTING=self.limit.forgetting, RAGGED=ragged,
-            ANEW=resets is not None, TURNS=whole.turns, ROWS=ROWS, HEADS=HEADS, **OPTIONS,
+            ANEW=resets is not None, TURNS=whole.turns, ROWS=FEW_ROWS, HEADS=HEADS, **OPTIONS,
         )  # fmt: skip
 
     def differentiate(self, step: int, half: int, direction: Tensor, weight: Tensor, number: int) -> None:
