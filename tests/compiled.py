@@ -20,7 +20,7 @@ FLOATS, WHOLE = "*fp32", "i32"
 POINTERS = {
     "counts": "*i64", "base": "*i64", "lengths": "*i64", "sums": "*i64", "heads": "*i32", "depth": "*i32",
     "flags": "*i32", "bits": "*i32", "words": "*i16", "cells": "*i64", "heads_c": "*i32", "heads_h": "*i32",
-    "resets": "*u8", "fresh": "*i64",
+    "resets": "*u8", "starts": "*i64", "fresh": "*i64",
 }  # fmt: skip
 """What arguments point to that are no float32."""
 
@@ -28,7 +28,7 @@ NUMBERS = {"slope": "fp32", "floor": "fp32", "share": "fp32"}
 WHOLES = {
     "positions", "rows", "units", "width", "capacity", "step", "inputs", "outputs", "numbers", "first",
     "source_stride", "c_stride", "rh_stride", "before_stride", "x_stride", "y_stride", "w_output", "w_input", "steps",
-    "number",
+    "number", "begin", "end",
 }  # fmt: skip
 
 
@@ -59,11 +59,11 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
             "FORGETTING": forgetting, "ANEW": forgetting, "TURNS": 2, **small,
         }  # fmt: skip
     for turns, (keep, back) in product_of((1, 8), ((0, False), (1, False), (2, False), (3, False), (3, True))):
-        constants = {"FORGETTING": True, "KEEP": keep, "BACK": back, "TURNS": turns, **tile}
+        constants = {"FORGETTING": True, "KEEP": keep, "BACK": back, "TURNS": turns, "SLICED": False, **tile}
         name = f"turn of {turns} keep {keep} back {back}"
         if keep != 2:
             yield name, gru.turn, {"DEPTH": DEPTH, **constants}
-        yield f"lstm {name}", lstm.turn, {**constants, "RECORDED": back, **small}
+        yield f"lstm {name}", lstm.turn, {**constants, "RECORDED": back, "CELL": True, "HIDDEN": True, **small}
     heads = {"TURNS": 8, "ROWS": ROWS, "HEADS": HEADS}
     for states in (1, 2):
         for keep in (0, 1, 2, 3):
@@ -71,9 +71,21 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
         yield f"regain {states}", resets.regain, {"STATES": states, **heads}
         yield f"cut {states}", resets.cut, {"PARTS": 2 * states, "ADDED": True, "SIZE": ELEMENTS}
     for back in (False, True):
-        constants = {"FORGETTING": False, "KEEP": 3, "BACK": back, "TURNS": 2, **tile}
+        constants = {"FORGETTING": False, "KEEP": 3, "BACK": back, "TURNS": 2, "SLICED": False, **tile}
         yield f"turn that forgets nothing, back {back}", gru.turn, {"DEPTH": DEPTH, **constants}
-        yield f"lstm turn that forgets nothing, back {back}", lstm.turn, {**constants, "RECORDED": True, **small}
+        yield f"lstm turn that forgets nothing, back {back}", lstm.turn, {
+            **constants, "RECORDED": True, "CELL": True, "HIDDEN": True, **small,
+        }  # fmt: skip
+    for back, sliced in product_of((False, True), (False, True)):  # some units of h1 are sliced
+        constants = {"FORGETTING": True, "KEEP": 3, "BACK": back, "TURNS": 8, "SLICED": sliced, **tile}
+        name = f"back {back} sliced {sliced}"
+        yield f"turn {name}", gru.turn, {"DEPTH": DEPTH, **constants}
+        yield f"lstm turn of h {name}", lstm.turn, {
+            **constants, "RECORDED": True, "CELL": False, "HIDDEN": True, **small,
+        }  # fmt: skip
+        yield f"lstm turn of c {name}", lstm.turn, {
+            **constants, "SLICED": False, "RECORDED": True, "CELL": True, "HIDDEN": False, **small,
+        }  # fmt: skip
 
 
 def compiled(kernel: Any, constants: Mapping[str, Any], capability: int) -> Any:

@@ -103,11 +103,7 @@ def _refuse_missing(inputs: LayerTensors, settings: LayerSettings) -> None:
     """
     if settings.native != "triton":
         return
-    missing = {
-        "responses": inputs.responses,
-        "late starts": settings.starts is not None,
-        "units kept at every step": settings.sliced,
-    }
+    missing = {"responses": inputs.responses}
     for what, asked in missing.items():
         if asked:
             raise ValueError(f'{settings.name}: backend="triton" does not have {what} yet; backend="auto" runs them')

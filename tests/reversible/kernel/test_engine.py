@@ -42,10 +42,6 @@ def test_what_it_does_not_run_is_refused(net: type[rt.RevGRU] | type[rt.RevLSTM]
 
 
 MISSING: dict[str, Callable[[rt.RevGRU, torch.Tensor], object]] = {
-    "late starts": lambda net, x: rt.rewind_encode(
-        rt.RevGRU(4, 6, bidirectional=True, backend="triton"), x, lengths=torch.tensor([3, 1])
-    ),
-    "units kept at every step": lambda net, x: rt.rewind_encode(net, x, units=2),
     "responses": lambda net, x: rt.scan(
         rt.rev_gru(), x, weights={"ih": torch.zeros(18, 4), "hh": torch.zeros(18, 3)}, backend="triton",
         responses={"ih": (torch.zeros(18, 4), torch.zeros(2, 18))},

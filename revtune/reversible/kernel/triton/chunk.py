@@ -38,30 +38,54 @@ class Limit(NamedTuple):
 
 
 class Course(NamedTuple):
-    """How long the rows of a chunk run, and where they begin anew.
+    """When the rows of a chunk run, and where they begin anew.
 
     Attributes:
-        lengths: steps of each row, (B,), or None for all.
+        lengths: the step at which each ends, (B,), or None where all rows run at all steps.
+        starts: the first step that each runs, (B,), or None likewise.
         resets: whether a row begins anew before a step, (K, B), uint8, or None for never.
         fresh: the states from which rows do so, in counts, (S, 2, B, N), int64.
         anew: the same as floats.
     """
 
     lengths: Tensor | None = None
+    starts: Tensor | None = None
     resets: Tensor | None = None
     fresh: Tensor | None = None
     anew: Tensor | None = None
 
     @classmethod
-    def of(cls, lengths: Tensor | None, resets: Tensor | None = None, anew: Tensor | None = None) -> Course:
-        """From what operators are given: states in counts as float64."""
+    def of(
+        cls, lengths: Tensor | None, starts: Tensor | None = None, resets: Tensor | None = None,
+        anew: Tensor | None = None,
+    ) -> Course:  # fmt: skip
+        """From what operators are given: rows that may lack either end, states in counts as float64."""
+        if lengths is None and starts is not None:
+            lengths = torch.full_like(starts, torch.iinfo(torch.int64).max)
+        if starts is None and lengths is not None:
+            starts = torch.zeros_like(lengths)
         if anew is None:
-            return cls(lengths)
-        return cls(lengths, resets, anew.long(), fixed.from_counts(anew, torch.float32))
+            return cls(lengths, starts)
+        return cls(lengths, starts, resets, anew.long(), fixed.from_counts(anew, torch.float32))
 
     def most_resets(self) -> int:
         """How often the row begins anew that does so most often; asks the device, unless no row does so at all."""
         return 0 if self.resets is None else int(self.resets.sum(0).max())
+
+
+class Slices(NamedTuple):
+    """The first units of h1 that stand on floats, kept at every step, in place of a buffer.
+
+    Attributes:
+        units: how many.
+        before: what they were before each step, (K, B, units), for the way back.
+    """
+
+    units: int = 0
+    before: Tensor | None = None
+
+
+NO_SLICES = Slices()
 
 
 class Whole(NamedTuple):
@@ -85,7 +109,11 @@ class Whole(NamedTuple):
     @property
     def turns(self) -> int:
         """Units of a half that take turns at a head."""
-        return triton.cdiv(self.counts.shape[3], self.heads.shape[2])
+        return self.turns_of(self.counts.shape[3])
+
+    def turns_of(self, units: int) -> int:
+        """How many of so many units take turns at a head."""
+        return triton.cdiv(units, self.heads.shape[2])
 
     def noted(self, bits: tuple[int, ...]) -> list[bool]:
         """Which of these bits any kernel has noted; asks the device once."""
@@ -100,8 +128,9 @@ class Chunk(ABC):
         gates: (K, B, G).
         states: h after each step (K, B, 2N) and before the first (B, 2N), and c likewise or None.
         masks: locked masks (B, N) on h1 and h2 as gates read them.
-        course: how long rows run, and where they begin anew.
+        course: when rows run, and where they begin anew.
         limit: what bounds forgetting.
+        slices: units that are kept.
     """
 
     blocks: int
@@ -110,8 +139,9 @@ class Chunk(ABC):
     def __init__(
         self, gates: Tensor, states: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
         masks: tuple[Tensor | None, Tensor | None], course: Course, limit: Limit,
+        slices: Slices = NO_SLICES,
     ) -> None:  # fmt: skip
-        self.gates, self.masks, self.course, self.limit = gates, masks, course, limit
+        self.gates, self.masks, self.course, self.limit, self.slices = gates, masks, course, limit, slices
         self.y, self.y_start, self.c, self.c_start = states
         self.steps, self.rows, self.units = self.y.shape[0], self.y.shape[1], self.y.shape[2] // HALVES
 
@@ -153,10 +183,19 @@ class Chunk(ABC):
         """What a half's gates read at a step, (B, N): half 1 the other after the step, half 0 before it."""
         return self.half(self.y[step], 0) if half else self.before(step, 1)
 
-    def runs(self) -> tuple[Tensor, bool]:
-        """Lengths, or any other tensor in their place, and whether rows are ragged."""
-        lengths = self.course.lengths
-        return (self.gates, False) if lengths is None else (lengths, True)
+    def runs(self) -> tuple[Tensor, Tensor, bool]:
+        """Lengths and starts, or any other tensors in their place, and whether rows are ragged."""
+        lengths, starts = self.course.lengths, self.course.starts
+        return (self.gates, self.gates, False) if lengths is None or starts is None else (lengths, starts, True)
+
+    def parts(self, half: int) -> list[tuple[int, int, bool]]:
+        """Units of a half's h from one to another, and whether they are sliced."""
+        sliced = 0 if half else self.slices.units
+        return [part for part in ((0, sliced, True), (sliced, self.units, False)) if part[0] < part[1]]
+
+    def slices_before(self, step: int) -> Tensor:
+        """The sliced units before a step, (B, units), or any other tensor in their place."""
+        return self.gates if self.slices.before is None else self.slices.before[step]
 
     def masked(self, half: int) -> tuple[Tensor, bool]:
         """The mask on what a half reads, or any other tensor in its place, and whether there is one."""

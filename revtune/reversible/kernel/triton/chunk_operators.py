@@ -3,8 +3,8 @@
 States and heads come and go as float64, as everywhere in Python; inside a chunk they are int64 and int32. A chunk asks
 the device once for what was noted, once for how many words there are, and where rows begin anew, once how often.
 
-Arguments that no operator reads (responses and answers, slices, starts) stand for what this kernel does not have yet: a
-layer that would need them was refused before (layers/layer.py). Weights to be dropped come dropped, without `kept`.
+Arguments that no operator reads (responses and answers) stand for what this kernel does not have yet: a layer that
+would need them was refused before (layers/layer.py). Weights to be dropped come dropped, without `kept`.
 
 Shapes: K steps of a chunk, B batch, N units of a half, S states of the cell, G gates.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from revtune.reversible.cells import fixed
 from revtune.reversible.kernel.triton.buffer import NOT_ANEW, OUT_OF_RANGE, OVERFLOWED, RAN_EMPTY
-from revtune.reversible.kernel.triton.chunk import HALVES, Chunk, Course, Limit, Whole, floats
+from revtune.reversible.kernel.triton.chunk import HALVES, NO_SLICES, Chunk, Course, Limit, Slices, Whole, floats
 from revtune.reversible.kernel.triton.digest import digest
 from revtune.reversible.kernel.triton.graphs import launch
 from revtune.reversible.kernel.triton.gru_chunk import GruChunk
@@ -54,8 +54,8 @@ def forward(
 ) -> tuple[Tensor, int, bool]:  # fmt: skip
     """Run a chunk. Returns the words spilled, a digest of where it began, and whether states stayed in range."""
     limit = Limit(slope, forgetting, float(bounded))
-    course = Course.of(_from(first, lengths), resets, anew)
-    chunk = _chunk(gates, (y, y_start, c, c_start), rh, (mask1, mask2), course, limit)
+    course = Course.of(_from(first, lengths), _from(first, starts), resets, anew)
+    chunk = _chunk(gates, (y, y_start, c, c_start), rh, (mask1, mask2), course, limit, Slices(sliced))
     _write(counts, y_start, c_start)
     kept = {CELLS: 1, EVERYTHING: len(counts)}.get(keep, 0)  # states of which words are kept
     standing = digest([counts + 0.0, heads + 0.0]) if keep == EVERYTHING else 0
@@ -82,8 +82,9 @@ def rewind(
 ) -> tuple[int, bool]:  # fmt: skip
     """Undo a chunk. Returns a digest of where it began, and whether its words were used up exactly."""
     limit = Limit(slope, forgetting, float(bounded))
-    course = Course.of(_from(first, lengths), resets, anew)
-    chunk = _chunk(gates, (y, y_start, c, c_start), rh, (mask1, mask2), course, limit)
+    course = Course.of(_from(first, lengths), _from(first, starts), resets, anew)
+    kept = NO_SLICES if slices is None else Slices(slices.shape[2], slices)
+    chunk = _chunk(gates, (y, y_start, c, c_start), rh, (mask1, mask2), course, limit, kept)
     _write(counts, y[-1], None if c is None else c[-1])
     room = Stacks.unsealed(words, *heads.shape[1:])
     whole = Whole.of(counts, heads, room)
@@ -99,7 +100,7 @@ def recall(
     resets: Tensor | None = None, anew: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Evaluate the gates of a chunk whose outputs are known, all steps at once."""
-    course = Course.of(None, resets, anew)
+    course = Course.of(None, None, resets, anew)
     chunk = _chunk(gates, (y, y_start, None, None), rh, (mask1, mask2), course, Limit(1.0, True), whole=True)
     chunk.recall(packed)
 
@@ -111,7 +112,8 @@ def recall_cells(
 ) -> bool:  # fmt: skip
     """Rewind c alone through a chunk of known gates. Returns whether its words were used up exactly."""
     limit = Limit(slope, forgetting, float(bounded))
-    chunk = LstmChunk(gates, (y, y_start, c, c_start), (None, None), Course.of(lengths, resets, anew), limit)
+    course = Course.of(lengths, None, resets, anew)
+    chunk = LstmChunk(gates, (y, y_start, c, c_start), (None, None), course, limit)
     room = Stacks.unsealed(words, *heads.shape[1:])
     whole = Whole.of(counts, heads, room)
     chunk.recall_cells(whole, room, first)
@@ -129,7 +131,7 @@ def gradient(
 ) -> None:  # fmt: skip
     """Carry `direction` (S, 2, B, N) and dy (K, B, 2N) back through a chunk; gates become their gradients."""
     limit = Limit(slope, forgetting, float(bounded))
-    course = Course.of(_from(first, lengths), resets, anew)
+    course = Course.of(_from(first, lengths), _from(first, starts), resets, anew)
     chunk = _chunk(gates, (y, y_start, c, c_start), None, (mask1, mask2), course, limit)
     launch(_carry, chunk, direction, weight, dy, anew_direction, changed=[gates, direction, anew_direction])
 
@@ -151,9 +153,9 @@ def _carry(
     chunk.carry(direction, weight, dy, 0, anew_direction)
 
 
-def _from(first: int, lengths: Tensor | None) -> Tensor | None:
-    """How many steps of a chunk rows still have, whose first step has this number; chunks like it are alike then."""
-    return None if lengths is None else lengths - first
+def _from(first: int, ends: Tensor | None) -> Tensor | None:
+    """Steps counted from a chunk's first one, which has this number in its sequence: chunks like it are alike then."""
+    return None if ends is None else ends - first
 
 
 def _states(chunk: Chunk) -> list[Tensor | None]:
@@ -163,14 +165,15 @@ def _states(chunk: Chunk) -> list[Tensor | None]:
 
 def _chunk(
     gates: Tensor, states: tuple[Tensor, Tensor, Tensor | None, Tensor | None], rh: Tensor | None,
-    masks: tuple[Tensor | None, Tensor | None], course: Course, limit: Limit, *, whole: bool = False,
+    masks: tuple[Tensor | None, Tensor | None], course: Course, limit: Limit, slices: Slices = NO_SLICES, *,
+    whole: bool = False,
 ) -> Chunk:  # fmt: skip
     """A chunk of the cell that has so many gates; `whole` is for a pass that takes all steps at once."""
     y = states[0]
     if gates.shape[2] == LstmChunk.blocks * y.shape[2]:
-        return LstmChunk(gates, states, masks, course, limit)
+        return LstmChunk(gates, states, masks, course, limit, slices)
     rh = y.new_empty(len(y) if whole else 1, *y.shape[1:]) if rh is None else rh
-    return GruChunk(gates, states, rh, masks, course, limit)
+    return GruChunk(gates, states, rh, masks, course, limit, slices)
 
 
 def _write(counts: Tensor, y: Tensor, c: Tensor | None) -> None:
@@ -192,7 +195,12 @@ def _uses(chunk: Chunk, *, hidden: bool) -> Tensor:
     forget = 1 if chunk.blocks == GruChunk.blocks or not hidden else 2  # z, or f alone, or f and p
     gates = chunk.gates.unflatten(-1, (HALVES, chunk.blocks, chunk.units))[:, :, :, :forget]
     used = ((gates * chunk.limit.slope + chunk.limit.floor) * fixed.FORGET_ONE).round().clamp(1, top).long()
-    if chunk.course.lengths is not None:
+    if chunk.slices.units:  # they lose nothing: gate z, or p, of half 1
+        used[:, :, 0, -1, : chunk.slices.units] = 0
+    lengths, starts, ragged = chunk.runs()
+    if ragged:
         steps = torch.arange(chunk.steps, device=gates.device).unsqueeze(-1)
-        used = used[chunk.course.lengths > steps]
-    return torch.bincount(used.flatten(), minlength=fixed.FORGET_ONE + 1)
+        used = used[(starts <= steps) & (lengths > steps)]
+    uses = torch.bincount(used.flatten(), minlength=fixed.FORGET_ONE + 1)
+    uses[0] = 0
+    return uses

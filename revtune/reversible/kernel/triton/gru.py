@@ -12,7 +12,7 @@ import triton.language as tl
 from revtune.reversible.kernel.triton.arithmetic import forget_integer, from_count, sigmoid, tanh, to_count
 from revtune.reversible.kernel.triton.buffer import depth_noted, forget, is_update, noted, restore
 from revtune.reversible.kernel.triton.product import chain, read_part
-from revtune.reversible.kernel.triton.rows import beginning
+from revtune.reversible.kernel.triton.rows import beginning, running
 
 
 @triton.jit
@@ -73,21 +73,21 @@ def propose(
 
 @triton.jit
 def turn(
-    gates, rh, weight, counts, heads, words, base, depth, y, flags, lengths, rows, units, width, capacity, step,
-    rh_stride, slope, floor, FORGETTING: tl.constexpr, KEEP: tl.constexpr, BACK: tl.constexpr, RAGGED: tl.constexpr,
-    TURNS: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr, DEPTH: tl.constexpr,
+    gates, rh, weight, counts, heads, words, base, depth, y, flags, lengths, starts, slices, rows, units, begin, end,
+    width, capacity, step, rh_stride, slope, floor, FORGETTING: tl.constexpr, KEEP: tl.constexpr, BACK: tl.constexpr,
+    RAGGED: tl.constexpr, SLICED: tl.constexpr, TURNS: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr,
+    DEPTH: tl.constexpr,
 ):  # fmt: skip
     """g of one half at a step, and h one step on, or with BACK one step back; y (B, .) gets it as floats.
 
-    A program has some rows and HEADS heads, with all units that take turns at them, and a stack of `depth` words from
-    `base` on. KEEP is `Keep`: 0 rounds, 1 drops words, 3 keeps them. `flags` gets what is noted.
+    A program has some rows and HEADS heads, with all units from `begin` to `end` that take turns at them, and a stack
+    of `depth` words from `base` on. KEEP is `Keep`: 0 rounds, 1 drops words, 3 keeps them. SLICED units have no buffer
+    but stand on floats, which are in `slices` (B, end) as they were before the step. `flags` gets what is noted.
     """
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = (tl.program_id(1) * HEADS + tl.arange(0, HEADS)).to(tl.int64)
     live, inside = (row < rows)[:, None], (column < width)[None, :]
-    runs = live
-    if RAGGED:
-        runs = live & (tl.load(lengths + row, mask=row < rows, other=0) > step)[:, None]
+    runs = live & running(lengths, starts, row, row < rows, step)[:, None] if RAGGED else live
     stack = row[:, None] * tl.num_programs(1) + tl.program_id(1)
     head = heads + row[:, None] * width + column[None, :]
     s = tl.load(head, mask=live & inside, other=16384)
@@ -95,8 +95,8 @@ def turn(
     first = words + tl.load(base + stack, mask=live, other=0)
     wrong = tl.zeros((ROWS, 1), tl.int32)
     for i in range(TURNS):
-        unit = ((TURNS - 1 - i) if BACK else i) * width + column
-        wide = inside & (unit < units)[None, :]
+        unit = begin + ((TURNS - 1 - i) if BACK else i) * width + column
+        wide = inside & (unit < end)[None, :]
         here = live & wide
         moving = here & runs
         g = candidate(gates, rh, weight, row, unit, live, wide, units, rh_stride, ROWS, HEADS, DEPTH)
@@ -112,15 +112,19 @@ def turn(
         update = to_count(tl.where(fine, u, 0.0))
         if BACK:
             new = h - update
-            if FORGETTING:
+            if SLICED:
+                new = to_count(tl.load(slices + row[:, None] * end + unit[None, :], mask=here, other=0.0))
+            elif FORGETTING:
                 new, s, at = restore(new, s, zi, moving, first, at)
                 wrong |= depth_noted(at, capacity, BACK)
         else:
             new = h
             if FORGETTING:
-                new, s, at = forget(h, s, zi, moving, first, at, capacity, KEEP == 0, KEEP == 3)
+                new, s, at = forget(h, s, zi, moving, first, at, capacity, KEEP == 0 or SLICED, KEEP == 3)
                 wrong |= depth_noted(at, capacity, BACK)
             new += update
+            if SLICED:
+                new = to_count(from_count(new))
             wrong |= noted(new, fine, moving)
         new = tl.where(moving, new, h)
         tl.store(place, new, mask=here)

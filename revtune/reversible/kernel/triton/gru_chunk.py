@@ -6,7 +6,7 @@ import triton
 from torch import Tensor
 
 from revtune.reversible.kernel.triton import gru, gru_gradient
-from revtune.reversible.kernel.triton.chunk import CUT, Chunk, Course, Limit, Whole
+from revtune.reversible.kernel.triton.chunk import CUT, NO_SLICES, Chunk, Course, Limit, Slices, Whole
 from revtune.reversible.kernel.triton.launching import DEPTH, ELEMENTS, HEADS, OPTIONS, ROWS, UNITS
 from revtune.reversible.kernel.triton.stacks import Stacks, tiles
 
@@ -23,8 +23,9 @@ class GruChunk(Chunk):
     def __init__(
         self, gates: Tensor, states: tuple[Tensor, Tensor, Tensor | None, Tensor | None], rh: Tensor,
         masks: tuple[Tensor | None, Tensor | None], course: Course, limit: Limit,
+        slices: Slices = NO_SLICES,
     ) -> None:  # fmt: skip
-        super().__init__(gates, states, masks, course, limit)
+        super().__init__(gates, states, masks, course, limit, slices)
         self.rh = rh
 
     def evaluate(self, first: int, last: int, half: int, source: Tensor, packed: Tensor) -> None:
@@ -39,14 +40,16 @@ class GruChunk(Chunk):
     def turn(
         self, step: int, half: int, packed: Tensor, whole: Whole, stacks: Stacks, number: int, keep: int, *, back: bool
     ) -> None:
-        (lengths, ragged), rh, width = self.runs(), self._reset(step, step + 1, half), whole.heads.shape[2]
+        (lengths, starts, ragged), rh, width = self.runs(), self._reset(step, step + 1, half), whole.heads.shape[2]
         into = self.before(step, half) if back else self.half(self.y[step], half)
-        gru.turn[triton.cdiv(self.rows, ROWS), tiles(width)](
-            self.half_gates(step, step + 1, half), rh, self.weight(packed, half), whole.counts[0, half],
-            whole.heads[0], *stacks[:3], into, whole.flags, lengths, self.rows, self.units, width, stacks.capacity,
-            number, rh.stride(0), self.limit.slope, self.limit.floor, FORGETTING=self.limit.forgetting, KEEP=keep,
-            BACK=back, RAGGED=ragged, TURNS=whole.turns, ROWS=ROWS, HEADS=HEADS, DEPTH=DEPTH, **OPTIONS,
-        )  # fmt: skip
+        for begin, end, sliced in self.parts(half):
+            gru.turn[triton.cdiv(self.rows, ROWS), tiles(width)](
+                self.half_gates(step, step + 1, half), rh, self.weight(packed, half), whole.counts[0, half],
+                whole.heads[0], *stacks[:3], into, whole.flags, lengths, starts, self.slices_before(step), self.rows,
+                self.units, begin, end, width, stacks.capacity, number, rh.stride(0), self.limit.slope,
+                self.limit.floor, FORGETTING=self.limit.forgetting, KEEP=keep, BACK=back, RAGGED=ragged,
+                SLICED=sliced, TURNS=whole.turns_of(end - begin), ROWS=ROWS, HEADS=HEADS, DEPTH=DEPTH, **OPTIONS,
+            )  # fmt: skip
 
     def complete(self, half: int, packed: Tensor) -> None:
         rh, positions = self._reset(0, self.steps, half), self.steps * self.rows
@@ -58,11 +61,11 @@ class GruChunk(Chunk):
     def differentiate(self, step: int, half: int, direction: Tensor, weight: Tensor, number: int) -> None:
         gates, own = self.half_gates(step, step + 1, half), self.weight(weight, half)
         before, source = self.before(step, half), self.read(step, half)
-        (lengths, ragged), (mask, masked) = self.runs(), self.masked(half)
+        (lengths, starts, ragged), (mask, masked) = self.runs(), self.masked(half)
         resets, anew, begins = self.anew(step, half)
         gru_gradient.update[self.rows, triton.cdiv(self.units, ELEMENTS)](
-            gates, direction[0, half], before, lengths, resets, anew, self.units, before.stride(0), number,
-            self.limit.slope, self.limit.floor, FORGETTING=self.limit.forgetting, RAGGED=ragged, ANEW=begins,
+            gates, direction[0, half], before, lengths, starts, resets, anew, self.units, before.stride(0),
+            number, self.limit.slope, self.limit.floor, FORGETTING=self.limit.forgetting, RAGGED=ragged, ANEW=begins,
             SIZE=ELEMENTS, **OPTIONS,
         )  # fmt: skip
         grid = (triton.cdiv(self.rows, ROWS), triton.cdiv(self.units, UNITS))

@@ -11,12 +11,12 @@ import triton.language as tl
 
 from revtune.reversible.kernel.triton.arithmetic import forget_integer
 from revtune.reversible.kernel.triton.product import chain, read_part
-from revtune.reversible.kernel.triton.rows import beginning, found
+from revtune.reversible.kernel.triton.rows import beginning, found, running
 
 
 @triton.jit
 def update(
-    gates, direction, before, lengths, resets, anew, units, before_stride, step, slope, floor,
+    gates, direction, before, lengths, starts, resets, anew, units, before_stride, step, slope, floor,
     FORGETTING: tl.constexpr, RAGGED: tl.constexpr, ANEW: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """d(g), d(z) and d(h before) of the rows that run, from `direction` (B, N); zeros as gates of the others."""
@@ -39,7 +39,7 @@ def update(
     dz = dz * slope * s * (1.0 - s)
     dg = d * (1.0 - z) * (1.0 - g * g)
     if RAGGED:
-        runs = tl.load(lengths + row) > step
+        runs = running(lengths, starts, row, True, step)
         dz = tl.where(runs, dz, 0.0)
         dg = tl.where(runs, dg, 0.0)
         back = tl.where(runs, back, d)

@@ -14,7 +14,7 @@ from revtune.reversible.kernel.triton.arithmetic import forget_integer, from_cou
 from revtune.reversible.kernel.triton.buffer import depth_noted, forget, is_update, noted, restore
 from revtune.reversible.kernel.triton.product import read_part
 from revtune.reversible.kernel.triton.resets import regained
-from revtune.reversible.kernel.triton.rows import beginning
+from revtune.reversible.kernel.triton.rows import beginning, running
 
 TOP = tl.constexpr(1023)
 """The largest forget integer, which bounds c by 1025."""
@@ -57,20 +57,20 @@ def taken(o, p, zi, slope, floor, share, FORGETTING: tl.constexpr):
 
 @triton.jit
 def turn(
-    gates, cells, counts, heads_c, heads_h, words, base, depth, y, c, flags, lengths, rows, units, width, capacity,
-    step, slope, floor, share, FORGETTING: tl.constexpr, KEEP: tl.constexpr, BACK: tl.constexpr, RAGGED: tl.constexpr,
-    RECORDED: tl.constexpr, TURNS: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr,
+    gates, cells, counts, heads_c, heads_h, words, base, depth, y, c, flags, lengths, starts, slices, rows, units,
+    begin, end, width, capacity, step, slope, floor, share, FORGETTING: tl.constexpr, KEEP: tl.constexpr,
+    BACK: tl.constexpr, RAGGED: tl.constexpr, RECORDED: tl.constexpr, CELL: tl.constexpr, HIDDEN: tl.constexpr,
+    SLICED: tl.constexpr, TURNS: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
     """c and h of one half one step on, or with BACK one step back; y, and c if RECORDED, (B, .) get them as floats.
 
-    As `gru.turn`; KEEP 2 keeps the words of c alone, as outputs tell h.
+    As `gru.turn`; KEEP 2 keeps the words of c alone, as outputs tell h. Where some units of h are SLICED, those of c
+    and of h take turns at their heads in other places: then CELL goes with c alone, HIDDEN with h.
     """
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = (tl.program_id(1) * HEADS + tl.arange(0, HEADS)).to(tl.int64)
     live, inside = (row < rows)[:, None], (column < width)[None, :]
-    runs = live
-    if RAGGED:
-        runs = live & (tl.load(lengths + row, mask=row < rows, other=0) > step)[:, None]
+    runs = live & running(lengths, starts, row, row < rows, step)[:, None] if RAGGED else live
     stack = row[:, None] * tl.num_programs(1) + tl.program_id(1)
     head = row[:, None] * width + column[None, :]
     s_c = tl.load(heads_c + head, mask=live & inside, other=16384)
@@ -79,49 +79,63 @@ def turn(
     first = words + tl.load(base + stack, mask=live, other=0)
     wrong = tl.zeros((ROWS, 1), tl.int32)
     for n in range(TURNS):
-        unit = ((TURNS - 1 - n) if BACK else n) * width + column
-        here = live & inside & (unit < units)[None, :]
+        unit = begin + ((TURNS - 1 - n) if BACK else n) * width + column
+        here = live & inside & (unit < end)[None, :]
         moving = here & runs
         gate = gates + row[:, None] * 10 * units + unit[None, :]
-        f = tl.load(gate, mask=here, other=0.5)
-        p = tl.load(gate + units, mask=here, other=0.5)
-        o = tl.load(gate + 3 * units, mask=here, other=0.0)
-        u_c = tl.load(gate + 2 * units, mask=here, other=0.0) * tl.load(gate + 4 * units, mask=here, other=0.0)
         place = row[:, None] * units + unit[None, :]
-        old_c, old_h = tl.load(cells + place, mask=here, other=0), tl.load(counts + place, mask=here, other=0)
-        zi_f, zi_p = forget_integer(f, slope, floor, TOP), forget_integer(p, slope, floor, TOP)
-        fine = is_update(u_c, f)
-        update = to_count(tl.where(fine, u_c, 0.0))
-        new_c = old_c
-        if not BACK:
-            if FORGETTING:
-                new_c, s_c, at = forget(old_c, s_c, zi_f, moving, first, at, capacity, KEEP == 0, KEEP >= 2)
-                wrong |= depth_noted(at, capacity, BACK)
-            new_c += update
-            wrong |= noted(new_c, fine, moving)
-        u_h = taken(o, p, zi_p, slope, floor, share, FORGETTING) * tanh(from_count(new_c))
-        fine = is_update(u_h, p)
-        change = to_count(tl.where(fine, u_h, 0.0))
-        if BACK:
-            new_h, new_c = old_h - change, old_c - update
-            if FORGETTING:
-                new_h, s_h, at = restore(new_h, s_h, zi_p, moving, first, at)
-                new_c, s_c, at = restore(new_c, s_c, zi_f, moving, first, at)
-                wrong |= depth_noted(at, capacity, BACK)
-        else:
-            new_h = old_h
-            if FORGETTING:
-                new_h, s_h, at = forget(old_h, s_h, zi_p, moving, first, at, capacity, KEEP == 0, KEEP == 3)
-                wrong |= depth_noted(at, capacity, BACK)
-            new_h += change
-            wrong |= noted(new_h, fine, moving)
-        new_c, new_h = tl.where(moving, new_c, old_c), tl.where(moving, new_h, old_h)
-        tl.store(cells + place, new_c, mask=here)
-        tl.store(counts + place, new_h, mask=here)
         out = row[:, None] * 2 * units + unit[None, :]
-        tl.store(y + out, from_count(new_h), mask=here)
-        if RECORDED:
-            tl.store(c + out, from_count(new_c), mask=here)
+        old_c = tl.load(cells + place, mask=here, other=0)
+        new_c = old_c
+        if CELL:
+            f = tl.load(gate, mask=here, other=0.5)
+            u = tl.load(gate + 2 * units, mask=here, other=0.0) * tl.load(gate + 4 * units, mask=here, other=0.0)
+            zi_f, fine = forget_integer(f, slope, floor, TOP), is_update(u, f)
+            update = to_count(tl.where(fine, u, 0.0))
+            if not BACK:
+                if FORGETTING:
+                    new_c, s_c, at = forget(old_c, s_c, zi_f, moving, first, at, capacity, KEEP == 0, KEEP >= 2)
+                    wrong |= depth_noted(at, capacity, BACK)
+                new_c += update
+                wrong |= noted(new_c, fine, moving)
+        if HIDDEN:
+            p = tl.load(gate + units, mask=here, other=0.5)
+            o = tl.load(gate + 3 * units, mask=here, other=0.0)
+            old_h, zi_p = tl.load(counts + place, mask=here, other=0), forget_integer(p, slope, floor, TOP)
+            u = taken(o, p, zi_p, slope, floor, share, FORGETTING) * tanh(from_count(new_c))
+            fine = is_update(u, p)
+            change = to_count(tl.where(fine, u, 0.0))
+            if BACK:
+                new_h = old_h - change
+                if SLICED:
+                    new_h = to_count(tl.load(slices + row[:, None] * end + unit[None, :], mask=here, other=0.0))
+                elif FORGETTING:
+                    new_h, s_h, at = restore(new_h, s_h, zi_p, moving, first, at)
+                    wrong |= depth_noted(at, capacity, BACK)
+            else:
+                new_h = old_h
+                if FORGETTING:
+                    new_h, s_h, at = forget(
+                        old_h, s_h, zi_p, moving, first, at, capacity, KEEP == 0 or SLICED, KEEP == 3
+                    )
+                    wrong |= depth_noted(at, capacity, BACK)
+                new_h += change
+                if SLICED:
+                    new_h = to_count(from_count(new_h))
+                wrong |= noted(new_h, fine, moving)
+            new_h = tl.where(moving, new_h, old_h)
+            tl.store(counts + place, new_h, mask=here)
+            tl.store(y + out, from_count(new_h), mask=here)
+        if CELL:
+            if BACK:
+                new_c = old_c - update
+                if FORGETTING:
+                    new_c, s_c, at = restore(new_c, s_c, zi_f, moving, first, at)
+                    wrong |= depth_noted(at, capacity, BACK)
+            new_c = tl.where(moving, new_c, old_c)
+            tl.store(cells + place, new_c, mask=here)
+            if RECORDED:
+                tl.store(c + out, from_count(new_c), mask=here)
     tl.store(heads_c + head, s_c, mask=live & inside)
     tl.store(heads_h + head, s_h, mask=live & inside)
     tl.store(depth + stack, at, mask=live)

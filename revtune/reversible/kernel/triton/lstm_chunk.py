@@ -27,23 +27,28 @@ class LstmChunk(Chunk):
     def turn(
         self, step: int, half: int, packed: Tensor, whole: Whole, stacks: Stacks, number: int, keep: int, *, back: bool
     ) -> None:
-        (lengths, ragged), width = self.runs(), whole.heads.shape[2]
+        (lengths, starts, ragged), width = self.runs(), whole.heads.shape[2]
         into = self.before(step, half) if back else self.half(self.y[step], half)
         cell = into if self.c is None else self._cell(step - 1 if back else step, half)
-        lstm.turn[triton.cdiv(self.rows, FEW_ROWS), tiles(width)](
-            self.half_gates(step, step + 1, half), whole.counts[1, half], whole.counts[0, half], whole.heads[1],
-            whole.heads[0], *stacks[:3], into, cell, whole.flags, lengths, self.rows, self.units, width,
-            stacks.capacity, number, self.limit.slope, self.limit.floor, self.limit.share,
-            FORGETTING=self.limit.forgetting, KEEP=keep, BACK=back, RAGGED=ragged, RECORDED=self.c is not None,
-            TURNS=whole.turns, ROWS=FEW_ROWS, HEADS=HEADS, **OPTIONS,
-        )  # fmt: skip
+        passes = [(0, self.units, False, True, True)]
+        if self.slices.units and not half:  # c and h apart
+            passes = [(0, self.units, False, True, False), *((*part, False, True) for part in self.parts(half))]
+        for begin, end, sliced, of_c, of_h in reversed(passes) if back else passes:
+            lstm.turn[triton.cdiv(self.rows, FEW_ROWS), tiles(width)](
+                self.half_gates(step, step + 1, half), whole.counts[1, half], whole.counts[0, half], whole.heads[1],
+                whole.heads[0], *stacks[:3], into, cell, whole.flags, lengths, starts, self.slices_before(step),
+                self.rows, self.units, begin, end, width, stacks.capacity, number, self.limit.slope, self.limit.floor,
+                self.limit.share, FORGETTING=self.limit.forgetting, KEEP=keep, BACK=back, RAGGED=ragged,
+                RECORDED=self.c is not None, CELL=of_c, HIDDEN=of_h, SLICED=sliced,
+                TURNS=whole.turns_of(end - begin), ROWS=FEW_ROWS, HEADS=HEADS, **OPTIONS,
+            )  # fmt: skip
 
     def complete(self, half: int, packed: Tensor) -> None:
         """Nothing is left: all gates read h' alone."""
 
     def recall_cells(self, whole: Whole, stacks: Stacks, first: int) -> None:
         """Rewind c through all steps, whose gates are known."""
-        (lengths, ragged), width = self.runs(), whole.heads.shape[2]
+        (lengths, _, ragged), width = self.runs(), whole.heads.shape[2]
         resets, fresh = self.course.resets, self.course.fresh
         lstm.recall_cells[triton.cdiv(self.rows, FEW_ROWS), tiles(width)](
             self.gates, whole.counts[1], whole.heads[1], *stacks[:3], self.c, whole.flags, lengths,
@@ -55,13 +60,13 @@ class LstmChunk(Chunk):
     def differentiate(self, step: int, half: int, direction: Tensor, weight: Tensor, number: int) -> None:
         gates, before = self.half_gates(step, step + 1, half), self.before(step, half)
         c_before = self._cell(step - 1, half)
-        (lengths, ragged), (mask, masked) = self.runs(), self.masked(half)
+        (lengths, starts, ragged), (mask, masked) = self.runs(), self.masked(half)
         (resets, anew_h, begins), (_, anew_c, _) = self.anew(step, half), self.anew(step, half, 1)
         lstm_gradient.update[self.rows, triton.cdiv(self.units, ELEMENTS)](
             gates, direction[0, half], direction[1, half], before, c_before, self._cell(step, half), lengths,
-            resets, anew_h, anew_c, self.units, before.stride(0), c_before.stride(0), number, self.limit.slope,
-            self.limit.floor, self.limit.share, FORGETTING=self.limit.forgetting, RAGGED=ragged, ANEW=begins,
-            SIZE=ELEMENTS, **OPTIONS,
+            starts, resets, anew_h, anew_c, self.units, before.stride(0), c_before.stride(0), number,
+            self.limit.slope, self.limit.floor, self.limit.share, FORGETTING=self.limit.forgetting, RAGGED=ragged,
+            ANEW=begins, SIZE=ELEMENTS, **OPTIONS,
         )  # fmt: skip
         lstm_gradient.read[triton.cdiv(self.rows, ROWS), triton.cdiv(self.units, UNITS)](
             gates, self.weight(weight, half), mask, direction[0, 1 - half], self.rows, self.units, MASKED=masked,

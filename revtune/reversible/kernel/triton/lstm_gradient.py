@@ -9,14 +9,14 @@ import triton.language as tl
 from revtune.reversible.kernel.triton.arithmetic import forget_integer, tanh
 from revtune.reversible.kernel.triton.lstm import TOP, taken
 from revtune.reversible.kernel.triton.product import chain
-from revtune.reversible.kernel.triton.rows import beginning, found
+from revtune.reversible.kernel.triton.rows import beginning, found, running
 
 
 @triton.jit
 def update(
-    gates, d_hidden, d_cell, h_before, c_before, c_after, lengths, resets, anew_h, anew_c, units, before_stride,
-    c_stride, step, slope, floor, share, FORGETTING: tl.constexpr, RAGGED: tl.constexpr, ANEW: tl.constexpr,
-    SIZE: tl.constexpr,
+    gates, d_hidden, d_cell, h_before, c_before, c_after, lengths, starts, resets, anew_h, anew_c, units,
+    before_stride, c_stride, step, slope, floor, share, FORGETTING: tl.constexpr, RAGGED: tl.constexpr,
+    ANEW: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of gates, and of h and c (B, N) before the step, of the rows that run; zeros as gates of the others."""
     row, unit = tl.program_id(0).to(tl.int64), tl.program_id(1) * SIZE + tl.arange(0, SIZE)
@@ -48,7 +48,7 @@ def update(
     do = d * tanh_c * o_taken * (1.0 - o)
     dg = e * i * (1.0 - g * g)
     if RAGGED:
-        runs = tl.load(lengths + row) > step
+        runs = running(lengths, starts, row, True, step)
         df, dp, di = tl.where(runs, df, 0.0), tl.where(runs, dp, 0.0), tl.where(runs, di, 0.0)
         do, dg = tl.where(runs, do, 0.0), tl.where(runs, dg, 0.0)
         back_h, back_c = tl.where(runs, back_h, d), tl.where(runs, back_c, dc)

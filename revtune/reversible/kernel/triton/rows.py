@@ -1,4 +1,4 @@
-"""Rows of a batch in a program: from which state a step takes them up.
+"""Rows of a batch in a program: whether they run at a step, and from which state it takes them up.
 
 Shapes: M positions (step, row), B rows, N units.
 """
@@ -21,3 +21,10 @@ def found(states, anew, begins, at, anew_at, here, ANEW: tl.constexpr):
     else:
         place = states + at
     return tl.load(place, mask=here, other=0.0)
+
+
+@triton.jit
+def running(lengths, starts, row, inside, step):
+    """Whether rows, of which some are `inside`, run at a step."""
+    started = tl.load(starts + row, mask=inside, other=0) <= step
+    return started & (tl.load(lengths + row, mask=inside, other=0) > step)
