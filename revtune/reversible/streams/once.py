@@ -13,6 +13,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from revtune.reversible.transforms import active
 from revtune.sequences import setting
 
 Check = Callable[[Tensor], None]
@@ -76,8 +77,11 @@ def check_once(tensor: Tensor, check: Check, what: Hashable) -> None:
 
 
 def _wholes(tensor: Tensor) -> tuple[Whole, ...]:
-    """Those that a tensor may be part of; of inference tensors, whose changes nobody counts, none."""
-    return () if tensor.is_inference() else _read.get()
+    """Those that a tensor may be part of.
+
+    None for inference tensors, whose changes nobody counts, and within torch.func, whose tensors have no memory.
+    """
+    return () if tensor.is_inference() or active() else _read.get()
 
 
 def _in_one_piece(tensor: Tensor) -> bool:
