@@ -55,9 +55,9 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
         alone = {"FORGETTING": forgetting, "RAGGED": True, "ANEW": True, "SIZE": ELEMENTS}
         yield f"update forgetting {forgetting}", gru_gradient.update, alone
         yield f"lstm update forgetting {forgetting}", lstm_gradient.update, alone
-        yield f"recall_cells forgetting {forgetting}", lstm.recall_cells, {
-            "FORGETTING": forgetting, "ANEW": forgetting, "TURNS": 2, **small,
-        }  # fmt: skip
+        for turns in (1, 2, 8):
+            constants = {"FORGETTING": forgetting, "ANEW": forgetting, "TURNS": turns, **small}
+            yield f"recall_cells of {turns} forgetting {forgetting}", lstm.recall_cells, constants
     for turns, (keep, back) in product_of((1, 8), ((0, False), (1, False), (2, False), (3, False), (3, True))):
         constants = {"FORGETTING": True, "KEEP": keep, "BACK": back, "TURNS": turns, "SLICED": False, **tile}
         name = f"turn of {turns} keep {keep} back {back}"
@@ -89,12 +89,13 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
 
 
 def compiled(kernel: Any, constants: Mapping[str, Any], capability: int) -> Any:
-    """A kernel for `sm_<capability>`, with the options of every launch."""
+    """A kernel for `sm_<capability>`, with the options of its launches."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from revtune.reversible.kernel.triton.launching import OPTIONS
+    from revtune.reversible.kernel.triton import lstm
+    from revtune.reversible.kernel.triton.launching import OPTIONS, ROOMY
 
     names = [parameter.name for parameter in kernel.params]
 
@@ -106,7 +107,8 @@ def compiled(kernel: Any, constants: Mapping[str, Any], capability: int) -> Any:
     source = ASTSource(
         kernel, {name: kind(name) for name in names}, {(names.index(name),): value for name, value in constants.items()}
     )
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=OPTIONS)
+    options = ROOMY if kernel is lstm.recall_cells else OPTIONS
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def facts(name: str, built: Any) -> dict[str, Any]:

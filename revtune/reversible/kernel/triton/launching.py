@@ -26,3 +26,6 @@ INTERPRETED: bool = knobs.runtime.interpret
 
 OPTIONS: dict[str, Any] = {} if INTERPRETED else {"enable_fp_fusion": False, "num_warps": WARPS}
 """What every kernel is compiled with: a multiply-add is fused where the source says so alone."""
+
+ROOMY: dict[str, Any] = {} if INTERPRETED else {**OPTIONS, "maxnreg": 128}
+"""The same where ptxas would rather spill than take more registers, if it were not told how many it may."""

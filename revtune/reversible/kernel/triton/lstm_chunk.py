@@ -7,7 +7,7 @@ from torch import Tensor
 
 from revtune.reversible.kernel.triton import lstm, lstm_gradient
 from revtune.reversible.kernel.triton.chunk import CUT, Chunk, Whole
-from revtune.reversible.kernel.triton.launching import ELEMENTS, FEW_ROWS, HEADS, OPTIONS, ROWS, UNITS
+from revtune.reversible.kernel.triton.launching import ELEMENTS, FEW_ROWS, HEADS, OPTIONS, ROOMY, ROWS, UNITS
 from revtune.reversible.kernel.triton.stacks import Stacks, tiles
 
 
@@ -54,7 +54,7 @@ class LstmChunk(Chunk):
             self.gates, whole.counts[1], whole.heads[1], *stacks[:3], self.c, whole.flags, lengths,
             lengths if resets is None else resets, lengths if fresh is None else fresh[1], self.rows, self.units, width,
             self.steps, first, self.limit.slope, self.limit.floor, FORGETTING=self.limit.forgetting, RAGGED=ragged,
-            ANEW=resets is not None, TURNS=whole.turns, ROWS=FEW_ROWS, HEADS=HEADS, **OPTIONS,
+            ANEW=resets is not None, TURNS=whole.turns, ROWS=FEW_ROWS, HEADS=HEADS, **ROOMY,
         )  # fmt: skip
 
     def differentiate(self, step: int, half: int, direction: Tensor, weight: Tensor, number: int) -> None:
