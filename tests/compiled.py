@@ -28,7 +28,7 @@ NUMBERS = {"slope": "fp32", "floor": "fp32", "share": "fp32"}
 WHOLES = {
     "positions", "rows", "units", "width", "capacity", "step", "inputs", "outputs", "numbers", "first",
     "source_stride", "c_stride", "rh_stride", "before_stride", "x_stride", "y_stride", "w_output", "w_input", "steps",
-    "number", "begin", "end",
+    "begin", "end",
 }  # fmt: skip
 
 

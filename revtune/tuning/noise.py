@@ -38,8 +38,7 @@ def drop_mask(
 
     A rate may be 1 or near it, as 1 / (1 - p) is limited to 1 over the machine epsilon of like's dtype. The mask is
     drawn in float32 at least: random numbers of fewer bits would shift rates. `rows` is the dimension that is rows of
-    the batch, None where all rows share the mask; then a
-    `room` of that shape, in which it is drawn, may be given.
+    the batch, None where all rows share the mask; then a `room` of that shape, in which it is drawn, may be given.
     """
     exact = torch.promote_types(like.dtype, torch.float32)
     rate = torch.as_tensor(p, dtype=exact, device=like.device).detach()

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from revtune.reversible.kernel.matmuls import Products
+from revtune.reversible.kernel.matmuls import Products, as_rows
 from revtune.reversible.own_pages import Room
 
 Precision = Literal["tf32", "bfloat16", "float16"]
@@ -65,19 +65,19 @@ class LoweredProducts(Products):
         out: Tensor | None = None,
         packed: Tensor | None = None,
     ) -> Tensor:
-        product = self._multiply(_rows(x), weight.t()).view(*x.shape[:-1], len(weight))
+        product = self._multiply(as_rows(x), weight.t()).view(*x.shape[:-1], len(weight))
         if bias is not None:
             product += bias
         return product if out is None else out.copy_(product)
 
     def back(self, grad: Tensor, weight: Tensor, room: Room | None = None) -> Tensor:
-        return self._multiply(_rows(grad), weight).view(*grad.shape[:-1], weight.shape[1])
+        return self._multiply(as_rows(grad), weight).view(*grad.shape[:-1], weight.shape[1])
 
     def add_back(self, into: Tensor, grad: Tensor, weight: Tensor) -> None:
         into += self.back(grad, weight)
 
     def add_outer(self, into: Tensor, grad: Tensor, value: Tensor) -> None:
-        into += self._multiply(_rows(grad).t(), _rows(value))
+        into += self._multiply(as_rows(grad).t(), as_rows(value))
 
     def _multiply(self, a: Tensor, b: Tensor) -> Tensor:
         if self._precision == "tf32":
@@ -98,11 +98,6 @@ def _halved(x: Tensor) -> tuple[Tensor, Tensor]:
     """x / 2^n in float16, such that no number is above 1, and n. Asks the device nothing."""
     doublings = torch.frexp(x.abs().amax())[1].clamp(-MOST_DOUBLINGS, MOST_DOUBLINGS)
     return torch.ldexp(x, -doublings).half(), doublings
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(..., F) as (N, F)."""
-    return x.reshape(-1, x.shape[-1])
 
 
 @contextmanager

@@ -42,9 +42,9 @@ class Products:
             return F.linear(x, weight, bias)
         rows = out.view(-1, len(weight))
         if bias is None:
-            torch.mm(_rows(x), weight.t(), out=rows)
+            torch.mm(as_rows(x), weight.t(), out=rows)
         else:
-            torch.addmm(bias, _rows(x), weight.t(), out=rows)
+            torch.addmm(bias, as_rows(x), weight.t(), out=rows)
         return out
 
     def answering(
@@ -109,7 +109,7 @@ class Products:
         if room is None:
             return grad @ weight
         into = room.tensor(weight, (*grad.shape[:-1], weight.shape[1]))
-        torch.mm(_rows(grad), weight.detach(), out=into.view(-1, weight.shape[1]))
+        torch.mm(as_rows(grad), weight.detach(), out=into.view(-1, weight.shape[1]))
         return into
 
     def add_back(self, into: Tensor, grad: Tensor, weight: Tensor) -> None:
@@ -142,7 +142,7 @@ class KernelProducts(Products):
     ) -> Tensor:
         if out is None:
             out = x.new_empty(*x.shape[:-1], weight.shape[0])
-        self._operators.project_into(out.view(-1, weight.shape[0]), _rows(x), weight.contiguous(), bias, packed)
+        self._operators.project_into(out.view(-1, weight.shape[0]), as_rows(x), weight.contiguous(), bias, packed)
         return out
 
     def answering(
@@ -159,7 +159,7 @@ class KernelProducts(Products):
         own, (extra, scale) = bias is not None and bias.dim() == 2, response
         projected = self.linear(x, weight, None if own else bias, out=out, packed=packed)
         products = self.linear(x, extra, out=products)
-        self._operators.add_answer(_rows(projected), products, scale, bias if own else None)
+        self._operators.add_answer(as_rows(projected), products, scale, bias if own else None)
         return projected
 
     def add_answer(self, y: Tensor, products: Tensor, scale: Tensor, bias: Tensor | None, index: Tensor) -> None:
@@ -181,11 +181,11 @@ class KernelProducts(Products):
             sum: where the gradient of s is added up, (B, G), or None.
             scaled: whether `s * grad` is wanted.
         """
-        self._operators.scale_back(products, _rows(grad), scale, sum, scaled)
+        self._operators.scale_back(products, as_rows(grad), scale, sum, scaled)
 
     def add_back(self, into: Tensor, grad: Tensor, weight: Tensor) -> None:
         rows, weight = into.view(-1, weight.shape[1]), weight.contiguous()
-        self._operators.project_back_into(rows, _rows(grad), weight, True)
+        self._operators.project_back_into(rows, as_rows(grad), weight, True)
 
     def pack(self, weight: Tensor) -> Tensor | None:
         if self._engine == "triton" or weight.nbytes > LARGEST_PACKED:
@@ -194,7 +194,7 @@ class KernelProducts(Products):
         return packed
 
     def back(self, grad: Tensor, weight: Tensor, room: Room | None = None) -> Tensor:
-        shape, rows = (*grad.shape[:-1], weight.shape[1]), _rows(grad)
+        shape, rows = (*grad.shape[:-1], weight.shape[1]), as_rows(grad)
         if room is None:
             product: Tensor = self._operators.project_back(rows, weight.contiguous())
             return product.view(shape)
@@ -203,7 +203,7 @@ class KernelProducts(Products):
         return into
 
     def add_outer(self, into: Tensor, grad: Tensor, value: Tensor) -> None:
-        self._operators.add_outer(into, _rows(grad), _rows(value))
+        self._operators.add_outer(into, as_rows(grad), as_rows(value))
 
 
 def products_for(like: Tensor) -> Products:
@@ -213,7 +213,7 @@ def products_for(like: Tensor) -> Products:
     return Products()
 
 
-def _rows(x: Tensor) -> Tensor:
+def as_rows(x: Tensor) -> Tensor:
     """(..., F) as (N, F) with dense rows."""
     x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()

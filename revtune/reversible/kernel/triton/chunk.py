@@ -41,7 +41,7 @@ class Course(NamedTuple):
     """When the rows of a chunk run, and where they begin anew.
 
     Attributes:
-        lengths: the step at which each ends, (B,), or None where all rows run at all steps.
+        lengths: the step at which each ends, from the chunk's first one on, (B,), or None where all run at all steps.
         starts: the first step that each runs, (B,), or None likewise.
         resets: whether a row begins anew before a step, (K, B), uint8, or None for never.
         fresh: the states from which rows do so, in counts, (S, 2, B, N), int64.
@@ -150,16 +150,16 @@ class Chunk(ABC):
         """What `turn` needs of a half at some steps, of which `source` is h' as gates read it, (M, N)."""
 
     @abstractmethod
-    def turn(self, step: int, half: int, packed: Tensor, whole: Whole, stacks: Stacks, number: int, keep: int,
-             *, back: bool) -> None:  # fmt: skip
-        """A half's states one step on or back, from what `evaluate` gave; `number` is the step's in its sequence."""
+    def turn(self, step: int, half: int, packed: Tensor, whole: Whole, stacks: Stacks, keep: int, *,
+             back: bool) -> None:  # fmt: skip
+        """A half's states one step on or back, from what `evaluate` gave."""
 
     @abstractmethod
     def complete(self, half: int, packed: Tensor) -> None:
         """What `evaluate` leaves of a half's gates at all steps."""
 
     @abstractmethod
-    def differentiate(self, step: int, half: int, direction: Tensor, weight: Tensor, number: int) -> None:
+    def differentiate(self, step: int, half: int, direction: Tensor, weight: Tensor) -> None:
         """Carry the direction (S, 2, B, N) through a half's step; gates become their gradients."""
 
     def half(self, tensor: Tensor, half: int) -> Tensor:
@@ -213,7 +213,7 @@ class Chunk(ABC):
         """The same of what a half's gates read: half 1 reads the other after the step, when it has begun."""
         return (self.gates, self.gates, False) if half else self.anew(step, 1)
 
-    def move(self, whole: Whole, stacks: Stacks, packed: Tensor, first: int, keep: int, *, back: bool) -> None:
+    def move(self, whole: Whole, stacks: Stacks, packed: Tensor, keep: int, back: bool) -> None:
         """Run the steps, or undo them in the opposite order."""
         steps, halves = range(self.steps), range(HALVES)
         for step in reversed(steps) if back else steps:
@@ -221,7 +221,7 @@ class Chunk(ABC):
                 self._lose(step, whole, stacks, keep)
             for half in reversed(halves) if back else halves:
                 self.evaluate(step, step + 1, half, self.read(step, half), packed)
-                self.turn(step, half, packed, whole, stacks, first + step, keep, back=back)
+                self.turn(step, half, packed, whole, stacks, keep, back=back)
             if back:
                 self._regain(step, whole, stacks)
 
@@ -235,8 +235,8 @@ class Chunk(ABC):
             self.complete(half, packed)
 
     def carry(
-        self, direction: Tensor, weight: Tensor, dy: Tensor | None, first: int, anew_direction: Tensor | None
-    ) -> None:
+        self, direction: Tensor, weight: Tensor, dy: Tensor | None, anew_direction: Tensor | None
+    ) -> None:  # fmt: skip
         """Carry the direction and dy (K, B, 2N) back through all steps, as far as rows go back.
 
         What comes to where a row begins anew is added to `anew_direction`, (S, 2, B, N), if it is given.
@@ -245,7 +245,7 @@ class Chunk(ABC):
             if dy is not None:
                 direction[0] += dy[step].view(self.rows, HALVES, self.units).movedim(1, 0)
             for half in reversed(range(HALVES)):
-                self.differentiate(step, half, direction, weight, first + step)
+                self.differentiate(step, half, direction, weight)
             self._cut(step, direction, anew_direction)
 
     def _lose(self, step: int, whole: Whole, stacks: Stacks, keep: int) -> None:

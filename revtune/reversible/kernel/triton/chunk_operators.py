@@ -62,9 +62,8 @@ def forward(
     lost = kept * chunk.course.most_resets() if kept else 0
     room = Stacks.empty(heads, counts.shape[3], chunk.steps, slope, states=kept if forgetting else 0, lost=lost)
     whole = Whole.of(counts, heads, room)
-    launch(
-        _forth, chunk, whole, room, packed, int(keep), changed=[gates, *_states(chunk), *whole, room.words, room.depth]
-    )
+    changed = [gates, *_states(chunk), *whole, room.words, room.depth]
+    launch(Chunk.move, chunk, whole, room, packed, int(keep), False, changed=changed)
     _take(whole, counts, heads)
     far, overflowed = whole.noted((OUT_OF_RANGE.value, OVERFLOWED.value))
     assert not overflowed, "a chunk spilled more words than its forget gates allow"
@@ -89,7 +88,7 @@ def rewind(
     room = Stacks.unsealed(words, *heads.shape[1:])
     whole = Whole.of(counts, heads, room)
     changed = [gates, y_start, c_start, *_states(chunk), *whole, room.depth]
-    launch(_back, chunk, whole, room, packed, changed=changed)
+    launch(Chunk.move, chunk, whole, room, packed, EVERYTHING, True, changed=changed)
     _take(whole, counts, heads)
     return digest([counts + 0.0, heads + 0.0]), room.used_up(whole.flags & UNEVEN)
 
@@ -112,11 +111,11 @@ def recall_cells(
 ) -> bool:  # fmt: skip
     """Rewind c alone through a chunk of known gates. Returns whether its words were used up exactly."""
     limit = Limit(slope, forgetting, float(bounded))
-    course = Course.of(lengths, None, resets, anew)
+    course = Course.of(_from(first, lengths), None, resets, anew)
     chunk = LstmChunk(gates, (y, y_start, c, c_start), (None, None), course, limit)
     room = Stacks.unsealed(words, *heads.shape[1:])
     whole = Whole.of(counts, heads, room)
-    chunk.recall_cells(whole, room, first)
+    chunk.recall_cells(whole, room)
     _take(whole, counts, heads)
     c_start.copy_(floats(counts[1]))
     return room.used_up(whole.flags & UNEVEN)
@@ -133,24 +132,7 @@ def gradient(
     limit = Limit(slope, forgetting, float(bounded))
     course = Course.of(_from(first, lengths), _from(first, starts), resets, anew)
     chunk = _chunk(gates, (y, y_start, c, c_start), None, (mask1, mask2), course, limit)
-    launch(_carry, chunk, direction, weight, dy, anew_direction, changed=[gates, direction, anew_direction])
-
-
-def _forth(chunk: Chunk, whole: Whole, room: Stacks, packed: Tensor, keep: int) -> None:
-    """Launch all steps of a chunk."""
-    chunk.move(whole, room, packed, 0, keep, back=False)
-
-
-def _back(chunk: Chunk, whole: Whole, room: Stacks, packed: Tensor) -> None:
-    """Launch all steps that undo a chunk."""
-    chunk.move(whole, room, packed, 0, EVERYTHING, back=True)
-
-
-def _carry(
-    chunk: Chunk, direction: Tensor, weight: Tensor, dy: Tensor | None, anew_direction: Tensor | None
-) -> None:  # fmt: skip
-    """Launch all steps of a chunk's gradient."""
-    chunk.carry(direction, weight, dy, 0, anew_direction)
+    launch(Chunk.carry, chunk, direction, weight, dy, anew_direction, changed=[gates, direction, anew_direction])
 
 
 def _from(first: int, ends: Tensor | None) -> Tensor | None:

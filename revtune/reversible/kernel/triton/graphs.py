@@ -182,7 +182,7 @@ def launch(launches: Launches, chunk: Chunk, *args: Any, changed: list[Tensor | 
     """Run `launches(chunk, *args)`, or replay a graph of it.
 
     Args:
-        launches: a function of a module, which launches kernels and torch's operators and asks the device nothing.
+        launches: launches kernels and torch's operators, and asks the device nothing.
         chunk: what it works on.
         args: numbers, tensors and tuples of such.
         changed: the tensors among all these that it changes.

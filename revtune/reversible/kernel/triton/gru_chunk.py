@@ -38,7 +38,7 @@ class GruChunk(Chunk):
         )  # fmt: skip
 
     def turn(
-        self, step: int, half: int, packed: Tensor, whole: Whole, stacks: Stacks, number: int, keep: int, *, back: bool
+        self, step: int, half: int, packed: Tensor, whole: Whole, stacks: Stacks, keep: int, *, back: bool
     ) -> None:
         (lengths, starts, ragged), rh, width = self.runs(), self._reset(step, step + 1, half), whole.heads.shape[2]
         into = self.before(step, half) if back else self.half(self.y[step], half)
@@ -46,7 +46,7 @@ class GruChunk(Chunk):
             gru.turn[triton.cdiv(self.rows, ROWS), tiles(width)](
                 self.half_gates(step, step + 1, half), rh, self.weight(packed, half), whole.counts[0, half],
                 whole.heads[0], *stacks[:3], into, whole.flags, lengths, starts, self.slices_before(step), self.rows,
-                self.units, begin, end, width, stacks.capacity, number, rh.stride(0), self.limit.slope,
+                self.units, begin, end, width, stacks.capacity, step, rh.stride(0), self.limit.slope,
                 self.limit.floor, FORGETTING=self.limit.forgetting, KEEP=keep, BACK=back, RAGGED=ragged,
                 SLICED=sliced, TURNS=whole.turns_of(end - begin), ROWS=ROWS, HEADS=HEADS, DEPTH=DEPTH, **OPTIONS,
             )  # fmt: skip
@@ -58,14 +58,14 @@ class GruChunk(Chunk):
             **CUT, **OPTIONS,
         )  # fmt: skip
 
-    def differentiate(self, step: int, half: int, direction: Tensor, weight: Tensor, number: int) -> None:
+    def differentiate(self, step: int, half: int, direction: Tensor, weight: Tensor) -> None:
         gates, own = self.half_gates(step, step + 1, half), self.weight(weight, half)
         before, source = self.before(step, half), self.read(step, half)
         (lengths, starts, ragged), (mask, masked) = self.runs(), self.masked(half)
         resets, anew, begins = self.anew(step, half)
         gru_gradient.update[self.rows, triton.cdiv(self.units, ELEMENTS)](
             gates, direction[0, half], before, lengths, starts, resets, anew, self.units, before.stride(0),
-            number, self.limit.slope, self.limit.floor, FORGETTING=self.limit.forgetting, RAGGED=ragged, ANEW=begins,
+            step, self.limit.slope, self.limit.floor, FORGETTING=self.limit.forgetting, RAGGED=ragged, ANEW=begins,
             SIZE=ELEMENTS, **OPTIONS,
         )  # fmt: skip
         grid = (triton.cdiv(self.rows, ROWS), triton.cdiv(self.units, UNITS))

@@ -144,7 +144,7 @@ def turn(
 
 @triton.jit
 def recall_cells(
-    gates, cells, heads, words, base, depth, c, flags, lengths, resets, fresh, rows, units, width, steps, number, slope,
+    gates, cells, heads, words, base, depth, c, flags, lengths, resets, fresh, rows, units, width, steps, slope,
     floor, FORGETTING: tl.constexpr, RAGGED: tl.constexpr, ANEW: tl.constexpr, TURNS: tl.constexpr,
     ROWS: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
@@ -167,7 +167,7 @@ def recall_cells(
         position = row + step.to(tl.int64) * rows
         runs = live
         if RAGGED:
-            runs = live & (length > number + step)[:, None]
+            runs = live & (length > step)[:, None]
         for n in range(2 * TURNS):
             half, unit = 1 - n // TURNS, (TURNS - 1 - n % TURNS) * width + column
             here = live & inside & (unit < units)[None, :]

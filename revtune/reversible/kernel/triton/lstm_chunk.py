@@ -25,7 +25,7 @@ class LstmChunk(Chunk):
         )  # fmt: skip
 
     def turn(
-        self, step: int, half: int, packed: Tensor, whole: Whole, stacks: Stacks, number: int, keep: int, *, back: bool
+        self, step: int, half: int, packed: Tensor, whole: Whole, stacks: Stacks, keep: int, *, back: bool
     ) -> None:
         (lengths, starts, ragged), width = self.runs(), whole.heads.shape[2]
         into = self.before(step, half) if back else self.half(self.y[step], half)
@@ -37,7 +37,7 @@ class LstmChunk(Chunk):
             lstm.turn[triton.cdiv(self.rows, FEW_ROWS), tiles(width)](
                 self.half_gates(step, step + 1, half), whole.counts[1, half], whole.counts[0, half], whole.heads[1],
                 whole.heads[0], *stacks[:3], into, cell, whole.flags, lengths, starts, self.slices_before(step),
-                self.rows, self.units, begin, end, width, stacks.capacity, number, self.limit.slope, self.limit.floor,
+                self.rows, self.units, begin, end, width, stacks.capacity, step, self.limit.slope, self.limit.floor,
                 self.limit.share, FORGETTING=self.limit.forgetting, KEEP=keep, BACK=back, RAGGED=ragged,
                 RECORDED=self.c is not None, CELL=of_c, HIDDEN=of_h, SLICED=sliced,
                 TURNS=whole.turns_of(end - begin), ROWS=FEW_ROWS, HEADS=HEADS, **OPTIONS,
@@ -46,25 +46,25 @@ class LstmChunk(Chunk):
     def complete(self, half: int, packed: Tensor) -> None:
         """Nothing is left: all gates read h' alone."""
 
-    def recall_cells(self, whole: Whole, stacks: Stacks, first: int) -> None:
+    def recall_cells(self, whole: Whole, stacks: Stacks) -> None:
         """Rewind c through all steps, whose gates are known."""
         (lengths, _, ragged), width = self.runs(), whole.heads.shape[2]
         resets, fresh = self.course.resets, self.course.fresh
         lstm.recall_cells[triton.cdiv(self.rows, FEW_ROWS), tiles(width)](
             self.gates, whole.counts[1], whole.heads[1], *stacks[:3], self.c, whole.flags, lengths,
             lengths if resets is None else resets, lengths if fresh is None else fresh[1], self.rows, self.units, width,
-            self.steps, first, self.limit.slope, self.limit.floor, FORGETTING=self.limit.forgetting, RAGGED=ragged,
+            self.steps, self.limit.slope, self.limit.floor, FORGETTING=self.limit.forgetting, RAGGED=ragged,
             ANEW=resets is not None, TURNS=whole.turns, ROWS=FEW_ROWS, HEADS=HEADS, **ROOMY,
         )  # fmt: skip
 
-    def differentiate(self, step: int, half: int, direction: Tensor, weight: Tensor, number: int) -> None:
+    def differentiate(self, step: int, half: int, direction: Tensor, weight: Tensor) -> None:
         gates, before = self.half_gates(step, step + 1, half), self.before(step, half)
         c_before = self._cell(step - 1, half)
         (lengths, starts, ragged), (mask, masked) = self.runs(), self.masked(half)
         (resets, anew_h, begins), (_, anew_c, _) = self.anew(step, half), self.anew(step, half, 1)
         lstm_gradient.update[self.rows, triton.cdiv(self.units, ELEMENTS)](
             gates, direction[0, half], direction[1, half], before, c_before, self._cell(step, half), lengths,
-            starts, resets, anew_h, anew_c, self.units, before.stride(0), c_before.stride(0), number,
+            starts, resets, anew_h, anew_c, self.units, before.stride(0), c_before.stride(0), step,
             self.limit.slope, self.limit.floor, self.limit.share, FORGETTING=self.limit.forgetting, RAGGED=ragged,
             ANEW=begins, SIZE=ELEMENTS, **OPTIONS,
         )  # fmt: skip
