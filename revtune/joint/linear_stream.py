@@ -24,6 +24,7 @@ from torch import Tensor
 
 from revtune.joint.linear_parts import LinearEncoder, LinearReadout
 from revtune.joint.rev_layers import ResponseRev
+from revtune.joint.tangent_starts import Moved, TangentStarts
 from revtune.reversible.kernel.tape import Tape, TapePosition
 from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
@@ -32,9 +33,6 @@ from revtune.reversible.own_pages import copied
 from revtune.reversible.streams.loss import rewind_loss, stream_loss
 from revtune.reversible.streams.stream import Batch, Stream
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
-
-Moved = list[dict[str, Tensor]]
-"""The tangent of the state of each layer, (B, N) by part; parts left out have none."""
 
 
 def linear_rewind_loss(hypers: Hyperparameters, **given: Any) -> tuple[Tensor, Hx]:
@@ -101,14 +99,15 @@ class LinearStream(Stream):
         self._moved: Moved = [{} for _ in range(layers)]  # before the chunk that is next
         self._start: Moved = []  # before the chunk that was rewound last
         self._raw_tangent: Tensor | None = None  # of its raw outputs
-        self._starts: list[Moved] = []  # before each chunk of the present segment that has been run
-        self._segment_starts: list[Moved] = []
+        device, dtype = batch.inputs.device, self.stack.tapes[0].dtype
+        self._starts = TangentStarts(device, dtype)  # before each chunk of the present segment that has been run
+        self._segment_starts = TangentStarts(device, dtype)
 
     def _preview(self, first: int, last: int) -> None:
         self._ahead(first, last, keep=False)
 
     def _forward(self, first: int, last: int) -> None:
-        self._starts.append(self._moved)
+        self._starts.push(self._moved)
         self._ahead(first, last, keep=True)
 
     def _ahead(self, first: int, last: int, *, keep: bool) -> None:
@@ -155,7 +154,7 @@ class LinearStream(Stream):
         return y, dx, moved
 
     def _segment_start(self) -> list[TapePosition]:
-        self._segment_starts.append(self._moved)
+        self._segment_starts.push(self._moved)
         return super()._segment_start()
 
     def _restart(self, starts: list[TapePosition]) -> None:

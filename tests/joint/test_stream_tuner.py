@@ -375,3 +375,34 @@ def test_a_chaotic_net_changes_nothing(factor: float, deviation: float, words: s
         tuner.train_step(batches(steps=400)[0])
     assert all(torch.equal(value, before[name]) for name, value in numbers(tuner).items())
     assert tuner.steps == 0 and tuner.states == {"train": None, "valid": None}
+
+
+MEASURED = """
+import sys, torch, revtune as rt
+from torch import nn
+from revtune.program.bench.measuring import peak_of
+torch.set_num_threads(1)
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = rt.Embedding(256, 256, dropout=0.1), rt.LinearCrossEntropy(256, 256)
+        self.rnn = rt.RevLSTM(256, 256, 2, input_dropout=0.1, weight_drop=0.1)
+def stream(net, batch, h):
+    given = dict(rnn=net.rnn, inputs=batch[:-1], targets=batch[1:], encode=net.words, readout=net.head)
+    return given | dict(max_memory="20MB" if len(batch) > 9 else None)
+net = rt.self_tuning(Net(), batch_dim=1)
+net.hypers.centred = True
+tuner = rt.Tuner(net, method="delta", stream=stream, optimizer=lambda p: torch.optim.SGD(p, 0.3))
+for _ in range(2):
+    tuner.train_step(torch.randint(256, (9, 20)))
+batch = torch.randint(256, (201, 20))
+print(peak_of(lambda: tuner.train_step(batch), torch.device("cpu")) - sum(p.nbytes for p in net.parameters()))
+"""
+
+
+@pytest.mark.slow
+def test_a_step_stays_below_a_limit_of_memory() -> None:
+    """Its chunks are of one step there, before each of which the tangents of all states are kept."""
+    done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) <= 1.1 * 20e6

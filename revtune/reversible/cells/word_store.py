@@ -17,18 +17,19 @@ from torch import Tensor
 from revtune.reversible.own_pages import in_own_pages
 
 BLOCK_WORDS = 2**19
-"""Words of a block at least, 1 MiB. What of a block is never written is never resident."""
+"""Words of a block at least, 1 MiB of int16. What of a block is never written is never resident."""
 
 
 class WordStore:
-    """A stack of chunks of words, int16. A block is freed when the last chunk in it is taken off.
+    """A stack of chunks of words. A block is freed when the last chunk in it is taken off.
 
     Args:
         device: where words lie.
+        dtype: theirs; those of a buffer are int16.
     """
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
-        self._none = torch.empty(0, dtype=torch.int16, device=device)
+    def __init__(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.int16) -> None:
+        self._none = torch.empty(0, dtype=dtype, device=device)
         self._blocks: list[Tensor] = []
         # Of each chunk: how many blocks there were, and from where to where it lies in the last of them. Numbers in
         # arrays, since objects of Python's would be small and many too.
