@@ -17,8 +17,8 @@ FLOORS = {
     "reversible": ["storage own_pages", "arguments transforms meter", "cells", "kernel", "layers", "streams"],
     "tuning": ["random_states trees hypers", "noise", "responses", "regularizers", "conversion tuner"],
     "joint": [
-        "embeddings encoding linear_layer locked_dropout readouts", "rev_layers linear_parts", "linear_stream",
-        "entries",
+        "embeddings encoding linear_layer locked_dropout readouts tangent_starts", "rev_layers linear_parts",
+        "linear_stream", "entries",
     ],
     "program": [
         "errors machine figures progress tables", "files typed layers launcher", "tuning", "data runs", "tasks",
