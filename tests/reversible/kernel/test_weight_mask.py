@@ -101,3 +101,16 @@ def message(backend: str, rate: float) -> str:
 
 def test_a_state_that_leaves_its_range_is_named_as_weights_under_the_mask_have_it() -> None:
     assert message("native", 0.5) == message("reference", 0.5) != message("native", 0.0)
+
+
+@on_native
+@nets
+@pytest.mark.usefixtures("backend")
+def test_a_weight_that_was_changed_before_the_way_back_is_refused(rev: Any) -> None:
+    """The way back reads it again, where one that was written out would still be there."""
+    net = rev(7, 6, weight_drop=0.3, output="last")
+    y, _ = net(torch.randn(23, 2, 7))
+    with torch.no_grad():
+        net.weight_hh_l0.add_(0.01)
+    with pytest.raises(RuntimeError, match="modified inplace"):
+        y.sum().backward()
