@@ -44,11 +44,14 @@ class Stacks(NamedTuple):
     def empty(cls, heads: Tensor, units: int, steps: int, slope: float, *, states: int, lost: int = 0) -> Stacks:
         """Stacks for the heads (S, B, width) of a chunk of so many steps, with room for all words of so many states.
 
-        And for what a row loses where it begins anew: so many states, all times and states together.
+        And for what a row loses where it begins anew: so many states, all times and states together. How often that is
+        differs from chunk to chunk, so that the room is a power of two then: else each would have a graph of its own.
         """
         rows, width = heads.shape[1:]
         stacks, turns = rows * tiles(width), triton.cdiv(units, width)
         capacity = states * capacity_of(turns, steps, slope) + lost * words_of_a_state(turns)
+        if lost:
+            capacity = triton.next_power_of_2(capacity)
         base = torch.arange(stacks, device=heads.device) * capacity
         depth = torch.zeros(stacks, dtype=torch.int32, device=heads.device)
         return cls(heads.new_empty(stacks * capacity, dtype=torch.int16), base, depth, capacity)

@@ -93,6 +93,19 @@ def test_what_is_asked_for_otherwise_is_another_graph(recorder: type[Replayed]) 
         assert recorder.captured == before + 1, options
 
 
+@pytest.mark.parametrize("kind", ["RevGRU", pytest.param("NF-RevLSTM", marks=pytest.mark.slow)])
+def test_chunks_share_a_graph_however_often_rows_begin_anew(kind: str, recorder: type[Replayed]) -> None:
+    """Two times, and then three, of another row."""
+    of = problem(kind, 4, hidden=4, inputs=2, rows=2)
+    few, many = torch.zeros(4, 2, dtype=torch.bool), torch.zeros(4, 2, dtype=torch.bool)
+    few[[0, 2], 0] = many[1:, 1] = True
+    for resets in (few, few, many):
+        assert all(
+            map(torch.equal, streamed("triton", of, resets=resets), streamed("native", of, resets=resets))
+        )  # fmt: skip
+    assert recorder.captured == len(graphs.graphs) == 2 and recorder.replays == 2
+
+
 def test_few_graphs_are_kept(recorder: type[Replayed], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "MOST_GRAPHS", 2)
     for rows in (1, 2, 3):
