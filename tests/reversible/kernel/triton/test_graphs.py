@@ -167,6 +167,16 @@ def test_launches_that_change_what_they_do_not_say_are_found(recorder: type[Repl
             graphs.launch(_doubled, chunk, changed=[])
 
 
+def test_a_tensor_with_nan_in_it_is_as_it_was(recorder: type[Replayed]) -> None:
+    """As the gradient of a loss may be that is scaled too much."""
+    chunk = _chunk()
+    chunk.y[0] = torch.nan
+    with torch.no_grad():
+        for _ in range(2):
+            graphs.launch(_doubled, chunk, changed=[chunk.gates])
+    assert recorder.captured == 1
+
+
 def test_every_tensor_of_a_chunk_has_a_room_of_its_own() -> None:
     chunk = _chunk()
     given = (chunk, (torch.ones(3), None, 2), torch.zeros(5, dtype=torch.int16))
@@ -180,6 +190,18 @@ def test_every_tensor_of_a_chunk_has_a_room_of_its_own() -> None:
     assert all(map(torch.equal, tensors_in(moved), tensors_in(chunk)))
 
 
+def test_fewer_steps_have_their_rooms_in_those_of_more() -> None:
+    shared: dict[Any, Tensor] = {}
+    long, short, longer = (Rooms((_chunk(steps=steps),), shared) for steps in (3, 2, 4))
+    same = [one.data_ptr() == other.data_ptr() for one, other in zip(long.whole, short.whole, strict=True)]
+    assert all(same) and short.bytes < long.bytes
+    assert longer.args[0].gates.data_ptr() != long.args[0].gates.data_ptr()
+    given = (_chunk(steps=2),)
+    short.fill(given)
+    assert all(map(torch.equal, tensors_in(short.args), tensors_in(given)))
+    assert torch.equal(long.args[0].gates[:2], given[0].gates)
+
+
 def test_what_decides_launches_is_described() -> None:
     chunk = _chunk()
     same, *others = (
@@ -191,11 +213,11 @@ def test_what_decides_launches_is_described() -> None:
         described(([1],))
 
 
-def _chunk(slope: float = 1.0) -> GruChunk:
-    """A chunk of two steps."""
-    y = torch.zeros(2, 1, 2)
+def _chunk(slope: float = 1.0, steps: int = 2) -> GruChunk:
+    """A chunk of so many steps."""
+    y = torch.zeros(steps, 1, 2)
     states = (y, y[0].clone(), None, None)
-    return GruChunk(torch.ones(2, 1, 6), states, y.clone(), (None, None), Course(), Limit(slope, True))
+    return GruChunk(torch.ones(steps, 1, 6), states, y.clone(), (None, None), Course(), Limit(slope, True))
 
 
 def _doubled(chunk: Chunk) -> None:
