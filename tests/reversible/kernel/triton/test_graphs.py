@@ -19,6 +19,8 @@ from revtune.reversible.kernel.triton import graphs
 from revtune.reversible.kernel.triton.chunk import Chunk, Course, Limit
 from revtune.reversible.kernel.triton.gru_chunk import GruChunk
 from revtune.reversible.kernel.triton.rooms import LEAST_WORDS, Rooms, described, tensors_in
+from tests.chunking import set_stack_chunk_steps
+from tests.in_triton import BOTH, agree, joined, joined_graph, moved
 from tests.stored import Problem, problem
 
 pytestmark = pytest.mark.skipif(not backend.load(), reason="there is no C++ kernel to compare with")
@@ -79,6 +81,44 @@ def test_replayed_chunks_have_the_same_bits(
         assert all(map(torch.equal, run("triton", moved, **options), run("native", moved, **options)))
     assert recorder.captured == len(graphs.graphs) == 2  # there, and back or the gradient
     assert recorder.replays == 2 * 3 * 2 - 2 * recorder.captured
+
+
+@pytest.mark.parametrize("kind", ["RevGRU", pytest.param("RevLSTM", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("what", ["starts", "sliced"])
+def test_late_starts_and_kept_units_are_replayed(kind: str, what: str, recorder: type[Replayed]) -> None:
+    """Two sequences of two chunks; rows start at other steps, and other units are kept, in the second one."""
+    for seed in range(2):
+        of = problem(kind, 4, bits=None, hidden=4, inputs=2, rows=2, seed=seed)
+        settings: dict[str, Any] = {"starts": torch.tensor([seed, 3])} if what == "starts" else {"sliced": 1}
+        found, wanted = (moved(engine, of, 2, **settings) for engine in BOTH)
+        agree(found, wanted, torchs=("ih", "hh"))
+    assert recorder.captured == len(graphs.graphs) == 3 and recorder.replays == 3 * 2  # there, back and the gradient
+
+
+@pytest.mark.parametrize(
+    "rev", [pytest.param(rt.RevGRU, marks=pytest.mark.slow), pytest.param(rt.RevLSTM, marks=pytest.mark.slow)]
+)
+def test_streams_of_ragged_rows_in_both_directions_are_replayed(
+    rev: type[rt.RevGRU] | type[rt.RevLSTM], recorder: type[Replayed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of a net with other weights and lengths each time, and what an encoder keeps."""
+    set_stack_chunk_steps(monkeypatch, 2)
+
+    def step(engine: str, seed: int) -> dict[str, Tensor]:
+        torch.manual_seed(seed)
+        net, head = rev(2, 4, bidirectional=True, backend=engine), rt.LinearCrossEntropy(8, 5)
+        x, lengths = torch.randn(4, 2, 2), torch.tensor([4, 1 + seed])
+        loss, _ = rt.rewind_loss(net, x, torch.randint(5, (4, 2)), readout=head, lengths=lengths)
+        kept, last = rt.rewind_encode(net, x, lengths=lengths, units=1)
+        assert kept is not None
+        (loss + kept.sin().sum() + joined_graph(last).cos().sum()).backward()
+        grads = {name: one.grad for name, one in net.named_parameters() if one.grad is not None}
+        return {"loss": loss.detach(), "kept": kept.detach(), "last": joined(last), **grads}
+
+    torchs = tuple(f"weight_{which}_l0{way}" for which in ("ih", "hh") for way in ("", "_reverse"))
+    for seed in range(2):
+        agree(step("triton", seed), step("native", seed), torchs=torchs)
+    assert not graphs.graphs.failure and recorder.replays > recorder.captured > 0
 
 
 def test_what_is_asked_for_otherwise_is_another_graph(recorder: type[Replayed]) -> None:
