@@ -14,7 +14,7 @@ from revtune.reversible.layers.layer import LayerSettings, build_tape
 from revtune.reversible.layers.scan import Recording
 from tests.stored import Problem, Result, State, differentiate, relative
 
-BOTH = ("triton", "native")
+BOTH: tuple[Engine, ...] = ("triton", "native")
 """The two kernels."""
 
 

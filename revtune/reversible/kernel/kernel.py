@@ -121,6 +121,8 @@ class Kernel:
         self.masks = [masks[part].contiguous() if part in masks else None for part in cell.states[0]]
         self.lengths, self.starts = (None if one is None else one.long().contiguous() for one in (lengths, starts))
         self.resets, self.anew = None if resets is None else resets.contiguous().view(torch.uint8), anew
+        # Known to the host, so that no chunk waits for a device
+        self._begin: list[bool] = [] if resets is None else resets.any(1).tolist()
         self._reused: dict[str, Tensor] = {}
         self._packs: tuple[Tensor, Tensor | None] | None = None
 
@@ -193,8 +195,7 @@ class Kernel:
         """Where rows begin anew in a chunk of so many steps, (K, B); None where none does."""
         if self.resets is None:
             return None
-        at = self.resets[first : first + steps]
-        return at if at.any() else None
+        return self.resets[first : first + steps] if any(self._begin[first : first + steps]) else None
 
     def _anew(self, chunk: ChunkBuffers) -> tuple[Tensor | None, Tensor | None]:
         """Where a chunk's rows begin anew and from what, in the order of the operators' arguments."""
@@ -470,6 +471,8 @@ class Kernel:
         assert self.anew is not None
         before = self._shared("before", (*chunk.y.shape[:2], self.units))
         before[0], before[1:] = chunk.y_start[:, self.units :], chunk.y[:-1, :, self.units :]
+        if self.weights.engine == "triton":  # which steps and rows they are is a question
+            return torch.where(resets.bool().unsqueeze(-1), fixed.from_counts(self.anew[0, 1], before.dtype), before)
         steps, rows = resets.nonzero(as_tuple=True)
         before[steps, rows] = fixed.from_counts(self.anew[0, 1, rows], before.dtype)
         return before

@@ -1,10 +1,12 @@
 """What must hold on a way back: asked of a device once, at its end, and of a CPU at once."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from revtune.errors import ReversalError
-from revtune.reversible.kernel.asked_once import asking_once, numbers, require, same
+from revtune.reversible.kernel.asked_once import Number, asking_once, numbers, require, same
 from revtune.reversible.kernel.checksum import checksum, checksum_there, fingerprint, fingerprint_there, signed
 from tests.questions import counting
 
@@ -15,7 +17,7 @@ def test_the_first_that_does_not_hold_is_told_at_the_end() -> None:
     reached = False
     with counting() as questions, pytest.raises(ReversalError, match="^second$"), asking_once():
         for what, holds in (("first", YES), ("second", NO), ("third", NO)):
-            require(holds, lambda what=what: what)
+            require(holds, partial(str, what))
         reached = True
     assert reached and questions.asked == ["tolist"]
 
@@ -49,7 +51,7 @@ def test_a_block_within_another_asks_for_its_own() -> None:
 
 def test_numbers_are_asked_for_at_once() -> None:
     large = 2**64 - 3
-    some = [large, torch.tensor(-3), 5, torch.tensor(7)]
+    some: list[Number] = [large, torch.tensor(-3), 5, torch.tensor(7)]
     with counting() as questions:
         assert numbers(some) == [large, -3, 5, 7]
     assert questions.asked == ["tolist"] and numbers([]) == []

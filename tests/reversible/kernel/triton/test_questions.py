@@ -22,10 +22,11 @@ def small(kind: str) -> Problem:
 
 
 @BOTH_CELLS
-@pytest.mark.parametrize("chunk", [1, 2])
-def test_a_way_back_asks_once(kind: str, chunk: int) -> None:
-    """Whether digests, words and heads of all chunks came out is one question."""
-    recording, _ = recorded("triton", small(kind), chunk=chunk)
+@pytest.mark.parametrize(("chunk", "reset"), [(1, False), (2, False), (2, True)])
+def test_a_way_back_asks_once(kind: str, chunk: int, reset: bool) -> None:
+    """Whether digests, words and heads of all chunks came out is one question, also where rows begin anew."""
+    resets = torch.tensor([[False, True]] * 4) if reset else None
+    recording, _ = recorded("triton", small(kind), chunk=chunk, resets=resets)
     with counting() as questions:
         y, _ = rt.unscan(recording)
     assert questions.asked == ["tolist"] and torch.equal(y, recording.y)
@@ -58,8 +59,9 @@ def test_a_layer_that_recalls_asks_nothing_on_its_way_back(kind: str, monkeypatc
         return grads
 
     monkeypatch.setattr(RecalledLayer, "backward", counted)
-    of = small(kind)
-    y, _ = rt.scan(of.cell, of.x.requires_grad_(), of.state, weights=of.weights, backend="triton", chunk=2)
+    of, resets = small(kind), torch.tensor([[False, True]] * 4)
+    weights = {name: weight.requires_grad_() for name, weight in of.weights.items()}
+    y, _ = rt.scan(of.cell, of.x, of.state, weights=weights, backend="triton", chunk=2, resets=resets)
     y.sum().backward()
     assert not found[0].asked and found[0].operators > 0
 
