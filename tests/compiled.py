@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from itertools import product as product_of
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ WHOLES = {
     "source_stride", "c_stride", "rh_stride", "before_stride", "x_stride", "y_stride", "w_output", "w_input", "steps",
     "begin", "end",
 }  # fmt: skip
+
+ONE_ROW = {"positions", "rows", "width", "step", "steps", "w_input"}
+"""Those that are 1 where B = 1 and H = 16."""
 
 
 def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
@@ -88,6 +92,18 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
         }  # fmt: skip
 
 
+def with_ones() -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Every kernel, for the most that it is compiled for, where numbers are 1: for those Triton compiles it anew.
+
+    Those of one row of a layer of 16 units, whose heads have eight turns, at its second step; and all numbers.
+    """
+    last = {kernel.fn.__name__ + kernel.fn.__module__: (name, kernel, constants) for name, kernel, constants in cases()}
+    for name, kernel, constants in last.values():
+        for ones in (ONE_ROW, WHOLES):
+            found = dict.fromkeys((one.name for one in kernel.params if one.name in ones), 1)
+            yield f"{name}, {len(found)} ones", kernel, {**constants, **found}
+
+
 def compiled(kernel: Any, constants: Mapping[str, Any], capability: int) -> Any:
     """A kernel for `sm_<capability>`, with the options of its launches."""
     import triton
@@ -138,5 +154,5 @@ def _output(*command: Any) -> str:
 
 
 if __name__ == "__main__":
-    for name, kernel, constants in cases():
+    for name, kernel, constants in chain(cases(), with_ones()):
         print(json.dumps(facts(name, compiled(kernel, constants, int(sys.argv[1])))), flush=True)

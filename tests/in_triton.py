@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 import revtune as rt
+from revtune.reversible.kernel.engine import Engine
 from revtune.reversible.kernel.native_tape import NativeTape
+from revtune.reversible.kernel.tape import LayerTensors
+from revtune.reversible.layers.layer import LayerSettings, build_tape
 from revtune.reversible.layers.scan import Recording
 from tests.stored import Problem, Result, State, differentiate, relative
 
-BOTH = ("triton", "native")
+BOTH: tuple[Engine, ...] = ("triton", "native")
 """The two kernels."""
 
 
@@ -70,3 +73,36 @@ def layers_agree(of: Problem, **options: Any) -> Result:
 def joined(states: Tensor | State) -> Tensor:
     """h, or h and c, as one tensor."""
     return states.detach() if isinstance(states, Tensor) else torch.stack([state.detach() for state in states])
+
+
+def joined_graph(states: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """h, or h and c, as one tensor with its graph."""
+    return states if isinstance(states, Tensor) else torch.stack(states)
+
+
+def moved(engine: Engine, of: Problem, chunk: int, **settings: Any) -> dict[str, Tensor]:
+    """What a tape comes to, chunk by chunk, there and back again, with its gradient."""
+    state, weights = (tuple(one.clone().requires_grad_() for one in of.state),
+                      {name: one.clone().requires_grad_() for name, one in of.weights.items()})  # fmt: skip
+    layer, given = LayerTensors(state, weights, {}), LayerSettings("tape", engine, **settings)
+    with torch.no_grad():
+        start = build_tape(of.cell, layer, given, len(of.x), of.x.dtype)
+    tape = build_tape(of.cell, layer, given, len(of.x), of.x.dtype)
+    assert isinstance(tape, NativeTape)
+    found: dict[str, Tensor] = {}
+    with torch.no_grad(), rt.meter():
+        for first in range(0, len(of.x), chunk):
+            found[f"y {first}"] = tape.forward(of.x[first : first + chunk], first).clone()
+        found |= {f"last {part}": count.clone() for part, count in tape.counts.items()}
+        found |= {"heads": tape.buffer.heads.clone(), "slices": tape.slices.clone()}
+        usage = tape.usage()
+        found["told"] = torch.tensor([tape.buffer.words, usage.ideal_bits, usage.unit_steps], dtype=torch.float64)
+        for first in reversed(range(0, len(of.x), chunk)):
+            part = of.x[first : first + chunk]
+            assert torch.equal(tape.rewind(part, first), found[f"y {first}"])
+            dx = tape.gradient(part, found[f"y {first}"].sin())
+            assert dx is not None
+            found[f"dx {first}"] = dx.clone()
+        assert all(torch.equal(count, start.counts[part]) for part, count in tape.counts.items())
+    assert tape.buffer.words == 0
+    return found | {f"d {part}": grad for part, grad in tape.direction.items()} | tape.weights.gradients

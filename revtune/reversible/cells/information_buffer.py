@@ -108,6 +108,9 @@ class Buffer:
         True
     """
 
+    free_to_ask = True
+    """Whether it asks its device for numbers as it likes."""
+
     def __init__(
         self, rows: int, units: int, *, parts: int = 1, share: int = 1, device: torch.device | str = "cpu"
     ) -> None:
@@ -187,12 +190,12 @@ class Buffer:
 
     @contextmanager
     def rewinding(self) -> Iterator[None]:
-        """While what one `seal` closed is undone, all of it.
-
-        Raises:
-            ReversalError: more words were wanted than it closed.
-        """
+        """While what one `seal` closed is undone, all of it; `came_even` is asked then."""
         yield
+
+    def came_even(self) -> tuple[bool | Tensor, bool | Tensor]:
+        """Whether what one `seal` closed had enough words to be undone, and no more. `divide` raises here."""
+        return True, True
 
     def put_away(self, rows: Tensor, counts: Sequence[Tensor]) -> None:
         """Push counts of some rows and their heads whole, and let these heads begin anew.

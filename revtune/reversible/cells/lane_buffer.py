@@ -28,6 +28,8 @@ class LaneBuffer(Buffer):
     Outside of `rewinding`, `divide` asks when the words at hand may not suffice.
     """
 
+    free_to_ask = False
+
     def __init__(
         self, rows: int, units: int, *, parts: int = 1, share: int = 1, device: torch.device | str = "cpu"
     ) -> None:
@@ -88,7 +90,13 @@ class LaneBuffer(Buffer):
         self._set_at_hand(self._unpacked() if len(self._sealed) else None)
         self._sure = float("inf")
         yield
-        self._settled()
+
+    def came_even(self) -> tuple[bool | Tensor, bool | Tensor]:
+        if not self._touched:  # and another `seal` may have closed the words at hand
+            return True, True
+        enough, all_taken = self._least >= 0, self._left == 0
+        self._set_at_hand(None)
+        return enough, all_taken
 
     def seal(self) -> None:
         if self._open:

@@ -38,7 +38,19 @@ _FOLD = 0x100000001B3
 
 
 def checksum(depth: int, tensors: Iterable[Tensor]) -> int:
-    """64 bits of float64 or int64 tensors and a number; sensitive to every bit, to order and to position.
+    """64 bits of float64 or int64 tensors and a number; sensitive to every bit, to order and to position."""
+    sums = _sums(tensors)
+    return chained([depth, *torch.stack(sums).tolist()]) if sums else depth
+
+
+def checksum_there(depth: int, tensors: Iterable[Tensor]) -> Tensor:
+    """The same as a tensor, int64, on these tensors' device, which is not asked for it."""
+    sums = _sums(tensors)
+    return chained_there([torch.full_like(sums[0], depth), *sums])
+
+
+def _sums(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """A sum of each tensor's values.
 
     Each value's bits are xored with a key of its position, multiplied, folded and multiplied again before they are
     added up, so that differences do not cancel. 0 and -0 count as the same.
@@ -50,7 +62,7 @@ def checksum(depth: int, tensors: Iterable[Tensor]) -> int:
         mixed = (bits ^ key).mul_(_MIX)
         mixed = (mixed ^ (mixed >> 29)).mul_(_KEY)
         sums.append((mixed ^ (mixed >> 32)).sum())
-    return chained([depth, *torch.stack(sums).tolist()]) if sums else depth
+    return sums
 
 
 def fingerprint(tensor: Tensor) -> int:
@@ -58,9 +70,20 @@ def fingerprint(tensor: Tensor) -> int:
     return chained(checksum(0, _blocks(piece)) for piece in dense_pieces(tensor))
 
 
+def fingerprint_there(tensor: Tensor) -> Tensor:
+    """The same as a tensor, int64, on its device, which is not asked for it."""
+    return chained_there(checksum_there(0, _blocks(piece)) for piece in dense_pieces(tensor))
+
+
 def chained(numbers: Iterable[int]) -> int:
     """One number for several, in their order."""
     return reduce(lambda total, number: (total * _FOLD + number) & (2**64 - 1), numbers, 0)
+
+
+def chained_there(numbers: Iterable[Tensor]) -> Tensor:
+    """The same of tensors of one int64 number each, on their device; it wraps around where `chained` takes 2^64."""
+    first, *others = numbers
+    return reduce(lambda total, number: total * _FOLD + number, others, first)
 
 
 def signed(number: int) -> int:

@@ -19,6 +19,7 @@ from revtune.reversible import meter as metering
 from revtune.reversible.cells import fixed
 from revtune.reversible.cells.cell import Cell, slope_of
 from revtune.reversible.cells.information_buffer import HEAD_START, check_share, default_share
+from revtune.reversible.kernel.asked_once import Number, Truth
 from revtune.reversible.kernel.engine import operators
 from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.own_pages import in_own_pages
@@ -120,6 +121,8 @@ class Kernel:
         self.masks = [masks[part].contiguous() if part in masks else None for part in cell.states[0]]
         self.lengths, self.starts = (None if one is None else one.long().contiguous() for one in (lengths, starts))
         self.resets, self.anew = None if resets is None else resets.contiguous().view(torch.uint8), anew
+        # Known to the host, so that no chunk waits for a device
+        self._begin: list[bool] = [] if resets is None else resets.any(1).tolist()
         self._reused: dict[str, Tensor] = {}
         self._packs: tuple[Tensor, Tensor | None] | None = None
 
@@ -192,8 +195,7 @@ class Kernel:
         """Where rows begin anew in a chunk of so many steps, (K, B); None where none does."""
         if self.resets is None:
             return None
-        at = self.resets[first : first + steps]
-        return at if at.any() else None
+        return self.resets[first : first + steps] if any(self._begin[first : first + steps]) else None
 
     def _anew(self, chunk: ChunkBuffers) -> tuple[Tensor | None, Tensor | None]:
         """Where a chunk's rows begin anew and from what, in the order of the operators' arguments."""
@@ -248,7 +250,7 @@ class Kernel:
         keep: Keep,
         tally: Tensor | None = None,
         sliced: int = 0,
-    ) -> tuple[Tensor, int, bool]:
+    ) -> tuple[Tensor, Number, bool]:
         """Run a chunk.
 
         Args:
@@ -263,7 +265,7 @@ class Kernel:
         Returns:
             The words spilled, a digest of counts and heads before the chunk, and whether all states stayed in range.
         """
-        result: tuple[Tensor, int, bool] = self.operators.forward(
+        result: tuple[Tensor, Number, bool] = self.operators.forward(
             chunk.gates, counts, heads, *chunk.states(), chunk.rh, *self._reading(), self.lengths, first,
             *self.limit, keep, tally, sliced, chunk.hh_answer, *self._anew(chunk), self.starts,
         )  # fmt: skip
@@ -288,14 +290,14 @@ class Kernel:
         words: Tensor,
         first: int,
         slices: Tensor | None = None,
-    ) -> tuple[int, bool]:
+    ) -> tuple[Number, Truth]:
         """Undo a chunk; arguments as in `forward`, and the sliced units before each step, (K, B, sliced).
 
         Returns a digest of counts and heads before the chunk, and whether its words were used up exactly.
         """
-        if not _fit(words, self.stacks(heads)):
+        if not self._fit(words, heads):
             return 0, False
-        result: tuple[int, bool] = self.operators.rewind(
+        result: tuple[Number, Truth] = self.operators.rewind(
             chunk.gates, counts, heads, words, *chunk.states(), chunk.rh, *self._reading(), self.lengths, first,
             *self.limit, slices, chunk.hh_answer, *self._anew(chunk), self.starts,
         )  # fmt: skip
@@ -317,12 +319,19 @@ class Kernel:
             for read, (gate, product) in self._reads(chunk, half, r, rh):
                 torch.mul(gate, read if mask is None else read * mask, out=product)
 
-    def recall_cells(self, chunk: ChunkBuffers, counts: Tensor, heads: Tensor, words: Tensor, first: int) -> bool:
+    def recall_cells(self, chunk: ChunkBuffers, counts: Tensor, heads: Tensor, words: Tensor, first: int) -> Truth:
         """Rewind c alone, once gates and h are known. Returns whether its words were used up exactly."""
-        exact: bool = _fit(words, self.stacks(heads)) and self.operators.recall_cells(
+        exact: Truth = self._fit(words, heads) and self.operators.recall_cells(
             chunk.gates, counts, heads, words, *chunk.states(), self.lengths, first, *self.limit, *self._anew(chunk)
         )
         return exact
+
+    def _fit(self, words: Tensor, heads: Tensor) -> bool:
+        """Whether a chunk's words may be as many as they say; Triton's operators see to that on their device."""
+        stacks = self.stacks(heads)
+        if self.weights.engine == "triton":
+            return not words.numel() or words.numel() >= 2 * stacks
+        return _fit(words, stacks)
 
     def gradient(
         self, chunk: ChunkBuffers, direction: Tensor, dy: Tensor | None, first: int, anew: Tensor | None = None
@@ -462,6 +471,8 @@ class Kernel:
         assert self.anew is not None
         before = self._shared("before", (*chunk.y.shape[:2], self.units))
         before[0], before[1:] = chunk.y_start[:, self.units :], chunk.y[:-1, :, self.units :]
+        if self.weights.engine == "triton":  # which steps and rows they are is a question
+            return torch.where(resets.bool().unsqueeze(-1), fixed.from_counts(self.anew[0, 1], before.dtype), before)
         steps, rows = resets.nonzero(as_tuple=True)
         before[steps, rows] = fixed.from_counts(self.anew[0, 1, rows], before.dtype)
         return before

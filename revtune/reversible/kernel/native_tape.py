@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableSequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from revtune.errors import ReversalError
 from revtune.reversible.cells import fixed
 from revtune.reversible.cells.state_range import check_input
 from revtune.reversible.cells.word_store import WordStore
+from revtune.reversible.kernel.asked_once import Number, numbers, require, same
 from revtune.reversible.kernel.checksum import signed
 from revtune.reversible.kernel.kernel import ChunkBuffers, Keep, Kernel, new_tally, stacked, tallied_bits, unstacked
 from revtune.reversible.kernel.reference import name_bad_state
@@ -34,13 +36,13 @@ class NativeBuffer:
         stacks: how many stacks the words of a chunk are in: B, one a row, but for Triton's kernel.
         chunks: the words of each chunk as csrc/words.h seals them: how many each stack has, in 2 numbers of 16 bits,
             then the words stack by stack; empty where none has any.
-        digests: a digest of state and heads before each chunk.
+        digests: a digest of state and heads before each chunk; numbers in an array, or on a device in a list.
     """
 
     heads: Tensor
     stacks: int
     chunks: WordStore
-    digests: array[int] = field(default_factory=lambda: array("q"))
+    digests: MutableSequence[Any] = field(default_factory=lambda: array("q"))
 
     @property
     def words(self) -> int:
@@ -86,6 +88,10 @@ class NativeTape(Tape):
         """The present counts by part, views of one tensor."""
         return unstacked(self._counts, self.cell)
 
+    @property
+    def waits(self) -> bool:
+        return self.weights.engine == "triton"
+
     def copy(self) -> NativeTape:
         other = copy.copy(self)
         other.buffer, other.weights, other._counts = self.buffer.copy(), self.weights.fresh(), copied(self._counts)
@@ -104,17 +110,20 @@ class NativeTape(Tape):
         self._counts = stacked(position.counts, self.cell)
         heads = self.kernel.heads(*self._sizes) if position.heads is None else copied(position.heads)
         self.buffer = NativeBuffer(heads, self.kernel.stacks(heads), WordStore(heads.device))
+        if self.waits:
+            self.buffer.digests = []
         self._ideal, self._spilled = 0.0, 0
 
     def position(self) -> TapePosition:
         return TapePosition(unstacked(copied(self._counts), self.cell), copied(self.buffer.heads))
 
     def stored(self) -> Stored:
-        return Stored(list(self.buffer.chunks), [digest % 2**64 for digest in self.buffer.digests])
+        return Stored(list(self.buffer.chunks), [digest % 2**64 for digest in numbers(self.buffer.digests)])
 
     def take_up(self, stored: Stored) -> None:
         self.buffer.chunks = WordStore.of(stored.words, self.buffer.heads.device)
-        self.buffer.digests = array("q", map(signed, stored.checks))
+        checks = map(signed, stored.checks)
+        self.buffer.digests = list(checks) if self.waits else array("q", checks)
 
     def forward(self, x: Tensor, first: int) -> Tensor:
         return self._forward(x, first)
@@ -152,10 +161,9 @@ class NativeTape(Tape):
         words, recorded = self.buffer.chunks.pop(), self.buffer.digests.pop()
         slices = self._slices_before(first, len(x), chunk.resets) if self.sliced else None
         digest, exact = self.kernel.rewind(chunk, self._counts, self.buffer.heads, words, first, slices)
-        if not exact:
-            raise ReversalError(self._explain(x, first, "the information buffer did not come out even"))
-        if digest != recorded:
-            raise ReversalError(self._explain(x, first, "the state differs from the one recorded before these steps"))
+        require(exact, lambda: self._explain(x, first, "the information buffer did not come out even"))
+        unlike = "the state differs from the one recorded before these steps"
+        require(same(digest, recorded), lambda: self._explain(x, first, unlike))
         return chunk.y
 
     def aim(self, direction: dict[str, Tensor]) -> None:
@@ -201,7 +209,7 @@ class NativeTape(Tape):
 
     def _run(
         self, x: Tensor, first: int, keep: Keep, tally: Tensor | None = None, *, recorded: bool = False
-    ) -> tuple[Tensor, Tensor, int]:
+    ) -> tuple[Tensor, Tensor, Number]:
         """Run a chunk. Returns its outputs, the words spilled, and a digest of state and heads before it."""
         check_input(x, first, self.name)
         reused = self.reuses_outputs and keep is not Keep.NOTHING  # what `infer` returns may be handed to users

@@ -23,7 +23,8 @@ from revtune.reversible.cells.cell import Cell, Step
 from revtune.reversible.cells.information_buffer import Buffer, default_share, ideal_bits
 from revtune.reversible.cells.lane_buffer import buffer_for
 from revtune.reversible.cells.state_range import LARGEST_COUNT, check_input, name_bad_count
-from revtune.reversible.kernel.checksum import checksum
+from revtune.reversible.kernel.asked_once import Number, numbers, require, same
+from revtune.reversible.kernel.checksum import checksum, checksum_there
 from revtune.reversible.kernel.forward_mode import differentiating_forward, make_dual, primal_and_tangent
 from revtune.reversible.kernel.stage_graph import RecordingStep, StageGraph
 from revtune.reversible.kernel.tape import Stored, Tape, TapePosition, step_range
@@ -82,7 +83,7 @@ class ReferenceTape(Tape):
         self.buffer = buffer_for(device)(self.rows, self.units, parts=len(parts), share=self._share, device=device)
         if position.heads is not None:
             self.buffer.heads.copy_(position.heads)
-        self._checks: list[int] = []
+        self._checks: list[Number] = []
         self._ideal, self._spilled = 0.0, 0
         self._peak = torch.zeros((), dtype=torch.float64, device=device)
         self._rough: dict[str, Tensor] = {}  # whether a multiplier of a part was no multiple of 1/1024
@@ -93,7 +94,7 @@ class ReferenceTape(Tape):
         return TapePosition(dict(self.counts), self.buffer.heads.clone())
 
     def stored(self) -> Stored:
-        return Stored(self.buffer.sealed(), self._checks)
+        return Stored(self.buffer.sealed(), [number % 2**64 for number in numbers(self._checks)])
 
     def take_up(self, stored: Stored) -> None:
         self.buffer.take_up(stored.words)
@@ -130,7 +131,8 @@ class ReferenceTape(Tape):
 
     def rewind(self, x: Tensor, first: int) -> Tensor:
         self._check_heads(x, first)
-        projected, y = self._project(x, first), self._outputs(x)
+        projected = self.weights.project(x) if self.waits else self._project(x, first)
+        y = self._outputs(x)
         self._graphs, self._graphs_first = [], first
         try:
             with self.buffer.rewinding():
@@ -142,8 +144,13 @@ class ReferenceTape(Tape):
         except ReversalError as error:
             raise ReversalError(self._explain(x, first, str(error))) from None
         self._graphs.reverse()
-        if not self._checks or self._checksum() != self._checks.pop():
-            raise ReversalError(self._explain(x, first, "the state differs from the one recorded before these steps"))
+        enough, all_taken = self.buffer.came_even()
+        require(enough, lambda: self._explain(x, first, "the information buffer ran empty"))
+        unlike = "the state differs from the one recorded before these steps"
+        require(all_taken, lambda: self._explain(x, first, unlike))
+        require(
+            bool(self._checks) and same(self._checksum(), self._checks.pop()), lambda: self._explain(x, first, unlike)
+        )
         return y
 
     def gradient(self, x: Tensor, dy: Tensor | None, *, keep: bool = False, wanted: bool = True) -> Tensor | None:
@@ -193,6 +200,10 @@ class ReferenceTape(Tape):
         dy, moved = self.tangent(x, first, dx, shift, start)  # which runs from where the tape stands and returns there
         y = self.forward(x, first) if keep else self.preview(x, first)
         return y, dy, moved
+
+    @property
+    def waits(self) -> bool:
+        return not self.buffer.free_to_ask
 
     def _return_to(self, start: TapePosition) -> None:
         """Stand where a chunk began that was run without keeping its words."""
@@ -382,8 +393,9 @@ class ReferenceTape(Tape):
     def _write(self, y: Tensor) -> None:
         torch.cat([self._floats[part] for part in self.cell.states[0]], -1, out=y)
 
-    def _checksum(self) -> int:
-        return checksum(self.buffer.words, (*self.counts.values(), self.buffer.heads))
+    def _checksum(self) -> Number:
+        compute = checksum_there if self.waits else checksum
+        return compute(self.buffer.words, (*self.counts.values(), self.buffer.heads))
 
     def _note_gate(self, z: Tensor, part: str) -> None:
         """Note whether a multiplier is rounded; `_inspect` asks, once a chunk."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from revtune.errors import BackendError, ReversalError
 from revtune.reversible.cells.cell import Cell, Response, State
+from revtune.reversible.kernel.asked_once import asking_once, numbers
 from revtune.reversible.kernel.backend import at_hand
 from revtune.reversible.kernel.checksum import BETWEEN, MEANWHILE, chained, signed
 from revtune.reversible.kernel.engine import Engine, operators, triton_takes
@@ -113,9 +114,9 @@ class SequenceRecord(NamedTuple):
 
     def tensor(self) -> Tensor:
         """This record as int64 numbers."""
-        chunks = [number for chunk in self.chunks for number in chunk]
-        numbers = [*self.environment.numbers(), *self.sizes, *self.digests, *chunks]
-        return torch.tensor([*numbers, _sealing(numbers)])
+        chunks = numbers(number for chunk in self.chunks for number in chunk)
+        record = [*self.environment.numbers(), *self.sizes, *self.digests, *chunks]
+        return torch.tensor([*record, _sealing(record)])
 
     @classmethod
     def of(cls, facts: Tensor, tensors: int) -> SequenceRecord:
@@ -127,17 +128,16 @@ class SequenceRecord(NamedTuple):
         *recorded, seal = facts.tolist() or [0]
         if seal != _sealing(recorded):
             raise ReversalError("the record of a sequence is not the one that was made; no gradient was produced")
-        numbers = iter(recorded)
-        environment = Environment.of([next(numbers) for _ in range(NUMBERS)])
-        sizes, digests = ([next(numbers) for _ in range(count)] for count in (SIZES, tensors))
-        return cls(
-            environment, sizes, digests, [ChunkRecord(*three) for three in zip(numbers, numbers, numbers, strict=True)]
-        )
+        found = iter(recorded)
+        environment = Environment.of([next(found) for _ in range(NUMBERS)])
+        sizes, digests = ([next(found) for _ in range(count)] for count in (SIZES, tensors))
+        chunks = [ChunkRecord(*three) for three in zip(found, found, found, strict=True)]
+        return cls(environment, sizes, digests, chunks)
 
 
-def _sealing(numbers: list[int]) -> int:
+def _sealing(record: list[int]) -> int:
     """A number that seals a record: any change of the others almost surely changes it."""
-    return signed(chained([1, *numbers]))
+    return signed(chained([1, *record]))
 
 
 def _sequence(*arguments: Any) -> tuple[Tensor, ...]:
@@ -178,7 +178,8 @@ def _sequence_backward(*arguments: Any) -> list[Tensor]:
         learns_anew = any(want[field] for field in _ANEW)
         layer = RecalledLayer(given, wanted, learns_anew=learns_anew, kept=len(call.kept))
         try:
-            dx, dstate, danew = layer.backward(run, call.dy, call.dfinal, want_dx=want["x"])
+            with asking_once():
+                dx, dstate, danew = layer.backward(run, call.dy, call.dfinal, want_dx=want["x"])
         finally:  # a change is the reason for other errors too
             _check_unchanged(given, record.digests, MEANWHILE)
     grads = {field: layer.weights.gradients.get(name) for field, name in _WEIGHTS.items()}
@@ -194,7 +195,8 @@ def _sizes(x: Tensor, run: SequenceRun | BackwardArguments) -> list[int]:
 
 def _digests(given: SequenceArguments) -> list[int]:
     """A digest of each tensor that backward reads again."""
-    return [operators(given.engine).digest([tensor.contiguous()]) for tensor in given.read_again().values()]
+    digest = operators(given.engine).digest
+    return numbers(digest([tensor.contiguous()]) for tensor in given.read_again().values())
 
 
 def _check_unchanged(given: SequenceArguments, recorded: list[int], when: str) -> None:

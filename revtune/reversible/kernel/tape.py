@@ -23,9 +23,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from revtune.errors import ReversalError
 from revtune.reversible.cells import fixed
 from revtune.reversible.cells.cell import Cell, Response, State
+from revtune.reversible.kernel.asked_once import require
 from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.meter import Usage
 
@@ -185,7 +185,8 @@ class Tape(ABC):
         """Undo the chunk that `forward` ran last, keeping its gates for `gradient`. Returns its outputs (K, B, H).
 
         Raises:
-            ReversalError: the state, the heads or the depth of the buffer is not what it was before the chunk.
+            ReversalError: the state, the heads or the depth of the buffer is not what it was before the chunk. On a
+                device it is raised at the end of `asking_once`.
         """
 
     @abstractmethod
@@ -232,6 +233,11 @@ class Tape(ABC):
             The outputs and their tangents, (K, B, H), and the tangent of the state after the chunk.
         """
 
+    @property
+    @abstractmethod
+    def waits(self) -> bool:
+        """Whether a host that asks for a number waits for a device, so that it asks as seldom as can be."""
+
     def aim(self, direction: dict[str, Tensor]) -> None:
         """Start the way back from this gradient of the state, (B, N) by part."""
         self.direction = direction
@@ -274,8 +280,8 @@ class Tape(ABC):
     def _check_heads(self, x: Tensor, first: int) -> None:
         """Refuse heads that are damaged by less than one: the way back would round that off, after wrong outputs."""
         heads = self.buffer.heads
-        if not torch.equal(heads, heads.floor()):
-            raise ReversalError(self._explain(x, first, "a head of the information buffer is no whole number"))
+        whole = (heads == heads.floor()).all() if self.waits else torch.equal(heads, heads.floor())
+        require(whole, lambda: self._explain(x, first, "a head of the information buffer is no whole number"))
 
     def _keep_slices(self, y: Tensor, first: int) -> Tensor:
         """Keep the sliced units of a chunk's outputs (K, B, H), which are returned."""

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from revtune.reversible.cells.cell import Response, Rows, block_rows
 from revtune.reversible.cells.state_range import check_finite
-from revtune.reversible.kernel.checksum import chained, dense_pieces, fingerprint
-from revtune.reversible.kernel.engine import Engine, operators
+from revtune.reversible.kernel.asked_once import Number, numbers
+from revtune.reversible.kernel.checksum import chained, chained_there, dense_pieces, fingerprint, fingerprint_there
+from revtune.reversible.kernel.engine import Engine, operators, triton_takes
 from revtune.reversible.kernel.matmuls import KernelProducts, Products
 from revtune.reversible.kernel.weight_mask import WeightMask
 from revtune.reversible.own_pages import zeros
@@ -97,10 +98,20 @@ class Weights:
         return other
 
     def fingerprint(self, tensor: Tensor) -> int:
-        """A number that a change of any of the tensor's bits almost surely changes. The kernel computes it faster."""
-        if self.engine == "triton" or (self.engine and tensor.device.type == "cpu"):
-            return chained(operators(self.engine).digest([piece]) for piece in dense_pieces(tensor))
-        return fingerprint(tensor)
+        """A number that a change of any of the tensor's bits almost surely changes."""
+        return self.fingerprints([tensor])[0]
+
+    def fingerprints(self, tensors: Iterable[Tensor]) -> list[int]:
+        """Those of several, for which a device is asked once. The kernel computes them faster than plain torch."""
+        return [number % 2**64 for number in numbers(map(self._fingerprint, tensors))]
+
+    def _fingerprint(self, tensor: Tensor) -> Number:
+        pieces, on_cpu = dense_pieces(tensor), tensor.device.type == "cpu"
+        if self.engine == "triton" and triton_takes(tensor.device):
+            return chained_there(operators(self.engine).digest([piece]) for piece in pieces)
+        if self.engine == "native" and on_cpu:
+            return chained(operators(self.engine).digest([piece]) for piece in pieces)
+        return fingerprint(tensor) if on_cpu else fingerprint_there(tensor)
 
     def project(self, x: Tensor, out: Tensor | None = None, products: Tensor | None = None) -> Tensor:
         """The input projection (K, B, G) of a chunk (K, B, I); without `ih` the input itself.

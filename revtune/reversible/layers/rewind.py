@@ -14,6 +14,7 @@ from torch import Tensor
 from revtune.errors import ReversalError
 from revtune.reversible import meter as metering
 from revtune.reversible.cells.cell import State
+from revtune.reversible.kernel.asked_once import asking_once
 from revtune.reversible.kernel.checksum import BETWEEN, MEANWHILE
 from revtune.reversible.kernel.chunks import chunks
 from revtune.reversible.kernel.environment import Environment
@@ -91,7 +92,7 @@ class _Rewind(torch.autograd.Function):
         dx = torch.empty_like(x) if wants_dx else None
         read = list(read_again(stack, x))
         try:
-            with ctx.environment.restored(x.device):
+            with ctx.environment.restored(x.device), asking_once():
                 for first, part in reversed(list(chunks(x, ctx.steps))):
                     check_all_stored(read)
                     last = first + ctx.steps >= x.shape[0]
@@ -111,9 +112,10 @@ class _Rewind(torch.autograd.Function):
 
 def fingerprints(stack: Tapes, x: Tensor, encoder_tensors: Iterable[Tensor] = ()) -> Fingerprints:
     """Fingerprints of all that both directions must read alike: input, its encoder, weights, masks and lengths."""
-    fingerprint, read = stack.tapes[0].weights.fingerprint, list(read_again(stack, x, encoder_tensors))
+    read = list(read_again(stack, x, encoder_tensors))
     check_all_stored(read)
-    return [(what, fingerprint(tensor)) for what, tensor in read]
+    found = stack.tapes[0].weights.fingerprints(tensor for _, tensor in read)
+    return [(what, number) for (what, _), number in zip(read, found, strict=True)]
 
 
 def read_again(stack: Tapes, x: Tensor, encoder_tensors: Iterable[Tensor] = ()) -> Iterator[tuple[str, Tensor]]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from revtune.reversible import meter as metering
 from revtune.reversible.cells.cell import Cell, Response, State
+from revtune.reversible.kernel.asked_once import asking_once
 from revtune.reversible.kernel.backend import chosen
 from revtune.reversible.kernel.chunks import chunks
 from revtune.reversible.kernel.environment import Environment
@@ -170,7 +171,9 @@ def unscan(recording: Recording) -> tuple[Tensor, State]:
     """
     tape, outputs = recording.tape.copy(), []
     read = list(read_again(Stack([tape]), recording.x))
-    with torch.no_grad(), recording.environment.restored(recording.x.device), naming_lost(lambda: read):
+    with (
+        torch.no_grad(), recording.environment.restored(recording.x.device), naming_lost(lambda: read), asking_once()
+    ):  # fmt: skip
         for first, part in reversed(list(chunks(recording.x, recording.chunk))):
             check_all_stored(read)
             outputs.append(tape.rewind(part, first))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from revtune.errors import ReversalError
 from revtune.reversible import meter as metering
+from revtune.reversible.kernel.asked_once import asking_once
 from revtune.reversible.kernel.chunks import chunks
 from revtune.reversible.kernel.environment import Environment
 from revtune.reversible.kernel.inductor import run_whole
@@ -80,7 +81,7 @@ def _stack_backward(*arguments: Any) -> list[Tensor]:
         dfinal = torch.zeros_like(final)
     aim(stack, [grad for layer in dfinal.unbind(1) for grad in layer.unbind()])
     dx = torch.empty_like(given.x, memory_format=torch.contiguous_format) if wants.x else None
-    with torch.no_grad(), record.environment.restored(given.x.device):
+    with torch.no_grad(), record.environment.restored(given.x.device), asking_once():
         steps = stack.chunk_steps(given.x.shape[0])
         for first, part in reversed(list(chunks(given.x, steps))):
             if first + steps < given.x.shape[0]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from revtune.errors import ReversalError
 from revtune.reversible import meter as metering
 from revtune.reversible.cells.cell import State
+from revtune.reversible.kernel.asked_once import asking_once
 from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.kernel.environment import Environment
 from revtune.reversible.kernel.tape import Tape
@@ -231,7 +232,8 @@ class RewindEncode(torch.autograd.Function):
             ctx.environment.restored(device),
         ):
             try:
-                grads = encode_pass.backward(dannotations, dfinals, keep)
+                with asking_once():
+                    grads = encode_pass.backward(dannotations, dfinals, keep)
             finally:  # a change is the reason for other errors too
                 check_unchanged(ctx.fingerprints, encode_pass.fingerprints(), "while rewind_encode went back")
         if not keep:

@@ -18,6 +18,7 @@ from torch import Tensor
 from revtune.errors import ReversalError
 from revtune.reversible import meter as metering
 from revtune.reversible.cells.cell import State
+from revtune.reversible.kernel.asked_once import asking_once
 from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.kernel.engine import Engine
 from revtune.reversible.kernel.tape import Tape, TapePosition
@@ -140,7 +141,7 @@ class Stream:
     def evaluate(self) -> Tensor:
         """The summed loss, or that of each row, with no gradient and no buffer."""
         read = [*read_again(self.stack, self._batch.inputs), (f"{self.what}: targets", self._batch.targets)]
-        with naming_lost(lambda: read):
+        with naming_lost(lambda: read), asking_once():
             if scaled_down(self._batch.encode):
                 for span in pieces(0, self.steps, self.chunk):
                     self._encoder.run(*span)  # a readout may read the embedding's weight too, of all that is looked up
@@ -186,9 +187,10 @@ class Stream:
 
     @contextmanager
     def _naming_changed(self) -> Iterator[None]:
-        """Within this block an error names what was changed on the way, if anything was."""
+        """Within this block an error names what was changed on the way, if anything was; a device is asked once."""
         try:
-            yield
+            with asking_once():
+                yield
         except RuntimeError as error:
             if found := self._surroundings.changed():
                 raise found from error

@@ -1,6 +1,10 @@
-"""On a GPU plain torch does not wait for its device at any step: what it has to ask, it asks once a chunk or a call."""
+"""On a GPU plain torch does not wait for its device at any step.
+
+What it has to ask, it asks once a chunk on the way there, and on the way back once in all.
+"""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -44,6 +48,72 @@ def test_no_step_asks(kind: str, ragged: bool) -> None:
     few, many = run(16), run(32)
     assert many.operators > 1.5 * few.operators
     assert Counter(many.asked) == Counter(few.asked)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunk", [2, 8])
+def test_a_way_back_asks_once(kind: str, chunk: int) -> None:
+    """However many chunks there are: whether all of them came back is one question."""
+    of = problem(kind, 16, bits=None)
+    recording = rt.record(of.cell, of.x, of.state, weights=of.weights, backend="reference", chunk=chunk)
+    with counting() as questions:
+        y, first = rt.unscan(recording)
+    assert questions.asked == ["tolist"]
+    counts = (torch.round(state * 2.0**32) * 2.0**-32 for state in of.state)
+    assert torch.equal(y, recording.y) and all(map(torch.equal, first, counts))
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_backward_asks_as_much_however_many_chunks_there_are() -> None:
+    """Beside that, what is read again is looked at before it and after it."""
+
+    def run(chunk: int) -> list[str]:
+        of = problem("RevLSTM", 16, bits=None)
+        y, _ = rt.scan(of.cell, of.x.requires_grad_(), of.state, weights=of.weights, backend="reference", chunk=chunk)
+        with counting() as questions:
+            y.sum().backward()
+        return questions.asked
+
+    assert Counter(run(2)) == Counter(run(8))
+
+
+def _digest_changed(tape: Any) -> None:
+    tape._checks[1] = tape._checks[1] + 1
+
+
+def _word_lost(tape: Any) -> None:
+    tape.buffer._sealed.push(tape.buffer._sealed.pop().clone()[:-1])
+
+
+def _word_added(tape: Any) -> None:
+    tape.buffer._sealed.push(torch.cat([top := tape.buffer._sealed.pop().clone(), top[:1]]))
+
+
+def _head_damaged(tape: Any) -> None:
+    tape.buffer.heads[0, 0] += 0.5
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(
+    ("damage", "steps", "why"),
+    [
+        (_digest_changed, "4..7", "the state differs from the one recorded"), (_word_lost, "12..15", "ran empty"),
+        (_word_added, "12..15", "the state differs"), (_head_damaged, "12..15", "a head of the .* is no whole number"),
+    ],
+)  # fmt: skip
+def test_what_did_not_come_back_is_named_before_there_is_a_gradient(
+    damage: Callable[[Any], None], steps: str, why: str
+) -> None:
+    """The chunks before it go through all the same."""
+    of = problem("RevGRU", 20, bits=None)
+    x = of.x.requires_grad_()
+    y, _ = rt.scan(of.cell, x, of.state, weights=of.weights, backend="reference", chunk=4)  # the last is not rewound
+    node: Any = y.grad_fn
+    damage(node.stack.tapes[0])
+    with pytest.raises(rt.ReversalError, match=rf"RevGRU, steps {steps}: rewinding failed, .*{why}"):
+        y.sum().backward()
+    assert x.grad is None
 
 
 def test_a_cpu_keeps_the_buffer_that_asks() -> None:

@@ -115,9 +115,9 @@ class Whole(NamedTuple):
         """How many of so many units take turns at a head."""
         return triton.cdiv(units, self.heads.shape[2])
 
-    def noted(self, bits: tuple[int, ...]) -> list[bool]:
-        """Which of these bits any kernel has noted; asks the device once."""
-        found: list[bool] = torch.stack([(self.flags & bit).any() for bit in bits]).tolist()
+    def noted(self, bits: tuple[int, ...], *others: Tensor) -> list[int]:
+        """Which of these bits any kernel has noted, 1 or 0, and other numbers; asks the device once."""
+        found: list[int] = torch.stack([*((self.flags & bit).any().long() for bit in bits), *others]).tolist()
         return found
 
 

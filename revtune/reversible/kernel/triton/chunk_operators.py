@@ -1,7 +1,8 @@
 """The operators of a chunk, with the arguments of those in csrc/revtune.cpp, run by Triton's kernels.
 
-States and heads come and go as float64, as everywhere in Python; inside a chunk they are int64 and int32. A chunk asks
-the device once for what was noted, once for how many words there are, and where rows begin anew, once how often.
+States and heads come and go as float64, as everywhere in Python; inside a chunk they are int64 and int32. `forward`
+asks the device once for what was noted and how many words there are, and where rows begin anew, once how often. All
+else stays on the device as tensors: digests, and whether words were used up (kernel/asked_once.py).
 
 Arguments that no operator reads (responses and answers) stand for what this kernel does not have yet: a layer that
 would need them was refused before (layers/layer.py). Weights to be dropped come dropped, without `kept`.
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from revtune.reversible.cells import fixed
+from revtune.reversible.kernel.asked_once import Number
 from revtune.reversible.kernel.triton.buffer import NOT_ANEW, OUT_OF_RANGE, OVERFLOWED, RAN_EMPTY
 from revtune.reversible.kernel.triton.chunk import HALVES, NO_SLICES, Chunk, Course, Limit, Slices, Whole, floats
 from revtune.reversible.kernel.triton.digest import digest
@@ -51,7 +53,7 @@ def forward(
     mask2: Tensor | None, lengths: Tensor | None, first: int, slope: float, forgetting: bool, bounded: bool, keep: int,
     tally: Tensor | None, sliced: int = 0, answers: Tensor | None = None, resets: Tensor | None = None,
     anew: Tensor | None = None, starts: Tensor | None = None,
-) -> tuple[Tensor, int, bool]:  # fmt: skip
+) -> tuple[Tensor, Number, bool]:  # fmt: skip
     """Run a chunk. Returns the words spilled, a digest of where it began, and whether states stayed in range."""
     limit = Limit(slope, forgetting, float(bounded))
     course = Course.of(_from(first, lengths), _from(first, starts), resets, anew)
@@ -65,11 +67,11 @@ def forward(
     changed = [gates, *_states(chunk), *whole, room.words, room.depth]
     launch(Chunk.move, chunk, whole, room, packed, int(keep), False, changed=changed)
     _take(whole, counts, heads)
-    far, overflowed = whole.noted((OUT_OF_RANGE.value, OVERFLOWED.value))
+    far, overflowed, size = whole.noted((OUT_OF_RANGE.value, OVERFLOWED.value), room.depth.sum())
     assert not overflowed, "a chunk spilled more words than its forget gates allow"
     if tally is not None and kept and forgetting:
         tally += _uses(chunk, hidden=keep == EVERYTHING)
-    return room.sealed() if room.capacity else y.new_empty(0, dtype=torch.int16), standing, not far
+    return room.sealed(size), standing, not far
 
 
 def rewind(
@@ -78,19 +80,19 @@ def rewind(
     mask1: Tensor | None, mask2: Tensor | None, lengths: Tensor | None, first: int, slope: float, forgetting: bool,
     bounded: bool, slices: Tensor | None = None, answers: Tensor | None = None, resets: Tensor | None = None,
     anew: Tensor | None = None, starts: Tensor | None = None,
-) -> tuple[int, bool]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Undo a chunk. Returns a digest of where it began, and whether its words were used up exactly."""
     limit = Limit(slope, forgetting, float(bounded))
     course = Course.of(_from(first, lengths), _from(first, starts), resets, anew)
     kept = NO_SLICES if slices is None else Slices(slices.shape[2], slices)
     chunk = _chunk(gates, (y, y_start, c, c_start), rh, (mask1, mask2), course, limit, kept)
     _write(counts, y[-1], None if c is None else c[-1])
-    room = Stacks.unsealed(words, *heads.shape[1:])
+    room, fit = Stacks.unsealed(words, *heads.shape[1:])
     whole = Whole.of(counts, heads, room)
     changed = [gates, y_start, c_start, *_states(chunk), *whole, room.depth]
     launch(Chunk.move, chunk, whole, room, packed, EVERYTHING, True, changed=changed)
     _take(whole, counts, heads)
-    return digest([counts + 0.0, heads + 0.0]), room.used_up(whole.flags & UNEVEN)
+    return digest([counts + 0.0, heads + 0.0]), room.used_up(whole.flags & UNEVEN) & fit
 
 
 def recall(
@@ -108,17 +110,17 @@ def recall_cells(
     gates: Tensor, counts: Tensor, heads: Tensor, words: Tensor, y: Tensor, y_start: Tensor, c: Tensor,
     c_start: Tensor, lengths: Tensor | None, first: int, slope: float, forgetting: bool, bounded: bool,
     resets: Tensor | None = None, anew: Tensor | None = None,
-) -> bool:  # fmt: skip
+) -> Tensor:  # fmt: skip
     """Rewind c alone through a chunk of known gates. Returns whether its words were used up exactly."""
     limit = Limit(slope, forgetting, float(bounded))
     course = Course.of(_from(first, lengths), None, resets, anew)
     chunk = LstmChunk(gates, (y, y_start, c, c_start), (None, None), course, limit)
-    room = Stacks.unsealed(words, *heads.shape[1:])
+    room, fit = Stacks.unsealed(words, *heads.shape[1:])
     whole = Whole.of(counts, heads, room)
     chunk.recall_cells(whole, room)
     _take(whole, counts, heads)
     c_start.copy_(floats(counts[1]))
-    return room.used_up(whole.flags & UNEVEN)
+    return room.used_up(whole.flags & UNEVEN) & fit
 
 
 def gradient(

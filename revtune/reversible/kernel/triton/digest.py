@@ -28,8 +28,8 @@ def mixed(bits, sums, numbers, first, SIZE: tl.constexpr):
     tl.store(sums + tl.program_id(0), tl.sum(tl.where(here, x.to(tl.int64, bitcast=True), 0)))
 
 
-def digest(tensors: list[Tensor]) -> int:
-    """A digest of contiguous tensors of numbers of 4 or 8 bytes, or fewer, in their order."""
+def digest(tensors: list[Tensor]) -> Tensor:
+    """A digest of contiguous tensors of numbers of 4 or 8 bytes, or fewer, in their order: one number, int64."""
     sums, first = [], 0
     for tensor in tensors:
         bits = words_of(tensor)
@@ -37,7 +37,7 @@ def digest(tensors: list[Tensor]) -> int:
         if len(bits):
             mixed[(len(sums[-1]),)](bits, sums[-1], len(bits), first, SIZE=SIZE, **OPTIONS)
         first += len(bits) + 1
-    return int(torch.cat(sums).sum())
+    return torch.cat(sums).sum()
 
 
 def words_of(tensor: Tensor) -> Tensor:

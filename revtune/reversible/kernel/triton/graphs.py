@@ -98,7 +98,8 @@ class Graphs:
     @property
     def bytes(self) -> int:
         """How much memory all rooms have."""
-        return sum(room.nbytes for rooms in self._rooms.values() for room in list(rooms.values()))
+        rooms = (room for graph in list(self._graphs.values()) for room in graph.rooms.whole)
+        return sum({id(room): room.nbytes for room in rooms}.values())
 
     def forget(self) -> None:
         """Let go of all graphs and their memory."""

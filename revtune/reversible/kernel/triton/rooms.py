@@ -15,7 +15,10 @@ from torch import Tensor
 from revtune.reversible.kernel.triton.chunk import Chunk
 
 SharedRooms = MutableMapping[Hashable, Tensor]
-"""Rooms by what they hold, which several graphs may have in common: of those that run one after another."""
+"""Rooms by what they hold, which several graphs may have in common: of those that run one after another.
+
+A room for more steps, or rows of any other tensor's first dimension, has one for fewer in it.
+"""
 
 
 LEAST_WORDS = 2**12
@@ -57,15 +60,16 @@ class Rooms:
 
     Attributes:
         args: the same with rooms for tensors.
+        whole: the rooms that these are the first part of.
     """
 
     def __init__(self, given: tuple[Any, ...], shared: SharedRooms) -> None:
-        self._rooms = list(_rooms_for(tensors_in(given), shared))
+        self.whole, self._rooms = zip(*_rooms_for(tensors_in(given), shared), strict=True)
         self.args: tuple[Any, ...] = _with(given, iter(self._rooms).__next__)
 
     @property
     def bytes(self) -> int:
-        """How much memory the rooms have."""
+        """How much memory the rooms have, as far as they are filled."""
         return sum(room.nbytes for room in self._rooms)
 
     def fill(self, given: tuple[Any, ...]) -> None:
@@ -83,12 +87,17 @@ class Rooms:
     def only(self, given: tuple[Any, ...], changed: list[Tensor]) -> bool:
         """Whether launches have changed nothing else. Asks the device."""
         ids = set(map(id, changed))
-        return all(torch.equal(room, tensor) for room, tensor in self._pairs(given) if id(tensor) not in ids)
+        return all(_same_bits(room, tensor) for room, tensor in self._pairs(given) if id(tensor) not in ids)
 
     def _pairs(self, given: tuple[Any, ...]) -> Iterator[tuple[Tensor, Tensor]]:
         """Each tensor after the part of its room that it fills."""
         for room, tensor in zip(self._rooms, tensors_in(given), strict=True):
             yield room if room.shape == tensor.shape else room[: len(tensor)], tensor
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same bits; NaN, which a gradient may hold, is not equal to itself."""
+    return torch.equal(*(tensor.contiguous().view(torch.uint8) for tensor in (one, other)))
 
 
 def _with(given: Any, room: Callable[[], Tensor]) -> Any:
@@ -105,18 +114,19 @@ def _with(given: Any, room: Callable[[], Tensor]) -> Any:
     return given
 
 
-def _rooms_for(tensors: Iterator[Tensor], shared: SharedRooms) -> Iterator[Tensor]:
-    """A room for each tensor: the first of its kind for the first, the second for the second."""
+def _rooms_for(tensors: Iterator[Tensor], shared: SharedRooms) -> Iterator[tuple[Tensor, Tensor]]:
+    """A room for each tensor, and the part that it fills: the first of its kind for the first, and so on."""
     numbers: dict[Hashable, int] = {}
     for tensor in tensors:
-        kind = (tensor.dtype, _room_shape(tensor))
+        shape = _room_shape(tensor)
+        kind = (tensor.dtype, shape[1:])
         number = numbers[kind] = numbers.get(kind, -1) + 1
         with torch.inference_mode(False):  # else nobody outside of inference mode could write to it
             room = shared.get((*kind, number))
-            if room is None:
-                room = torch.empty(kind[1], dtype=tensor.dtype, device=tensor.device)
-        shared[(*kind, number)] = room
-        yield room
+            if room is None or len(room) < shape[0]:
+                room = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+            shared[(*kind, number)] = room
+            yield room, room[: shape[0]]
 
 
 def _room_shape(tensor: Tensor) -> tuple[int, ...]:

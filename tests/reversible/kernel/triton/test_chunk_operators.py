@@ -179,9 +179,21 @@ def test_words_are_sealed_and_unsealed_as_they_were() -> None:
     depth = torch.randint(0, 6, (6,), generator=generator, dtype=torch.int32)
     words = torch.randint(-(2**15), 2**15, (6, 5), generator=generator).short()
     base = torch.arange(6) * 5
-    sealed = Stacks(words.flatten(), base, depth, 5).sealed()
-    opened = Stacks.unsealed(sealed, rows=3, width=2 * HEADS)
+    sealed = Stacks(words.flatten(), base, depth, 5).sealed(int(depth.sum()))
+    opened, fit = Stacks.unsealed(sealed, rows=3, width=2 * HEADS)
+    assert bool(fit)
     for stack in range(6):
         first, size = int(opened.base[stack]), int(depth[stack])
         assert torch.equal(opened.words[first : first + size], words[stack, :size])
     assert torch.equal(opened.depth, depth) and chunk_operators.stacks(3, 2 * HEADS) == 6
+
+
+def test_stacks_that_do_not_fit_their_words_are_empty() -> None:
+    """So that no program reads beside them."""
+    fine = torch.tensor([2, 1, 0], dtype=torch.int32)
+    for told in ([2, 1, 1], [-1, 4, 0], [2**30, 2**30, 2**30]):
+        header = torch.tensor(told, dtype=torch.int32)
+        for depth, right in ((fine, True), (header, False)):
+            words = torch.cat([depth.view(torch.int16), torch.ones(3, dtype=torch.int16)])
+            opened, fit = Stacks.unsealed(words, rows=3, width=HEADS)
+            assert bool(fit) == right and torch.equal(opened.depth, depth if right else torch.zeros_like(depth))

@@ -19,6 +19,8 @@ from revtune.reversible.kernel.triton import graphs
 from revtune.reversible.kernel.triton.chunk import Chunk, Course, Limit
 from revtune.reversible.kernel.triton.gru_chunk import GruChunk
 from revtune.reversible.kernel.triton.rooms import LEAST_WORDS, Rooms, described, tensors_in
+from tests.chunking import set_stack_chunk_steps
+from tests.in_triton import BOTH, agree, joined, joined_graph, moved
 from tests.stored import Problem, problem
 
 pytestmark = pytest.mark.skipif(not backend.load(), reason="there is no C++ kernel to compare with")
@@ -81,6 +83,44 @@ def test_replayed_chunks_have_the_same_bits(
     assert recorder.replays == 2 * 3 * 2 - 2 * recorder.captured
 
 
+@pytest.mark.parametrize("kind", ["RevGRU", pytest.param("RevLSTM", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("what", ["starts", "sliced"])
+def test_late_starts_and_kept_units_are_replayed(kind: str, what: str, recorder: type[Replayed]) -> None:
+    """Two sequences of two chunks; rows start at other steps, and other units are kept, in the second one."""
+    for seed in range(2):
+        of = problem(kind, 4, bits=None, hidden=4, inputs=2, rows=2, seed=seed)
+        settings: dict[str, Any] = {"starts": torch.tensor([seed, 3])} if what == "starts" else {"sliced": 1}
+        found, wanted = (moved(engine, of, 2, **settings) for engine in BOTH)
+        agree(found, wanted, torchs=("ih", "hh"))
+    assert recorder.captured == len(graphs.graphs) == 3 and recorder.replays == 3 * 2  # there, back and the gradient
+
+
+@pytest.mark.parametrize(
+    "rev", [pytest.param(rt.RevGRU, marks=pytest.mark.slow), pytest.param(rt.RevLSTM, marks=pytest.mark.slow)]
+)
+def test_streams_of_ragged_rows_in_both_directions_are_replayed(
+    rev: type[rt.RevGRU] | type[rt.RevLSTM], recorder: type[Replayed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of a net with other weights and lengths each time, and what an encoder keeps."""
+    set_stack_chunk_steps(monkeypatch, 2)
+
+    def step(engine: str, seed: int) -> dict[str, Tensor]:
+        torch.manual_seed(seed)
+        net, head = rev(2, 4, bidirectional=True, backend=engine), rt.LinearCrossEntropy(8, 5)
+        x, lengths = torch.randn(4, 2, 2), torch.tensor([4, 1 + seed])
+        loss, _ = rt.rewind_loss(net, x, torch.randint(5, (4, 2)), readout=head, lengths=lengths)
+        kept, last = rt.rewind_encode(net, x, lengths=lengths, units=1)
+        assert kept is not None
+        (loss + kept.sin().sum() + joined_graph(last).cos().sum()).backward()
+        grads = {name: one.grad for name, one in net.named_parameters() if one.grad is not None}
+        return {"loss": loss.detach(), "kept": kept.detach(), "last": joined(last), **grads}
+
+    torchs = tuple(f"weight_{which}_l0{way}" for which in ("ih", "hh") for way in ("", "_reverse"))
+    for seed in range(2):
+        agree(step("triton", seed), step("native", seed), torchs=torchs)
+    assert not graphs.graphs.failure and recorder.replays > recorder.captured > 0
+
+
 def test_what_is_asked_for_otherwise_is_another_graph(recorder: type[Replayed]) -> None:
     of = problem("RevGRU", 1, hidden=4, inputs=2, rows=2)
     masked = {"masks": {"h1": torch.ones(2, 2)}}
@@ -91,6 +131,19 @@ def test_what_is_asked_for_otherwise_is_another_graph(recorder: type[Replayed]) 
         for _ in range(2):
             rt.record(case.cell, case.x, case.state, weights=case.weights, backend="triton", **options)
         assert recorder.captured == before + 1, options
+
+
+@pytest.mark.parametrize("kind", ["RevGRU", pytest.param("NF-RevLSTM", marks=pytest.mark.slow)])
+def test_chunks_share_a_graph_however_often_rows_begin_anew(kind: str, recorder: type[Replayed]) -> None:
+    """Two times, and then three, of another row."""
+    of = problem(kind, 4, hidden=4, inputs=2, rows=2)
+    few, many = torch.zeros(4, 2, dtype=torch.bool), torch.zeros(4, 2, dtype=torch.bool)
+    few[[0, 2], 0] = many[1:, 1] = True
+    for resets in (few, few, many):
+        assert all(
+            map(torch.equal, streamed("triton", of, resets=resets), streamed("native", of, resets=resets))
+        )  # fmt: skip
+    assert recorder.captured == len(graphs.graphs) == 2 and recorder.replays == 2
 
 
 def test_few_graphs_are_kept(recorder: type[Replayed], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +207,16 @@ def test_launches_that_change_what_they_do_not_say_are_found(recorder: type[Repl
             graphs.launch(_doubled, chunk, changed=[])
 
 
+def test_a_tensor_with_nan_in_it_is_as_it_was(recorder: type[Replayed]) -> None:
+    """As the gradient of a loss may be that is scaled too much."""
+    chunk = _chunk()
+    chunk.y[0] = torch.nan
+    with torch.no_grad():
+        for _ in range(2):
+            graphs.launch(_doubled, chunk, changed=[chunk.gates])
+    assert recorder.captured == 1
+
+
 def test_every_tensor_of_a_chunk_has_a_room_of_its_own() -> None:
     chunk = _chunk()
     given = (chunk, (torch.ones(3), None, 2), torch.zeros(5, dtype=torch.int16))
@@ -167,6 +230,18 @@ def test_every_tensor_of_a_chunk_has_a_room_of_its_own() -> None:
     assert all(map(torch.equal, tensors_in(moved), tensors_in(chunk)))
 
 
+def test_fewer_steps_have_their_rooms_in_those_of_more() -> None:
+    shared: dict[Any, Tensor] = {}
+    long, short, longer = (Rooms((_chunk(steps=steps),), shared) for steps in (3, 2, 4))
+    same = [one.data_ptr() == other.data_ptr() for one, other in zip(long.whole, short.whole, strict=True)]
+    assert all(same) and short.bytes < long.bytes
+    assert longer.args[0].gates.data_ptr() != long.args[0].gates.data_ptr()
+    given = (_chunk(steps=2),)
+    short.fill(given)
+    assert all(map(torch.equal, tensors_in(short.args), tensors_in(given)))
+    assert torch.equal(long.args[0].gates[:2], given[0].gates)
+
+
 def test_what_decides_launches_is_described() -> None:
     chunk = _chunk()
     same, *others = (
@@ -178,11 +253,11 @@ def test_what_decides_launches_is_described() -> None:
         described(([1],))
 
 
-def _chunk(slope: float = 1.0) -> GruChunk:
-    """A chunk of two steps."""
-    y = torch.zeros(2, 1, 2)
+def _chunk(slope: float = 1.0, steps: int = 2) -> GruChunk:
+    """A chunk of so many steps."""
+    y = torch.zeros(steps, 1, 2)
     states = (y, y[0].clone(), None, None)
-    return GruChunk(torch.ones(2, 1, 6), states, y.clone(), (None, None), Course(), Limit(slope, True))
+    return GruChunk(torch.ones(steps, 1, 6), states, y.clone(), (None, None), Course(), Limit(slope, True))
 
 
 def _doubled(chunk: Chunk) -> None:

@@ -8,11 +8,7 @@ from torch import Tensor
 
 import revtune as rt
 from revtune.reversible.kernel import backend
-from revtune.reversible.kernel.engine import Engine
-from revtune.reversible.kernel.native_tape import NativeTape
-from revtune.reversible.kernel.tape import LayerTensors
-from revtune.reversible.layers.layer import LayerSettings, build_tape
-from tests.in_triton import agree, joined, masks_of, some_slow
+from tests.in_triton import agree, joined, joined_graph, masks_of, moved, some_slow
 from tests.stored import Problem, problem
 
 pytestmark = pytest.mark.skipif(not backend.load(), reason="there is no C++ kernel to compare with")
@@ -21,39 +17,10 @@ STEPS, CHUNK = 4, 2
 KINDS = ("RevGRU", "RevLSTM", "NF-RevGRU", "NF-RevLSTM", "unbounded RevLSTM")
 
 
-def moved(engine: Engine, of: Problem, **settings: Any) -> dict[str, Tensor]:
-    """What a tape comes to, chunk by chunk, there and back again, with its gradient."""
-    state, weights = (tuple(one.clone().requires_grad_() for one in of.state),
-                      {name: one.clone().requires_grad_() for name, one in of.weights.items()})  # fmt: skip
-    with torch.no_grad():
-        start = build_tape(of.cell, LayerTensors(state, weights, {}), LayerSettings("tape", engine, **settings), STEPS,
-                           of.x.dtype)  # fmt: skip
-    tape = build_tape(of.cell, LayerTensors(state, weights, {}), LayerSettings("tape", engine, **settings), STEPS,
-                      of.x.dtype)  # fmt: skip
-    assert isinstance(tape, NativeTape)
-    found: dict[str, Tensor] = {}
-    with torch.no_grad(), rt.meter():
-        for first in range(0, STEPS, CHUNK):
-            found[f"y {first}"] = tape.forward(of.x[first : first + CHUNK], first).clone()
-        found |= {f"last {part}": count.clone() for part, count in tape.counts.items()}
-        found |= {"heads": tape.buffer.heads.clone(), "slices": tape.slices.clone()}
-        usage = tape.usage()
-        found["told"] = torch.tensor([tape.buffer.words, usage.ideal_bits, usage.unit_steps], dtype=torch.float64)
-        for first in reversed(range(0, STEPS, CHUNK)):
-            part = of.x[first : first + CHUNK]
-            assert torch.equal(tape.rewind(part, first), found[f"y {first}"])
-            dx = tape.gradient(part, found[f"y {first}"].sin())
-            assert dx is not None
-            found[f"dx {first}"] = dx.clone()
-        assert all(torch.equal(count, start.counts[part]) for part, count in tape.counts.items())
-    assert tape.buffer.words == 0
-    return found | {f"d {part}": grad for part, grad in tape.direction.items()} | tape.weights.gradients
-
-
 def same(of: Problem, **settings: Any) -> dict[str, Tensor]:
     """What both kernels come to."""
-    found = moved("triton", of, **settings)
-    agree(found, moved("native", of, **settings), torchs=("ih", "hh"))
+    found = moved("triton", of, CHUNK, **settings)
+    agree(found, moved("native", of, CHUNK, **settings), torchs=("ih", "hh"))
     return found
 
 
@@ -99,8 +66,3 @@ def test_an_encoder_of_ragged_rows_in_both_directions(rev: type[rt.RevGRU] | typ
 
     weights = tuple(f"d weight_{which}_l0{way}" for which in ("ih", "hh") for way in ("", "_reverse"))
     agree(step("triton"), step("native"), torchs=weights)
-
-
-def joined_graph(states: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """h, or h and c, as one tensor with its graph."""
-    return states if isinstance(states, Tensor) else torch.stack(states)
