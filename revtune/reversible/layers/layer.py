@@ -103,7 +103,7 @@ def _refuse_missing(inputs: LayerTensors, settings: LayerSettings) -> None:
     """
     if settings.native != "triton":
         return
-    missing = {"responses": inputs.responses}
+    missing = {"responses that do not add to products": inputs.responses and not settings.answering}
     for what, asked in missing.items():
         if asked:
             raise ValueError(f'{settings.name}: backend="triton" does not have {what} yet; backend="auto" runs them')

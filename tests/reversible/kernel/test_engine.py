@@ -4,7 +4,6 @@ import importlib.util
 import inspect
 import shutil
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 
 import pytest
@@ -14,6 +13,8 @@ import revtune as rt
 from revtune.errors import BackendError
 from revtune.program.cli.doctor import lines
 from revtune.reversible.kernel import backend, engine
+from revtune.reversible.kernel.tape import LayerTensors
+from revtune.reversible.layers.layer import LayerSettings, build_tape
 
 needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed")
 
@@ -41,19 +42,12 @@ def test_what_it_does_not_run_is_refused(net: type[rt.RevGRU] | type[rt.RevLSTM]
         rt.rewind_outputs(layer, x, readout=torch.nn.Linear(6, 1))
 
 
-MISSING: dict[str, Callable[[rt.RevGRU, torch.Tensor], object]] = {
-    "responses": lambda net, x: rt.scan(
-        rt.rev_gru(), x, weights={"ih": torch.zeros(18, 4), "hh": torch.zeros(18, 3)}, backend="triton",
-        responses={"ih": (torch.zeros(18, 4), torch.zeros(2, 18))},
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", MISSING)
-def test_what_it_does_not_have_yet_is_refused(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "triton_takes", lambda device: True)
-    with pytest.raises(ValueError, match=f'RevGRU.*: backend="triton" does not have {what} yet; backend="auto" runs'):
-        MISSING[what](rt.RevGRU(4, 6, backend="triton"), torch.zeros(3, 2, 4))
+def test_what_it_does_not_have_yet_is_refused() -> None:
+    weights, cell = {"ih": torch.zeros(18, 4), "hh": torch.zeros(18, 3)}, rt.rev_gru()
+    pairs = {"ih": (torch.zeros(18, 4), torch.zeros(2, 18))}
+    inputs = LayerTensors((torch.zeros(2, 6),), weights, pairs)
+    with pytest.raises(ValueError, match='layer: backend="triton" does not have responses that do not add to products'):
+        build_tape(cell, inputs, LayerSettings("layer", "triton", answering=False), 3, torch.float32)
 
 
 @pytest.mark.usefixtures("on_a_gpu")

@@ -6,9 +6,10 @@ import triton
 from torch import Tensor
 
 from revtune.reversible.kernel.triton import lstm, lstm_gradient
-from revtune.reversible.kernel.triton.chunk import CUT, Chunk, Whole
+from revtune.reversible.kernel.triton.chunk import CUT, Chunk
 from revtune.reversible.kernel.triton.launching import ELEMENTS, FEW_ROWS, HEADS, OPTIONS, ROOMY, ROWS, UNITS
 from revtune.reversible.kernel.triton.stacks import Stacks, tiles
+from revtune.reversible.kernel.triton.whole import Whole
 
 
 class LstmChunk(Chunk):
@@ -19,9 +20,11 @@ class LstmChunk(Chunk):
     def evaluate(self, first: int, last: int, half: int, source: Tensor, packed: Tensor) -> None:
         (mask, masked), positions = self.masked(half), (last - first) * self.rows
         resets, anew, begins = self.read_anew(first, half)
+        *response, responds = self.responding(first, last, half)
         lstm.evaluate[triton.cdiv(positions, ROWS), triton.cdiv(self.blocks * self.units, UNITS)](
-            self.half_gates(first, last, half), source, self.weight(packed, half), mask, resets, anew, positions,
-            self.rows, self.units, source.stride(0), MASKED=masked, ANEW=begins, **CUT, **OPTIONS,
+            self.half_gates(first, last, half), source, self.weight(packed, half), *response, mask, resets, anew,
+            positions, self.rows, self.units, source.stride(0), RESPONSE=responds, MASKED=masked, ANEW=begins,
+            **self.cut, **OPTIONS,
         )  # fmt: skip
 
     def turn(
@@ -68,9 +71,10 @@ class LstmChunk(Chunk):
             self.limit.slope, self.limit.floor, self.limit.share, FORGETTING=self.limit.forgetting, RAGGED=ragged,
             ANEW=begins, SIZE=ELEMENTS, **OPTIONS,
         )  # fmt: skip
+        extra, scale, _, responds = self.responding(step, step + 1, half)
         lstm_gradient.read[triton.cdiv(self.rows, ROWS), triton.cdiv(self.units, UNITS)](
-            gates, self.weight(weight, half), mask, direction[0, 1 - half], self.rows, self.units, MASKED=masked,
-            **CUT, **OPTIONS,
+            gates, self.weight(weight, half), extra, scale, mask, direction[0, 1 - half], self.rows, self.units,
+            RESPONSE=responds, MASKED=masked, **CUT, **OPTIONS,
         )  # fmt: skip
 
     def _cell(self, step: int, half: int) -> Tensor:
