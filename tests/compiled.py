@@ -38,8 +38,10 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
         digest,
         gru,
         gru_gradient,
+        gru_tangent,
         lstm,
         lstm_gradient,
+        lstm_tangent,
         product,
         resets,
         responses,
@@ -59,6 +61,13 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
         yield f"reset given {given}", gru_gradient.reset, {**responding, "MASKED": given, "ANEW": given}
         yield f"read given {given}", gru_gradient.read, {**responding, "MASKED": given}
         yield f"lstm read given {given}", lstm_gradient.read, {**responding, "MASKED": given}
+        by, few = {"GIVEN": 15 * given}, {**cut, "DEPTH": FEW_INPUTS}
+        yield f"tangent read given {given}", lstm_tangent.read, {**by, "MASKED": given, **few}
+        for forgetting in (False, True):
+            name, moving = f"given {given} forgetting {forgetting}", {**by, "FORGETTING": forgetting, "RAGGED": given}
+            anew = {"MASKED": given, "ANEW": given, "READ_ANEW": given}
+            yield f"tangent keep {name}", gru_tangent.keep, {**moving, **anew, **few}
+            yield f"tangent propose {name}", gru_tangent.propose, {**moving, **few}
         yield f"add given {given}", responses.add, {"OWN": given, "INDEXED": given, "SIZE": ELEMENTS}
         yield f"back given {given}", responses.back, {"SUMMED": given, "SCALED": True, "SIZE": ELEMENTS}
     tile = {"RAGGED": True, "ROWS": ROWS, "HEADS": HEADS}
@@ -67,6 +76,7 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
         alone = {"FORGETTING": forgetting, "RAGGED": True, "ANEW": True, "SIZE": ELEMENTS}
         yield f"update forgetting {forgetting}", gru_gradient.update, alone
         yield f"lstm update forgetting {forgetting}", lstm_gradient.update, alone
+        yield f"update of a tangent forgetting {forgetting}", lstm_tangent.update, alone
         for turns in (1, 2, 8):
             constants = {"FORGETTING": forgetting, "ANEW": forgetting, "TURNS": turns, **small}
             yield f"recall_cells of {turns} forgetting {forgetting}", lstm.recall_cells, constants

@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import revtune as rt
 from revtune.reversible.kernel.native_tape import NativeTape
 from revtune.reversible.layers.scan import Recording
+from tests.joint.test_linear_stream import gradients, streamed
 from tests.stored import Problem, Result, State, differentiate, relative
 
 BOTH = ("triton", "native")
@@ -70,3 +71,25 @@ def layers_agree(of: Problem, **options: Any) -> Result:
 def joined(states: Tensor | State) -> Tensor:
     """h, or h and c, as one tensor."""
     return states.detach() if isinstance(states, Tensor) else torch.stack([state.detach() for state in states])
+
+
+class Words(nn.Module):
+    """A net over words, in a kernel."""
+
+    def __init__(self, rev: Any, engine: str) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(5, 4), rt.LinearCrossEntropy(6, 5)
+        self.rnn = rev(
+            4, 6, max_forget_bits=3.0, input_dropout=0.2, hidden_dropout=0.3, weight_drop=0.2, backend=engine
+        )
+
+
+def tuners_step(rev: Any, engine: str, method: str, level: str) -> dict[str, Tensor]:
+    """The loss and the gradients of a tuner's step over words, of a net whose responses are not zero."""
+    torch.manual_seed(0)
+    net: Any = rt.self_tuning(Words(rev, engine), batch_dim=1)
+    for name, parameter in net.named_parameters():
+        if "response_s" in name:
+            nn.init.normal_(parameter, std=0.2)
+    loss, grads = gradients(net, method, level, torch.randint(5, (5, 3)), stream=streamed())
+    return {"loss": torch.tensor(loss), **{name: grad for name, grad in grads.items() if grad is not None}}

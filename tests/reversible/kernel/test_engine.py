@@ -13,8 +13,6 @@ import revtune as rt
 from revtune.errors import BackendError
 from revtune.program.cli.doctor import lines
 from revtune.reversible.kernel import backend, engine
-from revtune.reversible.kernel.tape import LayerTensors
-from revtune.reversible.layers.layer import LayerSettings, build_tape
 
 needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed")
 
@@ -40,14 +38,6 @@ def test_what_it_does_not_run_is_refused(net: type[rt.RevGRU] | type[rt.RevLSTM]
         layer(x)
     with pytest.raises(ValueError, match=f"got {got}"):
         rt.rewind_outputs(layer, x, readout=torch.nn.Linear(6, 1))
-
-
-def test_what_it_does_not_have_yet_is_refused() -> None:
-    weights, cell = {"ih": torch.zeros(18, 4), "hh": torch.zeros(18, 3)}, rt.rev_gru()
-    pairs = {"ih": (torch.zeros(18, 4), torch.zeros(2, 18))}
-    inputs = LayerTensors((torch.zeros(2, 6),), weights, pairs)
-    with pytest.raises(ValueError, match='layer: backend="triton" does not have responses that do not add to products'):
-        build_tape(cell, inputs, LayerSettings("layer", "triton", answering=False), 3, torch.float32)
 
 
 @pytest.mark.usefixtures("on_a_gpu")

@@ -17,6 +17,7 @@ from revtune.reversible.kernel.triton import resets
 from revtune.reversible.kernel.triton.launching import DEPTH, ELEMENTS, FEW_INPUTS, HEADS, OPTIONS, ROWS, UNITS
 from revtune.reversible.kernel.triton.responses import ADDED, NO_RESPONSE, NOTED, Response
 from revtune.reversible.kernel.triton.stacks import Stacks, tiles
+from revtune.reversible.kernel.triton.tangents import Tangent
 from revtune.reversible.kernel.triton.whole import Whole
 
 HALVES = 2
@@ -24,6 +25,9 @@ HALVES = 2
 
 CUT = {"ROWS": ROWS, "UNITS": UNITS, "DEPTH": DEPTH}
 """How products are cut."""
+
+SHALLOW_CUT = {**CUT, "DEPTH": FEW_INPUTS}
+"""How those of gates with a response are, and of tangents."""
 
 
 class Limit(NamedTuple):
@@ -133,10 +137,14 @@ class Chunk(ABC):
     def differentiate(self, step: int, half: int, direction: Tensor, weight: Tensor) -> None:
         """Carry the direction (S, 2, B, N) through a half's step; gates become their gradients."""
 
+    @abstractmethod
+    def push_forward(self, step: int, half: int, tangent: Tangent, packed: Tensor) -> None:
+        """Carry a tangent through a half's step, whose gates are known."""
+
     @property
     def cut(self) -> dict[str, int]:
         """How the products of gates are cut."""
-        return CUT if self.response.weight is None else {**CUT, "DEPTH": FEW_INPUTS}
+        return CUT if self.response.weight is None else SHALLOW_CUT
 
     def half(self, tensor: Tensor, half: int) -> Tensor:
         """A half's columns of states (..., 2N)."""
@@ -164,6 +172,10 @@ class Chunk(ABC):
         if answers is None:
             return weight, scale, self.gates, ADDED.value
         return weight, scale, self.half_columns(answers[first:last].flatten(0, 1), half), NOTED.value
+
+    def moving(self, step: int, half: int, tangent: Tangent) -> list[Tensor]:
+        """What else than h' moves a half's pre-activations at a step, or any other tensors in its place."""
+        return [self.gates if one is None else self.half_columns(one, half) for one in tangent.at(step)]
 
     def before(self, step: int, half: int) -> Tensor:
         """A half's h after the step before, (B, N), whether or not rows begin anew in between."""
@@ -237,6 +249,13 @@ class Chunk(ABC):
             for half in reversed(range(HALVES)):
                 self.differentiate(step, half, direction, weight)
             self._cut(step, direction, anew_direction)
+
+    def follow(self, tangent: Tangent, packed: Tensor) -> None:
+        """Carry a tangent on through all steps; where rows begin anew, they do so from a state that does not move."""
+        for step in range(self.steps):
+            self._cut(step, tangent.state, None)
+            for half in range(HALVES):
+                self.push_forward(step, half, tangent, packed)
 
     def _lose(self, step: int, whole: Whole, stacks: Stacks, keep: int) -> None:
         """Begin rows anew that do so before a step."""

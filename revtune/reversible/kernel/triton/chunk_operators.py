@@ -22,6 +22,7 @@ from revtune.reversible.kernel.triton.gru_chunk import GruChunk
 from revtune.reversible.kernel.triton.lstm_chunk import LstmChunk
 from revtune.reversible.kernel.triton.responses import NO_RESPONSE, Response
 from revtune.reversible.kernel.triton.stacks import Stacks, tiles
+from revtune.reversible.kernel.triton.tangents import Tangent
 from revtune.reversible.kernel.triton.whole import Whole, floats
 
 CELLS, EVERYTHING = 2, 3
@@ -138,6 +139,24 @@ def gradient(
     responds = Response(response, scale)
     chunk = _chunk(gates, (y, y_start, c, c_start), None, (mask1, mask2), course, limit, response=responds)
     launch(Chunk.carry, chunk, direction, weight, dy, anew_direction, changed=[gates, direction, anew_direction])
+
+
+def tangent(
+    gates: Tensor, state: Tensor, y: Tensor, y_start: Tensor, c: Tensor | None, c_start: Tensor | None, packed: Tensor,
+    mask1: Tensor | None, mask2: Tensor | None, lengths: Tensor | None, projected: Tensor | None, shift: Tensor | None,
+    ih_answer: Tensor | None, ih_scale: Tensor | None, hh_answer: Tensor | None, hh_scale: Tensor | None, dy: Tensor,
+    first: int, slope: float, forgetting: bool, bounded: bool, resets: Tensor | None = None, anew: Tensor | None = None,
+    starts: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Carry the tangent of the state (S, 2, B, N) through a chunk of known gates, those of outputs into dy (K, B, 2N).
+
+    What moves pre-activations is W dx, the bias's shift and s times each response's V products.
+    """
+    limit = Limit(slope, forgetting, float(bounded))
+    course = Course.of(_from(first, lengths), _from(first, starts), resets, anew)
+    chunk = _chunk(gates, (y, y_start, c, c_start), None, (mask1, mask2), course, limit)
+    moved = Tangent(state, dy, projected, shift, ih_answer, ih_scale, hh_answer, hh_scale)
+    launch(Chunk.follow, chunk, moved, packed, changed=[state, dy])
 
 
 def _from(first: int, ends: Tensor | None) -> Tensor | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import triton
 from torch import Tensor
 
-from revtune.reversible.kernel.triton import gru, gru_gradient
-from revtune.reversible.kernel.triton.chunk import CUT, NO_SLICES, Chunk, Course, Limit, Slices
+from revtune.reversible.kernel.triton import gru, gru_gradient, gru_tangent
+from revtune.reversible.kernel.triton.chunk import CUT, NO_SLICES, SHALLOW_CUT, Chunk, Course, Limit, Slices
 from revtune.reversible.kernel.triton.launching import ELEMENTS, HEADS, OPTIONS, ROWS, UNITS
 from revtune.reversible.kernel.triton.responses import NO_RESPONSE, Response
 from revtune.reversible.kernel.triton.stacks import Stacks, tiles
+from revtune.reversible.kernel.triton.tangents import Tangent
 from revtune.reversible.kernel.triton.whole import Whole
 
 
@@ -86,6 +87,25 @@ class GruChunk(Chunk):
         gru_gradient.read[grid](
             gates, own, extra, scale, through, mask, direction[0, 1 - half], self.rows, self.units, RESPONSE=responds,
             MASKED=masked, **CUT, **OPTIONS,
+        )  # fmt: skip
+
+    def push_forward(self, step: int, half: int, tangent: Tangent, packed: Tensor) -> None:
+        gates, weight, given = self.half_gates(step, step + 1, half), self.weight(packed, half), tangent.given
+        state, other, moving = tangent.state[0, half], tangent.state[0, 1 - half], self.moving(step, half, tangent)
+        before, source, reset = self.before(step, half), self.read(step, half), state.new_empty(state.shape)
+        (lengths, starts, ragged), (mask, masked) = self.runs(), self.masked(half)
+        (resets, anew, begins), (_, read_anew, read_begins) = self.anew(step, half), self.read_anew(step, half)
+        grid = (triton.cdiv(self.rows, ROWS), triton.cdiv(self.units, UNITS))
+        gru_tangent.keep[grid](
+            gates, weight, state, other, reset, before, source, mask, lengths, starts, resets, anew, read_anew,
+            *moving, self.rows, self.units, before.stride(0), source.stride(0), step, self.limit.slope,
+            self.limit.floor, GIVEN=given, FORGETTING=self.limit.forgetting, MASKED=masked, ANEW=begins,
+            READ_ANEW=read_begins, RAGGED=ragged, **SHALLOW_CUT, **OPTIONS,
+        )  # fmt: skip
+        gru_tangent.propose[grid](
+            gates, weight, state, reset, self.half(tangent.dy[step], half), lengths, starts, *moving, self.rows,
+            self.units, step, self.limit.slope, self.limit.floor, GIVEN=given, FORGETTING=self.limit.forgetting,
+            RAGGED=ragged, **SHALLOW_CUT, **OPTIONS,
         )  # fmt: skip
 
     def _reset(self, first: int, last: int, half: int) -> Tensor:
