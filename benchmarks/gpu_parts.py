@@ -20,6 +20,10 @@ import revtune as rt
 from benchmarks.gpu_processes import gradients_apart
 from revtune.program.bench.contestants import CELLS, Contestant, ContestantNet, Shape
 from revtune.program.bench.measuring import peak_of
+from revtune.reversible.cells.cell import Cell
+from revtune.reversible.kernel.backend import chosen
+from revtune.reversible.kernel.tape import LayerTensors
+from revtune.reversible.layers.layer import LayerSettings, build_tape
 from revtune.reversible.layers.rnn import RevRNN
 
 NETS = {"RevGRU": rt.RevGRU, "RevLSTM": rt.RevLSTM}
@@ -31,6 +35,9 @@ MEMORY_GOAL = 0.3
 
 STEP_GOALS = {"RevGRU": 2.0, "RevLSTM": 1.5}
 """Times cuDNN's, of a layer's training step of H=512, B=64, both at float32's full precision."""
+
+CHUNK = 16
+"""Steps of a chunk where sums over chunks are compared."""
 
 EXACT = 1e-5
 """How far gradients of two processes may be from one process's, relatively: sums are in another order."""
@@ -100,10 +107,11 @@ DRY = Sizes(
 
 
 def same_bits(sizes: Sizes) -> Iterator[Case]:
-    """Whether a layer has the CPU kernel's bits, and a streamed step its final state."""
+    """Whether a layer has the CPU kernel's bits, also with responses and tangents, and a streamed step its states."""
+    whole = slice(None)
     for name in NETS:
         for shape in sizes.same:
-            for run, compared in ((layer, slice(None)), (streamed, slice(1, -1))):
+            for run, compared in ((layer, whole), (streamed, slice(1, -1)), (stn, whole), (delta_stn, whole)):
 
                 def measure(
                     run: Run = run, name: str = name, shape: Shape = shape, compared: slice = compared
@@ -119,7 +127,7 @@ def repeats(sizes: Sizes) -> Iterator[Case]:
     """Whether steps give the same bits each time: launched, captured and replayed."""
     for name in NETS:
         for shape in sizes.same:
-            for run in (layer, streamed):
+            for run in (layer, streamed, stn, delta_stn):
                 what = f"{name} {run.__name__}, {shape}, {sizes.repeats} times"
 
                 def measure(run: Run = run, name: str = name, shape: Shape = shape, what: str = what) -> list[Row]:
@@ -290,6 +298,48 @@ def streamed(name: str, shape: Shape, device: torch.device, backend: str) -> lis
     bias = dict(net.rnn.named_parameters())["bias_ih_l0"].grad
     assert bias is not None
     return [loss.detach().cpu(), *(state.cpu() for state in states_of(final)), bias.cpu()]
+
+
+def stn(name: str, shape: Shape, device: torch.device, backend: str) -> list[Tensor]:
+    """Outputs and final state of a layer whose products respond, and gradients of the input and of each s."""
+    cell, x, layer = responding(name, shape, device)
+    scales = [scale.requires_grad_() for _, scale in layer.responses.values()]
+    x.requires_grad_()
+    y, final = rt.scan(  # of chunks that are as long on every device, as those of s are added up chunk by chunk
+        cell, x, layer.state, weights=layer.weights, responses=layer.responses, chunk=CHUNK, backend=backend
+    )
+    (y * y.detach().cpu().sin().to(device)).sum().backward()
+    grads = [one.grad for one in (x, *scales) if one.grad is not None]
+    assert len(grads) == 1 + len(scales)
+    return [one.detach().cpu() for one in (y, *final, *grads)]
+
+
+def delta_stn(name: str, shape: Shape, device: torch.device, backend: str) -> list[Tensor]:
+    """Outputs of a layer whose products do not respond, and the tangents of outputs and state, had they done so."""
+    cell, x, layer = responding(name, shape, device)
+    settings = LayerSettings(name, chosen(backend, cell, x, layer.weights, {}), answering=False)
+    found: list[Tensor] = []
+    with torch.no_grad():
+        tape = build_tape(cell, layer, settings, shape.steps, x.dtype)
+        y, dy, moved = tape.ahead(x, 0, x.flip(0), None, {}, keep=False)
+        found += [y, dy, *moved.values()]
+    return [one.cpu() for one in found]
+
+
+def responding(name: str, shape: Shape, device: torch.device) -> tuple[Cell, Tensor, LayerTensors]:
+    """A cell, inputs, and a layer's tensors with responses that are not zero; all are drawn on the CPU."""
+    torch.manual_seed(0)
+    net = NETS[name](shape.hidden, shape.hidden)
+    named = {which: getattr(net, f"weight_{which}_l0").detach() for which in ("ih", "hh")}
+    x = torch.randn(shape.steps, shape.batch, shape.hidden)
+    pairs = {
+        which: (0.1 * torch.randn_like(weight), torch.randn(shape.batch, len(weight)))
+        for which, weight in named.items()
+    }
+    state = tuple(torch.zeros(shape.batch, shape.hidden, device=device) for _ in net.cell.states)
+    weights = {which: weight.to(device) for which, weight in named.items()}
+    there = {which: (extra.to(device), scale.to(device)) for which, (extra, scale) in pairs.items()}
+    return net.cell, x.to(device), LayerTensors(state, weights, there)
 
 
 def states_of(final: Tensor | tuple[Tensor, ...]) -> list[Tensor]:

@@ -21,7 +21,7 @@ FLOATS, WHOLE = "*fp32", "i32"
 POINTERS = {
     "counts": "*i64", "base": "*i64", "lengths": "*i64", "sums": "*i64", "heads": "*i32", "depth": "*i32",
     "flags": "*i32", "bits": "*i32", "words": "*i16", "cells": "*i64", "heads_c": "*i32", "heads_h": "*i32",
-    "resets": "*u8", "starts": "*i64", "fresh": "*i64",
+    "resets": "*u8", "starts": "*i64", "fresh": "*i64", "index": "*i64",
 }  # fmt: skip
 """What arguments point to that are no float32."""
 
@@ -29,7 +29,7 @@ NUMBERS = {"slope": "fp32", "floor": "fp32", "share": "fp32"}
 WHOLES = {
     "positions", "rows", "units", "width", "capacity", "step", "inputs", "outputs", "numbers", "first",
     "source_stride", "c_stride", "rh_stride", "before_stride", "x_stride", "y_stride", "w_output", "w_input", "steps",
-    "begin", "end",
+    "begin", "end", "d_stride",
 }  # fmt: skip
 
 ONE_ROW = {"positions", "rows", "width", "step", "steps", "w_input"}
@@ -38,35 +38,58 @@ ONE_ROW = {"positions", "rows", "width", "step", "steps", "w_input"}
 
 def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
     """Every kernel with every combination of what it is compiled for, as operators launch it."""
-    from revtune.reversible.kernel.triton import digest, gru, gru_gradient, lstm, lstm_gradient, product, resets
-    from revtune.reversible.kernel.triton.launching import DEPTH, ELEMENTS, FEW_ROWS, HEADS, ROWS, UNITS
+    from revtune.reversible.kernel.triton import (
+        digest,
+        gru,
+        gru_gradient,
+        gru_tangent,
+        lstm,
+        lstm_gradient,
+        lstm_tangent,
+        product,
+        resets,
+        responses,
+    )  # fmt: skip
+    from revtune.reversible.kernel.triton.launching import DEPTH, ELEMENTS, FEW_INPUTS, FEW_ROWS, HEADS, ROWS, UNITS
 
-    cut = {"ROWS": ROWS, "UNITS": UNITS, "DEPTH": DEPTH}
+    cut, depth = {"ROWS": ROWS, "UNITS": UNITS, "DEPTH": DEPTH}, {False: DEPTH, True: FEW_INPUTS}
     for start in (0, 1, 2):
         yield f"matmul from {start}", product.matmul, {"FROM": start, **cut}
-    yield "propose", gru.propose, cut
     yield "digest", digest.mixed, {"SIZE": digest.SIZE}
     for given in (False, True):  # nothing, or all that gates can be given
-        asked = {"MASKED": given, "ANEW": given, **cut}
-        yield f"evaluate given {given}", gru.evaluate, asked
-        yield f"reset given {given}", gru_gradient.reset, asked
-        yield f"lstm evaluate given {given}", lstm.evaluate, asked
-        yield f"read masked {given}", gru_gradient.read, {"MASKED": given, **cut}
-        yield f"lstm read masked {given}", lstm_gradient.read, {"MASKED": given, **cut}
+        responding = {"RESPONSE": responses.NOTED.value if given else 0, **cut}
+        gates = {**responding, "DEPTH": depth[given]}
+        yield f"propose given {given}", gru.propose, gates
+        yield f"evaluate given {given}", gru.evaluate, {**gates, "MASKED": given, "ANEW": given}
+        yield f"lstm evaluate given {given}", lstm.evaluate, {**gates, "MASKED": given, "ANEW": given}
+        yield f"reset given {given}", gru_gradient.reset, {**responding, "MASKED": given, "ANEW": given}
+        yield f"read given {given}", gru_gradient.read, {**responding, "MASKED": given}
+        yield f"lstm read given {given}", lstm_gradient.read, {**responding, "MASKED": given}
+        by, few = {"GIVEN": 15 * given}, {**cut, "DEPTH": FEW_INPUTS}
+        yield f"tangent read given {given}", lstm_tangent.read, {**by, "MASKED": given, **few}
+        for forgetting in (False, True):
+            name, moving = f"given {given} forgetting {forgetting}", {**by, "FORGETTING": forgetting, "RAGGED": given}
+            anew = {"MASKED": given, "ANEW": given, "READ_ANEW": given}
+            yield f"tangent keep {name}", gru_tangent.keep, {**moving, **anew, **few}
+            yield f"tangent propose {name}", gru_tangent.propose, {**moving, **few}
+        yield f"add given {given}", responses.add, {"OWN": given, "INDEXED": given, "SIZE": ELEMENTS}
+        yield f"back given {given}", responses.back, {"SUMMED": given, "SCALED": True, "SIZE": ELEMENTS}
     tile = {"RAGGED": True, "ROWS": ROWS, "HEADS": HEADS}
     small = {**tile, "ROWS": FEW_ROWS}
     for forgetting in (False, True):
         alone = {"FORGETTING": forgetting, "RAGGED": True, "ANEW": True, "SIZE": ELEMENTS}
         yield f"update forgetting {forgetting}", gru_gradient.update, alone
         yield f"lstm update forgetting {forgetting}", lstm_gradient.update, alone
+        yield f"update of a tangent forgetting {forgetting}", lstm_tangent.update, alone
         for turns in (1, 2, 8):
             constants = {"FORGETTING": forgetting, "ANEW": forgetting, "TURNS": turns, **small}
             yield f"recall_cells of {turns} forgetting {forgetting}", lstm.recall_cells, constants
     for turns, (keep, back) in product_of((1, 8), ((0, False), (1, False), (2, False), (3, False), (3, True))):
         constants = {"FORGETTING": True, "KEEP": keep, "BACK": back, "TURNS": turns, "SLICED": False, **tile}
         name = f"turn of {turns} keep {keep} back {back}"
-        if keep != 2:
-            yield name, gru.turn, {"DEPTH": DEPTH, **constants}
+        for given in (False, True) if keep != 2 else ():
+            responding = {"RESPONSE": responses.NOTED.value if given else 0, "DEPTH": depth[given]}
+            yield f"{name} given {given}", gru.turn, {**responding, **constants}
         yield f"lstm {name}", lstm.turn, {**constants, "RECORDED": back, "CELL": True, "HIDDEN": True, **small}
     heads = {"TURNS": 8, "ROWS": ROWS, "HEADS": HEADS}
     for states in (1, 2):
@@ -74,16 +97,17 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
             yield f"lose {states} keep {keep}", resets.lose, {"STATES": states, "KEEP": keep, **heads}
         yield f"regain {states}", resets.regain, {"STATES": states, **heads}
         yield f"cut {states}", resets.cut, {"PARTS": 2 * states, "ADDED": True, "SIZE": ELEMENTS}
+    responding = {"RESPONSE": responses.NOTED.value, "DEPTH": FEW_INPUTS}
     for back in (False, True):
         constants = {"FORGETTING": False, "KEEP": 3, "BACK": back, "TURNS": 2, "SLICED": False, **tile}
-        yield f"turn that forgets nothing, back {back}", gru.turn, {"DEPTH": DEPTH, **constants}
+        yield f"turn that forgets nothing, back {back}", gru.turn, {**responding, **constants}
         yield f"lstm turn that forgets nothing, back {back}", lstm.turn, {
             **constants, "RECORDED": True, "CELL": True, "HIDDEN": True, **small,
         }  # fmt: skip
     for back, sliced in product_of((False, True), (False, True)):  # some units of h1 are sliced
         constants = {"FORGETTING": True, "KEEP": 3, "BACK": back, "TURNS": 8, "SLICED": sliced, **tile}
         name = f"back {back} sliced {sliced}"
-        yield f"turn {name}", gru.turn, {"DEPTH": DEPTH, **constants}
+        yield f"turn {name}", gru.turn, {**responding, **constants}
         yield f"lstm turn of h {name}", lstm.turn, {
             **constants, "RECORDED": True, "CELL": False, "HIDDEN": True, **small,
         }  # fmt: skip

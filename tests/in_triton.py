@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import revtune as rt
 from revtune.reversible.kernel.engine import Engine
@@ -12,6 +12,7 @@ from revtune.reversible.kernel.native_tape import NativeTape
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.layer import LayerSettings, build_tape
 from revtune.reversible.layers.scan import Recording
+from tests.joint.test_linear_stream import gradients, streamed
 from tests.stored import Problem, Result, State, differentiate, relative
 
 BOTH: tuple[Engine, ...] = ("triton", "native")
@@ -106,3 +107,25 @@ def moved(engine: Engine, of: Problem, chunk: int, **settings: Any) -> dict[str,
         assert all(torch.equal(count, start.counts[part]) for part, count in tape.counts.items())
     assert tape.buffer.words == 0
     return found | {f"d {part}": grad for part, grad in tape.direction.items()} | tape.weights.gradients
+
+
+class Words(nn.Module):
+    """A net over words, in a kernel."""
+
+    def __init__(self, rev: Any, engine: str) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(5, 4), rt.LinearCrossEntropy(6, 5)
+        self.rnn = rev(
+            4, 6, max_forget_bits=3.0, input_dropout=0.2, hidden_dropout=0.3, weight_drop=0.2, backend=engine
+        )
+
+
+def tuners_step(rev: Any, engine: str, method: str, level: str) -> dict[str, Tensor]:
+    """The loss and the gradients of a tuner's step over words, of a net whose responses are not zero."""
+    torch.manual_seed(0)
+    net: Any = rt.self_tuning(Words(rev, engine), batch_dim=1)
+    for name, parameter in net.named_parameters():
+        if "response_s" in name:
+            nn.init.normal_(parameter, std=0.2)
+    loss, grads = gradients(net, method, level, torch.randint(5, (5, 3)), stream=streamed())
+    return {"loss": torch.tensor(loss), **{name: grad for name, grad in grads.items() if grad is not None}}

@@ -23,7 +23,7 @@ def test_every_part_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     found = json.loads(out.read_text())
     assert {row["part"] for row in found["rows"]} == set(PARTS)
     bits = [row["figure"] for row in found["rows"] if row["part"] in ("the CPU kernel's bits", "repeats")]
-    assert bits.count(True) == len(bits) - 1 == 8  # beside them, that nothing is captured here
+    assert bits.count(True) == len(bits) - 1 == 16  # beside them, that nothing is captured here
     told = capsys.readouterr().out
     assert "| processes: gradients of two processes by gloo, relatively |" in told and "nothing failed" in told
 

@@ -58,7 +58,6 @@ class LayerSettings(NamedTuple):
 def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettings) -> tuple[Tensor, State]:
     """Run one layer over (T, B, I): its outputs (T, B, H) and its final state, in the dtypes of the first."""
     assert settings.starts is None and settings.weight_mask is None
-    _refuse_missing(inputs, settings)
     if settings.native:
         refuse_transforms([x, *inputs.flat()], batches=True)
         return sequence(
@@ -74,7 +73,6 @@ def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettin
 
 def build_tape(cell: Cell, inputs: LayerTensors, settings: LayerSettings, steps: int, dtype: torch.dtype) -> Tape:
     """A tape at the first state, for a sequence of so many steps, with gates and outputs of this dtype."""
-    _refuse_missing(inputs, settings)
     refuse_transforms(inputs.flat() if settings.resets is None else [*inputs.flat(), settings.resets])
     wanted = inputs.wanted() if torch.is_grad_enabled() else frozenset()
     counts = _counts(cell, inputs.state, settings, "the first state", dtype)
@@ -93,20 +91,6 @@ def build_tape(cell: Cell, inputs: LayerTensors, settings: LayerSettings, steps:
         name=settings.name, share=settings.share, sliced=settings.sliced, resets=settings.resets, anew=anew,
         starts=settings.starts,
     )  # fmt: skip
-
-
-def _refuse_missing(inputs: LayerTensors, settings: LayerSettings) -> None:
-    """Refuse what Triton's kernel does not have yet.
-
-    Raises:
-        ValueError: names it.
-    """
-    if settings.native != "triton":
-        return
-    missing = {"responses": inputs.responses}
-    for what, asked in missing.items():
-        if asked:
-            raise ValueError(f'{settings.name}: backend="triton" does not have {what} yet; backend="auto" runs them')
 
 
 def _counts(cell: Cell, states: State, settings: LayerSettings, what: str, dtype: torch.dtype) -> dict[str, Tensor]:

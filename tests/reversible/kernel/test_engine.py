@@ -4,7 +4,6 @@ import importlib.util
 import inspect
 import shutil
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 
 import pytest
@@ -39,21 +38,6 @@ def test_what_it_does_not_run_is_refused(net: type[rt.RevGRU] | type[rt.RevLSTM]
         layer(x)
     with pytest.raises(ValueError, match=f"got {got}"):
         rt.rewind_outputs(layer, x, readout=torch.nn.Linear(6, 1))
-
-
-MISSING: dict[str, Callable[[rt.RevGRU, torch.Tensor], object]] = {
-    "responses": lambda net, x: rt.scan(
-        rt.rev_gru(), x, weights={"ih": torch.zeros(18, 4), "hh": torch.zeros(18, 3)}, backend="triton",
-        responses={"ih": (torch.zeros(18, 4), torch.zeros(2, 18))},
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("what", MISSING)
-def test_what_it_does_not_have_yet_is_refused(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "triton_takes", lambda device: True)
-    with pytest.raises(ValueError, match=f'RevGRU.*: backend="triton" does not have {what} yet; backend="auto" runs'):
-        MISSING[what](rt.RevGRU(4, 6, backend="triton"), torch.zeros(3, 2, 4))
 
 
 @pytest.mark.usefixtures("on_a_gpu")

@@ -14,14 +14,20 @@ from torch import Tensor
 
 from revtune.reversible.cells import fixed
 from revtune.reversible.kernel.triton import resets
-from revtune.reversible.kernel.triton.launching import DEPTH, ELEMENTS, HEADS, OPTIONS, ROWS, UNITS
+from revtune.reversible.kernel.triton.launching import DEPTH, ELEMENTS, FEW_INPUTS, HEADS, OPTIONS, ROWS, UNITS
+from revtune.reversible.kernel.triton.responses import ADDED, NO_RESPONSE, NOTED, Response
 from revtune.reversible.kernel.triton.stacks import Stacks, tiles
+from revtune.reversible.kernel.triton.tangents import Tangent
+from revtune.reversible.kernel.triton.whole import Whole
 
 HALVES = 2
 """Halves of a state."""
 
 CUT = {"ROWS": ROWS, "UNITS": UNITS, "DEPTH": DEPTH}
 """How products are cut."""
+
+SHALLOW_CUT = {**CUT, "DEPTH": FEW_INPUTS}
+"""How those of gates with a response are, and of tangents."""
 
 
 class Limit(NamedTuple):
@@ -88,39 +94,6 @@ class Slices(NamedTuple):
 NO_SLICES = Slices()
 
 
-class Whole(NamedTuple):
-    """State and heads in whole numbers, and what kernels note.
-
-    Attributes:
-        counts: (S, 2, B, N), int64.
-        heads: (S, B, width), int32.
-        flags: one for each stack.
-    """
-
-    counts: Tensor
-    heads: Tensor
-    flags: Tensor
-
-    @classmethod
-    def of(cls, counts: Tensor, heads: Tensor, stacks: Stacks) -> Whole:
-        """From float64."""
-        return cls(counts.long(), heads.to(torch.int32), torch.zeros_like(stacks.depth))
-
-    @property
-    def turns(self) -> int:
-        """Units of a half that take turns at a head."""
-        return self.turns_of(self.counts.shape[3])
-
-    def turns_of(self, units: int) -> int:
-        """How many of so many units take turns at a head."""
-        return triton.cdiv(units, self.heads.shape[2])
-
-    def noted(self, bits: tuple[int, ...], *others: Tensor) -> list[int]:
-        """Which of these bits any kernel has noted, 1 or 0, and other numbers; asks the device once."""
-        found: list[int] = torch.stack([*((self.flags & bit).any().long() for bit in bits), *others]).tolist()
-        return found
-
-
 class Chunk(ABC):
     """A chunk of one layer.
 
@@ -131,6 +104,7 @@ class Chunk(ABC):
         course: when rows run, and where they begin anew.
         limit: what bounds forgetting.
         slices: units that are kept.
+        response: that of the recurrent products.
     """
 
     blocks: int
@@ -138,10 +112,11 @@ class Chunk(ABC):
 
     def __init__(
         self, gates: Tensor, states: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
-        masks: tuple[Tensor | None, Tensor | None], course: Course, limit: Limit,
-        slices: Slices = NO_SLICES,
+        masks: tuple[Tensor | None, Tensor | None], course: Course, limit: Limit, slices: Slices = NO_SLICES,
+        response: Response = NO_RESPONSE,
     ) -> None:  # fmt: skip
-        self.gates, self.masks, self.course, self.limit, self.slices = gates, masks, course, limit, slices
+        self.gates, self.masks, self.course, self.limit = gates, masks, course, limit
+        self.slices, self.response = slices, response
         self.y, self.y_start, self.c, self.c_start = states
         self.steps, self.rows, self.units = self.y.shape[0], self.y.shape[1], self.y.shape[2] // HALVES
 
@@ -162,18 +137,45 @@ class Chunk(ABC):
     def differentiate(self, step: int, half: int, direction: Tensor, weight: Tensor) -> None:
         """Carry the direction (S, 2, B, N) through a half's step; gates become their gradients."""
 
+    @abstractmethod
+    def push_forward(self, step: int, half: int, tangent: Tangent, packed: Tensor) -> None:
+        """Carry a tangent through a half's step, whose gates are known."""
+
+    @property
+    def cut(self) -> dict[str, int]:
+        """How the products of gates are cut."""
+        return CUT if self.response.weight is None else SHALLOW_CUT
+
     def half(self, tensor: Tensor, half: int) -> Tensor:
         """A half's columns of states (..., 2N)."""
         return tensor[..., half * self.units : (half + 1) * self.units]
 
     def half_gates(self, first: int, last: int, half: int) -> Tensor:
         """A half's gates at some steps, (M, blocks N)."""
+        return self.half_columns(self.gates[first:last].flatten(0, 1), half)
+
+    def half_columns(self, tensor: Tensor, half: int) -> Tensor:
+        """A half's columns of what lies as gates do, (..., 2 blocks N)."""
         columns = self.blocks * self.units
-        return self.gates[first:last].flatten(0, 1)[:, half * columns : (half + 1) * columns]
+        return tensor[..., half * columns : (half + 1) * columns]
 
     def weight(self, packed: Tensor, half: int) -> Tensor:
         """A half's recurrent weight, (blocks N, N)."""
         return packed.view(HALVES, self.blocks * self.units, self.units)[half]
+
+    def responding(self, first: int, last: int, half: int) -> tuple[Tensor, Tensor, Tensor, int]:
+        """V and s of a half, where V's products at some steps go, or any other tensors in their place; and RESPONSE."""
+        weight, scale, answers = self.response
+        if weight is None or scale is None:
+            return self.gates, self.gates, self.gates, 0
+        weight, scale = self.weight(weight, half), self.half_columns(scale, half)
+        if answers is None:
+            return weight, scale, self.gates, ADDED.value
+        return weight, scale, self.half_columns(answers[first:last].flatten(0, 1), half), NOTED.value
+
+    def moving(self, step: int, half: int, tangent: Tangent) -> list[Tensor]:
+        """What else than h' moves a half's pre-activations at a step, or any other tensors in its place."""
+        return [self.gates if one is None else self.half_columns(one, half) for one in tangent.at(step)]
 
     def before(self, step: int, half: int) -> Tensor:
         """A half's h after the step before, (B, N), whether or not rows begin anew in between."""
@@ -248,6 +250,13 @@ class Chunk(ABC):
                 self.differentiate(step, half, direction, weight)
             self._cut(step, direction, anew_direction)
 
+    def follow(self, tangent: Tangent, packed: Tensor) -> None:
+        """Carry a tangent on through all steps; where rows begin anew, they do so from a state that does not move."""
+        for step in range(self.steps):
+            self._cut(step, tangent.state, None)
+            for half in range(HALVES):
+                self.push_forward(step, half, tangent, packed)
+
     def _lose(self, step: int, whole: Whole, stacks: Stacks, keep: int) -> None:
         """Begin rows anew that do so before a step."""
         if self.course.resets is None:
@@ -283,8 +292,3 @@ class Chunk(ABC):
     def _head_programs(self, whole: Whole) -> tuple[int, int]:
         """Programs over the rows and heads of a chunk."""
         return triton.cdiv(self.rows, ROWS), tiles(whole.heads.shape[2])
-
-
-def floats(counts: Tensor) -> Tensor:
-    """A state (2, B, N) in float64 counts as floats (B, 2N)."""
-    return fixed.from_counts(counts, torch.float32).movedim(0, 1).flatten(1)

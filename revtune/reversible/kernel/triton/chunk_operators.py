@@ -4,8 +4,7 @@ States and heads come and go as float64, as everywhere in Python; inside a chunk
 asks the device once for what was noted and how many words there are, and where rows begin anew, once how often. All
 else stays on the device as tensors: digests, and whether words were used up (kernel/asked_once.py).
 
-Arguments that no operator reads (responses and answers) stand for what this kernel does not have yet: a layer that
-would need them was refused before (layers/layer.py). Weights to be dropped come dropped, without `kept`.
+Weights to be dropped come dropped, without `kept`.
 
 Shapes: K steps of a chunk, B batch, N units of a half, S states of the cell, G gates.
 """
@@ -18,12 +17,15 @@ from torch import Tensor
 from revtune.reversible.cells import fixed
 from revtune.reversible.kernel.asked_once import Number
 from revtune.reversible.kernel.triton.buffer import NOT_ANEW, OUT_OF_RANGE, OVERFLOWED, RAN_EMPTY
-from revtune.reversible.kernel.triton.chunk import HALVES, NO_SLICES, Chunk, Course, Limit, Slices, Whole, floats
+from revtune.reversible.kernel.triton.chunk import HALVES, NO_SLICES, Chunk, Course, Limit, Slices
 from revtune.reversible.kernel.triton.digest import digest
 from revtune.reversible.kernel.triton.graphs import launch
 from revtune.reversible.kernel.triton.gru_chunk import GruChunk
 from revtune.reversible.kernel.triton.lstm_chunk import LstmChunk
+from revtune.reversible.kernel.triton.responses import NO_RESPONSE, Response
 from revtune.reversible.kernel.triton.stacks import Stacks, tiles
+from revtune.reversible.kernel.triton.tangents import Tangent
+from revtune.reversible.kernel.triton.whole import Whole, floats
 
 CELLS, EVERYTHING = 2, 3
 """What a chunk keeps of the buffer, as in `Keep`."""
@@ -57,7 +59,8 @@ def forward(
     """Run a chunk. Returns the words spilled, a digest of where it began, and whether states stayed in range."""
     limit = Limit(slope, forgetting, float(bounded))
     course = Course.of(_from(first, lengths), _from(first, starts), resets, anew)
-    chunk = _chunk(gates, (y, y_start, c, c_start), rh, (mask1, mask2), course, limit, Slices(sliced))
+    responds = Response(response, scale, answers)
+    chunk = _chunk(gates, (y, y_start, c, c_start), rh, (mask1, mask2), course, limit, Slices(sliced), responds)
     _write(counts, y_start, c_start)
     kept = {CELLS: 1, EVERYTHING: len(counts)}.get(keep, 0)  # states of which words are kept
     standing = digest([counts + 0.0, heads + 0.0]) if keep == EVERYTHING else 0
@@ -85,7 +88,8 @@ def rewind(
     limit = Limit(slope, forgetting, float(bounded))
     course = Course.of(_from(first, lengths), _from(first, starts), resets, anew)
     kept = NO_SLICES if slices is None else Slices(slices.shape[2], slices)
-    chunk = _chunk(gates, (y, y_start, c, c_start), rh, (mask1, mask2), course, limit, kept)
+    responds = Response(response, scale, answers)
+    chunk = _chunk(gates, (y, y_start, c, c_start), rh, (mask1, mask2), course, limit, kept, responds)
     _write(counts, y[-1], None if c is None else c[-1])
     room, fit = Stacks.unsealed(words, *heads.shape[1:])
     whole = Whole.of(counts, heads, room)
@@ -101,8 +105,9 @@ def recall(
     resets: Tensor | None = None, anew: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Evaluate the gates of a chunk whose outputs are known, all steps at once."""
-    course = Course.of(None, None, resets, anew)
-    chunk = _chunk(gates, (y, y_start, None, None), rh, (mask1, mask2), course, Limit(1.0, True), whole=True)
+    course, responds = Course.of(None, None, resets, anew), Response(response, scale, answers)
+    states, limit = (y, y_start, None, None), Limit(1.0, True)
+    chunk = _chunk(gates, states, rh, (mask1, mask2), course, limit, response=responds, whole=True)
     chunk.recall(packed)
 
 
@@ -133,8 +138,27 @@ def gradient(
     """Carry `direction` (S, 2, B, N) and dy (K, B, 2N) back through a chunk; gates become their gradients."""
     limit = Limit(slope, forgetting, float(bounded))
     course = Course.of(_from(first, lengths), _from(first, starts), resets, anew)
-    chunk = _chunk(gates, (y, y_start, c, c_start), None, (mask1, mask2), course, limit)
+    responds = Response(response, scale)
+    chunk = _chunk(gates, (y, y_start, c, c_start), None, (mask1, mask2), course, limit, response=responds)
     launch(Chunk.carry, chunk, direction, weight, dy, anew_direction, changed=[gates, direction, anew_direction])
+
+
+def tangent(
+    gates: Tensor, state: Tensor, y: Tensor, y_start: Tensor, c: Tensor | None, c_start: Tensor | None, packed: Tensor,
+    mask1: Tensor | None, mask2: Tensor | None, lengths: Tensor | None, projected: Tensor | None, shift: Tensor | None,
+    ih_answer: Tensor | None, ih_scale: Tensor | None, hh_answer: Tensor | None, hh_scale: Tensor | None, dy: Tensor,
+    first: int, slope: float, forgetting: bool, bounded: bool, resets: Tensor | None = None, anew: Tensor | None = None,
+    starts: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Carry the tangent of the state (S, 2, B, N) through a chunk of known gates, those of outputs into dy (K, B, 2N).
+
+    What moves pre-activations is W dx, the bias's shift and s times each response's V products.
+    """
+    limit = Limit(slope, forgetting, float(bounded))
+    course = Course.of(_from(first, lengths), _from(first, starts), resets, anew)
+    chunk = _chunk(gates, (y, y_start, c, c_start), None, (mask1, mask2), course, limit)
+    moved = Tangent(state, dy, projected, shift, ih_answer, ih_scale, hh_answer, hh_scale)
+    launch(Chunk.follow, chunk, moved, packed, changed=[state, dy])
 
 
 def _from(first: int, ends: Tensor | None) -> Tensor | None:
@@ -144,20 +168,20 @@ def _from(first: int, ends: Tensor | None) -> Tensor | None:
 
 def _states(chunk: Chunk) -> list[Tensor | None]:
     """What moving through a chunk writes at every step."""
-    return [chunk.y, chunk.c, chunk.rh if isinstance(chunk, GruChunk) else None]
+    return [chunk.y, chunk.c, chunk.rh if isinstance(chunk, GruChunk) else None, chunk.response.answers]
 
 
 def _chunk(
     gates: Tensor, states: tuple[Tensor, Tensor, Tensor | None, Tensor | None], rh: Tensor | None,
-    masks: tuple[Tensor | None, Tensor | None], course: Course, limit: Limit, slices: Slices = NO_SLICES, *,
-    whole: bool = False,
+    masks: tuple[Tensor | None, Tensor | None], course: Course, limit: Limit, slices: Slices = NO_SLICES,
+    response: Response = NO_RESPONSE, *, whole: bool = False,
 ) -> Chunk:  # fmt: skip
     """A chunk of the cell that has so many gates; `whole` is for a pass that takes all steps at once."""
     y = states[0]
     if gates.shape[2] == LstmChunk.blocks * y.shape[2]:
-        return LstmChunk(gates, states, masks, course, limit, slices)
+        return LstmChunk(gates, states, masks, course, limit, slices, response)
     rh = y.new_empty(len(y) if whole else 1, *y.shape[1:]) if rh is None else rh
-    return GruChunk(gates, states, rh, masks, course, limit, slices)
+    return GruChunk(gates, states, rh, masks, course, limit, slices, response)
 
 
 def _write(counts: Tensor, y: Tensor, c: Tensor | None) -> None:

@@ -12,71 +12,103 @@ import triton.language as tl
 from revtune.reversible.kernel.triton.arithmetic import forget_integer, from_count, sigmoid, tanh, to_count
 from revtune.reversible.kernel.triton.buffer import depth_noted, forget, is_update, noted, restore
 from revtune.reversible.kernel.triton.product import chain, read_part
+from revtune.reversible.kernel.triton.responses import answered
 from revtune.reversible.kernel.triton.rows import beginning, running
 
 
 @triton.jit
-def evaluate(
-    gates, source, rh, weight, mask, resets, anew, positions, rows, units, source_stride, rh_stride,
-    MASKED: tl.constexpr, ANEW: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
+def read_pair(
+    source, anew, begins, mask, weight, position, row, unit, live, wide, stride, units,
+    ANEW: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """z, r and r * h' of one half's positions; gates (M, 6N) hold the projected input, source is h' (M, N)."""
-    number = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    position, row = number.to(tl.int64), (number % rows).to(tl.int64)  # a division of 32 bits is the cheap one
-    unit = (tl.program_id(1) * UNITS + tl.arange(0, UNITS)).to(tl.int64)
+    """`read_chain` for z and for r, which read the same: h' is loaded once."""
     lane = tl.arange(0, DEPTH).to(tl.int64)
-    live, wide = (position < positions)[:, None], (unit < units)[None, :]
-    begins = beginning(resets, position, position < positions)[:, None] if ANEW else live
     sum_z = tl.zeros((ROWS, UNITS), tl.float32)
     sum_r = tl.zeros((ROWS, UNITS), tl.float32)
     for k in range(0, units, DEPTH):
         inside = (k + lane < units)[None, :]
         part = live & inside
-        read = read_part(source, anew, begins, mask, position, row, k + lane, part, source_stride, units, ANEW, MASKED)
+        read = read_part(source, anew, begins, mask, position, row, k + lane, part, stride, units, ANEW, MASKED)
         known = wide & tl.trans(inside)
         at = weight + unit[None, :] * units + (k + lane)[:, None]
         sum_z = tl.dot(read, tl.load(at, mask=known, other=0.0), sum_z, input_precision="ieee")
         at = weight + (unit + units)[None, :] * units + (k + lane)[:, None]
         sum_r = tl.dot(read, tl.load(at, mask=known, other=0.0), sum_r, input_precision="ieee")
+    return sum_z, sum_r
+
+
+@triton.jit
+def evaluate(
+    gates, source, rh, weight, response, scale, answers, mask, resets, anew, positions, rows, units, source_stride,
+    rh_stride, RESPONSE: tl.constexpr, MASKED: tl.constexpr, ANEW: tl.constexpr, ROWS: tl.constexpr,
+    UNITS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """z, r and r * h' of one half's positions; gates (M, 6N) hold the projected input, source is h' (M, N)."""
+    number = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    position, row = number.to(tl.int64), (number % rows).to(tl.int64)  # a division of 32 bits is the cheap one
+    unit = (tl.program_id(1) * UNITS + tl.arange(0, UNITS)).to(tl.int64)
+    live, wide = (position < positions)[:, None], (unit < units)[None, :]
+    begins = beginning(resets, position, position < positions)[:, None] if ANEW else live
+    sum_z, sum_r = read_pair(
+        source, anew, begins, mask, weight, position, row, unit, live, wide, source_stride, units,
+        ANEW, MASKED, ROWS, UNITS, DEPTH,
+    )  # fmt: skip
     here = live & wide
-    place = gates + position[:, None] * 6 * units + unit[None, :]
-    r = sigmoid(tl.load(place + units, mask=here, other=0.0) + sum_r)
-    tl.store(place, sigmoid(tl.load(place, mask=here, other=0.0) + sum_z), mask=here)
-    tl.store(place + units, r, mask=here)
+    at = position[:, None] * 6 * units + unit[None, :]
+    if RESPONSE:
+        more_z, more_r = read_pair(
+            source, anew, begins, mask, response, position, row, unit, live, wide, source_stride, units,
+            ANEW, MASKED, ROWS, UNITS, DEPTH,
+        )  # fmt: skip
+        own = row[:, None] * 6 * units + unit[None, :]
+        sum_z = answered(sum_z, more_z, scale, answers, own, at, here, RESPONSE)
+        sum_r = answered(sum_r, more_r, scale, answers, own + units, at + units, here, RESPONSE)
+    r = sigmoid(tl.load(gates + at + units, mask=here, other=0.0) + sum_r)
+    tl.store(gates + at, sigmoid(tl.load(gates + at, mask=here, other=0.0) + sum_z), mask=here)
+    tl.store(gates + at + units, r, mask=here)
     read = read_part(source, anew, begins, mask, position, row, unit, here, source_stride, units, ANEW, MASKED)
     tl.store(rh + position[:, None] * rh_stride + unit[None, :], r * read, mask=here)
 
 
 @triton.jit
 def candidate(
-    gates, rh, weight, position, unit, live, wide, units, rh_stride,
-    ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
+    gates, rh, weight, response, scale, answers, position, row, unit, live, wide, units, rh_stride,
+    RESPONSE: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """g of some units of one half's positions, which it stores."""
-    total = chain(rh, weight, position, unit + 2 * units, live, wide, units, rh_stride, units, 1, ROWS, UNITS, DEPTH)
-    place = gates + position[:, None] * 6 * units + (unit + 2 * units)[None, :]
-    g = tanh(tl.load(place, mask=live & wide, other=0.0) + total)
-    tl.store(place, g, mask=live & wide)
+    own = unit + 2 * units
+    total = chain(rh, weight, position, own, live, wide, units, rh_stride, units, 1, ROWS, UNITS, DEPTH)
+    at, here = position[:, None] * 6 * units + own[None, :], live & wide
+    if RESPONSE:
+        more = chain(rh, response, position, own, live, wide, units, rh_stride, units, 1, ROWS, UNITS, DEPTH)
+        total = answered(total, more, scale, answers, row[:, None] * 6 * units + own[None, :], at, here, RESPONSE)
+    g = tanh(tl.load(gates + at, mask=here, other=0.0) + total)
+    tl.store(gates + at, g, mask=here)
     return g
 
 
 @triton.jit
 def propose(
-    gates, rh, weight, positions, units, rh_stride, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr
-):
+    gates, rh, weight, response, scale, answers, positions, rows, units, rh_stride,
+    RESPONSE: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
     """g of one half's positions, whose outputs are known."""
-    position = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    number = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    position, row = number.to(tl.int64), (number % rows).to(tl.int64)
     unit = (tl.program_id(1) * UNITS + tl.arange(0, UNITS)).to(tl.int64)
     live, wide = (position < positions)[:, None], (unit < units)[None, :]
-    candidate(gates, rh, weight, position, unit, live, wide, units, rh_stride, ROWS, UNITS, DEPTH)
+    candidate(
+        gates, rh, weight, response, scale, answers, position, row, unit, live, wide, units, rh_stride,
+        RESPONSE, ROWS, UNITS, DEPTH,
+    )  # fmt: skip
 
 
 @triton.jit
 def turn(
-    gates, rh, weight, counts, heads, words, base, depth, y, flags, lengths, starts, slices, rows, units, begin, end,
-    width, capacity, step, rh_stride, slope, floor, FORGETTING: tl.constexpr, KEEP: tl.constexpr, BACK: tl.constexpr,
-    RAGGED: tl.constexpr, SLICED: tl.constexpr, TURNS: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr,
-    DEPTH: tl.constexpr,
+    gates, rh, weight, response, scale, answers, counts, heads, words, base, depth, y, flags, lengths, starts, slices,
+    rows, units, begin, end, width, capacity, step, rh_stride, slope, floor, RESPONSE: tl.constexpr,
+    FORGETTING: tl.constexpr, KEEP: tl.constexpr, BACK: tl.constexpr, RAGGED: tl.constexpr, SLICED: tl.constexpr,
+    TURNS: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """g of one half at a step, and h one step on, or with BACK one step back; y (B, .) gets it as floats.
 
@@ -99,7 +131,10 @@ def turn(
         wide = inside & (unit < end)[None, :]
         here = live & wide
         moving = here & runs
-        g = candidate(gates, rh, weight, row, unit, live, wide, units, rh_stride, ROWS, HEADS, DEPTH)
+        g = candidate(
+            gates, rh, weight, response, scale, answers, row, row, unit, live, wide, units, rh_stride,
+            RESPONSE, ROWS, HEADS, DEPTH,
+        )  # fmt: skip
         z = tl.load(gates + row[:, None] * 6 * units + unit[None, :], mask=here, other=0.5)
         place = counts + row[:, None] * units + unit[None, :]
         h = tl.load(place, mask=here, other=0)

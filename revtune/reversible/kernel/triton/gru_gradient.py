@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 
 from revtune.reversible.kernel.triton.arithmetic import forget_integer
-from revtune.reversible.kernel.triton.product import chain, read_part
+from revtune.reversible.kernel.triton.product import read_part
+from revtune.reversible.kernel.triton.responses import through
 from revtune.reversible.kernel.triton.rows import beginning, found, running
 
 
@@ -52,15 +53,19 @@ def update(
 
 @triton.jit
 def reset(
-    gates, weight, source, mask, resets, anew, into, rows, units, source_stride,
-    MASKED: tl.constexpr, ANEW: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
+    gates, weight, response, scale, source, mask, resets, anew, into, rows, units, source_stride,
+    RESPONSE: tl.constexpr, MASKED: tl.constexpr, ANEW: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
+    DEPTH: tl.constexpr,
 ):  # fmt: skip
     """d(r) in the place of r, and what comes to h' through r * h' into `into` (B, N)."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     unit = (tl.program_id(1) * UNITS + tl.arange(0, UNITS)).to(tl.int64)
     live, wide = (row < rows)[:, None], (unit < units)[None, :]
-    d_g, u = gates + 2 * units, weight + 2 * units * units
-    drh = chain(d_g, u, row, unit, live, wide, units, 6 * units, 1, units, ROWS, UNITS, DEPTH)
+    first = 2 * units * units  # of g's rows
+    drh = through(
+        gates + 2 * units, weight + first, response + first, scale + 2 * units, row, unit, live, wide, units, 6 * units,
+        units, RESPONSE, ROWS, UNITS, DEPTH,
+    )  # fmt: skip
     here = live & wide
     place = gates + row[:, None] * 6 * units + (unit + units)[None, :]
     r = tl.load(place, mask=here, other=0.0)
@@ -72,14 +77,17 @@ def reset(
 
 @triton.jit
 def read(
-    gates, weight, through_reset, mask, other, rows, units,
-    MASKED: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
+    gates, weight, response, scale, through_reset, mask, other, rows, units,
+    RESPONSE: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Add to the other half's direction (B, N) what comes through r * h' and through z and r."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     unit = (tl.program_id(1) * UNITS + tl.arange(0, UNITS)).to(tl.int64)
     live, wide = (row < rows)[:, None], (unit < units)[None, :]
-    more = chain(gates, weight, row, unit, live, wide, 2 * units, 6 * units, 1, units, ROWS, UNITS, DEPTH)
+    more = through(
+        gates, weight, response, scale, row, unit, live, wide, 2 * units, 6 * units, units,
+        RESPONSE, ROWS, UNITS, DEPTH,
+    )  # fmt: skip
     here = live & wide
     place = row[:, None] * units + unit[None, :]
     first = tl.load(through_reset + place, mask=here, other=0.0)

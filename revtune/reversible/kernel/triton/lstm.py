@@ -12,8 +12,9 @@ import triton.language as tl
 
 from revtune.reversible.kernel.triton.arithmetic import forget_integer, from_count, sigmoid, tanh, to_count
 from revtune.reversible.kernel.triton.buffer import depth_noted, forget, is_update, noted, restore
-from revtune.reversible.kernel.triton.product import read_part
+from revtune.reversible.kernel.triton.product import read_chain
 from revtune.reversible.kernel.triton.resets import regained
+from revtune.reversible.kernel.triton.responses import answered
 from revtune.reversible.kernel.triton.rows import beginning, running
 
 TOP = tl.constexpr(1023)
@@ -22,27 +23,30 @@ TOP = tl.constexpr(1023)
 
 @triton.jit
 def evaluate(
-    gates, source, weight, mask, resets, anew, positions, rows, units, source_stride,
-    MASKED: tl.constexpr, ANEW: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
+    gates, source, weight, response, scale, answers, mask, resets, anew, positions, rows, units, source_stride,
+    RESPONSE: tl.constexpr, MASKED: tl.constexpr, ANEW: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr,
+    DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Gates of one half's positions, (M, 10N), which hold the projected input; source is h' (M, N)."""
     number = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     position, row = number.to(tl.int64), (number % rows).to(tl.int64)
     column = (tl.program_id(1) * UNITS + tl.arange(0, UNITS)).to(tl.int64)
-    lane = tl.arange(0, DEPTH).to(tl.int64)
     live, wide = (position < positions)[:, None], (column < 5 * units)[None, :]
     begins = beginning(resets, position, position < positions)[:, None] if ANEW else live
-    total = tl.zeros((ROWS, UNITS), tl.float32)
-    for k in range(0, units, DEPTH):
-        inside = (k + lane < units)[None, :]
-        part = live & inside
-        read = read_part(source, anew, begins, mask, position, row, k + lane, part, source_stride, units, ANEW, MASKED)
-        at = weight + column[None, :] * units + (k + lane)[:, None]
-        columns = tl.load(at, mask=wide & tl.trans(inside), other=0.0)
-        total = tl.dot(read, columns, total, input_precision="ieee")
-    place = gates + position[:, None] * 10 * units + column[None, :]
-    total = tl.load(place, mask=live & wide, other=0.0) + total
-    tl.store(place, tl.where((column < 4 * units)[None, :], sigmoid(total), tanh(total)), mask=live & wide)
+    total = read_chain(
+        source, anew, begins, mask, weight, position, row, column, live, wide, source_stride, units,
+        ANEW, MASKED, ROWS, UNITS, DEPTH,
+    )  # fmt: skip
+    at, here = position[:, None] * 10 * units + column[None, :], live & wide
+    if RESPONSE:
+        more = read_chain(
+            source, anew, begins, mask, response, position, row, column, live, wide, source_stride, units,
+            ANEW, MASKED, ROWS, UNITS, DEPTH,
+        )  # fmt: skip
+        own = row[:, None] * 10 * units + column[None, :]
+        total = answered(total, more, scale, answers, own, at, here, RESPONSE)
+    total = tl.load(gates + at, mask=here, other=0.0) + total
+    tl.store(gates + at, tl.where((column < 4 * units)[None, :], sigmoid(total), tanh(total)), mask=here)
 
 
 @triton.jit

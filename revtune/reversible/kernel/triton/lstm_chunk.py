@@ -5,10 +5,12 @@ from __future__ import annotations
 import triton
 from torch import Tensor
 
-from revtune.reversible.kernel.triton import lstm, lstm_gradient
-from revtune.reversible.kernel.triton.chunk import CUT, Chunk, Whole
+from revtune.reversible.kernel.triton import lstm, lstm_gradient, lstm_tangent
+from revtune.reversible.kernel.triton.chunk import CUT, SHALLOW_CUT, Chunk
 from revtune.reversible.kernel.triton.launching import ELEMENTS, FEW_ROWS, HEADS, OPTIONS, ROOMY, ROWS, UNITS
 from revtune.reversible.kernel.triton.stacks import Stacks, tiles
+from revtune.reversible.kernel.triton.tangents import Tangent
+from revtune.reversible.kernel.triton.whole import Whole
 
 
 class LstmChunk(Chunk):
@@ -19,9 +21,11 @@ class LstmChunk(Chunk):
     def evaluate(self, first: int, last: int, half: int, source: Tensor, packed: Tensor) -> None:
         (mask, masked), positions = self.masked(half), (last - first) * self.rows
         resets, anew, begins = self.read_anew(first, half)
+        *response, responds = self.responding(first, last, half)
         lstm.evaluate[triton.cdiv(positions, ROWS), triton.cdiv(self.blocks * self.units, UNITS)](
-            self.half_gates(first, last, half), source, self.weight(packed, half), mask, resets, anew, positions,
-            self.rows, self.units, source.stride(0), MASKED=masked, ANEW=begins, **CUT, **OPTIONS,
+            self.half_gates(first, last, half), source, self.weight(packed, half), *response, mask, resets, anew,
+            positions, self.rows, self.units, source.stride(0), RESPONSE=responds, MASKED=masked, ANEW=begins,
+            **self.cut, **OPTIONS,
         )  # fmt: skip
 
     def turn(
@@ -68,9 +72,27 @@ class LstmChunk(Chunk):
             self.limit.slope, self.limit.floor, self.limit.share, FORGETTING=self.limit.forgetting, RAGGED=ragged,
             ANEW=begins, SIZE=ELEMENTS, **OPTIONS,
         )  # fmt: skip
+        extra, scale, _, responds = self.responding(step, step + 1, half)
         lstm_gradient.read[triton.cdiv(self.rows, ROWS), triton.cdiv(self.units, UNITS)](
-            gates, self.weight(weight, half), mask, direction[0, 1 - half], self.rows, self.units, MASKED=masked,
-            **CUT, **OPTIONS,
+            gates, self.weight(weight, half), extra, scale, mask, direction[0, 1 - half], self.rows, self.units,
+            RESPONSE=responds, MASKED=masked, **CUT, **OPTIONS,
+        )  # fmt: skip
+
+    def push_forward(self, step: int, half: int, tangent: Tangent, packed: Tensor) -> None:
+        before, c_before = self.before(step, half), self._cell(step - 1, half)
+        (lengths, starts, ragged), (mask, masked) = self.runs(), self.masked(half)
+        (resets, anew_h, begins), (_, anew_c, _) = self.anew(step, half), self.anew(step, half, 1)
+        state, moving = tangent.state[:, half], self.moving(step, half, tangent)
+        by = before.new_empty(self.rows, self.blocks * self.units)
+        lstm_tangent.read[triton.cdiv(self.rows, ROWS), triton.cdiv(self.blocks * self.units, UNITS)](
+            self.weight(packed, half), tangent.state[0, 1 - half], by, mask, *moving, self.rows, self.units,
+            GIVEN=tangent.given, MASKED=masked, **SHALLOW_CUT, **OPTIONS,
+        )  # fmt: skip
+        lstm_tangent.update[self.rows, triton.cdiv(self.units, ELEMENTS)](
+            self.half_gates(step, step + 1, half), by, *state, self.half(tangent.dy[step], half), before, c_before,
+            self._cell(step, half), lengths, starts, resets, anew_h, anew_c, self.units, before.stride(0),
+            c_before.stride(0), step, self.limit.slope, self.limit.floor, self.limit.share,
+            FORGETTING=self.limit.forgetting, RAGGED=ragged, ANEW=begins, SIZE=ELEMENTS, **OPTIONS,
         )  # fmt: skip
 
     def _cell(self, step: int, half: int) -> Tensor:

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from revtune.reversible.kernel.triton.arithmetic import forget_integer, tanh
 from revtune.reversible.kernel.triton.lstm import TOP, taken
-from revtune.reversible.kernel.triton.product import chain
+from revtune.reversible.kernel.triton.responses import through
 from revtune.reversible.kernel.triton.rows import beginning, found, running
 
 
@@ -63,14 +63,17 @@ def update(
 
 @triton.jit
 def read(
-    gates, weight, mask, other, rows, units,
-    MASKED: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
+    gates, weight, response, scale, mask, other, rows, units,
+    RESPONSE: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """Add to the other half's direction (B, N) what comes through the gates."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     unit = (tl.program_id(1) * UNITS + tl.arange(0, UNITS)).to(tl.int64)
     live, wide = (row < rows)[:, None], (unit < units)[None, :]
-    more = chain(gates, weight, row, unit, live, wide, 5 * units, 10 * units, 1, units, ROWS, UNITS, DEPTH)
+    more = through(
+        gates, weight, response, scale, row, unit, live, wide, 5 * units, 10 * units, units,
+        RESPONSE, ROWS, UNITS, DEPTH,
+    )  # fmt: skip
     place = row[:, None] * units + unit[None, :]
     if MASKED:
         more *= tl.load(mask + place, mask=live & wide, other=0.0)

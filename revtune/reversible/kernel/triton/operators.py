@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from revtune.reversible.kernel.triton import chunk_operators, product
+from revtune.reversible.kernel.triton import chunk_operators, product, responses
 from revtune.reversible.kernel.triton import digest as digests
 from revtune.reversible.kernel.triton.chunk_operators import stacks
 
@@ -37,8 +37,11 @@ recall, recall_cells = on_its_device(chunk_operators.recall), on_its_device(chun
 gradient, digest = on_its_device(chunk_operators.gradient), on_its_device(digests.digest)
 project_into, project_back = on_its_device(product.project_into), on_its_device(product.project_back)
 project_back_into, add_outer = on_its_device(product.project_back_into), on_its_device(product.add_outer)
+tangent = on_its_device(chunk_operators.tangent)
+add_answer, scale_back = on_its_device(responses.add_answer), on_its_device(responses.scale_back)
 
 __all__ = [
-    "add_outer", "digest", "forward", "gradient", "pack_into", "packed_size", "project_back", "project_back_into",
-    "project_into", "recall", "recall_cells", "rewind", "stacks",
+    "add_answer", "add_outer", "digest", "forward", "gradient", "pack_into", "packed_size", "project_back",
+    "project_back_into", "project_into", "recall", "recall_cells", "rewind", "scale_back", "stacks",
+    "tangent",
 ]  # fmt: skip

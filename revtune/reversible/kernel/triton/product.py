@@ -40,6 +40,25 @@ def chain_from(total, x, weight, position, unit, live, wide, inputs, x_stride, w
 
 
 @triton.jit
+def scaled_chain(
+    x, scale, weight, position, unit, live, wide, inputs, x_stride, w_output, w_input,
+    ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """`chain` over x[position, k] s[position, k], each rounded; s lies as x does."""
+    lane = tl.arange(0, DEPTH).to(tl.int64)
+    total = tl.zeros((ROWS, UNITS), tl.float32)
+    for k in range(0, inputs, DEPTH):
+        inside = (k + lane < inputs)[None, :]
+        place = position[:, None] * x_stride + (k + lane)[None, :]
+        value = tl.load(x + place, mask=live & inside, other=0.0)
+        value *= tl.load(scale + place, mask=live & inside, other=0.0)
+        at = weight + unit[None, :] * w_output + (k + lane)[:, None] * w_input
+        columns = tl.load(at, mask=wide & tl.trans(inside), other=0.0)
+        total = tl.dot(value, columns, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
 def read_part(
     source, anew, begins, mask, position, row, column, here, stride, units, ANEW: tl.constexpr, MASKED: tl.constexpr
 ):
@@ -49,6 +68,24 @@ def read_part(
     if MASKED:
         read *= tl.load(mask + row[:, None] * units + column[None, :], mask=here, other=0.0)
     return read
+
+
+@triton.jit
+def read_chain(
+    source, anew, begins, mask, weight, position, row, column, live, wide, stride, units,
+    ANEW: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """`chain` over h' as `read_part` reads it, for W (G, N)."""
+    lane = tl.arange(0, DEPTH).to(tl.int64)
+    total = tl.zeros((ROWS, UNITS), tl.float32)
+    for k in range(0, units, DEPTH):
+        inside = (k + lane < units)[None, :]
+        part = live & inside
+        read = read_part(source, anew, begins, mask, position, row, k + lane, part, stride, units, ANEW, MASKED)
+        at = weight + column[None, :] * units + (k + lane)[:, None]
+        columns = tl.load(at, mask=wide & tl.trans(inside), other=0.0)
+        total = tl.dot(read, columns, total, input_precision="ieee")
+    return total
 
 
 @triton.jit

@@ -15,7 +15,7 @@ WRONG = ("LDL", "STL", "ATOM", "RED.", "DADD", "DMUL", "DFMA", "DSETP", "HMMA", 
 """Local memory, atomics, float64, and tensor cores, whose order of summation is no chain."""
 
 WITHOUT_PRODUCTS = (
-    "digest", "update", "recall_cells", "lose", "regain", "cut", "lstm turn of c",
+    "digest", "update", "recall_cells", "lose", "regain", "cut", "add", "back", "lstm turn of c",
     "lstm turn of h back True sliced True",
 )  # fmt: skip
 """Kernels that neither multiply matrices nor evaluate gates."""
