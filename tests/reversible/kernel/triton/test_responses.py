@@ -47,13 +47,20 @@ def test_a_layer_that_recalls(
 
 @pytest.mark.parametrize(
     ("kind", "hidden", "rows"),
-    some_slow(("RevGRU", 6, 3), ("RevLSTM", 4, 2), *((kind, 42, 17) for kind in KINDS), quick=2),
+    some_slow(
+        ("RevGRU", 6, 3),
+        ("RevLSTM", 4, 2),
+        *((kind, 42, 17) for kind in KINDS[:2]),
+        *((kind, 42, 3) for kind in KINDS[2:]),
+        quick=2,
+    ),
 )
 def test_there_and_back(kind: str, hidden: int, rows: int) -> None:
     """Inputs that a tile takes in two goes; rows that end and begin anew."""
     of = problem(kind, 4, bits=None, hidden=hidden, rows=rows, inputs=3, spread=0.8)
-    resets = RESETS[:, torch.arange(rows) % 3]
-    options = {"masks": masks_of(of), "lengths": 4 - torch.arange(rows) % 4, "resets": resets, "chunk": 2}
+    lengths = 4 - torch.arange(rows) % 4
+    resets = RESETS[:, torch.arange(rows) % 3] & (torch.arange(4).unsqueeze(-1) < lengths)
+    options = {"masks": masks_of(of), "lengths": lengths, "resets": resets, "chunk": 2}
     assert there_and_back(of, responses=response_pairs(of), **options).buffer.words > 0
 
 
