@@ -85,7 +85,7 @@ def test_what_is_added_and_given_back(rows: int) -> None:
         for scaled in (False, True):
             both = [(products.clone(), bias.clone()) for _ in BOTH]
             for engine, (there, into) in zip(BOTH, both, strict=True):
-                operators(engine).scale_back(there, d, scale, into if summed else None, scaled)  # type: ignore[arg-type]
+                operators(engine).scale_back(there, d, scale, into if summed else None, scaled)
             assert all(map(torch.equal, *both))
             assert torch.equal(both[0][0], products) != scaled and torch.equal(both[0][1], bias) != summed
 
