@@ -97,15 +97,12 @@ class Weights:
             }
         return other
 
-    def fingerprint(self, tensor: Tensor) -> int:
-        """A number that a change of any of the tensor's bits almost surely changes."""
-        return self.fingerprints([tensor])[0]
-
     def fingerprints(self, tensors: Iterable[Tensor]) -> list[int]:
-        """Those of several, for which a device is asked once. The kernel computes them faster than plain torch."""
-        return [number % 2**64 for number in numbers(map(self._fingerprint, tensors))]
+        """The fingerprint of each of these, for which a device is asked once."""
+        return [number % 2**64 for number in numbers(map(self.fingerprint, tensors))]
 
-    def _fingerprint(self, tensor: Tensor) -> Number:
+    def fingerprint(self, tensor: Tensor) -> Number:
+        """A number that a change of any of the tensor's bits almost surely changes; the kernel computes it faster."""
         pieces, on_cpu = dense_pieces(tensor), tensor.device.type == "cpu"
         if self.engine == "triton" and triton_takes(tensor.device):
             return chained_there(operators(self.engine).digest([piece]) for piece in pieces)

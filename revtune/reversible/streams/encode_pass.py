@@ -156,9 +156,9 @@ class EncodePass:
 
     def settled(self, before: Fingerprints) -> Fingerprints:
         """Fingerprints from before `forward`, but those of weights that an embedding has scaled down in it."""
-        fingerprint, read = self.stack.tapes[0].weights.fingerprint, self.read_again()
+        fingerprints, read = self.stack.tapes[0].weights.fingerprints, self.read_again()
         return [
-            (what, fingerprint(tensor) if id(tensor) in self._scaled_down else number)
+            (what, fingerprints([tensor])[0] if id(tensor) in self._scaled_down else number)
             for (what, number), (_, tensor) in zip(before, read, strict=True)
         ]
 

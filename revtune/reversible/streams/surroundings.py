@@ -15,12 +15,13 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from revtune.errors import ReversalError
+from revtune.reversible.kernel.asked_once import Number, asking_once, require, same
 from revtune.reversible.layers.stack import Tapes
 from revtune.reversible.storage import check_stored
 from revtune.reversible.streams.held import held
 from revtune.reversible.streams.parallel import refuse_shared
 
-Fingerprint = Callable[[Tensor], int]
+Fingerprint = Callable[[Tensor], Number]
 
 with torch.inference_mode(False):
     _UNCOUNTED = torch.empty(0)
@@ -44,7 +45,7 @@ class _Known:
     tensor: Tensor
     counted: Tensor
     version: int
-    fingerprint: int
+    fingerprint: Number
     nbytes: Callable[[], int]
     size: int
 
@@ -127,14 +128,15 @@ class Surroundings:
                 self._compare(known)
 
     def compare(self) -> None:
-        """Look at the bits of every tensor.
+        """Look at the bits of every tensor; a device is asked once.
 
         Raises:
             ReversalError: names the tensor.
         """
-        for known in self._known.values():
-            check_stored(known.what, known.tensor)
-            self._compare(known)
+        with asking_once():
+            for known in self._known.values():
+                check_stored(known.what, known.tensor)
+                self._compare(known)
 
     def changed(self) -> ReversalError | None:
         """The error that names the first tensor which was changed."""
@@ -146,11 +148,13 @@ class Surroundings:
 
     def _compare(self, known: _Known) -> None:
         version = known.counted._version
-        if self._fingerprint(known.tensor) != known.fingerprint:
-            raise ReversalError(
+        require(
+            same(self._fingerprint(known.tensor), known.fingerprint),
+            lambda: (
                 f"{known.what} of shape {tuple(known.tensor.shape)} was changed {self.when}, and it is read until the "
                 "end; no gradient was produced"
-            )
+            ),
+        )
         known.version = version
 
 

@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import revtune as rt
+from revtune.reversible.kernel.checksum import fingerprint_there
 from revtune.reversible.layers.rnn import RevRNN
+from revtune.reversible.streams.surroundings import Surroundings
 from tests.backends import real
 from tests.chunking import set_stack_chunk_steps
+from tests.questions import counting
 
 BACKENDS = ("reference", "native")
 both = pytest.mark.parametrize("rev", [rt.RevGRU, rt.RevLSTM])
@@ -249,3 +252,17 @@ def test_a_layers_weight_whose_memory_is_gone_is_named(rev: Rev) -> None:
     freed(net.weight_hh_l0)
     with pytest.raises(rt.ReversalError, match="weight 'hh' .*has lost its memory"):
         y.sum().backward()
+
+
+def test_a_device_is_asked_once_for_all_that_is_watched() -> None:
+    """Its fingerprints are compared there; a host that asked for each would wait each time."""
+    watched = Surroundings("f", fingerprint_there)
+    tensors = [torch.randn(3), torch.randn(2, 2), torch.randn(1)]
+    with counting() as questions:
+        watched.watch("a tensor", tensors)
+        watched.compare()
+    assert questions.asked == ["tolist"]
+    tensors[1].data[0] += 1
+    tensors[2].data[0] += 1
+    with pytest.raises(rt.ReversalError, match=r"f: a tensor of shape \(2, 2\) was changed while f ran"):
+        watched.compare()
