@@ -37,7 +37,7 @@ ONE_ROW = {"positions", "rows", "width", "step", "steps", "w_input"}
 
 
 def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Every kernel with every combination of what it is compiled for, as operators launch it."""
+    """Every kernel as operators launch it: with nothing of what it may be given, and with all of it."""
     from revtune.reversible.kernel.triton import (
         digest,
         gru,

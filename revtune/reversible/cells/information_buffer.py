@@ -109,7 +109,7 @@ class Buffer:
     """
 
     free_to_ask = True
-    """Whether it asks its device for numbers as it likes."""
+    """Whether it asks for numbers at any step, as where tensors are on a CPU."""
 
     def __init__(
         self, rows: int, units: int, *, parts: int = 1, share: int = 1, device: torch.device | str = "cpu"
@@ -194,7 +194,10 @@ class Buffer:
         yield
 
     def came_even(self) -> tuple[bool | Tensor, bool | Tensor]:
-        """Whether what one `seal` closed had enough words to be undone, and no more. `divide` raises here."""
+        """End what `rewinding` began: whether there were enough words to undo it, and whether all were taken.
+
+        This buffer has raised an error by then if there were not enough.
+        """
         return True, True
 
     def put_away(self, rows: Tensor, counts: Sequence[Tensor]) -> None:

@@ -122,6 +122,8 @@ class LaneBuffer(Buffer):
 
     def _unspill_lanes(self, s: Tensor, low: Tensor) -> None:
         """Append a word to the heads that are low, the words in the order in which they were spilled."""
+        if not low.numel():
+            return  # a turn that kept units have left no unit
         self._have(low.numel())
         if not self._at_hand.numel():
             return self._take(low.sum())

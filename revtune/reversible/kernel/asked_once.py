@@ -1,7 +1,7 @@
 """What must hold on a way back, asked of a device once for all chunks.
 
 A host that asks a device for a number waits until all is done that it was given. On a CPU asking costs nothing, and
-what does not hold raises at once. On a device what each chunk finds stays there until the way back ends. Then one
+what does not hold raises immediately. On a device what each chunk finds stays there until the way back ends. Then one
 question tells the first that does not hold, before a gradient is handed on.
 """
 
@@ -69,7 +69,7 @@ def same(found: Number, known: Number) -> Truth:
 
 
 def numbers(some: Iterable[Number]) -> list[int]:
-    """Numbers as the host knows them, between -2^63 and 2^64; those on a device are asked for at once."""
+    """Numbers as the host knows them, between -2^63 and 2^64; those on a device are asked for in one question."""
     some = list(some)
     asked = iter(_told([number for number in some if isinstance(number, Tensor)]))
     return [int(next(asked)) if isinstance(number, Tensor) else number for number in some]

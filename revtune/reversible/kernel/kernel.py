@@ -122,7 +122,7 @@ class Kernel:
         self.lengths, self.starts = (None if one is None else one.long().contiguous() for one in (lengths, starts))
         self.resets, self.anew = None if resets is None else resets.contiguous().view(torch.uint8), anew
         # Known to the host, so that no chunk waits for a device
-        self._begin: list[bool] = [] if resets is None else resets.any(1).tolist()
+        self._begin_at = bytearray() if resets is None else bytearray(resets.any(1).tolist())
         self._reused: dict[str, Tensor] = {}
         self._packs: tuple[Tensor, Tensor | None] | None = None
 
@@ -195,7 +195,7 @@ class Kernel:
         """Where rows begin anew in a chunk of so many steps, (K, B); None where none does."""
         if self.resets is None:
             return None
-        return self.resets[first : first + steps] if any(self._begin[first : first + steps]) else None
+        return self.resets[first : first + steps] if any(self._begin_at[first : first + steps]) else None
 
     def _anew(self, chunk: ChunkBuffers) -> tuple[Tensor | None, Tensor | None]:
         """Where a chunk's rows begin anew and from what, in the order of the operators' arguments."""

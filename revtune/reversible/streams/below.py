@@ -9,12 +9,13 @@ Shapes: T time, K steps of a chunk, B batch, I input, H hidden, L layers.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from revtune.reversible.cells.cell import State
+from revtune.reversible.kernel.asked_once import asking_once
 from revtune.reversible.kernel.engine import Engine
 from revtune.reversible.kernel.sequence_recall import keeping_no_gates
 from revtune.reversible.layers.both_ways import layers_both_ways, opposite_steps
@@ -89,7 +90,7 @@ class Below(ChunkEncoder):
         return tuple(torch.cat([torch.stack(group), states]) for group, states in zip(own, top, strict=True))
 
     def answering(self) -> AbstractContextManager[None]:
-        return nullcontext()  # outputs that are kept cannot come out otherwise
+        return asking_once()  # outputs that are kept cannot come out otherwise
 
     def reached(self) -> list[Tensor]:
         return [output for output in self._outputs if output.requires_grad]

@@ -14,7 +14,6 @@ from torch import Tensor
 from revtune.errors import ReversalError
 from revtune.reversible import meter as metering
 from revtune.reversible.cells.cell import State
-from revtune.reversible.kernel.asked_once import asking_once
 from revtune.reversible.kernel.chunks import pieces
 from revtune.reversible.kernel.environment import Environment
 from revtune.reversible.kernel.tape import Tape
@@ -193,10 +192,9 @@ class EncodePass:
         sliced, read = way.tapes[-1].sliced, list(self.read_again())
         for first, last in reversed(way.in_order(self.spans)):
             check_all_stored(read)
-            with self.encoder.answering():
-                x = self.encoder.run(first, last, graph=True)
-                check_all_stored(read)
-                y = way.rewind(x, first)
+            x = self.encoder.run(first, last, graph=True)
+            check_all_stored(read)
+            y = way.rewind(x, first)
             dy = torch.zeros_like(y) if sliced else None
             if dy is not None and dkept is not None:
                 dy[:, :, :sliced] = dkept[first:last]
@@ -232,7 +230,7 @@ class RewindEncode(torch.autograd.Function):
             ctx.environment.restored(device),
         ):
             try:
-                with asking_once():
+                with encode_pass.encoder.answering():
                     grads = encode_pass.backward(dannotations, dfinals, keep)
             finally:  # a change is the reason for other errors too
                 check_unchanged(ctx.fingerprints, encode_pass.fingerprints(), "while rewind_encode went back")

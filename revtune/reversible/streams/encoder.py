@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from revtune.errors import ReversalError
 from revtune.reversible.arguments import check_tensor
+from revtune.reversible.kernel.asked_once import asking_once
 from revtune.reversible.kernel.inner_graph import inner_graph
 from revtune.reversible.layers.masks import new_seed
 from revtune.reversible.streams.chunk_graph import Autocast, chunk_gradients, leaves
@@ -36,7 +37,7 @@ class ChunkEncoder(ABC):
 
     @abstractmethod
     def answering(self) -> AbstractContextManager[None]:
-        """Within this block an error of rewinding names the encoder, if it is to blame."""
+        """Within this block an error of rewinding names the encoder, if it is to blame. A device is asked then."""
 
     @abstractmethod
     def reached(self) -> list[Tensor]:
@@ -109,7 +110,8 @@ class Encoder(ChunkEncoder):
     @contextmanager
     def answering(self) -> Iterator[None]:
         try:
-            yield
+            with asking_once():
+                yield
         except ReversalError as error:
             if self._encode is None or self._span is None or self._repeats(*self._span):
                 raise

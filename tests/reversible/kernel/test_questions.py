@@ -162,3 +162,23 @@ def test_a_multiplier_that_is_not_rounded_is_named(trains: bool) -> None:
     x = torch.randn(5, 2, 3, requires_grad=trains)
     with pytest.raises(ValueError, match="unrounded: the multiplier of part 'h' must be a multiple of 1/1024"):
         rt.scan(cell, x, weights={}, chunk=2)
+
+
+@pytest.mark.parametrize("rev", [rt.RevGRU, rt.RevLSTM])
+@pytest.mark.parametrize("units", [1, 2, 4])
+def test_units_that_are_kept_come_back_with_the_same_bits(
+    rev: Any, units: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where some turns of the buffer have no unit left."""
+
+    def run() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        net, x = rev(3, 8, backend="reference"), torch.randn(20, 3, 3, requires_grad=True)
+        kept, last = rt.rewind_encode(net, x, units=units)
+        (kept.square().sum() + torch.stack([*last]).sum()).backward()
+        return [kept, x.grad, *(p.grad for p in net.parameters())]
+
+    found = run()
+    monkeypatch.setattr("revtune.reversible.kernel.reference.buffer_for", lambda device: LaneBuffer)
+    for one, other in zip(found, run(), strict=True):
+        assert torch.equal(one, other)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import revtune as rt
+from revtune.reversible.cells.lane_buffer import LaneBuffer
 from revtune.reversible.streams import trials
 from revtune.reversible.streams.chunk_graph import Autocast
 from revtune.reversible.streams.trials import ENCODED_STEPS, try_encoder
@@ -181,6 +182,30 @@ def test_an_encoder_that_changes_later_is_named_too() -> None:
     with pytest.raises(rt.ReversalError, match="encode gave other numbers") as error:
         parts.lose(encode)
     assert isinstance(error.value.__cause__, rt.ReversalError)
+
+
+@pytest.mark.parametrize("pass_on", ["rewind_loss", "rewind_encode"])
+def test_it_is_named_on_a_device_that_is_asked_once(pass_on: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the error is raised when the way back has ended."""
+    monkeypatch.setattr("revtune.reversible.kernel.reference.buffer_for", lambda device: LaneBuffer)
+    parts, factor = Parts(), [1.0]
+    parts.rnn = rt.RevGRU(FEATURES, 8, dtype=real(), backend="reference")
+
+    def encode(ids: Tensor) -> Tensor:
+        factor[0] += 0.01 if factor[0] > 1 else 0
+        return parts.words(ids) * factor[0]
+
+    def readout(y: Tensor, targets: Tensor) -> Tensor:
+        factor[0] = 1.5
+        return parts.summed(y, targets)
+
+    with pytest.raises(rt.ReversalError, match="encode gave other numbers"):
+        if pass_on == "rewind_loss":
+            parts.lose(encode, readout)
+        else:
+            annotations, _ = rt.rewind_encode(parts.rnn, parts.ids, encode=encode, units=2)
+            factor[0] = 1.5
+            annotations.sum().backward()
 
 
 def along_time() -> dict[str, Callable[[Tensor], Tensor]]:

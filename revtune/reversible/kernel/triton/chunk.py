@@ -164,7 +164,7 @@ class Chunk(ABC):
         return packed.view(HALVES, self.blocks * self.units, self.units)[half]
 
     def responding(self, first: int, last: int, half: int) -> tuple[Tensor, Tensor, Tensor, int]:
-        """V and s of a half, where V's products at some steps go, or any other tensors in their place; and RESPONSE."""
+        """A half's V, s, where V's products at some steps go, and RESPONSE; any tensors stand for those not given."""
         weight, scale, answers = self.response
         if weight is None or scale is None:
             return self.gates, self.gates, self.gates, 0

@@ -143,6 +143,8 @@ class Graphs:
         shared = self._rooms.setdefault(place, WeakValueDictionary())
         try:
             rooms = Rooms(given, shared)
+            if rooms.bytes > MOST_BYTES:  # those of a longer chunk, which would stay as long as these
+                rooms = Rooms(given, {})
         except torch.OutOfMemoryError as error:
             self._give_up(error)
             return False

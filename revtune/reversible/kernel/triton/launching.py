@@ -10,8 +10,8 @@ ROWS, UNITS, DEPTH = 16, 32, 32
 """Positions and outputs of a program of a product, and inputs that it takes at a time."""
 
 FEW_INPUTS = 16
-"""The latter where a program has two such loops, for a response, or much to load after one, for tangents: with more,
-ptxas takes too many registers, or spills."""
+"""Inputs that a program takes at a time where it evaluates gates with a response, which has two such loops, or runs a
+tangent, which has much to load after one: with more, ptxas takes too many registers, or spills."""
 
 HEADS = 16
 """Heads of a program that couples: its words are in the order of steps, turns and these."""

@@ -42,6 +42,5 @@ add_answer, scale_back = on_its_device(responses.add_answer), on_its_device(resp
 
 __all__ = [
     "add_answer", "add_outer", "digest", "forward", "gradient", "pack_into", "packed_size", "project_back",
-    "project_back_into", "project_into", "recall", "recall_cells", "rewind", "scale_back", "stacks",
-    "tangent",
+    "project_back_into", "project_into", "recall", "recall_cells", "rewind", "scale_back", "stacks", "tangent",
 ]  # fmt: skip

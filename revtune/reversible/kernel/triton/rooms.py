@@ -17,7 +17,7 @@ from revtune.reversible.kernel.triton.chunk import Chunk
 SharedRooms = MutableMapping[Hashable, Tensor]
 """Rooms by what they hold, which several graphs may have in common: of those that run one after another.
 
-A room for more steps, or rows of any other tensor's first dimension, has one for fewer in it.
+The first dimension, such as the steps of a chunk, may be longer than a tensor's, which then fills a room's first part.
 """
 
 
@@ -69,8 +69,8 @@ class Rooms:
 
     @property
     def bytes(self) -> int:
-        """How much memory the rooms have, as far as they are filled."""
-        return sum(room.nbytes for room in self._rooms)
+        """How much memory is kept for them: whole rooms, which a call may fill in part."""
+        return sum({id(room): room.nbytes for room in self.whole}.values())
 
     def fill(self, given: tuple[Any, ...]) -> None:
         """Copy a call's tensors into their rooms."""

@@ -74,7 +74,7 @@ class Stacks(NamedTuple):
     def sealed(self, size: int) -> Tensor:
         """All words, of which there are so many, as one tensor."""
         if not size:
-            return self.words[:0]
+            return self.words.new_empty(0)  # no view, which would keep all of them
         ends = self.depth.cumsum(0)
         place = torch.arange(size, device=self.words.device)
         stack = torch.searchsorted(ends, place, right=True)
