@@ -18,7 +18,7 @@ from revtune.reversible.kernel.triton.rows import beginning, found, running
 from revtune.reversible.kernel.triton.tangents import moved
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "step"])  # compiled for one row alone, ptxas spills on sm_120
 def keep(
     gates, weight, state, other, reset, before, source, mask, lengths, starts, resets, anew, read_anew, projected,
     shift, ih_answer, ih_scale, hh_answer, hh_scale, rows, units, before_stride, source_stride, step, slope, floor,
