@@ -129,3 +129,9 @@ def tuners_step(rev: Any, engine: str, method: str, level: str) -> dict[str, Ten
             nn.init.normal_(parameter, std=0.2)
     loss, grads = gradients(net, method, level, torch.randint(5, (5, 3)), stream=streamed())
     return {"loss": torch.tensor(loss), **{name: grad for name, grad in grads.items() if grad is not None}}
+
+
+def tuners_steps_agree(rev: Any, method: str, level: str) -> None:
+    """A tuner's step, the same in both kernels; weights' gradients are torch's."""
+    found, wanted = (tuners_step(rev, engine, method, level) for engine in BOTH)
+    agree(found, wanted, torchs=tuple(name for name in found if "weight_" in name and "rnn" in name))

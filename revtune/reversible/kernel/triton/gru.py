@@ -11,7 +11,7 @@ import triton.language as tl
 
 from revtune.reversible.kernel.triton.arithmetic import forget_integer, from_count, sigmoid, tanh, to_count
 from revtune.reversible.kernel.triton.buffer import depth_noted, forget, is_update, noted, restore
-from revtune.reversible.kernel.triton.product import chain, read_part
+from revtune.reversible.kernel.triton.product import chain, continued, read_part
 from revtune.reversible.kernel.triton.responses import answered
 from revtune.reversible.kernel.triton.rows import beginning, running
 
@@ -29,11 +29,8 @@ def read_pair(
         inside = (k + lane < units)[None, :]
         part = live & inside
         read = read_part(source, anew, begins, mask, position, row, k + lane, part, stride, units, ANEW, MASKED)
-        known = wide & tl.trans(inside)
-        at = weight + unit[None, :] * units + (k + lane)[:, None]
-        sum_z = tl.dot(read, tl.load(at, mask=known, other=0.0), sum_z, input_precision="ieee")
-        at = weight + (unit + units)[None, :] * units + (k + lane)[:, None]
-        sum_r = tl.dot(read, tl.load(at, mask=known, other=0.0), sum_r, input_precision="ieee")
+        sum_z = continued(sum_z, read, weight, unit, k + lane, inside, wide, units, 1)
+        sum_r = continued(sum_r, read, weight, unit + units, k + lane, inside, wide, units, 1)
     return sum_z, sum_r
 
 

@@ -27,15 +27,21 @@ def chain(
 
 
 @triton.jit
+def continued(total, value, weight, unit, each, inside, wide, w_output, w_input):
+    """Each output's chain in `total`, carried on over the inputs `each`, whose values are `value` (M, .)."""
+    at = weight + unit[None, :] * w_output + each[:, None] * w_input
+    columns = tl.load(at, mask=wide & tl.trans(inside), other=0.0)
+    return tl.dot(value, columns, total, input_precision="ieee")
+
+
+@triton.jit
 def chain_from(total, x, weight, position, unit, live, wide, inputs, x_stride, w_output, w_input, DEPTH: tl.constexpr):
     """The same, from `total` on."""
     lane = tl.arange(0, DEPTH).to(tl.int64)
     for k in range(0, inputs, DEPTH):
         inside = (k + lane < inputs)[None, :]
         value = tl.load(x + position[:, None] * x_stride + (k + lane)[None, :], mask=live & inside, other=0.0)
-        at = weight + unit[None, :] * w_output + (k + lane)[:, None] * w_input
-        columns = tl.load(at, mask=wide & tl.trans(inside), other=0.0)
-        total = tl.dot(value, columns, total, input_precision="ieee")
+        total = continued(total, value, weight, unit, k + lane, inside, wide, w_output, w_input)
     return total
 
 
@@ -52,9 +58,7 @@ def scaled_chain(
         place = position[:, None] * x_stride + (k + lane)[None, :]
         value = tl.load(x + place, mask=live & inside, other=0.0)
         value *= tl.load(scale + place, mask=live & inside, other=0.0)
-        at = weight + unit[None, :] * w_output + (k + lane)[:, None] * w_input
-        columns = tl.load(at, mask=wide & tl.trans(inside), other=0.0)
-        total = tl.dot(value, columns, total, input_precision="ieee")
+        total = continued(total, value, weight, unit, k + lane, inside, wide, w_output, w_input)
     return total
 
 
@@ -82,9 +86,7 @@ def read_chain(
         inside = (k + lane < units)[None, :]
         part = live & inside
         read = read_part(source, anew, begins, mask, position, row, k + lane, part, stride, units, ANEW, MASKED)
-        at = weight + column[None, :] * units + (k + lane)[:, None]
-        columns = tl.load(at, mask=wide & tl.trans(inside), other=0.0)
-        total = tl.dot(read, columns, total, input_precision="ieee")
+        total = continued(total, read, weight, column, k + lane, inside, wide, units, 1)
     return total
 
 

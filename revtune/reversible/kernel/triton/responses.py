@@ -96,9 +96,7 @@ def back(
         tl.store(place, tl.load(place, mask=here, other=0.0) + total, mask=here)
 
 
-def add_answer(
-    y: Tensor, products: Tensor, scale: Tensor, bias: Tensor | None, index: Tensor | None = None
-) -> None:  # fmt: skip
+def add_answer(y: Tensor, products: Tensor, scale: Tensor, bias: Tensor | None, index: Tensor | None = None) -> None:
     """y (M, G) = (y + bias) + s * products, s and bias (B, G) being those of a position's row, as `index` (M,) says it.
 
     Without `index` all rows take turns.

@@ -1,11 +1,6 @@
-"""Chunks that are captured and replayed: the bits of launches one by one, whatever moves between two chunks.
+"""Chunks that are captured and replayed: the bits of launches one by one, whatever moves between two chunks."""
 
-No CUDA graph is captured without a GPU. A recorder stands for it here that keeps the launches, over the rooms that they
-were captured over, and runs these again: of a tensor that had no room, or a number that the key leaves out, it would
-know what was there when it was captured, as a graph does.
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,33 +16,16 @@ from revtune.reversible.kernel.triton.gru_chunk import GruChunk
 from revtune.reversible.kernel.triton.rooms import LEAST_WORDS, Rooms, described, tensors_in
 from tests.chunking import set_stack_chunk_steps
 from tests.in_triton import BOTH, agree, joined, joined_graph, moved
+from tests.replayed import Replayed, replaying
 from tests.stored import Problem, problem
 
 pytestmark = pytest.mark.skipif(not backend.load(), reason="there is no C++ kernel to compare with")
 
 
-class Replayed:
-    """What stands for a CUDA graph."""
-
-    captured, replays = 0, 0
-
-    def __init__(self, launches: Callable[[], None], device: torch.device) -> None:
-        self._launches = launches
-        Replayed.captured += 1
-
-    def replay(self) -> None:
-        Replayed.replays += 1
-        self._launches()
-
-
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Replayed]]:
-    """The stand-in, for chunks of any length."""
-    monkeypatch.setitem(graphs.RECORDERS, "cpu", Replayed)
-    monkeypatch.setattr(graphs, "FEWEST_STEPS", 1)
-    monkeypatch.setattr(graphs, "graphs", graphs.Graphs())
-    Replayed.captured = Replayed.replays = 0
-    yield Replayed
+def recorder(monkeypatch: pytest.MonkeyPatch) -> type[Replayed]:
+    """What stands for a CUDA graph."""
+    return replaying(monkeypatch)
 
 
 def streamed(engine: str, of: Problem, **options: Any) -> list[Tensor]:

@@ -1,6 +1,5 @@
 """Responses in Triton: the CPU kernel's bits there and back, and those of gradients but for sums over positions."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,9 +9,9 @@ from torch import Tensor
 import revtune as rt
 from revtune.reversible.kernel import backend
 from revtune.reversible.kernel.engine import operators
-from revtune.reversible.kernel.triton import graphs
 from tests.chunking import set_chunk_steps, set_stack_chunk_steps
-from tests.in_triton import BOTH, agree, layers_agree, masks_of, some_slow, there_and_back, tuners_step
+from tests.in_triton import BOTH, layers_agree, masks_of, some_slow, there_and_back, tuners_steps_agree
+from tests.replayed import replaying
 from tests.stored import problem, response_pairs
 
 pytestmark = pytest.mark.skipif(not backend.load(), reason="there is no C++ kernel to compare with")
@@ -96,31 +95,17 @@ def test_what_is_added_and_given_back(rows: int) -> None:
 def test_a_tuners_streamed_step(rev: Any, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks that are run, rewound and recorded, with tuned dropouts, and weights dropped with V's under one mask."""
     set_stack_chunk_steps(monkeypatch, 2)
-    found, wanted = (tuners_step(rev, engine, "stn", level) for engine in BOTH)
-    agree(found, wanted, torchs=tuple(name for name in found if "weight_" in name and "rnn" in name))
+    tuners_steps_agree(rev, "stn", level)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS[:2])
 def test_replayed_chunks_have_the_same_bits(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """V, s and the answers that are noted lie elsewhere each time; launches over their rooms stand for a CUDA graph."""
-
-    class Replayed:
-        count = 0
-
-        def __init__(self, launches: Callable[[], None], device: torch.device) -> None:
-            self._launches = launches
-
-        def replay(self) -> None:
-            Replayed.count += 1
-            self._launches()
-
-    monkeypatch.setitem(graphs.RECORDERS, "cpu", Replayed)
-    monkeypatch.setattr(graphs, "FEWEST_STEPS", 1)
-    monkeypatch.setattr(graphs, "graphs", graphs.Graphs())
+    recorder = replaying(monkeypatch)
     set_chunk_steps(monkeypatch, 2)
     for seed in range(2):
         of = problem(kind, 4, hidden=4, inputs=2, rows=2)
         layers_agree(of, responses=response_pairs(of, seed=seed))
         there_and_back(of, responses=response_pairs(of, seed=seed), chunk=2)
-    assert Replayed.count > 4
+    assert recorder.replays > 4
