@@ -56,6 +56,10 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
     for start in (0, 1, 2):
         yield f"matmul from {start}", product.matmul, {"FROM": start, **cut}
     yield "digest", digest.mixed, {"SIZE": digest.SIZE}
+    added = {"RESPONSE": responses.ADDED.value, **cut, "DEPTH": FEW_INPUTS}  # V's products are used, and not noted
+    yield "propose with a response", gru.propose, added
+    for name, kernel in (("evaluate", gru.evaluate), ("lstm evaluate", lstm.evaluate)):
+        yield f"{name} with a response", kernel, {**added, "MASKED": True, "ANEW": True}
     for given in (False, True):  # nothing, or all that gates can be given
         responding = {"RESPONSE": responses.NOTED.value if given else 0, **cut}
         gates = {**responding, "DEPTH": depth[given]}
@@ -84,6 +88,11 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
         for turns in (1, 2, 8):
             constants = {"FORGETTING": forgetting, "ANEW": forgetting, "TURNS": turns, **small}
             yield f"recall_cells of {turns} forgetting {forgetting}", lstm.recall_cells, constants
+    for keep in (0, 1, 3):
+        yield f"turn with a response, keep {keep}", gru.turn, {
+            "RESPONSE": responses.ADDED.value, "DEPTH": FEW_INPUTS, "FORGETTING": True, "KEEP": keep, "BACK": False,
+            "TURNS": 8, "SLICED": False, **tile,
+        }  # fmt: skip
     for turns, (keep, back) in product_of((1, 8), ((0, False), (1, False), (2, False), (3, False), (3, True))):
         constants = {"FORGETTING": True, "KEEP": keep, "BACK": back, "TURNS": turns, "SLICED": False, **tile}
         name = f"turn of {turns} keep {keep} back {back}"

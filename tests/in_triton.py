@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import revtune as rt
+from revtune.reversible.cells.cell import Response
 from revtune.reversible.kernel.engine import Engine
 from revtune.reversible.kernel.native_tape import NativeTape
 from revtune.reversible.kernel.tape import LayerTensors
@@ -81,11 +82,13 @@ def joined_graph(states: Tensor | tuple[Tensor, ...]) -> Tensor:
     return states if isinstance(states, Tensor) else torch.stack(states)
 
 
-def moved(engine: Engine, of: Problem, chunk: int, **settings: Any) -> dict[str, Tensor]:
+def moved(
+    engine: Engine, of: Problem, chunk: int, responses: dict[str, Response] | None = None, **settings: Any
+) -> dict[str, Tensor]:
     """What a tape comes to, chunk by chunk, there and back again, with its gradient."""
     state, weights = (tuple(one.clone().requires_grad_() for one in of.state),
                       {name: one.clone().requires_grad_() for name, one in of.weights.items()})  # fmt: skip
-    layer, given = LayerTensors(state, weights, {}), LayerSettings("tape", engine, **settings)
+    layer, given = LayerTensors(state, weights, responses or {}), LayerSettings("tape", engine, **settings)
     with torch.no_grad():
         start = build_tape(of.cell, layer, given, len(of.x), of.x.dtype)
     tape = build_tape(of.cell, layer, given, len(of.x), of.x.dtype)

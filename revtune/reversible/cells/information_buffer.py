@@ -218,10 +218,13 @@ class Buffer:
         Raises:
             ReversalError: these rows' heads are not where they began, or fewer words are left than were pushed.
         """
-        if not bool((self.heads[rows] == HEAD_START).all()):
-            raise ReversalError("a head has not come back to where it began anew")
+        self._require_new((self.heads[rows] == HEAD_START).all())
         self.heads[rows] = self._whole(HEAD_WORDS, (len(rows), self.heads.shape[1]))
         return list(self._whole(COUNT_WORDS, (parts, len(rows), self.units)))
+
+    def _require_new(self, heads: Tensor) -> None:
+        if not heads:
+            raise ReversalError("a head has not come back to where it began anew")
 
     def _spill(self, words: Tensor) -> None:
         """Push words, of which `seal` takes the low 16 bits."""

@@ -35,6 +35,7 @@ class LaneBuffer(Buffer):
     ) -> None:
         super().__init__(rows, units, parts=parts, share=share, device=device)
         self._spilled: list[Tensor] = []  # beside each of `_open`: which of its words were spilled
+        self._new: list[Tensor] = []  # whether heads had come back to where they began anew, not asked for yet
         self._set_at_hand(None)
 
     def _set_at_hand(self, top: Tensor | None) -> None:
@@ -53,7 +54,7 @@ class LaneBuffer(Buffer):
     def copy(self) -> LaneBuffer:
         other = super().copy()
         assert isinstance(other, LaneBuffer)
-        other._spilled = list(self._spilled)
+        other._spilled, other._new = list(self._spilled), list(self._new)
         return other
 
     def multiply(self, h: Tensor, zi: Tensor) -> Tensor:
@@ -88,13 +89,13 @@ class LaneBuffer(Buffer):
         self.seal()
         self._push_left()
         self._set_at_hand(self._unpacked() if len(self._sealed) else None)
-        self._sure = float("inf")
+        self._sure, self._new = float("inf"), []
         yield
 
     def came_even(self) -> tuple[bool | Tensor, bool | Tensor]:
         if not self._touched:  # and another `seal` may have closed the words at hand
             return True, True
-        enough, all_taken = self._least >= 0, self._left == 0
+        enough, all_taken = self._least >= 0, torch.stack([self._left == 0, *self._new]).all()
         self._set_at_hand(None)
         return enough, all_taken
 
@@ -119,6 +120,12 @@ class LaneBuffer(Buffer):
 
     def _spill(self, words: Tensor) -> None:
         self._note(words.remainder(WORD), torch.ones_like(words, dtype=torch.bool))
+
+    def _require_new(self, heads: Tensor) -> None:
+        if self._sure < float("inf"):  # nobody asks for `came_even` later
+            super()._require_new(heads)
+        else:
+            self._new.append(heads)
 
     def _unspill_lanes(self, s: Tensor, low: Tensor) -> None:
         """Append a word to the heads that are low, the words in the order in which they were spilled."""

@@ -68,6 +68,11 @@ def same(found: Number, known: Number) -> Truth:
     return found == (signed(known) if isinstance(found, Tensor) and isinstance(known, int) else known)
 
 
+def equal(found: Tensor, known: Tensor, *, waits: bool) -> Truth:
+    """Whether two tensors are; where the host `waits` for its device, that is not asked for yet."""
+    return (found == known).all() if waits else torch.equal(found, known)
+
+
 def numbers(some: Iterable[Number]) -> list[int]:
     """Numbers as the host knows them, between -2^63 and 2^64; those on a device are asked for in one question."""
     some = list(some)

@@ -329,7 +329,7 @@ class Kernel:
     def _fit(self, words: Tensor, heads: Tensor) -> bool:
         """Whether a chunk's words may be as many as they say; Triton's operators see to that on their device."""
         stacks = self.stacks(heads)
-        if self.weights.engine == "triton":
+        if self.weights.waits:
             return not words.numel() or words.numel() >= 2 * stacks
         return _fit(words, stacks)
 
@@ -471,7 +471,7 @@ class Kernel:
         assert self.anew is not None
         before = self._shared("before", (*chunk.y.shape[:2], self.units))
         before[0], before[1:] = chunk.y_start[:, self.units :], chunk.y[:-1, :, self.units :]
-        if self.weights.engine == "triton":  # which steps and rows they are is a question
+        if self.weights.waits:  # which steps and rows they are is a question
             return torch.where(resets.bool().unsqueeze(-1), fixed.from_counts(self.anew[0, 1], before.dtype), before)
         steps, rows = resets.nonzero(as_tuple=True)
         before[steps, rows] = fixed.from_counts(self.anew[0, 1, rows], before.dtype)

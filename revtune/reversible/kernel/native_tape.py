@@ -90,7 +90,7 @@ class NativeTape(Tape):
 
     @property
     def waits(self) -> bool:
-        return self.weights.engine == "triton"
+        return self.weights.waits
 
     def copy(self) -> NativeTape:
         other = copy.copy(self)

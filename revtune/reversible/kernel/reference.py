@@ -23,7 +23,7 @@ from revtune.reversible.cells.cell import Cell, Step
 from revtune.reversible.cells.information_buffer import Buffer, default_share, ideal_bits
 from revtune.reversible.cells.lane_buffer import buffer_for
 from revtune.reversible.cells.state_range import LARGEST_COUNT, check_input, name_bad_count
-from revtune.reversible.kernel.asked_once import Number, numbers, require, same
+from revtune.reversible.kernel.asked_once import Number, Truth, equal, numbers, require, same
 from revtune.reversible.kernel.checksum import checksum, checksum_there
 from revtune.reversible.kernel.forward_mode import differentiating_forward, make_dual, primal_and_tangent
 from revtune.reversible.kernel.stage_graph import RecordingStep, StageGraph
@@ -134,18 +134,21 @@ class ReferenceTape(Tape):
         projected = self.weights.project(x) if self.waits else self._project(x, first)
         y = self._outputs(x)
         self._graphs, self._graphs_first = [], first
+        back: list[Truth] = []
         try:
             with self.buffer.rewinding():
                 for k in reversed(range(x.shape[0])):
                     self._write(y[k])  # the state after step k, before it is undone
                     stages = reversed(range(len(self.cell.stages)))
                     self._graphs.append([self._undo(projected[k], i, first + k) for i in stages][::-1])
-                    self._take_lost(first + k)
+                    back += self._take_lost(first + k)
         except ReversalError as error:
             raise ReversalError(self._explain(x, first, str(error))) from None
         self._graphs.reverse()
         enough, all_taken = self.buffer.came_even()
         require(enough, lambda: self._explain(x, first, "the information buffer ran empty"))
+        for row_is_back in back:
+            require(row_is_back, lambda: self._explain(x, first, "a row has not come back to where it began anew"))
         unlike = "the state differs from the one recorded before these steps"
         require(all_taken, lambda: self._explain(x, first, unlike))
         require(
@@ -315,18 +318,14 @@ class ReferenceTape(Tape):
             self.buffer.put_away(rows, lost)
         self._put(rows, [self.anew[part][rows] for part in self._counts])
 
-    def _take_lost(self, step: int) -> None:
-        """Put back what rows lost when they began anew before this step.
-
-        Raises:
-            ReversalError: they have not come back to where they began.
-        """
+    def _take_lost(self, step: int) -> list[Truth]:
+        """Put back what rows lost when they began anew before this step; whether each part had come back to there."""
         rows = self._anew_rows.get(step)
         if rows is None:
-            return
-        if not all(torch.equal(count[rows], self.anew[part][rows]) for part, count in self._counts.items()):
-            raise ReversalError("a row has not come back to the state from which it began anew")
+            return []
+        back = [equal(count[rows], self.anew[part][rows], waits=self.waits) for part, count in self._counts.items()]
         self._put(rows, self.buffer.take_back(rows, len(self._counts)))
+        return back
 
     def _put(self, rows: Tensor, counts: list[Tensor]) -> None:
         """Set some rows of each part."""

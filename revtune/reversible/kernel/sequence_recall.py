@@ -20,7 +20,7 @@ from torch import Tensor
 from revtune.reversible import meter as metering
 from revtune.reversible.cells import fixed
 from revtune.reversible.cells.state_range import check_input, check_state
-from revtune.reversible.kernel.asked_once import Number, Truth, require, same
+from revtune.reversible.kernel.asked_once import Number, Truth, equal, require, same
 from revtune.reversible.kernel.chunks import budget_on, most_steps, spans
 from revtune.reversible.kernel.kernel import PARTS, ChunkBuffers, Keep, Kernel, new_tally, tallied_bits, unstacked
 from revtune.reversible.kernel.reference import name_bad_state
@@ -295,9 +295,9 @@ class RecalledLayer:
 
     def _returned(self, counts: Tensor, heads: Tensor, start: Tensor) -> Truth:
         """Whether c and its heads are back where they started."""
-        if self.weights.engine == "triton":
-            return (counts == start).all() & (heads == self.heads[1]).all()
-        return torch.equal(counts, start) and torch.equal(heads, self.heads[1])
+        pairs, waits = ((counts, start), (heads, self.heads[1])), self.weights.waits
+        here, there = (equal(found, known, waits=waits) for found, known in pairs)
+        return here & there
 
     def _report(self, words: int, tally: Tensor | None) -> None:
         stored = 16 * words + 32 * self.heads[1:].numel() if words else 0  # the heads of c alone are of use

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from revtune.reversible.cells import fixed
 from revtune.reversible.cells.cell import Cell, Response, State
-from revtune.reversible.kernel.asked_once import require
+from revtune.reversible.kernel.asked_once import equal, require
 from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.meter import Usage
 
@@ -280,7 +280,7 @@ class Tape(ABC):
     def _check_heads(self, x: Tensor, first: int) -> None:
         """Refuse heads that are damaged by less than one: the way back would round that off, after wrong outputs."""
         heads = self.buffer.heads
-        whole = (heads == heads.floor()).all() if self.waits else torch.equal(heads, heads.floor())
+        whole = equal(heads, heads.floor(), waits=self.waits)
         require(whole, lambda: self._explain(x, first, "a head of the information buffer is no whole number"))
 
     def _keep_slices(self, y: Tensor, first: int) -> Tensor:

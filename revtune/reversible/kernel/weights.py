@@ -97,6 +97,11 @@ class Weights:
             }
         return other
 
+    @property
+    def waits(self) -> bool:
+        """Whether a host that asks the kernel for a number waits for a device."""
+        return self.engine == "triton"
+
     def fingerprints(self, tensors: Iterable[Tensor]) -> list[int]:
         """The fingerprint of each of these, for which a device is asked once."""
         return [number % 2**64 for number in numbers(map(self.fingerprint, tensors))]

@@ -52,11 +52,12 @@ def test_no_step_asks(kind: str, ragged: bool) -> None:
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("chunk", [2, 8])
-def test_a_way_back_asks_once(kind: str, chunk: int) -> None:
-    """However many chunks there are: whether all of them came back is one question."""
+@pytest.mark.parametrize(("chunk", "reset"), [(2, False), (8, False), (4, True)])
+def test_a_way_back_asks_once(kind: str, chunk: int, reset: bool) -> None:
+    """However many chunks there are, and rows that begin anew: whether all of them came back is one question."""
     of = problem(kind, 16, bits=None)
-    recording = rt.record(of.cell, of.x, of.state, weights=of.weights, backend="reference", chunk=chunk)
+    resets = torch.arange(48).view(16, 3) % 5 == 4 if reset else None
+    recording = rt.record(of.cell, of.x, of.state, weights=of.weights, backend="reference", chunk=chunk, resets=resets)
     with counting() as questions:
         y, first = rt.unscan(recording)
     assert questions.asked == ["tolist"]
@@ -90,6 +91,21 @@ def _word_added(tape: Any) -> None:
     tape.buffer._sealed.push(torch.cat([top := tape.buffer._sealed.pop().clone(), top[:1]]))
 
 
+def _row_moved(tape: Any) -> None:
+    tape.anew["h1"][1, 2] += 1
+
+
+def _row_heads_moved(tape: Any) -> None:
+    real = tape.buffer.take_back
+
+    def moved(rows: torch.Tensor, parts: int) -> list[torch.Tensor]:
+        tape.buffer.heads[rows[0], 0] += 1
+        counts: list[torch.Tensor] = real(rows, parts)
+        return counts
+
+    tape.buffer.take_back = moved
+
+
 def _head_damaged(tape: Any) -> None:
     tape.buffer.heads[0, 0] += 0.5
 
@@ -100,6 +116,7 @@ def _head_damaged(tape: Any) -> None:
     [
         (_digest_changed, "4..7", "the state differs from the one recorded"), (_word_lost, "12..15", "ran empty"),
         (_word_added, "12..15", "the state differs"), (_head_damaged, "12..15", "a head of the .* is no whole number"),
+        (_row_moved, "8..11", "a row has not come back"), (_row_heads_moved, "8..11", "the state differs"),
     ],
 )  # fmt: skip
 def test_what_did_not_come_back_is_named_before_there_is_a_gradient(
@@ -107,8 +124,10 @@ def test_what_did_not_come_back_is_named_before_there_is_a_gradient(
 ) -> None:
     """The chunks before it go through all the same."""
     of = problem("RevGRU", 20, bits=None)
-    x = of.x.requires_grad_()
-    y, _ = rt.scan(of.cell, x, of.state, weights=of.weights, backend="reference", chunk=4)  # the last is not rewound
+    x, resets = of.x.requires_grad_(), torch.arange(20).view(20, 1) % 12 == torch.tensor([20, 10, 20])
+    y, _ = rt.scan(
+        of.cell, x, of.state, weights=of.weights, backend="reference", chunk=4, resets=resets
+    )  # the last chunk is not rewound
     node: Any = y.grad_fn
     damage(node.stack.tapes[0])
     with pytest.raises(rt.ReversalError, match=rf"RevGRU, steps {steps}: rewinding failed, .*{why}"):

@@ -9,7 +9,7 @@ from torch import Tensor
 import revtune as rt
 from revtune.reversible.kernel import backend
 from tests.in_triton import agree, joined, joined_graph, masks_of, moved, some_slow
-from tests.stored import Problem, problem
+from tests.stored import Problem, problem, response_pairs
 
 pytestmark = pytest.mark.skipif(not backend.load(), reason="there is no C++ kernel to compare with")
 
@@ -20,7 +20,7 @@ KINDS = ("RevGRU", "RevLSTM", "NF-RevGRU", "NF-RevLSTM", "unbounded RevLSTM")
 def same(of: Problem, **settings: Any) -> dict[str, Tensor]:
     """What both kernels come to."""
     found = moved("triton", of, CHUNK, **settings)
-    agree(found, moved("native", of, CHUNK, **settings), torchs=("ih", "hh"))
+    agree(found, moved("native", of, CHUNK, **settings), torchs=("ih", "hh", "ih.V", "hh.V"))
     return found
 
 
@@ -34,6 +34,17 @@ def test_rows_that_start_late(kind: str, ragged: bool, hidden: int) -> None:
     lengths = torch.tensor([4, 2, 4]) if ragged else None
     found = same(of, starts=torch.tensor([0, 1, 3]), lengths=lengths, masks=masks_of(of))
     assert found["told"][2] == (6 if ragged else 8) * hidden * len(of.state)
+
+
+@pytest.mark.parametrize("kind", some_slow(*((kind,) for kind in KINDS), quick=0))
+def test_rows_that_start_late_are_answered(kind: str) -> None:
+    of = problem(kind, STEPS, bits=None, hidden=6, inputs=3, spread=0.8)
+    settings = {"starts": torch.tensor([0, 1, 3]), "lengths": torch.tensor([4, 2, 4]), "masks": masks_of(of)}
+    pairs = {name: (extra.requires_grad_(), scale.requires_grad_())
+             for name, (extra, scale) in response_pairs(of).items()}  # fmt: skip
+    found = same(of, responses=pairs, **settings)
+    for name in ("ih.V", "ih.s", "hh.V", "hh.s"):
+        assert found[name].any(), name
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,16 @@ def test_tangents_have_the_same_bits(kind: str, bits: float | None, hidden: int,
     assert all(bool(one.any()) for one in found.values())
 
 
+@pytest.mark.parametrize("kind", some_slow(*((kind,) for kind in KINDS), quick=0))
+def test_rows_that_start_late_move_from_there(kind: str) -> None:
+    of = problem(kind, STEPS, bits=None, hidden=6, inputs=3, spread=0.8)
+    settings = {"masks": masks_of(of), "lengths": torch.tensor([4, 2, 4]), "starts": torch.tensor([0, 1, 3])}
+    found, wanted = (moved(engine, of, ("ih", "hh"), **settings) for engine in ("triton", "native"))
+    agree(found, wanted, torchs=())
+    waiting, started = found["dy 2"][:, 2]
+    assert torch.equal(waiting, found["dy 0"][0, 2]) and not torch.equal(started, waiting)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("rev", [rt.RevGRU, rt.RevLSTM])
 @pytest.mark.parametrize("level", ["train", "valid"])
