@@ -167,7 +167,7 @@ class ResponseRev(Responding, RevRNN):
         return encoded(self, what, inputs, run)
 
     def _run(
-        self, input: Tensor | PackedSequence, hx: Any, given: GivenResets = NO_RESETS, *, native: Engine | None = None
+        self, input: Tensor | PackedSequence, hx: Any, given: GivenResets = NO_RESETS, *, engine: Engine | None = None
     ) -> tuple[Any, Any]:
         """The plain layer's outputs, at each example's hyperparameters.
 
@@ -176,23 +176,23 @@ class ResponseRev(Responding, RevRNN):
         """
         bound = self.hypers.current
         if bound is None:
-            return RevRNN._run(self, input, hx, given, native=native)
+            return RevRNN._run(self, input, hx, given, engine=engine)
         if isinstance(input, Tensor) and input.dim() == 2:
             refuse_unbatched(self, input)
 
         def run(laid: Laid) -> tuple[Any, Any]:
             with setting(_laid, laid):
-                return RevRNN._run(self, input, hx, given, native=native)
+                return RevRNN._run(self, input, hx, given, engine=engine)
 
         return run_in_pass(self, input, bound, ADVICE, run)
 
     def _layers(
-        self, x: Tensor, states: State, lengths: Tensor | None, native: Engine, resets: Resets | None = None
+        self, x: Tensor, states: State, lengths: Tensor | None, engine: Engine, resets: Resets | None = None
     ) -> tuple[Tensor, State]:
         """Outputs and last states of all layers; in Delta-STN's two passes one after another, with all outputs."""
         record = self._record
         if record is None:
-            return RevRNN._layers(self, x, states, lengths, native, resets)
+            return RevRNN._layers(self, x, states, lengths, engine, resets)
         finals: list[State] = []
         ways = both_ways(resets, lengths)
         for layer in range(self.num_layers):
@@ -201,7 +201,7 @@ class ResponseRev(Responding, RevRNN):
             for way, suffix in enumerate(self._suffixes(layer)):
                 first, spec = tuple(state[len(finals)] for state in states), BatchSpec.of(x)
                 anew = of_layer(ways[way], len(finals))
-                inputs, settings = self._layer(layer, suffix, spec, first, lengths, native, anew)
+                inputs, settings = self._layer(layer, suffix, spec, first, lengths, engine, anew)
                 y, final = linear_layer(self, record, reversed_rows(x, lengths) if way else x, inputs, settings)
                 outputs.append(reversed_rows(y, lengths) if way else y)
                 finals.append(final)
@@ -211,11 +211,11 @@ class ResponseRev(Responding, RevRNN):
         return self._masked(x, "output_dropout"), tuple(torch.stack(group) for group in zip(*finals, strict=True))
 
     def _layer(
-        self, layer: int, suffix: str, batch: BatchSpec, state: State, lengths: Tensor | None, native: Engine,
+        self, layer: int, suffix: str, batch: BatchSpec, state: State, lengths: Tensor | None, engine: Engine,
         resets: Resets | None = None, *, tape: bool = False,
     ) -> tuple[LayerTensors, LayerSettings]:  # fmt: skip
         """What one layer in one direction runs with."""
-        tensors, settings = RevRNN._layer(self, layer, suffix, batch, state, lengths, native, resets, tape=tape)
+        tensors, settings = RevRNN._layer(self, layer, suffix, batch, state, lengths, engine, resets, tape=tape)
         return tensors, settings if self._record is None else settings._replace(answering=False)
 
     @property

@@ -135,7 +135,7 @@ def stack_of(net: RevRNN, steps: int, rows: int) -> Stack:
     """What a net rewinds a batch of rows with, which knows its chunks."""
     spec = BatchSpec(rows, torch.float32, torch.device("cpu"))
     states = net.first_states(spec, None, batched=True)
-    return net.assemble(steps, spec, states, None, native=net.runs_native(net.first_weight)).stack
+    return net.assemble(steps, spec, states, None, engine=net.engine_for(net.first_weight)).stack
 
 
 def training_step(way: Way, net: RevRNN, head: nn.Linear, segment: int | None) -> Callable[[Tensor, Tensor], None]:

@@ -130,7 +130,7 @@ class RecalledLayer:
         self.masks = given.masks()
         # Backward does not look for NaN again: digests tell that weights are what forward has looked at.
         self.weights = Weights(
-            given.weights(), given.responses(), wanted, self.units, given.name, check=not wanted, native=given.engine,
+            given.weights(), given.responses(), wanted, self.units, given.name, check=not wanted, engine=given.engine,
             answering=given.answering,
         )  # fmt: skip
         if self.steps > self.chunk_steps:

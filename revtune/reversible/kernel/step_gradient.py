@@ -71,7 +71,7 @@ def _gradients(
     named = _named(parameters)
     want = dict(zip(("x", *"hc"[:count], "ih", "hh", "bias", "bias_hh"), wanted, strict=False))
     want["bias"] = want.get("bias", False) or want.get("bias_hh", False)
-    weights = Weights(named, {}, frozenset(key for key in named if want[key]), units, "", check=False, native="native")
+    weights = Weights(named, {}, frozenset(key for key in named if want[key]), units, "", check=False, engine="native")
     kernel = Kernel(cell, weights, units, {}, None)
     ends = [state.to(x.dtype).unsqueeze(0) for state in after]
     starts = [fixed.from_counts(fixed.to_counts(state), x.dtype).contiguous() for state in states]

@@ -47,7 +47,7 @@ class Weights:
         units: N.
         owner: the layer's name, for errors.
         check: whether to look for NaN and infinities.
-        native: the kernel that does the products, if any.
+        engine: the kernel that does the products, if any.
         answering: whether responses add to products. If not, they learn as if they did, from gradients at values that
             they do not move: what is linear in them is the prediction (Bae and Grosse 2020).
         mask: under which `hh` and its response's weight are read, of the native kernel alone; None for as they are.
@@ -62,19 +62,19 @@ class Weights:
         owner: str,
         *,
         check: bool = True,
-        native: Engine = "",
+        engine: Engine = "",
         answering: bool = True,
         mask: WeightMask | None = None,
     ) -> None:
-        self.engine: Engine = native
-        self._products = KernelProducts(native) if native else Products()
+        self.engine: Engine = engine
+        self._products = KernelProducts(engine) if engine else Products()
         self._answering, self.mask = answering, mask
         self.tensors = {name: weight.detach() for name, weight in weights.items()}
         self.responses = {name: (v.detach(), s.detach()) for name, (v, s) in responses.items()}
         self.wanted, self._units = wanted, units
         self.gradients: dict[str, Tensor] = {}
         self._packed: Tensor | None = None
-        if native:
+        if engine:
             self.tensors = {name: weight.contiguous() for name, weight in self.tensors.items()}
             self.responses = {name: (v.contiguous(), s.contiguous()) for name, (v, s) in self.responses.items()}
         for name, tensor in self.named() if check else ():

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 
 def layers_both_ways(
-    net: RevRNN, x: Tensor, states: State, lengths: Tensor | None, native: Engine, resets: Resets | None, layers: int
+    net: RevRNN, x: Tensor, states: State, lengths: Tensor | None, engine: Engine, resets: Resets | None, layers: int
 ) -> tuple[list[Tensor], list[State]]:
     """Run the lowest layers of a bidirectional net over a whole sequence (T, B, I).
 
     Args:
         net: the net.
         x, states, lengths, resets: as `RevRNN.assemble` takes them.
-        native: the kernel that runs it, if any.
+        engine: the kernel that runs it, if any.
         layers: how many.
 
     Returns:
@@ -52,7 +52,7 @@ def layers_both_ways(
     for layer in range(layers):
         x = net._dropped(joined(outputs, lengths) if layer else x, layer)
         every, outputs = net.options.output == "all" or layer + 1 < net.num_layers, []
-        directions = _directions(net, layer, BatchSpec.of(x), states, lengths, native, ways)
+        directions = _directions(net, layer, BatchSpec.of(x), states, lengths, engine, ways)
         for way, (inputs, settings) in enumerate(directions):
             y, final = _run(net, reversed_rows(x, lengths) if way else x, inputs, settings, every)
             outputs.append(y)
@@ -134,7 +134,7 @@ class BothWays(Tapes):
 
 
 def assemble_both_ways(
-    net: RevRNN, steps: int, batch: BatchSpec, states: State, lengths: Tensor | None, *, native: Engine,
+    net: RevRNN, steps: int, batch: BatchSpec, states: State, lengths: Tensor | None, *, engine: Engine,
     sliced: int = 0, resets: Resets | None = None,
 ) -> tuple[BothWays, list[LayerTensors]]:  # fmt: skip
     """Both directions of the top layer of a bidirectional net, and each one's tensors; arguments as `RevRNN.assemble`.
@@ -149,7 +149,7 @@ def assemble_both_ways(
     tensors: list[LayerTensors] = []
     late = None if lengths is None else steps - lengths
     for way, (inputs, settings) in enumerate(
-        _directions(net, top, batch, states, lengths, native, both_ways(resets, lengths, late=True))
+        _directions(net, top, batch, states, lengths, engine, both_ways(resets, lengths, late=True))
     ):
         settings = settings._replace(sliced=sliced)
         settings = settings._replace(lengths=None, starts=late) if way else settings
@@ -162,19 +162,19 @@ def assemble_both_ways(
 
 
 def _directions(
-    net: RevRNN, layer: int, batch: BatchSpec, states: State, lengths: Tensor | None, native: Engine,
+    net: RevRNN, layer: int, batch: BatchSpec, states: State, lengths: Tensor | None, engine: Engine,
     ways: tuple[Resets | None, Resets | None],
 ) -> Iterator[tuple[LayerTensors, LayerSettings]]:  # fmt: skip
     """What a layer runs with forward, and then backward; `ways` tells where rows begin anew in either."""
     for way, suffix in enumerate(net._suffixes(layer)):
         number = 2 * layer + way
         first, anew = tuple(state[number] for state in states), of_layer(ways[way], number)
-        yield net._layer(layer, suffix, batch, first, lengths, native, anew)
+        yield net._layer(layer, suffix, batch, first, lengths, engine, anew)
 
 
 def _run(net: RevRNN, x: Tensor, inputs: LayerTensors, settings: LayerSettings, every: bool) -> tuple[Tensor, State]:
     """One layer in one direction: all outputs or the last h, and the final state."""
-    if is_traced(x) and not (every and settings.native):
+    if is_traced(x) and not (every and settings.engine):
         y, finals = net._operator([(inputs, settings)], x, every)
         return finals[0][0].to(x.dtype) if y is None else y, tuple(final[0] for final in finals)
     if every:

@@ -129,18 +129,18 @@ class RevCell(nn.Module):
             for name, shape in list(self._shapes().items())[: 4 if self.bias else 2]
         ]
         weights = dict(zip(("ih", "hh"), parameters, strict=False))  # the biases, if any, come after them
-        native = chosen(self.backend, self.cell, x, weights, {})
+        engine = chosen(self.backend, self.cell, x, weights, {})
         with torch.autocast(x.device.type, enabled=False):
             trains = torch.is_grad_enabled() and any(map(wants_gradient, (x, *states, *parameters)))
-            if trains and native == "native" and not torch.compiler.is_compiling():
+            if trains and engine == "native" and not torch.compiler.is_compiling():
                 after = kept_step(self.cell, x, states, parameters, backend=self.backend)
                 if after is not None:
                     return after
             if self.bias:
                 weights["bias"] = parameters[2] + parameters[3]
-            if trains or not native or not x.shape[0]:
+            if trains or not engine or not x.shape[0]:
                 return plain_step(self.cell, x, states, weights, self._name)
-            settings = LayerSettings(self._name, native)
+            settings = LayerSettings(self._name, engine)
             return run_layer(self.cell, x.unsqueeze(0), LayerTensors(states, weights, {}), settings)[1]
 
     def _checked_input(self, x: Tensor) -> Tensor:

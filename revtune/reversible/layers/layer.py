@@ -30,7 +30,7 @@ class LayerSettings(NamedTuple):
 
     Attributes:
         name: what errors call the layer.
-        native: the kernel that runs it, if any; `chosen` decides, once a call.
+        engine: the kernel that runs it, if any; `chosen` decides, once a call.
         masks: locked masks (B, N) by part, on the parts as the cell reads them.
         lengths: steps of each row, (B,), or None for all.
         chunk: steps of a chunk, or None for what the budget allows.
@@ -43,7 +43,7 @@ class LayerSettings(NamedTuple):
     """
 
     name: str
-    native: Engine = ""
+    engine: Engine = ""
     masks: Mapping[str, Tensor] = {}
     lengths: Tensor | None = None
     chunk: int | None = None
@@ -58,12 +58,12 @@ class LayerSettings(NamedTuple):
 def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettings) -> tuple[Tensor, State]:
     """Run one layer over (T, B, I): its outputs (T, B, H) and its final state, in the dtypes of the first."""
     assert settings.starts is None and settings.weight_mask is None
-    if settings.native:
+    if settings.engine:
         refuse_transforms([x, *inputs.flat()], batches=True)
         return sequence(
             cell, x, inputs.state, inputs.weights, responses=inputs.responses, masks=settings.masks,
             lengths=settings.lengths, chunk=settings.chunk, share=settings.share, name=settings.name,
-            answering=settings.answering, resets=settings.resets, anew=inputs.anew, engine=settings.native,
+            answering=settings.answering, resets=settings.resets, anew=inputs.anew, engine=settings.engine,
         )  # fmt: skip
     tape = build_tape(cell, inputs, settings, x.shape[0], x.dtype)
     y, finals = run_stack(Stack([tape]), x, [inputs], chunk=settings.chunk)
@@ -82,10 +82,10 @@ def build_tape(cell: Cell, inputs: LayerTensors, settings: LayerSettings, steps:
         anew = _counts(cell, tuple(state.expand(rows, -1) for state in inputs.anew), settings, ANEW, dtype)
         anew = anew or {part: zeros(count, (rows, units)) for part, count in counts.items()}
     weights = Weights(
-        inputs.weights, inputs.responses, wanted, units, settings.name, native=settings.native,
+        inputs.weights, inputs.responses, wanted, units, settings.name, engine=settings.engine,
         answering=settings.answering, mask=settings.weight_mask,
     )  # fmt: skip
-    kind = NativeTape if settings.native else ReferenceTape
+    kind = NativeTape if settings.engine else ReferenceTape
     return kind(
         cell, weights, TapePosition(counts), steps=steps, dtype=dtype, masks=settings.masks, lengths=settings.lengths,
         name=settings.name, share=settings.share, sliced=settings.sliced, resets=settings.resets, anew=anew,

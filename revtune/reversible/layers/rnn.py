@@ -141,7 +141,7 @@ class RevRNN(FlatWeights):
             return self._uncompiled(input, hx, given)
         if torch.compiler.is_compiling():
             if isinstance(input, Tensor):
-                return self._run(input, hx, native=self.runs_native(self.first_weight))
+                return self._run(input, hx, engine=self.engine_for(self.first_weight))
         elif not torch.is_grad_enabled() and (step := single_step(self, input, hx)):
             return step
         return self._uncompiled(input, hx)
@@ -156,7 +156,7 @@ class RevRNN(FlatWeights):
     ) -> tuple[Any, Any]:
         return self._run(input, hx, given)
 
-    def runs_native(self, like: Tensor) -> Engine:
+    def engine_for(self, like: Tensor) -> Engine:
         """Which kernel, if any, runs this net, all its layers and directions, on inputs like this tensor.
 
         Raises:
@@ -170,7 +170,7 @@ class RevRNN(FlatWeights):
         hx: Hx | None,
         given: GivenResets = NO_RESETS,
         *,
-        native: Engine | None = None,
+        engine: Engine | None = None,
     ) -> tuple[Any, Any]:
         """Run the layers, on the backend that is chosen already or else here, once the input is known to fit."""
         if isinstance(input, PackedSequence):
@@ -186,7 +186,7 @@ class RevRNN(FlatWeights):
         x = self.fitting(x)
         states = self.first_states(BatchSpec.of(x), hx, batched=batched)
         resets = self.resets(x, given, None, carried=hx is not None, batched=batched)
-        y, finals = self._layers(x, states, None, self.runs_native(x) if native is None else native, resets)
+        y, finals = self._layers(x, states, None, self.engine_for(x) if engine is None else engine, resets)
         if not batched:
             last = self.options.output == "last"
             return y.squeeze(0 if last else 1), _form(tuple(final.squeeze(1) for final in finals))
@@ -200,7 +200,7 @@ class RevRNN(FlatWeights):
         x, lengths = self.fitting(x), lengths.to(x.device)
         states = self.first_states(BatchSpec.of(x), hx, batched=True)
         resets = self.resets(x, given, lengths, carried=hx is not None)
-        y, finals = self._layers(x, states, lengths, self.runs_native(x), resets)
+        y, finals = self._layers(x, states, lengths, self.engine_for(x), resets)
         if self.options.output == "last":
             return y, _form(finals)
         order = (
@@ -260,7 +260,7 @@ class RevRNN(FlatWeights):
         states: State,
         lengths: Tensor | None,
         *,
-        native: Engine,
+        engine: Engine,
         sliced: int = 0,
         resets: Resets | None = None,
     ) -> Assembled:
@@ -271,7 +271,7 @@ class RevRNN(FlatWeights):
             batch: rows, dtype and device.
             states: first states, (L, B, H) each.
             lengths: steps of each row, or None.
-            native: the kernel that runs it, if any, as `runs_native` tells.
+            engine: the kernel that runs it, if any, as `engine_for` tells.
             sliced: how many first units of the top layer's h are sliced, as in `Tape`.
             resets: where rows begin anew, and from what.
         """
@@ -283,7 +283,7 @@ class RevRNN(FlatWeights):
                 links.append(StepDropout(draw, new_seed()))
             first = tuple(state[layer] for state in states)
             anew = of_layer(resets, layer)
-            tensors, settings = self._layer(layer, "", batch, first, lengths, native, anew, tape=True)
+            tensors, settings = self._layer(layer, "", batch, first, lengths, engine, anew, tape=True)
             settings = settings._replace(sliced=sliced if layer + 1 == self.num_layers else 0)
             links.append(build_tape(self.cell, tensors, settings, steps, batch.dtype))
             inputs.append(tensors)
@@ -291,18 +291,18 @@ class RevRNN(FlatWeights):
         return Assembled(Stack(links), inputs)
 
     def _layers(
-        self, x: Tensor, states: State, lengths: Tensor | None, native: Engine, resets: Resets | None = None
+        self, x: Tensor, states: State, lengths: Tensor | None, engine: Engine, resets: Resets | None = None
     ) -> tuple[Tensor, State]:
         every = self.options.output == "all"
         if not is_traced(x) and x.shape[1] == 0:
             return self._no_rows(x, states)
         if self.bidirectional:
-            return self._both_ways(x, states, lengths, native, resets)
-        if every and native:
-            return self._one_by_one(x, states, lengths, native, resets)
+            return self._both_ways(x, states, lengths, engine, resets)
+        if every and engine:
+            return self._one_by_one(x, states, lengths, engine, resets)
         if is_traced(x):
-            return self._as_operator(x, states, lengths, native)
-        stack, inputs = self.assemble(x.shape[0], BatchSpec.of(x), states, lengths, native=native, resets=resets)
+            return self._as_operator(x, states, lengths, engine)
+        stack, inputs = self.assemble(x.shape[0], BatchSpec.of(x), states, lengths, engine=engine, resets=resets)
         y, finals = run_stack(stack, x, inputs, every=every)
         stacked = _stacked(finals)
         if y is None:
@@ -318,11 +318,11 @@ class RevRNN(FlatWeights):
         y = x.new_empty((*x.shape[:2], width) if self.options.output == "all" else (0, width))
         return y + nothing, tuple(state + nothing.to(state.dtype) for state in states)
 
-    def _as_operator(self, x: Tensor, states: State, lengths: Tensor | None, native: Engine) -> tuple[Tensor, State]:
+    def _as_operator(self, x: Tensor, states: State, lengths: Tensor | None, engine: Engine) -> tuple[Tensor, State]:
         """All layers of a unidirectional net as one node of a graph."""
         x, spec = self._dropped(x, 0), BatchSpec.of(x)
         layers = [
-            self._layer(layer, "", spec, tuple(state[layer] for state in states), lengths, native)
+            self._layer(layer, "", spec, tuple(state[layer] for state in states), lengths, engine)
             for layer in range(self.num_layers)
         ]
         y, finals = self._operator(layers, x, self.options.output == "all")
@@ -336,7 +336,7 @@ class RevRNN(FlatWeights):
         return run_as_operator(self.cell, layers, x, dropout=dropout, backend=self.options.backend, every=every)
 
     def _one_by_one(
-        self, x: Tensor, states: State, lengths: Tensor | None, native: Engine, resets: Resets | None
+        self, x: Tensor, states: State, lengths: Tensor | None, engine: Engine, resets: Resets | None
     ) -> tuple[Tensor, State]:
         """Layers after one another, each with all its outputs: the kernel needs nothing else to go back."""
         finals: list[State] = []
@@ -344,19 +344,19 @@ class RevRNN(FlatWeights):
             x = self._dropped(x, layer)
             first = tuple(state[layer] for state in states)
             anew = of_layer(resets, layer)
-            x, final = run_layer(self.cell, x, *self._layer(layer, "", BatchSpec.of(x), first, lengths, native, anew))
+            x, final = run_layer(self.cell, x, *self._layer(layer, "", BatchSpec.of(x), first, lengths, engine, anew))
             finals.append(final)
         return self._masked(x, "output_dropout"), _stacked(finals)
 
     def _both_ways(
-        self, x: Tensor, states: State, lengths: Tensor | None, native: Engine, resets: Resets | None
+        self, x: Tensor, states: State, lengths: Tensor | None, engine: Engine, resets: Resets | None
     ) -> tuple[Tensor, State]:
-        outputs, finals = layers_both_ways(self, x, states, lengths, native, resets, self.num_layers)
+        outputs, finals = layers_both_ways(self, x, states, lengths, engine, resets, self.num_layers)
         y = joined(outputs, lengths) if self.options.output == "all" else torch.cat(outputs, -1)
         return self._masked(y, "output_dropout"), _stacked(finals)
 
     def _layer(
-        self, layer: int, suffix: str, batch: BatchSpec, state: State, lengths: Tensor | None, native: Engine,
+        self, layer: int, suffix: str, batch: BatchSpec, state: State, lengths: Tensor | None, engine: Engine,
         resets: Resets | None = None, *, tape: bool = False,
     ) -> tuple[LayerTensors, LayerSettings]:  # fmt: skip
         """What one layer in one direction runs with: its tensors, and its settings with the masks drawn for it.
@@ -365,7 +365,7 @@ class RevRNN(FlatWeights):
         """
         suffix, kept = suffix or self._suffixes(layer)[0], None
         weights, responses = self._products(layer, suffix, batch)
-        if tape and native == "native" and not active():
+        if tape and engine == "native" and not active():
             kept = self._dropped_later(weights, responses)
         else:
             self._drop_weights(weights, responses)
@@ -374,7 +374,7 @@ class RevRNN(FlatWeights):
         masks = {part: mask for part, mask in drawn.items() if mask is not None}
         name = f"{self._name} layer {layer}" + (", reverse" if suffix.endswith("_reverse") else "")
         at, anew = (None, ()) if resets is None else (resets.at, resets.state)
-        settings = LayerSettings(name, native, masks, lengths, resets=at, weight_mask=kept)
+        settings = LayerSettings(name, engine, masks, lengths, resets=at, weight_mask=kept)
         return LayerTensors(state, weights, responses, anew), settings
 
     def _products(self, layer: int, suffix: str, batch: BatchSpec) -> tuple[dict[str, Tensor], dict[str, Response]]:

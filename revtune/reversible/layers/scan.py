@@ -112,8 +112,8 @@ def scan(
     settings = LayerSettings(cell.name, masks=masks or {}, lengths=lengths, chunk=chunk, share=share)
     given = GivenResets(resets, reset_state, offsets)
     inputs, settings = checked_inputs(cell, x, state, weights, responses or {}, hidden, settings, given)
-    native = chosen(backend, cell, x, weights, settings.masks)
-    return run_layer(cell, x, inputs, settings._replace(native=native))
+    engine = chosen(backend, cell, x, weights, settings.masks)
+    return run_layer(cell, x, inputs, settings._replace(engine=engine))
 
 
 def record(
@@ -141,8 +141,8 @@ def record(
     given = GivenResets(resets, reset_state, offsets)
     inputs, settings = checked_inputs(cell, x, state, weights, responses or {}, hidden, settings, given)
     refuse_transforms([x])
-    native = chosen(backend, cell, x, weights, settings.masks)
-    tape = build_tape(cell, inputs, settings._replace(native=native), x.shape[0], x.dtype)
+    engine = chosen(backend, cell, x, weights, settings.masks)
+    tape = build_tape(cell, inputs, settings._replace(engine=engine), x.shape[0], x.dtype)
     stack, environment, x = Stack([tape]), Environment.current(), x.detach()
     steps = chunk or stack.chunk_steps(x.shape[0])
     with torch.no_grad(), environment.restored(x.device):

@@ -109,11 +109,11 @@ class StackArguments(NamedTuple):
         wants = wants or Wanted.of([False] * len(self.differentiable()), self)
         cell, links, seeds = self.cell(), list[Link](), [] if self.seeds is None else self.seeds.tolist()
         names = self.names.splitlines()
-        native = chosen(self.backend, cell, self.x, self.named_weights()[0], {})
+        engine = chosen(self.backend, cell, self.x, self.named_weights()[0], {})
         for i, (layer, masks) in enumerate(zip(self.layers(wants), self.named_masks(), strict=True)):
             if i and seeds:
                 links.append(StepDropout(partial(drop_mask, p=self.dropout), seeds[i - 1]))
-            settings = LayerSettings(names[i], native, masks, self.lengths)
+            settings = LayerSettings(names[i], engine, masks, self.lengths)
             with torch.enable_grad():  # a tape notes which of its tensors want a gradient
                 links.append(build_tape(cell, layer, settings, self.x.shape[0], self.x.dtype))
         return links

@@ -38,17 +38,17 @@ class Below(ChunkEncoder):
         states: first states, (2 L, B, H) each.
         lengths: steps of each row, (B,), or None.
         resets: where rows begin anew, or None.
-        native: the kernel that runs the net, if any.
+        engine: the kernel that runs the net, if any.
         dropout: what acts between these layers and the top one; None for nothing.
         sinks: where the gradients of outputs go.
     """
 
     def __init__(
         self, net: RevRNN, encode: Encode | None, inputs: Tensor, states: State, lengths: Tensor | None,
-        resets: Resets | None, sinks: Sinks, *, native: Engine, dropout: StepDropout | None,
+        resets: Resets | None, sinks: Sinks, *, engine: Engine, dropout: StepDropout | None,
     ) -> None:  # fmt: skip
         self._net, self._encode, self._inputs, self._states, self._lengths = net, encode, inputs, states, lengths
-        self._resets, self._sinks, self._native, self._dropout = resets, sinks, native, dropout
+        self._resets, self._sinks, self._engine, self._dropout = resets, sinks, engine, dropout
         self._autocast, self._graph = Autocast(inputs.device), torch.is_grad_enabled()
         self._outputs: list[Tensor] = []
         self._finals: list[State] = []
@@ -70,7 +70,7 @@ class Below(ChunkEncoder):
         layers = self._net.num_layers - 1
         with keeping_no_gates():
             self._outputs, self._finals = layers_both_ways(
-                self._net, x, states, self._lengths, self._native, self._resets, layers
+                self._net, x, states, self._lengths, self._engine, self._resets, layers
             )
 
     def _turned(self, back: Tensor, first: int, last: int) -> Tensor:

@@ -56,16 +56,16 @@ class StreamBothWays(Stream):
         # In one tensor: small ones that live long keep C's heap from joining what comes and goes with each chunk
         self._losses = self._loss.new_zeros(len(self._spans), *self._loss.shape)
 
-    def _take_stack(self, spec: BatchSpec, states: State, native: Engine) -> None:
+    def _take_stack(self, spec: BatchSpec, states: State, engine: Engine) -> None:
         batch, rnn = self._batch, self._rnn
         self.stack, self.layers = assemble_both_ways(
-            rnn, self.steps, spec, states, batch.lengths, native=native, resets=self._resets
+            rnn, self.steps, spec, states, batch.lengths, engine=engine, resets=self._resets
         )
         if rnn.num_layers == 1:
             self._encoder = self.encoder_kind(batch.encode, batch.inputs, self._sinks, rnn.fitting, self.what)
         else:
             self._encoder = Below(
-                rnn, batch.encode, batch.inputs, states, batch.lengths, self._resets, self._sinks, native=native,
+                rnn, batch.encode, batch.inputs, states, batch.lengths, self._resets, self._sinks, engine=engine,
                 dropout=self.stack.below,
             )  # fmt: skip
 

@@ -61,7 +61,7 @@ class EncodePass:
         resets: Resets | None = None,
     ) -> None:
         weight, steps = rnn.first_weight, inputs.shape[0]
-        spec, native = BatchSpec(inputs.shape[1], weight.dtype, weight.device), rnn.runs_native(weight)
+        spec, engine = BatchSpec(inputs.shape[1], weight.dtype, weight.device), rnn.engine_for(weight)
         # Without a first state zeros are made in float64 at once: what is only read of them takes no memory
         exact = spec if state is not None else spec._replace(dtype=torch.float64)
         states = tuple(first.double() for first in rnn.first_states(exact, state, batched=True))
@@ -70,15 +70,15 @@ class EncodePass:
         self.encoder: ChunkEncoder
         if rnn.bidirectional:
             self.stack, self.layers = assemble_both_ways(
-                rnn, steps, spec, states, lengths, native=native, sliced=units, resets=resets
+                rnn, steps, spec, states, lengths, engine=engine, sliced=units, resets=resets
             )
         else:
             self.stack, self.layers = rnn.assemble(
-                steps, spec, states, lengths, native=native, sliced=units, resets=resets
+                steps, spec, states, lengths, engine=engine, sliced=units, resets=resets
             )
         if isinstance(self.stack, BothWays) and rnn.num_layers > 1:
             self.encoder = Below(
-                rnn, encode, inputs, states, lengths, resets, self.sinks, native=native, dropout=self.stack.below
+                rnn, encode, inputs, states, lengths, resets, self.sinks, engine=engine, dropout=self.stack.below
             )
         else:
             self.encoder = Encoder(encode, inputs, self.sinks, rnn.fitting, "rewind_encode")

@@ -96,10 +96,10 @@ class Stream:
         weight = rnn.first_weight
         self.dtype, self.steps = weight.dtype, inputs.shape[0]
         spec = BatchSpec(inputs.shape[1], weight.dtype, weight.device)
-        states, native = rnn.first_states(spec, batch.state, batched=True), rnn.runs_native(weight)
+        states, engine = rnn.first_states(spec, batch.state, batched=True), rnn.engine_for(weight)
         self._resets = batch.resets_of(rnn, self.what)
         self._rnn, self._batch, self._sinks = rnn, batch, Sinks()
-        self._take_stack(spec, states, native)
+        self._take_stack(spec, states, engine)
         self._penalties: ChunkPenalties | None = None
         if batch.penalties is not None:
             self._penalties = ChunkPenalties(
@@ -124,17 +124,17 @@ class Stream:
         self._last: list[TapePosition] = []
         self.stack.reuse_outputs()
 
-    def _take_stack(self, spec: BatchSpec, states: State, native: Engine) -> None:
+    def _take_stack(self, spec: BatchSpec, states: State, engine: Engine) -> None:
         """Take up the net's stack and what encodes its chunks.
 
         Args:
             spec: rows, dtype and device.
             states: first states, (L, B, H) each.
-            native: the kernel that runs it, if any.
+            engine: the kernel that runs it, if any.
         """
         batch, rnn = self._batch, self._rnn
         self.stack, self.layers = rnn.assemble(
-            self.steps, spec, states, batch.lengths, native=native, resets=self._resets
+            self.steps, spec, states, batch.lengths, engine=engine, resets=self._resets
         )
         self._encoder = self.encoder_kind(batch.encode, batch.inputs, self._sinks, rnn.fitting, self.what)
 

@@ -90,7 +90,7 @@ def test_our_contestants_take_the_kernels_step(monkeypatch: pytest.MonkeyPatch) 
         taken.append(bool(results))
         return results
 
-    if rt.RevGRU(4, 4).runs_native(torch.zeros(1)):
+    if rt.RevGRU(4, 4).engine_for(torch.zeros(1)):
         monkeypatch.setattr(torch.ops.revtune, "step", noted)
         for ours, _ in PAIRS["step"]:
             contestant(ours, SMALL[0])()

@@ -18,7 +18,7 @@ def test_a_gpu_has_larger_chunks() -> None:
 
     def budget(device: torch.device) -> int:
         spec = BatchSpec(64, torch.float32, torch.device("cpu"))
-        stack = net.assemble(70, spec, net.first_states(spec, None, batched=True), None, native="").stack
+        stack = net.assemble(70, spec, net.first_states(spec, None, batched=True), None, engine="").stack
         stack.tapes[0].slices = stack.tapes[0].slices.to(device)
         return stack.budget
 

@@ -67,7 +67,7 @@ def case(number: int) -> Case:
 
 def kernel_of(of: Problem, responses: Pairs | None = None, **options: Any) -> Kernel:
     units = of.state[0].shape[-1] // 2
-    weights = Weights(of.weights, responses or {}, frozenset(), units, of.cell.name, native="native")
+    weights = Weights(of.weights, responses or {}, frozenset(), units, of.cell.name, engine="native")
     return Kernel(of.cell, weights, units, options.get("masks", {}), options.get("lengths"))
 
 
@@ -291,7 +291,7 @@ def test_what_responses_give_is_noted_alike(kind: str) -> None:
     of = problem(kind, 12, rows=13, hidden=66, spread=0.3)
     masks = {"h1": torch.bernoulli(torch.full((13, 33), 0.7), generator=torch.Generator().manual_seed(1))}
     wanted = frozenset({"ih.s", "hh.s"})
-    weights = Weights(of.weights, response_pairs(of), wanted, 33, of.cell.name, native="native")
+    weights = Weights(of.weights, response_pairs(of), wanted, 33, of.cell.name, engine="native")
     ran, back, recalled, plain = (Kernel(of.cell, weights, 33, masks, None) for _ in range(4))
     chunk, counts, heads, words = run(ran, of)
     rewound = back.chunk_buffers(of.x, recorded=True)

@@ -299,7 +299,7 @@ def test_its_way_back_is_one_too(kind: str, ragged: bool, dtype: torch.dtype, ke
 @cells
 def test_the_chunks_operators_change_what_their_schemas_say(kind: str) -> None:
     of = problem(kind, 5)
-    weights = Weights(of.weights, {}, frozenset(), 4, kind, native="native")
+    weights = Weights(of.weights, {}, frozenset(), 4, kind, engine="native")
     kernel = Kernel(of.cell, weights, 4, {}, None)
     chunk, counts = kernel.chunk_buffers(of.x, recorded=True), torch.zeros(len(of.state), 2, 3, 4, dtype=torch.float64)
     heads, direction = kernel.heads(3, 5, None), torch.randn(len(of.state), 2, 3, 4)

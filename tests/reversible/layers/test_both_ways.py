@@ -16,8 +16,8 @@ STEPS, ROWS, WIDTH, HIDDEN = 13, 4, 6, 8
 def test_a_reversed_stack_takes_chunks_in_the_order_of_the_sequence(backend: str) -> None:
     rnn, x = rt.RevGRU(WIDTH, HIDDEN, dtype=real()), torch.randn(STEPS, ROWS, WIDTH, dtype=real())
     spec = BatchSpec(ROWS, real(), x.device)
-    states, native = rnn.first_states(spec, None, batched=True), rnn.runs_native(x)
-    plain, turned = (rnn.assemble(STEPS, spec, states, None, native=native).stack for _ in range(2))
+    states, engine = rnn.first_states(spec, None, batched=True), rnn.engine_for(x)
+    plain, turned = (rnn.assemble(STEPS, spec, states, None, engine=engine).stack for _ in range(2))
     stack = ReversedStack(turned.links, STEPS)
     spans = [(0, 5), (5, 9), (9, 13)]
     assert stack.in_order(spans) == spans[::-1]
@@ -34,8 +34,8 @@ def test_both_directions_read_a_chunk_at_its_place(backend: str) -> None:
     """Rows of any length: the backward direction has begun at each row's own last step, and not before."""
     net, x = rt.RevLSTM(WIDTH, HIDDEN, bidirectional=True, dtype=real()), torch.randn(STEPS, ROWS, WIDTH, dtype=real())
     lengths, spec = torch.tensor([13, 1, 9, 12]), BatchSpec(ROWS, real(), x.device)
-    states, native = net.first_states(spec, None, batched=True), net.runs_native(x)
-    both, tensors = assemble_both_ways(net, STEPS, spec, states, lengths, native=native)
+    states, engine = net.first_states(spec, None, batched=True), net.engine_for(x)
+    both, tensors = assemble_both_ways(net, STEPS, spec, states, lengths, engine=engine)
     ahead, back = both.ways
     assert [tape.name for tape in both.tapes] == ["RevLSTM layer 0", "RevLSTM layer 0, reverse"]
     assert both.tapes[1].lengths is None and both.tapes[1].starts is not None
@@ -51,8 +51,8 @@ def test_both_directions_read_a_chunk_at_its_place(backend: str) -> None:
 
 def test_copies_go_their_own_way(backend: str) -> None:
     net, x = rt.RevGRU(WIDTH, HIDDEN, bidirectional=True, dtype=real()), torch.randn(STEPS, ROWS, WIDTH, dtype=real())
-    spec, native = BatchSpec(ROWS, real(), x.device), net.runs_native(x)
-    both, _ = assemble_both_ways(net, STEPS, spec, net.first_states(spec, None, batched=True), None, native=native)
+    spec, engine = BatchSpec(ROWS, real(), x.device), net.engine_for(x)
+    both, _ = assemble_both_ways(net, STEPS, spec, net.first_states(spec, None, batched=True), None, engine=engine)
     y = [way.forward(x, 0).clone() for way in both.ways]
     other = both.copy()
     for each in (other, both):

@@ -132,8 +132,8 @@ def test_what_rows_lose_is_planned_for(rev: Any) -> None:
 
     def segment(resets: Resets | None, limit: int) -> int:
         """The steps between checkpoints under a limit; 0 where it is not enough."""
-        states, native = net.first_states(spec, None, batched=True), net.runs_native(net.first_weight)
-        stack = net.assemble(steps, spec, states, None, native=native, resets=resets).stack
+        states, engine = net.first_states(spec, None, batched=True), net.engine_for(net.first_weight)
+        stack = net.assemble(steps, spec, states, None, engine=engine, resets=resets).stack
         try:
             return plan("test", stack, steps, segment=None, max_memory=limit).segment
         except ValueError:
