@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from revtune.reversible.kernel.backend import when_loaded
-from revtune.reversible.kernel.kernel import GRU_BLOCKS, PARTS
+from revtune.reversible.kernel.chunk_buffers import GRU_BLOCKS, PARTS
 
 _PANELS = {"avx512": 32, "avx2": 16, "plain": 8}
 """Outputs of the recurrent product that stand side by side in packed weights, by instruction set (csrc/product.h)."""

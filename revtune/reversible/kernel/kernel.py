@@ -1,6 +1,6 @@
 """A kernel with one layer's weights: chunks forward, rewound, recalled from outputs, and their gradients.
 
-The time loop is in csrc/, or on a GPU in triton/. Here are the tensors that its operators work on, and the
+The time loop is in csrc/, or on a GPU in triton/. Here are the calls of their operators, and the
 weights' gradients, one matmul a chunk.
 
 Shapes: K steps of a chunk, B batch, N units of a part, H = 2N, G gates, S states of the cell (h, or h and c).
@@ -10,25 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from revtune.reversible import meter as metering
 from revtune.reversible.cells import fixed
 from revtune.reversible.cells.cell import Cell, slope_of
 from revtune.reversible.cells.information_buffer import HEAD_START, check_share, default_share
 from revtune.reversible.kernel.asked_once import Number, Truth
+from revtune.reversible.kernel.chunk_buffers import GRU_BLOCKS, LSTM_BLOCKS, PARTS, ChunkBuffers
 from revtune.reversible.kernel.engine import operators
 from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.own_pages import in_own_pages
-
-PARTS = 2
-"""Parts of a state. They share its heads in turn. c has heads of its own, so that it can be rewound alone."""
-
-GRU_BLOCKS, LSTM_BLOCKS = 3, 5
-"""Blocks of gates of one half."""
 
 
 class Keep(IntEnum):
@@ -45,43 +38,6 @@ class Keep(IntEnum):
 
     EVERYTHING = 3
     """All words: what rewinding needs."""
-
-
-class ChunkBuffers(NamedTuple):
-    """The tensors that the operators read and write for a chunk of K steps.
-
-    Attributes:
-        gates: (K, B, G): projected inputs, then gates, then the gradient of the projection.
-        y: h after each step, (K, B, H).
-        y_start: h before the first step, (B, H).
-        c: c after each step, (K, B, H), of a RevLSTM that is recorded.
-        c_start: c before the first step, (B, H), likewise.
-        rh: r * h as products read it, (K, B, H), of a RevGRU that is recorded.
-        y_before: h before each step, (K, B, H), where that is one tensor.
-        resets: whether a row begins anew before a step, (K, B), uint8, where any does.
-        ih_answer: V x of a response of the input projection, (K, B, G), before s scales it, if it is noted.
-        hh_answer: likewise V h, and V (r * h) for g of a RevGRU.
-    """
-
-    gates: Tensor
-    y: Tensor
-    y_start: Tensor
-    c: Tensor | None = None
-    c_start: Tensor | None = None
-    rh: Tensor | None = None
-    y_before: Tensor | None = None
-    resets: Tensor | None = None
-    ih_answer: Tensor | None = None
-    hh_answer: Tensor | None = None
-
-    def copied(self) -> ChunkBuffers:
-        """The chunk with copies of what its gradient is written over."""
-        ih, hh = (None if answer is None else answer.clone() for answer in (self.ih_answer, self.hh_answer))
-        return self._replace(gates=self.gates.clone(), ih_answer=ih, hh_answer=hh)
-
-    def states(self) -> tuple[Tensor | None, ...]:
-        """States after each step and before the first, in the order of the operators' arguments."""
-        return self.y, self.y_start, self.c, self.c_start
 
 
 class Kernel:
@@ -484,28 +440,3 @@ def _fit(words: Tensor, stacks: int) -> bool:
         return True
     counts = words[: 2 * stacks].clone().view(torch.int32) if words.numel() >= 2 * stacks else words
     return len(counts) == stacks and int(counts.min()) >= 0 and int(counts.sum()) == words.numel() - 2 * stacks
-
-
-def stacked(parts: Mapping[str, Tensor], cell: Cell) -> Tensor:
-    """Tensors (B, N) by part as one, (S, 2, B, N)."""
-    like = parts[cell.parts[0]]
-    whole = in_own_pages(like, (len(cell.states), PARTS, *like.shape))
-    for part, view in unstacked(whole, cell).items():
-        view.copy_(parts[part])
-    return whole
-
-
-def unstacked(tensor: Tensor, cell: Cell) -> dict[str, Tensor]:
-    """Views (B, N) by part of (S, 2, B, N)."""
-    return {part: tensor[i, j] for i, group in enumerate(cell.states) for j, part in enumerate(group)}
-
-
-def new_tally(like: Tensor) -> Tensor | None:
-    """Zeros, on a tensor's device, in which to count how often each forget integer is used, if somebody is metering."""
-    return like.new_zeros(fixed.FORGET_ONE + 1, dtype=torch.int64) if metering.active() else None
-
-
-def tallied_bits(tally: Tensor) -> float:
-    """The bits that multiplying by the tallied forget integers loses, log2(1024 / zi) each."""
-    lost = 10.0 - torch.arange(fixed.FORGET_ONE + 1, dtype=torch.float64).clamp_min(1).log2()
-    return float(tally.cpu().double() @ lost)

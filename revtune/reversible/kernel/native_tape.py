@@ -20,8 +20,10 @@ from revtune.reversible.cells.state_range import check_input
 from revtune.reversible.cells.word_store import WordStore
 from revtune.reversible.kernel.asked_once import Number, numbers, require, same
 from revtune.reversible.kernel.checksum import signed
-from revtune.reversible.kernel.kernel import ChunkBuffers, Keep, Kernel, new_tally, stacked, tallied_bits, unstacked
+from revtune.reversible.kernel.chunk_buffers import ChunkBuffers, stacked, unstacked
+from revtune.reversible.kernel.kernel import Keep, Kernel
 from revtune.reversible.kernel.reference import name_bad_state
+from revtune.reversible.kernel.tally import new_tally, tallied_bits
 from revtune.reversible.kernel.tape import Stored, Tape, TapePosition
 from revtune.reversible.meter import Usage
 from revtune.reversible.own_pages import copied, in_own_pages, zeros

@@ -21,10 +21,12 @@ from revtune.reversible import meter as metering
 from revtune.reversible.cells import fixed
 from revtune.reversible.cells.state_range import check_input, check_state
 from revtune.reversible.kernel.asked_once import Number, Truth, equal, require, same
+from revtune.reversible.kernel.chunk_buffers import PARTS, ChunkBuffers, unstacked
 from revtune.reversible.kernel.chunks import budget_on, most_steps, spans
-from revtune.reversible.kernel.kernel import PARTS, ChunkBuffers, Keep, Kernel, new_tally, tallied_bits, unstacked
+from revtune.reversible.kernel.kernel import Keep, Kernel
 from revtune.reversible.kernel.reference import name_bad_state
 from revtune.reversible.kernel.sequence_arguments import SequenceArguments
+from revtune.reversible.kernel.tally import new_tally, tallied_bits
 from revtune.reversible.kernel.tape import TapePosition, of_rows
 from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.meter import Usage

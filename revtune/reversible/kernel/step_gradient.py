@@ -17,7 +17,8 @@ from torch import Tensor
 from revtune.reversible.cells import fixed
 from revtune.reversible.cells.cell import Cell, State
 from revtune.reversible.cells.plain_step import plain_step
-from revtune.reversible.kernel.kernel import PARTS, Kernel
+from revtune.reversible.kernel.chunk_buffers import PARTS
+from revtune.reversible.kernel.kernel import Kernel
 from revtune.reversible.kernel.step import stepped
 from revtune.reversible.kernel.weights import Weights
 

@@ -15,7 +15,8 @@ import revtune as rt
 from revtune.reversible.arguments import running
 from revtune.reversible.cells import fixed
 from revtune.reversible.kernel import sequence_recall as recall
-from revtune.reversible.kernel.kernel import ChunkBuffers, Keep, Kernel
+from revtune.reversible.kernel.chunk_buffers import ChunkBuffers
+from revtune.reversible.kernel.kernel import Keep, Kernel
 from revtune.reversible.kernel.weights import Weights
 from tests.stored import Pairs, Problem, differentiate, problem, random_loss, relative, response_pairs, stored_scan
 
