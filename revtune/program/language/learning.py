@@ -21,7 +21,7 @@ class Learning(task.Learning):
     """How it learns."""
 
     steps: int = 1600
-    """Weight updates in all; the run's length is counted in these, never in time."""
+    """Weight updates over which the learning rate falls, and after which a run ends; in a contest its time ends it."""
     batch: int = 32
     """Streams of text read side by side."""
     length: int = 64

@@ -155,6 +155,11 @@ class Learner(ABC):
         return figures
 
     @property
+    def past_its_schedule(self) -> bool:
+        """Whether the learning rate has come to the end of a cosine."""
+        return self.learning.schedule == "cosine" and self.steps >= self.learning.steps
+
+    @property
     def stopped_improving(self) -> bool:
         """Whether `patience` validations in a row were no better; twice as many where a plateau lowers the rate."""
         times = 2 if self.learning.schedule == "plateau" else 1  # the lower rate has its own chance

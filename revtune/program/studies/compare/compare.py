@@ -111,13 +111,17 @@ def tuned(contest: Contest, task: Task, seed: int, contestant: Contestant, repor
 def is_over(contest: Contest, contestant: Contestant, terms: JsonObject, learner: Learner, clock: Clock) -> bool:
     """Whether a run has come to its end: its time is spent, or what ends this contestant has happened.
 
-    The plain run at the starting values ends where it stops improving, too; that is the length of a trial. Those at the
-    final and the found values end after as many updates as the tuner took, and not where they stop improving.
+    Under a cosine all end with it. Under another schedule the plain run at the starting values ends where it stops
+    improving. How long it is is the length of a trial. Runs at the final and the found values end after as many updates
+    as the tuner took, and not where they stop improving.
     """
-    spent = clock.read(contest.options.clock) >= contest.options.budget
-    if contestant == "plain":
-        return spent or learner.stopped_improving
-    return spent or (contestant in REPEATS and learner.steps >= terms["steps"])
+    if clock.read(contest.options.clock) >= contest.options.budget:
+        return True
+    if contestant in REPEATS:
+        return learner.steps >= int(terms["steps"])
+    if learner.learning.schedule == "cosine":
+        return learner.past_its_schedule
+    return contestant == "plain" and learner.stopped_improving
 
 
 def searched(contest: Contest, task: Task, seed: int, contestant: Contestant, report: CompareReport) -> JsonObject:

@@ -75,6 +75,10 @@ class Population(Learner):
         return self._steps
 
     @property
+    def past_its_schedule(self) -> bool:
+        return all(member.past_its_schedule for member in self.members)
+
+    @property
     def current(self) -> int:
         """The member that was updated last."""
         return max(0, self._steps - 1) // self.turn % len(self.members)

@@ -21,6 +21,7 @@ from revtune.program.studies.compare.contest import CONTESTANTS, Contest, Option
 from revtune.program.studies.compare.curves import best_after, curve, goal, reached
 from revtune.program.studies.compare.live import CompareReport
 from revtune.program.studies.compare.plot import plot
+from revtune.program.studies.compare.population import PopulationSettings
 from revtune.program.studies.compare.samplers import distribution, grid, sampler
 from revtune.program.studies.compare.search import Search
 from revtune.program.studies.compare.table import figures, markdown, verdicts
@@ -72,6 +73,22 @@ def test_trials_are_as_long_as_the_plain_run_improves(options: Options[ImageStud
     assert steps == plain[-1]["step"]
     ends = {facts["trial"]: facts["step"] for facts in contest.validations(1, "random")}
     assert set(list(ends.values())[:-1]) == {steps}
+
+
+def test_under_a_cosine_runs_and_trials_end_with_it(options: Options[ImageStudy], monkeypatch: Any) -> None:
+    monkeypatch.setattr(compare_table, "plot", lambda found: b"")
+    learning = dataclasses.replace(options.study.learning, schedule="cosine", steps=6, patience=1)
+    study = dataclasses.replace(options.study, learning=learning)
+    pbt = PopulationSettings(members=2, interval=1)
+    options = dataclasses.replace(
+        options, study=study, budget=60.0, contestants=("plain", "stn", "final", "random", "pbt"), pbt=pbt
+    )
+    contest = Contest("mnist", options, run("mnist", options))
+    for one in ("plain", "stn", "final"):
+        assert (contest.result(1, one) or {})["steps"] == 6, one
+    assert (contest.result(1, "pbt") or {})["steps"] == 2 * 6  # of both members
+    ends = {facts["trial"]: facts["step"] for facts in contest.validations(1, "random")}
+    assert len(ends) > 1 and set(list(ends.values())[:-1]) == {6}
 
 
 def test_the_plain_run_at_the_final_values_takes_as_many_updates_as_the_tuner(
