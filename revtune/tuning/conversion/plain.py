@@ -34,7 +34,7 @@ def plain(net: nn.Module, hypers: Constants) -> nn.Module:
             dropout.adopt(hypers, hyper)
         elif isinstance(module, nn.LSTM | nn.GRU | nn.RNN) and (rates := own_rates(name, module, hypers)):
             recurrent: Any = module
-            recurrent.__class__ = WITH_RATES[type(module)]
+            recurrent.__class__ = with_rates(type(module))
             recurrent.rates = {rate: partial(hypers.__getitem__, hyper) for rate, hyper in rates.items()}
         elif hasattr(kind := response_class(type(module)), "RATES") and (rates := own_rates(name, module, hypers)):
             follow = partial(_put_rates, kind, module, rates, hypers)
@@ -95,3 +95,12 @@ class RNNWithRates(RecurrentWithRates, nn.RNN):
 WITH_RATES: dict[type[nn.Module], type[RecurrentWithRates]] = {
     nn.LSTM: LSTMWithRates, nn.GRU: GRUWithRates, nn.RNN: RNNWithRates
 }  # fmt: skip
+
+
+def with_rates(kind: type[nn.Module]) -> type[RecurrentWithRates] | None:
+    """The class of torch's recurrent layers, or of classes made of them, at rates that are read; None for others."""
+    if kind not in WITH_RATES and not issubclass(kind, RecurrentWithRates):
+        for one in (nn.LSTM, nn.GRU, nn.RNN):
+            if issubclass(kind, one):
+                WITH_RATES[kind] = type(f"{kind.__name__}WithRates", (WITH_RATES[one], kind), {})
+    return WITH_RATES.get(kind)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from revtune.tuning.conversion.plain import WITH_RATES, RecurrentWithRates
+from revtune.tuning.conversion.plain import RecurrentWithRates, with_rates
 from revtune.tuning.conversion.plan import DROPOUTS
 from revtune.tuning.hypers.ranges import Range
 from revtune.tuning.noise import BATCH_RATE, RATE
@@ -34,7 +34,7 @@ def rate_at(module: Any, rate: str) -> tuple[Range, Put] | None:
         return limits, partial(setattr, module, rate)
     if isinstance(module, RecurrentWithRates) and rate in ("dropout", "weight_drop"):
         return BATCH_RATE, partial(put_read_rate, module, rate)
-    if type(module) in WITH_RATES and rate == "weight_drop":
+    if rate == "weight_drop" and with_rates(type(module)):
         return BATCH_RATE, partial(put_read_rate, module, rate)
     kind: Any = response_class(type(module))
     if kind is None or not hasattr(kind, "RATES") or rate not in kind.rates(module, named=False):
@@ -44,6 +44,6 @@ def rate_at(module: Any, rate: str) -> tuple[Range, Put] | None:
 
 def put_read_rate(module: Any, rate: str, value: float) -> None:
     """Set a rate of one of torch's recurrent layers that it reads, as it does once it drops recurrent weights."""
-    if type(module) in WITH_RATES:
-        module.__class__, module.rates = WITH_RATES[type(module)], {}
+    if reading := with_rates(type(module)):
+        module.__class__, module.rates = reading, {}
     module.rates[rate] = partial(float, value)

@@ -60,7 +60,10 @@ class ConvertedDropout(TunedRegularizer):
 
     @p.setter
     def p(self, rate: float) -> None:
-        self.__dict__["p"] = rate  # what torch's dropout has again once it is plain
+        raise ValueError(
+            f"this dropout's rate is tuned, as hyperparameter {self._values['p']!r}, which is {self.p:g} now, so that "
+            f"p = {rate} would change nothing; leave it to the tuner, or leave this module out by self_tuning(leave=)"
+        )
 
     @property
     def per(self) -> str:
@@ -91,7 +94,7 @@ class ConvertedDropout(TunedRegularizer):
 
     def become_plain(self) -> None:
         """Become torch's dropout again, at the current rate."""
-        self.p = self.now()["p"]
+        self.__dict__["p"] = self.now()["p"]  # which torch's dropout reads again
         self.__dict__.pop("read_as_number", None)
         super().become_plain()
 

@@ -60,6 +60,11 @@ class CarriedState:
         assert self._next is not None
         (self.states[self.level], self._sizes[self.level]), self._next = self._next, None
 
-    def restore(self, states: dict[str, Any]) -> None:
-        """Go on from states that were saved."""
-        self.states, self._sizes = dict(states), {}
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of how many examples the states are, by level; of those that there are."""
+        return dict(self._sizes)
+
+    def restore(self, states: dict[str, Any], sizes: dict[str, int]) -> None:
+        """Go on from states that were saved, of so many examples."""
+        self.states, self._sizes = dict(states), dict(sizes)

@@ -103,7 +103,6 @@ class FirstStep:
         """
         conversion: Any = self._problem.model.conversion
         found = [*self._numbers(), *self._passed_by(), *self._draws.untold(conversion.left)]
-        first, self._first = self._first, False
         for name, why in found:
             if (name, why) in self._told:
                 continue
@@ -111,8 +110,9 @@ class FirstStep:
             conversion.replaced.pop(name, None)
             conversion.left[name] = "; ".join(filter(None, [conversion.left.get(name), why]))
             yield f"{name}: {why}"
-        if first:
+        if self._first:  # and it stays the first until rows are right
             yield from check_rows(self._problem, batch, self._per_example)
+        self._first = False
 
     def _numbers(self) -> Iterator[tuple[str, str]]:
         for name, module in self._problem.model.named_modules():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -17,6 +18,12 @@ MEMORIES = tuple(1 - 0.1**digits for digits in range(1, 7))
 
 LISTS = ("best", "squares", "wealth", "scales")
 """What a bettor has: m, v, r and s of the paper."""
+
+
+TWICE = "Mechanic wants an optimizer that evaluates the loss once a step"
+
+_tuned: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+"""Optimizers that have a Mechanic."""
 
 
 class Mechanic:
@@ -36,8 +43,9 @@ class Mechanic:
     NeurIPS 2023, algorithm 1. As in the authors' code, |h_t| counts in r_t up to m_{t-1}. Their term that decays the
     factor is left out: it is the stronger the lower the given rate is, and the result would depend on that.
 
-    It hooks into the optimizer's steps, so that loops, schedulers and tuners stay as they are. It keeps one number for
-    each parameter. Its state is saved beside the optimizer's.
+    It hooks into the optimizer's steps, so that loops, schedulers and tuners stay as they are, also those that give
+    `step` a closure. It keeps one number for each parameter. Its state is saved beside the optimizer's. A parameter
+    without a gradient moves with the factor alone, and a frozen one not at all.
 
     Args:
         optimizer: whose rate is tuned; of one that a `Tuner` has made, the responses' too.
@@ -45,7 +53,8 @@ class Mechanic:
             down, so begin with 1 only where gradients are clipped.
 
     Raises:
-        ValueError: no optimizer, or a number out of its range; in a step, parameters that the optimizer got later.
+        ValueError: no optimizer, one that evaluates the loss more than once a step, as LBFGS does, one that has a
+            Mechanic already, or a number out of its range; in a step, parameters that the optimizer got later.
 
     Example:
         >>> net = nn.Linear(4, 1)
@@ -65,11 +74,20 @@ class Mechanic:
             raise ValueError(f"Mechanic wants a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if not 0 < start < math.inf:
             raise ValueError(f"start must be above 0 and finite, got {start}")
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise ValueError(f"{TWICE}, got an LBFGS")
+        if optimizer in _tuned:
+            raise ValueError(
+                "this optimizer's rate is tuned by another Mechanic, and two factors would multiply; make the "
+                "optimizer anew, or go on with the first"
+            )
+        _tuned.add(optimizer)
         self.optimizer, self.start = optimizer, start
         self.displacements = [torch.zeros_like(p) for p in _parameters(optimizer)]
         self.best, self.squares, self.wealth = ([0.0] * len(MEMORIES) for _ in range(3))
         self.scales = [start / len(MEMORIES)] * len(MEMORIES)
         self._parameters, self._before = _parameters(optimizer), list[_Before]()
+        self._resting = list[tuple[nn.Parameter, Tensor]]()
         optimizer.register_step_pre_hook(self._note)
         optimizer.register_step_post_hook(self._scale)
 
@@ -78,14 +96,28 @@ class Mechanic:
         """By what the optimizer's updates are multiplied: the rate is as many times the one that it was given."""
         return sum(self.scales)
 
+    def _note(self, _: Optimizer, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Before the optimizer moves parameters: take the derivative for the factor, and keep them.
+
+        A closure is called here, as it makes the gradients. The optimizer is given its loss.
+        """
+        closure = given[1] if len(given) > 1 else named.get("closure")
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+            given, named = given[:1], {**named, "closure": _Once(loss)}
+        self._keep()
+        return given, named
+
     @torch.no_grad()
-    def _note(self, *_: Any) -> None:
-        """Take the derivative for the factor, and keep the parameters, before the optimizer moves them."""
+    def _keep(self) -> None:
         if any(p is not own for p, own in zip_longest(_parameters(self.optimizer), self._parameters)):
             raise ValueError("the optimizer holds other parameters than when Mechanic was made for it; make it again")
-        moved = [(p, d) for p, d in zip(self._parameters, self.displacements, strict=True) if p.grad is not None]
+        pairs = list(zip(self._parameters, self.displacements, strict=True))
+        moved = [(p, d) for p, d in pairs if p.grad is not None]
         self._derivative = self._hypergradient(moved)
         self._before = [_Before(p, p.clone(), d) for p, d in moved]
+        self._resting = [(p, d) for p, d in pairs if p.grad is None and p.requires_grad]
 
     def _hypergradient(self, moved: list[tuple[nn.Parameter, Tensor]]) -> float:
         """h_t.
@@ -118,7 +150,9 @@ class Mechanic:
             update = p - before
             p.copy_(before.add_(displacement, alpha=self.factor - old).add_(update, alpha=self.factor))
             displacement.add_(update)
-        self._before = []
+        for p, displacement in self._resting:
+            p.add_(displacement, alpha=self.factor - old)
+        self._before, self._resting = [], []
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, in tensors and numbers, beside the optimizer's state."""
@@ -135,6 +169,19 @@ class Mechanic:
             own.copy_(saved)
         for name in LISTS:
             setattr(self, name, list(state[name]))
+
+
+class _Once:
+    """Gives a loss that is known, once."""
+
+    def __init__(self, loss: Any) -> None:
+        self._loss, self._called = loss, False
+
+    def __call__(self) -> Any:
+        if self._called:
+            raise ValueError(f"{TWICE}, and this one called its closure again")
+        self._called = True
+        return self._loss
 
 
 class _Before(NamedTuple):

@@ -15,7 +15,7 @@ from revtune.tuning.hypers.hyperparameters import Hyperparameters
 
 OPTIMIZERS = ("optimizer", "hyper_optimizer")
 
-YOUNGER_PARTS: dict[str, type] = {"held": list, "read": list, "start": Mapping}
+YOUNGER_PARTS: dict[str, type] = {"held": list, "read": list, "start": Mapping, "sizes": Mapping}
 """Parts of a state that the earliest versions did not save, and what they are."""
 
 
@@ -34,6 +34,9 @@ def check_state(state: dict[str, Any], own: dict[str, Any]) -> None:
     if state["optimizers"] != own["optimizers"]:
         kinds = f"{' and '.join(state['optimizers'])}, this tuner's are {' and '.join(own['optimizers'])}"
         raise ValueError(f"the saved state is of optimizers {kinds}")
+    if state["states"].keys() != own["states"].keys():
+        there, here = (bool(one["states"]) for one in (state, own))
+        raise ValueError(f"the saved state is of a tuner with carry={there}, this tuner's is carry={here}")
     if state["gradients"] and state["accumulate"] != own["accumulate"]:
         waits = f"gradients that wait for accumulate={state['accumulate']}, this tuner's is {own['accumulate']}"
         raise ValueError(f"the saved state holds {waits}; save after an update")

@@ -375,6 +375,7 @@ class Tuner:
             "optimizers": self._optimizer_kinds(), "accumulate": self.accumulate,
             "gradients": self._waiting_gradients(), "steps": self.steps, "valid_steps": self.valid_steps,
             "read": sorted(self.hypers.read), "seconds": time.perf_counter() - self._started, "start": self._start,
+            "sizes": {} if self._carried_state is None else self._carried_state.sizes,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -403,7 +404,7 @@ class Tuner:
         self.generator.set_state(state["generator"])
         set_random_states(state["random"], self.hypers.raw.device)
         if self._carried_state is not None:
-            self._carried_state.restore(state["states"])
+            self._carried_state.restore(state["states"], state.get("sizes", {}))
         self.history.records = list(state["history"])
         self.batch_iterators.load_state_dict(state["streams"])
         self._set_gradients(state["gradients"])

@@ -285,3 +285,21 @@ def test_a_class_may_say_which_of_its_attributes_are_rates() -> None:
     assert net[0].share == 0.4
     with pytest.raises(ValueError, match="0.share must be|0.share"):
         rt.replay({"steps": [0], "values": {"a": [1.2]}, "rates": {"a": ["0.share"]}}, net)
+
+
+class OwnLSTM(nn.LSTM):
+    """A class of somebody's own."""
+
+
+def test_a_class_made_of_a_recurrent_layer_drops_its_weights() -> None:
+    def make() -> Made:
+        hypers = rt.Hyperparameters(alpha=rt.Positive(0.01), weight_drop=rt.Rate(0.4, per="batch"))
+        return Words(nn.Embedding(7, 5), OwnLSTM(5, 6), nn.Identity()), hypers
+
+    net, tuner, _, _ = tuned(make)
+    before: Any = net
+    twin = copy.deepcopy(before)
+    rt.replay(tuner.schedule(), before)
+    ids = torch.randint(7, (3, 4))
+    assert isinstance(before.rnn, OwnLSTM) and not torch.equal(before(ids), before(ids))
+    assert torch.equal(before.eval()(ids), twin(ids))

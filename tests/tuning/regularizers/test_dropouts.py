@@ -195,6 +195,14 @@ def test_dropped_it_is_plain_at_the_current_rate(kind: type[ConvertedDropout]) -
     assert module.__dict__.keys() == kind.plain().__dict__.keys() and repr(module) == repr(kind.plain(0.25))
 
 
+def test_its_rate_is_not_set_by_hand() -> None:
+    network: Any = rt.self_tuning(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.25)))
+    with pytest.raises(ValueError, match=r"as hyperparameter '1', which is 0.25 now, so that p = 0.5 would change"):
+        network[1].p = 0.5
+    plain: Any = rt.frozen(network)
+    assert plain[1].p == pytest.approx(0.25)
+
+
 def test_examples_whose_steps_were_flattened_keep_their_rates() -> None:
     for batch_dim in (0, 1):
         hypers = Hyperparameters(drop=Rate(0.3))

@@ -172,6 +172,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
         ({"optimizer": None}, "wants a torch.optim.Optimizer, got NoneType"),
         ({"start": 0.0}, "start must be above 0 and finite, got 0.0"),
         ({"start": math.inf}, "start must be above 0 and finite, got inf"),
+        ({"optimizer": torch.optim.LBFGS([torch.zeros(1)])}, "evaluates the loss once a step, got an LBFGS"),
     ],
 )
 def test_what_it_cannot_be_made_of_is_refused(given: dict[str, Any], told: str) -> None:
@@ -209,3 +210,80 @@ def test_states_that_do_not_fit_are_refused_and_nothing_is_loaded() -> None:
             mechanic.load_state_dict(bad)
         assert all(map(torch.equal, mechanic.displacements, before["displacements"]))
         assert mechanic.scales == before["scales"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_closure_is_called_once_and_gives_the_same_steps(rule: str, named: bool) -> None:
+    def train(closes: bool) -> tuple[list[nn.Parameter], list[float]]:
+        params, loss = problem()
+        optimizer = RULES[rule](params)
+        Mechanic(optimizer)
+
+        def closure() -> float:
+            optimizer.zero_grad()
+            value = loss()
+            value.backward()
+            return value.item()
+
+        def take() -> float:
+            if not closes:
+                return step(optimizer, loss)
+            return float(optimizer.step(closure=closure) if named else optimizer.step(closure))
+
+        return params, [take() for _ in range(5)]
+
+    (params, losses), (others, known) = train(True), train(False)
+    assert losses == known and all(map(torch.equal, params, others))
+
+
+def test_an_optimizer_that_calls_its_closure_again_is_refused() -> None:
+    class Twice(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            super().step(closure)
+            return super().step(closure)
+
+    params, loss = problem()
+    optimizer = Twice(params, 0.1)
+    Mechanic(optimizer)
+
+    def closure() -> Tensor:
+        value = loss()
+        value.backward()
+        return value
+
+    with pytest.raises(ValueError, match="evaluates the loss once a step, and this one called its closure again"):
+        optimizer.step(closure)
+
+
+def test_a_second_one_is_refused() -> None:
+    params, loss = problem()
+    optimizer = RULES["sgd"](params)
+    mechanic = Mechanic(optimizer)
+    with pytest.raises(ValueError, match="tuned by another Mechanic, and two factors would multiply"):
+        Mechanic(optimizer)
+    step(optimizer, loss)
+    assert mechanic.factor
+
+
+def with_squares(loss: Callable[[], Tensor], others: list[nn.Parameter]) -> Tensor:
+    return loss() + torch.stack([torch.zeros((), dtype=torch.float64), *(p.square().sum() for p in others)]).sum()
+
+
+def test_each_parameter_is_the_factor_times_its_displacement_away() -> None:
+    """Also one that has a gradient in some steps alone; a frozen one stays."""
+    params, loss = problem()
+    seldom, frozen = nn.Parameter(torch.ones(2, dtype=torch.float64)), nn.Parameter(torch.ones(2, dtype=torch.float64))
+    every = [*params, seldom, frozen]
+    first = [p.detach().clone() for p in every]
+    optimizer = torch.optim.SGD(every, 0.05)
+    mechanic = Mechanic(optimizer)
+    for number in range(9):
+        if number == 4:
+            frozen.requires_grad_(False)
+            stays = frozen.clone()
+        others = [seldom] * (number % 3 == 0) + [frozen] * (number < 4)
+        step(optimizer, partial(with_squares, loss, others))
+    for p, x, displacement in zip(every[:3], first, mechanic.displacements, strict=False):
+        assert torch.allclose(p, x + mechanic.factor * displacement, atol=1e-12)
+    assert torch.equal(frozen, stays)

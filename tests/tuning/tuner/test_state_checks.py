@@ -107,3 +107,37 @@ def test_states_of_an_earlier_version_are_taken_up() -> None:
     state = of.state_dict()
     del state["held"]
     adam().load_state_dict(state)
+
+
+def carrying(carry: bool) -> rt.Tuner:
+    """A tuner of a recurrent network, at its first values."""
+    torch.manual_seed(0)
+    network = rt.self_tuning(nn.ModuleDict({"rnn": nn.GRU(4, 6), "drop": nn.Dropout(0.1)}), batch_dim=1)
+
+    def predict(model: Any, batch: torch.Tensor, state: Any = None) -> Any:
+        y, after = model["rnn"](batch, state)
+        return (model["drop"](y), after) if carry else model["drop"](y)
+
+    def loss(out: torch.Tensor, batch: torch.Tensor, h: Any = None) -> torch.Tensor:
+        return out.square().mean((0, 2))
+
+    return rt.Tuner(network, loss, loss, optimizer=lambda params: torch.optim.SGD(params, 0.1), predict=predict,
+                    carry=carry)  # fmt: skip
+
+
+@pytest.mark.parametrize("carry", [False, True])
+def test_a_state_with_carried_states_belongs_to_a_tuner_that_carries(carry: bool) -> None:
+    saved, of = carrying(not carry), carrying(carry)
+    saved.train_step(torch.randn(5, 3, 4))
+    with pytest.raises(ValueError, match=f"is of a tuner with carry={not carry}, this tuner's is carry={carry}"):
+        of.load_state_dict(saved.state_dict())
+    assert of.steps == 0
+
+
+def test_batches_of_another_size_are_named_after_a_state_was_loaded_too() -> None:
+    saved, of = carrying(True), carrying(True)
+    saved.train_step(torch.randn(5, 3, 4))
+    of.load_state_dict(saved.state_dict())
+    for one in (saved, of):
+        with pytest.raises(ValueError, match="the carried state is of 3 examples and does not fit a batch of 2"):
+            one.train_step(torch.randn(5, 2, 4))
