@@ -14,7 +14,7 @@ from revtune.program.studies.compare.compare import run as run_contest
 from revtune.program.studies.tuned import Options as TunedOptions
 from revtune.program.studies.tuned import start
 from tests.chunking import set_chunk_steps
-from tests.tiny_contests import tiny_options
+from tests.tiny_contests import language_contest, tiny_options
 from tests.tiny_pairs import write_pairs
 from tests.tiny_runs import Silent, config, write_sums
 from tests.tiny_words import tiny, write_words
@@ -114,6 +114,13 @@ def test_a_contest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "results.json").unlink()
     text = page_of(tmp_path, folder)
     assert "The contest has no results yet" in text and "Delta-STN, seed 1" in text
+
+
+def test_a_contest_of_language_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run_contest("ptb", language_contest(tmp_path, "gru", ("plain", "stn"), monkeypatch))
+    text = page_of(tmp_path, folder)
+    assert "contest on ptb" in text and "STN, seed 1" in text and ">encode.dropout<" in text
+    assert "revtune compare ptb --data " in text and "--words 200 --model gru" in text
 
 
 @pytest.mark.parametrize(
