@@ -151,7 +151,8 @@ class Config(LanguageStudy):
     """How dropout rates and penalties on activations (AR, TAR) are tuned on validation text while weights learn:
     Delta-STN, STN, or not at all, which leaves rates where they are and has no penalties."""
     replays: Annotated[bool, tyro.conf.Suppress] = False
-    """Whether rates and penalties follow the run's schedule.json, which was another run's, and are not tuned."""
+    """Whether rates and penalties follow the run's replayed.json, which was another run's, and neither stay as the
+    settings of the net have them nor are tuned."""
 
     def json(self, **more: Any) -> str:
         """The configuration as indented JSON, paths as strings, with more beside it."""

@@ -15,7 +15,7 @@ from revtune.program.language.live import Report, measure
 from revtune.program.language.run import Run
 from revtune.program.runs import tracking
 from revtune.program.runs.folder import REPLAYED, SCHEDULE, command_line
-from revtune.program.runs.followed import Followed
+from revtune.program.runs.followed import Followed, whose
 from revtune.program.runs.together import together
 from revtune.program.runs.tracking import Tracked
 from revtune.program.tasks.task import Size
@@ -48,6 +48,8 @@ def start(name: str, options: Options) -> Path:
     schedule = options.followed.schedule()
     config = dataclasses.replace(config, replays=schedule is not None).with_absolute_paths()
     with together(config.learning.device, config.learning.threads) as processes:
+        if schedule is not None and processes.rank == 0:
+            print(f"the hyperparameters follow {whose(schedule)}")
         with Report(config).shown() as report:
             run = trainer.start(config, options.out, report, schedule, options.track, processes)
         if processes.rank == 0:
