@@ -9,9 +9,11 @@ from typing import Annotated
 
 import tyro
 
+from revtune.program.errors import Problem
 from revtune.program.language import sample, trainer
 from revtune.program.language.config import Config, check
 from revtune.program.language.live import Report, measure
+from revtune.program.language.regularizers import rates_of
 from revtune.program.language.run import Run
 from revtune.program.runs import tracking
 from revtune.program.runs.folder import REPLAYED, SCHEDULE, command_line
@@ -36,6 +38,15 @@ class Options:
     resume: Path | None = None
     """Go on with the run in this folder with its own settings; only --file, --data, --track and --accept-edits go
     with it."""
+
+
+def check_rates(options: Options, usual: Config) -> None:
+    """Raise `Problem` for a rate that is not the usual one, and so was given, beside a schedule that sets it."""
+    followed, net = options.followed, options.config.net
+    for name in rates_of(net) if followed.option else []:
+        if (rate := getattr(net, name)) != getattr(usual.net, name):
+            left = f"--{name.replace('_', '-')} must be left out beside {followed.option}, which sets that rate"
+            raise Problem(f"{left}, got {rate}", code=2)
 
 
 def start(name: str, options: Options) -> Path:

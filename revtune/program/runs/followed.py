@@ -59,9 +59,13 @@ class Followed:
 
     def check_untuned(self, tunes: str | None) -> None:
         """Raise `Problem` for a run that is tuned all the same, by the option that says so."""
-        option = "--replay" if self.replay is not None else "--values-of" if self.values_of is not None else None
-        if option and tunes:
-            raise Problem(f"{option} is for a run that tunes nothing itself, got {tunes}", code=2)
+        if self.option and tunes:
+            raise Problem(f"{self.option} is for a run that tunes nothing itself, got {tunes}", code=2)
+
+    @property
+    def option(self) -> str | None:
+        """The option that was given, if one was."""
+        return "--replay" if self.replay is not None else "--values-of" if self.values_of is not None else None
 
 
 def replayable(folder: Path, starts: Mapping[str, float] | None = None) -> Schedule:
