@@ -15,6 +15,10 @@ At each seed the contestants learn in this order:
     pbt         population based training, for all of its time
     found       as final, at the best searcher's values; it shows what is due to long training
 
+Under a cosine each run ends with it, after --steps updates, or when its time is spent, whichever is first: plain too,
+whether or not it improves, stn and delta, every trial, and pbt, each of whose members takes so many. Searchers alone
+then use all of their time.
+
 Of every run the best network by held-out loss is kept. Time for tests, checkpoints and journals, and for the choice of
 a trial's values, does not count, as it is no part of a method.
 

@@ -70,5 +70,7 @@ def test_the_command_takes_a_language_models_options(
     with pytest.raises(SystemExit):
         main(["compare", "ptb", "--help"])
     told = capsys.readouterr().out
+    help = " ".join(told.replace("\u2502", " ").split())
+    assert "in a contest runs end so under a cosine alone, and earlier when their time is spent" in help
     assert "--words" in told and "--max-forget-bits" in told and "--tune " not in told
     assert isinstance(study_of(ptb, "paper"), LanguageStudy)
