@@ -51,7 +51,7 @@ from revtune.program.studies.compare.table import finish
 from revtune.program.studies.json_files import JsonObject
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.loop import TaskRun
-from revtune.program.tasks.task import SEARCHERS, Method, Searcher, Task
+from revtune.program.tasks.task import SEARCHERS, Learning, Method, Searcher, Task
 from revtune.program.tasks.tuned_learner import learner
 from revtune.program.typed import check_numbers
 
@@ -146,6 +146,14 @@ def searched(contest: Contest, task: Task, seed: int, contestant: Contestant, re
         return search.result(budget=options.budget)
 
 
+def check_schedule(learning: Learning) -> None:
+    """Raise `Problem` for a cosine that ends between two validations, at which alone networks are judged and kept."""
+    steps, every = learning.steps, learning.valid_every
+    if learning.schedule == "cosine" and steps % every:
+        why = "as runs and trials of a contest end with a cosine and are judged at validations"
+        raise Problem(f"--steps must be a multiple of --valid-every {every}, {why}, got {steps}", code=2)
+
+
 def check_options(options: Options[Any]) -> None:
     """Raise `Problem` for options that no contest can have."""
     for name, right, expected in (
@@ -154,6 +162,7 @@ def check_options(options: Options[Any]) -> None:
     ):  # fmt: skip
         if not right:
             raise Problem(f"--{name} must be {expected}, got {getattr(options, name)}", code=2)
+    check_schedule(options.study.learning)
     check_numbers(options.pbt, prefix="pbt.")
     if options.pbt.members < 2:
         raise Problem(f"--pbt.members must be at least 2, as they take after one another, got {options.pbt.members}",
