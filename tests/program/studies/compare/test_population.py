@@ -148,11 +148,12 @@ def test_a_member_that_has_failed_keeps_no_other_past_its_schedule(
     with monkeypatch.context() as patch:
         patch.setattr(PlainLearner, "update", fail)
         learnt(population, 2)
-    assert population.failed == [0] and not population.past_its_schedule
+    ends = [population.past_its_schedule]
     learnt(population, 4)
-    assert [member.steps for member in population.members] == [2, 4, 4] and population.past_its_schedule
-    population.failed = [0, 1, 2]
-    assert not population.past_its_schedule  # the next step tells that
+    assert population.failed == [0] and [member.steps for member in population.members] == [2, 4, 4]
+    ends.append(population.past_its_schedule)
+    population.failed = [0, 1, 2]  # which the next round tells
+    assert [*ends, population.past_its_schedule] == [False, True, False]
 
 
 def test_a_member_past_its_schedule_stands_still(falling: Task) -> None:
