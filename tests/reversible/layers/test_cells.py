@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 import revtune as rt
 from revtune.errors import NonFiniteError, StateRangeError
@@ -306,6 +307,19 @@ def test_a_loop_keeps_its_states_and_no_gates(kind: Any, dtype: torch.dtype) -> 
             hx = cell(part, hx)
     stored = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in given)
     assert stored == 30 * 3 * 16 * len(listed(hx)) * dtype.itemsize
+
+
+@both
+def test_a_checkpointed_loop_has_the_same_gradients(kind: Any) -> None:
+    """Of torch.utils.checkpoint, which lets a step read what it saved once."""
+    cell, x, hx = kind(5, 8), torch.randn(4, 3, 5), state_for(kind(5, 8), 3, 8)
+
+    def total(x: Tensor) -> Tensor:
+        return unrolled(cell, x, hx)[0].square().sum()
+
+    wanted = torch.autograd.grad(total(x), list(cell.parameters()))
+    checkpointed: Any = checkpoint(total, x, use_reentrant=False)
+    assert all(map(torch.equal, torch.autograd.grad(checkpointed, list(cell.parameters())), wanted))
 
 
 @both
