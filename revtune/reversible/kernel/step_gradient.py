@@ -50,7 +50,8 @@ class _KeptStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, cell: Cell, after: State, *tensors: Tensor) -> State:
         ctx.cell = cell
-        ctx.save_for_backward(*tensors, *after)
+        # Backward reads the states, and the caller may write to them: they share memory until then (private, as yet)
+        ctx.save_for_backward(*tensors, *map(torch._lazy_clone, after))
         return after
 
     @staticmethod
