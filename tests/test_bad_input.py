@@ -461,6 +461,10 @@ def test_double_backward_through_a_layer(rev: Rev) -> None:
         ({"encode": rt.Embedding(11, 6, device="meta")}, ("token ids", "cpu", "embedding", "meta")),
         ({"encode": lambda ids: torch.zeros(2, 3, 6, device="meta")}, ("input", "meta", "cpu")),
         ({"rnn": rt.RevGRU(6, 8).half()}, ("parameters", "float32 or float64", "float16")),
+        ({"context": torch.zeros(2, 3)}, ("context", "list or tuple of tensors", "Tensor")),
+        ({"context": 3}, ("context", "list or tuple of tensors", "int")),
+        ({"context": [3]}, ("each of context", "tensor", "int")),
+        ({"context": [X]}, ("context", "LinearCrossEntropy", "empty", "got 1")),
     ],
 )
 @pytest.mark.parametrize("grad", [True, False])
