@@ -16,6 +16,9 @@ from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.layer import LayerSettings
 from revtune.reversible.layers.resets import NO_RESETS, GivenResets
 
+_OF_BUILT_IN = ("ih", "bias", "hh")
+"""The weights of a RevGRU or RevLSTM; a cell of one's own may read any besides the projection's."""
+
 
 def checked_inputs(
     cell: Cell,
@@ -143,6 +146,8 @@ def _check_masks(cell: Cell, x: Tensor, units: int, masks: Mapping[str, Tensor])
 def _check_weights(cell: Cell, x: Tensor, weights: Mapping[str, Tensor], units: int) -> None:
     columns = cell.blocks * units
     for key, weight in weights.items():
+        if cell.native is not None and key not in _OF_BUILT_IN:
+            raise ValueError(f"{cell.name}: weights must be among {_OF_BUILT_IN} for this cell, got {key!r}")
         if weight.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"{cell.name}: weight {key!r} must be float32 or float64 to rewind exactly, got {weight.dtype}"

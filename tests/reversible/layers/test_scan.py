@@ -5,6 +5,7 @@ then a gate then rounds to the next 1024th, which moves what follows by 1e-4 or 
 such that it does not happen.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -253,6 +254,10 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "flat hh": ({"weights": {"hh": torch.zeros(24)}}, r"hh.*\(24, 4\).*\(24,\)"),
     "deep hh": ({"weights": {"hh": torch.zeros(24, 4, 1)}}, r"hh.*\(24, 4\).*\(24, 4, 1\)"),
     "no hh": ({"weights": {"hh": None}}, "hh"),
+    "unknown weight": (
+        {"weights": {"bias_ih": torch.zeros(24)}},
+        r"RevGRU: weights must be among \('ih', 'bias', 'hh'\) for this cell, got 'bias_ih'",
+    ),
     "odd ih": ({"weights": {"ih": torch.zeros(25, 5)}}, "ih.*25"),
     "bias without ih": ({"x": torch.zeros(9, 3, 24), "weights": {"ih": None}}, "bias.*needs weight 'ih'"),
     "half weights": ({"weights": {"ih": torch.zeros(24, 5).half(), "hh": torch.zeros(24, 4).half()}}, "float16"),
@@ -297,3 +302,16 @@ def test_arguments_that_do_not_fit(misfit: str) -> None:
         weights = {name: w for name, w in {**of.weights, **weights}.items() if w is not None}
     with pytest.raises(ValueError, match=sentence):
         rt.scan(of.cell, **{"x": of.x, "state": of.state, **changes, "weights": weights})
+
+
+def test_recording_refuses_a_weight_that_the_cell_does_not_know() -> None:
+    of = problem("RevLSTM", 9)
+    with pytest.raises(ValueError, match="RevLSTM: weights must be among .* got 'hx'"):
+        rt.record(of.cell, of.x, weights={**of.weights, "hx": torch.zeros(2)})
+
+
+def test_a_cell_of_ones_own_may_be_given_weights_of_any_name() -> None:
+    of = problem("RevGRU", 9)
+    cell = replace(of.cell, name="mine")
+    y, _ = rt.scan(cell, of.x, of.state, weights={**of.weights, "unread": torch.zeros(2)})
+    assert torch.equal(y, rt.scan(cell, of.x, of.state, weights=of.weights)[0])
