@@ -23,6 +23,7 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional as F
 
+from revtune.reversible.arguments import check_bits, is_size
 from revtune.reversible.cells import fixed
 
 State = tuple[Tensor, ...]
@@ -225,10 +226,16 @@ def forget_gate(z: Tensor, max_forget_bits: float | None, *, top: int = fixed.FO
         max_forget_bits: any positive number, or None for no limit but that of the rounding, 10 bits.
         top: the largest forget integer, 1..1024.
 
+    Raises:
+        ValueError: a limit that is no positive number, or a top outside 1..1024.
+
     Example:
         >>> forget_gate(torch.tensor([0.0, 1.0]), 3.0)
         tensor([0.1250, 1.0000])
     """
+    check_bits(max_forget_bits)
+    if not (is_size(top) and top <= fixed.FORGET_ONE):
+        raise ValueError(f"top must be an integer in 1..{fixed.FORGET_ONE}, the largest forget integer, got {top!r}")
     return fixed.round_forget(limited(z, max_forget_bits), top)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +77,18 @@ def test_a_forget_gate_is_limited_and_rounded(bits: float, z: float) -> None:
 @pytest.mark.parametrize("top", [1, 700, 1023])
 def test_a_forget_gate_has_a_top(top: int) -> None:
     assert rt.forget_gate(torch.tensor([1.0]), 3.0, top=top).item() == top / 1024
+
+
+@pytest.mark.parametrize("bits", [0, -1.0, float("nan"), float("inf"), True, "3"])
+def test_a_forget_gate_refuses_a_limit_that_is_no_positive_number(bits: Any) -> None:
+    with pytest.raises(ValueError, match=f"max_forget_bits must be a positive number or None.*, got .?{bits}"):
+        rt.forget_gate(torch.tensor([0.0]), bits)
+
+
+@pytest.mark.parametrize("top", [0, 1025, 512.0, True, None])
+def test_a_forget_gate_refuses_a_top_that_is_no_forget_integer(top: Any) -> None:
+    with pytest.raises(ValueError, match=f"top must be an integer in 1..1024, the largest forget integer, got {top}"):
+        rt.forget_gate(torch.tensor([0.0]), 3.0, top=top)
 
 
 @on_both
