@@ -619,11 +619,21 @@ def test_a_failed_call_leaves_no_trace() -> None:
         ({"class_weights": torch.ones(11, 1)}, ("class_weights", "(11,)", "(11, 1)")),
         ({"class_weights": -torch.ones(11)}, ("class_weights", "negative", "-1")),
         ({"class_weights": torch.full((11,), NAN)}, ("class_weights", "NaN", "nan")),
+        ({"class_weights": nn.Parameter(torch.ones(11))}, ("class_weights", "no gradient", "requires one", "detach")),
+        ({"bias": "no"}, ("bias", "True or False", "'no'")),
+        ({"bias": 1}, ("bias", "True or False", "1")),
+        ({"tie": nn.Embedding(11, 8), "dtype": torch.float64}, ("dtype", "None or torch.float32", "tied", "float64")),
+        ({"tie": torch.zeros(11, 8), "device": "meta"}, ("device", "None or cpu", "tied", "meta")),
     ],
 )
 def test_options_of_a_head(options: dict[str, Any], words: tuple[str, ...]) -> None:
     with refused(ValueError, *words):
         rt.LinearCrossEntropy(**{"in_features": 8, "num_classes": 11} | options)
+
+
+def test_a_tied_head_may_be_told_where_its_weight_is() -> None:
+    head = rt.LinearCrossEntropy(8, 11, tie=(words := nn.Embedding(11, 8)), device="cpu", dtype=torch.float32)
+    assert head.weight is words.weight
 
 
 @pytest.mark.parametrize(
