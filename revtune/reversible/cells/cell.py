@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -129,6 +130,27 @@ class Coupling:
 
     part: str
     update: Callable[..., tuple[Tensor | None, Tensor]]
+
+
+def check_update(name: str, part: str, z: object, u: object, shape: torch.Size) -> None:
+    """Refuse what the update of a coupling must not give, which would be laid over the part's other dimensions.
+
+    Args:
+        name: of the cell, for messages.
+        part: which part it changes.
+        z, u: what it gave.
+        shape: of the part, (B, N).
+
+    Raises:
+        ValueError: z or u is no tensor of this shape, nor z None.
+    """
+    if (z is None or (isinstance(z, Tensor) and z.shape == shape)) and isinstance(u, Tensor) and u.shape == shape:
+        return
+    got = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in (z, u)]
+    raise ValueError(
+        f"{name}: the update of part {part!r} must give tensors z, or None, and u of shape {tuple(shape)}, "
+        f"got z {got[0]} and u {got[1]}"
+    )
 
 
 @dataclass(frozen=True)

@@ -304,6 +304,35 @@ def test_a_gate_not_made_by_forget_gate_is_refused(gate: float | None, chunk: in
         rt.scan(cell, x.requires_grad_(), weights={}, chunk=chunk)
 
 
+WRONG: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "a column": (lambda value: value[:, :1], r"\(2, 1\)"),
+    "a row": (lambda value: value[:1], r"\(1, 4\)"),
+    "no batch": (lambda value: value[0], r"\(4,\)"),
+    "one number": (lambda value: value[0, 0], r"\(\)"),
+    "twice as wide": (lambda value: torch.cat([value, value], -1), r"\(2, 8\)"),
+    "no tensor": (lambda value: 0.5, "float"),
+}
+
+
+@pytest.mark.parametrize("which", ["z", "u"])
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("way", ["train", "train, one chunk", "infer", "record"])
+@pytest.mark.covering(1)
+def test_an_update_of_another_shape_is_named(way: str, wrong: str, which: str) -> None:
+    """Laid over the part it would be silently wrong, or leave words that no step takes back."""
+    change, got = WRONG[wrong]
+
+    def update(step: rt.Step) -> tuple[Tensor, Tensor]:
+        z, u = torch.full_like(step.x, 0.5), torch.tanh(step.x)
+        return (change(z), u) if which == "z" else (z, change(u))
+
+    cell = own("laid", ("h",), rt.Stage(1, lambda step: (), (rt.Coupling("h", update),)))
+    x, run = torch.randn(6, 2, 4, requires_grad=way[:5] == "train"), rt.record if way == "record" else rt.scan
+    told = f"z {got} and u" if which == "z" else f"u {got}$"
+    with pytest.raises(ValueError, match=rf"laid: the update of part 'h' must give .* of shape \(2, 4\), got .*{told}"):
+        run(cell, x, weights={}, chunk=6 if "one" in way else 2)
+
+
 def test_cells_that_make_no_sense_are_refused() -> None:
     still = rt.Coupling("h", lambda step: (None, step.x))
     with pytest.raises(ValueError, match="unknown.*'g'|'g'.*part"):
