@@ -154,6 +154,12 @@ def test_rates_that_are_no_numbers(make: Callable[[Any], nn.Module]) -> None:
             make(wrong)
 
 
+def test_a_locked_dropout_wants_a_tensor() -> None:
+    wrong: Any = [1]
+    with refused(ValueError, "LockedDropout: input must be a tensor, got list"):
+        rt.LockedDropout()(wrong)
+
+
 # Layers: use
 
 
@@ -264,6 +270,14 @@ def test_states_of_a_layer(rev: Rev, wrong: Tensor, words: tuple[str, ...]) -> N
     if wrong.dim() == 3 and wrong.device.type == "cpu":
         with refused(ValueError, rev.__name__, "hx must be (1, 8), got (1, 3, 8)"):
             rev(6, 8)(X[:, 0], right if rev is rt.RevGRU else (right, right))
+
+
+@both
+def test_a_state_that_is_one_number(rev: Rev) -> None:
+    bare = torch.tensor(0.0)
+    for x, shape in ((X, "(1, 3, 8)"), (X[:, 0], "(1, 8)")):
+        with refused(ValueError, f"{rev.__name__}: each tensor of hx must be {shape}, got ()"):
+            rev(6, 8)(x, bare if rev is rt.RevGRU else (bare, bare))
 
 
 @on_both

@@ -26,7 +26,7 @@ from revtune.reversible.kernel.tape import Tape
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
 from revtune.reversible.layers.resets import GivenResets
 from revtune.reversible.layers.rewind import read_again
-from revtune.reversible.layers.scan_arguments import checked_inputs
+from revtune.reversible.layers.scan_arguments import checked_cell, checked_inputs
 from revtune.reversible.layers.stack import Stack
 from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.transforms import refuse_transforms
@@ -109,7 +109,8 @@ def scan(
         >>> y.shape, h.shape
         (torch.Size([5, 2, 4]), torch.Size([2, 4]))
     """
-    settings = LayerSettings(cell.name, masks=masks or {}, lengths=lengths, chunk=chunk, share=share)
+    name = checked_cell("scan", cell).name
+    settings = LayerSettings(name, masks=masks or {}, lengths=lengths, chunk=chunk, share=share)
     given = GivenResets(resets, reset_state, offsets)
     inputs, settings = checked_inputs(cell, x, state, weights, responses or {}, hidden, settings, given)
     engine = chosen(backend, cell, x, weights, settings.masks)
@@ -137,7 +138,8 @@ def record(
 
     Unlike in training every chunk spills, the last one too.
     """
-    settings = LayerSettings(cell.name, masks=masks or {}, lengths=lengths, chunk=chunk, share=share)
+    name = checked_cell("record", cell).name
+    settings = LayerSettings(name, masks=masks or {}, lengths=lengths, chunk=chunk, share=share)
     given = GivenResets(resets, reset_state, offsets)
     inputs, settings = checked_inputs(cell, x, state, weights, responses or {}, hidden, settings, given)
     refuse_transforms([x])

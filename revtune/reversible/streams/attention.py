@@ -244,6 +244,12 @@ class AttentionReadout(FeatureReadout):
 
 
 def numbered(tokens: Tensor) -> Tensor:
-    """Target tokens (T, B), each with its row and step, (T, B, 3), which `AttentionReadout` takes."""
+    """Target tokens (T, B), each with its row and step, (T, B, 3), which `AttentionReadout` takes.
+
+    Raises:
+        ValueError: they are of another shape.
+    """
+    if check_tensor("numbered: tokens", tokens).dim() != 2:
+        raise ValueError(f"numbered: tokens must be (T, B), got {tuple(tokens.shape)}")
     steps, rows = (torch.arange(size, device=tokens.device) for size in tokens.shape)
     return torch.stack([tokens, rows.expand(tokens.shape), steps.unsqueeze(1).expand(tokens.shape)], -1)

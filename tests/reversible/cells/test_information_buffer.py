@@ -5,7 +5,7 @@ What is said of one kind is said of both: of the one for a CPU, and of the one t
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -274,6 +274,12 @@ def test_default_share_is_the_least_that_makes_heads_cheap(steps: int, parts: in
 
 def test_default_share_of_wide_cells_is_their_parts() -> None:
     assert [default_share(10, 17), default_share(10**6, 17)] == [17, 17]
+
+
+@pytest.mark.parametrize("parts", [0, -2, 1.5])
+def test_a_default_share_of_no_parts_is_refused(parts: Any) -> None:
+    with pytest.raises(ValueError, match=f"parts must be a positive integer, got {parts}"):
+        default_share(0, parts)
 
 
 @pytest.mark.parametrize(("parts", "share"), [(1, 0), (2, 3), (4, 2), (2, -2)])

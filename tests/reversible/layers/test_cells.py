@@ -150,6 +150,16 @@ def test_bad_arguments_are_refused(kind: Any, training: bool) -> None:
         (x, state_for(cell, 8), r"each tensor of hx must be"),
         (x[0], state_for(cell, 1, 8), r"each tensor of hx must be \(8,\), got \(1, 8\)"),
         (x, state_for(cell, 3, 8, dtype=torch.float16), "hx must be torch.float32, or float64 for exact states"),
+        (
+            x,
+            formed([torch.tensor(0.0)] * len(listed(state_for(cell, 1)))),
+            r"each tensor of hx must be \(3, 8\), got \(\)",
+        ),
+        (
+            x[0],
+            formed([torch.tensor(0.0)] * len(listed(state_for(cell, 1)))),
+            r"each tensor of hx must be \(8,\), got \(\)",
+        ),
         (x, (), "hx must be"),
         (x, (torch.zeros(3, 8),) * 3, "hx must be"),
     ]

@@ -289,6 +289,24 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "state elsewhere": ({"state": (torch.zeros(3, 8, device="meta"),)}, "state is on meta, x on cpu"),
     "mask that is none": ({"masks": {"h1": 0.5}}, "mask 'h1' must be a tensor, got float"),
     "mask elsewhere": ({"masks": {"h1": torch.zeros(3, 4, device="meta")}}, "mask 'h1'.*cpu.*meta"),
+    "mask that learns": (
+        {"masks": {"h1": torch.zeros(3, 4, requires_grad=True)}},
+        "mask 'h1' must require no gradient, as it would get none, got one that requires it",
+    ),
+    "float64 mask": ({"masks": {"h1": torch.zeros(3, 4).double()}}, "mask 'h1' must be torch.float32.*got .*float64"),
+    "share in floats": ({"share": 2.0}, "share must be a positive multiple of the cell's 2 parts, got 2.0"),
+    "share that is a switch": ({"share": True}, "share must be a positive multiple of the cell's 2 parts, got True"),
+    "hidden in letters": ({"hidden": "8"}, "hidden must be a positive multiple of a state's 2 parts, got '8'"),
+    "negative hidden": ({"hidden": -8}, "hidden must be a positive multiple of a state's 2 parts, got -8"),
+    "odd hidden": ({"hidden": 9}, "hidden must be a positive multiple of a state's 2 parts, got 9"),
+    "hidden of other states": ({"hidden": 10}, "hidden must be 8, as the state has it, got 10"),
+    "hidden of another ih": ({"hidden": 10, "state": None}, "hidden must be 8, as weight 'ih' has it, got 10"),
+    "hidden of another x": (
+        {"hidden": 10, "state": None, "x": torch.zeros(9, 3, 24), "weights": {"ih": None, "bias": None}},
+        "hidden must be 8, as x has it, got 10",
+    ),
+    "bare ih": ({"weights": {"ih": torch.zeros(())}}, r"weight 'ih' must be \(G, I\), got \(\)"),
+    "state of no dimension": ({"state": (torch.zeros(()),)}, r"a state must be \(B, H\), got \(\)"),
     "unknown mask": ({"masks": {"h3": torch.zeros(3, 4)}}, "h3"),
 }
 
@@ -315,3 +333,11 @@ def test_a_cell_of_ones_own_may_be_given_weights_of_any_name() -> None:
     cell = replace(of.cell, name="mine")
     y, _ = rt.scan(cell, of.x, of.state, weights={**of.weights, "unread": torch.zeros(2)})
     assert torch.equal(y, rt.scan(cell, of.x, of.state, weights=of.weights)[0])
+
+
+@pytest.mark.parametrize("run", [rt.scan, rt.record])
+@pytest.mark.parametrize("layer", [rt.RevGRU(5, 8), rt.RevLSTMCell(5, 8), None])
+def test_a_layer_in_the_place_of_a_cell_is_named(run: Any, layer: Any) -> None:
+    of, kind = problem("RevGRU", 9), type(layer).__name__
+    with pytest.raises(ValueError, match=rf"^{run.__name__}: cell must be a Cell, as rev_gru\(\) gives.*got {kind}"):
+        run(layer, of.x, weights=of.weights)

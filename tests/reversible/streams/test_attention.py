@@ -235,3 +235,9 @@ def test_a_readout_s_lengths_are_integers_one_a_row(lengths: Any) -> None:
 def test_sizes_are_positive(sizes: tuple[int, ...], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         Attention(*sizes)
+
+
+@pytest.mark.parametrize("tokens", [torch.zeros(2, 3, 4), torch.zeros(3)])
+def test_tokens_to_be_numbered_are_of_two_dimensions(tokens: Tensor) -> None:
+    with pytest.raises(ValueError, match=rf"numbered: tokens must be \(T, B\), got \({tokens.shape[0]},"):
+        numbered(tokens)
