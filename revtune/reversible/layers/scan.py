@@ -10,8 +10,9 @@ Shapes: T time, B batch, I input, H hidden, N units of a part, G gates.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ from revtune.reversible.transforms import refuse_transforms
 
 
 class Recording(NamedTuple):
-    """A sequence that has run and can be rewound.
+    """A sequence that has run and can be rewound. `copy.deepcopy` gives one with tensors of its own; pickling refuses.
 
     Attributes:
         y: its outputs, (T, B, H).
@@ -50,6 +51,18 @@ class Recording(NamedTuple):
     x: Tensor
     chunk: int
     environment: Environment
+
+    def __copy__(self) -> Recording:
+        return self._replace()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recording:
+        return Recording._make(copy.deepcopy(field, memo) for field in self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Recording cannot be pickled, as it is rewound by the products of the process that made it; keep the "
+            "arguments of record, and record again"
+        )
 
 
 def scan(
