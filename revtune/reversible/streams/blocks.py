@@ -17,7 +17,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from revtune.reversible.kernel.chunks import budget_on, evened_out
 from revtune.reversible.streams.chunk_graph import Autocast
 from revtune.reversible.streams.held import held_tensors
-from revtune.reversible.streams.trials import key_of, remember, trial
+from revtune.reversible.streams.keys import key_of
+from revtune.reversible.streams.trials import remember, trial
 from revtune.sequences import Positions, handing
 
 BLOCK_BYTES = 2**20
@@ -54,8 +55,8 @@ def block_steps(
     if chunk <= fewest:
         return chunk
     widths = (tuple(tensor.shape) for tensor in held_tensors(readout, set()))
-    key = (key_of("blocks", readout), y.shape[1:], targets.shape[1:], y.dtype, autocast.enabled, *widths)
-    known = _known.get(key)
+    key = key_of(("blocks", y.shape[1:], targets.shape[1:], y.dtype, autocast.enabled, *widths), readout)
+    known = None if key is None else _known.get(key)
     if known is None:
         two = (torch.cat([part[:1]] * 2) for part in (y.detach(), targets))  # the last chunk may have one step alone
         one_step, two_steps = (

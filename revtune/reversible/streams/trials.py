@@ -1,7 +1,9 @@
 """Encoder and readout are asked chunk by chunk: what cannot be is found by a trial on its first call, and refused.
 
 A trial draws nothing from torch's generators, opens no sinks and leaves buffers as they were. It is made once of a
-function or module as it stands: of the code that it runs through, and the modules, each in training mode or not.
+function or module as it stands, and again when anything that `keys` looks at is another: a number or string that the
+function holds, a module, its mode. So a readout that is a method of a trainer which counts steps is tried at each step,
+for the time of some readouts of a few positions; a function that holds no more than it uses is not.
 
 Shapes: K steps, B batch, N positions.
 """
@@ -9,10 +11,8 @@ Shapes: K steps, B batch, N positions.
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +25,7 @@ from revtune.reversible.layers.masks import SequenceMasks, one_sequence
 from revtune.reversible.streams.chunk_graph import Autocast
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
 from revtune.reversible.streams.held import held_parts
+from revtune.reversible.streams.keys import key_of
 from revtune.reversible.streams.mean import Counted, noted
 from revtune.reversible.streams.memory import Memory, spectral
 from revtune.reversible.streams.same_draws import SameDraws
@@ -38,8 +39,8 @@ ENCODED_STEPS = 16
 READ_POSITIONS = 8
 """Positions that a readout is tried on, but two steps of them at least."""
 
-_MOST_KNOWN = 1000
-"""Trials that are remembered; with one more all are forgotten, which only costs their time again."""
+_MOST_KNOWN = 256
+"""Trials that are remembered, some kilobytes each; with one more the oldest is forgotten, which only costs its time."""
 
 _known: dict[Hashable, bool] = {}
 _counted: dict[Hashable, Counted] = {}
@@ -120,7 +121,7 @@ def _try_parts(
         ReversalError: they come out otherwise a second time.
     """
     key = key_of((name, graph), function)
-    if key in _known:
+    if key is not None and key in _known:
         return _known[key]
     cut = len(block) // 2
     with trial(function, autocast) as draws:
@@ -224,7 +225,7 @@ def try_readout(
         ValueError: it is not, or comes out otherwise a second time.
     """
     key = key_of((graph, each), readout)
-    if key in _counted:
+    if key is not None and key in _counted:
         return True, _counted[key]
     for steps in dict.fromkeys((max(2, READ_POSITIONS // y.shape[1]), len(y))):
         parts = _two_parts(y[:steps].detach(), targets[:steps], None if live is None else live[:steps])
@@ -339,33 +340,10 @@ def _suspects(function: Any) -> str:
     return ""
 
 
-def key_of(kind: Hashable, function: Any) -> Hashable:
-    """What tells a function or module, as it stands, from others; a function made anew each step is the same one."""
-    return (kind, *map(_identity, (part for _, part in held_parts(function))))
-
-
-def _identity(part: Any) -> Hashable:
-    if isinstance(part, nn.Module):
-        own = ("forward" in vars(part), len(part._forward_hooks), len(part._forward_pre_hooks))
-        return (weakref.ref(part), part.training, *own)
-    if isinstance(part, FunctionType):
-        return (part.__code__, part.__code__.co_filename, *_words(part.__closure__ or ()))
-    return (type(part),)
-
-
-def _words(cells: Sequence[Any]) -> Iterator[Hashable]:
-    """Strings and switches in a closure, such as a reduction; numbers may change from step to step."""
-    for cell in cells:
-        try:
-            value = cell.cell_contents
-        except ValueError:
-            continue
-        if isinstance(value, str | bool):
-            yield value
-
-
-def remember(known: dict[Hashable, T], key: Hashable, answer: T) -> T:
-    if len(known) >= _MOST_KNOWN:
-        known.clear()
-    known[key] = answer
+def remember(known: dict[Hashable, T], key: Hashable | None, answer: T) -> T:
+    """Keep an answer, unless there is no key for it; the oldest is forgotten where there are too many."""
+    if key is not None:
+        if len(known) >= _MOST_KNOWN:
+            known.pop(next(iter(known)), None)
+        known[key] = answer
     return answer
