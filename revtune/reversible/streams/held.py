@@ -95,8 +95,11 @@ def _items(container: Any) -> list[Any]:
 
 def compiled(holder: Any) -> bool:
     """Whether code that torch.compile has traced may run in it, which is left as it is."""
-    marks = ("_orig_mod", "_torchdynamo_orig_callable")
-    return any(hasattr(part, mark) for _, part in held_parts(holder) for mark in marks)
+    return any(_marked(getattr(part, "__dict__", {})) for _, part in held_parts(holder))
+
+
+def _marked(own: dict[str, Any]) -> bool:
+    return "_torchdynamo_orig_callable" in own or "_orig_mod" in own or "_orig_mod" in own.get("_modules", ())
 
 
 def _parts(holder: Any) -> list[Any]:

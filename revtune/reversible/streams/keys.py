@@ -20,7 +20,7 @@ import threading
 import types
 import weakref
 from collections import defaultdict, deque, namedtuple
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from enum import Enum
 from functools import cached_property, partial
 from numbers import Number
@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.nn.parameter import is_lazy
 
 from revtune.reversible.streams.held import MOST_ITEMS
@@ -59,11 +60,32 @@ class _NoKeyError(Exception):
     """Something is held of which not all is seen."""
 
 
-def key_of(kind: Hashable, function: Any) -> Hashable | None:
+class Key:
+    """Words that are hashed once.
+
+    Args:
+        words: of a function.
+
+    Raises:
+        TypeError: a word cannot be hashed.
+    """
+
+    __slots__ = ("_hash", "_words")
+
+    def __init__(self, words: tuple[Hashable, ...]) -> None:
+        self._words, self._hash = words, hash(words)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Key) and self._hash == other._hash and self._words == other._words
+
+
+def key_of(function: Any) -> Key | None:
     """What tells a function or module, as it stands, from others; one that is made anew each step is the same one.
 
     Args:
-        kind: what is remembered of it.
         function: a function, a module or any object that is called.
 
     Returns:
@@ -74,11 +96,9 @@ def key_of(kind: Hashable, function: Any) -> Hashable | None:
     try:
         seen.see(function)
         seen.see_named()
-        key = (kind, *seen.words)
-        hash(key)
-    except (_NoKeyError, TypeError, RuntimeError):  # unhashable, or changed by another thread meanwhile
+        return Key(tuple(seen.words))
+    except Exception:  # not seen, unhashable, changed by another thread meanwhile, or an object that answers by errors
         return None
-    return key
 
 
 class _TensorReference(weakref.ref[Tensor]):
@@ -161,7 +181,7 @@ class _Seen:
         if not installed(name):
             self._owners[id(owner)] = owner
 
-    def name(self, *names: str) -> None:
+    def name(self, names: Iterable[str]) -> None:
         """Note attributes that are read."""
         self._names.update(names)
 
@@ -183,6 +203,7 @@ class _Seen:
                     yield owner, name
 
 
+_CALLED = ("forward",)
 _MAKING = ("__init__", "__new__")
 """What is called where a class makes an object, not where an object is used."""
 
@@ -197,11 +218,11 @@ def _tensor(seen: _Seen, tensor: Tensor) -> None:
 
 
 def _module(seen: _Seen, module: nn.Module) -> None:
-    if type(module).__eq__ is not object.__eq__:
+    if type(module).__eq__ is not object.__eq__ or isinstance(module, torch.jit.ScriptModule):
         raise _NoKeyError
     seen.words += (nn.Module, weakref.ref(module))
     seen.see_kind(type(module))
-    seen.name("forward")
+    seen.name(_CALLED)
     if (inner := module._modules.get("_orig_mod")) is not None:
         seen.see(inner)  # torch.compile's own state changes as it compiles
         return
@@ -225,7 +246,7 @@ def _function(seen: _Seen, function: types.FunctionType) -> None:
     for held in (function.__defaults__, function.__kwdefaults__, function.__closure__, vars(function)):
         seen.see(held)
     if not installed(function.__globals__.get("__name__", "")):
-        seen.name(*reads(code).names)
+        seen.name(reads(code).names)
         seen.see_dict(read_globals(function))
 
 
@@ -275,7 +296,7 @@ def _dict(seen: _Seen, items: dict[Any, Any]) -> None:
 def _class(seen: _Seen, kind: type) -> None:
     seen.words.append(type)
     seen.see_kind(kind)
-    seen.name(*_MAKING)
+    seen.name(_MAKING)
 
 
 def _file(seen: _Seen, file: types.ModuleType) -> None:
@@ -307,6 +328,10 @@ def _alias(seen: _Seen, alias: Any) -> None:
 def _reference(seen: _Seen, reference: weakref.ref[Any]) -> None:
     seen.words.append("reference")
     seen.see(reference())
+
+
+def _operator(seen: _Seen, operator: Any) -> None:
+    seen.words.append(weakref.ref(operator))
 
 
 def _silent(seen: _Seen, thing: Any) -> None:
@@ -359,6 +384,7 @@ _LOOKS: tuple[tuple[Any, Callable[[_Seen, Any], None]], ...] = (
     ((types.GenericAlias, types.UnionType), _alias),
     (weakref.ref, _reference),
     (_SILENT, _silent),
+    ((OpOverload, OpOverloadPacket), _operator),
     (torch.optim.Optimizer, _optimizer),
     (Enum, _member),
     ((Number, str, bytes), _number),
@@ -367,14 +393,15 @@ _LOOKS: tuple[tuple[Any, Callable[[_Seen, Any], None]], ...] = (
 """How things of each kind are looked at; the first that fits."""
 
 
-_look_by_kind: weakref.WeakKeyDictionary[type, Callable[[_Seen, Any], None]] = weakref.WeakKeyDictionary()
+_look_by_kind: dict[type, Callable[[_Seen, Any], None]] = {}
 
 
 def _look_of(kind: type) -> Callable[[_Seen, Any], None]:
     look = _look_by_kind.get(kind)
     if look is None:
         look = next(look for kinds, look in _LOOKS if issubclass(kind, kinds))
-        _look_by_kind[kind] = look
+        if installed(kind.__module__):  # a class of the user's may have to be freed
+            _look_by_kind[kind] = look
     return look
 
 

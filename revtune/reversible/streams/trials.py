@@ -25,7 +25,7 @@ from revtune.reversible.layers.masks import SequenceMasks, one_sequence
 from revtune.reversible.streams.chunk_graph import Autocast
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
 from revtune.reversible.streams.held import held_parts
-from revtune.reversible.streams.keys import key_of
+from revtune.reversible.streams.keys import Key, key_of
 from revtune.reversible.streams.mean import Counted, noted
 from revtune.reversible.streams.memory import Memory, spectral
 from revtune.reversible.streams.same_draws import SameDraws
@@ -72,17 +72,18 @@ def try_encoder(encode: Callable[[Tensor], Tensor], inputs: Tensor, autocast: Au
         fits = isinstance(encoded, Tensor) and encoded.dim() == 3 and encoded.shape[:2] == chunk.shape[:2]
         return [encoded] if fits else []  # which the first chunk tells
 
-    return _try_parts("encode", encode, run, block, autocast, graph=graph)
+    return _try_parts("encode", encode, key_of(encode), run, block, autocast, graph=graph)
 
 
 def try_heads(
-    readout: Callable[[Tensor], Any], heads: Callable[[Any, int], list[Tensor]], y: Tensor, autocast: Autocast, *,
-    graph: bool,
+    readout: Callable[[Tensor], Any], standing: Key | None, heads: Callable[[Any, int], list[Tensor]], y: Tensor,
+    autocast: Autocast, *, graph: bool,
 ) -> None:  # fmt: skip
     """Check that heads give of some positions what they give of two parts of them.
 
     Args:
         readout: the user's readout.
+        standing: its key.
         heads: the tensors among what it gives for so many positions.
         y: outputs of positions, (N, H).
         autocast: the caller's setting.
@@ -99,18 +100,19 @@ def try_heads(
         with torch.set_grad_enabled(graph):
             return heads(readout(positions.clone().requires_grad_(graph)), len(positions))
 
-    _try_parts("readout", readout, run, block, autocast, graph=graph)
+    _try_parts("readout", readout, standing, run, block, autocast, graph=graph)
 
 
 def _try_parts(
-    name: str, function: Any, run: Callable[[Tensor, bool], list[Any]], block: Tensor, autocast: Autocast, *,
-    graph: bool,
+    name: str, function: Any, standing: Key | None, run: Callable[[Tensor, bool], list[Any]], block: Tensor,
+    autocast: Autocast, *, graph: bool,
 ) -> bool:  # fmt: skip
     """Whether a function's numbers differ where no graph is wanted.
 
     Args:
         name: "encode" or "readout".
         function: the user's.
+        standing: its key; with None the trial is not remembered.
         run: what it gives for some steps, or positions, with a graph or without; nothing where it cannot be tried.
         block: some of them.
         autocast: the caller's setting.
@@ -120,8 +122,8 @@ def _try_parts(
         ValueError: they come out otherwise in parts.
         ReversalError: they come out otherwise a second time.
     """
-    key = key_of((name, graph), function)
-    if key is not None and key in _known:
+    key = standing and (name, graph, standing)
+    if key in _known:
         return _known[key]
     cut = len(block) // 2
     with trial(function, autocast) as draws:
@@ -204,13 +206,14 @@ def _apart(got: Tensor, wanted: Tensor, most: float) -> bool:
 
 
 def try_readout(
-    readout: Callable[..., Tensor], loss: Callable[[Tensor, Tensor], Tensor], y: Tensor, targets: Tensor,
-    live: Tensor | None, autocast: Autocast, *, graph: bool, each: bool = False,
+    readout: Callable[..., Tensor], standing: Key | None, loss: Callable[[Tensor, Tensor], Tensor], y: Tensor,
+    targets: Tensor, live: Tensor | None, autocast: Autocast, *, graph: bool, each: bool = False,
 ) -> tuple[bool, Counted]:  # fmt: skip
     """Check that a readout's loss of some positions is the sum, or the row, of its losses of two parts of them.
 
     Args:
         readout: the user's readout.
+        standing: its key; with None the trial is not remembered.
         loss: what calls it; the summed loss of positions, 0-d float64, or each one's.
         y, targets: of a chunk's steps, (K, B, H) and (K, B, ...).
         live: which positions are no padding, (K, B); None for all.
@@ -224,8 +227,8 @@ def try_readout(
     Raises:
         ValueError: it is not, or comes out otherwise a second time.
     """
-    key = key_of((graph, each), readout)
-    if key is not None and key in _counted:
+    key = standing and (graph, each, standing)
+    if key in _counted:
         return True, _counted[key]
     for steps in dict.fromkeys((max(2, READ_POSITIONS // y.shape[1]), len(y))):
         parts = _two_parts(y[:steps].detach(), targets[:steps], None if live is None else live[:steps])
@@ -340,7 +343,7 @@ def _suspects(function: Any) -> str:
     return ""
 
 
-def remember(known: dict[Hashable, T], key: Hashable | None, answer: T) -> T:
+def remember(known: dict[Hashable, T], key: Hashable, answer: T) -> T:
     """Keep an answer, unless there is no key for it; the oldest is forgotten where there are too many."""
     if key is not None:
         if len(known) >= _MOST_KNOWN:

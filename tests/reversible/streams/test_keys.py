@@ -2,6 +2,7 @@
 
 import gc
 import io
+import logging
 import weakref
 from collections import defaultdict
 from collections.abc import Callable
@@ -57,7 +58,7 @@ class Settings:
 
 
 def key(function: Any) -> Any:
-    return key_of("test", function)
+    return key_of(function)
 
 
 def of_closure(value: Any) -> Callable[[], Any]:
@@ -91,7 +92,7 @@ HOLDERS: dict[str, Callable[[Any], Any]] = {
 VALUES: list[tuple[Any, Any]] = [
     ("sum", "mean"), (-100, 0), (True, False), (1, True), (1e-5, 1e-6), (None, 0), (Kind.SUM, Kind.MEAN),
     ("a" * 1000, "a" * 999 + "b"), (np.float32(1), np.float32(2)), (torch.float32, torch.float64), (torch.relu, F.gelu),
-    ({1, 2}, {1, 3}), (Settings, Slotted), (str.lower, str.upper),
+    (torch.ops.aten.relu, torch.ops.aten.gelu), ({1, 2}, {1, 3}), (Settings, Slotted), (str.lower, str.upper),
 ]  # fmt: skip
 
 
@@ -196,6 +197,29 @@ def test_circles_end() -> None:
     settings.more["settings"] = settings
     assert key(settings.lose) == key(settings.lose) is not None
     assert [part for _, part in held_parts(settings.lose) if isinstance(part, nn.Module)] == [circle[0]]
+
+
+def test_a_trainer_has_a_key_which_its_settings_change() -> None:
+    head = nn.Linear(2, 2)
+    optimizer, settings = torch.optim.Adam(head.parameters(), lr=0.1), Settings()
+    settings.more = {"optimizer": optimizer, "log": logging.getLogger("x"), "draws": torch.Generator(), "head": head}
+    before = key(settings.lose)
+    head(torch.ones(2)).sum().backward()
+    optimizer.step()
+    assert key(settings.lose) == before is not None, "moments are no settings"
+    optimizer.param_groups[0]["lr"] = 0.01
+    assert key(settings.lose) not in (before, None)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_function_is_the_one_that_was_given() -> None:
+    net, pad = nn.Linear(2, 2), [0]
+    for compiled in (torch.compile(net), torch.compile(lambda y: net(y) + pad[0])):
+        function = of_closure(compiled)
+        before = key(function)
+        assert before == key(function) is not None
+        net.train(not net.training)
+        assert key(function) not in (before, None)
 
 
 def nested(times: int) -> list[Any]:

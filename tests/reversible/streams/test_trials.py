@@ -406,6 +406,13 @@ class Trainer:
     def lose(self, y: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self.linear(y), targets, reduction=self.red, ignore_index=self.pad)
 
+    def set_nets(self) -> "Trainer":
+        self.less = [nn.Identity() if self.by == 0 else Less()]
+        return self
+
+    def encode_by_net(self, ids: Tensor) -> Any:
+        return self.less[0](self.words(ids))
+
     def encode(self, ids: Tensor) -> Tensor:
         return less_mean(self.words(ids), self.by)
 
@@ -491,10 +498,7 @@ ENCODERS: dict[str, Any] = {
     "a dict": lambda trainer, by: (
         lambda nets: lambda ids: nets["less"](trainer.words(ids))
     )({"less": nn.Identity() if by == 0 else Less()}),
-    "a list in an object": lambda trainer, by: (
-        setattr(trainer, "less", [nn.Identity() if by == 0 else Less()]),
-        lambda ids: trainer.less[0](trainer.words(ids)),
-    )[1],
+    "a list in an object": in_turn("by", lambda trainer: trainer.set_nets().encode_by_net),
 }  # fmt: skip
 
 
@@ -527,7 +531,7 @@ def test_heads_are_tried_again_and_their_buffers_restored(hold: Any) -> None:
     norm.train()
     with pytest.raises(ValueError, match=r"same positions in two parts.*BatchNorm1d"):
         rt.rewind_outputs(parts.rnn, x, readout=heads)
-    assert norm.num_batches_tracked == 0 and not norm.running_mean.any()
+    assert norm.num_batches_tracked == 0 and not norm.get_buffer("running_mean").any()
 
 
 def test_an_encoder_in_a_list_keeps_its_buffers() -> None:
