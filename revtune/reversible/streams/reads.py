@@ -5,19 +5,19 @@ from __future__ import annotations
 import dis
 import os
 import sys
-import sysconfig
 from functools import cache, lru_cache
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 import torch
 
+_OF_PACKAGES = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
 _INSTALLED = (
-    *(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+    os.path.dirname(os.__file__) + os.sep,
     os.path.dirname(torch.__file__) + os.sep,
     os.path.abspath(__file__).removesuffix(os.path.join("reversible", "streams", "reads.py")),
 )
-"""Folders of Python, of packages, and of this one."""
+"""Folders of Python, of torch, and of this package."""
 
 
 class Reads(NamedTuple):
@@ -56,4 +56,6 @@ def read_globals(function: FunctionType) -> dict[str, Any]:
 def installed(name: str) -> bool:
     """Whether a module, by its name, came with Python, with an installed package or with this one."""
     file = getattr(sys.modules.get(name), "__file__", None)
-    return name in sys.builtin_module_names or (file is not None and file.startswith(_INSTALLED))
+    if file is None:
+        return name in sys.builtin_module_names
+    return file.startswith(_INSTALLED) or any(folder in file for folder in _OF_PACKAGES)
