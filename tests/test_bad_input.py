@@ -154,6 +154,12 @@ def test_rates_that_are_no_numbers(make: Callable[[Any], nn.Module]) -> None:
             make(wrong)
 
 
+def test_a_locked_dropout_wants_a_tensor() -> None:
+    wrong: Any = [1]
+    with refused(ValueError, "LockedDropout: input must be a tensor, got list"):
+        rt.LockedDropout()(wrong)
+
+
 # Layers: use
 
 
@@ -264,6 +270,14 @@ def test_states_of_a_layer(rev: Rev, wrong: Tensor, words: tuple[str, ...]) -> N
     if wrong.dim() == 3 and wrong.device.type == "cpu":
         with refused(ValueError, rev.__name__, "hx must be (1, 8), got (1, 3, 8)"):
             rev(6, 8)(X[:, 0], right if rev is rt.RevGRU else (right, right))
+
+
+@both
+def test_a_state_that_is_one_number(rev: Rev) -> None:
+    bare = torch.tensor(0.0)
+    for x, shape in ((X, "(1, 3, 8)"), (X[:, 0], "(1, 8)")):
+        with refused(ValueError, f"{rev.__name__}: each tensor of hx must be {shape}, got ()"):
+            rev(6, 8)(x, bare if rev is rt.RevGRU else (bare, bare))
 
 
 @on_both
@@ -461,6 +475,10 @@ def test_double_backward_through_a_layer(rev: Rev) -> None:
         ({"encode": rt.Embedding(11, 6, device="meta")}, ("token ids", "cpu", "embedding", "meta")),
         ({"encode": lambda ids: torch.zeros(2, 3, 6, device="meta")}, ("input", "meta", "cpu")),
         ({"rnn": rt.RevGRU(6, 8).half()}, ("parameters", "float32 or float64", "float16")),
+        ({"context": torch.zeros(2, 3)}, ("context", "list or tuple of tensors", "Tensor")),
+        ({"context": 3}, ("context", "list or tuple of tensors", "int")),
+        ({"context": [3]}, ("each of context", "tensor", "int")),
+        ({"context": [X]}, ("context", "LinearCrossEntropy", "empty", "got 1")),
     ],
 )
 @pytest.mark.parametrize("grad", [True, False])
@@ -615,11 +633,21 @@ def test_a_failed_call_leaves_no_trace() -> None:
         ({"class_weights": torch.ones(11, 1)}, ("class_weights", "(11,)", "(11, 1)")),
         ({"class_weights": -torch.ones(11)}, ("class_weights", "negative", "-1")),
         ({"class_weights": torch.full((11,), NAN)}, ("class_weights", "NaN", "nan")),
+        ({"class_weights": nn.Parameter(torch.ones(11))}, ("class_weights", "no gradient", "requires one", "detach")),
+        ({"bias": "no"}, ("bias", "True or False", "'no'")),
+        ({"bias": 1}, ("bias", "True or False", "1")),
+        ({"tie": nn.Embedding(11, 8), "dtype": torch.float64}, ("dtype", "None or torch.float32", "tied", "float64")),
+        ({"tie": torch.zeros(11, 8), "device": "meta"}, ("device", "None or cpu", "tied", "meta")),
     ],
 )
 def test_options_of_a_head(options: dict[str, Any], words: tuple[str, ...]) -> None:
     with refused(ValueError, *words):
         rt.LinearCrossEntropy(**{"in_features": 8, "num_classes": 11} | options)
+
+
+def test_a_tied_head_may_be_told_where_its_weight_is() -> None:
+    head = rt.LinearCrossEntropy(8, 11, tie=(words := nn.Embedding(11, 8)), device="cpu", dtype=torch.float32)
+    assert head.weight is words.weight
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def linear_rewind_loss(hypers: Hyperparameters, **given: Any) -> tuple[Tensor, H
     bound.apply_defaults()
     asked = bound.arguments
     batch = Batch(**{name: asked.pop(name) for name in Batch._fields})
-    if batch.context:
+    if isinstance(batch.context, tuple | list) and batch.context:
         raise ValueError(
             "context: what the readout takes besides would move with hyperparameters too, as attention does, and "
             'Delta-STN does not follow that; use method="stn"'

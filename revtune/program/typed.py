@@ -31,13 +31,24 @@ MAY_BE_0 = ("warmup", "momentum", "entropy", "seed")
 """Names of the settings whose 0 means something; every other number must be above it."""
 
 
+def json_object(value: Any, what: str) -> dict[str, Any]:
+    """A value that JSON holds, of which `what` is to be told, as the object that it must be.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, dict):
+        raise TypeError(f"{what} must be a JSON object, got {value!r:.60}")
+    return value
+
+
 def read_typed(kind: type[T], values: dict[str, Any]) -> T:
     """A dataclass from the JSON of `dataclasses.asdict`, with the dataclasses, tuples and paths inside it.
 
     Raises:
         TypeError: a value is not what its annotation says, is missing, or unknown.
     """
-    read = dict(values)
+    read = dict(json_object(values, kind.__name__))
     for name, annotation in get_type_hints(kind).items():
         if name in read:
             read[name] = _from_json(read[name], annotation)

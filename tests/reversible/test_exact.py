@@ -1,6 +1,8 @@
 """Rewinding gives back every state bit for bit and leaves the buffer as it began, or says that it could not."""
 
+import copy
 import itertools
+import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -120,6 +122,25 @@ def test_a_recording_can_be_rewound_again_whatever_the_share(kind: str, share: i
         y, first = rt.unscan(recording)
         assert torch.equal(y, recording.y)
         assert not any(state.any() for state in first)
+
+
+@every_cell
+def test_a_copy_of_a_recording_goes_its_own_way(kind: str) -> None:
+    """It rewinds after the tensors of the first have changed, and that one not: its weights are not the same."""
+    of, lengths = problem(kind, 25, hidden=12), torch.tensor([25, 2, 17])
+    recording = rt.record(of.cell, of.x, of.state, weights=of.weights, chunk=7, lengths=lengths)
+    wanted, first = rt.unscan(recording)
+    same, other = copy.copy(recording), copy.deepcopy(recording)
+    assert torch.equal(rt.unscan(same)[0], wanted) and same.x is recording.x
+    for weight in of.weights.values():
+        weight.mul_(0.5)
+    of.x.zero_()
+    y, again = rt.unscan(other)
+    assert torch.equal(y, wanted) and all(map(torch.equal, again, first))
+    with pytest.raises(rt.ReversalError):
+        rt.unscan(recording)
+    with pytest.raises(TypeError, match="a Recording cannot be pickled, .* record again"):
+        pickle.dumps(other)
 
 
 @on_reference

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from types import ModuleType
 from typing import Any, cast
 
 from revtune.program import recipes
 from revtune.program.cli.options import parse, size_of
 from revtune.program.errors import Problem
-from revtune.program.language.config import Config, LanguageStudy
 from revtune.program.studies.compare.compare import run
 from revtune.program.studies.compare.contest import Options
-from revtune.program.tasks.task import Settings, Size
+from revtune.program.studies.compare.study import study_of
 
 
 def compare(arguments: list[str]) -> None:
@@ -35,15 +32,6 @@ def compare(arguments: list[str]) -> None:
     study, kind, about = study_of(recipe, size), cast(Any, Options), f"Recipe {name}. {recipe.__doc__}"
     default = Options(study=study, size=size)
     run(name, parse(kind[type(study)], arguments[1:], f"compare {name}", about=about, default=default, flat=False))
-
-
-def study_of(recipe: ModuleType, size: Size) -> Settings:
-    """A recipe's settings; those of a language model without what says how a run tunes, as all ways compete."""
-    if recipe.kind == "tuned":
-        tuned: Settings = recipe.study(size)
-        return tuned
-    config: Config = recipe.recipe(size)
-    return LanguageStudy(**{field.name: getattr(config, field.name) for field in dataclasses.fields(LanguageStudy)})
 
 
 def why_not(name: str) -> str:

@@ -81,7 +81,10 @@ def runner_and_options(name: str, arguments: list[str]) -> tuple[Runner, Any]:
     is_text = recipe.kind == "text"  # the default recipe's kind: its help lists all recipes
     about = f"There are:\n\n{recipes.overview()}" if is_text else recipe.__doc__
     about = f"Recipe {name}. {about}"
-    return runner, parse(kind, arguments, f"train {name}", about=about, default=default, flat=False)
+    options = parse(kind, arguments, f"train {name}", about=about, default=default, flat=False)
+    if isinstance(options, text.Options):
+        text.check_rates(options, default.config)
+    return runner, options
 
 
 Defaults = tuple[Any, Any]

@@ -31,7 +31,17 @@ from revtune.program.tuning import (
     check_starts,
     check_tunes,
 )
-from revtune.program.typed import LARGEST, MOST_THREADS, SEEDS, TOO_MANY, check_each, reason, told_of, typed
+from revtune.program.typed import (
+    LARGEST,
+    MOST_THREADS,
+    SEEDS,
+    TOO_MANY,
+    check_each,
+    json_object,
+    reason,
+    told_of,
+    typed,
+)
 
 RATES = "dropout input_dropout hidden_dropout output_dropout embedding_dropout weight_drop"
 """The settings of a net that are dropout rates."""
@@ -151,7 +161,8 @@ class Config(LanguageStudy):
     """How dropout rates and penalties on activations (AR, TAR) are tuned on validation text while weights learn:
     Delta-STN, STN, or not at all, which leaves rates where they are and has no penalties."""
     replays: Annotated[bool, tyro.conf.Suppress] = False
-    """Whether rates and penalties follow the run's schedule.json, which was another run's, and are not tuned."""
+    """Whether rates and penalties follow the run's replayed.json, which was another run's, and neither stay as the
+    settings of the net have them nor are tuned."""
 
     def json(self, **more: Any) -> str:
         """The configuration as indented JSON, paths as strings, with more beside it."""
@@ -165,12 +176,14 @@ def from_json(text: str, where: Path) -> Config:
         Problem: the text, read from `where`, is no configuration of this version.
     """
     try:
-        parts: dict[str, Any] = json.loads(text)
+        parts = json_object(json.loads(text), "it")
         parts.pop(NEAR, None)  # of use to `place`
-        for name in ("file", "data"):  # both must be there, unlike other settings, which have defaults
-            parts["text"][name] = None if parts["text"][name] is None else Path(parts["text"][name])
         groups = {"text": Text, "net": Net, "learning": Learning}
         groups |= {name: Tuning for name in TUNED if name in parts}  # earlier versions tuned nothing
+        for name in groups:
+            json_object(parts[name], name)
+        for name in ("file", "data"):  # both must be there, unlike other settings, which have defaults
+            parts["text"][name] = None if parts["text"][name] is None else Path(parts["text"][name])
         config = typed(Config, {**parts, **{name: typed(kind, parts[name]) for name, kind in groups.items()}})
         with told_of(where):
             check(config)

@@ -21,7 +21,8 @@ class Learning(task.Learning):
     """How it learns."""
 
     steps: int = 1600
-    """Weight updates over which the learning rate falls, and after which a run ends; in a contest its time ends it."""
+    """Weight updates after which a run ends, and over which a cosine falls; in a contest runs end so under a
+    cosine alone, and earlier when their time is spent."""
     batch: int = 32
     """Streams of text read side by side."""
     length: int = 64

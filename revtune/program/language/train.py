@@ -9,13 +9,15 @@ from typing import Annotated
 
 import tyro
 
+from revtune.program.errors import Problem
 from revtune.program.language import sample, trainer
 from revtune.program.language.config import Config, check
 from revtune.program.language.live import Report, measure
+from revtune.program.language.regularizers import rates_of
 from revtune.program.language.run import Run
 from revtune.program.runs import tracking
 from revtune.program.runs.folder import REPLAYED, SCHEDULE, command_line
-from revtune.program.runs.followed import Followed
+from revtune.program.runs.followed import Followed, whose
 from revtune.program.runs.together import together
 from revtune.program.runs.tracking import Tracked
 from revtune.program.tasks.task import Size
@@ -38,6 +40,15 @@ class Options:
     with it."""
 
 
+def check_rates(options: Options, usual: Config) -> None:
+    """Raise `Problem` for a rate that is not the usual one, and so was given, beside a schedule that sets it."""
+    followed, net = options.followed, options.config.net
+    for name in rates_of(net) if followed.option else []:
+        if (rate := getattr(net, name)) != getattr(usual.net, name):
+            left = f"--{name.replace('_', '-')} must be left out beside {followed.option}, which sets that rate"
+            raise Problem(f"{left}, got {rate}", code=2)
+
+
 def start(name: str, options: Options) -> Path:
     """A new run of a recipe, from its first step to its last; its folder."""
     assert options.config.recipe == name
@@ -48,6 +59,8 @@ def start(name: str, options: Options) -> Path:
     schedule = options.followed.schedule()
     config = dataclasses.replace(config, replays=schedule is not None).with_absolute_paths()
     with together(config.learning.device, config.learning.threads) as processes:
+        if schedule is not None and processes.rank == 0:
+            print(f"the hyperparameters follow {whose(schedule)}")
         with Report(config).shown() as report:
             run = trainer.start(config, options.out, report, schedule, options.track, processes)
         if processes.rank == 0:

@@ -31,6 +31,7 @@ from revtune.program.runs import checkpoint
 from revtune.program.runs.arithmetic import Arithmetic
 from revtune.program.runs.checkpoint import Saved, not_of_this_run, packed_as, unpacked_as
 from revtune.program.runs.folder import already_finished, command_line, intact, refuse_taken
+from revtune.program.runs.followed import OF
 from revtune.program.runs.metrics import Metrics, Unwritten, bits
 from revtune.program.runs.seals import Seals
 from revtune.program.runs.stopping import STOPPED, asked_to_stop, telling
@@ -239,7 +240,8 @@ def decisive(config: Config, corpus: Corpus, schedule: Schedule | None, arithmet
     for place in ("file", "data"):
         del settings["text"][place]
     computing = {"revtune": rt.__version__, **arithmetic.to_json()}
-    return {**settings, "data": corpus.digest(), "schedule": schedule, "arithmetic": computing}
+    values = schedule and {name: part for name, part in schedule.items() if name != OF}
+    return {**settings, "data": corpus.digest(), "schedule": values, "arithmetic": computing}
 
 
 def start(

@@ -14,7 +14,8 @@ from revtune.program.report import metrics
 from revtune.program.report.metrics import JsonObject, Points, column, later
 from revtune.program.report.story import Axes, Line, Story
 from revtune.program.runs import checkpoint
-from revtune.program.runs.folder import ENVIRONMENT
+from revtune.program.runs.folder import ENVIRONMENT, REPLAYED
+from revtune.program.runs.followed import read, whose
 from revtune.program.typed import reason
 
 BITS = Axes("bits", "Bits stored by layer", "bits a unit and step")
@@ -77,16 +78,32 @@ def draw_memory(story: Story, lines: list[JsonObject], elapsed: dict[float, floa
 
 
 def draw_hypers(
-    story: Story, values: dict[str, Points], scales: dict[str, Points], elapsed: dict[float, float]
+    story: Story, values: dict[str, Points], scales: dict[str, Points], elapsed: dict[float, float], *, perturbed: bool
 ) -> None:  # fmt: skip
-    """Draw a chart for each hyperparameter: its values, and the scale of its perturbations on an axis of its own."""
+    """Draw a chart for each hyperparameter: its values, and the scale of its perturbations on an axis of its own.
+
+    Args:
+        story: the run's.
+        values, scales: by hyperparameter.
+        elapsed: seconds by step.
+        perturbed: whether they are, as where a run tunes them.
+    """
     for name, points in values.items():
         axes = Axes("hyperparameters", name, "value", second=SCALE)
         story.draw(axes, Line("value", points, later(points, elapsed)))
         scale = scales.get(name, [])
         story.draw(axes, Line("scale", scale, later(scale, elapsed), look="dot", on_second=True))
-    if values and not any(scales.values()):
+    if perturbed and values and not any(scales.values()):
         story.note("hyperparameters", "Perturbation scales are missing: they are not recorded here.")
+
+
+def tell_followed(story: Story) -> None:
+    """Say whose hyperparameters a run follows that tunes nothing itself."""
+    try:
+        what = f"the run follows {whose(read(story.folder / REPLAYED))}, which {REPLAYED} keeps"
+    except Problem as error:
+        what = f"the run follows another, and what it follows is missing: {error}"
+    story.note("hyperparameters", f"Nothing was tuned: {what}.")
 
 
 def duration(seconds: float) -> str:

@@ -17,6 +17,7 @@ from revtune.program.runs.folder import HISTORY, command_line
 from revtune.program.studies.compare.contest import CONFIG, CONTESTANTS, NAMES, VALIDATION, Options
 from revtune.program.studies.compare.curves import curve
 from revtune.program.studies.compare.population import PopulationSettings
+from revtune.program.studies.compare.study import study_of
 from revtune.program.studies.compare.table import cells, headings, title, verdicts
 from revtune.program.studies.json_files import Template, missing, parsed
 from revtune.program.typed import read_typed, reason
@@ -142,7 +143,7 @@ def again(settings: JsonObject, path: Path) -> str:
     """
     try:
         recipe, size = settings["recipe"], settings.get("size", "small")
-        usual = recipes.find(recipe).study(size)
+        usual = study_of(recipes.find(recipe), size)
         kept = {name: settings[name] for name in ("seeds", "budget", "clock") if name in settings}
         given: Options[Any] = Options(
             study=read_typed(type(usual), settings["study"]), contestants=tuple(settings["contestants"]), size=size,

@@ -16,8 +16,8 @@ from revtune.program.runs.tracking import flat
 PREFIXED = ("stn", "delta", "pbt")
 """Groups of settings whose options have their name before them; those of all others stand alone."""
 
-UNASKED = ("recipe", "size", "source", "name")
-"""Settings that a recipe's name or `--size` decides."""
+UNASKED = ("recipe", "size", "source", "name", "replays")
+"""Settings that a recipe's name, `--size` or `--replay` decides."""
 
 
 def listed(path: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from revtune.program.report.common import (
     draw_memory,
     duration,
     environment,
+    tell_followed,
 )
 from revtune.program.report.metrics import JsonObject, column, later
 from revtune.program.report.settings import listed, repeating
@@ -26,6 +27,8 @@ from revtune.program.tasks.live import measure
 
 METHODS = {"delta": "tuned by Delta-STN", "stn": "tuned by STN", "plain": "at its starting values"}
 
+REPLAYED = "at another run's values"
+
 RESULT: Template = {"step": int, "valid": {"loss": float}, "test": {"loss": float}}
 
 
@@ -36,12 +39,15 @@ def story(folder: Path, name: str, *, accept_edits: bool = False) -> Story:
         Problem: its settings are not of this version, or its result is damaged.
     """
     recipe, method, study = tuned.stored(folder)
+    replays = tuned.replays(folder)
     quoted, tunes = recipes.find(recipe).task.measure, recipes.find(recipe).kind == "tuned"
     model = getattr(study, "model", None)
-    told = Story(folder, name, f"{recipe}, {METHODS[method] if tunes else model}")
+    told = Story(folder, name, f"{recipe}, {(REPLAYED if replays else METHODS[method]) if tunes else model}")
     lines, elapsed = validated(told, quoted)
-    tune(told, lines, elapsed)
-    if method == "plain":
+    tune(told, lines, elapsed, perturbed=method != "plain")
+    if replays:
+        tell_followed(told)
+    elif method == "plain":
         why = "a plain run stays at its starting values" if tunes else f"recipe {recipe} has no hyperparameters"
         told.note("hyperparameters", f"Nothing was tuned: {why}.")
     if model not in REVERSIBLE:
@@ -54,6 +60,7 @@ def story(folder: Path, name: str, *, accept_edits: bool = False) -> Story:
     size = config["size"] if (config := listed(folder / "config.json")).get("size", "small") != "small" else ""
     words = ["train", recipe, *(["--size", size] if size else [])]
     words += ["--method", method] if tunes and method != "delta" else []
+    words += ["--replay", str(folder)] if replays else []
     told.commands.insert(0, repeating(words, study, recipes.find(recipe).study(size or "small")))
     return told
 
@@ -92,13 +99,13 @@ def draw_speed(told: Story, elapsed: dict[float, float]) -> None:
     told.draw(Axes("costs", "Speed", "updates a second"), Line("speed", speed, later(speed, elapsed)))
 
 
-def tune(told: Story, lines: list[JsonObject], elapsed: dict[float, float]) -> None:
-    """Draw the hyperparameters by the history, or at validations where it is not written yet."""
+def tune(told: Story, lines: list[JsonObject], elapsed: dict[float, float], *, perturbed: bool) -> None:
+    """Draw the hyperparameters by the history, or at validations where there is none; `perturbed` as `draw_hypers`."""
     history, _ = metrics.read(told.folder / HISTORY) if (told.folder / HISTORY).exists() else ([], "")
     known = history or lines
     values = {name: column(known, "values", name) for name in metrics.names(known, "values")}
     scales = {name: column(known, "scales", name) for name in values}
-    draw_hypers(told, values, scales, elapsed)
+    draw_hypers(told, values, scales, elapsed, perturbed=perturbed)
 
 
 def finish(told: Story, quoted: str, steps: int) -> None:

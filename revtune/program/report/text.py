@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from revtune.program import recipes
 from revtune.program.errors import Problem
 from revtune.program.files import read_text
 from revtune.program.language import regularizers, sample
-from revtune.program.language.config import Config
+from revtune.program.language.config import RATES, Config
 from revtune.program.language.live import measure
 from revtune.program.language.run import Run
 from revtune.program.layers import REVERSIBLE
@@ -23,6 +24,7 @@ from revtune.program.report.common import (
     draw_memory,
     duration,
     environment,
+    tell_followed,
 )
 from revtune.program.report.metrics import JsonObject, Points, column, later, smoothed
 from revtune.program.report.settings import listed, repeating
@@ -55,7 +57,9 @@ def story(folder: Path, name: str, *, accept_edits: bool = False) -> Story:
             "bits", "No bits were recorded: the last chunk of a pass stores none, and passes here are of one chunk."
         )
     draw_tuned(told, run, valids, elapsed)
-    if config.tune == "off":
+    if config.replays:
+        tell_followed(told)
+    elif config.tune == "off":
         told.note("hyperparameters", "Nothing was tuned: dropout rates stayed as the configuration has them.")
     told.facts = facts(config, steps, valids, elapsed)
     add_sample(told, run, config)
@@ -102,7 +106,10 @@ def draw_tuned(told: Story, run: Run, valids: list[JsonObject], elapsed: dict[fl
     """Draw the hyperparameters' values by the schedule, or at validations where there is none."""
     values = {name: column(valids, "values", name) for name in metrics.names(valids, "values")}
     scales = {name: column(valids, "scales", name) for name in values}
-    draw_hypers(told, {**values, **scheduled(run, values)}, scales, elapsed)
+    config = run.config()
+    # of a schedule that is followed, validations show how much of it has been
+    known = values if config.replays else {**values, **scheduled(run, values)}
+    draw_hypers(told, known, scales, elapsed, perturbed=config.tune != "off")
 
 
 def scheduled(run: Run, at_validations: dict[str, Points]) -> dict[str, Points]:
@@ -148,7 +155,11 @@ def commands(folder: Path, config: Config, *, finished: bool) -> list[str]:
     """Those that repeat the run, go on with it or use it."""
     size = [] if config.size == "small" else ["--size", config.size]
     default = recipes.find(config.recipe).recipe(config.size)
-    found = [repeating(["train", config.recipe, *size], config, default)]
+    follows = ["--replay", str(folder)] if config.replays else []
+    if config.replays:  # no rate is given beside what is followed
+        rates: Any = {name: getattr(default.net, name) for name in RATES.split()}
+        config = replace(config, net=replace(config.net, **rates))
+    found = [repeating(["train", config.recipe, *size, *follows], config, default)]
     if not finished:
         found.append(command_line("train", "--resume", folder))
     return [*found, command_line("evaluate", folder), command_line("generate", folder)]

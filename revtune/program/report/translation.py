@@ -15,7 +15,7 @@ from revtune.program.report.common import RATE
 from revtune.program.report.metrics import column, is_number, later
 from revtune.program.report.settings import repeating
 from revtune.program.report.story import Attended, Line, Story, Table
-from revtune.program.report.task import RESULT, finish, validated
+from revtune.program.report.task import METHODS, RESULT, finish, tune, validated
 from revtune.program.runs.folder import command_line
 from revtune.program.studies.json_files import parsed
 from revtune.program.translation import run
@@ -38,11 +38,15 @@ def story(folder: Path, name: str, *, accept_edits: bool = False) -> Story:
     """
     recipe, study = run.stored(folder)
     text, net = study.text, study.net
-    told = Story(folder, name, f"translator, {text.source} to {text.target}, {net.model}")
+    how = "" if study.tune == "off" else f", {METHODS[study.tune]}"
+    told = Story(folder, name, f"translator, {text.source} to {text.target}, {net.model}{how}")
     lines, elapsed = validated(told, "perplexity")
-    rates = column(lines, "values", "lr")
-    told.draw(RATE, Line("learning rate", rates, later(rates, elapsed)))
-    told.note("hyperparameters", "Nothing was tuned: a translator's dropout rates stay as its configuration has them.")
+    if study.tune == "off":
+        rates = column(lines, "values", "lr")
+        told.draw(RATE, Line("learning rate", rates, later(rates, elapsed)))
+        told.note("hyperparameters", "Nothing was tuned: dropout rates stayed as the configuration has them.")
+    else:
+        tune(told, lines, elapsed, perturbed=True)
     finish(told, "perplexity", study.learning.steps)
     add_bits(told, reversible=net.model in REVERSIBLE, model=net.model)
     add_translations(told, study, accept_edits=accept_edits)

@@ -1,7 +1,8 @@
-"""The hyperparameters that a plain run takes from a run that tuned them: all of their schedule, or where they ended.
+"""The hyperparameters that a plain run takes from a run that tuned them: all of their schedule, or their last values.
 
 schedule.json, history.jsonl    what a run tuned, step by step, as language models and tasks write it
-replayed.json                   what a plain run takes of that, in the folder of its own, so that it needs no other
+replayed.json                   what a plain run takes of that, and whose it was, in the folder of its own, so that it
+                                needs no other, and whoever replays this run neither
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from revtune.program.errors import Problem
-from revtune.program.files import read_bytes, read_text
+from revtune.program.files import absolute, read_bytes, read_text
 from revtune.program.runs.folder import HISTORY, REPLAYED, SCHEDULE
 from revtune.program.tuning import write_schedule
 from revtune.program.typed import reason
@@ -22,15 +23,21 @@ from revtune.tuning.conversion.replay import check_schedule
 from revtune.tuning.hypers.kinds import Hyper, Positive, Rate
 from revtune.tuning.tuner.schedule import Schedule, columns
 
+OF = "of"
+"""What a schedule that is followed calls whose it is: the folder as "run", and as "step" from when on the last values
+held, where these alone are followed, else null."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Followed:
     """Whose hyperparameters a plain run takes."""
 
     replay: Path | None = None
-    """Set all hyperparameters at each step to what the tuned run in this folder had there; nothing is tuned."""
+    """Set all hyperparameters at each step to what the tuned run in this folder had there, or one that replayed it;
+    nothing is tuned."""
     values_of: Path | None = None
-    """Set all hyperparameters to those that the tuned run in this folder had at its end; nothing is tuned."""
+    """Set all hyperparameters to those that the tuned run in this folder had last, as far as it has come;
+    nothing is tuned."""
 
     def schedule(self, starts: Mapping[str, float] | None = None) -> Schedule | None:
         """What is followed; None where nothing is.
@@ -44,14 +51,41 @@ class Followed:
         if self.replay is not None and self.values_of is not None:
             raise Problem("--replay and --values-of cannot both be followed: give one of them", code=2)
         if self.replay is not None:
-            return schedule_of(self.replay, starts)
-        return None if self.values_of is None else at_the_end(schedule_of(self.values_of, starts))
+            return {OF: {"run": str(absolute(self.replay)), "step": None}, **replayable(self.replay, starts)}
+        if self.values_of is None:
+            return None
+        schedule = schedule_of(self.values_of, starts)
+        return {OF: {"run": str(absolute(self.values_of)), "step": schedule["steps"][-1]}, **at_the_end(schedule)}
 
     def check_untuned(self, tunes: str | None) -> None:
         """Raise `Problem` for a run that is tuned all the same, by the option that says so."""
-        option = "--replay" if self.replay is not None else "--values-of" if self.values_of is not None else None
-        if option and tunes:
-            raise Problem(f"{option} is for a run that tunes nothing itself, got {tunes}", code=2)
+        if self.option and tunes:
+            raise Problem(f"{self.option} is for a run that tunes nothing itself, got {tunes}", code=2)
+
+    @property
+    def option(self) -> str | None:
+        """The option that was given, if one was."""
+        return "--replay" if self.replay is not None else "--values-of" if self.values_of is not None else None
+
+
+def replayable(folder: Path, starts: Mapping[str, float] | None = None) -> Schedule:
+    """What the run in a folder tuned, by step, or what it followed itself.
+
+    Raises:
+        Problem: as `schedule_of`.
+    """
+    path = folder / REPLAYED
+    return read(path) if path.exists() else schedule_of(folder, starts)
+
+
+def whose(schedule: Schedule) -> str:
+    """Whose hyperparameters a run follows, in words; earlier versions did not write it down."""
+    match schedule.get(OF):
+        case {"run": str(run), "step": None}:
+            return f"the schedule of {run}"
+        case {"run": str(run), "step": int(step)}:
+            return f"the last values of {run}, which it had from step {step} on"
+    return "the schedule of another run"
 
 
 def schedule_of(folder: Path, starts: Mapping[str, float] | None = None) -> Schedule:

@@ -79,6 +79,8 @@ def start(name: str, options: Options[Any]) -> Path:
     task = recipes.find(name).task(study)
     schedule = options.followed.schedule(Constants(task.hypers()).values())
     values = values_by_step(task, schedule)
+    if schedule is not None:
+        print(f"the hyperparameters follow {followed.whose(schedule)}")
     facts: dict[str, Any] = {"recipe": name, "size": options.size, "method": options.method}
     facts["study"] = dataclasses.asdict(study)
     with claimed(name, options.out) as folder:
@@ -131,6 +133,11 @@ def stored(folder: Path) -> tuple[str, Method, Study]:
     return facts["recipe"], method, study
 
 
+def replays(folder: Path) -> bool:
+    """Whether the run in a folder, whose configuration is whole, takes its hyperparameters from another."""
+    return bool(json.loads(read_text(folder / "config.json")).get(REPLAYS))
+
+
 def resume(
     folder: Path, *, accept_edits: bool = False, data: Path | None = None, track: Tracked = "none"
 ) -> None:  # fmt: skip
@@ -144,8 +151,7 @@ def resume(
     study = with_place(study, folder, data)
     with told_of(folder / "config.json"):
         task = recipes.find(name).task.as_learnt(study, data_of(folder))
-    replays = json.loads(read_text(folder / "config.json")).get(REPLAYS)
-    schedule = followed.read(folder / REPLAYED) if replays else None
+    schedule = followed.read(folder / REPLAYED) if replays(folder) else None
     go_on(task, method, folder, seals, values_by_step(task, schedule), track)
 
 

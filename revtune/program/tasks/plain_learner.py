@@ -60,6 +60,12 @@ class PlainLearner(WeightLearner):
         """The hyperparameters as they were given, or set last."""
         return dict(self.hypers.values())
 
+    def take_best(self) -> None:
+        """Put the network back to its best state, and the hyperparameters to what a schedule had there."""
+        super().take_best()
+        if self.best and self.schedule is not None:
+            self.hypers.put(self.schedule(self.progress.best_step - 1))
+
     def state(self) -> dict[str, Any]:
         """All that the next step depends on."""
         return super().state() | {"carried": self._carried, "values": self.values()}

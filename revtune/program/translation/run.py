@@ -157,14 +157,15 @@ def go_on(one: Learner, folder: Path, seals: Seals, track: Tracked) -> None:
     with contextlib.closing(TaskRun(one, folder, command_line("train", "--resume", folder), seals)) as task_run:
         task_run.metrics.track(track, one.steps)
         task_run.learn_to_end(task.measure)
-        spent = task_run.clock.now()
+        spent, last = task_run.clock.now(), one.values()
         one.take_best()
         model = one.plain().eval()
         assert isinstance(model, Translator)
         scores = scored(task, model, Decoding())
         mark = read_vocabulary(folder, task.study).mark
         bits = stored_bits(task, model)
-        result = task_run.result(**spent, **scores, epoch=task.epoch, bits=bits, vocabularies=mark)
+        more = {"epoch": task.epoch, "bits": bits, "vocabularies": mark, "final_values": last}
+        result = task_run.result(**spent, **scores, **more)
         if (tracker := task_run.metrics.tracker) is not None:
             tracker.log({"step": one.steps, "bleu": scores["bleu"], "greedy_bleu": scores["greedy_bleu"]})
             tracker.text("sample", "\n\n".join(shown(task, model)), one.steps)

@@ -20,9 +20,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from revtune.reversible.arguments import check_bits, is_size
 from revtune.reversible.cells import fixed
 
 State = tuple[Tensor, ...]
@@ -130,6 +132,27 @@ class Coupling:
     update: Callable[..., tuple[Tensor | None, Tensor]]
 
 
+def check_update(name: str, part: str, z: object, u: object, shape: torch.Size) -> None:
+    """Refuse what the update of a coupling must not give, which would be laid over the part's other dimensions.
+
+    Args:
+        name: of the cell, for messages.
+        part: which part it changes.
+        z, u: what it gave.
+        shape: of the part, (B, N).
+
+    Raises:
+        ValueError: z or u is no tensor of this shape, nor z None.
+    """
+    if (z is None or (isinstance(z, Tensor) and z.shape == shape)) and isinstance(u, Tensor) and u.shape == shape:
+        return
+    got = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in (z, u)]
+    raise ValueError(
+        f"{name}: the update of part {part!r} must give tensors z, or None, and u of shape {tuple(shape)}, "
+        f"got z {got[0]} and u {got[1]}"
+    )
+
+
 @dataclass(frozen=True)
 class Stage:
     """A run of couplings that share their gates.
@@ -225,10 +248,16 @@ def forget_gate(z: Tensor, max_forget_bits: float | None, *, top: int = fixed.FO
         max_forget_bits: any positive number, or None for no limit but that of the rounding, 10 bits.
         top: the largest forget integer, 1..1024.
 
+    Raises:
+        ValueError: a limit that is no positive number, or a top outside 1..1024.
+
     Example:
         >>> forget_gate(torch.tensor([0.0, 1.0]), 3.0)
         tensor([0.1250, 1.0000])
     """
+    check_bits(max_forget_bits)
+    if not (is_size(top) and top <= fixed.FORGET_ONE):
+        raise ValueError(f"top must be an integer in 1..{fixed.FORGET_ONE}, the largest forget integer, got {top!r}")
     return fixed.round_forget(limited(z, max_forget_bits), top)
 
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from revtune.errors import ReversalError
-from revtune.reversible.arguments import is_size
+from revtune.reversible.arguments import check_size, is_size
 from revtune.reversible.cells.word_store import WordStore
 
 HEAD_START = 2.0**14
@@ -60,10 +60,14 @@ def default_share(steps: int, parts: int) -> int:
     Sharing makes short sequences cheap and costs a little time, since the units of a head take turns; long sequences
     need none beyond the parts of a cell, which take turns anyway.
 
+    Raises:
+        ValueError: no positive number of parts.
+
     Example:
         >>> default_share(70, 2), default_share(1000, 2), default_share(1000, 4)
         (16, 2, 4)
     """
+    check_size("parts", parts)
     wanted = -(-SHARED_STEPS // max(steps, 1))
     return max(parts, min(MAX_SHARE // parts, -(-wanted // parts)) * parts)
 

@@ -90,13 +90,19 @@ class LaneBuffer(Buffer):
         self._push_left()
         self._set_at_hand(self._unpacked() if len(self._sealed) else None)
         self._sure, self._new = float("inf"), []
-        yield
+        try:
+            yield
+        except BaseException:
+            self._sure, self._new = 0, []  # nobody asks for `came_even`, so the device is asked again
+            raise
 
     def came_even(self) -> tuple[bool | Tensor, bool | Tensor]:
         if not self._touched:  # and another `seal` may have closed the words at hand
+            self._sure = self._at_hand.numel()
             return True, True
         enough, all_taken = self._least >= 0, torch.stack([self._left == 0, *self._new]).all()
         self._set_at_hand(None)
+        self._new = []
         return enough, all_taken
 
     def seal(self) -> None:

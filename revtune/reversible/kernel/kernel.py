@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ class Kernel:
         starts: Tensor | None = None,
     ) -> None:
         assert cell.native is not None
-        self.weights, self.units, self.operators = weights, units, operators(weights.engine)
+        self.weights, self.units = weights, units
         # As the operators take them: slope, forgetting, bounded.
         self.limit = (slope_of(cell.native.max_forget_bits), cell.native.forgetting, cell.native.bounded)
         self.blocks, self.states = cell.blocks // PARTS, len(cell.states)
@@ -81,6 +82,11 @@ class Kernel:
         self._begin_at = bytearray() if resets is None else bytearray(resets.any(1).tolist())
         self._reused: dict[str, Tensor] = {}
         self._packs: tuple[Tensor, Tensor | None] | None = None
+
+    @property
+    def operators(self) -> Any:
+        """The operators; looked up, as they cannot be copied with the kernel."""
+        return operators(self.weights.engine)
 
     @property
     def rooms(self) -> int:

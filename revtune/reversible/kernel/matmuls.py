@@ -8,6 +8,8 @@ Shapes: N positions, I inputs, G outputs.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -129,7 +131,12 @@ class KernelProducts(Products):
     """
 
     def __init__(self, engine: Engine = "native") -> None:
-        self._engine, self._operators = engine, operators(engine)
+        self._engine = engine
+
+    @property
+    def _operators(self) -> Any:
+        """The kernel's operators; looked up, as they cannot be copied with this."""
+        return operators(self._engine)
 
     def linear(
         self,

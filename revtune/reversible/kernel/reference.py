@@ -19,7 +19,7 @@ from torch import Tensor
 from revtune.errors import ReversalError, StateRangeError
 from revtune.reversible import meter as metering
 from revtune.reversible.cells import fixed
-from revtune.reversible.cells.cell import Cell, Step
+from revtune.reversible.cells.cell import Cell, Step, check_update
 from revtune.reversible.cells.information_buffer import Buffer, default_share, ideal_bits
 from revtune.reversible.cells.lane_buffer import buffer_for
 from revtune.reversible.cells.state_range import LARGEST_COUNT, check_input, name_bad_count
@@ -247,9 +247,7 @@ class ReferenceTape(Tape):
         """Run a stage at a step of the last chunk, of which the first is checked closely."""
         graph, live = self._graph(row, stage, step)
         for index, part in enumerate(self.cell.stages[stage].changes):
-            z, u = graph.update(index)
-            if first and z is not None:
-                self._note_gate(z, part)
+            z, u = graph.update(index, self._check_update if first else None)
             graph.note_before(index, self._floats[part])
             self._couple(part, z, u, live, self.buffer.multiply)
         if first:
@@ -299,8 +297,8 @@ class ReferenceTape(Tape):
                 for coupling in stage.couplings:
                     step.forbidden = (coupling.part,)
                     z, u = coupling.update(step, *gates)
-                    if k == 0 and z is not None:
-                        self._note_gate(z, coupling.part)
+                    if k == 0:
+                        self._check_update(coupling.part, z, u)
                     self._couple(coupling.part, z, u, live, multiply)
             self._watch()
             self._write(y[k])
@@ -396,9 +394,11 @@ class ReferenceTape(Tape):
         compute = checksum_there if self.waits else checksum
         return compute(self.buffer.words, (*self.counts.values(), self.buffer.heads))
 
-    def _note_gate(self, z: Tensor, part: str) -> None:
-        """Note whether a multiplier is rounded; `_inspect` asks, once a chunk."""
-        self._rough[part] = fixed.is_rough(z)
+    def _check_update(self, part: str, z: Tensor | None, u: Tensor) -> None:
+        """Check what a coupling gave, and note whether its multiplier is rounded; `_inspect` asks, once a chunk."""
+        check_update(self.name, part, z, u, self._counts[part].shape)
+        if z is not None:
+            self._rough[part] = fixed.is_rough(z)
 
     def _watch(self) -> None:
         """Note the largest count of a step. A cell that is bounded is looked at once a chunk, in `_inspect`."""

@@ -7,7 +7,7 @@ chunk at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -126,12 +126,16 @@ class StageGraph:
             self._gates: tuple[Tensor, ...] = stage.gates(step)
         self._couplings: dict[int, _CouplingGraph] = {}
 
-    def update(self, index: int) -> tuple[Tensor | None, Tensor]:
-        """z and u of the coupling of this index."""
+    def update(
+        self, index: int, check: Callable[[str, Tensor | None, Tensor], None] | None = None
+    ) -> tuple[Tensor | None, Tensor]:
+        """z and u of the coupling of this index, after `check(part, z, u)` of what its function gave."""
         part, earlier = self._stage.changes[index], self._stage.changes[:index]
         self._step.changed, self._step.forbidden = earlier, (part,)
         with torch.enable_grad(), inner_graph():
             z, u = self._stage.couplings[index].update(self._step, *self._gates)
+        if check is not None:
+            check(part, z, u)
         wants_z, wants_u = z is not None and z.requires_grad, u.requires_grad
         edges = [get_gradient_edge(t) for t, wanted in ((z, wants_z), (u, wants_u)) if wanted and t is not None]
         early = [part for part in earlier if (part, True) in self._step.leaves]

@@ -50,13 +50,15 @@ class _KeptStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, cell: Cell, after: State, *tensors: Tensor) -> State:
         ctx.cell = cell
-        ctx.save_for_backward(*tensors, *after)
+        # Backward reads the states, and the caller may write to them: they share memory until then (private, as yet)
+        ctx.save_for_backward(*tensors, *map(torch._lazy_clone, after))
         return after
 
     @staticmethod
     def backward(ctx: Any, *dafter: Tensor) -> tuple[Tensor | None, ...]:
         cell, count = ctx.cell, len(ctx.cell.states)
-        tensors, after = ctx.saved_tensors[:-count], ctx.saved_tensors[-count:]
+        saved = ctx.saved_tensors  # read once, as torch's checkpoint allows
+        tensors, after = saved[:-count], saved[-count:]
         wanted = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
             return None, None, *_differentiable(cell, tensors, dafter, wanted)

@@ -117,7 +117,13 @@ class GivenResets(NamedTuple):
         """
         given = self
         if not batched and self.resets is not None:
-            given = self._replace(resets=check_tensor(f"{what}: resets", self.resets).unsqueeze(1))
+            resets = check_tensor(f"{what}: resets", self.resets)
+            if resets.shape != x.shape[:1] or resets.dtype != torch.bool:
+                raise ValueError(
+                    f"{what}: resets must be bool (T,) = {tuple(x.shape[:1])}, one at each step of an unbatched input, "
+                    f"got {resets.dtype} of shape {tuple(resets.shape)}"
+                )
+            given = self._replace(resets=resets.unsqueeze(1))
         at = given.steps(what, x, lengths, carried=carried, batch_first=batch_first)
         if at is None or self.reset_state is None:
             return None if at is None else Resets(at, carried=carried)

@@ -115,15 +115,14 @@ def check_states(
         raise ValueError(f"{net}: {what} must be {expected}, got {hx!r:.60}")  # cut, since tensors print their numbers
     for state in given:
         check_tensor(f"{net}: each of {what}", state)
-    states = tuple(state if batched else state.unsqueeze(-2) for state in given)
+    states = tuple(state if batched or not state.dim() else state.unsqueeze(-2) for state in given)
     if torch.is_autocast_enabled(batch.device.type):
         states = tuple(state if state.dtype == torch.float64 else state.to(batch.dtype) for state in states)
-    for state in states:
+    for one, state in zip(given, states, strict=True):
         if state.shape != shape and not (shared and state.shape == (*shape[:-2], 1, shape[-1])):
             wanted = shape if batched else (*shape[:-2], shape[-1])
-            got = tuple(state.shape) if batched else tuple(state.squeeze(-2).shape)
-            one = f", or one row for all, {(*shape[:-2], 1, shape[-1])}," if shared and batched else ""
-            raise ValueError(f"{net}: each tensor of {what} must be {wanted}{one or ','} got {got}")
+            alone = f", or one row for all, {(*shape[:-2], 1, shape[-1])}," if shared and batched else ","
+            raise ValueError(f"{net}: each tensor of {what} must be {wanted}{alone} got {tuple(one.shape)}")
         if state.device != batch.device:
             raise ValueError(f"{net}: {what} is on {state.device}, input on {batch.device}")
         if state.dtype not in (batch.dtype, torch.float64):

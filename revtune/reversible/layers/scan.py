@@ -10,8 +10,9 @@ Shapes: T time, B batch, I input, H hidden, N units of a part, G gates.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -26,14 +27,14 @@ from revtune.reversible.kernel.tape import Tape
 from revtune.reversible.layers.layer import LayerSettings, build_tape, run_layer
 from revtune.reversible.layers.resets import GivenResets
 from revtune.reversible.layers.rewind import read_again
-from revtune.reversible.layers.scan_arguments import checked_inputs
+from revtune.reversible.layers.scan_arguments import checked_cell, checked_inputs
 from revtune.reversible.layers.stack import Stack
 from revtune.reversible.storage import check_all_stored, naming_lost
 from revtune.reversible.transforms import refuse_transforms
 
 
 class Recording(NamedTuple):
-    """A sequence that has run and can be rewound.
+    """A sequence that has run and can be rewound. `copy.deepcopy` gives one with tensors of its own; pickling refuses.
 
     Attributes:
         y: its outputs, (T, B, H).
@@ -50,6 +51,18 @@ class Recording(NamedTuple):
     x: Tensor
     chunk: int
     environment: Environment
+
+    def __copy__(self) -> Recording:
+        return self._replace()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recording:
+        return Recording._make(copy.deepcopy(field, memo) for field in self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Recording cannot be pickled, as it is rewound by the products of the process that made it; keep the "
+            "arguments of record, and record again"
+        )
 
 
 def scan(
@@ -109,7 +122,8 @@ def scan(
         >>> y.shape, h.shape
         (torch.Size([5, 2, 4]), torch.Size([2, 4]))
     """
-    settings = LayerSettings(cell.name, masks=masks or {}, lengths=lengths, chunk=chunk, share=share)
+    name = checked_cell("scan", cell).name
+    settings = LayerSettings(name, masks=masks or {}, lengths=lengths, chunk=chunk, share=share)
     given = GivenResets(resets, reset_state, offsets)
     inputs, settings = checked_inputs(cell, x, state, weights, responses or {}, hidden, settings, given)
     engine = chosen(backend, cell, x, weights, settings.masks)
@@ -137,7 +151,8 @@ def record(
 
     Unlike in training every chunk spills, the last one too.
     """
-    settings = LayerSettings(cell.name, masks=masks or {}, lengths=lengths, chunk=chunk, share=share)
+    name = checked_cell("record", cell).name
+    settings = LayerSettings(name, masks=masks or {}, lengths=lengths, chunk=chunk, share=share)
     given = GivenResets(resets, reset_state, offsets)
     inputs, settings = checked_inputs(cell, x, state, weights, responses or {}, hidden, settings, given)
     refuse_transforms([x])

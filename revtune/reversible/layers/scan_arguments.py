@@ -12,9 +12,13 @@ from torch import Tensor
 
 from revtune.reversible.arguments import check_lengths, check_like, check_tensor, is_size
 from revtune.reversible.cells.cell import Cell, Response, State
+from revtune.reversible.cells.information_buffer import check_share
 from revtune.reversible.kernel.tape import LayerTensors
 from revtune.reversible.layers.layer import LayerSettings
 from revtune.reversible.layers.resets import NO_RESETS, GivenResets
+
+_OF_BUILT_IN = ("ih", "bias", "hh")
+"""The weights of a RevGRU or RevLSTM; a cell of one's own may read any besides the projection's."""
 
 
 def checked_inputs(
@@ -33,10 +37,23 @@ def checked_inputs(
         ValueError: arguments of `scan` that are no tensors or do not fit together.
     """
     _check_kinds(cell, x, state, weights, responses, settings.masks)
+    if settings.share is not None:
+        check_share(settings.share, len(cell.parts))
     inputs = LayerTensors(_first_state(cell, x, state, weights, hidden), weights, responses)
     _check_shapes(cell, x, inputs, settings)
     resets = given.steps(cell.name, x, settings.lengths, carried=state is not None)
     return inputs._replace(anew=_reset_state(cell, x, inputs, given)), settings._replace(resets=resets)
+
+
+def checked_cell(what: str, cell: object) -> Cell:
+    """The cell that `scan` or `record` was given.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(cell, Cell):
+        raise ValueError(f"{what}: cell must be a Cell, as rev_gru() gives, not a layer, got {type(cell).__name__}")
+    return cell
 
 
 def _check_kinds(
@@ -55,6 +72,8 @@ def _check_kinds(
             raise ValueError(f"{name}: {kind} must be a dict by name, got {type(mapping).__name__}")
     for key, weight in weights.items():
         check_tensor(f"{name}: weight {key!r}", weight)
+        if key == "ih" and weight.dim() != 2:
+            raise ValueError(f"{name}: weight 'ih' must be (G, I), got {tuple(weight.shape)}")
     for part, mask in masks.items():
         check_tensor(f"{name}: mask {part!r}", mask)
     for key, pair in responses.items():
@@ -74,13 +93,38 @@ def _first_state(
     """The state given, or zeros."""
     if x.dim() != 3 or 0 in x.shape[:2]:
         raise ValueError(f"{cell.name}: x must be (T, B, I) with T >= 1 and B >= 1, got {tuple(x.shape)}")
+    if state is not None and len(state) != len(cell.states):
+        raise ValueError(f"{cell.name}: state must be {len(cell.states)} tensors (B, H), got {len(state)}")
+    for tensor in state or ():
+        if tensor.dim() != 2:
+            raise ValueError(f"{cell.name}: a state must be (B, H), got {tuple(tensor.shape)}")
+    width, teller = _told_width(cell, x, state, weights)
+    if hidden is not None:
+        width = _checked_hidden(cell, hidden, width, teller)
     if state is not None:
-        if len(state) != len(cell.states):
-            raise ValueError(f"{cell.name}: state must be {len(cell.states)} tensors (B, H), got {len(state)}")
         return state
-    columns = weights["ih"].shape[0] if "ih" in weights else x.shape[-1]
-    units = hidden // len(cell.states[0]) if hidden else columns // max(cell.blocks, 1)
+    units = width // len(cell.states[0])
     return tuple(x.new_zeros(x.shape[1], units * len(group)) for group in cell.states)
+
+
+def _told_width(cell: Cell, x: Tensor, state: State | None, weights: Mapping[str, Tensor]) -> tuple[int, str]:
+    """H, and what tells it; "" for the features of x where nothing does."""
+    parts = len(cell.states[0])
+    if state is not None:
+        return state[0].shape[1], "the state"
+    if "ih" in weights:
+        return weights["ih"].shape[0] // max(cell.blocks, 1) * parts, "weight 'ih'"
+    return x.shape[-1] // max(cell.blocks, 1) * parts, "x" if cell.blocks else ""
+
+
+def _checked_hidden(cell: Cell, hidden: int, width: int, teller: str) -> int:
+    """H as the caller gives it, if it is that of what tells it."""
+    parts = len(cell.states[0])
+    if not is_size(hidden) or hidden % parts:
+        raise ValueError(f"{cell.name}: hidden must be a positive multiple of a state's {parts} parts, got {hidden!r}")
+    if teller and hidden != width:
+        raise ValueError(f"{cell.name}: hidden must be {width}, as {teller} has it, got {hidden}")
+    return hidden
 
 
 def _reset_state(cell: Cell, x: Tensor, inputs: LayerTensors, given: GivenResets) -> State:
@@ -131,8 +175,8 @@ def _check_shapes(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSe
 def _check_masks(cell: Cell, x: Tensor, units: int, masks: Mapping[str, Tensor]) -> None:
     for part, mask in masks.items():
         what, shape = f"{cell.name}: mask {part!r}", (x.shape[1], units)
-        if mask.requires_grad or mask.dtype != x.dtype:
-            raise ValueError(f"{what} must be {x.dtype} like x and require no gradient, got {mask.dtype}")
+        if mask.requires_grad:
+            raise ValueError(f"{what} must require no gradient, as it would get none, got one that requires it")
         check_like(what, mask, x.dtype, x.device, "x")
         if part not in cell.parts or mask.shape != shape:
             raise ValueError(
@@ -143,6 +187,8 @@ def _check_masks(cell: Cell, x: Tensor, units: int, masks: Mapping[str, Tensor])
 def _check_weights(cell: Cell, x: Tensor, weights: Mapping[str, Tensor], units: int) -> None:
     columns = cell.blocks * units
     for key, weight in weights.items():
+        if cell.native is not None and key not in _OF_BUILT_IN:
+            raise ValueError(f"{cell.name}: weights must be among {_OF_BUILT_IN} for this cell, got {key!r}")
         if weight.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"{cell.name}: weight {key!r} must be float32 or float64 to rewind exactly, got {weight.dtype}"
@@ -154,7 +200,7 @@ def _check_weights(cell: Cell, x: Tensor, weights: Mapping[str, Tensor], units: 
             )
     if "ih" in weights:
         shape = tuple(weights["ih"].shape)
-        if len(shape) != 2 or shape[0] != columns:
+        if shape[0] != columns:
             raise ValueError(f"{cell.name}: weight 'ih' must be (G, I) with G a multiple of {cell.blocks}, got {shape}")
         if shape[1] != x.shape[-1]:
             raise ValueError(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from revtune.reversible.arguments import check_lengths, check_size, check_tensor, running
+from revtune.reversible.arguments import check_lengths, check_like, check_size, check_tensor, running
 from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntropy
 from revtune.sequences import Along, handing
 
@@ -44,12 +44,12 @@ class Attention(nn.Module):
 
     Shape:
         Queries (B, K, Q), keys (B, S, D), lengths (B,), source positions of each row, all of them by default, and a
-        mask (B, D) that a row's keys are multiplied with, by default 1. Gives outputs (B, K, O) and weights (B, K, S),
-        which are 0 at padding and add up to 1.
+        mask (B, D) of the keys' dtype that a row's keys are multiplied with, by default 1. Gives outputs (B, K, O) and
+        weights (B, K, S), which are 0 at padding and add up to 1.
 
     Raises:
-        ValueError: sizes that are no positive integers; queries, keys or lengths of other shapes than these, or a
-            length outside 1..S.
+        ValueError: sizes that are no positive integers; queries, keys, lengths or a mask of other shapes than these, a
+            mask of another dtype (under autocast any of floats fits), or a length outside 1..S.
 
     Example:
         >>> out, weights = Attention(8, 6)(torch.randn(2, 3, 8), torch.randn(2, 5, 6), torch.tensor([5, 2]))
@@ -68,7 +68,7 @@ class Attention(nn.Module):
         self, queries: Tensor, keys: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Outputs and weights; shapes as in the class's description."""
-        self._check(queries, keys, lengths)
+        self._check(queries, keys, lengths, mask)
         projected, padding = self.score(queries), None
         if lengths is not None:
             padding = ~running(lengths, 0, keys.shape[1]).t().unsqueeze(1)
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         context = context if mask is None else context * mask
         return torch.tanh(self.combine(torch.cat([context, queries], -1))), weights
 
-    def _check(self, queries: Tensor, keys: Tensor, lengths: Tensor | None) -> None:
+    def _check(self, queries: Tensor, keys: Tensor, lengths: Tensor | None, mask: Tensor | None) -> None:
         for name, given, size in (("queries", queries, self.query_size), ("keys", keys, self.key_size)):
             check_tensor(f"Attention: {name}", given)
             if given.dim() != 3 or given.shape[2] != size:
@@ -88,9 +88,24 @@ class Attention(nn.Module):
         if len(queries) != len(keys):
             raise ValueError(f"Attention: queries and keys must be of as many rows, got {len(queries)} and {len(keys)}")
         check_lengths(lengths, keys.shape[1], len(keys), keys.device, _LENGTH_NAMES)
+        if mask is not None:
+            _check_mask("Attention", mask, len(keys), self.key_size)
+            dtype = mask.dtype if torch.is_autocast_enabled(keys.device.type) else keys.dtype
+            check_like("Attention: mask", mask, dtype, keys.device, "the keys")
 
     def extra_repr(self) -> str:
         return f"{self.query_size}, {self.key_size}, {self.output_size}"
+
+
+def _check_mask(name: str, mask: object, rows: int, width: int | None = None) -> Tensor:
+    """Refuse a mask that is no tensor of floats (B, D) of so many rows, and of this width if one is given."""
+    given = check_tensor(f"{name}: mask", mask)
+    if not given.is_floating_point() or given.dim() != 2 or given.shape != (rows, width or given.shape[1]):
+        wanted = f"({rows}, {width or 'D'})"
+        raise ValueError(
+            f"{name}: mask must be floats {wanted}, a row's for its keys, got {given.dtype} {tuple(given.shape)}"
+        )
+    return given
 
 
 class _DotAttention(torch.autograd.Function):
@@ -139,8 +154,8 @@ class AttentionReadout(FeatureReadout):
         gives them, and the context.
 
     Raises:
-        ValueError: lengths that are no integers (B,), or of another batch than the targets; targets that are not
-            numbered; keys that do not fit the attention.
+        ValueError: lengths that are no integers (B,), or of another batch than the targets; a mask that is not of as
+            many rows; targets that are not numbered; keys, or a mask, that do not fit the attention.
 
     Example:
         >>> attention, head = Attention(8, 6), LinearCrossEntropy(8, 10)
@@ -163,7 +178,8 @@ class AttentionReadout(FeatureReadout):
         if not isinstance(lengths, Tensor) or lengths.dim() != 1 or lengths.dtype not in (torch.int64, torch.int32):
             given = f"{lengths.dtype} {tuple(lengths.shape)}" if isinstance(lengths, Tensor) else type(lengths).__name__
             raise ValueError(f"AttentionReadout: lengths must be integers (B,), one a row of the source, got {given}")
-        self.attention, self.keys, self.lengths, self.mask = attention, keys, lengths, mask
+        self.attention, self.keys, self.lengths = attention, keys, lengths
+        self.mask = None if mask is None else _check_mask("AttentionReadout", mask, len(lengths))
         self.drop = drop or nn.Identity()
 
     def classes(self, targets: Tensor) -> Tensor:
@@ -228,6 +244,12 @@ class AttentionReadout(FeatureReadout):
 
 
 def numbered(tokens: Tensor) -> Tensor:
-    """Target tokens (T, B), each with its row and step, (T, B, 3), which `AttentionReadout` takes."""
+    """Target tokens (T, B), each with its row and step, (T, B, 3), which `AttentionReadout` takes.
+
+    Raises:
+        ValueError: they are of another shape.
+    """
+    if check_tensor("numbered: tokens", tokens).dim() != 2:
+        raise ValueError(f"numbered: tokens must be (T, B), got {tuple(tokens.shape)}")
     steps, rows = (torch.arange(size, device=tokens.device) for size in tokens.shape)
     return torch.stack([tokens, rows.expand(tokens.shape), steps.unsqueeze(1).expand(tokens.shape)], -1)

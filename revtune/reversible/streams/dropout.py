@@ -44,7 +44,7 @@ class LockedDropout(nn.Module):
         self.p = check_rate("p", p)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 3:
+        if check_tensor("LockedDropout: input", x).dim() != 3:
             raise ValueError(
                 f"LockedDropout wants (T, B, F), got {tuple(x.shape)}; on readouts use the layer's output_dropout"
             )

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from revtune.reversible.arguments import check_lengths, check_tensor, is_size, running
+from revtune.reversible.arguments import check_lengths, is_size, running
 from revtune.reversible.kernel.untraced import untraced
 from revtune.reversible.layers.masks import one_sequence
 from revtune.reversible.layers.rnn import RevRNN
@@ -27,7 +27,7 @@ from revtune.reversible.streams.penalties import ActivationPenalties, check_pena
 from revtune.reversible.streams.readout_pass import ReadoutFunction
 from revtune.reversible.streams.reductions import Reduction, check_reduction
 from revtune.reversible.streams.stream import Batch, Stream
-from revtune.reversible.streams.stream_checks import check_parts, check_tensors, refuse_both_ways
+from revtune.reversible.streams.stream_checks import check_context, check_parts, check_tensors, refuse_both_ways
 
 
 def rewind_loss(
@@ -70,8 +70,9 @@ def rewind_loss(
             nn.GRU's `hx`: the backward direction begins from it behind each row's last step, so that what a call
             returned, which there belongs to the first step, does not lead on to the next segment.
         lengths: steps of each row, (B,), in 1..T. Padded inputs must still be finite numbers or valid ids.
-        context: tensors that the readout takes besides, `readout(y, targets, *context)`, such as annotations of another
-            sequence (`rewind_encode`); their gradients are added up over chunks and reach them once.
+        context: a list or tuple of tensors that the readout takes besides, `readout(y, targets, *context)`, such as
+            annotations of another sequence (`rewind_encode`); their gradients are added up over chunks and reach them
+            once. A `LinearCrossEntropy` takes none.
         reduction: "mean" divides by the number of positions (or by `readout.total_weight(targets)`), "sum" does not.
             "rows" gives losses (B,) whose mean is that of "mean": row b's summed loss times B over what "mean" divides
             by. Gradients were computed for that mean, so that they are right for `losses.mean()`, `losses.sum()` or any
@@ -137,8 +138,6 @@ def stream_loss(
     batch = _checked(rnn, batch, reduction, normalizer)
     refuse_both_ways("rewind_loss", rnn, checkpoint_every, max_memory, batch.penalties)
     segment, most = segment_steps(checkpoint_every, batch.inputs.shape[0]), checked_memory(max_memory)
-    for tensor in batch.context:
-        check_tensor("rewind_loss: each of context", tensor)
     with reading(batch.inputs, batch.targets):
         weight = mean_weight(batch.readout, normalizer, _counted_targets(batch)) if reduction != "sum" else 1.0
         number_divides = reduction != "sum" and normalizer is None and total_weight(batch.readout) is None
@@ -172,6 +171,7 @@ def _checked(rnn: RevRNN, batch: Batch, reduction: str, normalizer: Normalizer |
     if targets.requires_grad:
         raise ValueError("rewind_loss gives no gradient to targets; pass targets.detach()")
     check_lengths(batch.lengths, inputs.shape[0], inputs.shape[1], inputs.device)
+    check_context(what, batch.context, batch.readout)
     check_penalties(batch.penalties)
     return batch._replace(inputs=inputs, targets=targets)
 

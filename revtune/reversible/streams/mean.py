@@ -134,10 +134,13 @@ def mean_weight(readout: Any, normalizer: Normalizer | None, targets: Tensor) ->
         ValueError: it is no positive number.
     """
     if normalizer is not None:
-        weight = float(normalizer(targets) if callable(normalizer) else normalizer)
+        given: Any = normalizer(targets) if callable(normalizer) else normalizer
+        weight = _as_number(given)
         if not 0 < weight < float("inf"):
+            many = isinstance(given, Tensor) and given.numel() != 1
             raise ValueError(
-                f"normalizer must be, or return, a positive number, which the loss is divided by, got {weight}"
+                "normalizer must be, or return, a positive number, which the loss is divided by, got "
+                + (f"a tensor {tuple(given.shape)}" if many else f"{given!r:.60}")
             )
         return weight
     total = total_weight(readout)
@@ -147,6 +150,14 @@ def mean_weight(readout: Any, normalizer: Normalizer | None, targets: Tensor) ->
             "rewind_loss: no target counts, so there is no mean loss; use reduction='sum' or leave the batch out"
         )
     return weight
+
+
+def _as_number(given: Any) -> float:
+    """A number, or a tensor that holds one, as a float; NaN for what is none."""
+    try:
+        return float("nan") if isinstance(given, str | bool) else float(given)
+    except (TypeError, ValueError):
+        return float("nan")
 
 
 def total_weight(readout: Any) -> Callable[[Tensor], float] | None:

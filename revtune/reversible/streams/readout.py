@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from revtune.reversible.arguments import check_fraction, check_size, check_tensor
+from revtune.reversible.arguments import check_flag, check_fraction, check_size, check_tensor
 from revtune.reversible.kernel.chunks import budget_on, spans
 from revtune.reversible.kernel.lowered_matmuls import LoweredProducts, Precision, check_precision
 from revtune.reversible.kernel.matmuls import Products, products_for
@@ -53,7 +53,7 @@ class LinearCrossEntropy(nn.Module):
         class_weights: w, shape (V,), not negative.
         precision: how the factors of its products are read: None for float32, "bfloat16", "float16", or "tf32" on an
             NVIDIA GPU. Sums, softmax and loss stay float32. It saves time on a GPU alone.
-        device, dtype: as in nn.Linear.
+        device, dtype: as in nn.Linear; with `tie` none but the tied weight's.
 
     Shape:
         `head(y, targets)` with y (..., E) and targets (...) of integers in 0..V-1 or `ignore_index` gives a 0-d summed
@@ -61,7 +61,8 @@ class LinearCrossEntropy(nn.Module):
 
     Raises:
         ValueError: sizes that are not positive, shapes that do not fit, targets outside the classes, a smoothing
-            outside 0..1, a precision of other tensors than float32 ones, or of a device that does not have it.
+            outside 0..1, class weights that require a gradient, a device or dtype that a tied weight has not, a
+            precision of other tensors than float32 ones, or of a device that does not have it.
 
     Example:
         >>> head = LinearCrossEntropy(4, 10)
@@ -91,6 +92,7 @@ class LinearCrossEntropy(nn.Module):
         self.precision = check_precision(precision)
         check_size("in_features", in_features)
         check_size("num_classes", num_classes)
+        check_flag("bias", bias)
         check_fraction("label_smoothing", label_smoothing)
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
             raise ValueError(f"ignore_index must be an integer, the target that does not count, got {ignore_index!r}")
@@ -105,6 +107,8 @@ class LinearCrossEntropy(nn.Module):
             raise ValueError(
                 f"a tied weight must be ({num_classes}, {in_features}), classes by features, got {tuple(weight.shape)}"
             )
+        else:
+            _check_tied(weight, device, dtype)
         self.weight = weight
         zeros = torch.zeros(num_classes, device=weight.device, dtype=weight.dtype)
         self.register_parameter("bias", nn.Parameter(zeros) if bias else None)
@@ -112,6 +116,11 @@ class LinearCrossEntropy(nn.Module):
             raise ValueError(f"class_weights must be a tensor ({num_classes},), got {type(class_weights).__name__}")
         if class_weights is not None and class_weights.shape != (num_classes,):
             raise ValueError(f"class_weights must be ({num_classes},), one a class, got {tuple(class_weights.shape)}")
+        if class_weights is not None and class_weights.requires_grad:
+            raise ValueError(
+                "class_weights must require no gradient, as they would get none, got a tensor that requires one; "
+                "pass class_weights.detach()"
+            )
         if class_weights is not None:
             wrong = ~((class_weights >= 0) & class_weights.isfinite())
             if bool(wrong.any()):
@@ -312,6 +321,19 @@ class LinearCrossEntropy(nn.Module):
     def extra_repr(self) -> str:
         lowered = "" if self.precision is None else f", precision={self.precision!r}"
         return f"in_features={self.in_features}, num_classes={self.num_classes}, bias={self.bias is not None}{lowered}"
+
+
+def _check_tied(weight: Tensor, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    """Refuse a device and a dtype that a tied weight has not.
+
+    Raises:
+        ValueError: names the one that differs.
+    """
+    if dtype not in (None, weight.dtype):
+        raise ValueError(f"dtype must be None or {weight.dtype}, that of the tied weight, got {dtype}")
+    given, wanted = weight.device if device is None else torch.device(device), weight.device
+    if given.type != wanted.type or (given.index != wanted.index and None not in (given.index, wanted.index)):
+        raise ValueError(f"device must be None or {wanted}, that of the tied weight, got {given}")
 
 
 HEADS: dict[type[LinearCrossEntropy], Any] = {LinearCrossEntropy: LinearCrossEntropy.forward}

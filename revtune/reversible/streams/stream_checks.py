@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.streams.hooks import hooked, make_weights
 from revtune.reversible.streams.memory import refuse_cached
 from revtune.reversible.streams.parallel import refuse_wrapped, unwrapped_net
+from revtune.reversible.streams.readout import HEADS
 from revtune.reversible.transforms import refuse_transforms
 
 
@@ -99,6 +100,27 @@ def refuse_both_ways(
         raise ValueError(
             f"{what}: penalties are those of a net of one direction, got a bidirectional one; let the readout penalize "
             "outputs"
+        )
+
+
+def check_context(what: str, context: Sequence[Tensor], readout: Any) -> None:
+    """Refuse what is no sequence of tensors, and a context that the readout would never be given.
+
+    Args:
+        what: the function's name, for messages.
+        context, readout: as that function takes them.
+
+    Raises:
+        ValueError: says which of them it is.
+    """
+    if not isinstance(context, tuple | list):
+        raise ValueError(f"{what}: context must be a list or tuple of tensors, got {type(context).__name__}")
+    for tensor in context:
+        check_tensor(f"{what}: each of context", tensor)
+    if context and type(readout) in HEADS and "forward" not in vars(readout):
+        raise ValueError(
+            f"{what}: context must be empty for a {type(readout).__name__}, which takes outputs and targets alone, got "
+            f"{len(context)} of it"
         )
 
 

@@ -143,6 +143,16 @@ def test_what_cannot_be_followed_is_told(text: Path, tuned: Run, tmp_path: Path)
     assert not out.exists()
 
 
+@pytest.mark.parametrize("option", ["--replay", "--values-of"])
+def test_a_rate_given_beside_what_sets_it_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "ptb", "--tune", "off", option, "nowhere"]
+    assert main([*words, "--input-dropout", "0.5"]) == 2
+    told = f"--input-dropout must be left out beside {option}, which sets that rate, got 0.5"
+    assert told in capsys.readouterr().err
+    assert main([*words, "--input-dropout", "0.1"]) == 1  # the recipe's own
+    assert "nowhere has no schedule to follow" in capsys.readouterr().err
+
+
 def test_an_edited_or_lost_schedule_is_told(text: Path, tuned: Run, tmp_path: Path) -> None:
     told, schedule = config(text, tuned.config().net.model, replays=True), schedule_of(tuned)
     with pytest.raises(Died):

@@ -72,6 +72,19 @@ def test_other_json_is_no_configuration(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[]", r"it must be a JSON object, got \[\]"),
+        (json.dumps({**json.loads(CONFIG.json()), "text": ["a"]}), r"text must be a JSON object, got \['a'\]"),
+        (json.dumps({**json.loads(CONFIG.json()), "stn": None}), "stn must be a JSON object, got None"),
+    ],
+)
+def test_what_is_no_object_is_told(text: str, told: str) -> None:
+    with pytest.raises(Problem, match=rf"config\.json is no configuration of this revtune: {told}"):
+        from_json(text, Path("config.json"))
+
+
+@pytest.mark.parametrize(
     ("config", "sentence"),
     [
         (Config(recipe="x", net=Net(hidden=7)), "--hidden must be even, to be split in halves, got 7"),

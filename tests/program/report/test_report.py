@@ -1,6 +1,10 @@
 """Pages of every kind of folder, what they say of what is missing, and what is said of what is none."""
 
+import dataclasses
+import html
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,13 +12,20 @@ from typing import Any
 import pytest
 
 from revtune.program.cli.main import main
+from revtune.program.cli.train import runner_and_options
 from revtune.program.language import trainer
+from revtune.program.recipes import find
 from revtune.program.recipes.output_dropout import NAME
+from revtune.program.report import translation
+from revtune.program.runs.followed import Followed
+from revtune.program.studies import tuned
 from revtune.program.studies.compare.compare import run as run_contest
 from revtune.program.studies.tuned import Options as TunedOptions
 from revtune.program.studies.tuned import start
+from revtune.program.tasks.task import with_absolute_paths
+from revtune.program.tuning import Tuning
 from tests.chunking import set_chunk_steps
-from tests.tiny_contests import tiny_options
+from tests.tiny_contests import language_contest, tiny_options
 from tests.tiny_pairs import write_pairs
 from tests.tiny_runs import Silent, config, write_sums
 from tests.tiny_words import tiny, write_words
@@ -80,6 +91,55 @@ def test_bits_and_memory_are_recorded_where_bits_are_metered(text_run: Path) -> 
     assert {"revtune", "torch", "python", "processor"} <= environment.keys()
 
 
+def start_words(text: str) -> list[str]:
+    """The words after the program's name of the command that a page gives first to repeat a run."""
+    found = re.search("revtune (train [^<]*)", text)
+    assert found
+    return shlex.split(html.unescape(found[1].splitlines()[0]))
+
+
+def test_a_language_model_that_replays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("revtune.program.language.sample.shown", lambda *_: "")
+    write_sums(tmp_path / "sums")
+    tuning = Tuning(warmup=1, ratio=2, hyper_lr=0.1)
+    one = dataclasses.replace(config(tmp_path / "sums", "gru"), tune="stn", stn=tuning)
+    trainer.start(one, tmp_path / "tuned", Silent())
+    words = "train text --model gru --embedding 8 --hidden 8 --batch 4 --length 8 --steps 8 --valid-every 4 --tune off"
+    file = ["--file", str(tmp_path / "sums"), "--valid-batch", "2"]
+    followed = ["--replay", str(tmp_path / "tuned"), "--out", str(tmp_path / "run")]
+    assert main([*words.split(), *file, *followed]) == 0
+    assert f"the hyperparameters follow the schedule of {tmp_path / 'tuned'}" in capsys.readouterr().out
+    text = page_of(tmp_path, tmp_path / "run")
+    assert f"the run follows the schedule of {tmp_path / 'tuned'}, which replayed.json keeps" in text
+    assert "stayed as the configuration" not in text and "scales are missing" not in text
+    assert ">input_dropout<" in text
+    again = [*start_words(text), "--out", str(tmp_path / "again")]
+    assert main(again) == 0
+    for name in ("replayed.json", "config.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_a_tuned_recipe_that_takes_last_values(tmp_path: Path) -> None:
+    write_words(tmp_path / "data")
+    study = tiny(tmp_path / "data")
+    followed = {name: [0.1 * number, 0.2] for number, name in enumerate(find("ptb_lstm").task(study).hypers())}
+    schedule = {"steps": [0, 3], "values": followed, "rates": {name: [] for name in followed}}
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned/schedule.json").write_text(json.dumps(schedule))
+    follows = Followed(values_of=tmp_path / "tuned")
+    options: Any = TunedOptions(study=study, method="plain", followed=follows, out=tmp_path / "run")
+    start("ptb_lstm", options)
+    text = page_of(tmp_path, tmp_path / "run")
+    last = f"the last values of {tmp_path / 'tuned'}, which it had from step 3 on"
+    assert f"the run follows {last}, which replayed.json keeps" in text and "at another run&#x27;s values" in text
+    assert "starting values" not in text and "scales are missing" not in text
+    runner, given = runner_and_options("ptb_lstm", start_words(text)[2:])
+    assert runner is tuned and given.study == with_absolute_paths(study) and given.method == "plain"
+    assert given.followed.replay == tmp_path / "run"
+
+
 @pytest.mark.parametrize("method", ["delta", "plain"])
 def test_a_tuned_recipe(method: Any, tmp_path: Path) -> None:
     write_words(tmp_path / "data")
@@ -106,6 +166,23 @@ def test_a_translator(tmp_path: Path) -> None:
     assert "No translations: " in page_of(tmp_path, tmp_path / "run")
 
 
+def test_a_tuned_translator(tmp_path: Path) -> None:
+    """As far as it has come."""
+    study = dataclasses.replace(find("multi30k").recipe(), tune="stn")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"recipe": "multi30k", "study": dataclasses.asdict(study)}, default=str)
+    )
+    line = {"loss": 3.0, "train_loss": 3.0, "perplexity": 20.0, "wall": 1.0}
+    lines = [{**line, "step": step, "values": {"drop": 0.1 * step}, "scales": {"drop": 0.5}} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    story = translation.story(tmp_path, "run")
+    assert not any(section == "hyperparameters" for section, _ in story.notes)
+    values, scales = (line for axes, line in story.lines if axes.title == "drop")
+    assert values.points == [(1, 0.1), (2, 0.2)] and scales.points == [(1, 0.5), (2, 0.5)]
+    assert story.kind.endswith(", tuned by STN") and not any(axes.title == "Learning rate" for axes, _ in story.lines)
+    assert runner_and_options("multi30k", shlex.split(story.commands[0])[3:])[1].study == study
+
+
 @pytest.mark.slow
 def test_a_contest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run_contest("mnist", tiny_options(tmp_path, monkeypatch))
@@ -114,6 +191,13 @@ def test_a_contest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "results.json").unlink()
     text = page_of(tmp_path, folder)
     assert "The contest has no results yet" in text and "Delta-STN, seed 1" in text
+
+
+def test_a_contest_of_language_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run_contest("ptb", language_contest(tmp_path, "gru", ("plain", "stn"), monkeypatch))
+    text = page_of(tmp_path, folder)
+    assert "contest on ptb" in text and "STN, seed 1" in text and ">encode.dropout<" in text
+    assert "revtune compare ptb --data " in text and "--words 200 --model gru" in text
 
 
 @pytest.mark.parametrize(

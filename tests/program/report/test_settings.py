@@ -1,6 +1,7 @@
 """The command that a page gives to repeat a run, read as a command line."""
 
 import dataclasses
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from revtune.program.cli.train import runner_and_options
 from revtune.program.report import contest, translation
 from revtune.program.report.settings import listed, repeating
 from revtune.program.studies.compare.contest import Options as ContestOptions
+from revtune.program.studies.compare.study import study_of
 
 
 def words_of(command: str) -> list[str]:
@@ -70,18 +72,20 @@ def test_a_studys_command_gives_its_settings() -> None:
     assert runner_and_options(name, arguments)[1].study == study
 
 
-def test_a_contests_command_gives_its_settings() -> None:
-    usual = recipes.find("fashion").study("small")
-    study = dataclasses.replace(usual, images=500)
+@pytest.mark.parametrize("recipe", ["fashion", "ptb", "wikitext2", "text", "stdlib"])
+def test_a_contests_command_gives_its_settings(recipe: str) -> None:
+    usual: Any = study_of(recipes.find(recipe), "small")
+    study = dataclasses.replace(usual.at_seed(4), stn=dataclasses.replace(usual.stn, warmup=7))
     settings = {
-        "recipe": "fashion", "study": dataclasses.asdict(study), "seeds": 3, "budget": 20.0, "clock": "cpu",
-        "contestants": ["plain", "delta"], "pbt": {"members": 4, "interval": 2}, "size": "small",
+        "recipe": recipe, "study": json.loads(json.dumps(dataclasses.asdict(study), default=str)), "seeds": 3,
+        "budget": 20.0, "clock": "cpu", "contestants": ["plain", "delta"], "pbt": {"members": 4, "interval": 2},
+        "size": "small",
     }  # fmt: skip
     _, name, *arguments = words_of(contest.again(settings, Path("config.json")))
     kind: Any = ContestOptions
     default = ContestOptions(study=usual)
-    options = parse(kind[type(usual)], arguments, "compare fashion", default=default, flat=False)
-    assert (name, options.study, options.seeds, options.budget, options.clock) == ("fashion", study, 3, 20.0, "cpu")
+    options = parse(kind[type(usual)], arguments, f"compare {recipe}", default=default, flat=False)
+    assert (name, options.study, options.seeds, options.budget, options.clock) == (recipe, study, 3, 20.0, "cpu")
     assert options.contestants == ("plain", "delta") and options.pbt.members == 4
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from revtune.program.errors import Problem
-from revtune.program.runs.followed import Followed, at_the_end, check_fits, schedule_of
+from revtune.program.runs.followed import Followed, at_the_end, check_fits, keep, schedule_of, whose
 from revtune.tuning.hypers.kinds import Between, Hyper, Integer, Positive, Rate
 
 SCHEDULE = {"steps": [0, 4], "values": {"drop": [0.1, 0.3]}, "rates": {"drop": ["drop.p"]}}
@@ -15,10 +15,25 @@ RECORDS = [{"step": step, "values": {"drop": value}} for step, value in ((4, 0.2
 
 def test_a_schedule_or_its_end_is_taken(tmp_path: Path) -> None:
     (tmp_path / "schedule.json").write_text(json.dumps(SCHEDULE))
-    assert Followed(replay=tmp_path).schedule() == SCHEDULE
-    assert Followed(values_of=tmp_path).schedule() == {**SCHEDULE, "steps": [0], "values": {"drop": [0.3]}}
+    whole, last = Followed(replay=tmp_path).schedule(), Followed(values_of=tmp_path).schedule()
+    assert whole == {**SCHEDULE, "of": {"run": str(tmp_path), "step": None}}
+    end = {**SCHEDULE, "steps": [0], "values": {"drop": [0.3]}}
+    assert last == {**end, "of": {"run": str(tmp_path), "step": 4}}
+    assert whose(whole) == f"the schedule of {tmp_path}" and whose(SCHEDULE) == "the schedule of another run"
+    assert whose(last) == f"the last values of {tmp_path}, which it had from step 4 on"
     assert Followed().schedule() is None
     assert at_the_end(SCHEDULE)["values"] == {"drop": [0.3]} and SCHEDULE["values"] == {"drop": [0.1, 0.3]}
+
+
+def test_what_a_run_has_followed_can_be_followed_again(tmp_path: Path) -> None:
+    (tmp_path / "schedule.json").write_text(json.dumps(SCHEDULE))
+    for followed in (Followed(replay=tmp_path), Followed(values_of=tmp_path)):
+        (tmp_path / "again").mkdir(exist_ok=True)
+        schedule = followed.schedule() or {}
+        keep(schedule, tmp_path / "again")
+        assert Followed(replay=tmp_path / "again").schedule() == schedule
+        with pytest.raises(Problem, match="again has no schedule to follow: schedule.json is not there"):
+            Followed(values_of=tmp_path / "again").schedule()
 
 
 def test_a_tasks_schedule_is_its_history(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from revtune.program.errors import Problem
 from revtune.program.recipes import find
 from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import packed, unpacked
+from revtune.program.runs.followed import Followed
 from revtune.program.studies import tuned as tuned_train
 from revtune.program.tasks import live as tuned_report
 from revtune.program.tasks.learner import Learner, Progress
@@ -100,6 +101,25 @@ def test_the_best_network_is_plain_and_comes_to_its_figures(tmp_path: Path) -> N
         net.load_state_dict(one.weights())
         for split in ("valid", "test"):
             assert task.evaluate(net, split)["loss"] == pytest.approx(one.figures(split)["loss"], rel=1e-5)
+
+
+def test_a_replayed_runs_result_has_the_values_of_its_best_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study: Any = tiny(tmp_path / "data").study
+    (tmp_path / "tuned").mkdir()
+    names, moves = ("input_drop", "drop1", "drop2"), [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    schedule = {"steps": list(range(6)), "values": dict.fromkeys(names, moves), "rates": {name: [] for name in names}}
+    (tmp_path / "tuned/schedule.json").write_text(json.dumps(schedule))
+    losses = iter([2.0, 1.0, 1.5, 1.0, 1.0])
+    monkeypatch.setattr(PlainLearner, "figures", lambda *_: {"loss": next(losses), "error": 0.5})
+    followed = Followed(replay=tmp_path / "tuned")
+    options: Any = tuned_train.Options(study=study, method="plain", followed=followed, out=tmp_path / "run")
+    tuned_train.start("mnist", options)
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["step"] == 4 and result["values"] == dict.fromkeys(names, 0.4)
+    assert result["final_values"] == dict.fromkeys(names, 0.6)
+    assert "at step 4: input_drop 0.4, drop1 0.4, drop2 0.4" in capsys.readouterr().out
 
 
 def test_learning_rates() -> None:

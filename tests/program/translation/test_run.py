@@ -394,6 +394,19 @@ def test_a_tuned_run_is_told_and_used(
     assert "is finished: all 9 steps are done" in capsys.readouterr().err
 
 
+def test_a_tuned_runs_final_values_are_those_of_its_last_step(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([2.0, 1.0, 1.5, 1.0, 1.0])
+    monkeypatch.setattr(TunedLearner, "figures", lambda *_: {"loss": (loss := next(losses)), "perplexity": loss})
+    words = ["--data", str(data), "--out", str(tmp_path / "run"), *SMALL[:6], "--tune", "stn", *TUNING]
+    assert main(["train", "multi30k", *words, "--model", "gru", "--steps", "9", "--valid-every", "3"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["step"] == 6 and result["values"] == lines[1]["values"] != lines[2]["values"]
+    assert result["final_values"] == lines[2]["values"]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +77,18 @@ def test_a_forget_gate_is_limited_and_rounded(bits: float, z: float) -> None:
 @pytest.mark.parametrize("top", [1, 700, 1023])
 def test_a_forget_gate_has_a_top(top: int) -> None:
     assert rt.forget_gate(torch.tensor([1.0]), 3.0, top=top).item() == top / 1024
+
+
+@pytest.mark.parametrize("bits", [0, -1.0, float("nan"), float("inf"), True, "3"])
+def test_a_forget_gate_refuses_a_limit_that_is_no_positive_number(bits: Any) -> None:
+    with pytest.raises(ValueError, match=f"max_forget_bits must be a positive number or None.*, got .?{bits}"):
+        rt.forget_gate(torch.tensor([0.0]), bits)
+
+
+@pytest.mark.parametrize("top", [0, 1025, 512.0, True, None])
+def test_a_forget_gate_refuses_a_top_that_is_no_forget_integer(top: Any) -> None:
+    with pytest.raises(ValueError, match=f"top must be an integer in 1..1024, the largest forget integer, got {top}"):
+        rt.forget_gate(torch.tensor([0.0]), 3.0, top=top)
 
 
 @on_both
@@ -289,6 +302,35 @@ def test_a_gate_not_made_by_forget_gate_is_refused(gate: float | None, chunk: in
         rt.record(cell, x, weights={}, chunk=chunk)
     with pytest.raises(ValueError, match="rough.*forget_gate"):
         rt.scan(cell, x.requires_grad_(), weights={}, chunk=chunk)
+
+
+WRONG: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "a column": (lambda value: value[:, :1], r"\(2, 1\)"),
+    "a row": (lambda value: value[:1], r"\(1, 4\)"),
+    "no batch": (lambda value: value[0], r"\(4,\)"),
+    "one number": (lambda value: value[0, 0], r"\(\)"),
+    "twice as wide": (lambda value: torch.cat([value, value], -1), r"\(2, 8\)"),
+    "no tensor": (lambda value: 0.5, "float"),
+}
+
+
+@pytest.mark.parametrize("which", ["z", "u"])
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("way", ["train", "train, one chunk", "infer", "record"])
+@pytest.mark.covering(1)
+def test_an_update_of_another_shape_is_named(way: str, wrong: str, which: str) -> None:
+    """Laid over the part it would be silently wrong, or leave words that no step takes back."""
+    change, got = WRONG[wrong]
+
+    def update(step: rt.Step) -> tuple[Tensor, Tensor]:
+        z, u = torch.full_like(step.x, 0.5), torch.tanh(step.x)
+        return (change(z), u) if which == "z" else (z, change(u))
+
+    cell = own("laid", ("h",), rt.Stage(1, lambda step: (), (rt.Coupling("h", update),)))
+    x, run = torch.randn(6, 2, 4, requires_grad=way[:5] == "train"), rt.record if way == "record" else rt.scan
+    told = f"z {got} and u" if which == "z" else f"u {got}$"
+    with pytest.raises(ValueError, match=rf"laid: the update of part 'h' must give .* of shape \(2, 4\), got .*{told}"):
+        run(cell, x, weights={}, chunk=6 if "one" in way else 2)
 
 
 def test_cells_that_make_no_sense_are_refused() -> None:

@@ -5,7 +5,7 @@ What is said of one kind is said of both: of the one for a CPU, and of the one t
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -276,6 +276,12 @@ def test_default_share_of_wide_cells_is_their_parts() -> None:
     assert [default_share(10, 17), default_share(10**6, 17)] == [17, 17]
 
 
+@pytest.mark.parametrize("parts", [0, -2, 1.5])
+def test_a_default_share_of_no_parts_is_refused(parts: Any) -> None:
+    with pytest.raises(ValueError, match=f"parts must be a positive integer, got {parts}"):
+        default_share(0, parts)
+
+
 @pytest.mark.parametrize(("parts", "share"), [(1, 0), (2, 3), (4, 2), (2, -2)])
 def test_a_share_that_fits_no_parts_is_refused(parts: int, share: int) -> None:
     with pytest.raises(ValueError, match=f"share must be a positive multiple of the cell's {parts} parts, got {share}"):
@@ -314,3 +320,27 @@ def test_what_is_put_away_whole_is_taken_back(
     before.heads[3] += 1
     with pytest.raises(ReversalError, match="a head has not come back to where it began anew"):
         before.take_back(rows, 2)
+
+
+@of_both_kinds
+@pytest.mark.parametrize("ends", ["raises", "undoes nothing"])
+def test_a_way_back_that_was_not_gone_leaves_a_buffer_that_asks_again(kind: type[Buffer], ends: str) -> None:
+    """What is undone step by step afterwards finds the words of every `seal`, and heads that are not new."""
+    generator, buffer = torch.Generator().manual_seed(3), kind(3, 4, parts=2, share=4)
+    zi = torch.randint(1, 40, (20, 3, 4), generator=generator).double()
+    kept = [random_counts(3, 4, generator)]
+    for step in range(20):
+        kept.append(buffer.multiply(kept[-1], zi[step]))
+        buffer.seal()
+    if ends == "raises":
+        with pytest.raises(KeyError), buffer.rewinding():
+            raise KeyError
+    else:
+        with buffer.rewinding():
+            pass
+        assert buffer.came_even() == (True, True)
+    with pytest.raises(ReversalError, match="a head has not come back to where it began anew"):
+        buffer.copy().take_back(torch.tensor([0, 2]), 2)
+    for step in reversed(range(20)):
+        assert torch.equal(buffer.divide(kept[step + 1], zi[step]), kept[step])
+    assert buffer.words == 0

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 import revtune as rt
 from revtune.errors import NonFiniteError, StateRangeError
@@ -149,6 +150,16 @@ def test_bad_arguments_are_refused(kind: Any, training: bool) -> None:
         (x, state_for(cell, 8), r"each tensor of hx must be"),
         (x[0], state_for(cell, 1, 8), r"each tensor of hx must be \(8,\), got \(1, 8\)"),
         (x, state_for(cell, 3, 8, dtype=torch.float16), "hx must be torch.float32, or float64 for exact states"),
+        (
+            x,
+            formed([torch.tensor(0.0)] * len(listed(state_for(cell, 1)))),
+            r"each tensor of hx must be \(3, 8\), got \(\)",
+        ),
+        (
+            x[0],
+            formed([torch.tensor(0.0)] * len(listed(state_for(cell, 1)))),
+            r"each tensor of hx must be \(8,\), got \(\)",
+        ),
         (x, (), "hx must be"),
         (x, (torch.zeros(3, 8),) * 3, "hx must be"),
     ]
@@ -293,19 +304,55 @@ def test_the_gradient_is_that_of_the_equations(kind: Any) -> None:
 def test_a_loop_keeps_its_states_and_no_gates(kind: Any, dtype: torch.dtype) -> None:
     """Beside inputs and weights; nn.GRUCell and nn.LSTMCell keep seven float32 numbers a unit and step."""
     kept: dict[int, Tensor] = {}
+    # `data_ptr` would part lazy clones, which share memory until it is asked
+    place_of: Any = torch._C._data_address  # type: ignore[attr-defined]
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
+        kept[place_of(tensor)] = tensor
         return tensor
 
     cell, x = kind(5, 16), torch.randn(30, 3, 5)
     hx = state_for(cell, 3, 16, dtype=dtype)
-    given = {tensor.untyped_storage().data_ptr() for tensor in (x, *cell.parameters(), *listed(hx))}
+    given = {place_of(tensor) for tensor in (*x, *cell.parameters(), *listed(hx))}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         for part in x:
             hx = cell(part, hx)
     stored = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in given)
     assert stored == 30 * 3 * 16 * len(listed(hx)) * dtype.itemsize
+
+
+@both
+def test_a_checkpointed_loop_has_the_same_gradients(kind: Any) -> None:
+    """Of torch.utils.checkpoint, which lets a step read what it saved once."""
+    cell, x, hx = kind(5, 8), torch.randn(4, 3, 5), state_for(kind(5, 8), 3, 8)
+
+    def total(x: Tensor) -> Tensor:
+        return unrolled(cell, x, hx)[0].square().sum()
+
+    wanted = torch.autograd.grad(total(x), list(cell.parameters()))
+    checkpointed: Any = checkpoint(total, x, use_reentrant=False)
+    assert all(map(torch.equal, torch.autograd.grad(checkpointed, list(cell.parameters())), wanted))
+
+
+@both
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("which", [0, -1])
+def test_a_state_may_be_written_to_after_its_step(kind: Any, dtype: torch.dtype, which: int) -> None:
+    """As where an episode ends: gradients are those of a loop that writes to copies."""
+    cell, x = kind(5, 8), torch.randn(4, 3, 5, requires_grad=True)
+    first = state_for(cell, 3, 8, dtype=dtype, grad=True)
+
+    def gradients(copied: bool) -> tuple[Tensor, ...]:
+        hx, outputs = first, []
+        for part in x:
+            states = [state.clone() if copied else state for state in listed(cell(part, hx))]
+            states[which][0] = 0.25
+            states[which][1].mul_(0.5)
+            outputs.append(states[0].square().sum())
+            hx = formed(states)
+        return torch.autograd.grad(torch.stack(outputs).sum(), [x, *listed(first), *cell.parameters()])
+
+    assert all(map(torch.equal, gradients(copied=False), gradients(copied=True)))
 
 
 @both

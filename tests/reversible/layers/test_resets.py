@@ -4,6 +4,7 @@ Stored states tell outputs and gradients on the reference, bit for bit and up to
 apart do, bit for bit; the reference's matrix products have other last bits in other shapes.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -515,6 +516,15 @@ def test_resets_that_do_not_fit_are_refused(name: str) -> None:
         rt.rewind_encode(net, x, **given)
 
 
+@pytest.mark.parametrize("wrong", [
+    torch.zeros(9, 1, dtype=torch.bool), torch.zeros(8, dtype=torch.bool), torch.tensor(True), torch.zeros(9),
+])  # fmt: skip
+def test_resets_of_an_unbatched_input_are_one_a_step(wrong: torch.Tensor) -> None:
+    got = rf"got {wrong.dtype} of shape {re.escape(str(tuple(wrong.shape)))}$"
+    with pytest.raises(ValueError, match=rf"^RevGRU: resets must be bool \(T,\) = \(9,\), one at each step of .*{got}"):
+        rt.RevGRU(3, 8)(torch.randn(9, 3), resets=wrong)
+
+
 @pytest.mark.parametrize("name", OF_ONE_ROW)
 def test_offsets_that_do_not_fit_are_refused(name: str) -> None:
     offsets, sentence = OF_ONE_ROW[name]
@@ -536,6 +546,7 @@ WRONG_STATES: dict[str, tuple[Any, str]] = {
     "rows": (torch.zeros(1, 2, 8), r"each tensor of reset_state must be \(1, 3, 8\), or one row for all, \(1, 1, 8\)"),
     "pair": ((torch.zeros(1, 3, 8),) * 2, "reset_state must be the tensor h_0"),
     "dtype": (torch.zeros(1, 3, 8, dtype=torch.float16), "reset_state must be torch.float32, or float64"),
+    "number": (torch.tensor(0.0), r"each tensor of reset_state must be \(1, 3, 8\), .* got \(\)"),
     "NaN": (torch.full((1, 1, 8), float("nan")), "reset_state is not finite"),
 }
 

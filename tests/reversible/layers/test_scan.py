@@ -5,6 +5,7 @@ then a gate then rounds to the next 1024th, which moves what follows by 1e-4 or 
 such that it does not happen.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -253,6 +254,10 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "flat hh": ({"weights": {"hh": torch.zeros(24)}}, r"hh.*\(24, 4\).*\(24,\)"),
     "deep hh": ({"weights": {"hh": torch.zeros(24, 4, 1)}}, r"hh.*\(24, 4\).*\(24, 4, 1\)"),
     "no hh": ({"weights": {"hh": None}}, "hh"),
+    "unknown weight": (
+        {"weights": {"bias_ih": torch.zeros(24)}},
+        r"RevGRU: weights must be among \('ih', 'bias', 'hh'\) for this cell, got 'bias_ih'",
+    ),
     "odd ih": ({"weights": {"ih": torch.zeros(25, 5)}}, "ih.*25"),
     "bias without ih": ({"x": torch.zeros(9, 3, 24), "weights": {"ih": None}}, "bias.*needs weight 'ih'"),
     "half weights": ({"weights": {"ih": torch.zeros(24, 5).half(), "hh": torch.zeros(24, 4).half()}}, "float16"),
@@ -284,6 +289,24 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "state elsewhere": ({"state": (torch.zeros(3, 8, device="meta"),)}, "state is on meta, x on cpu"),
     "mask that is none": ({"masks": {"h1": 0.5}}, "mask 'h1' must be a tensor, got float"),
     "mask elsewhere": ({"masks": {"h1": torch.zeros(3, 4, device="meta")}}, "mask 'h1'.*cpu.*meta"),
+    "mask that learns": (
+        {"masks": {"h1": torch.zeros(3, 4, requires_grad=True)}},
+        "mask 'h1' must require no gradient, as it would get none, got one that requires it",
+    ),
+    "float64 mask": ({"masks": {"h1": torch.zeros(3, 4).double()}}, "mask 'h1' must be torch.float32.*got .*float64"),
+    "share in floats": ({"share": 2.0}, "share must be a positive multiple of the cell's 2 parts, got 2.0"),
+    "share that is a switch": ({"share": True}, "share must be a positive multiple of the cell's 2 parts, got True"),
+    "hidden in letters": ({"hidden": "8"}, "hidden must be a positive multiple of a state's 2 parts, got '8'"),
+    "negative hidden": ({"hidden": -8}, "hidden must be a positive multiple of a state's 2 parts, got -8"),
+    "odd hidden": ({"hidden": 9}, "hidden must be a positive multiple of a state's 2 parts, got 9"),
+    "hidden of other states": ({"hidden": 10}, "hidden must be 8, as the state has it, got 10"),
+    "hidden of another ih": ({"hidden": 10, "state": None}, "hidden must be 8, as weight 'ih' has it, got 10"),
+    "hidden of another x": (
+        {"hidden": 10, "state": None, "x": torch.zeros(9, 3, 24), "weights": {"ih": None, "bias": None}},
+        "hidden must be 8, as x has it, got 10",
+    ),
+    "bare ih": ({"weights": {"ih": torch.zeros(())}}, r"weight 'ih' must be \(G, I\), got \(\)"),
+    "state of no dimension": ({"state": (torch.zeros(()),)}, r"a state must be \(B, H\), got \(\)"),
     "unknown mask": ({"masks": {"h3": torch.zeros(3, 4)}}, "h3"),
 }
 
@@ -297,3 +320,24 @@ def test_arguments_that_do_not_fit(misfit: str) -> None:
         weights = {name: w for name, w in {**of.weights, **weights}.items() if w is not None}
     with pytest.raises(ValueError, match=sentence):
         rt.scan(of.cell, **{"x": of.x, "state": of.state, **changes, "weights": weights})
+
+
+def test_recording_refuses_a_weight_that_the_cell_does_not_know() -> None:
+    of = problem("RevLSTM", 9)
+    with pytest.raises(ValueError, match="RevLSTM: weights must be among .* got 'hx'"):
+        rt.record(of.cell, of.x, weights={**of.weights, "hx": torch.zeros(2)})
+
+
+def test_a_cell_of_ones_own_may_be_given_weights_of_any_name() -> None:
+    of = problem("RevGRU", 9)
+    cell = replace(of.cell, name="mine")
+    y, _ = rt.scan(cell, of.x, of.state, weights={**of.weights, "unread": torch.zeros(2)})
+    assert torch.equal(y, rt.scan(cell, of.x, of.state, weights=of.weights)[0])
+
+
+@pytest.mark.parametrize("run", [rt.scan, rt.record])
+@pytest.mark.parametrize("layer", [rt.RevGRU(5, 8), rt.RevLSTMCell(5, 8), None])
+def test_a_layer_in_the_place_of_a_cell_is_named(run: Any, layer: Any) -> None:
+    of, kind = problem("RevGRU", 9), type(layer).__name__
+    with pytest.raises(ValueError, match=rf"^{run.__name__}: cell must be a Cell, as rev_gru\(\) gives.*got {kind}"):
+        run(layer, of.x, weights=of.weights)

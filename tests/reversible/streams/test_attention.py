@@ -146,6 +146,38 @@ def test_what_does_not_fit_is_told(
         Attention(H, D)(torch.randn(queries), torch.randn(keys), None if lengths is None else torch.tensor(lengths))
 
 
+MASKS: list[tuple[Any, str]] = [
+    (torch.rand(D), r"floats \(4, {width}\), a row's for its keys, got torch.float32 \(5,\)"),
+    (torch.rand(1, D), r"floats \(4, {width}\), a row's for its keys, got torch.float32 \(1, 5\)"),
+    (torch.rand(B + 5, D), r"floats \(4, {width}\), a row's for its keys, got torch.float32 \(9, 5\)"),
+    (torch.rand(B, S, D), r"floats \(4, {width}\), a row's for its keys, got torch.float32 \(4, 7, 5\)"),
+    (torch.ones(B, D).bool(), r"floats \(4, {width}\), a row's for its keys, got torch.bool \(4, 5\)"),
+    ([1.0] * B, "a tensor, got list"),
+]
+"""What is no mask (B, D), and what is told of it."""
+
+
+@pytest.mark.parametrize(("mask", "told"), MASKS)
+def test_a_mask_that_does_not_fit_is_told(mask: Any, told: str) -> None:
+    """Of some shapes it would lie over other dimensions, silently."""
+    attention = Attention(H, D)
+    with pytest.raises(ValueError, match="^Attention: mask must be " + told.format(width=D)):
+        attention(torch.randn(B, T, H), torch.randn(B, S, D), None, mask)
+    with pytest.raises(ValueError, match="^AttentionReadout: mask must be " + told.format(width="D")):
+        AttentionReadout(attention, lambda rows: torch.randn(B, S, D), torch.full((B,), S),
+                         rt.LinearCrossEntropy(H, V), mask=mask)  # fmt: skip
+
+
+def test_a_mask_of_another_width_or_dtype_is_told() -> None:
+    attention, queries, keys = Attention(H, D), torch.randn(B, T, H), torch.randn(B, S, D)
+    with pytest.raises(ValueError, match=r"^Attention: mask must be floats \(4, 5\), .*got torch.float32 \(4, 1\)"):
+        attention(queries, keys, None, torch.rand(B, 1))
+    with pytest.raises(ValueError, match="^Attention: mask must be torch.float32 on cpu like the keys, got .*float64"):
+        attention(queries, keys, None, torch.rand(B, D).double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert attention(queries, keys.bfloat16(), None, torch.rand(B, D))[0].shape == (B, T, H)
+
+
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize(("lengths", "plain", "told"), [
     ([S] * 2, False, "lengths must be of the batch's 4 rows, got 2"),
@@ -203,3 +235,9 @@ def test_a_readout_s_lengths_are_integers_one_a_row(lengths: Any) -> None:
 def test_sizes_are_positive(sizes: tuple[int, ...], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         Attention(*sizes)
+
+
+@pytest.mark.parametrize("tokens", [torch.zeros(2, 3, 4), torch.zeros(3)])
+def test_tokens_to_be_numbered_are_of_two_dimensions(tokens: Tensor) -> None:
+    with pytest.raises(ValueError, match=rf"numbered: tokens must be \(T, B\), got \({tokens.shape[0]},"):
+        numbered(tokens)

@@ -85,6 +85,17 @@ def test_a_readout_that_leaves_targets_out_needs_a_normaliser(kind: str, mode: A
     assert over_all == pytest.approx(right * float((targets != 0).double().mean()))
 
 
+@pytest.mark.parametrize(("normalizer", "got"), [
+    ("mean", "'mean'"), (lambda targets: None, "None"), (lambda targets: targets, r"a tensor \(\d+,\)"),
+    (lambda targets: "3", "'3'"), ([2.0], r"\[2.0\]"), (-1.5, "-1.5"), (float("inf"), "inf"),
+    (torch.tensor(0.0), "tensor"),
+])  # fmt: skip
+def test_a_normalizer_that_is_no_positive_number_is_told(normalizer: Any, got: str) -> None:
+    parts = Parts()
+    with pytest.raises(ValueError, match=f"normalizer must be, or return, a positive number, .* got {got}"):
+        parts.lose(parts.whole.head, parts.targets(), normalizer=normalizer)
+
+
 def test_what_is_left_out_in_a_later_batch_is_seen() -> None:
     parts = Parts()
     readout = leaving_out(parts)["cross_entropy"]

@@ -15,6 +15,10 @@ At each seed the contestants learn in this order:
     pbt         population based training, for all of its time
     found       as final, at the best searcher's values; it shows what is due to long training
 
+Under a cosine each run ends with it, after --steps updates, or when its time is spent, whichever is first: plain too,
+whether or not it improves, stn and delta, every trial, and pbt, each of whose members takes so many. Searchers alone
+then use all of their time.
+
 Of every run the best network by held-out loss is kept. Time for tests, checkpoints and journals, and for the choice of
 a trial's values, does not count, as it is no part of a method.
 
@@ -47,7 +51,7 @@ from revtune.program.studies.compare.table import finish
 from revtune.program.studies.json_files import JsonObject
 from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.loop import TaskRun
-from revtune.program.tasks.task import SEARCHERS, Method, Searcher, Task
+from revtune.program.tasks.task import SEARCHERS, Learning, Method, Searcher, Task
 from revtune.program.tasks.tuned_learner import learner
 from revtune.program.typed import check_numbers
 
@@ -142,6 +146,14 @@ def searched(contest: Contest, task: Task, seed: int, contestant: Contestant, re
         return search.result(budget=options.budget)
 
 
+def check_schedule(learning: Learning) -> None:
+    """Raise `Problem` for a cosine that ends between two validations, at which alone networks are judged and kept."""
+    steps, every = learning.steps, learning.valid_every
+    if learning.schedule == "cosine" and steps % every:
+        why = "as runs and trials of a contest end with a cosine and are judged at validations"
+        raise Problem(f"--steps must be a multiple of --valid-every {every}, {why}, got {steps}", code=2)
+
+
 def check_options(options: Options[Any]) -> None:
     """Raise `Problem` for options that no contest can have."""
     for name, right, expected in (
@@ -150,6 +162,7 @@ def check_options(options: Options[Any]) -> None:
     ):  # fmt: skip
         if not right:
             raise Problem(f"--{name} must be {expected}, got {getattr(options, name)}", code=2)
+    check_schedule(options.study.learning)
     check_numbers(options.pbt, prefix="pbt.")
     if options.pbt.members < 2:
         raise Problem(f"--pbt.members must be at least 2, as they take after one another, got {options.pbt.members}",

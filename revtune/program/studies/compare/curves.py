@@ -1,4 +1,4 @@
-"""Held-out loss over time, and when it was as low as another."""
+"""Held-out loss over time, when it was as low as another, and medians over seeds."""
 
 from __future__ import annotations
 
@@ -38,6 +38,17 @@ def reached(run: JsonObject, goal: float) -> float | None:
     return next((when for when, loss in run["curve"] if loss <= goal), None) if goal < float("inf") else None
 
 
-def median_of(row: JsonObject, *path: str) -> float:
-    """The median over seeds of a figure, by its keys in a run."""
-    return float(median(reduce(getitem, path, run) for run in row["runs"]))
+def seeds_of(row: JsonObject) -> set[int]:
+    """The seeds that a contestant has run at."""
+    return {run["seed"] for run in row["runs"]}
+
+
+def seeds_differ(rows: list[JsonObject]) -> bool:
+    """Whether some contestants have run at other seeds than others."""
+    return any(seeds_of(row) != seeds_of(rows[0]) for row in rows)
+
+
+def median_of(row: JsonObject, *path: str, seeds: set[int] | None = None) -> float:
+    """The median over seeds, by default all that there are, of a figure, by its keys in a run."""
+    runs = [run for run in row["runs"] if seeds is None or run["seed"] in seeds]
+    return float(median(reduce(getitem, path, run) for run in runs))

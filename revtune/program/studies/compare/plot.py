@@ -6,7 +6,7 @@ from statistics import median
 
 from revtune.program import figures
 from revtune.program.studies.compare.contest import NAMES
-from revtune.program.studies.compare.curves import best_after
+from revtune.program.studies.compare.curves import best_after, seeds_differ
 from revtune.program.studies.json_files import JsonObject
 
 LOOKS = {
@@ -34,7 +34,8 @@ def plot(results: JsonObject) -> bytes:
             continue
         when, by_time = zip(*drawn, strict=True)
         axes.fill_between(when, list(map(min, by_time)), list(map(max, by_time)), color=colour, alpha=0.12, lw=0)
-        axes.plot(when, list(map(median, by_time)), style, color=colour, lw=1.8, label=NAMES[row["contestant"]])
+        label = NAMES[row["contestant"]] + (f", seeds: {len(row['runs'])}" if seeds_differ(results["rows"]) else "")
+        axes.plot(when, list(map(median, by_time)), style, color=colour, lw=1.8, label=label)
     axes.set_xlabel({"wall": "seconds", "cpu": "seconds of the processor"}[results["clock"]])
     axes.set_ylabel("best held-out loss so far, nats")
     axes.set_title(results["recipe"])

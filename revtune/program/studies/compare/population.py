@@ -10,7 +10,8 @@ the others at values drawn as random search draws them. A round is a turn of eac
     explore    then each of its hyperparameters is multiplied by 0.8 or 1.2, drawn at random, in user units, and kept
                in its space; an integer moves by a fifth as well, but by 1 at least
 
-A member whose loss is no finite number waits for the next exploit, in which it takes part whatever its rank.
+A member whose loss is no finite number waits for the next exploit, in which it takes part whatever its rank. Under a
+cosine a member that has come to its end stands still, and the population has when all have that have not failed.
 """
 
 from __future__ import annotations
@@ -71,12 +72,14 @@ class Population(Learner):
 
     @property
     def steps(self) -> int:
-        """Updates of all members so far, and those that members had been due when they failed."""
+        """Updates of all members so far, and those that were due to members that stood still."""
         return self._steps
 
     @property
     def past_its_schedule(self) -> bool:
-        return all(member.past_its_schedule for member in self.members)
+        learning = [member for number, member in enumerate(self.members) if number not in self.failed]
+        # where all have failed, `step` says so
+        return bool(learning) and all(member.past_its_schedule for member in learning)
 
     @property
     def current(self) -> int:
@@ -95,8 +98,8 @@ class Population(Learner):
         return self.update()
 
     def update(self) -> float:
-        """Update the current member, unless it has failed; the training loss."""
-        if self.current not in self.failed:
+        """Update the current member, unless it has failed or is past its schedule; the training loss."""
+        if self.current not in self.failed and not self.members[self.current].past_its_schedule:
             try:
                 return self.members[self.current].step()
             except NonFiniteError:
@@ -104,10 +107,11 @@ class Population(Learner):
         return math.nan
 
     def validate(self) -> dict[str, float]:
-        """The current member's figures and its number; none of one that has failed."""
+        """The current member's figures and its number; none of one that has failed or has stood still since."""
         member = self.members[self.current]
         try:
-            figures = {} if self.current in self.failed else member.validate()
+            stood = self.current in self.failed or not member.unvalidated
+            figures = {} if stood else member.validate()
         except NonFiniteError:
             self._fail()
             return {}

@@ -13,7 +13,7 @@ from revtune.program import recipes, tables
 from revtune.program.files import write
 from revtune.program.machine import versions
 from revtune.program.studies.compare.contest import CONTESTANTS, NAMES, RIVALS, TUNERS, Contest, Contestant
-from revtune.program.studies.compare.curves import best_after, curve, goal, median_of, reached
+from revtune.program.studies.compare.curves import best_after, curve, goal, median_of, reached, seeds_differ, seeds_of
 from revtune.program.studies.compare.plot import plot
 from revtune.program.studies.json_files import JsonObject
 
@@ -63,9 +63,11 @@ def run_at(contest: Contest, seed: int, contestant: Contestant) -> JsonObject:
 
 def title(results: JsonObject) -> str:
     """What the table holds."""
-    seeds = max((len(row["runs"]) for row in results["rows"]), default=0)
+    rows = results["rows"]
+    seeds = max((len(row["runs"]) for row in rows), default=0)
     whose = {"wall": "seconds", "cpu": "seconds of the processor"}[results["clock"]]
     each = f"median of {seeds} seeds" if seeds > 1 else "one seed"
+    each = "median of the seeds that each has" if seeds_differ(rows) else each
     time = f"{results['budget']:.0f} {whose} each"
     return f"{results['recipe']}: best held-out loss after shares of {time}, and test loss; {each}"
 
@@ -108,35 +110,65 @@ def markdown(results: JsonObject) -> str:
 
 
 def verdicts(results: JsonObject) -> list[str]:
-    """What the figures say of the better of STN and Delta-STN, by held-out loss, beside each contestant but these."""
+    """What the figures say of the better of STN and Delta-STN, by held-out loss, beside each contestant but these.
+
+    Two contestants are compared at the seeds that both have.
+    """
     rows = {row["contestant"]: row for row in results["rows"]}
-    tuners = [tuner for tuner in TUNERS if tuner in rows]
-    if not tuners:
-        return []
-    best = min(tuners, key=lambda tuner: median_of(rows[tuner], "valid", "loss"))
-    lines = []
-    for split in ("valid", "test"):
-        own, name = median_of(rows[best], split, "loss"), {"valid": "held-out", "test": "test"}[split]
-        for contestant, row in rows.items():
-            if contestant not in TUNERS:
-                other = median_of(row, split, "loss")
-                how = "below" if own < other else "equal to" if own == other else "ABOVE"
-                lines.append(f"{NAMES[best]}'s {name} loss {own:.4f} is {how} {other:.4f}, {NAMES[contestant]}")
+    counts = [f"{NAMES[name]} {len(row['runs'])}" for name, row in rows.items()]
+    seeds = [f"seeds: {'; '.join(counts)}"] if seeds_differ(results["rows"]) else []
+    if (best := better_tuner(rows)) is None:
+        return seeds
+    others = [row for name, row in rows.items() if name not in TUNERS and seeds_of(row) & seeds_of(best)]
+    lines = [beside(best, row, split) for split in ("valid", "test") for row in others]
     searchers = {name: row for name, row in rows.items() if "trials" in row["runs"][0]}
     few = [NAMES[name] for name, row in searchers.items() if median_of(row, "trials") < TRIALS]
     if few:
         lines.append(f"fewer than {TRIALS} whole trials: {', '.join(few)}")
-    return [*lines, *when_reached(results, rows[best])]
+    return [*seeds, *lines, *when_reached(results, best)]
+
+
+def better_tuner(rows: dict[str, JsonObject]) -> JsonObject | None:
+    """The row of the better of STN and Delta-STN, by held-out loss at the seeds that both have; of one, that."""
+    tuners = [rows[tuner] for tuner in TUNERS if tuner in rows]
+    if not tuners:
+        return None
+    both = set.intersection(*map(seeds_of, tuners))
+    if not both:
+        return max(tuners, key=lambda row: len(row["runs"]))
+    return min(tuners, key=lambda row: median_of(row, "valid", "loss", seeds=both))
+
+
+def beside(best: JsonObject, row: JsonObject, split: str) -> str:
+    """A method's loss beside that of another contestant."""
+    both = seeds_of(best) & seeds_of(row)
+    own, other = (median_of(each, split, "loss", seeds=both) for each in (best, row))
+    how = "below" if own < other else "equal to" if own == other else "ABOVE"
+    names = [NAMES[each["contestant"]] for each in (best, row)]
+    told = f"{names[0]}'s {'held-out' if split == 'valid' else split} loss {own:.4f} is {how} {other:.4f}, {names[1]}"
+    return told + at_seeds(both, seeds_of(best) | seeds_of(row))
+
+
+def at_seeds(seeds: set[int], all_seeds: set[int]) -> str:
+    """Which seeds a sentence is of, where these are not all."""
+    which = ", ".join(map(str, sorted(seeds)))
+    return "" if seeds == all_seeds else f", at {'seed' if len(seeds) == 1 else 'seeds'} {which}"
 
 
 def when_reached(results: JsonObject, row: JsonObject) -> list[str]:
-    """After which share of the budget a method was as good as the best searcher, or PBT, was at its end."""
-    if not any(other["contestant"] in RIVALS for other in results["rows"]):
+    """After which share of the budget a method was as good as the best searcher, or PBT, was at its end.
+
+    Seeds at which none of these has run are left out.
+    """
+    rivals = set[int]().union(*(seeds_of(other) for other in results["rows"] if other["contestant"] in RIVALS))
+    runs = [run for run in row["runs"] if run["seed"] in rivals]
+    if not runs:
         return []
-    never = [run["seed"] for run in row["runs"] if run["reached"] is None]
+    never = [run["seed"] for run in runs if run["reached"] is None]
     name = NAMES[row["contestant"]]
-    if 2 * len(never) >= len(row["runs"]) and never:
+    if 2 * len(never) >= len(runs) and never:
         return [f"{name} NEVER reached the best searcher's held-out loss at seeds {', '.join(map(str, never))}"]
     budget = results["budget"]
-    share = median(budget if run["reached"] is None else run["reached"] for run in row["runs"]) / budget
-    return [f"{name} reached the best searcher's held-out loss after {share:.0%} of the time"]
+    share = median(budget if run["reached"] is None else run["reached"] for run in runs) / budget
+    which = at_seeds(rivals & seeds_of(row), seeds_of(row))
+    return [f"{name} reached the best searcher's held-out loss after {share:.0%} of the time{which}"]

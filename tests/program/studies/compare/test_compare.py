@@ -291,6 +291,10 @@ def test_curves_and_verdicts() -> None:
         ("mnist --contestants stn tpe", "searchers need plain"),
         ("mnist --contestants plain tpe found", "found needs a searcher, whose values it is run at, and stn or delta"),
         ("mnist --lr 0", "--lr must be above 0"),
+        (
+            "mnist --schedule cosine --steps 5 --valid-every 2",
+            "--steps must be a multiple of --valid-every 2, as runs and",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_told(words: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,9 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from revtune.program.cli.compare import study_of
 from revtune.program.cli.main import main
 from revtune.program.errors import Problem
 from revtune.program.language.config import LanguageStudy
@@ -15,36 +13,13 @@ from revtune.program.layers import Model
 from revtune.program.recipes import ptb
 from revtune.program.studies.compare import table as compare_table
 from revtune.program.studies.compare.compare import run
-from revtune.program.studies.compare.contest import CONTESTANTS, Contest, Contestant, Options
-from revtune.program.studies.compare.population import PopulationSettings
-from revtune.program.tuning import Tuning
-from tests.tiny_contests import Seconds
+from revtune.program.studies.compare.contest import CONTESTANTS, Contest, Contestant
+from revtune.program.studies.compare.study import study_of
+from tests.tiny_contests import language_contest
 from tests.tiny_words import write_words
 
-TUNING = Tuning(warmup=1, ratio=1)
 ALL = pytest.param(CONTESTANTS, marks=pytest.mark.slow)
 SOME: tuple[Contestant, ...] = ("plain", "stn", "delta", "final", "random", "pbt", "found")
-
-
-def contest_of(
-    folder: Path, model: Model, contestants: tuple[Contestant, ...], monkeypatch: pytest.MonkeyPatch
-) -> Options[Any]:
-    """A contest on a Penn Treebank of nine words, whose runs draw nothing."""
-    for module in ("studies.compare.search", "tasks.loop"):
-        monkeypatch.setattr(f"revtune.program.{module}.Clock", Seconds)
-    monkeypatch.setattr("revtune.tuning.tuner.history.History.plot", lambda *_: None)
-    monkeypatch.setattr(compare_table, "plot", lambda found: b"")
-    write_words(folder / "data")
-    base: Any = study_of(ptb, "small")
-    study = dataclasses.replace(
-        base, text=dataclasses.replace(base.text, data=folder / "data", words=200), stn=TUNING, delta=TUNING,
-        net=dataclasses.replace(base.net, model=model, embedding=4, hidden=4, layers=2),
-        learning=dataclasses.replace(
-            base.learning, batch=4, length=6, valid_every=2, valid_batch=2, patience=1, lr=0.02, warmup=1
-        ),
-    )  # fmt: skip
-    pbt = PopulationSettings(members=2, interval=1)
-    return Options(study=study, budget=14.0, contestants=contestants, pbt=pbt, out=folder / "contest")
 
 
 @pytest.mark.parametrize("contestants", [SOME, ALL])
@@ -52,7 +27,7 @@ def contest_of(
 def test_all_take_part(
     tmp_path: Path, model: Model, contestants: tuple[Contestant, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = contest_of(tmp_path, model, contestants, monkeypatch)
+    options = language_contest(tmp_path, model, contestants, monkeypatch)
     folder = run("ptb", options)
     contest = Contest("ptb", options, folder)
     names = {"input_dropout", "output_dropout", "encode.dropout", "weight_drop", "dropout", "activation", "temporal"}
@@ -69,7 +44,7 @@ def test_all_take_part(
 def test_a_contest_goes_on_in_its_folder_also_where_its_text_was_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = contest_of(tmp_path, "gru", ("plain",), monkeypatch)
+    options = language_contest(tmp_path, "gru", ("plain",), monkeypatch)
     run("ptb", options)
     stored = json.loads((tmp_path / "contest/config.json").read_text())
     assert stored["study"]["text"]["data"] == str(tmp_path / "data")
@@ -95,5 +70,7 @@ def test_the_command_takes_a_language_models_options(
     with pytest.raises(SystemExit):
         main(["compare", "ptb", "--help"])
     told = capsys.readouterr().out
+    help = " ".join(told.replace("\u2502", " ").split())
+    assert "in a contest runs end so under a cosine alone, and earlier when their time is spent" in help
     assert "--words" in told and "--max-forget-bits" in told and "--tune " not in told
     assert isinstance(study_of(ptb, "paper"), LanguageStudy)

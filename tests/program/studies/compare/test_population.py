@@ -127,6 +127,42 @@ def test_a_member_that_fails_takes_after_another(task: Task, monkeypatch: pytest
         population.step()
 
 
+@pytest.fixture
+def falling(tmp_path: Path) -> Task:
+    """A task whose learning rate falls over 4 updates."""
+    study = tiny_study(tmp_path / "data")
+    learning = dataclasses.replace(study.learning, schedule="cosine", steps=4)
+    found: Task = find("mnist").task(dataclasses.replace(study, learning=learning))
+    return found
+
+
+def test_a_member_that_has_failed_keeps_no_other_past_its_schedule(
+    falling: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    population = Population(falling, SMALL)
+    learnt(population, 6)
+
+    def fail(*_: Any) -> float:
+        raise NonFiniteError("no number")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainLearner, "update", fail)
+        learnt(population, 2)
+    ends = [population.past_its_schedule]
+    learnt(population, 4)
+    assert population.failed == [0] and [member.steps for member in population.members] == [2, 4, 4]
+    ends.append(population.past_its_schedule)
+    population.failed = [0, 1, 2]  # which the next round tells
+    assert [*ends, population.past_its_schedule] == [False, True, False]
+
+
+def test_a_member_past_its_schedule_stands_still(falling: Task) -> None:
+    population = Population(falling, PopulationSettings(members=2, interval=3))
+    figures = learnt(population, 10)
+    assert [member.steps for member in population.members] == [4, 4] and population.past_its_schedule
+    assert [one.get("member") for one in figures] == [0, 0, None, 1, 1]
+
+
 def test_a_contest_has_its_figures_and_its_row(options: Options[ImageStudy]) -> None:
     options = dataclasses.replace(options, contestants=("stn", "pbt"))
     contest = Contest("mnist", options, run("mnist", options))
