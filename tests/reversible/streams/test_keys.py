@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from revtune.reversible.streams.held import DEEP, MOST_ITEMS, held_parts
-from revtune.reversible.streams.keys import MOST_HELD, key_of
+from revtune.reversible.streams.keys import key_of
+from revtune.reversible.streams.seen import MOST_HELD
 
 NETS: dict[str, nn.Module] = {}
 PAD = [-100]
@@ -117,6 +118,7 @@ class Scaled(nn.Module):
         self.norm = nn.BatchNorm1d(2)
 
     def forward(self, y: Tensor) -> Tensor:
+        y = self.norm(self.hidden[0](y)) + self.eps
         return y
 
 
@@ -209,6 +211,53 @@ def test_a_trainer_has_a_key_which_its_settings_change() -> None:
     assert key(settings.lose) == before is not None, "moments are no settings"
     optimizer.param_groups[0]["lr"] = 0.01
     assert key(settings.lose) not in (before, None)
+
+
+class Trainer(nn.Module):
+    """Of somebody's own, with much that no readout looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.others = nn.Linear(2, 2), nn.ModuleList(nn.Linear(2, 2) for _ in range(2 * MOST_ITEMS))
+        self.steps, self.file, self.red, self.name = 0, io.BytesIO(b""), "sum", "red"
+
+    def readout(self, y: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self.head(y), targets, reduction=self.kind)
+
+    @property
+    def kind(self) -> str:
+        return self.red
+
+    def counting(self, y: Tensor) -> Tensor:
+        return self.head(y) * self.steps
+
+    def by_any_name(self, y: Tensor) -> Any:
+        return getattr(self, self.name)
+
+
+class Smooth(nn.CrossEntropyLoss):
+    """A class of one's own, all of whose arithmetic is torch's."""
+
+
+def test_what_no_code_names_does_not_count() -> None:
+    trainer = Trainer()
+    before = key(trainer.readout)
+    trainer.steps, trainer.name = 1, "steps"
+    trainer.others.eval()
+    assert key(trainer.readout) == before is not None
+    trainer.red = "mean"
+    changed = key(trainer.readout)
+    trainer.head.eval()
+    assert len({before, changed, key(trainer.readout), None}) == 4
+
+
+def test_what_is_named_elsewhere_counts() -> None:
+    """By a property, by a function of torch's class, by a name that is made up."""
+    trainer, loss = Trainer(), Smooth()
+    before = key(trainer.counting), key(loss), key(trainer.by_any_name)
+    trainer.steps, loss.label_smoothing = 1, 0.1
+    assert None not in before[:2] and key(trainer.counting) != before[0] and key(loss) != before[1]
+    assert before[2] is None, "it may read any attribute, and what a file holds cannot be told"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
