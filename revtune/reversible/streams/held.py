@@ -22,6 +22,7 @@ MOST_ITEMS = 1000
 
 _CALLED = (FunctionType, MethodType, partial)
 _RUN = (nn.Module, *_CALLED)
+_KEPT = (Tensor, *_RUN)
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 _CLOSED = (Tensor, type, ModuleType, logging.Logger, logging.Handler, torch.optim.Optimizer)
 _OF_ALL = frozenset(vars(nn.Module()))
@@ -33,7 +34,8 @@ def held_tensors(holder: Any, seen: set[int]) -> Iterator[Tensor]:
 
 
 def held(holder: Any, seen: set[int]) -> Iterator[Any]:
-    """What stands in a module's attributes, or in a function's closure, defaults or bound arguments, and all in that.
+    """Tensors, modules and functions among a module's attributes, a function's closure, defaults and bound arguments, and
+    what these hold.
 
     Args:
         holder: the module or function, or anything that one holds.
@@ -44,7 +46,8 @@ def held(holder: Any, seen: set[int]) -> Iterator[Any]:
     seen.add(id(holder))
     yield holder
     for part in _parts(holder):
-        yield from held(part, seen)
+        if isinstance(part, _KEPT):
+            yield from held(part, seen)
 
 
 def held_parts(holder: Any, seen: set[int] | None = None, deep: int = DEEP) -> Iterator[tuple[str, Any]]:
