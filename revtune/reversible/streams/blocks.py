@@ -17,7 +17,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from revtune.reversible.kernel.chunks import budget_on, evened_out
 from revtune.reversible.streams.chunk_graph import Autocast
 from revtune.reversible.streams.held import held_tensors
-from revtune.reversible.streams.trials import key_of, remember, trial
+from revtune.reversible.streams.keys import Key
+from revtune.reversible.streams.trials import remember, trial
 from revtune.sequences import Positions, handing
 
 BLOCK_BYTES = 2**20
@@ -36,13 +37,14 @@ _known: dict[Hashable, tuple[int, int]] = {}
 
 
 def block_steps(
-    readout: Callable[..., Tensor], loss: Callable[[Tensor, Tensor], Tensor], y: Tensor, targets: Tensor,
-    autocast: Autocast, chunk: int, limit: int | None,
+    readout: Callable[..., Tensor], standing: Key | None, loss: Callable[[Tensor, Tensor], Tensor], y: Tensor,
+    targets: Tensor, autocast: Autocast, chunk: int, limit: int | None,
 ) -> int:  # fmt: skip
     """Steps of each block of a chunk, evened out; shapes alone decide.
 
     Args:
         readout: the user's readout.
+        standing: its key; with None nothing is remembered of it.
         loss: what calls it; the summed loss of positions.
         y, targets: of some steps, (S, B, H) and (S, B, ...).
         autocast: the caller's setting.
@@ -54,7 +56,7 @@ def block_steps(
     if chunk <= fewest:
         return chunk
     widths = (tuple(tensor.shape) for tensor in held_tensors(readout, set()))
-    key = (key_of("blocks", readout), y.shape[1:], targets.shape[1:], y.dtype, autocast.enabled, *widths)
+    key = standing and (standing, y.shape[1:], targets.shape[1:], y.dtype, autocast.enabled, *widths)
     known = _known.get(key)
     if known is None:
         two = (torch.cat([part[:1]] * 2) for part in (y.detach(), targets))  # the last chunk may have one step alone

@@ -92,11 +92,14 @@ class HeadPass(ReadoutPass):
         if not self._tried:
             positions = y.flatten(0, 1) if live is None else y[live]
             if len(positions):
-                try_heads(self._readout, _flat, positions, self._autocast, graph=self._graph)
+                try_heads(self._readout, self._standing, _flat, positions, self._autocast, graph=self._graph)
                 self._tried = True
 
     def block_steps(self, y: Tensor, targets: Tensor, chunk: int, limit: int | None) -> int:
-        return block_steps(self._readout, lambda y, _: self._readout(y), y, targets, self._autocast, chunk, limit)
+        def loss(y: Tensor, _: Tensor) -> Any:
+            return self._readout(y)
+
+        return block_steps(self._readout, self._standing, loss, y, targets, self._autocast, chunk, limit)
 
     def outputs(self, y: Tensor) -> list[Tensor]:
         """What the heads give for positions y (N, H), each (N, ...)."""

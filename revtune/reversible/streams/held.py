@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-_CALLED = FunctionType | MethodType | partial
+from revtune.reversible.streams.reads import installed, read_globals
+
+DEEP = 16
+"""Objects and containers in each other that are looked through for modules and functions: lists in lists are two."""
+
+MOST_ITEMS = 1000
+"""Items of a list, tuple, dict or set that are looked through."""
+
+_CALLED = (FunctionType, MethodType, partial)
+_RUN = (nn.Module, *_CALLED)
+_KEPT = (Tensor, *_RUN)
+_CONTAINERS = (dict, list, tuple, set, frozenset, deque)
+_CLOSED = (Tensor, type, ModuleType, logging.Logger, logging.Handler, torch.optim.Optimizer)
+_OF_ALL = frozenset(vars(nn.Module()))
 
 
 def held_tensors(holder: Any, seen: set[int]) -> Iterator[Tensor]:
@@ -18,7 +34,8 @@ def held_tensors(holder: Any, seen: set[int]) -> Iterator[Tensor]:
 
 
 def held(holder: Any, seen: set[int]) -> Iterator[Any]:
-    """What stands in a module's attributes, or in a function's closure, defaults or bound arguments, and all in that.
+    """Tensors, modules and functions among a module's attributes, a function's closure, defaults and bound arguments, and
+    what these hold.
 
     Args:
         holder: the module or function, or anything that one holds.
@@ -29,31 +46,63 @@ def held(holder: Any, seen: set[int]) -> Iterator[Any]:
     seen.add(id(holder))
     yield holder
     for part in _parts(holder):
-        yield from held(part, seen)
+        if isinstance(part, _KEPT):
+            yield from held(part, seen)
 
 
-def held_parts(holder: Any, seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+def held_parts(holder: Any, seen: set[int] | None = None, deep: int = DEEP) -> Iterator[tuple[str, Any]]:
     """The modules, with their names, and the functions and objects, without, that a call may run through.
 
-    They are those of a module and within it, and those in a function's closure, defaults, globals or bound arguments.
+    They are those of a module and within it, and those in a function's closure, defaults, globals or bound arguments;
+    and those in attributes of objects and modules, and in lists, tuples, dicts and sets.
+
+    Args:
+        holder: the module or function, or anything that one holds.
+        seen: ids of what has been looked through.
+        deep: objects and containers that may lie in each other.
     """
     seen = set() if seen is None else seen
     if id(holder) in seen:
         return
     seen.add(id(holder))
     if isinstance(holder, nn.Module):
-        yield from holder.named_modules()
-        return
-    yield "", holder
-    for part in [*_parts(holder), *_globals(holder), *_attributes(holder)]:
-        if isinstance(part, nn.Module | _CALLED) or (isinstance(holder, _CALLED) and hasattr(part, "__dict__")):
-            yield from held_parts(part, seen)
+        modules = list(holder.named_modules())
+        seen.update(id(module) for _, module in modules)
+        yield from modules
+        inner = [value for _, module in modules for value in _added(module)]
+    elif isinstance(holder, _CONTAINERS):
+        inner = _items(holder)
+    else:
+        yield "", holder
+        inner = [*_parts(holder), *_globals(holder), *_attributes(holder)]
+    left = deep if isinstance(holder, _RUN) else deep - 1
+    for part in inner:
+        if isinstance(part, _RUN) or (left and _opened(part)):
+            yield from held_parts(part, seen, left)
+
+
+def _added(module: nn.Module) -> Iterator[Any]:
+    """Attributes of a module that not every module has, or that stand in the place of its methods."""
+    return (value for name, value in vars(module).items() if name not in _OF_ALL)
+
+
+def _opened(part: Any) -> bool:
+    return isinstance(part, _CONTAINERS) or (hasattr(part, "__dict__") and not isinstance(part, _CLOSED))
+
+
+def _items(container: Any) -> list[Any]:
+    if len(container) > MOST_ITEMS:
+        return []
+    return [*container, *container.values()] if isinstance(container, dict) else list(container)
 
 
 def compiled(holder: Any) -> bool:
     """Whether code that torch.compile has traced may run in it, which is left as it is."""
-    marks = ("_orig_mod", "_torchdynamo_orig_callable")
-    return any(hasattr(part, mark) for _, part in held_parts(holder) for mark in marks)
+    return any(_marked(getattr(part, "__dict__", {})) for _, part in held_parts(holder))
+
+
+def _marked(own: dict[str, Any]) -> bool:
+    return "_torchdynamo_orig_callable" in own or "_orig_mod" in own or "_orig_mod" in own.get("_modules", ())
 
 
 def _parts(holder: Any) -> list[Any]:
@@ -78,26 +127,18 @@ def _filled(cell: CellType) -> bool:
 
 
 def _globals(holder: Any) -> list[Any]:
-    """Modules and functions of the same file that a function reads by their global names."""
+    """Modules, functions of the user's, objects and containers that a function reads by their global names."""
     if not isinstance(holder, FunctionType):
         return []
-    found = [holder.__globals__.get(name) for name in _names(holder.__code__)]
-    return [
-        value
-        for value in found
-        if isinstance(value, nn.Module) or (isinstance(value, FunctionType) and value.__globals__ is holder.__globals__)
-    ]
+    return [value for value in read_globals(holder).values() if not _of_packages(value)]
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
+def _of_packages(value: Any) -> bool:
+    return isinstance(value, FunctionType) and installed(value.__module__ or "")
 
 
 def _attributes(holder: Any) -> list[Any]:
-    """What an object that is neither function nor tensor holds, such as a trainer whose method is the encoder."""
-    if isinstance(holder, _CALLED | Tensor | type | ModuleType):
+    """What an object holds that is no function and may hold modules, such as a trainer whose method is the encoder."""
+    if isinstance(holder, _CALLED + _CLOSED):
         return []
     return list(getattr(holder, "__dict__", {}).values())

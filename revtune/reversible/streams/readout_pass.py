@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from revtune.reversible.streams.class_losses import BlockRooms
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
 from revtune.reversible.streams.held import compiled
 from revtune.reversible.streams.hooks import refuse_hooks
+from revtune.reversible.streams.keys import Key, key_of
 from revtune.reversible.streams.leaf_weights import AddedInPlace
 from revtune.reversible.streams.mean import Counted
 from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntropy, known_head
@@ -78,6 +80,11 @@ class ReadoutPass:
         if torch.is_grad_enabled() and self._head is not readout:
             refuse_hooks(self.owner, "readout", readout)
 
+    @cached_property
+    def _standing(self) -> Key | None:
+        """What tells the readout, as it stands, from others."""
+        return key_of(self._readout)
+
     def replay(self) -> None:
         """Let random draws of a block of positions be its own, so that it meets them whenever it is read out."""
         if self._block_seed is None and self._graph and self._head is not self._readout:
@@ -94,7 +101,15 @@ class ReadoutPass:
         """
         if not self._tried:
             self._tried, self.counted = try_readout(
-                self._readout, self.loss, y, targets, live, self._autocast, graph=self._graph, each=self.each
+                self._readout,
+                self._standing,
+                self.loss,
+                y,
+                targets,
+                live,
+                self._autocast,
+                graph=self._graph,
+                each=self.each,
             )
 
     @property
@@ -104,7 +119,7 @@ class ReadoutPass:
 
     def block_steps(self, y: Tensor, targets: Tensor, chunk: int, limit: int | None) -> int:
         """Steps of a block, from some steps' outputs and targets; as the function of that name."""
-        return block_steps(self._readout, self.loss, y, targets, self._autocast, chunk, limit)
+        return block_steps(self._readout, self._standing, self.loss, y, targets, self._autocast, chunk, limit)
 
     def loss(self, y: Tensor, targets: Tensor) -> Tensor:
         """The summed loss of these positions, or each one's, float64."""

@@ -1,7 +1,9 @@
 """Encoder and readout are asked chunk by chunk: what cannot be is found by a trial on its first call, and refused.
 
 A trial draws nothing from torch's generators, opens no sinks and leaves buffers as they were. It is made once of a
-function or module as it stands: of the code that it runs through, and the modules, each in training mode or not.
+function or module as it stands, and again when anything that `keys` looks at is another: a number or string that the
+function holds, a module, its mode. So a readout that is a method of a trainer which counts steps is tried at each step,
+for the time of some readouts of a few positions; a function that holds no more than it uses is not.
 
 Shapes: K steps, B batch, N positions.
 """
@@ -9,10 +11,8 @@ Shapes: K steps, B batch, N positions.
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +25,7 @@ from revtune.reversible.layers.masks import SequenceMasks, one_sequence
 from revtune.reversible.streams.chunk_graph import Autocast
 from revtune.reversible.streams.gradient_sinks import Sinks, opened
 from revtune.reversible.streams.held import held_parts
+from revtune.reversible.streams.keys import Key, key_of
 from revtune.reversible.streams.mean import Counted, noted
 from revtune.reversible.streams.memory import Memory, spectral
 from revtune.reversible.streams.same_draws import SameDraws
@@ -38,8 +39,8 @@ ENCODED_STEPS = 16
 READ_POSITIONS = 8
 """Positions that a readout is tried on, but two steps of them at least."""
 
-_MOST_KNOWN = 1000
-"""Trials that are remembered; with one more all are forgotten, which only costs their time again."""
+_MOST_KNOWN = 256
+"""Trials that are remembered, some kilobytes each; with one more the oldest is forgotten, which only costs its time."""
 
 _known: dict[Hashable, bool] = {}
 _counted: dict[Hashable, Counted] = {}
@@ -71,17 +72,18 @@ def try_encoder(encode: Callable[[Tensor], Tensor], inputs: Tensor, autocast: Au
         fits = isinstance(encoded, Tensor) and encoded.dim() == 3 and encoded.shape[:2] == chunk.shape[:2]
         return [encoded] if fits else []  # which the first chunk tells
 
-    return _try_parts("encode", encode, run, block, autocast, graph=graph)
+    return _try_parts("encode", encode, key_of(encode), run, block, autocast, graph=graph)
 
 
 def try_heads(
-    readout: Callable[[Tensor], Any], heads: Callable[[Any, int], list[Tensor]], y: Tensor, autocast: Autocast, *,
-    graph: bool,
+    readout: Callable[[Tensor], Any], standing: Key | None, heads: Callable[[Any, int], list[Tensor]], y: Tensor,
+    autocast: Autocast, *, graph: bool,
 ) -> None:  # fmt: skip
     """Check that heads give of some positions what they give of two parts of them.
 
     Args:
         readout: the user's readout.
+        standing: its key.
         heads: the tensors among what it gives for so many positions.
         y: outputs of positions, (N, H).
         autocast: the caller's setting.
@@ -98,18 +100,19 @@ def try_heads(
         with torch.set_grad_enabled(graph):
             return heads(readout(positions.clone().requires_grad_(graph)), len(positions))
 
-    _try_parts("readout", readout, run, block, autocast, graph=graph)
+    _try_parts("readout", readout, standing, run, block, autocast, graph=graph)
 
 
 def _try_parts(
-    name: str, function: Any, run: Callable[[Tensor, bool], list[Any]], block: Tensor, autocast: Autocast, *,
-    graph: bool,
+    name: str, function: Any, standing: Key | None, run: Callable[[Tensor, bool], list[Any]], block: Tensor,
+    autocast: Autocast, *, graph: bool,
 ) -> bool:  # fmt: skip
     """Whether a function's numbers differ where no graph is wanted.
 
     Args:
         name: "encode" or "readout".
         function: the user's.
+        standing: its key; with None the trial is not remembered.
         run: what it gives for some steps, or positions, with a graph or without; nothing where it cannot be tried.
         block: some of them.
         autocast: the caller's setting.
@@ -119,7 +122,7 @@ def _try_parts(
         ValueError: they come out otherwise in parts.
         ReversalError: they come out otherwise a second time.
     """
-    key = key_of((name, graph), function)
+    key = standing and (name, graph, standing)
     if key in _known:
         return _known[key]
     cut = len(block) // 2
@@ -203,13 +206,14 @@ def _apart(got: Tensor, wanted: Tensor, most: float) -> bool:
 
 
 def try_readout(
-    readout: Callable[..., Tensor], loss: Callable[[Tensor, Tensor], Tensor], y: Tensor, targets: Tensor,
-    live: Tensor | None, autocast: Autocast, *, graph: bool, each: bool = False,
+    readout: Callable[..., Tensor], standing: Key | None, loss: Callable[[Tensor, Tensor], Tensor], y: Tensor,
+    targets: Tensor, live: Tensor | None, autocast: Autocast, *, graph: bool, each: bool = False,
 ) -> tuple[bool, Counted]:  # fmt: skip
     """Check that a readout's loss of some positions is the sum, or the row, of its losses of two parts of them.
 
     Args:
         readout: the user's readout.
+        standing: its key; with None the trial is not remembered.
         loss: what calls it; the summed loss of positions, 0-d float64, or each one's.
         y, targets: of a chunk's steps, (K, B, H) and (K, B, ...).
         live: which positions are no padding, (K, B); None for all.
@@ -223,7 +227,7 @@ def try_readout(
     Raises:
         ValueError: it is not, or comes out otherwise a second time.
     """
-    key = key_of((graph, each), readout)
+    key = standing and (graph, each, standing)
     if key in _counted:
         return True, _counted[key]
     for steps in dict.fromkeys((max(2, READ_POSITIONS // y.shape[1]), len(y))):
@@ -339,33 +343,10 @@ def _suspects(function: Any) -> str:
     return ""
 
 
-def key_of(kind: Hashable, function: Any) -> Hashable:
-    """What tells a function or module, as it stands, from others; a function made anew each step is the same one."""
-    return (kind, *map(_identity, (part for _, part in held_parts(function))))
-
-
-def _identity(part: Any) -> Hashable:
-    if isinstance(part, nn.Module):
-        own = ("forward" in vars(part), len(part._forward_hooks), len(part._forward_pre_hooks))
-        return (weakref.ref(part), part.training, *own)
-    if isinstance(part, FunctionType):
-        return (part.__code__, part.__code__.co_filename, *_words(part.__closure__ or ()))
-    return (type(part),)
-
-
-def _words(cells: Sequence[Any]) -> Iterator[Hashable]:
-    """Strings and switches in a closure, such as a reduction; numbers may change from step to step."""
-    for cell in cells:
-        try:
-            value = cell.cell_contents
-        except ValueError:
-            continue
-        if isinstance(value, str | bool):
-            yield value
-
-
 def remember(known: dict[Hashable, T], key: Hashable, answer: T) -> T:
-    if len(known) >= _MOST_KNOWN:
-        known.clear()
-    known[key] = answer
+    """Keep an answer, unless there is no key for it; the oldest is forgotten where there are too many."""
+    if key is not None:
+        if len(known) >= _MOST_KNOWN:
+            known.pop(next(iter(known)), None)
+        known[key] = answer
     return answer

@@ -262,6 +262,7 @@ def test_a_module_between_net_and_loss_reads_outputs_under_their_mask() -> None:
 
     for mode in (torch.enable_grad, torch.no_grad):
         with mode():
+            read.clear()
             step.stream(None, readout=summed)  # the first call tries the readout
             read.clear()
             loss = step.stream(rt.ActivationPenalties(activation=1.0), readout=summed)

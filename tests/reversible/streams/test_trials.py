@@ -1,6 +1,7 @@
 """What does not stream is refused on the first call, by its name; what does gives the unstreamed gradients."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -384,3 +385,214 @@ def test_an_encoder_is_tried_on_more_steps_than_float32_counts() -> None:
 
     assert not try_encoder(encode, inputs, Autocast(torch.device("cpu")), graph=False)
     assert tried and max(tried) <= ENCODED_STEPS
+
+
+# Remembered of a function as it stands
+
+
+class Trainer:
+    """What holds the parts of a readout, and is changed between steps."""
+
+    def __init__(self) -> None:
+        self.linear, self.red, self.pad, self.by = nn.Linear(8, WORDS, dtype=real()), "sum", -100, 0
+        self.words = nn.Embedding(WORDS, FEATURES, dtype=real())
+        self.nets: dict[str, nn.Module] = {"norm": nn.BatchNorm1d(8, dtype=real()).eval(), "linear": self.linear}
+        self.loss = nn.CrossEntropyLoss(reduction="sum")
+        self.readout = rt.Readout(self.linear, self.loss)
+
+    def lose_normed(self, y: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self.nets["linear"](self.nets["norm"](y)), targets, reduction="sum")
+
+    def lose(self, y: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(self.linear(y), targets, reduction=self.red, ignore_index=self.pad)
+
+    def set_nets(self) -> "Trainer":
+        self.less = [nn.Identity() if self.by == 0 else Less()]
+        return self
+
+    def encode_by_net(self, ids: Tensor) -> Any:
+        return self.less[0](self.words(ids))
+
+    def encode(self, ids: Tensor) -> Tensor:
+        return less_mean(self.words(ids), self.by)
+
+
+def less_mean(z: Tensor, by: float, *, keep: bool = False) -> Tensor:
+    """Not by each step itself, unless by 0."""
+    return z - by * z.mean(0, keepdim=keep)
+
+
+def read_by_keyword(trainer: Trainer, red: str) -> Any:
+    def readout(y: Tensor, t: Tensor, *, red: str = red) -> Tensor:
+        return F.cross_entropy(trainer.linear(y), t, reduction=red)
+
+    return readout
+
+
+def in_turn(attribute: str, function: Any) -> Any:
+    """What sets an attribute, and gives the same function each time."""
+
+    def given(trainer: Trainer, wanted: Any) -> Any:
+        setattr(trainer.loss if attribute == "reduction" else trainer, attribute, wanted)
+        return function(trainer)
+
+    return given
+
+
+def mode(trainer: Trainer, training: bool, function: Any) -> Any:
+    trainer.nets["norm"].train(training)
+    return function(trainer)
+
+
+def in_mode(trainer: Trainer, training: bool) -> dict[str, nn.Module]:
+    trainer.nets["norm"].train(training)
+    return trainer.nets
+
+
+def of_nets(first: Any, second: Any, nets: Any) -> Any:
+    return lambda y, t: F.cross_entropy(nets[second](nets[first](y)), t, reduction="sum")
+
+
+def of_loss(linear: nn.Module, loss: Any) -> Any:
+    return lambda y, t: loss(linear(y), t)
+
+
+READOUTS: dict[str, Any] = {
+    "a default": lambda trainer, red: lambda y, t, red=red: F.cross_entropy(trainer.linear(y), t, reduction=red),
+    "a keyword's default": read_by_keyword,
+    "a closure": lambda trainer, red: lambda y, t: F.cross_entropy(trainer.linear(y), t, reduction=red),
+    "a partial": lambda trainer, red: of_loss(trainer.linear, partial(F.cross_entropy, reduction=red)),
+    "an object": in_turn("red", lambda trainer: trainer.lose),
+    "a module": in_turn("reduction", lambda trainer: rt.Readout(trainer.linear, trainer.loss)),
+    "the same module": in_turn("reduction", lambda trainer: trainer.readout),
+    "a function's module": in_turn("reduction", lambda trainer: of_loss(trainer.linear, trainer.loss)),
+}
+HELD: dict[str, Any] = {
+    "a dict": lambda trainer, training: of_nets("norm", "linear", in_mode(trainer, training)),
+    "a list": lambda trainer, training: of_nets(0, 1, [*in_mode(trainer, training).values()]),
+    "a dict in an object": lambda trainer, training: in_mode(trainer, training) and trainer.lose_normed,
+}
+
+
+@pytest.mark.parametrize("kind", [*READOUTS, *HELD])
+def test_a_readout_is_tried_again_when_it_is_another(kind: str) -> None:
+    parts, trainer = Parts(), Trainer()
+    make, right, wrong = (READOUTS[kind], "sum", "mean") if kind in READOUTS else (HELD[kind], False, True)
+    before = {key: value.clone() for key, value in trainer.nets["norm"].state_dict().items()}
+    for _ in range(2):
+        parts.lose(readout=make(trainer, right))
+        with pytest.raises(ValueError, match="must return the sum"):
+            parts.lose(readout=make(trainer, wrong))
+    parts.lose(readout=make(trainer, right)).backward()
+    assert all(torch.equal(value, before[key]) for key, value in trainer.nets["norm"].state_dict().items())
+
+
+ENCODERS: dict[str, Any] = {
+    "a default": lambda trainer, by: lambda ids, by=by: less_mean(trainer.words(ids), by),
+    "a closure": lambda trainer, by: lambda ids: less_mean(trainer.words(ids), by),
+    "a partial": lambda trainer, by: (lambda less: lambda ids: less(trainer.words(ids)))(partial(less_mean, by=by)),
+    "a partial's argument": lambda trainer, by: (lambda less: lambda ids: less(trainer.words(ids), by))(
+        partial(less_mean, keep=bool(by))
+    ),
+    "an object": in_turn("by", lambda trainer: trainer.encode),
+    "a dict": lambda trainer, by: (
+        lambda nets: lambda ids: nets["less"](trainer.words(ids))
+    )({"less": nn.Identity() if by == 0 else Less()}),
+    "a list in an object": in_turn("by", lambda trainer: trainer.set_nets().encode_by_net),
+}  # fmt: skip
+
+
+class Less(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return less_mean(z, 1.0)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_an_encoder_is_tried_again_when_it_is_another(kind: str) -> None:
+    parts, trainer, make = Parts(), Trainer(), ENCODERS[kind]
+    for _ in range(2):
+        parts.lose(make(trainer, 0.0))
+        with pytest.raises(ValueError, match="each step by itself"):
+            parts.lose(make(trainer, 1.0))
+    parts.lose(make(trainer, 0.0)).backward()
+
+
+@pytest.mark.parametrize("hold", [list, tuple, lambda nets: dict(enumerate(nets)), lambda nets: [{0: nets}]])
+def test_heads_are_tried_again_and_their_buffers_restored(hold: Any) -> None:
+    parts, norm = Parts(), nn.BatchNorm1d(8, dtype=real()).eval()
+    held = hold([norm, parts.linear])
+    x = torch.randn(STEPS, ROWS, FEATURES, dtype=real())
+
+    def heads(y: Tensor) -> Tensor:
+        nets = held[0][0] if isinstance(held[0], dict) else held
+        return nets[1](nets[0](y))
+
+    rt.rewind_outputs(parts.rnn, x, readout=heads)
+    norm.train()
+    with pytest.raises(ValueError, match=r"same positions in two parts.*BatchNorm1d"):
+        rt.rewind_outputs(parts.rnn, x, readout=heads)
+    assert norm.num_batches_tracked == 0 and not norm.get_buffer("running_mean").any()
+
+
+def test_an_encoder_in_a_list_keeps_its_buffers() -> None:
+    parts, nets = Parts(), [Batched(nn.BatchNorm1d(FEATURES))]
+    with pytest.raises(ValueError, match="encode .*BatchNorm1d"):
+        parts.lose(lambda ids: nets[0](ids))
+    assert nets[0].part.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("first", [-100, 0])
+def test_what_a_readout_counts_is_that_of_its_ignore_index(first: int) -> None:
+    parts, trainer, weight = Parts(), Trainer(), torch.randn(WORDS, 8, dtype=real())
+    parts.targets[:5] = 0
+
+    def of(pad: int) -> Any:
+        return lambda y, t: F.cross_entropy(F.linear(y, weight), t, ignore_index=pad, reduction="sum")
+
+    def of_trainer(pad: int) -> Any:
+        trainer.pad = pad
+        return trainer.lose
+
+    for make in (of, of_trainer):
+        for pad in (first, -100 - first, first):
+            if pad == 0:
+                with pytest.raises(ValueError, match="leaves out targets that are 0"):
+                    parts.lose(readout=make(pad))
+            else:
+                wanted = make(pad)(parts.rnn(parts.words(parts.ids))[0].flatten(0, 1), parts.targets.flatten())
+                torch.testing.assert_close(parts.lose(readout=make(pad)), wanted / parts.targets.numel())
+
+
+def test_what_a_readout_counts_is_that_of_its_weights() -> None:
+    parts, weights = Parts(), torch.ones(WORDS, dtype=real())
+
+    def readout(y: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(parts.linear(y), targets, weight=weights, reduction="sum")
+
+    parts.lose(readout=readout)
+    weights[0] = 2
+    with pytest.raises(ValueError, match="weighs its classes"):
+        parts.lose(readout=readout)
+
+
+def test_what_has_no_key_is_tried_at_each_step() -> None:
+    parts, sizes, opened = Parts(), list[int](), iter([1])
+
+    def readout(y: Tensor, targets: Tensor) -> Tensor:
+        sizes.append(len(y))
+        return parts.summed(y, targets) + 0 * len(repr(opened))
+
+    def step() -> int:
+        sizes.clear()
+        parts.lose(readout=readout)
+        return len(sizes)
+
+    assert [step() for _ in range(3)] == [4 + 4] * 3
+    assert not trials._counted
+
+
+def test_the_oldest_trial_is_forgotten() -> None:
+    known: dict[Any, int] = {}
+    for number in range(trials._MOST_KNOWN + 2):
+        trials.remember(known, number, number)
+    assert list(known) == list(range(2, trials._MOST_KNOWN + 2))
