@@ -34,8 +34,9 @@ def held_tensors(holder: Any, seen: set[int]) -> Iterator[Tensor]:
 
 
 def held(holder: Any, seen: set[int]) -> Iterator[Any]:
-    """Tensors, modules and functions among a module's attributes, a function's closure, defaults and bound arguments, and
-    what these hold.
+    """Tensors, modules and functions in a module's attributes, or a function's closure, defaults or bound arguments.
+
+    What these hold is among them.
 
     Args:
         holder: the module or function, or anything that one holds.
