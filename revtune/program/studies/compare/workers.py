@@ -62,7 +62,7 @@ class Workers:
         Raises:
             Problem: a worker has died.
         """
-        with self._alive(OSError):  # which a pool raises that is closed while it starts a worker, as another has died
+        with self._alive((BrokenProcessPool, OSError)):  # the latter where another dies while one starts
             self.busy[worker] = trial, self._pool.submit(trials.run, job)
 
     def ended(self) -> Iterator[tuple[int, Trial, Outcome]]:
@@ -80,8 +80,8 @@ class Workers:
                 yield worker, trial, outcome
 
     @contextlib.contextmanager
-    def _alive(self, *died: type[Exception]) -> Iterator[None]:
+    def _alive(self, died: tuple[type[Exception], ...] = (BrokenProcessPool,)) -> Iterator[None]:
         try:
             yield
-        except (BrokenProcessPool, *died) as error:
+        except died as error:
             raise Problem(f"a worker of the search has died; {self._command} goes on") from error
