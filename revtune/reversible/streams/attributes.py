@@ -8,8 +8,11 @@ from typing import Any
 
 from torch import nn
 
-OWN = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
-"""Attributes of every module, most of them empty dicts of hooks."""
+OF_ALL = frozenset(vars(nn.Module()))
+"""Attributes of every module."""
+
+OWN = OF_ALL - {"training", "_parameters", "_buffers", "_modules"}
+"""Those of them that are torch's own affair, most of them empty dicts of hooks."""
 
 
 def attributes(owner: Any) -> dict[str, Any]:
@@ -26,6 +29,7 @@ def attributes(owner: Any) -> dict[str, Any]:
 
 
 def slots(kind: type) -> Iterator[str]:
+    """The names of the attributes that objects of a class have in slots."""
     for base in kind.__mro__:
         slots = vars(base).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:

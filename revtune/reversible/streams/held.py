@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from revtune.reversible.streams.attributes import OF_ALL
 from revtune.reversible.streams.reads import installed, read_globals
 
 DEEP = 16
@@ -25,7 +26,6 @@ _RUN = (nn.Module, *_CALLED)
 _KEPT = (Tensor, *_RUN)
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 _CLOSED = (Tensor, type, ModuleType, logging.Logger, logging.Handler, torch.optim.Optimizer)
-_OF_ALL = frozenset(vars(nn.Module()))
 
 
 def held_tensors(holder: Any, seen: set[int]) -> Iterator[Tensor]:
@@ -84,7 +84,7 @@ def held_parts(holder: Any, seen: set[int] | None = None, deep: int = DEEP) -> I
 
 def _added(module: nn.Module) -> Iterator[Any]:
     """Attributes of a module that not every module has, or that stand in the place of its methods."""
-    return (value for name, value in vars(module).items() if name not in _OF_ALL)
+    return (value for name, value in vars(module).items() if name not in OF_ALL)
 
 
 def _opened(part: Any) -> bool:

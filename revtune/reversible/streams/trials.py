@@ -1,9 +1,8 @@
 """Encoder and readout are asked chunk by chunk: what cannot be is found by a trial on its first call, and refused.
 
 A trial draws nothing from torch's generators, opens no sinks and leaves buffers as they were. It is made once of a
-function or module as it stands, and again when anything that `keys` looks at is another: a number or string that the
-function holds, a module, its mode. So a readout that is a method of a trainer which counts steps is tried at each step,
-for the time of some readouts of a few positions; a function that holds no more than it uses is not.
+function or module as it stands, and again when anything that `keys` looks at is another: a number or string that its
+code names, a module, its mode. So a readout that reads a counter is tried at each step, for some milliseconds.
 
 Shapes: K steps, B batch, N positions.
 """
