@@ -33,16 +33,19 @@ from revtune.program.bench.measuring import (
 from revtune.program.bench.worker import Job, Record
 from revtune.program.errors import Problem
 from revtune.program.language import model as language
+from revtune.program.language.regularizers import by_option, in_force, starts
 from revtune.program.language.run import Run
 from revtune.program.machine import processors
 from revtune.program.report.story import Story, Table
-from revtune.program.runs.folder import command_line
+from revtune.program.runs import followed
+from revtune.program.runs.folder import REPLAYED, command_line
 from revtune.program.studies import tuned
 from revtune.program.tasks.plain_learner import PlainLearner
 from revtune.program.tasks.task import with_place
 from revtune.program.translation import run as translation
 from revtune.program.translation.learner import TranslationLearner
 from revtune.program.translation.saved_vocabulary import task_of
+from revtune.tuning.conversion.replay import values_at
 
 PARTNERS = {"revgru": "gru", "revlstm": "lstm", "gru": "revgru", "lstm": "revlstm"}
 """Ours of torch's layers, and the other way round."""
@@ -162,16 +165,31 @@ def text_loss(folder: Path, name: str) -> Loss:
     """Of a language model, on tokens drawn anew."""
     run = Run(folder)
     config, tokens = run.config(), len(run.vocabulary())
-    model = language.build(replace(config.net, model=name), tokens).train()  # type: ignore[arg-type]
+    net = replace(config.net, model=name)  # type: ignore[arg-type]
+    model = language.build(in_force(net, begun_with(run)), tokens).train()
     drawn = torch.randint(tokens, (config.learning.length + 1, config.learning.batch))
     return model, lambda: [model.loss(drawn[:-1], drawn[1:], None)[0]]
 
 
+def begun_with(run: Run) -> dict[str, float]:
+    """The rates, by option, that a language run began with: where tuning starts, or the first of a run's it follows."""
+    if (schedule := run.replayed()) is not None:
+        return by_option(values_at(schedule, 0))
+    config = run.config()
+    tuned_ones = {} if config.tune == "off" else starts(config.net, config.tuned_from)
+    return by_option({name: hyper.initial for name, hyper in tuned_ones.items()})
+
+
 def tuned_loss(folder: Path, name: str) -> Loss:
-    """Of the network of a recipe with a task, plain, on its first batch."""
+    """Of the network of a recipe with a task, plain, at its first values, on its first batch."""
     recipe, _, study = tuned.stored(folder)
     placed: Any = with_place(study, folder)
-    learner = PlainLearner(recipes.find(recipe).task(replace(placed, model=name)))
+    task = recipes.find(recipe).task(replace(placed, model=name))
+    values = {hyper: kind.initial for hyper, kind in task.hypers().items()}
+    if tuned.replays(folder):
+        first = values_at(followed.read(folder / REPLAYED), 0)
+        values |= {hyper: value for hyper, value in first.items() if hyper in values}
+    learner = PlainLearner(task, values)
     batch = learner.task.train_batch(0)
     return learner.model.train(), lambda: learner.parts(batch)
 
@@ -180,6 +198,9 @@ def translation_loss(folder: Path, name: str) -> Loss:
     """Of a translator, on its first batch."""
     study = translation.with_place(translation.stored(folder)[1], folder)
     net: Any = replace(study.net, model=name)  # type: ignore[arg-type]
+    if study.tune != "off":
+        began = {rate: getattr(net, rate) or study.tuned_from for rate in ("dropout", "slice_dropout")}
+        net = replace(net, **began)
     learner = TranslationLearner(task_of(folder, replace(study, net=net)))
     batch = learner.task.train_batch(0)
     return learner.model.train(), lambda: learner.parts(batch)

@@ -16,8 +16,8 @@ from revtune.program.cli.train import runner_and_options
 from revtune.program.language import trainer
 from revtune.program.recipes import find
 from revtune.program.recipes.output_dropout import NAME
-from revtune.program.report import translation
-from revtune.program.runs.followed import Followed
+from revtune.program.report import beside, translation
+from revtune.program.runs.followed import Followed, replayable
 from revtune.program.studies import tuned
 from revtune.program.studies.compare.compare import run as run_contest
 from revtune.program.studies.tuned import Options as TunedOptions
@@ -327,3 +327,18 @@ def test_a_step_is_measured_beside_torchs_layer(text_run: Path, tmp_path: Path) 
     assert main(["report", str(text_run), "--measure", "--out", str(out)]) == 0
     text = written(out)
     assert "A training step at T = 24, B = 4" in text and "<td>nn.GRU</td>" in text and "RevGRU takes" in text
+
+
+def test_what_is_measured_beside_torchs_layer_drops_as_the_run_began(tmp_path: Path) -> None:
+    write_sums(tmp_path / "sums")
+    plain = config(tmp_path / "sums", "revgru")
+    tuned = dataclasses.replace(plain, tune="stn", tuned_from=0.2, stn=Tuning(warmup=1, ratio=2, hyper_lr=0.1))
+    trainer.start(tuned, tmp_path / "tuned", Silent())
+    schedule = replayable(tmp_path / "tuned")
+    follows = dataclasses.replace(plain, replays=True)
+    trainer.start(follows, tmp_path / "run", Silent(), schedule)
+    began = {"input_dropout": 0.2, "hidden_dropout": 0.2, "output_dropout": 0.2, "weight_drop": 0.2}
+    for folder in ("tuned", "run"):
+        net = beside.text_loss(tmp_path / folder, "revgru")[0].rnn  # type: ignore[operator, union-attr]
+        assert {name: getattr(net.options, name) for name in began} == pytest.approx(began)
+        assert beside.text_loss(tmp_path / folder, "gru")[0].training
