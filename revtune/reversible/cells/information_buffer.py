@@ -162,11 +162,7 @@ class Buffer:
         for units in self._turns:
             z = zi[:, units]
             s = self.heads[:, : z.shape[1]]
-            full = s >= limit[:, units]
-            spilled = s.masked_select(full)
-            if spilled.numel():
-                self._spill(spilled)
-                s.masked_scatter_(full, torch.floor(spilled * (1 / WORD)))
+            self._spill_full(s, s >= limit[:, units])
             a = torch.add(r[:, units], s, alpha=DIGIT)
             torch.floor(a / z, out=s)
             torch.addcmul(a, s, z, value=-1, out=r[:, units])
@@ -186,11 +182,21 @@ class Buffer:
             a = torch.addcmul(m[:, units], s, z)
             torch.floor(a * (1 / DIGIT), out=s)
             torch.sub(a, s, alpha=DIGIT, out=m[:, units])
-            low = s < HEAD_START
-            emptied = s.masked_select(low)
-            if emptied.numel():
-                s.masked_scatter_(low, emptied.mul_(WORD).add_(self._unspill(emptied.numel())))
+            self._refill_low(s, s < HEAD_START)
         return m.add_(q, alpha=DIGIT)
+
+    def _spill_full(self, s: Tensor, full: Tensor) -> None:
+        """Spill the low word of those heads `s` that are full, in place."""
+        spilled = s.masked_select(full)
+        if spilled.numel():
+            self._spill(spilled)
+            s.masked_scatter_(full, torch.floor(spilled * (1 / WORD)))
+
+    def _refill_low(self, s: Tensor, low: Tensor) -> None:
+        """Append a word to those heads `s` that are low, in place, the last word spilled to the last of them."""
+        emptied = s.masked_select(low)
+        if emptied.numel():
+            s.masked_scatter_(low, emptied.mul_(WORD).add_(self._unspill(emptied.numel())))
 
     @contextmanager
     def rewinding(self) -> Iterator[None]:

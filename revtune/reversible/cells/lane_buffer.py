@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from revtune.errors import ReversalError
-from revtune.reversible.cells.information_buffer import DIGIT, HEAD_START, WORD, Buffer
+from revtune.reversible.cells.information_buffer import WORD, Buffer
 
 HALF_WORD, WORD_MASK = int(WORD) // 2, int(WORD) - 1
 
@@ -56,33 +56,6 @@ class LaneBuffer(Buffer):
         assert isinstance(other, LaneBuffer)
         other._spilled, other._new = list(self._spilled), list(self._new)
         return other
-
-    def multiply(self, h: Tensor, zi: Tensor) -> Tensor:
-        q = torch.floor(h * (1 / DIGIT))
-        r = torch.sub(h, q, alpha=DIGIT)
-        limit = zi * 2.0**20
-        for units in self._turns:
-            z = zi[:, units]
-            s = self.heads[:, : z.shape[1]]
-            full = s >= limit[:, units]
-            self._note(s, full)
-            s.copy_(torch.where(full, torch.floor(s * (1 / WORD)), s))
-            a = torch.add(r[:, units], s, alpha=DIGIT)
-            torch.floor(a / z, out=s)
-            torch.addcmul(a, s, z, value=-1, out=r[:, units])
-        return torch.addcmul(r, q, zi, out=r)
-
-    def divide(self, h: Tensor, zi: Tensor) -> Tensor:
-        q = torch.floor(h / zi)
-        m = torch.addcmul(h, q, zi, value=-1)
-        for units in reversed(self._turns):
-            z = zi[:, units]
-            s = self.heads[:, : z.shape[1]]
-            a = torch.addcmul(m[:, units], s, z)
-            torch.floor(a * (1 / DIGIT), out=s)
-            torch.sub(a, s, alpha=DIGIT, out=m[:, units])
-            self._unspill_lanes(s, s < HEAD_START)
-        return m.add_(q, alpha=DIGIT)
 
     @contextmanager
     def rewinding(self) -> Iterator[None]:
@@ -133,8 +106,11 @@ class LaneBuffer(Buffer):
         else:
             self._new.append(heads)
 
-    def _unspill_lanes(self, s: Tensor, low: Tensor) -> None:
-        """Append a word to the heads that are low, the words in the order in which they were spilled."""
+    def _spill_full(self, s: Tensor, full: Tensor) -> None:
+        self._note(s, full)
+        s.copy_(torch.where(full, torch.floor(s * (1 / WORD)), s))
+
+    def _refill_low(self, s: Tensor, low: Tensor) -> None:
         if not low.numel():
             return  # a turn that kept units have left no unit
         self._have(low.numel())
