@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator
 from typing import Any
-
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from revtune.program.data.vocabulary import TextUnit
 from revtune.program.language.config import Config
 from revtune.program.machine import resident_bytes
+from revtune.program.runs.panel import Panel
 from revtune.program.tasks.task import perplexity
 from revtune.program.tuning import told_values
 
@@ -31,7 +25,7 @@ def measure(unit: TextUnit, loss: float) -> str:
     return f"{loss / math.log(2):.3f} bits a byte" if unit == "byte" else f"perplexity {perplexity(loss):.1f}"
 
 
-class Report:
+class Report(Panel):
     """Shows smoothed loss, speed, memory, bits stored, and what is tuned, after each step.
 
     Args:
@@ -40,29 +34,13 @@ class Report:
     """
 
     def __init__(self, config: Config, *, plain: bool | None = None) -> None:
-        self.console = Console(highlight=False)
-        self.plain = not self.console.is_terminal if plain is None else plain
-        self.steps, self.unit, self.lr_too = config.learning.steps, config.text.unit, config.learning.lr_too
+        super().__init__(config.learning.steps, plain=plain)
+        self.unit, self.lr_too = config.text.unit, config.learning.lr_too
         self.latest: dict[str, Any] = {}
         self.loss = self.speed = 0.0
         self.weight = 0.0
         self.valid_line = ""
         self.printed = time.monotonic()
-        self.bar = Progress(
-            BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-            console=self.console, expand=True,
-        )  # fmt: skip
-        self.task = self.bar.add_task("steps", total=self.steps)
-        self.live: Live | None = None
-
-    @contextlib.contextmanager
-    def shown(self) -> Iterator[Report]:
-        """Keep the panel on the terminal while the run goes on."""
-        if self.plain:
-            yield self
-            return
-        with Live(console=self.console, get_renderable=self.panel, refresh_per_second=4) as self.live:
-            yield self
 
     def step(self, facts: dict[str, Any]) -> None:
         """Take in a step."""
@@ -83,10 +61,6 @@ class Report:
         if self.plain:
             self.say(f"validation: {self.valid_line}")
 
-    def say(self, line: str) -> None:
-        """Print a line that stays."""
-        self.console.print(line, soft_wrap=True, markup=False)
-
     def status(self) -> list[tuple[str, str]]:
         """Names and values of what is shown."""
         name = "byte" if self.unit == "byte" else "word"
@@ -104,10 +78,8 @@ class Report:
             rows.append(("learning rate", f"{self.latest['lr']:.2g}"))
         return rows + told_values(self.latest)
 
-    def panel(self) -> Group:
-        """The live view."""
-        table = Table.grid(padding=(0, 2))
-        rows = self.status() + ([("validation", self.valid_line)] if self.valid_line else [])
-        for name, value in rows if self.latest else []:
-            table.add_row(name, value)
-        return Group(self.bar, table)
+    def rows(self) -> list[tuple[str, str]]:
+        """What is shown, with the last validation."""
+        if not self.latest:
+            return []
+        return self.status() + ([("validation", self.valid_line)] if self.valid_line else [])

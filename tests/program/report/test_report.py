@@ -339,6 +339,6 @@ def test_what_is_measured_beside_torchs_layer_drops_as_the_run_began(tmp_path: P
     trainer.start(follows, tmp_path / "run", Silent(), schedule)
     began = {"input_dropout": 0.2, "hidden_dropout": 0.2, "output_dropout": 0.2, "weight_drop": 0.2}
     for folder in ("tuned", "run"):
-        net = beside.text_loss(tmp_path / folder, "revgru")[0].rnn  # type: ignore[operator, union-attr]
-        assert {name: getattr(net.options, name) for name in began} == pytest.approx(began)
+        net: Any = beside.text_loss(tmp_path / folder, "revgru")[0]
+        assert {name: getattr(net.rnn.options, name) for name in began} == pytest.approx(began)
         assert beside.text_loss(tmp_path / folder, "gru")[0].training
