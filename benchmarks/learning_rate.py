@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,9 +179,17 @@ class Prodigy(Way):
             p.copy_(old + own)
 
 
-WAYS: dict[str, type[Way]] = {
+def mechanic_from(start: float) -> Callable[[Trainer], Mechanic]:
+    """The library's own, from another share of the given rate than `--lr-too` begins with."""
+    return lambda trainer: Mechanic(trainer.learner.optimizer, start=start)
+
+
+STARTS = (1.0, 0.1, 0.01, 0.001)
+
+WAYS: dict[str, Callable[[Trainer], Way | Mechanic]] = {
     "hypergradient": Hypergradient, "decayed": Decayed, "prodigy": Prodigy,
     **{f"decayed-from-{start}": decayed_from(start) for start in (0.1, 0.01, 0.0001)},
+    **{f"mechanic-from-{start}": mechanic_from(start) for start in STARTS},
 }  # fmt: skip
 
 
@@ -230,6 +238,9 @@ def jobs(seeds: Sequence[int]) -> Iterator[Job]:
             yield Job("fixed", "revgru", optimizer, "off", GOOD[optimizer], seed)
             for off in OFF:
                 yield Job("mechanic", "revgru", optimizer, "off", round(off * GOOD[optimizer], 6), seed)
+    for start in STARTS:
+        for off in OFF:
+            yield Job(f"mechanic-from-{start}", "revgru", "adam", "off", round(off * GOOD["adam"], 6), 1)
     for way, rates in {
         "decayed": (0.002, 0.02, 0.2), "decayed-from-0.1": (0.002, 0.02, 0.2),
         "decayed-from-0.01": (0.002, 0.01, 0.2), "decayed-from-0.0001": (0.01,),

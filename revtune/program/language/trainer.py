@@ -39,7 +39,7 @@ from revtune.program.runs.together import agree, own_device, texts
 from revtune.program.runs.tracking import Tracked
 from revtune.program.tuning import write_schedule
 from revtune.program.typed import told_of
-from revtune.tuning.tuner.mechanic import Mechanic
+from revtune.tuning.tuner.mechanic import SIZES, Mechanic
 from revtune.tuning.tuner.schedule import Schedule
 
 METER_EVERY = 10
@@ -82,7 +82,7 @@ class Trainer:
         agree(self.processes, decisive(config, corpus, schedule, self.arithmetic))
         self.task = LanguageTask(config, corpus, device=self.device, tested=False, processes=self.processes)
         self.learner = learner(self.task, config, schedule)
-        self.mechanic = Mechanic(self.learner.optimizer, start=1.0) if self.learning.lr_too else None
+        self.mechanic = Mechanic(self.learner.optimizer) if self.learning.lr_too else None
         self.model, self.rows = self.learner.model, self.task.part("train")
         self.progress = Progress()
         self.seals = Seals({})
@@ -222,7 +222,10 @@ class Trainer:
         self.learner.restore(saved, path, step=self.progress.step, position=self.progress.position)
         if self.mechanic:
             try:
-                self.mechanic.load_state_dict(unpacked_as("mechanic", saved))
+                state = unpacked_as("mechanic", saved)
+                if not set(SIZES) & state.keys():
+                    self.mechanic.start = 1.0  # as runs began before a start was found for them
+                self.mechanic.load_state_dict(state)
             except (KeyError, TypeError, ValueError) as error:
                 raise not_of_this_run(path, error) from error
         return size, digest

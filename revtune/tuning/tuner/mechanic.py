@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -19,6 +20,11 @@ MEMORIES = tuple(1 - 0.1**digits for digits in range(1, 7))
 LISTS = ("best", "squares", "wealth", "scales")
 """What a bettor has: m, v, r and s of the paper."""
 
+SIZES = ("reach", "largest")
+"""What the first factor is made of where none is given: 1 + |x_1|, and the largest norm of an update so far."""
+
+SHARE = 0.03
+"""How much of 1 + |x_1| the first update moves the parameters by where no factor is given."""
 
 TWICE = "Mechanic wants an optimizer that evaluates the loss once a step"
 
@@ -43,14 +49,18 @@ class Mechanic:
     NeurIPS 2023, algorithm 1. As in the authors' code, |h_t| counts in r_t up to m_{t-1}. Their term that decays the
     factor is left out: it is the stronger the lower the given rate is, and the result would depend on that.
 
+    By default start is 0.03 (1 + |x_1|) / max_t |u_t|, so that the first update moves the parameters by a given share
+    of their norm, as in DoG (Ivgi, Hinder, Carmon, ICML 2023). The result then does not depend on the optimizer's rate,
+    which counts only relative to that of other steps and of other parameter groups.
+
     It hooks into the optimizer's steps, so that loops, schedulers and tuners stay as they are, also those that give
     `step` a closure. It keeps one number for each parameter. Its state is saved beside the optimizer's. A parameter
     without a gradient moves with the factor alone, and a frozen one not at all.
 
     Args:
         optimizer: whose rate is tuned; of one that a `Tuner` has made, the responses' too.
-        start: what the factor begins with, above 0. A loss that explodes in the first steps can keep it from coming
-            down, so begin with 1 only where gradients are clipped.
+        start: what the factor begins with, above 0; None for the share above. A loss that explodes in the first steps
+            can keep it from coming down, so begin with 1 only where the given rate is not too high.
 
     Raises:
         ValueError: no optimizer, one that evaluates the loss more than once a step, as LBFGS does, one that has a
@@ -69,10 +79,10 @@ class Mechanic:
         True
     """
 
-    def __init__(self, optimizer: Optimizer, *, start: float = 0.1) -> None:
+    def __init__(self, optimizer: Optimizer, *, start: float | None = None) -> None:
         if not isinstance(optimizer, Optimizer):
             raise ValueError(f"Mechanic wants a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        if not 0 < start < math.inf:
+        if start is not None and not 0 < start < math.inf:
             raise ValueError(f"start must be above 0 and finite, got {start}")
         if isinstance(optimizer, torch.optim.LBFGS):
             raise ValueError(f"{TWICE}, got an LBFGS")
@@ -85,9 +95,10 @@ class Mechanic:
         self.optimizer, self.start = optimizer, start
         self.displacements = [torch.zeros_like(p) for p in _parameters(optimizer)]
         self.best, self.squares, self.wealth = ([0.0] * len(MEMORIES) for _ in range(3))
-        self.scales = [start / len(MEMORIES)] * len(MEMORIES)
+        self.scales = [(start or 0.0) / len(MEMORIES)] * len(MEMORIES)
         self._parameters, self._before = _parameters(optimizer), list[_Before]()
-        self._resting = list[tuple[nn.Parameter, Tensor]]()
+        self.reach, self.largest = 1 + _norm([p.detach() for p in self._parameters]), 0.0
+        self._resting, self._skipped = list[tuple[nn.Parameter, Tensor]](), False
         optimizer.register_step_pre_hook(self._note)
         optimizer.register_step_post_hook(self._scale)
 
@@ -113,11 +124,19 @@ class Mechanic:
     def _keep(self) -> None:
         if any(p is not own for p, own in zip_longest(_parameters(self.optimizer), self._parameters)):
             raise ValueError("the optimizer holds other parameters than when Mechanic was made for it; make it again")
+        self._before, self._resting, self._skipped = [], [], self._overflowed()
+        if self._skipped:
+            return
         pairs = list(zip(self._parameters, self.displacements, strict=True))
         moved = [(p, d) for p, d in pairs if p.grad is not None]
         self._derivative = self._hypergradient(moved)
         self._before = [_Before(p, p.clone(), d) for p, d in moved]
         self._resting = [(p, d) for p, d in pairs if p.grad is None and p.requires_grad]
+
+    def _overflowed(self) -> bool:
+        """Whether a GradScaler has found that gradients overflowed, which a fused optimizer is to skip by itself."""
+        found = getattr(self.optimizer, "found_inf", None)
+        return found is not None and bool(found)
 
     def _hypergradient(self, moved: list[tuple[nn.Parameter, Tensor]]) -> float:
         """h_t.
@@ -125,26 +144,32 @@ class Mechanic:
         Raises:
             NonFiniteError: it is none, because a gradient is not; the optimizer has not moved anything then.
         """
-        h = float(sum((d * _dense(p.grad)).sum() for p, d in moved))
+        scale = getattr(self.optimizer, "grad_scale", None)  # what a fused optimizer is to divide gradients by
+        h = float(sum((d * _dense(p.grad)).sum() for p, d in moved)) / (1.0 if scale is None else float(scale))
         if not math.isfinite(h):
             raise NonFiniteError(f"the derivative for the learning rate is {h}; no parameter has been changed by it")
         return h
 
     def _bet(self, h: float) -> None:
         """Each bettor's next stake."""
+        start = self._start()
         for i, beta in enumerate(MEMORIES):
             gain = -self.scales[i] * max(-self.best[i], min(h, self.best[i]))
             self.best[i] = max(beta * self.best[i], abs(h))
             self.squares[i] = beta**2 * self.squares[i] + h**2
             self.wealth[i] = max(0.0, beta * self.wealth[i] + gain)
             if self.squares[i]:
-                stake = self.start * self.best[i] / len(MEMORIES) + self.wealth[i]
+                stake = start * self.best[i] / len(MEMORIES) + self.wealth[i]
                 self.scales[i] = stake / math.sqrt(self.squares[i])
 
     @torch.no_grad()
     def _scale(self, *_: Any) -> None:
         """Make the optimizer's update one of all its updates, by the next factor."""
+        if self._skipped:
+            return
         old = self.factor
+        if self.start is None:
+            self._measure()
         self._bet(self._derivative)
         for p, before, displacement in self._before:
             update = p - before
@@ -154,21 +179,38 @@ class Mechanic:
             p.add_(displacement, alpha=self.factor - old)
         self._before, self._resting = [], []
 
+    def _measure(self) -> None:
+        """Take in how far the optimizer has moved parameters by itself, for where factors begin."""
+        norm = _norm([p - before for p, before, _ in self._before])
+        if norm and not self.largest:
+            self.scales = [SHARE * self.reach / norm / len(MEMORIES)] * len(MEMORIES)
+        self.largest = max(self.largest, norm)
+
+    def _start(self) -> float:
+        """What factors begin with."""
+        if self.start is not None:
+            return self.start
+        return SHARE * self.reach / self.largest if self.largest else 0.0
+
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, in tensors and numbers, beside the optimizer's state."""
-        return {"displacements": self.displacements, **{name: list(getattr(self, name)) for name in LISTS}}
+        sizes = SIZES if self.start is None else ()
+        lists = {name: list(getattr(self, name)) for name in LISTS}
+        return {"displacements": self.displacements, **lists, **{name: getattr(self, name) for name in sizes}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where another was when it gave this `state_dict`.
 
         Raises:
-            ValueError: it is none, or of other parameters; nothing has been loaded then.
+            ValueError: it is none, of other parameters, or of another `start`; nothing has been loaded then.
         """
-        _check(state, self.displacements)
+        _check(state, self.displacements, SIZES if self.start is None else ())
         for own, saved in zip(self.displacements, state["displacements"], strict=True):
             own.copy_(saved)
         for name in LISTS:
             setattr(self, name, list(state[name]))
+        for name in SIZES if self.start is None else ():
+            setattr(self, name, state[name])
 
 
 class _Once:
@@ -201,13 +243,18 @@ def _dense(grad: Tensor | None) -> Tensor:
     return grad.to_dense() if grad.is_sparse else grad
 
 
-def _check(state: dict[str, Any], own: list[Tensor]) -> None:
+def _norm(tensors: list[Tensor]) -> float:
+    """The Euclidean norm of tensors together."""
+    return math.sqrt(float(sum(torch.linalg.vector_norm(tensor, dtype=torch.float64) ** 2 for tensor in tensors)))
+
+
+def _check(state: dict[str, Any], own: list[Tensor], sizes: Sequence[str]) -> None:
     """Raise `ValueError` for a state from which no step can be taken."""
-    if not isinstance(state, dict) or state.keys() != {"displacements", *LISTS}:
+    wanted = ("displacements", *LISTS, *sizes)
+    if not isinstance(state, dict) or state.keys() != set(wanted):
         given = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
-        raise ValueError(
-            f"the saved state is none of Mechanic, which has displacements, {', '.join(LISTS)}: got {given}"
-        )
+        of = "with no start given" if sizes else "with a start"
+        raise ValueError(f"the saved state is none of a Mechanic {of}, which has {', '.join(wanted)}: got {given}")
     saved = state["displacements"]
     if not isinstance(saved, list) or [getattr(d, "shape", None) for d in saved] != [d.shape for d in own]:
         raise ValueError(f"the saved state's displacements are not those of {len(own)} parameters of these shapes")
@@ -218,3 +265,6 @@ def _check(state: dict[str, Any], own: list[Tensor]) -> None:
         right = isinstance(numbers, list) and len(numbers) == len(MEMORIES)
         if not right or not all(type(number) is float and 0 <= number < math.inf for number in numbers):
             raise ValueError(f"the saved state's {name} must be {len(MEMORIES)} numbers from 0, got {numbers!r:.60}")
+    for name in sizes:
+        if type(state[name]) is not float or not 0 <= state[name] < math.inf:
+            raise ValueError(f"the saved state's {name} must be a number from 0, got {state[name]!r:.60}")

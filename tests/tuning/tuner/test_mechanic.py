@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from revtune.errors import NonFiniteError
-from revtune.tuning.tuner.mechanic import LISTS, MEMORIES, Mechanic
+from revtune.tuning.tuner.mechanic import LISTS, MEMORIES, SHARE, Mechanic
 from tests.small_tuner import BATCH, tuner
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -95,6 +95,52 @@ def test_it_learns_from_a_rate_that_is_far_too_low_or_too_high(rule: Any) -> Non
     assert 0.1 < rates[0] / rates[1] < 10
 
 
+@pytest.mark.parametrize("rule", [torch.optim.SGD, torch.optim.Adam])
+def test_without_a_start_the_given_rate_does_not_matter(rule: Any) -> None:
+    ends = []
+    for lr in (1e-6, 1.0, 1e4):
+        params, loss = problem()
+        optimizer = rule(params, lr)
+        mechanic, first = Mechanic(optimizer), nn.utils.parameters_to_vector(params).detach().clone()
+        step(optimizer, loss)
+        moved = (nn.utils.parameters_to_vector(params) - first).norm().item()
+        assert moved == pytest.approx(SHARE * (1 + first.norm().item()), rel=1e-6)
+        losses = [step(optimizer, loss) for _ in range(100)]
+        assert losses[-1] < 0.5 < losses[0]
+        ends.append((lr * mechanic.factor, losses[-1]))
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4) and ends[2] == pytest.approx(ends[1], rel=1e-4)
+
+
+def test_a_rate_that_warms_up_from_zero_begins_when_it_moves() -> None:
+    params, loss = problem()
+    optimizer = torch.optim.SGD(params, 0.1)
+    mechanic = Mechanic(optimizer)
+    warm = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda number: min(1.0, number / 3))
+    first = [p.detach().clone() for p in params]
+    for number in range(5):
+        step(optimizer, loss)
+        warm.step()
+        assert all(map(torch.equal, params, first)) == (number == 0)
+    assert mechanic.factor > 0
+
+
+def test_a_fused_step_that_overflows_is_skipped_and_scaled_gradients_count_as_they_are() -> None:
+    def train(scale: float, fused: bool) -> tuple[list[nn.Parameter], float]:
+        params, loss = problem(torch.float32)
+        optimizer = torch.optim.Adam(params, 1e-2, fused=fused)
+        mechanic, scaler = Mechanic(optimizer), torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+        for number in range(6):
+            optimizer.zero_grad()
+            scaler.scale(loss() * (1e38 if number == 2 else 1.0)).backward()  # type: ignore[no-untyped-call]
+            scaler.step(optimizer)
+            scaler.update()
+        return params, mechanic.factor
+
+    (params, factor), (others, known) = train(4.0, True), train(4.0, False)
+    assert factor == pytest.approx(known, rel=1e-5)
+    assert all(torch.allclose(p, other, rtol=1e-5) for p, other in zip(params, others, strict=True))
+
+
 def waves(params: list[nn.Parameter], batch: Tensor) -> Tensor:
     return (params[0] * batch).sin().sum() + params[1].sum()
 
@@ -171,6 +217,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     [
         ({"optimizer": None}, "wants a torch.optim.Optimizer, got NoneType"),
         ({"start": 0.0}, "start must be above 0 and finite, got 0.0"),
+        ({"start": 0}, "start must be above 0 and finite, got 0"),
         ({"start": math.inf}, "start must be above 0 and finite, got inf"),
         ({"optimizer": torch.optim.LBFGS([torch.zeros(1)])}, "evaluates the loss once a step, got an LBFGS"),
     ],
@@ -198,11 +245,16 @@ def test_states_that_do_not_fit_are_refused_and_nothing_is_loaded() -> None:
         step(optimizer, loss)
     state, before = mechanic.state_dict(), copy.deepcopy(mechanic.state_dict())
     cases: list[tuple[Any, str]] = [
-        ([], "none of Mechanic, which has .*: got list"),
-        ({name: state[name] for name in LISTS}, "none of Mechanic"),
+        ([], "none of a Mechanic with no start given, which has .*: got list"),
+        ({name: state[name] for name in LISTS}, "none of a Mechanic"),
         ({**state, "displacements": state["displacements"][:1]}, "not those of 2 parameters of these shapes"),
         ({**state, "best": state["best"][1:]}, "best must be 6 numbers from 0"),
         ({**state, "scales": [math.nan] * 6}, "scales must be 6 numbers from 0"),
+        ({**state, "largest": math.nan}, "largest must be a number from 0, got nan"),
+        (
+            {name: state[name] for name in ("displacements", *LISTS)},
+            "no start given, which has .*reach",
+        ),
         ({**state, "displacements": [torch.ones(3, 2), torch.full((2,), math.nan)]}, "not finite"),
     ]
     for bad, told in cases:
