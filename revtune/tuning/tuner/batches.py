@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from revtune.tuning.random_states import generators_of
+
 NO_HELD_OUT = "the validation data hold no batch"
 ONCE = ", or could be gone through only once, as a generator"
 
@@ -20,6 +22,7 @@ class BatchIterators:
 
     def __init__(self) -> None:
         self._train, self._valid = ResumableIterator(), ResumableIterator()
+        self._resumed: list[torch.Generator] = []
 
     def check(self, train: Iterable[Any], valid: Iterable[Any]) -> None:
         """Refuse data whose length says that they are empty.
@@ -40,7 +43,7 @@ class BatchIterators:
         if self._train.batches is not None:  # the last pass was left before its end: begin anew
             self._train = ResumableIterator()
         current = self._train
-        current.open(data)
+        current.open(data, self._resumed)
         none_yet = current.taken == 0
         while (batch := current.next()) is not _END:
             yield batch
@@ -58,7 +61,7 @@ class BatchIterators:
         """
         for _ in range(2):  # where a pass ends the next one begins; if that is empty, data are at an end
             if self._valid.batches is None:
-                self._valid.open(data)
+                self._valid.open(data, self._resumed)
             if (batch := self._valid.next()) is not _END:
                 return batch
         raise ValueError(f"{NO_HELD_OUT}{ONCE}")
@@ -69,10 +72,14 @@ class BatchIterators:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where both levels stood."""
+        self._resumed = []
         self._train, self._valid = (
-            ResumableIterator(list(saved["began"]), saved["taken"], place=saved["place"], own=saved.get("own"))
-            for saved in (state["train"], state["valid"])  # states of early versions lack "own"
-        )
+            ResumableIterator(
+                list(saved["began"]), saved["taken"], place=saved["place"], states=_own_states(saved.get("own")),
+                warm=saved.get("warm", False),
+            )
+            for saved in (state["train"], state["valid"])  # states of early versions lack "own" and "warm"
+        )  # fmt: skip
 
 
 @dataclass
@@ -88,7 +95,11 @@ class ResumableIterator:
         batches: the iterator of a pass; None between passes.
         data: what is gone through, if it saves its own place (`state_dict`); else None.
         place: a place of such data that has been loaded, until the pass begins.
-        own: the loader's own generator; after loading, the state in which it was saved.
+        own: the generators that the data draw from, but for torch's.
+        states: those in which they were saved, after loading, until a pass begins.
+        loader: what is gone through, in a pass and after it.
+        warm: whether the pass was begun with workers that an earlier one had left, with which one number less is drawn,
+            or the next one will be.
     """
 
     began: list[Tensor] = field(default_factory=list)
@@ -96,29 +107,59 @@ class ResumableIterator:
     batches: Iterator[Any] | None = None
     data: Any = None
     place: dict[str, Any] | None = None
-    own: torch.Generator | Tensor | None = None
+    own: list[torch.Generator] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+    loader: Any = None
+    warm: bool = False
 
-    def open(self, data: Iterable[Any]) -> None:
-        """Begin a pass, or go on with a saved one, which leaves torch's generator as it is."""
+    def open(self, data: Iterable[Any], resumed: list[torch.Generator]) -> None:
+        """Begin a pass, or go on with a saved one, which leaves torch's generator as it is.
+
+        Args:
+            data: what to go through.
+            resumed: the generators that have been put back to where they were saved, as both levels may draw from the
+                same; those of these data are added.
+        """
         if hasattr(data, "load_state_dict"):
             self.data = data
             if self.place is not None:
                 self.data.load_state_dict(self.place)
             self.place, self.batches = None, iter(data)
             return
-        saved, self.own = self.own, _generator(data)
+        self.loader, self.own = data, generators_of(data)
+        if self.warm and not _is_warm(data):
+            self._warm_up(data)
+        now = self._saved_states(resumed)
         if not self.began:
-            if isinstance(saved, Tensor) and self.own is not None:
-                self.own.set_state(saved)
-            self.began = _states(data)
+            _set_states(self.own, now)
+            self.began, self.warm = [torch.get_rng_state(), *_states(self.own)], _is_warm(data)
             self.batches = iter(data)
             return
         state = torch.get_rng_state()
-        _set_states(data, self.began)
+        torch.set_rng_state(self.began[0])
+        _set_states(self.own, self.began[1:])
         self.batches = iter(data)
         for _ in range(self.taken):
             next(self.batches, None)
-        torch.set_rng_state(state)  # the loader's own generator has come to where it stood by itself
+        torch.set_rng_state(state)
+        _set_states(self.own, now)
+
+    def _warm_up(self, data: Iterable[Any]) -> None:
+        """Let a loader begin workers that stay, which changes no generator of this process."""
+        state, own = torch.get_rng_state(), _states(self.own)
+        iter(data)
+        torch.set_rng_state(state)
+        _set_states(self.own, own)
+
+    def _saved_states(self, resumed: list[torch.Generator]) -> list[Tensor]:
+        """Where the own generators were when they were saved; of those that have been put back, where they are now."""
+        now = _states(self.own)
+        for number, (generator, saved) in enumerate(zip(self.own, self.states, strict=False)):
+            if not any(generator is other for other in resumed):
+                now[number] = saved
+                resumed.append(generator)
+        self.states = []
+        return now
 
     def next(self) -> Any:
         """The next batch, or `_END`, after which another pass can begin."""
@@ -126,7 +167,7 @@ class ResumableIterator:
         batch = next(self.batches, _END)
         self.taken += 1
         if batch is _END:
-            self.began, self.taken, self.batches = [], 0, None
+            self.began, self.taken, self.batches, self.warm = [], 0, None, _is_warm(self.loader)
         return batch
 
 
@@ -140,22 +181,24 @@ def _length(data: Iterable[Any]) -> int | None:
 
 def _saved(level: ResumableIterator) -> dict[str, Any]:
     place = level.place if level.data is None else level.data.state_dict()
-    own = level.own.get_state() if isinstance(level.own, torch.Generator) else level.own
-    return {"began": level.began, "taken": level.taken, "place": place, "own": own}
+    own = level.states or _states(level.own)
+    return {"began": level.began, "taken": level.taken, "place": place, "own": own, "warm": level.warm}
 
 
-def _generator(data: Iterable[Any]) -> torch.Generator | None:
-    generator = getattr(data, "generator", None)
-    return generator if isinstance(generator, torch.Generator) else None
+def _own_states(saved: Any) -> list[Tensor]:
+    """The states of a level's own generators; early versions saved one of them, or None."""
+    return list(saved) if isinstance(saved, list) else [] if saved is None else [saved]
 
 
-def _states(data: Iterable[Any]) -> list[Tensor]:
-    own = _generator(data)
-    return [torch.get_rng_state(), *([] if own is None else [own.get_state()])]
+def _is_warm(data: Any) -> bool:
+    """Whether a loader has workers that stay from pass to pass."""
+    return getattr(data, "_iterator", None) is not None
 
 
-def _set_states(data: Iterable[Any], states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    own = _generator(data)
-    if own is not None and len(states) > 1:
-        own.set_state(states[1])
+def _states(generators: list[torch.Generator]) -> list[Tensor]:
+    return [generator.get_state() for generator in generators]
+
+
+def _set_states(generators: list[torch.Generator], states: list[Tensor]) -> None:
+    for generator, state in zip(generators, states, strict=False):
+        generator.set_state(state)

@@ -1,11 +1,12 @@
 """Batches of both levels: every one once a pass, held-out ones round and round, the same again after a resume."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, WeightedRandomSampler
 
 from revtune.tuning.tuner.batches import BatchIterators
 
@@ -123,3 +124,48 @@ def test_a_pass_goes_on_where_it_was_saved(own: bool) -> None:
     torch.set_rng_state(random)
     assert begun + numbers(other.train_pass(loader())) == whole
     assert torch.equal(torch.get_rng_state(), random)
+
+
+def weighted(generator: torch.Generator) -> WeightedRandomSampler:
+    return WeightedRandomSampler([1.0] * 10, 10, generator=generator)
+
+
+LOADERS: dict[str, Callable[[torch.Generator], list[DataLoader[Any]]]] = {
+    "sampler": lambda g: [shuffled(), plain(sampler=weighted(g))],
+    "batch_sampler": lambda g: [DataLoader(ROWS, batch_sampler=BatchSampler(weighted(g), 2, False)), plain()],
+    "shared": lambda g: [shuffled(generator=g), shuffled(generator=g)],
+    "workers that stay": lambda g: [shuffled(generator=g, num_workers=1, persistent_workers=True), shuffled()],
+}
+ROWS: Any = list(range(10))
+
+
+def plain(**options: Any) -> DataLoader[Any]:
+    return DataLoader(ROWS, 2, **options)
+
+
+def drawn(iterators: BatchIterators, loaders: list[DataLoader[Any]]) -> Iterator[list[list[int]]]:
+    """Batches of both levels, without end; a held-out one after those that begin with a multiple of three."""
+    while True:
+        for batch in iterators.train_pass(loaders[0]):
+            held_out = [iterators.next_valid(loaders[1])] if batch[0] % 3 == 0 else []
+            yield numbers([batch, *held_out])
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("taken", [5, 7, 10])
+def test_generators_of_samplers_shared_ones_and_workers_that_stay_go_on(kind: str, taken: int) -> None:
+    def begun() -> tuple[BatchIterators, Iterator[Any]]:
+        iterators = BatchIterators()
+        return iterators, drawn(iterators, LOADERS[kind](torch.Generator().manual_seed(7)))
+
+    torch.manual_seed(0)
+    iterators, passing = begun()
+    for _ in range(taken):
+        next(passing)
+    saved, random = copy.deepcopy(iterators.state_dict()), torch.get_rng_state()
+    rest = [next(passing) for _ in range(12)]
+    torch.manual_seed(99)
+    other, again = begun()
+    other.load_state_dict(saved)
+    torch.set_rng_state(random)
+    assert [next(again) for _ in range(12)] == rest

@@ -131,7 +131,7 @@ def test_a_fused_step_that_overflows_is_skipped_and_scaled_gradients_count_as_th
         mechanic, scaler = Mechanic(optimizer), torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
         for number in range(6):
             optimizer.zero_grad()
-            scaler.scale(loss() * (1e38 if number == 2 else 1.0)).backward()  # type: ignore[no-untyped-call]
+            scaler.scale(loss() * (1e38 if number == 2 else 1.0)).backward()
             scaler.step(optimizer)
             scaler.update()
         return params, mechanic.factor
