@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,8 @@ def mapped(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, tuple | list):
         return type(tree)(mapped(function, part) for part in tree)
     if isinstance(tree, dict):
-        return type(tree)((key, mapped(function, part)) for key, part in tree.items())
+        pairs = ((key, mapped(function, part)) for key, part in tree.items())
+        return type(tree)(tree.default_factory, pairs) if isinstance(tree, defaultdict) else type(tree)(pairs)
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         old = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree) if field.init}
         new = {name: mapped(function, value) for name, value in old.items()}

@@ -1,7 +1,7 @@
 """Tensors in nested containers."""
 
 import dataclasses
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from typing import Any, NamedTuple
 
 import torch
@@ -63,3 +63,8 @@ def test_tensors_are_found_in_order_those_of_integers_only_where_wanted() -> Non
     one, two, three = torch.ones(1), torch.tensor([2]), torch.ones(3)
     assert [id(t) for t in tensors([one, (two, {"x": three})])] == [id(one), id(three)]
     assert [id(t) for t in tensors([one, (two, {"x": three})], floating=False)] == [id(one), id(two), id(three)]
+
+
+def test_a_defaultdict_keeps_its_default() -> None:
+    doubled = mapped(lambda one: one * 2, defaultdict(list, y=torch.ones(2)))
+    assert doubled["y"].tolist() == [2, 2] and doubled["missing"] == []

@@ -71,7 +71,9 @@ class Hyper:
     @staticmethod
     def from_plain(plain: dict[str, Any]) -> Hyper:
         """The hyperparameter that `to_plain` gave this of."""
-        kinds = {kind.__name__: kind for kind in Hyper.__subclasses__()}
+        kinds = {kind.__name__: kind for kind in _below(Hyper)}
+        if plain["kind"] not in kinds:
+            raise ValueError(f"there is no kind of hyperparameter {plain['kind']!r}; there are {', '.join(kinds)}")
         return kinds[plain["kind"]](**{name: value for name, value in plain.items() if name != "kind"})
 
     def check(self) -> None:
@@ -254,6 +256,11 @@ class Integer(Hyper):
 def is_number(value: object) -> bool:
     """Whether something is a number, which may be infinite or NaN; booleans are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _below(kind: type[Hyper]) -> list[type[Hyper]]:
+    """All subclasses, also those of users."""
+    return [each for child in kind.__subclasses__() for each in (child, *_below(child))]
 
 
 def _is_finite(value: Any) -> bool:

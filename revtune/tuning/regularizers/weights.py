@@ -111,8 +111,9 @@ class TunedWeightDrop(TunedRegularizer):
         dropped = {self._weight: whole * mask}
         path, _, name = self._weight.rpartition(".")
         owner = self.module.get_submodule(path)
-        if isinstance(owner, Responding) and name == "weight" and owner.response_weight is not None:
-            dropped[f"{path}.response_weight" if path else "response_weight"] = owner.response_weight * mask
+        response = getattr(owner, f"response_{name}", None) if isinstance(owner, Responding) else None
+        if response is not None:
+            dropped[f"{path}.response_{name}" if path else f"response_{name}"] = response * mask
         return functional_call(self.module, dropped, args, kwargs)
 
     def become_plain(self) -> None:

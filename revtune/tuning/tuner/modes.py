@@ -20,10 +20,14 @@ class Modes:
     def train(self) -> None:
         """The network trains, but for modules that were in evaluation mode when it last trained, as a frozen part is.
 
-        A network that is itself in evaluation mode says nothing about its modules: a user has evaluated it.
+        One that is in evaluation mode as a whole says nothing about its modules: a user has evaluated it. Where some of
+        its modules train, those in evaluation mode rest, but for those that hold one that trains.
         """
+        modules = list(self._model.modules())
         if self._model.training:
-            self._resting = [module for module in self._model.modules() if not module.training]
+            self._resting = [module for module in modules if not module.training]
+        elif any(module.training for module in modules):
+            self._resting = [each for each in modules if not any(inner.training for inner in each.modules())]
         self._model.train()
         for module in self._resting:
             module.training = False

@@ -86,6 +86,12 @@ class StepsTogether:
             raise NonFiniteError("a loss of another process is not finite; what this step moves is as before it")
         return loss.new_tensor(total)
 
+    def all_of(self, flags: list[bool]) -> list[bool]:
+        """Each flag, if it is set in all processes."""
+        if self._processes is None:
+            return flags
+        return [not count for count in self._processes.total(*(float(not flag) for flag in flags))]
+
     def weighted(self, loss: Tensor) -> Tensor:
         """A loss by the share of its rows, so that the sum of all processes' gradients is that of the batch."""
         return loss if self._processes is None else loss * self.weight

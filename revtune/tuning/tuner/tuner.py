@@ -50,6 +50,10 @@ from revtune.tuning.tuner.tuner_checks import (
 
 Factory = Callable[[list[dict[str, Any]]], Optimizer]
 
+GROUPS = ("weights", "responses")
+
+NOT_FINITE = "the gradient of the {} is not finite; they are as before this step"
+
 GRADIENTS = {"stn": bilevel.stn, "delta": bilevel.delta}
 
 
@@ -201,6 +205,8 @@ class Tuner:
                 loss = self._together.mean(self._gradients(batch))
                 if (self.steps + 1) % self.accumulate == 0:
                     self._update()
+                else:
+                    self._check_waiting()
         except Exception:
             self._set_gradients(waiting)
             raise
@@ -270,10 +276,10 @@ class Tuner:
         self._together.add_gradients([parameter for group in self.groups for parameter in group])
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        for group, name in zip(self.groups, ("weights", "responses"), strict=True):
+        for group, name in zip(self.groups, GROUPS, strict=True):
             norm = bilevel.clip_gradients(group, self.clip)
-            if self.scaler is None and not torch.isfinite(norm):
-                raise NonFiniteError(f"the gradient of the {name} is not finite; they are as before this step")
+            if not self._skips and not torch.isfinite(norm):
+                raise NonFiniteError(NOT_FINITE.format(name))
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -281,6 +287,20 @@ class Tuner:
             self.scaler.update()
         self.optimizer.zero_grad()
         self._between.note()
+
+    @property
+    def _skips(self) -> bool:
+        """Whether a scaler skips updates by gradients that are not finite."""
+        return self.scaler is not None and self.scaler.is_enabled()
+
+    def _check_waiting(self) -> None:
+        """Refuse a batch whose gradients would spoil the update that they wait for, in all processes alike."""
+        if self._skips:
+            return
+        finite = [bool(torch.isfinite(bilevel.clip_gradients(group, None))) for group in self.groups]
+        for name, each in zip(GROUPS, self._together.all_of(finite), strict=True):
+            if not each:
+                raise NonFiniteError(NOT_FINITE.format(name))
 
     def _update_hypers(self) -> None:
         before = [p.detach().clone() for p in (self.hypers.raw, self.hypers.spread)]

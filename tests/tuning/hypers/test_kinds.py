@@ -71,3 +71,13 @@ def test_bounds_that_are_no_integers_are_named(high: Any) -> None:
 def test_booleans_are_no_values() -> None:
     with pytest.raises(ValueError, match="Positive: the initial value must be a finite number, got True"):
         Positive(True)
+
+
+class Strength(Positive):
+    """A kind of a user's own."""
+
+
+def test_a_kind_of_ones_own_is_told_and_found_by_its_name() -> None:
+    assert Hyper.from_plain(Strength(0.1).to_plain()) == Strength(0.1)
+    with pytest.raises(ValueError, match="there is no kind of hyperparameter 'Force'; there are .*Rate"):
+        Hyper.from_plain({**Strength(0.1).to_plain(), "kind": "Force"})

@@ -27,6 +27,7 @@ from revtune.tuning.regularizers.dropouts import (
 from revtune.tuning.regularizers.regularizer import TunedRegularizer
 from revtune.tuning.regularizers.weights import TunedEmbeddingDropout, TunedWeightDrop
 from revtune.tuning.responses.layers import ResponseEmbedding, ResponseLinear
+from revtune.tuning.responses.recurrent_cells import ResponseLSTMCell
 from revtune.tuning.tuner.bilevel import BilevelProblem, delta, hypergradients, stn
 
 # what torch loads at the first use of forward differentiation says so
@@ -321,6 +322,28 @@ def test_weight_drop_masks_both_weights_alike(nested: bool) -> None:
     assert torch.allclose(y, expected, atol=1e-6)
     (grad,) = torch.autograd.grad(y.sum(), inner.weight)
     assert not grad[mask == 0].any()
+
+
+def test_weight_drop_masks_both_recurrent_weights_of_a_cell_alike() -> None:
+    hypers = Hyperparameters(words=Rate(0.5, per="batch"))
+    cell: Any = nn.LSTMCell(3, 4)
+    module = TunedWeightDrop(cell, hypers, "words", weight="weight_hh")
+    cell.__class__ = ResponseLSTMCell
+    cell.adopt(hypers, "cell", 0)
+    for name in ("scale_ih", "scale_hh", "shift"):
+        nn.init.normal_(getattr(cell, f"response_{name}"))
+    d, x, h, c = torch.randn(2, 1), torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 4)
+    with hypers.bound(Pass(2, d, torch.zeros(2, 1))):
+        torch.manual_seed(5)
+        found, _ = module(x, (h, c))
+        torch.manual_seed(5)
+        mask = drop_mask((16, 4), 0.5, cell.weight_hh)
+        kept = cell.weight_hh.detach().clone(), cell.response_weight_hh.detach().clone()
+        with torch.no_grad():
+            cell.weight_hh.mul_(mask)
+            cell.response_weight_hh.mul_(mask)
+        expected, _ = cell(x, (h, c))
+    assert torch.allclose(found, expected, atol=1e-6) and not torch.equal(kept[1], cell.response_weight_hh)
 
 
 def problem(net: nn.Module, hypers: Hyperparameters) -> BilevelProblem:

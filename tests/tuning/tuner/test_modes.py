@@ -86,6 +86,19 @@ def test_a_network_in_evaluation_mode_as_a_whole_trains(method: str) -> None:
     assert all(torch.equal(v, found[1][name]) for name, v in found[0].items() if isinstance(v, Tensor))
 
 
+def test_modules_that_train_in_a_network_that_rests_train_alone() -> None:
+    tuner = tuner_of("stn")
+    net: Any = tuner.model
+    net.eval()
+    net.head.train()
+    wanted, before = resting(net.backbone), net.backbone[1].running_mean.clone()
+    for _ in range(2):
+        steps(tuner)
+        assert resting(net.backbone) == wanted and torch.equal(net.backbone[1].running_mean, before)
+        assert net.training and net.head.training and not net.norm.training
+        net.eval()  # as an evaluation
+
+
 def test_a_tuned_dropout_that_comes_to_rest_is_told_once() -> None:
     tuner = tuner_of("delta")
     assert steps(tuner) == []

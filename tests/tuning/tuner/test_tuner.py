@@ -213,6 +213,30 @@ def test_a_batch_that_fails_leaves_gradients_that_wait(method: str) -> None:
         other.load_state_dict(of.state_dict())
 
 
+def root(out: Tensor, batch: Any, h: Any) -> Tensor:
+    """Losses that are finite at 0, where their gradients are not."""
+    return F.cross_entropy(out, batch[1], reduction="none") + (out * batch[2]).sum(1).abs().sqrt()
+
+
+@methods
+@pytest.mark.parametrize("options", [{}, {"scaler": torch.amp.GradScaler("cpu", enabled=False)}, {"accumulate": 2}])
+def test_gradients_that_are_not_finite_are_refused_where_they_come(method: Any, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    net = self_tuning(nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 3)))
+    of = Tuner(net, root, lambda out, batch: F.cross_entropy(out, batch[1]), method=method,
+               optimizer=lambda groups: torch.optim.SGD(groups, 0.1), **options)  # fmt: skip
+    batch = torch.randn(6, 4), torch.randint(3, (6,))
+    of.train_step((*batch, torch.ones(6, 3)))
+    of.train_step((*batch, torch.ones(6, 3)))
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    with pytest.raises(NonFiniteError, match="the gradient of the weights is not finite; they are as before this step"):
+        of.train_step((*batch, torch.zeros(6, 3)))
+    assert of.steps == 2 and all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+    for _ in range(2):
+        of.train_step((*batch, torch.ones(6, 3)))
+    assert all(bool(p.isfinite().all()) for p in net.parameters())
+
+
 def test_a_schedule_of_the_users_own_moves_the_learning_rate() -> None:
     of = tuner("stn", warmup=9)
     schedule = torch.optim.lr_scheduler.StepLR(of.optimizer, 1, 0.0)
