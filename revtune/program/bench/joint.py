@@ -19,7 +19,16 @@ from typing import Literal
 import torch
 
 from revtune.program.bench import worker
-from revtune.program.bench.measuring import LEAST_ROUNDS, TURN, check_resident, keep_to, peak_of, turns, warmed_up
+from revtune.program.bench.measuring import (
+    LEAST_ROUNDS,
+    TURN,
+    check_resident,
+    check_threads,
+    keep_to,
+    peak_of,
+    turns,
+    warmed_up,
+)
 from revtune.program.bench.tuning_cases import StepKind, TuningCase
 from revtune.program.bench.tuning_steps import learner_of, step_of
 from revtune.program.bench.worker import Job, Record
@@ -85,6 +94,9 @@ def joint(
     if unknown := [shape for shape in shapes if shape not in SHAPES]:
         raise Problem(f"--shapes must be some of {' '.join(SHAPES)}, got {unknown[0]}", code=2)
     check_resident()
+    check_threads((threads,))
+    if rounds < 1:
+        raise Problem(f"--rounds must be at least 1, got {rounds}", code=2)
     check_output(out)
     steps = tuple(step for step in STEPS if step == "plain" or step in steps)
     display, records = Markdown() if markdown else Terminal(), list[Record]()

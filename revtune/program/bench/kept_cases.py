@@ -41,13 +41,15 @@ def measured(
         cases: in their order.
         measure: the record of one; one with an "error" is measured again by the next run.
         what: the file holds, for messages.
-        facts: that the file tells beside versions, such as how long each case ran; a file of others is not continued.
+        facts: that the file tells beside versions, such as how long each case ran; a file of other facts or versions is
+            not continued.
 
     Raises:
         Problem: the file cannot be written, or is another's.
     """
     check_output(out)
-    records = kept(out, f"{what} with {told(facts)}" if facts else what, partial(by_key, facts=facts))
+    wanted = {**versions(), **facts}
+    records = kept(out, f"{what} with {told(wanted)}", partial(by_key, facts=wanted))
     missing = [case for case in cases if "error" in records.get(case.key, {"error": ""})]
     with display.measuring(len(missing)):
         for case in missing:

@@ -61,15 +61,18 @@ def turns(
 
 def check_turns(threads: tuple[int, ...], rounds: int) -> None:
     """Raise `Problem` for thread counts that this machine does not have, and for too few rounds."""
-    if not threads or min(threads) < 1 or max(threads) > processors():
-        raise bad_threads(" ".join(map(str, threads)) or "none")
+    check_threads(threads)
     if rounds < LEAST_ROUNDS:
         raise Problem(f"--rounds must be at least {LEAST_ROUNDS} for a median to mean something, got {rounds}", code=2)
 
 
-def bad_threads(given: object) -> Problem:
-    """The error for thread counts that this machine does not have."""
-    return Problem(f"--threads must be from 1 to {processors()}, the processors of this machine, got {given}", code=2)
+def check_threads(threads: tuple[int, ...]) -> None:
+    """Raise `Problem` for thread counts that this machine does not have."""
+    if not threads or min(threads) < 1 or max(threads) > processors():
+        given = " ".join(map(str, threads)) or "none"
+        raise Problem(
+            f"--threads must be from 1 to {processors()}, the processors of this machine, got {given}", code=2
+        )
 
 
 def peak_of(step: StepFunction, device: torch.device) -> int:

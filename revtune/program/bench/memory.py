@@ -24,12 +24,12 @@ import torch
 import revtune as rt
 from revtune.program.bench import worker
 from revtune.program.bench.contestants import Contestant, ContestantNet, Shape, chunk_of
-from revtune.program.bench.measuring import bad_threads, check_resident, gradient_bytes, keep_to, peak_of
+from revtune.program.bench.measuring import check_resident, check_threads, gradient_bytes, keep_to, peak_of
 from revtune.program.bench.speed_cases import PAIRS
 from revtune.program.bench.worker import Job, Record
 from revtune.program.errors import Problem
 from revtune.program.files import check_output, drafts, write
-from revtune.program.machine import processors, versions
+from revtune.program.machine import versions
 from revtune.reversible.kernel import backend as native
 
 SHAPES = (
@@ -205,8 +205,7 @@ def circumstances(threads: int, device: Device) -> Record:
 
 def check(threads: int, device: Device) -> None:
     """Raise `Problem` where this machine cannot measure."""
-    if not 1 <= threads <= processors():
-        raise bad_threads(threads)
+    check_threads((threads,))
     if device == "cuda" and not torch.cuda.is_available():
         raise Problem("--device cuda: torch finds no CUDA device here", code=2)
     if device == "cpu":

@@ -15,6 +15,7 @@ def bench(arguments: list[str]) -> None:
         print("revtune bench speed [--help]: time of bare layers and whole training steps against torch's own layers")
         print("revtune bench steps [--help]: time of single steps of layers and cells against torch's own")
         print("revtune bench tuning [--help]: time and memory of steps that tune against those of the plain network")
+        print("revtune bench joint [--help]: reversible layers that tune themselves against torch's own that do")
         print("revtune bench imports [--help]: time of importing revtune, and of its help, against importing torch")
         return
     if not arguments or arguments[0] not in BENCHES:

@@ -123,11 +123,18 @@ def file_parts(path: Path | None, reading: Reading = BY_LINES) -> Parts:
 
 
 def named(name: str, folder: Path | None, reading: Reading = BY_LINES) -> Parts:
-    """A data set's three texts, from the folder in its standard layout, else from the hub."""
+    """A data set's three texts, from the folder in its standard layout, else from the hub.
+
+    Raises:
+        Problem: the folder lacks one or two of them; the hub does not give them.
+    """
     folder = data_folder(folder)
     if folder is not None:
         paths = [folder / TEXT_FILES[name].format(split) for split in SPLITS]
-        if all(path.exists() for path in paths):
+        lacking = [path for path in paths if not path.exists()]
+        if lacking and len(lacking) < len(paths):
+            raise Problem(f"{lacking[0]} is not there, though files beside it are")
+        if not lacking:
             train, valid, test = (reading.read(path) for path in paths)
             return train, valid, test
     return from_hub(name, folder)

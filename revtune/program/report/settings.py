@@ -16,7 +16,7 @@ from revtune.program.runs.tracking import flat
 PREFIXED = ("stn", "delta", "pbt")
 """Groups of settings whose options have their name before them; those of all others stand alone."""
 
-UNASKED = ("recipe", "size", "source", "name", "replays")
+UNASKED = ("recipe", "size", "name", "replays")
 """Settings that a recipe's name, `--size` or `--replay` decides."""
 
 

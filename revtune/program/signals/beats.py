@@ -95,7 +95,9 @@ class BeatsTask(SignalTask):
         x, y = self.signal(split)
         scores = net.scores(x)[:, 0]
         begin, rate = int(PARTS[split][0] * len(self.answers)), self.heart.rate
-        beats = self.heart.beats[(self.heart.beats >= begin) & (self.heart.beats < begin + len(x))] - begin
+        told, around = self.heart.beats + round(LATER * rate) - begin, round(AROUND * rate)
+        # those of which the part has an answer, or some of it: the others cannot be found there
+        beats = self.heart.beats[(told + around >= 0) & (told - around < len(x))] - begin
         found = middles(scores[:, 1] > scores[:, 0]) - round(LATER * rate)
         return {"loss": F.cross_entropy(scores, y[:, 0]).item(), "f1": f1(found, beats, round(TOLERANCE * rate))}
 

@@ -18,8 +18,8 @@ from revtune.program.signals.rows import LikeLengths, ending_together
 from revtune.program.signals.task import Batch, SignalStudy, SignalTask, classified, digest_of
 from revtune.program.tasks.task import Split
 
-VALID_TAKES, TEST_TAKES = range(5, 7), range(7, 10)
-"""Takes that are held out, and that are tested on; 0 to 4, the official test, are not in the training part."""
+OFFICIAL_TEST, VALID_TAKES, TEST_TAKES = range(5), range(5, 7), range(7, 10)
+"""Takes that nothing reads, so that nothing is chosen by them; those that are held out, and that are tested on."""
 
 AT_A_TIME = 64
 """Recordings that are evaluated together."""
@@ -57,7 +57,9 @@ class DigitsTask(SignalTask):
         self.rows = LikeLengths(lengths, study.learning.batch, study.seed)
 
     def part_of(self, each: Recording) -> str | None:
-        """What a recording is for; nothing where another speaker's is tested on."""
+        """What a recording is for; nothing if it is of the official test, or where another speaker's is tested on."""
+        if each.take in OFFICIAL_TEST:
+            return None
         if self.study.speaker is not None and (each.speaker == self.study.speaker or each.take in TEST_TAKES):
             return "test" if each.speaker == self.study.speaker else None
         return "valid" if each.take in VALID_TAKES else "test" if each.take in TEST_TAKES else "train"

@@ -37,3 +37,12 @@ def test_a_line_holds_medians_of_the_same_rounds() -> None:
 def test_an_unknown_shape_is_named() -> None:
     with pytest.raises(Problem, match="--shapes must be some of words characters long, got sentences"):
         joint.joint(shapes=("sentences",))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"rounds": 0}, "--rounds must be at least 1, got 0"), ({"threads": 0}, "--threads must be from 1 to .*, got 0")],
+)
+def test_what_cannot_be_measured_is_refused(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(Problem, match=told):
+        joint.joint(**options)

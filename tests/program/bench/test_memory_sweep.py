@@ -55,13 +55,17 @@ def test_it_goes_on_where_the_file_ends(
     assert asked == [failed]
 
 
-@pytest.mark.parametrize("content", ['{"results": []}', '{"threads": 3, "records": {}}'])
+OF_EARLIER_TORCH = '{"torch": "2.1.0", "threads": 1, "records": {}}'
+
+
+@pytest.mark.parametrize("content", ['{"results": []}', '{"threads": 3, "records": {}}', OF_EARLIER_TORCH])
 def test_a_file_of_something_else_is_left_alone(
     content: str, asked: list[SweepJob], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (out := tmp_path / "memory.json").write_text(content)
     assert main(["bench", "memory", "--sweep", "--out", str(out)]) == 1
-    assert f"{out} holds no sweep of memory with threads 1; name another file" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"{out} holds no sweep of memory with revtune " in told and "threads 1; name another file" in told
     assert out.read_text() == content and not asked
 
 

@@ -123,6 +123,15 @@ def test_a_data_set_by_name_comes_from_its_folder(tmp_path: Path, monkeypatch: p
     assert "".join(corpus.vocabulary.pieces(corpus.test.tolist())) == "the <unk> <unk> \nthe N \n"
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_folder_that_has_two_of_three_texts_is_told_and_the_hub_is_not_asked(tmp_path: Path, split: str) -> None:
+    lacking = ptb_like(tmp_path) / f"ptb/ptb.{split}.txt"
+    lacking.unlink()
+    with pytest.raises(Problem) as caught:
+        text_sources.named("ptb", tmp_path)
+    assert str(caught.value) == f"{lacking} is not there, though files beside it are"
+
+
 def test_without_a_folder_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REVTUNE_DATA", raising=False)
     hub = type(sys)("datasets")

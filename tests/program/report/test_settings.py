@@ -60,7 +60,8 @@ def test_a_signals_command_gives_its_settings() -> None:
 @pytest.mark.parametrize("model", ["revgru", "lstm"])
 def test_a_translators_command_gives_its_settings(model: Any) -> None:
     usual = recipes.find("multi30k").recipe(model=model, unit="subword")
-    study = dataclasses.replace(usual, learning=dataclasses.replace(usual.learning, steps=12), seed=2)
+    text = dataclasses.replace(usual.text, source=usual.text.target, target=usual.text.source)
+    study = dataclasses.replace(usual, text=text, learning=dataclasses.replace(usual.learning, steps=12), seed=2)
     _, name, *arguments = words_of(translation.again("multi30k", study))
     assert runner_and_options(name, arguments)[1].study == study
 

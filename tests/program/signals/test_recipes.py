@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from revtune.program import recipes
 from revtune.program.cli.main import main
@@ -19,7 +18,7 @@ from revtune.program.signals.losses import PADDED
 from revtune.program.signals.net import SignalNet
 from revtune.program.signals.rows import LikeLengths, ending_together
 from revtune.program.tasks.plain_learner import PlainLearner
-from tests.tiny_signals import write_signals
+from tests.tiny_signals import write_digit, write_heart, write_signals
 
 for needed in ("wfdb", "soundfile", "scipy"):
     pytest.importorskip(needed, reason=f"{needed} is not installed")
@@ -154,6 +153,14 @@ def test_a_held_out_speaker_is_never_heard(data: Path) -> None:
     assert takes == {"train": {10}, "valid": {5}, "test": {7}}
 
 
+def test_the_official_test_of_spoken_digits_is_read_by_nobody(tmp_path: Path) -> None:
+    for take in range(18):
+        write_digit(tmp_path, 3, "ann" if take % 2 else "bob", take)
+    for speaker in (None, "ann"):
+        parts = task_of("digits", tmp_path, speaker=speaker).parts_of
+        assert not {each.take for part in parts.values() for each in part} & set(range(5))
+
+
 def test_frames_end_with_the_last_sample() -> None:
     found = frames(torch.tensor([300, -300, 300], dtype=torch.int16), 2)
     assert found.tolist() == [[0.0, pytest.approx(1.1547, rel=1e-3)], [pytest.approx(-1.1547, rel=1e-3)] + [
@@ -221,12 +228,12 @@ def test_f1_matches_each_beat_once(found: list[int], score: float) -> None:
     assert f1(torch.tensor(found), torch.tensor([10, 20]), 3) == pytest.approx(score)
 
 
-def test_a_net_that_knows_has_all_beats(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = task_of("ecg", data)
-    truth = task.signal("valid")[1]
-
-    def scores(self: SignalNet, x: Tensor) -> Tensor:
-        return torch.stack([1 - truth, truth], -1).float()
-
-    monkeypatch.setattr(SignalNet, "scores", scores)
-    assert task.evaluate(task.net(None), "valid")["f1"] == 1.0
+@pytest.mark.parametrize("every", [300, 216, 217, 218, 219])
+def test_a_net_that_knows_has_all_beats(every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of beats shortly before the cut at sample 1,200, whose answers lie behind it, or on both sides."""
+    write_heart(tmp_path, every=every)
+    task = task_of("ecg", tmp_path)
+    for split in ("train", "valid", "test"):
+        truth = task.signal(split)[1]
+        monkeypatch.setattr(SignalNet, "scores", lambda _, x, truth=truth: torch.stack([1 - truth, truth], -1).float())
+        assert task.evaluate(task.net(None), split)["f1"] == 1.0

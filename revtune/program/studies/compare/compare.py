@@ -32,6 +32,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -53,6 +54,7 @@ from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.loop import TaskRun
 from revtune.program.tasks.task import SEARCHERS, Learning, Method, Searcher, Task
 from revtune.program.tasks.tuned_learner import learner
+from revtune.program.tuning import Tuned, check_reached
 from revtune.program.typed import check_numbers
 
 PACKAGES: dict[Contestant, tuple[str, ...]] = {
@@ -154,6 +156,13 @@ def check_schedule(learning: Learning) -> None:
         raise Problem(f"--steps must be a multiple of --valid-every {every}, {why}, got {steps}", code=2)
 
 
+def check_tuning(study: Any, contestants: Collection[Contestant]) -> None:
+    """Raise `Problem` for a tuner that a cosine ends before it has tuned anything."""
+    if study.learning.schedule == "cosine":
+        for method in (cast(Tuned, each) for each in TUNERS if each in contestants):
+            check_reached(study.learning.steps, study.tuning(method), method, untuned="--contestants without it")
+
+
 def check_options(options: Options[Any]) -> None:
     """Raise `Problem` for options that no contest can have."""
     for name, right, expected in (
@@ -163,6 +172,7 @@ def check_options(options: Options[Any]) -> None:
         if not right:
             raise Problem(f"--{name} must be {expected}, got {getattr(options, name)}", code=2)
     check_schedule(options.study.learning)
+    check_tuning(options.study, options.contestants)
     check_numbers(options.pbt, prefix="pbt.")
     if options.pbt.members < 2:
         raise Problem(f"--pbt.members must be at least 2, as they take after one another, got {options.pbt.members}",

@@ -1,11 +1,13 @@
 """Searches whose trials run in several processes, or are kept in a storage of Optuna's own."""
 
+import dataclasses
 import json
 import os
 import signal
 from contextlib import closing
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -14,12 +16,16 @@ from optuna.trial import TrialState
 
 from revtune.program.errors import Problem
 from revtune.program.recipes import find
+from revtune.program.runs.clock import Clock
 from revtune.program.runs.seals import Seals
+from revtune.program.studies.compare import trials
 from revtune.program.studies.compare.compare import check_options
 from revtune.program.studies.compare.contest import Options
 from revtune.program.studies.compare.search import Search
 from revtune.program.studies.compare.workers import Workers
+from revtune.program.tasks.plain_learner import PlainLearner
 from revtune.program.tasks.task import Task
+from revtune.program.tuning import Tuning
 from tests.tiny_contests import quiet, tiny_study
 
 
@@ -92,14 +98,43 @@ def test_a_search_whose_worker_dies_says_so_and_goes_on(
     again.close()
 
 
+def test_a_workers_time_begins_with_its_first_step(task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[str]()
+
+    class Noted(PlainLearner):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            told.append("built")
+
+    monkeypatch.setattr(trials, "PlainLearner", Noted)
+
+    def began() -> Clock:
+        told.append("began")
+        return Clock()
+
+    monkeypatch.setattr(trials, "Clock", began)
+    monkeypatch.setattr(trials, "_here", [SimpleNamespace(task=task, study=None, stop=None)])
+    monkeypatch.setattr(trials, "Trial", lambda study, number: None)
+    monkeypatch.setattr(trials, "learn", lambda *given: None)
+    values = {name: hyper.initial for name, hyper in task.hypers().items()}
+    trials.run(
+        trials.Job(number=0, id=0, values=values, steps=1, seconds=9.0, clock="cpu", weights=tmp_path / "w", seals={})
+    )
+    assert told == ["built", "began"]
+
+
 def test_what_cannot_be_is_refused(task: Task, tmp_path: Path) -> None:
+    study: Any = task.study
+    learning = dataclasses.replace(study.learning, schedule="cosine", steps=8, valid_every=4)
+    ending_soon = dataclasses.replace(study, learning=learning, stn=Tuning(warmup=8, ratio=1))
     refused: list[tuple[dict[str, Any], str]] = [
         ({"workers": 0}, "--workers must be at least 1, got 0"),
         ({"workers": 2, "contestants": ("plain", "delta")}, "--workers is for the trials of searchers"),
         ({"storage": "sqlite://", "contestants": ("plain",)}, "--storage is for the trials of searchers"),
+        ({"study": ending_soon, "contestants": ("plain", "stn")}, "--steps must be at least 9, the first at which"),
     ]
     for given, expected in refused:
         with pytest.raises(Problem, match=expected):
-            check_options(Options(study=task.study, **given))
+            check_options(Options(**{"study": task.study, **given}))
     with pytest.raises(Problem, match="--storage must be a URL that Optuna can keep trials at, but ArgumentError"):
         search(task, tmp_path / "a" / "b" / "c", "nowhere")
