@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import time
@@ -184,12 +185,21 @@ def mechanic_from(start: float) -> Callable[[Trainer], Mechanic]:
     return lambda trainer: Mechanic(trainer.learner.optimizer, start=start)
 
 
+def sharing(share: float) -> Callable[[Trainer], Mechanic]:
+    """The same, whose first update moves parameters by another share of their norm."""
+    kind = type("Sharing", (Mechanic,), {"share": share})
+    return lambda trainer: kind(trainer.learner.optimizer)
+
+
 STARTS = (1.0, 0.1, 0.01, 0.001)
+
+SHARES = (0.0001, 0.001, 0.01, 0.1, 0.3)
 
 WAYS: dict[str, Callable[[Trainer], Way | Mechanic]] = {
     "hypergradient": Hypergradient, "decayed": Decayed, "prodigy": Prodigy,
     **{f"decayed-from-{start}": decayed_from(start) for start in (0.1, 0.01, 0.0001)},
     **{f"mechanic-from-{start}": mechanic_from(start) for start in STARTS},
+    **{f"share-{share}": sharing(share) for share in SHARES},
 }  # fmt: skip
 
 
@@ -262,6 +272,13 @@ def jobs(seeds: Sequence[int]) -> Iterator[Job]:
         yield Job("fixed", "revgru", "adam", "off", rate, 1)
     for rate in (4.0, 16.0):
         yield Job("fixed", "revgru", "sgd", "off", rate, 1)
+    for rate in (0.01, 0.02, 0.06):
+        yield Job("fixed", "lstm", "adam", "off", rate, 1)
+    for rate in (4.0, 16.0, 24.0, 32.0):
+        yield Job("fixed", "lstm", "sgd", "off", rate, 1)
+    nets: tuple[Model, ...] = ("revgru", "lstm")
+    for share, model, optimizer in itertools.product(SHARES, nets, GOOD):
+        yield Job(f"share-{share}", model, optimizer, "off", GOOD[optimizer], 1)
 
 
 def main(args: Sequence[str] | None = None) -> None:

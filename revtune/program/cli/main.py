@@ -10,6 +10,7 @@
     revtune bench memory | speed        memory and time against torch's own layers
     revtune bench steps                 time of single steps, of layers and cells, against torch's own
     revtune bench tuning                time and memory of tuning against not tuning
+    revtune bench joint                 reversible nets that tune themselves against torch's own that do
     revtune bench imports               time of importing revtune against importing torch
     revtune doctor                      what this machine and installation offer
 

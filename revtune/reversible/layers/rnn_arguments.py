@@ -112,7 +112,8 @@ def check_states(
     given = hx if isinstance(hx, tuple | list) else (hx,)
     if len(given) != groups or not all(isinstance(state, Tensor) for state in given):
         expected = "(h_0, c_0)" if groups == 2 else "the tensor h_0"
-        raise ValueError(f"{net}: {what} must be {expected}, got {hx!r:.60}")  # cut, since tensors print their numbers
+        kinds = ", ".join(type(state).__name__ for state in given)
+        raise ValueError(f"{net}: {what} must be {expected}, got {f'({kinds})' if given is hx else kinds}")
     for state in given:
         check_tensor(f"{net}: each of {what}", state)
     states = tuple(state if batched or not state.dim() else state.unsqueeze(-2) for state in given)

@@ -79,6 +79,8 @@ class Mechanic:
         True
     """
 
+    share = SHARE
+
     def __init__(self, optimizer: Optimizer, *, start: float | None = None) -> None:
         if not isinstance(optimizer, Optimizer):
             raise ValueError(f"Mechanic wants a torch.optim.Optimizer, got {type(optimizer).__name__}")
@@ -183,14 +185,14 @@ class Mechanic:
         """Take in how far the optimizer has moved parameters by itself, for where factors begin."""
         norm = _norm([p - before for p, before, _ in self._before])
         if norm and not self.largest:
-            self.scales = [SHARE * self.reach / norm / len(MEMORIES)] * len(MEMORIES)
+            self.scales = [self.share * self.reach / norm / len(MEMORIES)] * len(MEMORIES)
         self.largest = max(self.largest, norm)
 
     def _start(self) -> float:
         """What factors begin with."""
         if self.start is not None:
             return self.start
-        return SHARE * self.reach / self.largest if self.largest else 0.0
+        return self.share * self.reach / self.largest if self.largest else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, in tensors and numbers, beside the optimizer's state."""

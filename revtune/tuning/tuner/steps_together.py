@@ -53,14 +53,14 @@ class StepsTogether:
         """Take a level's step within: draws are of the whole batch. A process that fails by numbers lets all fail so.
 
         Raises:
-            ValueError: the batch comes from an `AugmentedLoader`, which draws for its own examples.
+            ValueError: the batch comes from a `TunedLoader`, which draws for its own examples.
         """
         if self._processes is None:
             yield
             return
         if isinstance(batch, AugmentedBatch):
             raise ValueError(
-                "an AugmentedLoader draws the values of its own examples alone, so it has no part in steps of several "
+                "a TunedLoader draws the values of its own examples alone, so it has no part in steps of several "
                 "processes: tuned augmentations inside the network have"
             )
         with self._processes.share(self._size(batch), self._generator) as self.weight:

@@ -273,9 +273,10 @@ def test_what_cannot_be_replayed_in_is_told() -> None:
         rt.replay(tuner.schedule(), rt.frozen(tuner.model))
 
 
-def test_a_class_may_say_which_of_its_attributes_are_rates() -> None:
+@pytest.mark.parametrize("limits", [RATE, (0.0, 1.0), [0, 1]])
+def test_a_class_may_say_which_of_its_attributes_are_rates(limits: Any) -> None:
     class Thinned(nn.Module):
-        RATES: ClassVar = {"share": RATE}
+        RATES: ClassVar = {"share": limits}
         share = 0.1
 
     net = nn.Sequential(Thinned())
@@ -285,6 +286,16 @@ def test_a_class_may_say_which_of_its_attributes_are_rates() -> None:
     assert net[0].share == 0.4
     with pytest.raises(ValueError, match="0.share must be|0.share"):
         rt.replay({"steps": [0], "values": {"a": [1.2]}, "rates": {"a": ["0.share"]}}, net)
+
+
+@pytest.mark.parametrize("limits", [0.5, (1.0, 0.0), ("a", "b"), (0, 1, 2)])
+def test_limits_that_are_no_pair_of_numbers_are_refused(limits: Any) -> None:
+    class Thinned(nn.Module):
+        RATES: ClassVar = {"share": limits}
+        share = 0.1
+
+    with pytest.raises(ValueError, match=r"Thinned.RATES\['share'\] must be the least and the largest value, as"):
+        rt.replay({"steps": [0], "values": {"a": [0.2]}, "rates": {"a": ["0.share"]}}, nn.Sequential(Thinned()))
 
 
 class OwnLSTM(nn.LSTM):
