@@ -2,7 +2,7 @@
 
 They are forward mode, the transforms of torch.func, batches of gradients, and double backward. A net that rewinds
 checks its numbers on the way, and its gradient has no graph; so none of them can go through it. The kernel's operator
-alone runs under torch.func.vmap, example by example.
+alone runs under torch.func.vmap, example by example, where it returns as much for each.
 """
 
 from __future__ import annotations

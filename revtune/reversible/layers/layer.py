@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.stack import Stack
 from revtune.reversible.own_pages import copied, zeros
-from revtune.reversible.transforms import refuse_transforms
+from revtune.reversible.transforms import refuse_transforms, wants_gradient
 
 
 class LayerSettings(NamedTuple):
@@ -59,7 +59,7 @@ def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettin
     """Run one layer over (T, B, I): its outputs (T, B, H) and its final state, in the dtypes of the first."""
     assert settings.starts is None and settings.weight_mask is None
     if settings.engine:
-        refuse_transforms([x, *inputs.flat()], batches=True)
+        refuse_transforms([x, *inputs.flat()], batches=_alike([x, *inputs.flat()], cell))
         return sequence(
             cell, x, inputs.state, inputs.weights, responses=inputs.responses, masks=settings.masks,
             lengths=settings.lengths, chunk=settings.chunk, share=settings.share, name=settings.name,
@@ -69,6 +69,14 @@ def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettin
     y, finals = run_stack(Stack([tape]), x, [inputs], chunk=settings.chunk)
     assert y is not None
     return y, finals[0]
+
+
+def _alike(tensors: Sequence[Tensor], cell: Cell) -> bool:
+    """Whether the kernel's operator returns as much for each example of a batch of torch.func.vmap's.
+
+    What a RevLSTM's c loses it returns in words, of which there are as many as the gates make.
+    """
+    return len(cell.states) == 1 or not (torch.is_grad_enabled() and any(map(wants_gradient, tensors)))
 
 
 def build_tape(cell: Cell, inputs: LayerTensors, settings: LayerSettings, steps: int, dtype: torch.dtype) -> Tape:

@@ -175,10 +175,14 @@ def _of_offsets(what: str, offsets: Tensor, x: Tensor, *, first: bool) -> Tensor
     if int(ends[0]) or int(ends[-1]) != steps or bool((ends.diff() < 0).any()):
         falls = ", which fall in between" if bool((ends.diff() < 0).any()) else ""
         raise ValueError(f"{must} to T = {steps}, never falling, got {int(ends[0])} to {int(ends[-1])}{falls}")
-    # An empty document may begin behind the last step
+    if steps and int(ends[-2]) == steps:
+        raise ValueError(
+            f"{what}: offsets end in an empty document, whose state a call could not return, as it is returned at the "
+            f"last step; leave it out, got {int(ends[-2])} twice"
+        )
     at = torch.zeros(steps + 1, 1, dtype=torch.bool, device=given.device)
-    at[ends] = True
-    at[0] = first
+    at[ends[1:]] = True  # where the first document is empty the second begins at step 0, and anew
+    at[0] |= first
     return at[:steps]
 
 

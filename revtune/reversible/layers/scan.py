@@ -97,7 +97,8 @@ def scan(
         masks: locked masks (B, N) by part, on the parts as the cell reads them.
         lengths: steps of each row, (B,), in 1..T.
         chunk: steps of a chunk; by default what fits 3 MiB, at least 4.
-        share: units that share a head of the buffer; by default `default_share(T, parts)`.
+        share: units that share a head of the buffer, a multiple of the cell's parts; by default
+            `default_share(T, parts)`, on the kernel with the two parts of one state, which has heads of its own there.
         backend: "auto", "native" (the C++ kernel: RevGRU and RevLSTM in float32 on the CPU), "reference" or "triton"
             (the same on an NVIDIA GPU; it was never run on one yet).
         resets: before which steps a row begins anew, (T, B) bool, as where episodes end: from `reset_state`, and with

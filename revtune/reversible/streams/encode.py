@@ -54,8 +54,8 @@ def rewind_encode(
 
     Returns:
         Annotations (T, B, D k), or (B, T, D k) if the net is batch_first; beyond its length a row repeats its last, in
-        the backward direction its first state. And the final state, `h_n` or `(h_n, c_n)`, (D L, B, H), float64 and
-        exact.
+        the backward direction its first state, or zeros if it begins anew from `reset_state`. And the final state,
+        `h_n` or `(h_n, c_n)`, (D L, B, H), float64 and exact.
 
     Raises:
         ValueError: arguments that do not fit. Of a net that tunes itself: a tuned output_dropout, rows that are not the

@@ -63,8 +63,9 @@ def rewind_loss(
         readout: `readout(y, targets)` with y (N, D H) gives the *sum* of its N positions' losses. They come time first:
             the B rows of a step, then those of the next, padded positions left out. Gradients reach every tensor that
             it uses but the targets. `LinearCrossEntropy` is the fast one. On the first call with an encoder or readout
-            it is tried on a few steps: one that does not stream is refused. Delta-STN wants `LinearCrossEntropy` or a
-            `Readout`, which tells where the prediction ends.
+            it is tried on a few steps: one that does not stream is refused. What code in it counts by itself, such as
+            hits, is counted there too: take an accuracy from what `rewind_outputs` returns. Delta-STN wants
+            `LinearCrossEntropy` or a `Readout`, which tells where the prediction ends.
         state: `h_0`, or `(h_0, c_0)`, (D L, B, H); pass on what the previous call returned for truncated
             backpropagation. Zeros by default. Gradients flow to one that requires them. Of a bidirectional net it is
             nn.GRU's `hx`: the backward direction begins from it behind each row's last step, so that what a call

@@ -385,7 +385,7 @@ def test_batch_first_packed_and_unbatched_inputs(kind: Any, backend: str) -> Non
 @nets
 def test_offsets_are_resets_where_documents_begin(kind: Any, backend: str) -> None:
     net, x = net_of(kind, num_layers=2), torch.randn(20, 1, 3, dtype=real())
-    offsets, resets = torch.tensor([0, 4, 4, 11, 20, 20], dtype=torch.int32), torch.zeros(20, 1, dtype=torch.bool)
+    offsets, resets = torch.tensor([0, 4, 4, 11, 20], dtype=torch.int32), torch.zeros(20, 1, dtype=torch.bool)
     resets[[4, 11]] = True
     assert torch.equal(net(x, offsets=offsets)[0], net(x, resets=resets)[0])
     first, anew = (form(states_of(net, 1, seed)) for seed in (1, 2))
@@ -395,6 +395,11 @@ def test_offsets_are_resets_where_documents_begin(kind: Any, backend: str) -> No
     resets[0] = True
     assert torch.equal(net(x, offsets=offsets, reset_state=anew)[0], net(x, resets=resets, reset_state=anew)[0])
     assert torch.equal(net(x[:, 0], offsets=offsets)[0], net(x, offsets=offsets)[0][:, 0])
+    # nothing is left of the document that the first state is of
+    behind = torch.tensor([0, 0, 4, 4, 11, 20])
+    assert torch.equal(
+        net(x, first, offsets=behind, reset_state=anew)[0], net(x, first, resets=resets, reset_state=anew)[0]
+    )
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -495,6 +500,7 @@ OF_ONE_ROW: dict[str, tuple[Any, str]] = {
     "short": (torch.tensor([0, 4]), "never falling, got 0 to 4"),
     "long": (torch.tensor([0, 12]), "never falling, got 0 to 12"),
     "falling": (torch.tensor([0, 6, 4, 9]), "got 0 to 9, which fall in between"),
+    "ending twice": (torch.tensor([0, 4, 9, 9]), "offsets end in an empty document, .*; leave it out, got 9 twice"),
 }
 
 
