@@ -5,9 +5,9 @@ states, outputs and prediction move with the departures (Bae and Grosse 2020)::
 
     f(d)  ~  f(0) + J r(d)
 
-Tangents are kept at the starts of chunks alone. On the way back each chunk is rewound, its tangent runs again from
-there, and the loss's gradient at `f(0) + J r(d)` goes backward through f(0), as on any way back. The tangent itself is
-never rewound.
+On the way back each chunk is rewound, and the loss's gradient at `f(0) + J r(d)` goes backward through f(0), as on any
+way back. The tangent itself is never rewound. It is kept at the starts of chunks, from which it runs again; that of the
+outputs of short sequences is kept whole, as nothing else of it is needed on the way back.
 
 Shapes: T time, K steps of a chunk, B batch, I input, H hidden, N units of a part, G rows of a weight.
 """
@@ -33,6 +33,9 @@ from revtune.reversible.own_pages import copied
 from revtune.reversible.streams.loss import rewind_loss, stream_loss
 from revtune.reversible.streams.stream import Batch, Stream
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
+
+KEPT = 16 * 2**20
+"""Bytes up to which the outputs' tangent is kept whole, unless memory is limited: it spares a twelfth of a step."""
 
 
 def linear_rewind_loss(hypers: Hyperparameters, **given: Any) -> tuple[Tensor, Hx]:
@@ -91,9 +94,12 @@ class LinearStream(Stream):
     tangents = True
     _encoder: LinearEncoder
 
-    def __init__(self, hypers: Hyperparameters, rnn: RevRNN, batch: Batch, *others: Any) -> None:
+    def __init__(
+        self, hypers: Hyperparameters, rnn: RevRNN, batch: Batch, segment: int | None = None,
+        max_memory: int | None = None, *others: Any,
+    ) -> None:  # fmt: skip
         self.encoder_kind, self.readout_kind = partial(LinearEncoder, hypers), partial(LinearReadout, hypers)
-        super().__init__(rnn, batch, *others)
+        super().__init__(rnn, batch, segment, max_memory, *others)
         rows, layers = batch.inputs.shape[1], len(self.stack.tapes)
         self._shifts = rnn.shifts(rows) if isinstance(rnn, ResponseRev) else [None] * layers
         self._moved: Moved = [{} for _ in range(layers)]  # before the chunk that is next
@@ -102,6 +108,9 @@ class LinearStream(Stream):
         device, dtype = batch.inputs.device, self.stack.tapes[0].dtype
         self._starts = TangentStarts(device, dtype)  # before each chunk of the present segment that has been run
         self._segment_starts = TangentStarts(device, dtype)
+        needed = min(self.segment, self.steps) * rows * rnn.hidden_size * dtype.itemsize
+        self._keeps = max_memory is None and needed <= KEPT
+        self._kept = TangentStarts(device, dtype)  # of each chunk's raw outputs, where they are kept
 
     def _preview(self, first: int, last: int) -> None:
         self._ahead(first, last, keep=False)
@@ -109,6 +118,9 @@ class LinearStream(Stream):
     def _forward(self, first: int, last: int) -> None:
         self._starts.push(self._moved)
         self._ahead(first, last, keep=True)
+        if self._keeps:
+            assert self._raw_tangent is not None
+            self._kept.push([{"y": self._raw_tangent}])
 
     def _ahead(self, first: int, last: int, *, keep: bool) -> None:
         """Run a chunk and its tangent."""
@@ -119,8 +131,15 @@ class LinearStream(Stream):
         *_, self._moved = self._up(self._encoded(first, last), first, run)
 
     def _back(self, first: int, last: int, *, turning: bool) -> tuple[Tensor, ...]:
-        def run(tape: Tape, x: Tensor, dx: Tensor | None, layer: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        (kept,) = self._kept.pop() if self._kept and not turning else ({},)
+        top = len(self.stack.tapes) - 1
+
+        def run(
+            tape: Tape, x: Tensor, dx: Tensor | None, layer: int
+        ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
             y = tape.record(x, first) if turning else tape.rewind(x, first)
+            if kept:
+                return y, kept["y"] if layer == top else None, {}
             return y, *tape.tangent(x, first, dx, self._shifts[layer], self._moved[layer])
 
         y, dy, _ = self._up(self._encoded(first, last, graph=True), first, run, keep=True)

@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 import revtune as rt
 import revtune.penalties as rt_penalties
+from revtune.joint import linear_stream
+from revtune.reversible.kernel.native_tape import NativeTape
+from revtune.reversible.kernel.reference import ReferenceTape
 from revtune.tuning.tuner import bilevel
 from tests.backends import on_reference
 from tests.chunking import set_stack_chunk_steps
@@ -238,3 +241,38 @@ def test_penalties_at_each_rows_own_coefficients(
         other = wanted[name]
         assert (grad is None) == (other is None), name
         assert grad is None or other is None or relative(grad, other) < (5e-5 if native else 1e-10), name
+
+
+@nets
+@pytest.mark.parametrize("more", [{}, {"checkpoint_every": 5, "lengths": torch.tensor([11, 4, 7])}], ids=["", "cut"])
+def test_an_outputs_tangent_that_is_kept_spares_its_way_back_and_changes_no_bit(
+    rev: Any, more: dict[str, Any], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_stack_chunk_steps(monkeypatch, 2)
+    head, words = rt.LinearCrossEntropy(8, WORDS), rt.Embedding(WORDS, WIDTH, dropout=0.2)
+    rates = {name: 0.3 for name in ("input_dropout", "hidden_dropout", "output_dropout", "weight_drop")}
+    net = tuned(rev, torch.float32 if backend == "native" else torch.float64, head, words, **rates)
+    kind: Any = NativeTape if backend == "native" else ReferenceTape
+    tangent, run = kind.tangent, list[int]()
+
+    def noted(tape: Any, x: Tensor, first: int, *given: Any) -> Any:
+        run.append(first)
+        return tangent(tape, x, first, *given)
+
+    monkeypatch.setattr(kind, "tangent", noted)
+
+    def stream(net: Any, batch: Tensor, h: Any) -> dict[str, Any]:
+        penalties = rt.ActivationPenalties(activation=0.1, temporal=0.2)
+        return {**streamed(**more)(net, batch, h), **({} if h is None else {"penalties": penalties})}
+
+    found = []
+    for kept in (linear_stream.KEPT, 0):
+        monkeypatch.setattr(linear_stream, "KEPT", kept)
+        torch.manual_seed(3)
+        run.clear()
+        found.append((gradients(net, "delta", "train", tokens(), stream=stream), len(run)))
+    ((loss, kept_grads), fewer), ((other, grads), times) = found
+    assert loss == other and fewer < times
+    for name, grad in grads.items():
+        own = kept_grads[name]
+        assert (grad is None) == (own is None) and (grad is None or own is None or torch.equal(grad, own)), name
