@@ -15,7 +15,7 @@ import revtune
 HOUSE = Path(revtune.__file__).parent
 FLOORS = {
     "reversible": ["storage own_pages", "arguments transforms meter", "cells", "kernel", "layers", "streams"],
-    "tuning": ["random_states trees hypers", "noise", "responses", "regularizers", "conversion tuner"],
+    "tuning": ["random_states own_generators trees hypers", "noise", "responses", "regularizers", "conversion tuner"],
     "joint": [
         "embeddings encoding linear_layer locked_dropout readouts tangent_starts", "rev_layers linear_parts",
         "linear_stream", "entries",

@@ -146,6 +146,7 @@ def check_failures(together: rt.Processes) -> None:
         ours.step(*(examples(batch(number)[:, OWN[together.rank]]) for number in range(2)))
     for parameter, was in zip(ours.model.parameters(), before, strict=True):
         assert torch.equal(parameter, was)
+    assert ours._together.all_of([True, together.rank == 0]) == [True, False]
     with pytest.raises(ValueError, match="normalise by examples, as nn.GroupNorm does"):
         tuner(rt.self_tuning(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout())), together,
               train_loss=lambda *_: None, valid_loss=lambda *_: None)  # fmt: skip

@@ -83,6 +83,11 @@ def wants_gradient(tensor: Tensor) -> bool:
     return any(_functorch.get_unwrapped(layer).requires_grad for layer in _layers(tensor))
 
 
+def is_batch(tensor: Tensor) -> bool:
+    """Whether torch.func.vmap has wrapped a tensor."""
+    return any(_functorch.is_batchedtensor(layer) for layer in _layers(tensor))
+
+
 def active() -> bool:
     """Whether any transform, or forward mode, is under way."""
     if torch.compiler.is_compiling():

@@ -5,8 +5,6 @@ Within a block whose numbers are drawn by other generators, as those of a stream
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -29,14 +27,3 @@ def set_random_states(states: list[Tensor], device: torch.device | None = None) 
     torch.set_rng_state(states[0])
     if len(states) > 1:
         torch.cuda.set_rng_state(states[1], device or "cuda")
-
-
-def generators_of(data: Any) -> list[torch.Generator]:
-    """The generators of their own that a loader and its samplers draw from, or a sampler, each of them once."""
-    found: list[torch.Generator] = []
-    generator = getattr(data, "generator", None)
-    own = [generator] if isinstance(generator, torch.Generator) else []
-    parts = [getattr(data, name, None) for name in ("sampler", "batch_sampler")]
-    for each in own + [inner for part in parts if part is not None for inner in generators_of(part)]:
-        found += [] if any(each is other for other in found) else [each]
-    return found

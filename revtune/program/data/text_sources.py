@@ -126,7 +126,7 @@ def named(name: str, folder: Path | None, reading: Reading = BY_LINES) -> Parts:
     """A data set's three texts, from the folder in its standard layout, else from the hub.
 
     Raises:
-        Problem: the folder lacks one or two of them; the hub does not give them.
+        Problem: the folder has some of the three files, not all; the hub does not give them.
     """
     folder = data_folder(folder)
     if folder is not None:

@@ -34,7 +34,8 @@ class Learning(task.Learning):
     lr: float = 8e-3
     """Learning rate at its highest."""
     lr_too: bool = False
-    """Tune that rate in the same run by Mechanic (Cutkosky et al. 2023), whatever lr is; the schedule acts on top."""
+    """Tune that rate in the same run by Mechanic (Cutkosky et al. 2023), so that --lr hardly matters; the schedule acts
+    on top."""
     momentum: float = 0.0
     """Momentum of sgd."""
     schedule: Schedule = "cosine"

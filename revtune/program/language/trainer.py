@@ -39,7 +39,7 @@ from revtune.program.runs.together import agree, own_device, texts
 from revtune.program.runs.tracking import Tracked
 from revtune.program.tuning import write_schedule
 from revtune.program.typed import told_of
-from revtune.tuning.tuner.mechanic import SIZES, Mechanic
+from revtune.tuning.tuner.mechanic import Mechanic
 from revtune.tuning.tuner.schedule import Schedule
 
 METER_EVERY = 10
@@ -223,7 +223,7 @@ class Trainer:
         if self.mechanic:
             try:
                 state = unpacked_as("mechanic", saved)
-                if not set(SIZES) & state.keys():
+                if isinstance(state, dict) and "start" not in state:
                     self.mechanic.start = 1.0  # as runs began before a start was found for them
                 self.mechanic.load_state_dict(state)
             except (KeyError, TypeError, ValueError) as error:

@@ -185,10 +185,8 @@ def tuned_loss(folder: Path, name: str) -> Loss:
     recipe, _, study = tuned.stored(folder)
     placed: Any = with_place(study, folder)
     task = recipes.find(recipe).task(replace(placed, model=name))
-    values = {hyper: kind.initial for hyper, kind in task.hypers().items()}
-    if tuned.replays(folder):
-        first = values_at(followed.read(folder / REPLAYED), 0)
-        values |= {hyper: value for hyper, value in first.items() if hyper in values}
+    first = values_at(followed.read(folder / REPLAYED), 0) if tuned.replays(folder) else {}
+    values = {hyper: first.get(hyper, kind.initial) for hyper, kind in task.hypers().items()}
     learner = PlainLearner(task, values)
     batch = learner.task.train_batch(0)
     return learner.model.train(), lambda: learner.parts(batch)

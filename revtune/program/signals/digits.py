@@ -51,7 +51,10 @@ class DigitsTask(SignalTask):
                 self.parts_of[name].append(each)
         for name, part in self.parts_of.items():
             if not part:
-                raise Problem(f"there are no recordings to {name} on: takes 5, 6 are held out, 7 to 9 tested on")
+                raise Problem(
+                    f"there are no recordings to {name} on: takes 5, 6 are held out, 7 to 9 tested on, and "
+                    "0 to 4 are the official test, which is not read"
+                )
         self.refuse_large_batch({"training recordings": len(self.parts_of["train"])})
         lengths = [len(each.samples) for each in self.parts_of["train"]]
         self.rows = LikeLengths(lengths, study.learning.batch, study.seed)

@@ -22,7 +22,7 @@ from revtune.reversible.kernel.weights import Weights
 from revtune.reversible.layers.rewind import run_stack
 from revtune.reversible.layers.stack import Stack
 from revtune.reversible.own_pages import copied, zeros
-from revtune.reversible.transforms import refuse_transforms, wants_gradient
+from revtune.reversible.transforms import active, is_batch, refuse_transforms, wants_gradient
 
 
 class LayerSettings(NamedTuple):
@@ -59,7 +59,8 @@ def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettin
     """Run one layer over (T, B, I): its outputs (T, B, H) and its final state, in the dtypes of the first."""
     assert settings.starts is None and settings.weight_mask is None
     if settings.engine:
-        refuse_transforms([x, *inputs.flat()], batches=_alike([x, *inputs.flat()], cell))
+        if active():
+            _refuse_transforms([x, *inputs.flat()], cell)
         return sequence(
             cell, x, inputs.state, inputs.weights, responses=inputs.responses, masks=settings.masks,
             lengths=settings.lengths, chunk=settings.chunk, share=settings.share, name=settings.name,
@@ -71,12 +72,18 @@ def run_layer(cell: Cell, x: Tensor, inputs: LayerTensors, settings: LayerSettin
     return y, finals[0]
 
 
-def _alike(tensors: Sequence[Tensor], cell: Cell) -> bool:
-    """Whether the kernel's operator returns as much for each example of a batch of torch.func.vmap's.
+def _refuse_transforms(tensors: Sequence[Tensor], cell: Cell) -> None:
+    """Refuse transforms other than torch.func.vmap, and that too where examples give different numbers of words.
 
-    What a RevLSTM's c loses it returns in words, of which there are as many as the gates make.
+    What a RevLSTM's c loses the kernel's operator returns in words, of which there are as many as the gates make.
     """
-    return len(cell.states) == 1 or not (torch.is_grad_enabled() and any(map(wants_gradient, tensors)))
+    counted = len(cell.states) > 1 and torch.is_grad_enabled() and any(map(wants_gradient, tensors))
+    refuse_transforms(tensors, batches=True)
+    if counted and any(map(is_batch, tensors)):
+        raise RuntimeError(
+            "revtune does not support torch.func.vmap here: a RevLSTM stores another number of words for each example; "
+            "make the examples rows of one batch, or run it under torch.no_grad()"
+        )
 
 
 def build_tape(cell: Cell, inputs: LayerTensors, settings: LayerSettings, steps: int, dtype: torch.dtype) -> Tape:

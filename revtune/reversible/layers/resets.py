@@ -177,8 +177,8 @@ def _of_offsets(what: str, offsets: Tensor, x: Tensor, *, first: bool) -> Tensor
         raise ValueError(f"{must} to T = {steps}, never falling, got {int(ends[0])} to {int(ends[-1])}{falls}")
     if steps and int(ends[-2]) == steps:
         raise ValueError(
-            f"{what}: offsets end in an empty document, whose state a call could not return, as it is returned at the "
-            f"last step; leave it out, got {int(ends[-2])} twice"
+            f"{what}: offsets end in an empty document, which has no last step whose state could be returned; leave it "
+            f"out, as the last two are {steps} and {steps}"
         )
     at = torch.zeros(steps + 1, 1, dtype=torch.bool, device=given.device)
     at[ends[1:]] = True  # where the first document is empty the second begins at step 0, and anew

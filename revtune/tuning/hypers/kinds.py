@@ -66,12 +66,12 @@ class Hyper:
 
     def to_plain(self) -> dict[str, Any]:
         """The kind's name and its settings."""
-        return {"kind": type(self).__name__, **dataclasses.asdict(self)}
+        return {"kind": _name(type(self)), **dataclasses.asdict(self)}
 
     @staticmethod
     def from_plain(plain: dict[str, Any]) -> Hyper:
         """The hyperparameter that `to_plain` gave this of."""
-        kinds = {kind.__name__: kind for kind in _below(Hyper)}
+        kinds = {_name(kind): kind for kind in _below(Hyper)}
         if plain["kind"] not in kinds:
             raise ValueError(f"there is no kind of hyperparameter {plain['kind']!r}; there are {', '.join(kinds)}")
         return kinds[plain["kind"]](**{name: value for name, value in plain.items() if name != "kind"})
@@ -256,6 +256,11 @@ class Integer(Hyper):
 def is_number(value: object) -> bool:
     """Whether something is a number, which may be infinite or NaN; booleans are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _name(kind: type[Hyper]) -> str:
+    """What a kind is saved by: a user's with its module, as it may have the name of one of these."""
+    return kind.__name__ if kind.__module__ == __name__ else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _below(kind: type[Hyper]) -> list[type[Hyper]]:

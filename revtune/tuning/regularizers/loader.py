@@ -93,6 +93,11 @@ class TunedLoader:
         """Batches in a pass."""
         return len(self._sampler)
 
+    @property
+    def batch_sampler(self) -> ValueSampler:
+        """What draws the examples of each batch and their values, as a DataLoader's does."""
+        return self._sampler
+
     def __iter__(self) -> Iterator[AugmentedBatch]:
         """The batches of a pass, or of the rest of one that was loaded."""
         for batch in self._loader:

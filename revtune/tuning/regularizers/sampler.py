@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters, Values
-from revtune.tuning.random_states import generators_of
+from revtune.tuning.own_generators import generators_of, set_states, states_of
 
 
 class AugmentedBatch(NamedTuple):
@@ -184,7 +184,7 @@ class ValueSampler:
         return {
             "order": self._order, "place": self._place, "waiting": [asdict(batch) for batch in self._handed_out],
             "generator": self._generator.get_state(), "noise": None if self._noise is None else self._noise.get_state(),
-            "sampler": [generator.get_state() for generator in generators_of(self.sampler)],
+            "sampler": states_of(generators_of(self.sampler)),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -192,8 +192,7 @@ class ValueSampler:
         self._order, self._place = state["order"], state["place"]
         self._handed_out = deque(BatchKeys(**batch) for batch in state["waiting"])
         self._generator.set_state(state["generator"])
-        for generator, drawn in zip(generators_of(self.sampler), state.get("sampler", []), strict=False):
-            generator.set_state(drawn)
+        set_states(generators_of(self.sampler), state.get("sampler", []))
         self._noise = None
         if state["noise"] is not None:
             self._noise_generator(self.hypers.raw.device).set_state(state["noise"])

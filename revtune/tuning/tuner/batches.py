@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revtune.tuning.random_states import generators_of
+from revtune.tuning.own_generators import generators_of, is_among, set_states, states_of
 
 NO_HELD_OUT = "the validation data hold no batch"
 ONCE = ", or could be gone through only once, as a generator"
@@ -96,10 +96,10 @@ class ResumableIterator:
         data: what is gone through, if it saves its own place (`state_dict`); else None.
         place: a place of such data that has been loaded, until the pass begins.
         own: the generators that the data draw from, but for torch's.
-        states: those in which they were saved, after loading, until a pass begins.
+        states: those in which these generators were saved; set by loading, until a pass begins.
         loader: what is gone through, in a pass and after it.
-        warm: whether the pass was begun with workers that an earlier one had left, with which one number less is drawn,
-            or the next one will be.
+        warm: whether the present pass was begun with workers that an earlier one had left; between passes, whether the
+            next one will be. Such a pass draws no seed for workers, one number less than others.
     """
 
     began: list[Tensor] = field(default_factory=list)
@@ -120,42 +120,58 @@ class ResumableIterator:
             resumed: the generators that have been put back to where they were saved, as both levels may draw from the
                 same; those of these data are added.
         """
+        self.own = generators_of(data)
         if hasattr(data, "load_state_dict"):
-            self.data = data
-            if self.place is not None:
-                self.data.load_state_dict(self.place)
-            self.place, self.batches = None, iter(data)
-            return
-        self.loader, self.own = data, generators_of(data)
-        if self.warm and not _is_warm(data):
+            return self._open_saving(data, resumed)
+        self.loader, now = data, self._saved_states(resumed)
+        if self.began:
+            return self._go_on(data, now)
+        set_states(self.own, now)
+        if self.warm:
             self._warm_up(data)
-        now = self._saved_states(resumed)
-        if not self.began:
-            _set_states(self.own, now)
-            self.began, self.warm = [torch.get_rng_state(), *_states(self.own)], _is_warm(data)
-            self.batches = iter(data)
-            return
+        self.began, self.warm = [torch.get_rng_state(), *states_of(self.own)], _is_warm(data)
+        self.batches = iter(data)
+
+    def _open_saving(self, data: Any, resumed: list[torch.Generator]) -> None:
+        """Begin a pass over data that save their own place, or the rest of a saved one."""
+        self.data, self.states = data, []
+        if self.place is not None:
+            before = [generator for generator in self.own if is_among(generator, resumed)]
+            states = states_of(before)
+            data.load_state_dict(self.place)
+            set_states(before, states)
+            resumed.extend(generator for generator in self.own if not is_among(generator, before))
+        self.place, self.batches = None, iter(data)
+
+    def _go_on(self, data: Iterable[Any], now: list[Tensor]) -> None:
+        """Go on with a saved pass, which is begun again and gone through; generators are left at `now`."""
         state = torch.get_rng_state()
+        if self.warm:
+            self._warm_up(data)
         torch.set_rng_state(self.began[0])
-        _set_states(self.own, self.began[1:])
+        set_states(self.own, self.began[1:])
+        if not self.warm and _is_warm(data):
+            torch.empty((), dtype=torch.int64).random_(generator=getattr(data, "generator", None))  # the workers' seed
         self.batches = iter(data)
         for _ in range(self.taken):
             next(self.batches, None)
         torch.set_rng_state(state)
-        _set_states(self.own, now)
+        set_states(self.own, now)
 
     def _warm_up(self, data: Iterable[Any]) -> None:
-        """Let a loader begin workers that stay, which changes no generator of this process."""
-        state, own = torch.get_rng_state(), _states(self.own)
+        """Let a fresh loader begin workers that stay, whose seed the saved pass did not draw; no generator changes."""
+        if _is_warm(data):
+            return
+        state, own = torch.get_rng_state(), states_of(self.own)
         iter(data)
         torch.set_rng_state(state)
-        _set_states(self.own, own)
+        set_states(self.own, own)
 
     def _saved_states(self, resumed: list[torch.Generator]) -> list[Tensor]:
         """Where the own generators were when they were saved; of those that have been put back, where they are now."""
-        now = _states(self.own)
+        now = states_of(self.own)
         for number, (generator, saved) in enumerate(zip(self.own, self.states, strict=False)):
-            if not any(generator is other for other in resumed):
+            if not is_among(generator, resumed):
                 now[number] = saved
                 resumed.append(generator)
         self.states = []
@@ -181,7 +197,7 @@ def _length(data: Iterable[Any]) -> int | None:
 
 def _saved(level: ResumableIterator) -> dict[str, Any]:
     place = level.place if level.data is None else level.data.state_dict()
-    own = level.states or _states(level.own)
+    own = level.states or states_of(level.own)
     return {"began": level.began, "taken": level.taken, "place": place, "own": own, "warm": level.warm}
 
 
@@ -193,12 +209,3 @@ def _own_states(saved: Any) -> list[Tensor]:
 def _is_warm(data: Any) -> bool:
     """Whether a loader has workers that stay from pass to pass."""
     return getattr(data, "_iterator", None) is not None
-
-
-def _states(generators: list[torch.Generator]) -> list[Tensor]:
-    return [generator.get_state() for generator in generators]
-
-
-def _set_states(generators: list[torch.Generator], states: list[Tensor]) -> None:
-    for generator, state in zip(generators, states, strict=False):
-        generator.set_state(state)

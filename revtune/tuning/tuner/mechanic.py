@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -21,10 +21,7 @@ LISTS = ("best", "squares", "wealth", "scales")
 """What a bettor has: m, v, r and s of the paper."""
 
 SIZES = ("reach", "largest")
-"""What the first factor is made of where none is given: 1 + |x_1|, and the largest norm of an update so far."""
-
-SHARE = 0.03
-"""How much of 1 + |x_1| the first update moves the parameters by where no factor is given."""
+"""What factors begin with where no start is given: 1 + |x_1|, and the largest norm of an update so far."""
 
 TWICE = "Mechanic wants an optimizer that evaluates the loss once a step"
 
@@ -41,7 +38,7 @@ class Mechanic:
         h_t = <D_t, g_t>                  D_t = u_1 + ... + u_{t-1}
         m_t = max(beta m_{t-1}, |h_t|)    v_t = beta^2 v_{t-1} + h_t^2
         r_t = max(0, beta r_{t-1} - s_t h_t)
-        s_{t+1} = (start m_t / n + r_t) / sqrt(v_t)      a bettor's; their sum scales
+        s_{t+1} = (start_t m_t / n + r_t) / sqrt(v_t)    a bettor's; their sum scales
         x_{t+1} = x_1 + s_{t+1} D_{t+1}
 
     h_t is the derivative of the loss for s_t: a hypergradient of all updates so far, not of the last one alone, which
@@ -49,9 +46,10 @@ class Mechanic:
     NeurIPS 2023, algorithm 1. As in the authors' code, |h_t| counts in r_t up to m_{t-1}. Their term that decays the
     factor is left out: it is the stronger the lower the given rate is, and the result would depend on that.
 
-    By default start is 0.03 (1 + |x_1|) / max_t |u_t|, so that the first update moves the parameters by a given share
-    of their norm, as in DoG (Ivgi, Hinder, Carmon, ICML 2023). The result then does not depend on the optimizer's rate,
-    which counts only relative to that of other steps and of other parameter groups.
+    start_t is `start`, or by default 0.03 (1 + |x_1|) / max(|u_1|, ..., |u_t|), after DoG (Ivgi, Hinder, Carmon, ICML
+    2023): the first update then moves the parameters by 0.03 of 1 + their norm. The result does not depend on the
+    optimizer's rate, which counts only relative to that of other steps and of other parameter groups. x_1 are the
+    parameters that the first update moves.
 
     It hooks into the optimizer's steps, so that loops, schedulers and tuners stay as they are, also those that give
     `step` a closure. It keeps one number for each parameter. Its state is saved beside the optimizer's. A parameter
@@ -59,8 +57,11 @@ class Mechanic:
 
     Args:
         optimizer: whose rate is tuned; of one that a `Tuner` has made, the responses' too.
-        start: what the factor begins with, above 0; None for the share above. A loss that explodes in the first steps
-            can keep it from coming down, so begin with 1 only where the given rate is not too high.
+        start: what the factor begins with, above 0; None for the default above. From one that is too high the loss can
+            explode in the first steps, and then the factor may not come down again.
+
+    Attributes:
+        share: the 0.03 above.
 
     Raises:
         ValueError: no optimizer, one that evaluates the loss more than once a step, as LBFGS does, one that has a
@@ -79,7 +80,7 @@ class Mechanic:
         True
     """
 
-    share = SHARE
+    share = 0.03
 
     def __init__(self, optimizer: Optimizer, *, start: float | None = None) -> None:
         if not isinstance(optimizer, Optimizer):
@@ -99,7 +100,7 @@ class Mechanic:
         self.best, self.squares, self.wealth = ([0.0] * len(MEMORIES) for _ in range(3))
         self.scales = [(start or 0.0) / len(MEMORIES)] * len(MEMORIES)
         self._parameters, self._before = _parameters(optimizer), list[_Before]()
-        self.reach, self.largest = 1 + _norm([p.detach() for p in self._parameters]), 0.0
+        self.reach = self.largest = 0.0
         self._resting, self._skipped = list[tuple[nn.Parameter, Tensor]](), False
         optimizer.register_step_pre_hook(self._note)
         optimizer.register_step_post_hook(self._scale)
@@ -160,9 +161,8 @@ class Mechanic:
             self.best[i] = max(beta * self.best[i], abs(h))
             self.squares[i] = beta**2 * self.squares[i] + h**2
             self.wealth[i] = max(0.0, beta * self.wealth[i] + gain)
-            if self.squares[i]:
-                stake = start * self.best[i] / len(MEMORIES) + self.wealth[i]
-                self.scales[i] = stake / math.sqrt(self.squares[i])
+            stake, spread = start * self.best[i] / len(MEMORIES) + self.wealth[i], math.sqrt(self.squares[i])
+            self.scales[i] = stake / spread if spread else start / len(MEMORIES)
 
     @torch.no_grad()
     def _scale(self, *_: Any) -> None:
@@ -183,10 +183,9 @@ class Mechanic:
 
     def _measure(self) -> None:
         """Take in how far the optimizer has moved parameters by itself, for where factors begin."""
-        norm = _norm([p - before for p, before, _ in self._before])
-        if norm and not self.largest:
-            self.scales = [self.share * self.reach / norm / len(MEMORIES)] * len(MEMORIES)
-        self.largest = max(self.largest, norm)
+        if not self.largest:
+            self.reach = 1 + _norm(before for _, before, _ in self._before)
+        self.largest = max(self.largest, _norm(p - before for p, before, _ in self._before))
 
     def _start(self) -> float:
         """What factors begin with."""
@@ -196,9 +195,9 @@ class Mechanic:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, in tensors and numbers, beside the optimizer's state."""
-        sizes = SIZES if self.start is None else ()
-        lists = {name: list(getattr(self, name)) for name in LISTS}
-        return {"displacements": self.displacements, **lists, **{name: getattr(self, name) for name in sizes}}
+        lists, sizes = ({name: getattr(self, name) for name in names} for names in (LISTS, SIZES))
+        copies = {name: list(numbers) for name, numbers in lists.items()}
+        return {"displacements": self.displacements, **copies, "start": self.start, **sizes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where another was when it gave this `state_dict`.
@@ -206,13 +205,13 @@ class Mechanic:
         Raises:
             ValueError: it is none, of other parameters, or of another `start`; nothing has been loaded then.
         """
-        _check(state, self.displacements, SIZES if self.start is None else ())
+        _check(state, self.displacements, self.start)
         for own, saved in zip(self.displacements, state["displacements"], strict=True):
             own.copy_(saved)
         for name in LISTS:
             setattr(self, name, list(state[name]))
-        for name in SIZES if self.start is None else ():
-            setattr(self, name, state[name])
+        for name in SIZES:
+            setattr(self, name, state.get(name, 0.0))
 
 
 class _Once:
@@ -245,18 +244,24 @@ def _dense(grad: Tensor | None) -> Tensor:
     return grad.to_dense() if grad.is_sparse else grad
 
 
-def _norm(tensors: list[Tensor]) -> float:
-    """The Euclidean norm of tensors together."""
+def _norm(tensors: Iterable[Tensor]) -> float:
+    """The Euclidean norm of tensors together, of which one at a time takes memory."""
     return math.sqrt(float(sum(torch.linalg.vector_norm(tensor, dtype=torch.float64) ** 2 for tensor in tensors)))
 
 
-def _check(state: dict[str, Any], own: list[Tensor], sizes: Sequence[str]) -> None:
+def _check(state: dict[str, Any], own: list[Tensor], start: float | None) -> None:
     """Raise `ValueError` for a state from which no step can be taken."""
-    wanted = ("displacements", *LISTS, *sizes)
-    if not isinstance(state, dict) or state.keys() != set(wanted):
+    first, wanted = ("displacements", *LISTS), ("displacements", *LISTS, "start", *SIZES)
+    if not isinstance(state, dict) or (state.keys() != set(wanted) and state.keys() != set(first)):
         given = ", ".join(map(str, state)) if isinstance(state, dict) else type(state).__name__
-        of = "with no start given" if sizes else "with a start"
-        raise ValueError(f"the saved state is none of a Mechanic {of}, which has {', '.join(wanted)}: got {given}")
+        raise ValueError(f"the saved state is none of a Mechanic, which has {', '.join(wanted)}: got {given}")
+    if "start" not in state and start is None:
+        raise ValueError(
+            "the saved state is of a version in which start was 0.1 where none was given: give Mechanic start=0.1, or "
+            "the start that it had"
+        )
+    if state.get("start", start) != start:
+        raise ValueError(f"the saved state is of a Mechanic with start={state['start']}, this one has start={start}")
     saved = state["displacements"]
     if not isinstance(saved, list) or [getattr(d, "shape", None) for d in saved] != [d.shape for d in own]:
         raise ValueError(f"the saved state's displacements are not those of {len(own)} parameters of these shapes")
@@ -267,6 +272,7 @@ def _check(state: dict[str, Any], own: list[Tensor], sizes: Sequence[str]) -> No
         right = isinstance(numbers, list) and len(numbers) == len(MEMORIES)
         if not right or not all(type(number) is float and 0 <= number < math.inf for number in numbers):
             raise ValueError(f"the saved state's {name} must be {len(MEMORIES)} numbers from 0, got {numbers!r:.60}")
-    for name in sizes:
-        if type(state[name]) is not float or not 0 <= state[name] < math.inf:
-            raise ValueError(f"the saved state's {name} must be a number from 0, got {state[name]!r:.60}")
+    for name in SIZES:
+        size = state.get(name, 0.0)
+        if type(size) is not float or not 0 <= size < math.inf:
+            raise ValueError(f"the saved state's {name} must be a number from 0, got {size!r:.60}")

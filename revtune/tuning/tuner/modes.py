@@ -17,20 +17,28 @@ class Modes:
     def __init__(self, model: nn.Module) -> None:
         self._model, self._resting, self._told = model, list[nn.Module](), set[int]()
 
-    def train(self) -> None:
+    def train(self) -> list[str]:
         """The network trains, but for modules that were in evaluation mode when it last trained, as a frozen part is.
 
         One that is in evaluation mode as a whole says nothing about its modules: a user has evaluated it. Where some of
         its modules train, those in evaluation mode rest, but for those that hold one that trains.
+
+        Returns:
+            Names of the modules that train so, where others have come to rest for it.
         """
+        told = list[str]()
         modules = list(self._model.modules())
         if self._model.training:
             self._resting = [module for module in modules if not module.training]
         elif any(module.training for module in modules):
-            self._resting = [each for each in modules if not any(inner.training for inner in each.modules())]
+            resting = [each for each in modules if not any(inner.training for inner in each.modules())]
+            if {*map(id, resting)} != {*map(id, self._resting)}:
+                told = [name for name, module in self._model.named_modules() if module.training]
+            self._resting = resting
         self._model.train()
         for module in self._resting:
             module.training = False
+        return told
 
     def tuned_at_rest(self) -> list[str]:
         """Names of tuned regularizers that have come to rest since this was last asked."""

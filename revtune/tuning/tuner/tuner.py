@@ -50,10 +50,6 @@ from revtune.tuning.tuner.tuner_checks import (
 
 Factory = Callable[[list[dict[str, Any]]], Optimizer]
 
-GROUPS = ("weights", "responses")
-
-NOT_FINITE = "the gradient of the {} is not finite; they are as before this step"
-
 GRADIENTS = {"stn": bilevel.stn, "delta": bilevel.delta}
 
 
@@ -264,7 +260,12 @@ class Tuner:
         if self._carried_state is not None:
             self._carried_state.level = level
         self._between.check()
-        self._modes.train()
+        if alone := self._modes.train():
+            warnings.warn(
+                f"{', '.join(alone)}: in training mode while the network as a whole is in evaluation mode, so all else "
+                "rests from now on; net.train() puts all modules into training mode",
+                stacklevel=4,
+            )
         if (resting := self._modes.tuned_at_rest()) and self.steps:  # in the first step they are told as unread
             warnings.warn(
                 f"{', '.join(resting)}: in evaluation mode while the network trains, so nothing is dropped there and "
@@ -276,10 +277,9 @@ class Tuner:
         self._together.add_gradients([parameter for group in self.groups for parameter in group])
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        for group, name in zip(self.groups, GROUPS, strict=True):
-            norm = bilevel.clip_gradients(group, self.clip)
-            if not self._skips and not torch.isfinite(norm):
-                raise NonFiniteError(NOT_FINITE.format(name))
+        norms = [bilevel.clip_gradients(group, self.clip) for group in self.groups]
+        if not self._skips:
+            _refuse([bool(torch.isfinite(norm)) for norm in norms])
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -297,10 +297,8 @@ class Tuner:
         """Refuse a batch whose gradients would spoil the update that they wait for, in all processes alike."""
         if self._skips:
             return
-        finite = [bool(torch.isfinite(bilevel.clip_gradients(group, None))) for group in self.groups]
-        for name, each in zip(GROUPS, self._together.all_of(finite), strict=True):
-            if not each:
-                raise NonFiniteError(NOT_FINITE.format(name))
+        norms = [bilevel.clip_gradients(group, None) for group in self.groups]  # with no limit, these are asked alone
+        _refuse(self._together.all_of([bool(torch.isfinite(norm)) for norm in norms]))
 
     def _update_hypers(self) -> None:
         before = [p.detach().clone() for p in (self.hypers.raw, self.hypers.spread)]
@@ -449,3 +447,10 @@ class Tuner:
         if self.steps % self.accumulate == 0:
             return []
         return [p.grad for group in self.groups for p in group]
+
+
+def _refuse(finite: list[bool]) -> None:
+    """Raise `NonFiniteError` unless the gradients of weights and of responses are finite."""
+    for name, each in zip(("weights", "responses"), finite, strict=True):
+        if not each:
+            raise NonFiniteError(f"the gradient of the {name} is not finite; they are as before this step")

@@ -341,4 +341,5 @@ def test_what_is_measured_beside_torchs_layer_drops_as_the_run_began(tmp_path: P
     for folder in ("tuned", "run"):
         net: Any = beside.text_loss(tmp_path / folder, "revgru")[0]
         assert {name: getattr(net.rnn.options, name) for name in began} == pytest.approx(began)
-        assert beside.text_loss(tmp_path / folder, "gru")[0].training
+        other: Any = beside.text_loss(tmp_path / folder, "gru")[0]
+        assert (other.rnn.input_drop.p, other.rnn.output_drop.p) == pytest.approx((0.2, 0.2))

@@ -77,7 +77,12 @@ class Strength(Positive):
     """A kind of a user's own."""
 
 
+OwnRate = type("Rate", (Rate,), {})
+
+
 def test_a_kind_of_ones_own_is_told_and_found_by_its_name() -> None:
-    assert Hyper.from_plain(Strength(0.1).to_plain()) == Strength(0.1)
+    for hyper in (Strength(0.1), OwnRate(0.2), Rate(0.2)):
+        found = Hyper.from_plain(hyper.to_plain())
+        assert found == hyper and type(found) is type(hyper)
     with pytest.raises(ValueError, match="there is no kind of hyperparameter 'Force'; there are .*Rate"):
-        Hyper.from_plain({**Strength(0.1).to_plain(), "kind": "Force"})
+        Hyper.from_plain({**Rate(0.1).to_plain(), "kind": "Force"})

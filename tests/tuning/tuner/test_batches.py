@@ -8,6 +8,10 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, WeightedRandomSampler
 
+from revtune.tuning.hypers.hyperparameters import Hyperparameters
+from revtune.tuning.hypers.kinds import Between
+from revtune.tuning.regularizers.loader import TunedLoader
+from revtune.tuning.regularizers.sampler import AugmentedBatch
 from revtune.tuning.tuner.batches import BatchIterators
 
 
@@ -130,10 +134,11 @@ def weighted(generator: torch.Generator) -> WeightedRandomSampler:
     return WeightedRandomSampler([1.0] * 10, 10, generator=generator)
 
 
-LOADERS: dict[str, Callable[[torch.Generator], list[DataLoader[Any]]]] = {
+LOADERS: dict[str, Callable[[torch.Generator], list[Any]]] = {
     "sampler": lambda g: [shuffled(), plain(sampler=weighted(g))],
     "batch_sampler": lambda g: [DataLoader(ROWS, batch_sampler=BatchSampler(weighted(g), 2, False)), plain()],
     "shared": lambda g: [shuffled(generator=g), shuffled(generator=g)],
+    "shared with one that augments": lambda g: [augmenting(g), plain(sampler=weighted(g))],
     "workers that stay": lambda g: [shuffled(generator=g, num_workers=1, persistent_workers=True), shuffled()],
 }
 ROWS: Any = list(range(10))
@@ -143,23 +148,36 @@ def plain(**options: Any) -> DataLoader[Any]:
     return DataLoader(ROWS, 2, **options)
 
 
-def drawn(iterators: BatchIterators, loaders: list[DataLoader[Any]]) -> Iterator[list[list[int]]]:
+def drawn(iterators: BatchIterators, loaders: list[Any]) -> Iterator[list[list[int]]]:
     """Batches of both levels, without end; a held-out one after those that begin with a multiple of three."""
     while True:
         for batch in iterators.train_pass(loaders[0]):
-            held_out = [iterators.next_valid(loaders[1])] if batch[0] % 3 == 0 else []
-            yield numbers([batch, *held_out])
+            rows = batch.batch if isinstance(batch, AugmentedBatch) else batch
+            held_out = [iterators.next_valid(loaders[1])] if rows[0] % 3 == 0 else []
+            yield numbers([rows, *held_out])
+
+
+def augmenting(generator: torch.Generator) -> TunedLoader:
+    """Rows as they are, in an order that another loader's generator draws."""
+    return TunedLoader(
+        ROWS, lambda row, values: row, Hyperparameters(hue=Between(0.1, 0.0, 0.5)), reads=["hue"], batch_size=2,
+        sampler=weighted(generator),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", LOADERS)
-@pytest.mark.parametrize("taken", [5, 7, 10])
-def test_generators_of_samplers_shared_ones_and_workers_that_stay_go_on(kind: str, taken: int) -> None:
+@pytest.mark.parametrize("taken", [3, 5, 7, 10])
+@pytest.mark.parametrize("fresh", [True, False], ids=["in another process", "in the same"])
+def test_generators_of_samplers_shared_ones_and_workers_that_stay_go_on(kind: str, taken: int, fresh: bool) -> None:
+    loaders = LOADERS[kind](torch.Generator().manual_seed(7))
+
     def begun() -> tuple[BatchIterators, Iterator[Any]]:
         iterators = BatchIterators()
-        return iterators, drawn(iterators, LOADERS[kind](torch.Generator().manual_seed(7)))
+        return iterators, drawn(iterators, LOADERS[kind](torch.Generator().manual_seed(7)) if fresh else loaders)
 
     torch.manual_seed(0)
-    iterators, passing = begun()
+    iterators = BatchIterators()
+    passing = drawn(iterators, loaders)
     for _ in range(taken):
         next(passing)
     saved, random = copy.deepcopy(iterators.state_dict()), torch.get_rng_state()

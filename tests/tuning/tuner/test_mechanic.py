@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from revtune.errors import NonFiniteError
-from revtune.tuning.tuner.mechanic import LISTS, MEMORIES, SHARE, Mechanic
+from revtune.tuning.tuner.mechanic import LISTS, MEMORIES, Mechanic
 from tests.small_tuner import BATCH, tuner
 
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -104,11 +104,33 @@ def test_without_a_start_the_given_rate_does_not_matter(rule: Any) -> None:
         mechanic, first = Mechanic(optimizer), nn.utils.parameters_to_vector(params).detach().clone()
         step(optimizer, loss)
         moved = (nn.utils.parameters_to_vector(params) - first).norm().item()
-        assert moved == pytest.approx(SHARE * (1 + first.norm().item()), rel=1e-6)
+        assert moved == pytest.approx(Mechanic.share * (1 + first.norm().item()), rel=1e-6)
         losses = [step(optimizer, loss) for _ in range(100)]
         assert losses[-1] < 0.5 < losses[0]
         ends.append((lr * mechanic.factor, losses[-1]))
     assert ends[0] == pytest.approx(ends[1], rel=1e-4) and ends[2] == pytest.approx(ends[1], rel=1e-4)
+
+
+def test_what_the_first_update_moves_counts_as_it_is_then() -> None:
+    """Neither a frozen backbone in the same optimizer, nor what parameters were when Mechanic was made."""
+    backbone, head = nn.Parameter(torch.full((9,), 100.0), requires_grad=False), nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.SGD([backbone, head], 0.1)
+    mechanic = Mechanic(optimizer)
+    with torch.no_grad():
+        head.fill_(2.0)
+    step(optimizer, lambda: head.sum())
+    assert mechanic.reach == pytest.approx(1 + 12**0.5)
+    assert (head - 2).norm().item() == pytest.approx(Mechanic.share * mechanic.reach)
+
+
+def test_a_first_update_that_is_small_makes_no_later_one_large() -> None:
+    """Parameters that take turns, as rows of a table that are looked up, have no derivative for the factor at first."""
+    a, b = (nn.Parameter(torch.ones(1)) for _ in range(2))
+    optimizer = torch.optim.SGD([a, b], 1.0)
+    mechanic = Mechanic(optimizer)
+    step(optimizer, lambda: 1e-4 * a.sum() + 0 * b.sum())
+    step(optimizer, lambda: 0 * a.sum() + b.sum())
+    assert abs(b.item() - 1) <= 1.01 * Mechanic.share * mechanic.reach
 
 
 def test_a_rate_that_warms_up_from_zero_begins_when_it_moves() -> None:
@@ -245,16 +267,14 @@ def test_states_that_do_not_fit_are_refused_and_nothing_is_loaded() -> None:
         step(optimizer, loss)
     state, before = mechanic.state_dict(), copy.deepcopy(mechanic.state_dict())
     cases: list[tuple[Any, str]] = [
-        ([], "none of a Mechanic with no start given, which has .*: got list"),
+        ([], "none of a Mechanic, which has .*: got list"),
         ({name: state[name] for name in LISTS}, "none of a Mechanic"),
         ({**state, "displacements": state["displacements"][:1]}, "not those of 2 parameters of these shapes"),
         ({**state, "best": state["best"][1:]}, "best must be 6 numbers from 0"),
         ({**state, "scales": [math.nan] * 6}, "scales must be 6 numbers from 0"),
         ({**state, "largest": math.nan}, "largest must be a number from 0, got nan"),
-        (
-            {name: state[name] for name in ("displacements", *LISTS)},
-            "no start given, which has .*reach",
-        ),
+        ({name: state[name] for name in ("displacements", *LISTS)}, "in which start was 0.1 where none was given"),
+        ({**state, "start": 0.5}, "is of a Mechanic with start=0.5, this one has start=None"),
         ({**state, "displacements": [torch.ones(3, 2), torch.full((2,), math.nan)]}, "not finite"),
     ]
     for bad, told in cases:

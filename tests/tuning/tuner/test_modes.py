@@ -92,8 +92,9 @@ def test_modules_that_train_in_a_network_that_rests_train_alone() -> None:
     net.eval()
     net.head.train()
     wanted, before = resting(net.backbone), net.backbone[1].running_mean.clone()
-    for _ in range(2):
-        steps(tuner)
+    for time in range(2):
+        told = steps(tuner)
+        assert ["head: in training mode while the network as a whole is" in "".join(told)] == [time == 0]
         assert resting(net.backbone) == wanted and torch.equal(net.backbone[1].running_mean, before)
         assert net.training and net.head.training and not net.norm.training
         net.eval()  # as an evaluation

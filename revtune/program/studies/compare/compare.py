@@ -54,7 +54,7 @@ from revtune.program.tasks.learner import Learner
 from revtune.program.tasks.loop import TaskRun
 from revtune.program.tasks.task import SEARCHERS, Learning, Method, Searcher, Task
 from revtune.program.tasks.tuned_learner import learner
-from revtune.program.tuning import Tuned, check_reached
+from revtune.program.tuning import TUNED, check_reached
 from revtune.program.typed import check_numbers
 
 PACKAGES: dict[Contestant, tuple[str, ...]] = {
@@ -156,11 +156,11 @@ def check_schedule(learning: Learning) -> None:
         raise Problem(f"--steps must be a multiple of --valid-every {every}, {why}, got {steps}", code=2)
 
 
-def check_tuning(study: Any, contestants: Collection[Contestant]) -> None:
+def check_tuners(study: Any, contestants: Collection[Contestant]) -> None:
     """Raise `Problem` for a tuner that a cosine ends before it has tuned anything."""
-    if study.learning.schedule == "cosine":
-        for method in (cast(Tuned, each) for each in TUNERS if each in contestants):
-            check_reached(study.learning.steps, study.tuning(method), method, untuned="--contestants without it")
+    for method in TUNED if study.learning.schedule == "cosine" else ():
+        if method in contestants:
+            check_reached(study.learning.steps, study.tuning(method), method, untuned="the plain contestant")
 
 
 def check_options(options: Options[Any]) -> None:
@@ -172,7 +172,7 @@ def check_options(options: Options[Any]) -> None:
         if not right:
             raise Problem(f"--{name} must be {expected}, got {getattr(options, name)}", code=2)
     check_schedule(options.study.learning)
-    check_tuning(options.study, options.contestants)
+    check_tuners(options.study, options.contestants)
     check_numbers(options.pbt, prefix="pbt.")
     if options.pbt.members < 2:
         raise Problem(f"--pbt.members must be at least 2, as they take after one another, got {options.pbt.members}",
