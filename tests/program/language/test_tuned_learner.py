@@ -25,7 +25,7 @@ from revtune.program.runs import checkpoint
 from revtune.program.runs.checkpoint import Saved
 from revtune.program.tasks.task import Rule
 from revtune.program.tuning import Tuned, Tuning
-from revtune.tuning.tuner.mechanic import MEMORIES
+from revtune.tuning.tuner.mechanic import LISTS, MEMORIES
 from tests import tiny_runs
 from tests.tiny_runs import Died, Silent, assert_same, write_sums
 
@@ -150,7 +150,9 @@ def test_a_run_that_tunes_its_learning_rate_goes_on_bit_for_bit(
             train.resume(Run(part), Silent())
 
 
-def test_a_run_that_began_with_all_of_its_rate_goes_on_so(text: Path, tmp_path: Path) -> None:
+def test_a_run_that_began_with_all_of_its_rate_goes_on_so(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = dataclasses.replace(config(text, "revgru", "stn", lr_too=True), tune="off")
     trainer = train.Trainer(told, load(told.text))
     assert trainer.mechanic is not None
@@ -158,6 +160,9 @@ def test_a_run_that_began_with_all_of_its_rate_goes_on_so(text: Path, tmp_path: 
     trainer.mechanic.scales = [1.0 / len(MEMORIES)] * len(MEMORIES)
     for _ in range(3):
         trainer.step()
+    state = trainer.mechanic.state_dict()
+    earlier = {name: state[name] for name in ("displacements", *LISTS)}  # as its state was then
+    monkeypatch.setattr(trainer.mechanic, "state_dict", lambda: earlier)
     saved = copy.deepcopy(trainer.saved(0, ""))
     again = train.Trainer(told, load(told.text))
     again.restore(saved, tmp_path)
