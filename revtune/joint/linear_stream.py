@@ -35,7 +35,7 @@ from revtune.reversible.streams.stream import Batch, Stream
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 
 KEPT = 16 * 2**20
-"""Bytes up to which the outputs' tangent is kept whole, unless memory is limited: it spares a twelfth of a step."""
+"""Bytes up to which the outputs' tangent is kept whole, unless memory is limited: it need not run again then."""
 
 
 def linear_rewind_loss(hypers: Hyperparameters, **given: Any) -> tuple[Tensor, Hx]:

@@ -24,7 +24,8 @@ def test_each_way_takes_its_runs_once(way: str, data: Path) -> None:
     main(given)
     runs = [json.loads(line) for line in out.read_text().splitlines()]
     assert {run["way"] for run in runs} == {way}
-    assert all(0 < run["loss"] < math.inf and len(run["rates"]) == 6 for run in runs)  # some rates are far too high
+    most = math.inf if way == "share-0.3" else 6  # which is far too high on purpose, and soon explodes
+    assert all(0 < run["loss"] < most and len(run["rates"]) == 6 for run in runs)
     main(given)
     assert len(out.read_text().splitlines()) == len(runs)
 
