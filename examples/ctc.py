@@ -11,6 +11,7 @@ said, not when. `rewind_outputs` keeps the scores of all frames, which the loss 
 from __future__ import annotations
 
 import io
+import re
 import sys
 import wave
 import zipfile
@@ -78,12 +79,23 @@ def made_up(rows: int = 16, letters: int = 5, features: int = 8) -> Speech:
 
 
 def recordings(path: Path) -> dict[tuple[str, bool], list[tuple[int, Tensor]]]:
-    """Digits and their frames (T, F), by speaker, and whether they are held out: takes 5 to 9 are."""
+    """Digits and their frames (T, F), by speaker, and whether they are held out: takes 5 to 9 are.
+
+    Takes 0 to 4, the official test, and files of other names are not read.
+
+    Raises:
+        ValueError: a recording is of another rate, width or number of channels.
+    """
     found: dict[tuple[str, bool], list[tuple[int, Tensor]]] = {}
     with zipfile.ZipFile(path) as files:
-        for name in sorted(name for name in files.namelist() if name.endswith(".wav")):
-            digit, speaker, take = Path(name).stem.split("_")
+        for name in sorted(files.namelist()):
+            match = re.fullmatch(r"(\d)_(\w+)_(\d+)\.wav", Path(name).name)
+            if not match or int(match[3]) < 5:
+                continue
+            digit, speaker, take = match.groups()
             with wave.open(io.BytesIO(files.read(name))) as sound:
+                if (kind := sound.getparams()[:3]) != (1, 2, 8000):
+                    raise ValueError(f"{name} must have (channels, bytes, rate) = (1, 2, 8000), got {kind}")
                 samples = torch.frombuffer(bytearray(sound.readframes(sound.getnframes())), dtype=torch.int16)
             found.setdefault((speaker, int(take) < 10), []).append((int(digit), spectrum(samples.float())))
     return found

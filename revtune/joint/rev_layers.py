@@ -12,6 +12,7 @@ Shapes: T time, B batch, I input, H hidden, G rows of a weight (3 H or 5 H), n h
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
@@ -73,6 +74,12 @@ class ResponseRev(Responding, RevRNN):
         return f"its {missing[0]} is no parameter of its own" if missing else None
 
     @classmethod
+    def told_batch_dim(cls, module: nn.Module) -> int:
+        """Which dimension of its network's inputs is examples: streams have the layout of their net."""
+        assert isinstance(module, RevRNN)
+        return 0 if module.batch_first else 1
+
+    @classmethod
     def rates(cls, module: nn.Module, *, named: bool) -> dict[str, float]:
         """The rates of a plain layer that can be tuned, as they are; all of them, whether `named` or not."""
         assert isinstance(module, RevRNN)
@@ -113,6 +120,7 @@ class ResponseRev(Responding, RevRNN):
         for name, read in self.tuned.items():
             self.put_rate(self, name, float(read()))
         del self.tuned
+        self.__dict__.pop("_told", None)
         super().become_plain()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -150,6 +158,18 @@ class ResponseRev(Responding, RevRNN):
                 "torch.no_grad(); got a call with gradients outside of a pass"
             )
 
+    def _tell_plain_training(self) -> None:
+        """Warn once that a loop of one's own trains no response, if it looks as if one ran."""
+        if not self.training or not torch.is_grad_enabled() or "_told" in self.__dict__:
+            return
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            self.__dict__["_told"] = True
+            warnings.warn(
+                f"{self._name} tunes itself and was called with gradients outside of a tuner's passes, where neither "
+                "responses nor hyperparameters learn: train it by Tuner, or rt.frozen(net) by a loop of your own",
+                stacklevel=2,
+            )
+
     def refuse_linear(self, what: str) -> None:
         """Refuse Delta-STN's pass for responses.
 
@@ -176,6 +196,7 @@ class ResponseRev(Responding, RevRNN):
         """
         bound = self.hypers.current
         if bound is None:
+            self._tell_plain_training()
             return RevRNN._run(self, input, hx, given, engine=engine)
         if isinstance(input, Tensor) and input.dim() == 2:
             refuse_unbatched(self, input)
@@ -303,7 +324,7 @@ class ResponseRev(Responding, RevRNN):
         if laid.way == "batch" and len(scalars) not in (1, rows):
             raise ValueError(
                 f"{self._name}: the batch must have {len(scalars)} rows, as many as examples have hyperparameters, "
-                f"got {rows}"
+                f"got {rows}; {ADVICE.format(name=self._name)}"
             )
         return laid.each(scalars, rows)
 

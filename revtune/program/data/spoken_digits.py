@@ -49,26 +49,26 @@ def recordings(folder: Path | None = None) -> list[Recording]:
     if where is None or not where.is_dir():
         raise missing(FOLDER, folder)
     found = []
-    for name, content in files(where):
-        if match := NAME.fullmatch(name):
+    for path, content in files(where):
+        if match := NAME.fullmatch(path.name):
             digit, speaker, take = match.groups()
-            found.append(Recording(int(digit), speaker, int(take), samples(where / name, content)))
+            found.append(Recording(int(digit), speaker, int(take), samples(path, content)))
     if not found:
         raise Problem(f"{where} holds no recordings, in recordings.zip or in recordings/, named like 7_jackson_12.wav")
     return found
 
 
-def files(where: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents, in the order of their names."""
+def files(where: Path) -> Iterator[tuple[Path, bytes]]:
+    """Files, those of a zip as if it were a folder, and their contents, in the order of their names."""
     packed = where / "recordings.zip"
     if not packed.exists():
         for path in sorted((where / "recordings").glob("*.wav")):
-            yield path.name, read_bytes(path)
+            yield path, read_bytes(path)
         return
     try:
         with zipfile.ZipFile(io.BytesIO(read_bytes(packed))) as archive:
             for name in sorted(name for name in archive.namelist() if name.endswith(".wav")):
-                yield Path(name).name, archive.read(name)
+                yield packed / name, archive.read(name)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise Problem(f"{packed} is no whole zip file: {error}") from error
 
@@ -88,7 +88,8 @@ def samples(path: Path, content: bytes) -> Tensor:
     try:
         sound, rate = soundfile.read(io.BytesIO(content), dtype="int16", always_2d=True)
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
-        raise Problem(f"{path} is no WAV file that can be read: {error}") from error
+        why = getattr(error, "error_string", error)  # the whole sentence of libsndfile's names an object, and no file
+        raise Problem(f"{path} is no WAV file that can be read: {why}") from error
     if rate != RATE:
         raise Problem(f"{path} must have {RATE:,} samples a second, it has {rate:,}; resample it, or take it away")
     if sound.shape[1] != 1 or not len(sound):

@@ -9,7 +9,7 @@ from typing import Any
 from revtune.program.data.vocabulary import TextUnit
 from revtune.program.language.config import Config
 from revtune.program.machine import resident_bytes
-from revtune.program.runs.panel import Panel
+from revtune.program.runs.panel import Panel, stored_bits
 from revtune.program.tasks.task import perplexity
 from revtune.program.tuning import told_values
 
@@ -70,8 +70,7 @@ class Report(Panel):
             ("speed", f"{self.speed:,.0f} {name}s/s"),
             ("memory now", f"{resident_bytes() / 2**20:,.0f} MiB"),
         ]
-        if "stored_bits" in self.latest:
-            rows.append(("stored", f"{self.latest['stored_bits']:.2f} bits a unit and step"))
+        rows += stored_bits(self.latest)
         if "held_out_loss" in self.latest:
             rows.append(("tuned on", f"{self.latest['held_out_loss']:.3f} nats"))
         if self.lr_too and "lr" in self.latest:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+
+def stored_bits(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """The stored bits among the facts of a step; nothing where there are none."""
+    return [("stored", f"{facts['stored_bits']:.2f} bits a unit and step")] if "stored_bits" in facts else []
 
 
 class Panel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from revtune.program.runs.panel import Panel
+from revtune.program.runs.panel import Panel, stored_bits
 from revtune.program.tuning import told_values
 
 SHARES = ("error", "accuracy", "f1")
@@ -52,7 +52,7 @@ class RunReport(Panel):
             return []
         held_out = measure(self.quoted, self.facts)
         losses = [("training loss", f"{self.facts['train_loss']:.4f}"), ("held-out", held_out)]
-        return losses + self.speed() + told_values(self.facts)
+        return losses + self.speed() + stored_bits(self.facts) + told_values(self.facts)
 
     def speed(self) -> list[tuple[str, str]]:
         """Updates a second between the last two validations, their own time counted; nothing after the first."""

@@ -12,19 +12,58 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from revtune.errors import ReversalError
 from revtune.reversible.arguments import check_tensor
 from revtune.reversible.streams.blocks import block_steps
 from revtune.reversible.streams.chunk_graph import leaves
 from revtune.reversible.streams.chunk_readout import ChunkReadout
+from revtune.reversible.streams.head_and_loss import Readout
+from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntropy
 from revtune.reversible.streams.readout_pass import ReadoutPass
 from revtune.reversible.streams.replay import NoDraws
 from revtune.reversible.streams.trials import try_heads
 from revtune.reversible.transforms import refuse_transforms
 
 HeadFunction = Callable[..., Tensor | Sequence[Tensor] | Mapping[Any, Tensor]]
+
+
+Heads = HeadFunction | Sequence[HeadFunction] | Mapping[Any, HeadFunction]
+"""A head, or several by number or by name."""
+
+
+def together(what: str, heads: Any) -> Any:
+    """Several heads as one, whose outputs lie in a tuple or dict as they do; one as it is.
+
+    Args:
+        what: the function's name, for messages.
+        heads: as that function takes them.
+
+    Raises:
+        ValueError: one of several cannot be called, or gives a loss in the place of outputs.
+    """
+    named = isinstance(heads, nn.ModuleDict | Mapping)
+    if not named and not isinstance(heads, nn.ModuleList | tuple | list):
+        _check_head(what, "readout", heads)
+        return heads
+    keyed = dict(heads.items() if named else enumerate(heads))
+    for key, head in keyed.items():
+        if not callable(head):
+            raise ValueError(f"{what}: readout[{key!r}] must be a module or a function, got {type(head).__name__}")
+        _check_head(what, f"readout[{key!r}]", head)
+    if named:
+        return lambda y: {key: head(y) for key, head in keyed.items()}
+    return lambda y: tuple(head(y) for head in keyed.values())
+
+
+def _check_head(what: str, name: str, head: Any) -> None:
+    if isinstance(head, LinearCrossEntropy | FeatureReadout | Readout):
+        part = "its logits" if isinstance(head, LinearCrossEntropy) else "the part of it that gives the prediction"
+        raise ValueError(
+            f"{what}: {name} must give outputs of y (N, H), of which the loss is taken later, got a "
+            f"{type(head).__name__}, which gives a loss; give {part}"
+        )
 
 
 class Layout(NamedTuple):

@@ -21,13 +21,11 @@ from revtune.reversible.layers.rnn import RevRNN
 from revtune.reversible.layers.rnn_arguments import Hx
 from revtune.reversible.streams.both_ways import OutputsBothWays
 from revtune.reversible.streams.encoder import Encode
-from revtune.reversible.streams.head_and_loss import Readout
-from revtune.reversible.streams.heads import HeadFunction
+from revtune.reversible.streams.heads import Heads, together
 from revtune.reversible.streams.loss import segment_steps
 from revtune.reversible.streams.memory_plan import checked_memory
 from revtune.reversible.streams.once import reading
 from revtune.reversible.streams.output_stream import OutputStream, RewindOutputs
-from revtune.reversible.streams.readout import FeatureReadout, LinearCrossEntropy
 from revtune.reversible.streams.stream import Batch
 from revtune.reversible.streams.stream_checks import check_parts, check_tensors, refuse_both_ways
 
@@ -37,7 +35,7 @@ def rewind_outputs(
     inputs: Tensor,
     *,
     encode: Encode | None = None,
-    readout: HeadFunction,
+    readout: Heads,
     state: Hx | None = None,
     lengths: Tensor | None = None,
     checkpoint_every: int | Literal["auto"] | None = None,
@@ -56,7 +54,7 @@ def rewind_outputs(
         rnn: a RevGRU or RevLSTM; a bidirectional one (D = 2) as in `rewind_loss`.
         inputs, encode, state, lengths: as in `rewind_loss`.
         readout: the head: a module or function that maps y (N, D H), positions as in `rewind_loss`, to (N, ...), each
-            position by itself; or several heads, whose tensors it returns in a tuple, list or dict. Gradients reach
+            position by itself; or a tuple, list or dict of heads, or one that returns such a thing. Gradients reach
             every tensor that it uses. It runs once forward and once on the way back, with the same random draws. Of a
             `LinearCrossEntropy` give its `logits`.
         checkpoint_every: as in `rewind_loss`.
@@ -84,8 +82,9 @@ def rewind_outputs(
         >>> loss = torch.nn.CTCLoss()(outputs.log_softmax(-1), targets, steps, letters)
         >>> loss.backward()
     """
+    heads = together("rewind_outputs", readout)
     batch = Batch(
-        inputs, inputs, encode, readout, state, lengths, resets=resets, reset_state=reset_state, offsets=offsets
+        inputs, inputs, encode, heads, state, lengths, resets=resets, reset_state=reset_state, offsets=offsets
     )
     return _rewind_outputs(rnn, batch, checkpoint_every, max_memory)
 
@@ -115,15 +114,9 @@ def _rewind_outputs(
 
 def _checked(rnn: RevRNN, batch: Batch) -> Batch:
     """The batch, time first and without targets, if all in it fits together."""
-    what, readout = "rewind_outputs", batch.readout
-    check_parts(what, rnn, batch.encode, readout)
+    what = "rewind_outputs"
+    check_parts(what, rnn, batch.encode, batch.readout)
     rnn.refuse_linear(what)
-    if isinstance(readout, LinearCrossEntropy | FeatureReadout | Readout):
-        part = "its logits" if isinstance(readout, LinearCrossEntropy) else "the part of it that gives the prediction"
-        raise ValueError(
-            f"{what}: readout must give outputs of y (N, H), of which the loss is taken later, got a "
-            f"{type(readout).__name__}, which gives a loss; give {part}"
-        )
     (inputs,) = check_tensors(what, rnn, batch.encode is None, inputs=batch.inputs)
     check_lengths(batch.lengths, inputs.shape[0], inputs.shape[1], inputs.device)
     return batch._replace(inputs=inputs, targets=inputs.new_empty(*inputs.shape[:2], 0))

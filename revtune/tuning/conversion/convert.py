@@ -24,7 +24,7 @@ def self_tuning(
     net: nn.Module,
     hypers: Hyperparameters | None = None,
     *,
-    batch_dim: int = 0,
+    batch_dim: int | None = None,
     leave: Collection[str] = (),
     rows: Mapping[str, str | Sequence[int] | Tensor] | None = None,
     verbose: bool = False,
@@ -41,7 +41,8 @@ def self_tuning(
             hyperparameter named `weight_drop`, or `rnn.weight_drop` for the module rnn alone, with per="batch", drops
             recurrent weights of nn.LSTM, nn.GRU and nn.RNN. By default every nn.Dropout, and the dropout between layers
             of those, gets a `Rate` named after its module, which starts at its present rate, or at 0.05 if that is 0.
-        batch_dim: which dimension of the layers' inputs is examples: 1 where time comes first.
+        batch_dim: which dimension of the layers' inputs is examples: 1 where time comes first. By default it is 1 if
+            there are RevGRU and RevLSTM and all of them were made with time first, else 0.
         leave: names of modules that stay as they are, with all inside, such as layers whose input is not of examples;
             they may be complex, compiled by torch.jit or lazy.
         rows: how the rows of modules repeat, by name, with all inside, where they are not the batch and revtune cannot
@@ -63,7 +64,7 @@ def self_tuning(
         raise ValueError(f"self_tuning wants a network, an nn.Module, got {type(net).__name__}")
     if hypers is not None and not isinstance(hypers, Hyperparameters):
         raise ValueError(f"hypers must be Hyperparameters(name=Rate(0.05), ...), got {type(hypers).__name__}")
-    if batch_dim not in (0, 1):
+    if batch_dim not in (None, 0, 1):
         raise ValueError(f"batch_dim must be 0 or 1, got {batch_dim!r}")
     if any(isinstance(module, Responding) for module in net.modules()):
         raise ValueError("the network is self-tuning already; frozen(net) makes a plain one of it")

@@ -94,7 +94,7 @@ class Plan:
     Args:
         net: the network.
         hypers: what it is to be tuned by; None for a rate for each dropout.
-        batch_dim: which dimension of the layers' inputs is examples.
+        batch_dim: which dimension of the layers' inputs is examples; None for what the layers themselves tell of it.
         leave: names of modules that stay as they are.
 
     Attributes:
@@ -109,9 +109,10 @@ class Plan:
     """
 
     def __init__(
-        self, net: nn.Module, hypers: Hyperparameters | None, batch_dim: int = 0, leave: Collection[str] = ()
+        self, net: nn.Module, hypers: Hyperparameters | None, batch_dim: int | None = None, leave: Collection[str] = ()
     ) -> None:
-        self._hypers, self._batch_dim = hypers, batch_dim
+        self._hypers = hypers
+        self._batch_dim = batch_dim = _told_batch_dim(net, leave) if batch_dim is None else batch_dim
         self.replacements: list[Replacement] = []
         self.rates: dict[str, float] = {}
         self.of_batch: set[str] = set()
@@ -234,6 +235,13 @@ class Plan:
     def _starts(self, rate: Any) -> str:
         """What is said of a rate that starts elsewhere than the network has it."""
         return f" (it was 0, and starts at {START})" if self._hypers is None and not rate else ""
+
+
+def _told_batch_dim(net: nn.Module, leave: Collection[str]) -> int:
+    """Which dimension is examples by those layers that tell it: 0 if they do not agree, or none does."""
+    kinds = ((module, response_class(type(module))) for name, module in net.named_modules() if not inside(name, leave))
+    told = {dim for module, kind in kinds if kind and (dim := kind.told_batch_dim(module)) is not None}
+    return told.pop() if len(told) == 1 else 0
 
 
 def hyper_of(name: str, hypers: Hyperparameters | None) -> str | None:

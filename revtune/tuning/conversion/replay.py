@@ -117,7 +117,8 @@ def replay(schedule: Mapping[str, Any], net: nn.Module) -> Replay:
             "2.p", empty where only the loss reads it.
         net: a plain network with modules of these names, such as the one that was converted as it was before, or what
             `frozen` gives; it is changed where it stands, in its rates alone. An nn.LSTM, nn.GRU or nn.RNN whose
-            recurrent weights are dropped becomes one that does so.
+            recurrent weights are dropped becomes one that does so. Hyperparameters that a module holds become a
+            dictionary of values, so that an optimizer is to be made afterwards, also by a run that is resumed.
 
     Raises:
         ValueError: the schedule is none; the network tunes itself, or lacks a module or a rate of a name; a value is

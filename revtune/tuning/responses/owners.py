@@ -21,6 +21,13 @@ FILLED_IN_PLACE = ("fill_", "zero_")
 """Operations that fill a tensor, and leave it whose it was by its shape."""
 
 
+PICKED = (
+    "aten::select", "aten::slice", "aten::unbind", "aten::split", "aten::split_with_sizes", "aten::unsafe_split",
+    "aten::unsafe_split_with_sizes", "aten::unsafe_chunk", "aten::roll",
+)  # fmt: skip
+"""Operations that take entries along a dimension by numbers of Python's, which may come from any batch's data."""
+
+
 @dataclass(frozen=True, eq=False)
 class Owners:
     """Whose entries a tensor holds.
@@ -133,12 +140,25 @@ def moved(follow: Following, func: Any, given: dict[str, Any], out: Any) -> Any:
         result = parts["self"].unsqueeze(-1).expand(out.shape)
     else:
         result = func(**parts)
-    if isinstance(result, Tensor):
-        owners = follow.owners(main) if isinstance(main, Tensor) else None
-        back = name == "aten::index_select" and owners is not None and owners.sorted
-        made = compressed(result, fixed)
-        return Owners(made.of, fixed or (back and _in_order(made.of)))
-    return [compressed(x, fixed) for x in result]
+    owners = follow.owners(main) if isinstance(main, Tensor) else None
+    picked = owners is not None and name.partition(".")[0] in PICKED and _among_examples(owners, given)
+    made = [compressed(x, fixed) for x in ([result] if isinstance(result, Tensor) else result)]
+    if picked:
+        assert owners is not None
+        made = [Owners(part.of, fixed and _same_as(part, owners)) for part in made]
+    if not isinstance(result, Tensor):
+        return made
+    back = name == "aten::index_select" and owners is not None and owners.sorted and _in_order(made[0].of)
+    return Owners(made[0].of, made[0].fixed or back)
+
+
+def _among_examples(owners: Owners, given: dict[str, Any]) -> bool:
+    """Whether the dimension along which an operation takes entries has those of several examples."""
+    return any(owners.of.shape[dim] > 1 for dim in given.get("dims") or [given.get("dim", 0)])
+
+
+def _same_as(one: Owners, other: Owners) -> bool:
+    return one.of.shape == other.of.shape and torch.equal(one.of, other.of)
 
 
 def _in_order(of: Tensor) -> bool:

@@ -76,6 +76,11 @@ class Responding(nn.Module):
         computed = [name for name in ("weight", "bias") if name not in module._parameters and hasattr(module, name)]
         return f"its {computed[0]} is no parameter of its own, but computed from others" if computed else None
 
+    @classmethod
+    def told_batch_dim(cls, module: nn.Module) -> int | None:
+        """Which dimension of its network's inputs is examples, as far as a plain layer of this kind tells it."""
+        return None
+
     @property
     def hypers(self) -> Hyperparameters:
         """The hyperparameters that it responds to."""

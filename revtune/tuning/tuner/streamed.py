@@ -94,7 +94,8 @@ class StreamedLoss:
             )
         if self._carry and given.get("state") is not None:
             raise ValueError("stream gave a state, which carry=True carries from batch to batch by itself")
-        return dict(given)
+        # regularizers are off on held-out data, also those whose coefficients are not tuned
+        return {name: value for name, value in given.items() if h is not None or name != "penalties"}
 
 
 class _Outside(ResponseRecord):

@@ -435,12 +435,19 @@ class Tuner:
     def _optimizer_kinds(self) -> list[str]:
         return [type(optimizer).__name__ for optimizer in (self.optimizer, self.hyper_optimizer)]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tuner:
+        """Another tuner that goes on as this one would: gradients that wait are copied too, which torch leaves behind."""
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        made._set_gradients(self._waiting_gradients())
+        return made
+
     def _set_gradients(self, gradients: list[Tensor | None]) -> None:
         """Put back what `_waiting_gradients` gave."""
         self.optimizer.zero_grad()
         # not strict: the list is empty where no gradient waits
         for parameter, grad in zip([p for group in self.groups for p in group], gradients, strict=False):
-            parameter.grad = None if grad is None else grad.to(parameter)
+            parameter.grad = None if grad is None else grad.to(parameter, copy=True)
 
     def _waiting_gradients(self) -> list[Tensor | None]:
         """Gradients that wait for more batches before the next update."""

@@ -36,7 +36,20 @@ def test_a_missing_file_is_named(ending: str, tmp_path: Path) -> None:
 def test_a_damaged_file_is_a_sentence(ending: str, content: bytes, tmp_path: Path) -> None:
     write_heart(tmp_path)
     (tmp_path / "ecg" / f"100.{ending}").write_bytes(content)
-    with pytest.raises(Problem, match="100 (is no record with annotations|must have beats within)"):
+    with pytest.raises(
+        Problem, match=r"100(.dat must have the [\d,]+ bytes| is no record with annotations| must have beats within)"
+    ):
+        heart("100", tmp_path)
+
+
+@pytest.mark.parametrize("more", [-3, 3])
+def test_samples_of_another_size_than_the_header_says_are_refused(more: int, tmp_path: Path) -> None:
+    write_heart(tmp_path)
+    samples = tmp_path / "ecg" / "100.dat"
+    content = samples.read_bytes()
+    samples.write_bytes(content[:more] if more < 0 else content + b"\0" * more)
+    told = f"100.dat must have the {len(content):,} bytes that .*100.hea states, it has {len(content) + more:,}$"
+    with pytest.raises(Problem, match=told):
         heart("100", tmp_path)
 
 

@@ -44,6 +44,18 @@ def test_another_rate_and_several_channels_are_refused(tmp_path: Path) -> None:
         recordings(tmp_path)
 
 
+def test_what_is_wrong_in_a_zip_is_named_as_it_lies_there(tmp_path: Path) -> None:
+    path = write_digit(tmp_path, 3, "ann", 5, rate=16_000)
+    with zipfile.ZipFile(tmp_path / "spoken-digits" / "recordings.zip", "w") as archive:
+        archive.write(path, "recordings/3_ann_5.wav")
+    with pytest.raises(Problem, match="spoken-digits/recordings.zip/recordings/3_ann_5.wav must have 8,000 samples"):
+        recordings(tmp_path)
+    with zipfile.ZipFile(tmp_path / "spoken-digits" / "recordings.zip", "w") as archive:
+        archive.writestr("recordings/3_ann_5.wav", b"no sound")
+    with pytest.raises(Problem, match=r"3_ann_5.wav is no WAV file that can be read: [^<]*$"):
+        recordings(tmp_path)
+
+
 def test_missing_and_damaged_archives(tmp_path: Path) -> None:
     with pytest.raises(Problem, match="^spoken-digits was not found: spoken-digits is not in "):
         recordings(tmp_path)

@@ -265,6 +265,30 @@ def test_several_heads(kind: Any) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", [tuple, list, dict, nn.ModuleList, nn.ModuleDict])
+def test_a_container_of_heads_is_a_head(kind: Any) -> None:
+    parts, value = Parts.of(), nn.Linear(HIDDEN, 1, dtype=real())
+    named = kind in (dict, nn.ModuleDict)
+    outputs: Any = parts.outputs(readout=kind({"s": parts.head, "v": value} if named else [parts.head, value]))[0]
+    assert isinstance(outputs, dict if named else tuple)
+    scores, values = outputs.values() if isinstance(outputs, dict) else outputs
+    y = parts.rnn(parts.x)[0]
+    total, whole = scores.square().sum() + values.sum(), parts.head(y).square().sum() + value(y).sum()
+    agree(total, whole, [*parts.parameters, *value.parameters()])
+
+
+@pytest.mark.parametrize("name", ["state", "reset_state"])
+def test_a_state_changed_before_backward_is_named(name: str) -> None:
+    parts, state = Parts.of(), torch.zeros(1, ROWS, HIDDEN, dtype=real(), requires_grad=True)
+    resets = torch.zeros(STEPS, ROWS, dtype=torch.bool)
+    resets[STEPS // 2] = True
+    outputs, _ = parts.outputs(**{name: state, "resets": resets})
+    with torch.no_grad():
+        state += 1
+    with pytest.raises(rt.ReversalError, match=f"rewind_outputs: {name} of shape"):
+        outputs.sum().backward()
+
+
 def test_a_head_that_no_loss_is_taken_of_has_no_gradient() -> None:
     parts, other = Parts.of(), nn.Linear(HIDDEN, 2, dtype=real())
     (outputs, _), _ = parts.outputs(readout=lambda y: (parts.head(y), other(y)))
@@ -580,6 +604,11 @@ UNSTREAMABLE: dict[str, tuple[Callable[[], Any], str]] = {
     "none": (lambda: lambda y: None, "got NoneType"),
     "a head with its loss": (lambda: rt.LinearCrossEntropy(HIDDEN, TAGS), "gives a loss; give its logits"),
     "two parts": (lambda: rt.Readout(nn.Linear(HIDDEN, 2), nn.MSELoss()), "give the part of it that gives the pred"),
+    "a loss among heads": (
+        lambda: {"v": nn.Linear(HIDDEN, 1), "w": rt.LinearCrossEntropy(HIDDEN, TAGS)},
+        r"readout\['w'\] must give outputs .* give its logits",
+    ),
+    "a number among heads": (lambda: (torch.tanh, 3), r"readout\[1\] must be a module or a function, got int"),
     "number": (lambda: 3, "readout must be a module or a function, got int"),
 }  # fmt: skip
 

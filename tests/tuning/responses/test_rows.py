@@ -47,6 +47,20 @@ def plain(net: Net, x: Tensor) -> Tensor:
     return net.rows(x)
 
 
+def number_of(x: Tensor) -> int:
+    """A number that differs from batch to batch."""
+    return int(x[:, 0, 0].argmax()) + 1
+
+
+def order_of(x: Tensor) -> Tensor:
+    return x[:, 0, 0].argsort()
+
+
+def picked(x: Tensor, order: Tensor) -> Tensor:
+    """Rows in an order, taken one by one."""
+    return torch.stack([x[i] for i in order.tolist()])
+
+
 WAYS: dict[str, Way] = {
     "rows together": lambda net, x: net.rows(x.flatten(0, 1)).view(len(x), -1),
     "two halves": lambda net, x: torch.cat(net.rows(torch.cat(x.split(T // 2, 1))).chunk(2), 1),
@@ -59,7 +73,9 @@ WAYS: dict[str, Way] = {
     "chosen by the data": lambda net, x: x.new_zeros(x.shape[:2]).masked_scatter(
         x[..., 0] > -9, net.rows(x[x[..., 0] > -9])
     ),
-    "sorted by the data": lambda net, x: net.rows(x[x[:, 0, 0].argsort()])[x[:, 0, 0].argsort().argsort()],
+    "rolled by a number of the data": lambda net, x: net.rows(x.roll(number_of(x), 0)).roll(-number_of(x), 0),
+    "sorted by numbers of the data": lambda net, x: picked(net.rows(picked(x, order_of(x))), order_of(x).argsort()),
+    "sorted by the data": lambda net, x: net.rows(x[order_of(x)])[order_of(x).argsort()],
 }
 
 

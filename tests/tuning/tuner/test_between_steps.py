@@ -101,6 +101,19 @@ def test_a_tuner_made_again_goes_on_after_parameters_were_assigned() -> None:
     assert all(torch.equal(v, theirs[name]) for name, v in net.state_dict().items() if isinstance(v, Tensor))
 
 
+@pytest.mark.parametrize("method", ["delta", "stn"])
+def test_a_copy_goes_on_with_the_gradients_that_wait(method: str) -> None:
+    first = tuner_of(net_of(), method, accumulate=3)
+    steps(first, 4)
+    other, state = copy.deepcopy(first), torch.get_rng_state()
+    steps(first, 3)
+    torch.set_rng_state(state)
+    steps(other, 3)
+    one, two = first.model.state_dict(), other.model.state_dict()
+    assert first.values() == other.values()
+    assert all(torch.equal(v, two[name]) for name, v in one.items() if isinstance(v, Tensor))
+
+
 def initialise(net: nn.Module) -> None:
     for p in net.parameters():
         nn.init.uniform_(p, -0.1, 0.1)
