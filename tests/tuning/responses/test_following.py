@@ -61,6 +61,10 @@ OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], list[int]]] = {
 }  # fmt: skip
 
 
+PICKED = ("a product and a softmax", "a largest by scattering", "places of nobody")
+"""Those that take examples by numbers of Python's, which may be others in the next batch."""
+
+
 def marked(shape: tuple[int, ...], dim: int = 0) -> tuple[Following, Tensor]:
     following, x = Following(), torch.randn(shape)
     following.mark(x, dim)
@@ -74,7 +78,7 @@ def test_owners_go_where_entries_go(name: str) -> None:
     with following:
         y = run(x)
     owners = following.owners(y)
-    assert owners is not None and owners.fixed
+    assert owners is not None and owners.fixed == (name not in PICKED)
     assert owners.of.expand(y.shape).reshape(len(y), -1)[:, 0].tolist() == expected
 
 
