@@ -436,7 +436,7 @@ class Tuner:
         return [type(optimizer).__name__ for optimizer in (self.optimizer, self.hyper_optimizer)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tuner:
-        """Another tuner, which goes on as this one would. It has the gradients that wait, too, which torch leaves out."""
+        """Another tuner, which goes on as this one would: with the gradients that wait, which torch leaves out."""
         made = memo[id(self)] = type(self).__new__(type(self))
         made.__dict__.update(copy.deepcopy(self.__dict__, memo))
         made._set_gradients(self._waiting_gradients())
