@@ -98,14 +98,15 @@ def loss(logits: Tensor, y: Tensor, tokens: Tensor, lengths: Tensor, penalties: 
 class Case:
     """A net that tunes itself, a batch, and what a step of its tuner draws."""
 
-    def __init__(self, kind: Any, method: Any, lengths: Tensor) -> None:
+    def __init__(self, kind: Any, method: Any, lengths: Tensor, *, decays: bool = False) -> None:
         torch.manual_seed(0)
         parts = {
             "words": rt.Embedding(WORDS, WIDTH, dtype=torch.float64),
             "rnn": kind(WIDTH, UNITS, LAYERS, dtype=torch.float64),
             "head": rt.LinearCrossEntropy(UNITS, WORDS, dtype=torch.float64),
         }
-        hypers = rt.Hyperparameters(activation=rt.Positive(1.5), temporal=rt.Positive(0.7))
+        decay = {"decay": rt.Positive(0.3)} if decays else {}
+        hypers = rt.Hyperparameters(activation=rt.Positive(1.5), temporal=rt.Positive(0.7), **decay)
         hypers.centred = method == "delta"  # as its tuner would say, if responses were still zero
         self.net: Any = rt.self_tuning(nn.ModuleDict(parts), hypers)
         for name, parameter in self.net.named_parameters():
@@ -114,8 +115,9 @@ class Case:
         self.step, self.lengths, self.tokens = lstm if kind is rt.RevLSTM else gru, lengths, torch.randint(
             WORDS, (STEPS + 1, ROWS)
         )  # fmt: skip
+        added = (lambda loss, tokens, h: loss + h.decay * rt.weight_norm2(self.net)) if decays else None
         self.tuner = rt.Tuner(
-            self.net, stream=self.stream, optimizer=lambda own: torch.optim.SGD(own, 0.1), method=method
+            self.net, added, stream=self.stream, optimizer=lambda own: torch.optim.SGD(own, 0.1), method=method
         )
         self.hypers, self.generator = hypers, torch.Generator()
         self.generator.set_state(self.tuner.generator.get_state())
@@ -134,16 +136,41 @@ class Case:
         own = {name: p for name, p in self.net.named_parameters() if "hyperparameters" not in name}
         return {name: p.detach().clone().requires_grad_() for name, p in own.items()}
 
-    def values(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Both coefficients at l, (B,)."""
-        first, second = (spec.value(raw[:, i]) for i, spec in enumerate(self.hypers.specs.values()))
-        return first, second
+    def values(self, raw: Tensor) -> list[Tensor]:
+        """All coefficients at l, (B,) each."""
+        return [spec.value(raw[:, i]) for i, spec in enumerate(self.hypers.specs.values())]
+
+    def decayed(self, weights: Weights, d: Tensor, raw: Tensor) -> Tensor:
+        """The penalty on all weights as they are at d, each row's at its own coefficient."""
+        total = d.new_zeros(len(d))
+        for name, weight in weights.items():
+            if "response" in name:
+                continue
+            module, _, own = name.rpartition(".")
+            scale = weights.get(f"{module}.{own.replace('weight', 'response_scale')}")
+            shift = weights.get(f"{module}.{own.replace('bias_ih', 'bias').replace('bias', 'response_shift')}")
+            if own.startswith("weight") and scale is not None:
+                units = (d @ scale.T)[:, None] if module == "words" else (d @ scale.T)[..., None]
+                weight = weight + units * weights[f"{module}.{own.replace('weight', 'response_weight')}"]
+            elif own.startswith("bias") and shift is not None:
+                weight = weight + d @ shift.T
+            else:
+                weight = weight.expand(len(d), *weight.shape)
+            total = total + weight.square().flatten(1).sum(1)
+        return (self.values(raw)[2] * total).mean()
 
     def loss(self, weights: Weights, d: Tensor, raw: Tensor | None) -> Tensor:
         """The loss at departures d and, if there are regularizers, at l."""
-        penalties = None if raw is None else self.values(raw)
-        out = plain(self.step, weights, d, self.tokens, self.lengths)
-        return loss(*out, self.tokens, self.lengths, penalties)
+        logits, y = plain(self.step, weights, d, self.tokens, self.lengths)
+        return self.loss_of(logits, y, weights, d, raw)
+
+    def loss_of(self, logits: Tensor, y: Tensor, weights: Weights, d: Tensor, raw: Tensor | None) -> Tensor:
+        """The same of logits and outputs, whatever they are made by."""
+        if raw is None:
+            return loss(logits, y, self.tokens, self.lengths, None)
+        activation, temporal, *decay = self.values(raw)
+        mean = loss(logits, y, self.tokens, self.lengths, (activation, temporal))
+        return mean + self.decayed(weights, d, raw) if decay else mean
 
 
 def delta_gradients(case: Case, raw: Tensor, d: Tensor) -> tuple[Tensor, Weights]:
@@ -159,17 +186,19 @@ def delta_gradients(case: Case, raw: Tensor, d: Tensor) -> tuple[Tensor, Weights
 
     both: Any = torch.func.jvp(out, (torch.zeros_like(d),), (d,))
     (logits, y), (logits_tangent, y_tangent) = both
-    linear = loss(logits.detach() + logits_tangent, y.detach() + y_tangent, case.tokens, case.lengths, case.values(raw))
+    linear = case.loss_of(logits.detach() + logits_tangent, y.detach() + y_tangent, weights, d, raw)
     grads |= dict(zip(responses, torch.autograd.grad(linear, [weights[name] for name in responses]), strict=True))
     return mean, grads
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own jvp, when it is first used
-@pytest.mark.parametrize("lengths", [(STEPS,) * ROWS, RAGGED], ids=["whole", "ragged"])
+@pytest.mark.parametrize("lengths, decays", [((STEPS,) * ROWS, False), (RAGGED, True)], ids=["whole", "ragged, decays"])
 @pytest.mark.parametrize("method", ["stn", "delta"])
 @pytest.mark.parametrize("kind", [rt.RevGRU, rt.RevLSTM])
-def test_both_steps_give_the_gradients_of_plain_modules(kind: Any, method: Any, lengths: tuple[int, ...]) -> None:
-    case = Case(kind, method, torch.tensor(lengths))
+def test_both_steps_give_the_gradients_of_plain_modules(
+    kind: Any, method: Any, lengths: tuple[int, ...], decays: bool
+) -> None:
+    case = Case(kind, method, torch.tensor(lengths), decays=decays)
     raw = case.hypers.perturbed(ROWS, case.generator).detach()
     d = case.hypers.departure(raw).detach()
     if method == "stn":

@@ -224,7 +224,10 @@ def _add_streamed_gradients(
     bound = Pass(raw.shape[0], d, raw, record=ResponseRecord(0), rows=problem.rows)
     with sdpa_kernel(SDPBackend.MATH), problem.buffers.standing(), problem.hypers.bound(bound):
         with problem.autocast():
-            loss = mean_of(problem.predicted(batch), "responses' training")
+            streamed = problem.predicted(batch)
+            # what is added to it is of weights at d, and no part of the linear prediction
+            with problem.hypers.bound(Pass(raw.shape[0], d, raw)):
+                loss = problem.loss(streamed, batch, raw)
         try:
             finite(loss, "responses' training")
         except NonFiniteError as error:

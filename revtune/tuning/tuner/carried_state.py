@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from revtune.tuning.hypers.hyperparameters import Hyperparameters
 from revtune.tuning.trees import mapped
+from revtune.tuning.tuner.streamed import StreamedLoss
 
 
 class CarriedState:
@@ -43,9 +44,10 @@ class CarriedState:
         except (RuntimeError, ValueError) as error:
             if bound is None or size_before in (None, bound.size):
                 raise
+            or_else = "" if isinstance(self._predict, StreamedLoss) else ", or predict must fit the state to them"
             raise ValueError(
                 f"the carried state is of {size_before} examples and does not fit a batch of {bound.size}: batches of "
-                "a level must be of one size, or predict must fit the state to them"
+                f"a level must be of one size{or_else}"
             ) from error
         if not isinstance(result, tuple | list) or len(result) != 2:
             given = f"{len(result)} parts" if isinstance(result, tuple | list) else type(result).__name__

@@ -59,7 +59,7 @@ class Tuner:
     Args:
         model: as `self_tuning` gives it.
         train_loss: `train_loss(out, batch, h)` gives losses (B,); `h.name` are the examples' own values in user units.
-            None with `stream`.
+            With `stream`, `out` is the streamed loss, to which a penalty on weights may be added; by default nothing.
         valid_loss: `valid_loss(out, batch)` gives losses (B,), or their mean; it cannot see hyperparameters. None with
             `stream`.
         optimizer: makes the optimizer of weights and responses from parameter groups, such as
@@ -72,7 +72,7 @@ class Tuner:
             STN to Delta-STN, at STN's cost.
         predict: `predict(model, batch)` gives the prediction; `model(batch[0])` by default. With `carry`,
             `predict(model, batch, state)` gives the prediction and the next state.
-        stream: for a reversible net whose loss is streamed, in the place of `predict` and both losses:
+        stream: for a reversible net whose loss is streamed, in the place of `predict` and `valid_loss`:
             `stream(model, batch, h)` gives the arguments of `rewind_loss`, a dict. On held-out data h is None, as no
             regularizer counts there. With `carry` the tuner adds `state`, but where that is given as None, to begin
             anew.
@@ -147,8 +147,9 @@ class Tuner:
         self.entropy, self.clip = entropy_weight(entropy), clip_norm(clip)
         self.generator = torch.Generator(hypers.raw.device).manual_seed(integer("seed", seed))
         if stream is not None:
-            check_alone(train_loss=train_loss, valid_loss=valid_loss, predict=predict)
-            predict, train_loss, valid_loss = StreamedLoss(streaming(stream), hypers, carry), itself, itself
+            check_alone(valid_loss=valid_loss, predict=predict)
+            predict, valid_loss = StreamedLoss(streaming(stream), hypers, carry), itself
+            train_loss = itself if train_loss is None else train_loss
         predict = prediction(predict, model, carry)
         self._carried_state = CarriedState(predict, hypers) if carry else None
         self.problem = BilevelProblem(
