@@ -55,8 +55,8 @@ class Following(TorchDispatchMode):
         self.set(x, Owners(owners.reshape([-1 if d == dim % x.dim() else 1 for d in range(x.dim())])))
 
     def constant(self, x: Tensor) -> None:
-        """Say that no example has a part in a tensor."""
-        self.set(x, Owners(torch.full([1] * x.dim(), NOBODY, dtype=torch.int32)))
+        """Say that no example has a part in a tensor of the model's own."""
+        self.set(x, Owners(torch.full([1] * x.dim(), NOBODY, dtype=torch.int32), lasting=True))
 
     def set(self, x: Tensor, owners: Owners | None) -> None:
         """Say whose entries a tensor holds; None for nothing to be said."""

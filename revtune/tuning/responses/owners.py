@@ -21,11 +21,14 @@ FILLED_IN_PLACE = ("fill_", "zero_")
 """Operations that fill a tensor, and leave it whose it was by its shape."""
 
 
-PICKED = (
-    "aten::select", "aten::slice", "aten::unbind", "aten::split", "aten::split_with_sizes", "aten::unsafe_split",
-    "aten::unsafe_split_with_sizes", "aten::unsafe_chunk", "aten::roll",
+BY_NUMBERS = frozenset(
+    ("select", "slice", "unbind", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes",
+     "unsafe_chunk", "roll", "diagonal", "constant_pad_nd")
 )  # fmt: skip
-"""Operations that take entries along a dimension by numbers of Python's, which may come from any batch's data."""
+"""Operations that move entries by numbers of Python's, which may come from any batch's data."""
+
+BY_TENSORS = frozenset(("index", "index_select", "gather", "take"))
+"""Operations that take entries by numbers in a tensor, which may be made of such numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +40,14 @@ class Owners:
         fixed: whether they are the same for every batch of these shapes.
         fixed_sequences: of packed rows, whether it is the same whose each sequence is.
         sorted: whether they are of sequences that torch has sorted by length, and will put back.
+        lasting: whether the tensor is the model's own, so that its numbers are the same for every batch.
     """
 
     of: Tensor
     fixed: bool = True
     fixed_sequences: bool = True
     sorted: bool = False
+    lasting: bool = False
 
     @property
     def constant(self) -> bool:
@@ -108,9 +113,11 @@ def joined(follow: Following, given: dict[str, Any], out: Tensor) -> Owners | No
 
 def moved(follow: Following, func: Any, given: dict[str, Any], out: Any) -> Any:
     """What the operation itself makes of the owners."""
+    main, name = first_of(given), func.name()
+    source = follow.owners(main) if isinstance(main, Tensor) else None
+    takes = source is not None and _takes_examples(name, given, source)
     fixed, parts = True, dict[str, Any]()
-    main = first_of(given)
-    for name, value in given.items():
+    for key, value in given.items():
         if value is main:
             many = [value] if isinstance(value, Tensor) else list(value)
             found = [follow.owners(x) for x in many]
@@ -118,47 +125,74 @@ def moved(follow: Following, func: Any, given: dict[str, Any], out: Any) -> Any:
                 return None
             fixed = fixed and all(owners.fixed for owners in found if owners is not None)
             full = [o.of.expand(x.shape) for o, x in zip(found, many, strict=True) if o is not None]
-            parts[name] = full[0] if isinstance(value, Tensor) else full
-        elif name in ("dtype", "layout", "device", "pin_memory", "memory_format", "sparse_grad"):
+            parts[key] = full[0] if isinstance(value, Tensor) else full
+        elif key in ("dtype", "layout", "device", "pin_memory", "memory_format", "sparse_grad"):
             continue
         else:
             indices = value if isinstance(value, tuple | list) else [value]
-            for index in indices:
-                if isinstance(index, Tensor):
-                    owners = follow.owners(index)
-                    fixed = fixed and owners is not None and owners.constant and owners.fixed
-            moved = [index.cpu() if isinstance(index, Tensor) else index for index in indices]
-            parts[name] = moved if isinstance(value, tuple | list) else moved[0]
+            tensors = [index for index in indices if isinstance(index, Tensor)]
+            fixed = fixed and all(_lasts(follow.owners(index), takes) for index in tensors)
+            places = [index.cpu() if isinstance(index, Tensor) else index for index in indices]
+            parts[key] = places if isinstance(value, tuple | list) else places[0]
+    result = _run_on_owners(func, parts, out)
+    if result is None:
+        return None
+    made = [compressed(x, fixed) for x in ([result] if isinstance(result, Tensor) else result)]
+    if source is not None and takes and _operation(name) in BY_NUMBERS:
+        # another number than one that leaves all as it is gives another shape, but where it rolls
+        still = _operation(name) != "roll"
+        made = [Owners(part.of, fixed and still and _same(part.of, source.of)) for part in made]
+    if not isinstance(result, Tensor):
+        return made
+    back = name == "aten::index_select" and source is not None and source.sorted and _in_order(made[0].of)
+    return Owners(made[0].of, made[0].fixed or back)
+
+
+def _run_on_owners(func: Any, parts: dict[str, Any], out: Any) -> Any:
+    """The result of a shape operation on owners; None where it has none."""
     name = func.name()
     if name.startswith("aten::constant_pad_nd"):
         parts["value"] = NOBODY
     elif name in ("aten::as_strided", "aten::view.dtype", "aten::view_as_complex"):
         return None
     if name in ("aten::view", "aten::_unsafe_view", "aten::_reshape_alias"):
-        result = parts["self"].reshape(parts["size"])
-    elif name == "aten::view_as_real":
-        result = parts["self"].unsqueeze(-1).expand(out.shape)
-    else:
-        result = func(**parts)
-    owners = follow.owners(main) if isinstance(main, Tensor) else None
-    picked = owners is not None and name.partition(".")[0] in PICKED and _among_examples(owners, given)
-    made = [compressed(x, fixed) for x in ([result] if isinstance(result, Tensor) else result)]
-    if picked:
-        assert owners is not None
-        made = [Owners(part.of, fixed and _same_as(part, owners)) for part in made]
-    if not isinstance(result, Tensor):
-        return made
-    back = name == "aten::index_select" and owners is not None and owners.sorted and _in_order(made[0].of)
-    return Owners(made[0].of, made[0].fixed or back)
+        return parts["self"].reshape(parts["size"])
+    if name == "aten::view_as_real":
+        return parts["self"].unsqueeze(-1).expand(out.shape)
+    return func(**parts)
 
 
-def _among_examples(owners: Owners, given: dict[str, Any]) -> bool:
-    """Whether the dimension along which an operation takes entries has those of several examples."""
-    return any(owners.of.shape[dim] > 1 for dim in given.get("dims") or [given.get("dim", 0)])
+def _operation(name: str) -> str:
+    """The name of an operation without its library and overload."""
+    return name.removeprefix("aten::").partition(".")[0]
 
 
-def _same_as(one: Owners, other: Owners) -> bool:
-    return one.of.shape == other.of.shape and torch.equal(one.of, other.of)
+def _takes_examples(name: str, given: dict[str, Any], source: Owners) -> bool:
+    """Whether an operation moves entries along a dimension that has those of several examples."""
+    operation, every = _operation(name), range(source.of.dim())
+    if operation not in BY_NUMBERS | BY_TENSORS:
+        return False
+    dims: Iterable[int] = [given.get("dim", 0)]
+    if operation == "index":
+        dims = [dim for dim, index in enumerate(given["indices"]) if index is not None]
+    elif operation == "roll":
+        dims = given.get("dims") or every
+    elif operation == "diagonal":
+        dims = [given.get("dim1", 0), given.get("dim2", 1)]
+    elif operation == "constant_pad_nd":
+        dims = [-1 - place // 2 for place, number in enumerate(given["pad"]) if number]
+    elif operation == "take":
+        dims = every
+    return any(source.of.shape[dim] > 1 for dim in dims)
+
+
+def _lasts(index: Owners | None, takes: bool) -> bool:
+    """Whether what a tensor chooses is the same for every batch; of examples, only if it is one of the model's own."""
+    return index is not None and index.constant and index.fixed and (index.lasting or not takes)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 def _in_order(of: Tensor) -> bool:

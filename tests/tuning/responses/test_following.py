@@ -61,7 +61,7 @@ OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], list[int]]] = {
 }  # fmt: skip
 
 
-PICKED = ("a product and a softmax", "a largest by scattering", "places of nobody")
+BY_NUMBERS = ("a product and a softmax", "a largest by scattering", "places of nobody")
 """Those that take examples by numbers of Python's, which may be others in the next batch."""
 
 
@@ -78,7 +78,7 @@ def test_owners_go_where_entries_go(name: str) -> None:
     with following:
         y = run(x)
     owners = following.owners(y)
-    assert owners is not None and owners.fixed == (name not in PICKED)
+    assert owners is not None and owners.fixed == (name not in BY_NUMBERS)
     assert owners.of.expand(y.shape).reshape(len(y), -1)[:, 0].tolist() == expected
 
 
@@ -90,6 +90,39 @@ def test_rows_that_numbers_of_the_batch_choose_are_not_fixed() -> None:
     assert chosen is not None and not chosen.fixed
     assert chosen.of[:, 0].tolist() == [b for b in range(B) for t in range(T) if x[b, t, 0] > 0]
     assert first is not None and first.fixed
+
+
+MOVED = {
+    "roll by nothing": (lambda x: x.roll(0, 0), False),
+    "roll of all dimensions": (lambda x: x.roll(B * T * D), False),
+    "a diagonal": (lambda x: x[:, :B].diagonal(0, 0, 1), False),
+    "padding before examples": (lambda x: F.pad(x, (0, 0, 0, 0, 1, 0)), False),
+    "indices made here": (lambda x: x[torch.arange(B)], False),
+    "padding in time": (lambda x: F.pad(x, (0, 0, 2, 0)), True),
+    "steps by indices made here": (lambda x: x[:, torch.arange(3)], True),
+    "a step": (lambda x: x[:, 2], True),
+    "steps rolled": (lambda x: x.roll(1, 1), True),
+    "all of it": (lambda x: x[:], True),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_what_moves_examples_by_numbers_is_not_fixed(name: str) -> None:
+    run, fixed = MOVED[name]
+    following, x = marked((B, T, D))
+    with following:
+        owners = following.owners(run(x))
+    assert owners is not None and owners.fixed == fixed
+
+
+def test_examples_chosen_by_a_tensor_of_the_model_are_fixed() -> None:
+    following, x = marked((B, T, D))
+    order = torch.tensor([2, 0, 1, 3])
+    following.constant(order)
+    with following:
+        own, moved = following.owners(x[order]), following.owners(x[(order + 1) % B])
+    assert own is not None and own.fixed and own.of[:, 0].flatten().tolist() == [2, 0, 1, 3]
+    assert moved is not None and not moved.fixed
 
 
 def test_what_is_written_into_a_view_is_in_the_whole() -> None:

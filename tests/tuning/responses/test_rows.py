@@ -48,8 +48,13 @@ def plain(net: Net, x: Tensor) -> Tensor:
 
 
 def number_of(x: Tensor) -> int:
-    """A number that differs from batch to batch."""
-    return int(x[:, 0, 0].argmax()) + 1
+    """A number that differs from batch to batch, and is 0 for the first."""
+    return (int(x[:, 0, 0].argmax()) + 2) % B
+
+
+def turned(x: Tensor, number: int) -> Tensor:
+    """Rows that go round by a number of places, taken by a tensor that is made of it."""
+    return x[(torch.arange(B) + number) % B]
 
 
 def order_of(x: Tensor) -> Tensor:
@@ -74,6 +79,7 @@ WAYS: dict[str, Way] = {
         x[..., 0] > -9, net.rows(x[x[..., 0] > -9])
     ),
     "rolled by a number of the data": lambda net, x: net.rows(x.roll(number_of(x), 0)).roll(-number_of(x), 0),
+    "turned by a number of the data": lambda net, x: turned(net.rows(turned(x, number_of(x))), -number_of(x)),
     "sorted by numbers of the data": lambda net, x: picked(net.rows(picked(x, order_of(x))), order_of(x).argsort()),
     "sorted by the data": lambda net, x: net.rows(x[order_of(x)])[order_of(x).argsort()],
 }
