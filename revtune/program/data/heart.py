@@ -84,7 +84,9 @@ def _check_size(path: str, header: Any) -> None:
         Problem: tells both sizes.
     """
     widths = [HALF_BYTES.get(kind, 0) for kind in header.fmt or ()]
-    if not header.sig_len or not all(widths) or len(set(header.file_name or ())) != 1:
+    plain = not any(header.byte_offset or ()) and all(each in (None, 1) for each in header.samps_per_frame or ())
+    alone = set(header.file_name or ()) == {Path(path).name + ".dat"} and len(set(widths)) == 1
+    if not header.sig_len or not all(widths) or not plain or not alone:
         return  # of a size that these do not tell
     wanted, there = math.ceil(header.sig_len * sum(widths) / 2), Path(f"{path}.dat").stat().st_size
     if there != wanted:

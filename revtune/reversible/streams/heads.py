@@ -44,17 +44,24 @@ def together(what: str, heads: Any) -> Any:
         ValueError: one of several cannot be called, or gives a loss in the place of outputs.
     """
     named = isinstance(heads, nn.ModuleDict | Mapping)
-    if not named and not isinstance(heads, nn.ModuleList | tuple | list):
+    several = named or isinstance(heads, nn.ModuleList | tuple | list)
+    if not several or _runs(heads):
         _check_head(what, "readout", heads)
         return heads
     keyed = dict(heads.items() if named else enumerate(heads))
     for key, head in keyed.items():
-        if not callable(head):
+        if not _runs(head):
             raise ValueError(f"{what}: readout[{key!r}] must be a module or a function, got {type(head).__name__}")
         _check_head(what, f"readout[{key!r}]", head)
     if named:
         return lambda y: {key: head(y) for key, head in keyed.items()}
     return lambda y: tuple(head(y) for head in keyed.values())
+
+
+def _runs(head: Any) -> bool:
+    """Whether it can be called: a container of modules can where its class has a forward of its own."""
+    containers = nn.ModuleDict | nn.ModuleList
+    return callable(head) and not (isinstance(head, containers) and type(head).forward is nn.Module.forward)
 
 
 def _check_head(what: str, name: str, head: Any) -> None:

@@ -240,7 +240,8 @@ class Stream:
         for name, tensor in (("inputs", batch.inputs), ("targets", batch.targets), ("lengths", batch.lengths)):
             watched.watch(name, [] if tensor is None else [tensor], weights=False)
         for name, state in (("state", batch.state), ("reset_state", batch.reset_state)):
-            watched.watch(name, state if isinstance(state, tuple) else [] if state is None else [state], weights=False)
+            parts = state if isinstance(state, tuple | list) else [state]
+            watched.watch(name, [part for part in parts if part is not None], weights=False)
         watched.watch("one of context", batch.context, weights=False)
         watched.watch("resets", [] if self._resets is None else [self._resets.at], weights=False)
         watched.watch_held("encode", batch.encode)

@@ -239,8 +239,12 @@ class Plan:
 
 def _told_batch_dim(net: nn.Module, leave: Collection[str]) -> int:
     """Which dimension is examples by those layers that tell it: 0 if they do not agree, or none does."""
-    kinds = ((module, response_class(type(module))) for name, module in net.named_modules() if not inside(name, leave))
+    modules = [module for name, module in net.named_modules() if inside(name, leave) is None]
+    if any(path_rate(module) for module in modules):
+        return 0  # paths are dropped along the first dimension alone
+    kinds = ((module, response_class(type(module))) for module in modules if not _without_grad(module))
     told = {dim for module, kind in kinds if kind and (dim := kind.told_batch_dim(module)) is not None}
+    told |= {0 for module in modules if isinstance(module, nn.RNNBase) and module.batch_first}
     return told.pop() if len(told) == 1 else 0
 
 

@@ -277,6 +277,21 @@ def test_a_container_of_heads_is_a_head(kind: Any) -> None:
     agree(total, whole, [*parts.parameters, *value.parameters()])
 
 
+class Gated(nn.ModuleDict):
+    """A container that says itself what it gives."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        gated: Tensor = self["a"](y) * self["b"](y).sigmoid()
+        return gated
+
+
+def test_a_container_with_a_forward_of_its_own_is_one_head() -> None:
+    parts = Parts.of()
+    head = Gated({name: nn.Linear(HIDDEN, TAGS, dtype=real()) for name in "ab"})
+    outputs, _ = parts.outputs(readout=head)
+    agree(outputs.sum(), head(parts.rnn(parts.x)[0]).sum(), [*parts.parameters, *head.parameters()])
+
+
 @pytest.mark.parametrize("name", ["state", "reset_state"])
 def test_a_state_changed_before_backward_is_named(name: str) -> None:
     parts, state = Parts.of(), torch.zeros(1, ROWS, HIDDEN, dtype=real(), requires_grad=True)
@@ -607,6 +622,10 @@ UNSTREAMABLE: dict[str, tuple[Callable[[], Any], str]] = {
     "a loss among heads": (
         lambda: {"v": nn.Linear(HIDDEN, 1), "w": rt.LinearCrossEntropy(HIDDEN, TAGS)},
         r"readout\['w'\] must give outputs .* give its logits",
+    ),
+    "a container among heads": (
+        lambda: {"a": nn.ModuleList([nn.Linear(HIDDEN, 1)])},
+        r"readout\['a'\] must be a module or a function, got ModuleList",
     ),
     "a number among heads": (lambda: (torch.tanh, 3), r"readout\[1\] must be a module or a function, got int"),
     "number": (lambda: 3, "readout must be a module or a function, got int"),
