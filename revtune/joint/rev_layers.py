@@ -126,6 +126,7 @@ class ResponseRev(Responding, RevRNN):
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle holds: rates by the names of their hyperparameters."""
         state = super().__getstate__()
+        state.pop("_told", None)  # a copy has told nobody yet
         return {**state, "tuned": self.rates_tuned()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

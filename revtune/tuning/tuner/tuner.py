@@ -59,7 +59,7 @@ class Tuner:
     Args:
         model: as `self_tuning` gives it.
         train_loss: `train_loss(out, batch, h)` gives losses (B,); `h.name` are the examples' own values in user units.
-            With `stream`, `out` is the streamed loss, to which a penalty on weights may be added; by default nothing.
+            With `stream`, `out` is the streamed loss, to which a penalty on weights may be added.
         valid_loss: `valid_loss(out, batch)` gives losses (B,), or their mean; it cannot see hyperparameters. None with
             `stream`.
         optimizer: makes the optimizer of weights and responses from parameter groups, such as
@@ -437,7 +437,10 @@ class Tuner:
         return [type(optimizer).__name__ for optimizer in (self.optimizer, self.hyper_optimizer)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tuner:
-        """Another tuner, which goes on as this one would: with the gradients that wait, which torch leaves out."""
+        """Another tuner with the gradients that wait, which torch leaves out.
+
+        Functions are shared: a loss that names the network itself reads the first one's weights.
+        """
         made = memo[id(self)] = type(self).__new__(type(self))
         made.__dict__.update(copy.deepcopy(self.__dict__, memo))
         made._set_gradients(self._waiting_gradients())
