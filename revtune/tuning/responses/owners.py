@@ -113,9 +113,9 @@ def joined(follow: Following, given: dict[str, Any], out: Tensor) -> Owners | No
 
 def moved(follow: Following, func: Any, given: dict[str, Any], out: Any) -> Any:
     """What the operation itself makes of the owners."""
-    main, name = first_of(given), func.name()
+    main, operation = first_of(given), func.name().removeprefix("aten::").partition(".")[0]
     source = follow.owners(main) if isinstance(main, Tensor) else None
-    takes = source is not None and _takes_examples(name, given, source)
+    takes = source is not None and _takes_examples(operation, given, source)
     fixed, parts = True, dict[str, Any]()
     for key, value in given.items():
         if value is main:
@@ -138,13 +138,13 @@ def moved(follow: Following, func: Any, given: dict[str, Any], out: Any) -> Any:
     if result is None:
         return None
     made = [compressed(x, fixed) for x in ([result] if isinstance(result, Tensor) else result)]
-    if source is not None and takes and _operation(name) in BY_NUMBERS:
+    if source is not None and takes and operation in BY_NUMBERS:
         # another number than one that leaves all as it is gives another shape, but where it rolls
-        still = _operation(name) != "roll"
-        made = [Owners(part.of, fixed and still and _same(part.of, source.of)) for part in made]
+        still = operation != "roll"
+        made = [Owners(part.of, fixed and still and torch.equal(part.of, source.of)) for part in made]
     if not isinstance(result, Tensor):
         return made
-    back = name == "aten::index_select" and source is not None and source.sorted and _in_order(made[0].of)
+    back = operation == "index_select" and source is not None and source.sorted and _in_order(made[0].of)
     return Owners(made[0].of, made[0].fixed or back)
 
 
@@ -162,14 +162,9 @@ def _run_on_owners(func: Any, parts: dict[str, Any], out: Any) -> Any:
     return func(**parts)
 
 
-def _operation(name: str) -> str:
-    """The name of an operation without its library and overload."""
-    return name.removeprefix("aten::").partition(".")[0]
-
-
-def _takes_examples(name: str, given: dict[str, Any], source: Owners) -> bool:
+def _takes_examples(operation: str, given: dict[str, Any], source: Owners) -> bool:
     """Whether an operation moves entries along a dimension that has those of several examples."""
-    operation, every = _operation(name), range(source.of.dim())
+    every = range(source.of.dim())
     if operation not in BY_NUMBERS | BY_TENSORS:
         return False
     dims: Iterable[int] = [given.get("dim", 0)]
@@ -189,10 +184,6 @@ def _takes_examples(name: str, given: dict[str, Any], source: Owners) -> bool:
 def _lasts(index: Owners | None, takes: bool) -> bool:
     """Whether what a tensor chooses is the same for every batch; of examples, only if it is one of the model's own."""
     return index is not None and index.constant and index.fixed and (index.lasting or not takes)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)
 
 
 def _in_order(of: Tensor) -> bool:

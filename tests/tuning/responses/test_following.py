@@ -61,7 +61,7 @@ OPERATIONS: dict[str, tuple[Callable[[Tensor], Tensor], list[int]]] = {
 }  # fmt: skip
 
 
-BY_NUMBERS = ("a product and a softmax", "a largest by scattering", "places of nobody")
+PICKING = ("a product and a softmax", "a largest by scattering", "places of nobody")
 """Those that take examples by numbers of Python's, which may be others in the next batch."""
 
 
@@ -78,7 +78,7 @@ def test_owners_go_where_entries_go(name: str) -> None:
     with following:
         y = run(x)
     owners = following.owners(y)
-    assert owners is not None and owners.fixed == (name not in BY_NUMBERS)
+    assert owners is not None and owners.fixed == (name not in PICKING)
     assert owners.of.expand(y.shape).reshape(len(y), -1)[:, 0].tolist() == expected
 
 
